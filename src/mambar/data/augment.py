@@ -1,0 +1,87 @@
+"""The single augmentations, each a function of pixels and a generator: no choice is made here.
+
+Distributions and arithmetic are those of torchvision (crop, jitter), timm's "3a" policy (3-Augment of
+DeiT III, arXiv 2204.07118) and timm's RandomErasing (arXiv 1708.04896, mode "const").
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import Tensor
+
+_ATTEMPTS = 10
+_SOLARIZE_FROM = 128
+_BLUR_RADIUS = (0.1, 2.0)
+_ERASED_AREA = (0.02, 1 / 3)
+_ERASED_RATIO = (0.3, 1 / 0.3)
+
+
+def resized_crop_box(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """(top, left, rows, cols) of a random part of an image.
+
+    The area's share is uniform in `scale`, the logarithm of cols / rows uniform between those of `ratio`.
+    After ten draws that do not fit: the largest centred part with an allowed ratio.
+    """
+    for _ in range(_ATTEMPTS):
+        area = height * width * generator.uniform(*scale)
+        shape = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        rows, cols = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
+        if 0 < rows <= height and 0 < cols <= width:
+            top = int(generator.integers(height - rows + 1))
+            return top, int(generator.integers(width - cols + 1)), rows, cols
+    rows, cols = height, width
+    if width / height < ratio[0]:
+        rows = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        cols = round(height * ratio[1])
+    return (height - rows) // 2, (width - cols) // 2, rows, cols
+
+
+def padded_crop_box(padding: int, generator: np.random.Generator) -> tuple[int, int]:
+    """(top, left) in an image with `padding` pixels around it."""
+    top, left = generator.integers(2 * padding + 1, size=2)
+    return int(top), int(left)
+
+
+def three_augment(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """Gray, solarised (values from 128 inverted) or blurred (radius 0.1-2 pixels): each one time in three."""
+    choice = int(generator.integers(3))
+    if choice == 0:
+        return ImageEnhance.Color(image).enhance(0.0)
+    if choice == 1:
+        return ImageOps.solarize(image, _SOLARIZE_FROM)
+    return image.filter(ImageFilter.GaussianBlur(radius=generator.uniform(*_BLUR_RADIUS)))
+
+
+def color_jitter(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation in random order, each times a factor uniform in 1 ± strength."""
+    factors = generator.uniform(max(0.0, 1.0 - strength), 1.0 + strength, size=3)
+    for step in np.argsort(generator.random(3)):
+        enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[step]
+        image = enhancer(image).enhance(float(factors[step]))
+    return image
+
+
+def erase(
+    image: Float[Tensor, "channels height width"], generator: np.random.Generator
+) -> Float[Tensor, "channels height width"]:
+    """A copy of a normalised image, one rectangle (2-33 % of it, ratio 0.3-3.3) set to 0, the mean colour."""
+    height, width = image.shape[1:]
+    for _ in range(_ATTEMPTS):
+        area = height * width * generator.uniform(*_ERASED_AREA)
+        shape = math.exp(generator.uniform(math.log(_ERASED_RATIO[0]), math.log(_ERASED_RATIO[1])))
+        rows, cols = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if rows < height and cols < width:
+            top, left = int(generator.integers(height - rows + 1)), int(generator.integers(width - cols + 1))
+            image = image.clone()
+            image[:, top : top + rows, left : left + cols] = 0.0
+            return image
+    return image

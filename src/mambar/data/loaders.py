@@ -1,0 +1,259 @@
+"""Batches in a fixed order, made by any number of worker processes for any number of training processes.
+
+A global step is cut into `shards` micro-batches. Shard s of step t owns the positions t·B + s, t·B + s +
+shards and so on of the epoch's order, whoever computes it: the processes of a run take shards round robin.
+Hence neither the number of workers nor the number of processes changes a bit of the data, and a resumed run
+starts at any step without state.
+"""
+
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.utils.data
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+from mambar.data.dataset import ImageDataset
+from mambar.data.keys import key
+from mambar.data.samplers import epoch_order, steps_per_epoch
+from mambar.errors import DataError, ImageError, InputError, MambarError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images together, with what identifies them: the dataset's indices, the step and the shard."""
+
+    images: Shaped[Tensor, "batch channels height width"]
+    labels: Int64[Tensor, "batch"]
+    indices: Int64[Tensor, "batch"]
+    step: int
+    shard: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on a device; a pinned one is copied without waiting."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            indices=self.indices.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from where a GPU copies faster."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            labels=self.labels.pin_memory(),
+            indices=self.indices.pin_memory(),
+        )
+
+
+def training_batches(
+    dataset: ImageDataset,
+    transform: Callable[[Tensor, int], Tensor],
+    *,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    batch_size: int,
+    shards: int = 1,
+    my_shards: Sequence[int] | None = None,
+    repeats: int = 1,
+    workers: int = 0,
+    pinned: bool = False,
+) -> Iterator[Batch]:
+    """The micro-batches of an epoch from `first_step` on: by step, within a step in the order of `my_shards`.
+
+    `batch_size` counts all shards together; `my_shards` are those of this process (None: all).
+    `transform(image, key)` gets key(seed, "augment", epoch, index, repeat). The last samples that do not fill
+    a global batch are left out. `pinned` has an effect only where CUDA runs.
+    """
+    if shards < 1 or batch_size < shards or batch_size % shards:
+        raise InputError(
+            f"batch_size={batch_size} cannot be cut into shards={shards} equal parts; use a multiple."
+        )
+    mine = range(shards) if my_shards is None else my_shards
+    if any(not 0 <= shard < shards for shard in mine):
+        raise InputError(f"my_shards={list(mine)} are not all below shards={shards}.")
+    steps = steps_per_epoch(len(dataset), batch_size=batch_size, repeats=repeats)
+    if not steps:
+        raise InputError(
+            f"batch_size={batch_size} exceeds the {len(dataset)} images of {dataset.name}; use a smaller one."
+        )
+    if not 0 <= first_step <= steps:
+        raise InputError(f"first_step={first_step} is not one of the epoch's {steps} steps.")
+    order = epoch_order(len(dataset), seed=seed, epoch=epoch, repeats=repeats)
+    work = _Training(dataset, transform, order, seed, epoch, repeats, batch_size, shards)
+    tasks = [(step, shard) for step in range(first_step, steps) for shard in mine]
+    return _run(work, tasks, workers=workers, pinned=pinned)
+
+
+def evaluation_batches(
+    dataset: ImageDataset,
+    transform: Callable[[Tensor], Tensor],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    pinned: bool = False,
+) -> Iterator[Batch]:
+    """The samples rank, rank + world, … in order: over all ranks every sample once, none added to fill up.
+
+    Ranks may differ by one sample. An unreadable image is left out (its dataset has counted and named it), so
+    the sum of the batches' lengths is the number evaluated. `step` counts the rank's batches, `shard` is the
+    rank.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} is not a count; use 1 or more.")
+    if not 0 <= rank < world:
+        raise InputError(f"rank={rank} is not below world={world}.")
+    work = _Evaluation(dataset, transform, batch_size, rank, world)
+    count = len(range(rank, len(dataset), world))
+    tasks = [(step, rank) for step in range(-(-count // batch_size))]
+    return (batch for batch in _run(work, tasks, workers=workers, pinned=pinned) if len(batch))
+
+
+class _Work(Protocol):
+    def make(self, step: int, shard: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class _Training:
+    dataset: ImageDataset
+    transform: Callable[[Tensor, int], Tensor]
+    order: np.ndarray
+    seed: int
+    epoch: int
+    repeats: int
+    batch_size: int
+    shards: int
+
+    def make(self, step: int, shard: int) -> Batch:
+        positions = range(step * self.batch_size + shard, (step + 1) * self.batch_size, self.shards)
+        images, labels, indices = [], [], []
+        for position in positions:
+            index = int(self.order[position])
+            sample = self.dataset[index]
+            repeat = position % self.repeats
+            images.append(self.transform(sample.image, key(self.seed, "augment", self.epoch, index, repeat)))
+            labels.append(sample.label)
+            indices.append(index)
+        return _stack(images, labels, indices, step, shard)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    dataset: ImageDataset
+    transform: Callable[[Tensor], Tensor]
+    batch_size: int
+    rank: int
+    world: int
+
+    def make(self, step: int, shard: int) -> Batch:
+        mine = range(self.rank, len(self.dataset), self.world)
+        images, labels, indices = [], [], []
+        for index in mine[step * self.batch_size : (step + 1) * self.batch_size]:
+            try:
+                sample = self.dataset[index]
+            except ImageError:
+                continue
+            images.append(self.transform(sample.image))
+            labels.append(sample.label)
+            indices.append(index)
+        return _stack(images, labels, indices, step, shard)
+
+
+def _stack(images: list[Tensor], labels: list[int], indices: list[int], step: int, shard: int) -> Batch:
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise DataError(
+            f"images of a batch differ in shape: {sorted(shapes)}; the transform must give one size."
+        )
+    stacked = torch.stack(images) if images else torch.empty(0, 0, 0, 0)
+    return Batch(
+        stacked,
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(indices, dtype=torch.int64),
+        step,
+        shard,
+    )
+
+
+class _Tasks(torch.utils.data.Dataset):
+    """Makes whole micro-batches; an error of ours comes back as a value: its one line stays one line."""
+
+    def __init__(self, work: _Work, tasks: list[tuple[int, int]]) -> None:
+        self.work = work
+        self.tasks = tasks
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, number: int) -> Batch | MambarError:
+        try:
+            return self.work.make(*self.tasks[number])
+        except MambarError as error:
+            return error
+
+
+def _run(work: _Work, tasks: list[tuple[int, int]], *, workers: int, pinned: bool) -> Iterator[Batch]:
+    if workers < 0:
+        raise InputError(f"workers={workers} is not a count; use 0 (this process) or more.")
+    pinned = pinned and torch.cuda.is_available()
+    return _with_workers(work, tasks, workers, pinned) if workers and tasks else _alone(work, tasks, pinned)
+
+
+def _alone(work: _Work, tasks: list[tuple[int, int]], pinned: bool) -> Iterator[Batch]:
+    for task in tasks:
+        batch = work.make(*task)
+        yield batch.pin_memory() if pinned else batch
+
+
+def _with_workers(work: _Work, tasks: list[tuple[int, int]], workers: int, pinned: bool) -> Iterator[Batch]:
+    with warnings.catch_warnings():
+        # torch warns of more workers than cores; the count is the user's choice.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = torch.utils.data.DataLoader(
+            _Tasks(work, tasks),
+            batch_size=None,
+            num_workers=min(workers, len(tasks)),
+            pin_memory=pinned,
+            worker_init_fn=_ignore_signals,
+            # Its own generator: the default draws the workers' base seed from the global one.
+            generator=torch.Generator(),
+        )
+        batches: Any = iter(loader)
+    try:
+        for _ in range(len(tasks)):
+            made = next(batches)
+            if isinstance(made, MambarError):
+                raise made
+            yield made
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise MambarError(
+            f"A data worker died: {reason} Try workers=0, or more shared memory (/dev/shm)."
+        ) from error
+    finally:
+        # Dropping the iterator ends its workers.
+        del batches
+
+
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C, and a scheduler's signals to the whole group, are for the training process: it saves, then ends
+    # its workers. A worker whose parent is gone ends by itself within seconds.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        number = getattr(signal, name, None)
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
