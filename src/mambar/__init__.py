@@ -1,3 +1,69 @@
-"""Mamba-R: vision Mamba with register tokens."""
+"""Mamba-R: vision Mamba with register tokens.
+
+Public names are imported when they are first used, so that `import mambar` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
 
 from mambar.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from mambar.analysis import outlier_statistics as outlier_statistics
+    from mambar.analysis import token_norms as token_norms
+    from mambar.data import Preprocessing as Preprocessing
+    from mambar.data import open_dataset as open_dataset
+    from mambar.errors import MambarError as MambarError
+    from mambar.hub import create_model as create_model
+    from mambar.hub import list_models as list_models
+    from mambar.hub import load as load
+    from mambar.hub import load_official as load_official
+    from mambar.hub import save_model as save_model
+    from mambar.models import TokenModel as TokenModel
+    from mambar.models import VisionMamba as VisionMamba
+    from mambar.models import VisionMambaConfig as VisionMambaConfig
+    from mambar.models import complexity as complexity
+    from mambar.nn import Tokens as Tokens
+    from mambar.ops import available_backends as available_backends
+    from mambar.ops import use_backend as use_backend
+    from mambar.recipes import run as run
+    from mambar.training import Recipe as Recipe
+
+# Public name → the room that has it.
+_ROOMS = {
+    "MambarError": "errors",
+    "Preprocessing": "data",
+    "Recipe": "training",
+    "TokenModel": "models",
+    "Tokens": "nn",
+    "VisionMamba": "models",
+    "VisionMambaConfig": "models",
+    "available_backends": "ops",
+    "complexity": "models",
+    "create_model": "hub",
+    "list_models": "hub",
+    "load": "hub",
+    "load_official": "hub",
+    "open_dataset": "data",
+    "outlier_statistics": "analysis",
+    "run": "recipes",
+    "save_model": "hub",
+    "token_norms": "analysis",
+    "use_backend": "ops",
+}
+
+__all__ = ["__version__", *sorted(_ROOMS)]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name from its room on first use."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'mambar' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"mambar.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return list(__all__)

@@ -1,0 +1,26 @@
+# The commands of daily work; each is also what CI runs.
+RUN = uv run
+
+.PHONY: check format shapes test soak test-gpu bench docs
+
+check:           ## under 3 minutes: format, lint, types, house, fast tests
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) pyright
+	$(RUN) pytest -q -m "not slow"
+
+format:          ## formats and mends what can be mended
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+shapes:          ## the fast tests with every array shape checked
+	MAMBAR_SHAPES=1 $(RUN) pytest -q -m "not slow"
+
+test:            ## every test
+	$(RUN) pytest
+
+soak:            ## the long counts behind the promises
+	$(RUN) pytest --soak -m soak
+
+test-gpu:        ## on a machine with an NVIDIA GPU
+	$(RUN) pytest -m gpu

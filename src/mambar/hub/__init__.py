@@ -1,0 +1,11 @@
+"""Floor 4: models by name, on disk, and from elsewhere."""
+
+from mambar.hub.convert import convert_checkpoint as convert_checkpoint
+from mambar.hub.convert import to_official as to_official
+from mambar.hub.create import create_model as create_model
+from mambar.hub.create import list_models as list_models
+from mambar.hub.files import load as load
+from mambar.hub.files import save_model as save_model
+from mambar.hub.files import write_atomically as write_atomically
+from mambar.hub.released import load_official as load_official
+from mambar.hub.resize import transfer as transfer

@@ -1,0 +1,41 @@
+"""Models by name."""
+
+from typing import Any
+
+from mambar.hub.released import load_official
+from mambar.hub.resize import transfer
+from mambar.hub.weights import WEIGHTS, released_file
+from mambar.models.config import VARIANTS, variant
+from mambar.models.vision_mamba import VisionMamba
+
+
+def list_models(*, pretrained: bool = False) -> list[str]:
+    """The names `create_model` knows; `pretrained`: only those with released weights."""
+    return [name for name in VARIANTS if not pretrained or name in WEIGHTS]
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    **config_fields: Any,
+) -> VisionMamba:
+    """A model by its name, with any field of `VisionMambaConfig` changed.
+
+    pretrained: download (once), verify and convert the released weights; a different image size resizes the
+    positions, a different number of classes or registers starts that part fresh. Raises `InputError` for an
+    unknown name or field, or where no weights were released.
+    """
+    fields = dict(config_fields)
+    if image_size is not None:
+        fields["image_size"] = image_size
+    if num_classes is not None:
+        fields["num_classes"] = num_classes
+    config = variant(name).but(**fields)
+    model = VisionMamba(config)
+    if pretrained:
+        released = load_official(released_file(name))
+        transfer(model, released.state_dict(), released.config)
+    return model

@@ -1,0 +1,9 @@
+"""Floor 3: whole models."""
+
+from mambar.models.complexity import Complexity as Complexity
+from mambar.models.complexity import complexity as complexity
+from mambar.models.config import VARIANTS as VARIANTS
+from mambar.models.config import VisionMambaConfig as VisionMambaConfig
+from mambar.models.config import variant as variant
+from mambar.models.protocol import TokenModel as TokenModel
+from mambar.models.vision_mamba import VisionMamba as VisionMamba

@@ -1,0 +1,69 @@
+"""What a model costs: parameters, multiply-adds, scan work, memory. Counted from its sizes, not measured."""
+
+from dataclasses import dataclass
+
+from mambar.models.config import VisionMambaConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complexity:
+    """Costs of one image at the configuration's image size.
+
+    parameters: count. length: tokens in the sequence. linear_macs: multiply-adds of projections, convolutions
+    and head. scan_flops: operations of the scans of both directions (about 9 a token, channel and state).
+    scan_states: tokens x channels x states x directions x layers, the unit in which scan speed is given.
+    activation_bytes: what a training step in bfloat16 keeps a block when convolution and step sizes are
+    recomputed: float32 stream, normed input, both halves of the projection, and the mixed channels.
+    """
+
+    parameters: int
+    length: int
+    linear_macs: int
+    scan_flops: int
+    scan_states: int
+    activation_bytes: int
+
+
+def parameter_count(config: VisionMambaConfig) -> int:
+    """The number of parameters, from the sizes alone (equal to the sum over a built model: tested)."""
+    dim, inner, rank, state = config.dim, config.inner, config.rank, config.state
+    rows, cols = config.grid
+    direction = inner * (config.taps + config.conv_bias) + inner * (rank + 2 * state)
+    direction += rank * inner + inner + inner * state + inner
+    mixer = 3 * dim * inner + 2 * direction + (2 * inner + dim) * config.bias
+    features, read_out = _head(config)
+    classifier = features * config.num_classes + config.num_classes
+    tokens = dim * (rows * cols + 2 * config.num_registers)
+    patch = config.in_channels * config.patch_size**2 * dim + dim
+    return patch + tokens + config.depth * (mixer + dim) + dim + read_out + classifier
+
+
+def _head(config: VisionMambaConfig) -> tuple[int, int]:
+    if config.head != "registers":
+        return config.dim, 0
+    reduced = config.dim // config.reduce
+    features = config.num_registers * reduced
+    return features, (config.dim * reduced + features if config.reduce > 1 else 0)
+
+
+def complexity(config: VisionMambaConfig) -> Complexity:
+    """Counts the costs of one image; batch and precision scale them."""
+    rows, cols = config.grid
+    patches, dim, inner = rows * cols, config.dim, config.inner
+    length = patches + config.num_registers
+    per_token = 3 * dim * inner
+    per_token += 2 * inner * (config.rank + 2 * config.state + config.rank + config.taps)
+    features, _ = _head(config)
+    macs = patches * config.in_channels * config.patch_size**2 * dim + config.depth * length * per_token
+    macs += features * config.num_classes
+    if config.head == "registers" and config.reduce > 1:
+        macs += config.num_registers * dim * (dim // config.reduce)
+    states = 2 * config.depth * length * inner * config.state
+    return Complexity(
+        parameters=parameter_count(config),
+        length=length,
+        linear_macs=macs,
+        scan_flops=9 * states,
+        scan_states=states,
+        activation_bytes=config.depth * length * (4 * dim + 2 * dim + 4 * inner + 2 * inner),
+    )

@@ -1,0 +1,157 @@
+"""What a model is made of: one frozen configuration, and the table of published sizes."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Self
+
+from mambar.errors import InputError
+from mambar.nn.heads import HEADS
+from mambar.nn.placement import PLACEMENTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionMambaConfig:
+    """Sizes and choices of a `VisionMamba`, checked when made.
+
+    image_size: pixels, one number for squares or (height, width); decides the grid of the position table.
+    reduce: width reduction r of the register head. state, taps, expand, dt_rank: state size, convolution width,
+    inner width / dim, rank of the step-size projection (None: dim / 16, rounded up).
+    placement: a key of `PLACEMENTS`. head: a key of `HEADS`. drop_path: rate of the last block, rising linearly
+    from 0. dropout: on what each mixer adds; head_dropout: in front of the classifier.
+    average: halve the sum of both directions. official_backward_bias: start the backward dt bias at 0 as the
+    released code does.
+    """
+
+    image_size: int | tuple[int, int] = 224
+    patch_size: int = 16
+    in_channels: int = 3
+    dim: int = 192
+    depth: int = 24
+    num_registers: int = 12
+    reduce: int = 1
+    num_classes: int = 1000
+    state: int = 16
+    taps: int = 4
+    expand: int = 2
+    dt_rank: int | None = None
+    placement: str = "evenly"
+    head: str = "registers"
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    head_dropout: float = 0.0
+    norm_eps: float = 1e-5
+    bias: bool = False
+    conv_bias: bool = True
+    average: bool = True
+    official_backward_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.image_size, int):
+            height, width = self.image_size
+            object.__setattr__(self, "image_size", (int(height), int(width)))
+        for name in ("patch_size", "in_channels", "dim", "depth", "reduce", "state", "taps", "expand"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("num_registers", "num_classes"):
+            _at_least(name, getattr(self, name), 0)
+        if self.dt_rank is not None:
+            _at_least("dt_rank", self.dt_rank, 1)
+        for name in ("drop_path", "dropout", "head_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
+        if not self.norm_eps > 0:
+            raise InputError(f"norm_eps={self.norm_eps} must be above 0; the released models have 1e-5.")
+        if self.placement not in PLACEMENTS:
+            raise InputError(f"placement={self.placement!r} is not known; choose one of {', '.join(PLACEMENTS)}.")
+        if self.head not in HEADS:
+            raise InputError(f"head={self.head!r} is not known; choose one of {', '.join(HEADS)}.")
+        if min(self.grid) < 1:
+            raise InputError(
+                f"image_size={self.image_size} holds no patch of {self.patch_size} pixels; "
+                "use a larger image_size or a smaller patch_size."
+            )
+        if self.head == "registers" and self.dim % self.reduce:
+            raise InputError(f"reduce={self.reduce} must divide dim={self.dim}.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, cols) of full patches."""
+        height, width = self.size
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def inner(self) -> int:
+        """Width between the mixer's projections."""
+        return self.expand * self.dim
+
+    @property
+    def rank(self) -> int:
+        """Rank of the step-size projection."""
+        return math.ceil(self.dim / 16) if self.dt_rank is None else self.dt_rank
+
+    def but(self, **fields: Any) -> Self:
+        """A changed copy; an unknown field raises `InputError` with the nearest right name."""
+        _known_fields(fields)
+        return dataclasses.replace(self, **fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON can hold them."""
+        fields = dataclasses.asdict(self)
+        if isinstance(self.image_size, tuple):
+            fields["image_size"] = list(self.image_size)
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Undoes `to_dict`; an unknown field raises `InputError`."""
+        _known_fields(fields)
+        fields = dict(fields)
+        if isinstance(fields.get("image_size"), list):
+            fields["image_size"] = tuple(fields["image_size"])
+        return cls(**fields)
+
+
+def _at_least(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}={value!r} must be a whole number of at least {least}.")
+
+
+def _known_fields(fields: Mapping[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(VisionMambaConfig)]
+    for name in fields:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}."
+            raise InputError(f"A model has no field {name!r}; {hint}")
+
+
+def _vim(dim: int) -> VisionMambaConfig:
+    return VisionMambaConfig(dim=dim, num_registers=1, placement="middle", head="first")
+
+
+# The paper's sizes (arXiv 2405.14858) and Vim's, which are the same network with one register in the middle.
+VARIANTS: dict[str, VisionMambaConfig] = {
+    "mambar_tiny_patch16_224": VisionMambaConfig(dim=192, reduce=1),
+    "mambar_small_patch16_224": VisionMambaConfig(dim=384, reduce=2),
+    "mambar_base_patch16_224": VisionMambaConfig(dim=768, reduce=4),
+    "mambar_large_patch16_224": VisionMambaConfig(dim=1024, depth=48, num_registers=16, reduce=8),
+    "vim_tiny_patch16_224": _vim(192),
+    "vim_small_patch16_224": _vim(384),
+    "vim_base_patch16_224": _vim(768),
+}
+
+
+def variant(name: str) -> VisionMambaConfig:
+    """The configuration of a published model; an unknown name raises `InputError` with the nearest one."""
+    if name not in VARIANTS:
+        near = get_close_matches(name, VARIANTS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(VARIANTS)}."
+        raise InputError(f"There is no model {name!r}; {hint}")
+    return VARIANTS[name]

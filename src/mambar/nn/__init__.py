@@ -1,0 +1,15 @@
+"""Floor 2: the parts of which the models are made."""
+
+from mambar.nn.block import MambaBlock as MambaBlock
+from mambar.nn.heads import HEADS as HEADS
+from mambar.nn.heads import Head as Head
+from mambar.nn.heads import RegisterHead as RegisterHead
+from mambar.nn.mixer import DirectionalScan as DirectionalScan
+from mambar.nn.mixer import MambaMixer as MambaMixer
+from mambar.nn.norm import RMSNorm as RMSNorm
+from mambar.nn.patch_embed import PatchEmbed as PatchEmbed
+from mambar.nn.placement import PLACEMENTS as PLACEMENTS
+from mambar.nn.placement import positions as positions
+from mambar.nn.positions import PositionEmbed as PositionEmbed
+from mambar.nn.registers import RegisterTokens as RegisterTokens
+from mambar.nn.registers import Tokens as Tokens

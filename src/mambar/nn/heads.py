@@ -1,0 +1,126 @@
+"""Read-outs: what of the tokens becomes the image's representation."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mambar.errors import InputError
+from mambar.nn.norm import RMSNorm
+from mambar.nn.registers import Tokens
+
+
+class RegisterHead(nn.Module):
+    """The paper's register head: every register through one shared linear map, concatenated, normalised.
+
+    D → D/r without bias, n·(D/r) features in register order, RMS norm (eps 1e-5). For r = 1 there is neither
+    the map nor the norm (arXiv 2405.14858; golden cases `mambar_*`).
+    """
+
+    def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
+        super().__init__()
+        if num_registers < 1:
+            raise InputError("head='registers' needs num_registers >= 1; got 0. Choose head='patches' instead.")
+        if dim % reduce:
+            raise InputError(f"reduce={reduce} must divide dim={dim}; choose a divisor of {dim}.")
+        self.num_features = num_registers * (dim // reduce)
+        self.reduce = nn.Linear(dim, dim // reduce, bias=False) if reduce > 1 else nn.Identity()
+        self.norm = RMSNorm(self.num_features) if reduce > 1 else nn.Identity()
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
+        return self.norm(self.reduce(tokens.registers).flatten(1))
+
+
+class MeanHead(nn.Module):
+    """The mean of all registers."""
+
+    def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
+        super().__init__()
+        if num_registers < 1:
+            raise InputError("head='mean' needs num_registers >= 1; got 0. Choose head='patches' instead.")
+        self.num_features = dim
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
+        return tokens.registers.mean(1)
+
+
+class FirstHead(nn.Module):
+    """One register read, the others dropped. With n = 1 it is Vim's class token."""
+
+    def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
+        super().__init__()
+        if num_registers < 1:
+            raise InputError("head='first' needs num_registers >= 1; got 0. Choose head='patches' instead.")
+        self.num_features = dim
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
+        return tokens.registers[:, 0]
+
+
+class PatchHead(nn.Module):
+    """The mean of all patch tokens; registers, if any, are dropped."""
+
+    def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
+        super().__init__()
+        self.num_features = dim
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
+        return tokens.patches.mean(1)
+
+
+class TokenHead(nn.Module):
+    """No choice made: the mean over patches and registers alike."""
+
+    def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
+        super().__init__()
+        self.num_features = dim
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
+        return torch.cat([tokens.patches, tokens.registers], dim=1).mean(1)
+
+
+HEADS: dict[str, type[nn.Module]] = {
+    "registers": RegisterHead,
+    "mean": MeanHead,
+    "first": FirstHead,
+    "patches": PatchHead,
+    "none": TokenHead,
+}
+
+
+class Head(nn.Module):
+    """A read-out followed by a linear classifier; without classes the features are the result."""
+
+    def __init__(
+        self, name: str, *, dim: int, num_registers: int, reduce: int, num_classes: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if name not in HEADS:
+            raise InputError(f"head={name!r} is not known; choose one of {', '.join(HEADS)}.")
+        self.read_out = HEADS[name](dim, num_registers, reduce)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier: nn.Linear | nn.Identity = nn.Identity()
+        self.reset(num_classes)
+
+    @property
+    def num_features(self) -> int:
+        """The width of the features that the classifier reads."""
+        return int(self.read_out.num_features)  # pyright: ignore[reportArgumentType]
+
+    def reset(self, num_classes: int) -> None:
+        """Puts a fresh classifier of `num_classes` in place; 0 takes it away."""
+        like = self.classifier.weight if isinstance(self.classifier, nn.Linear) else None
+        if num_classes < 1:
+            self.classifier = nn.Identity()
+            return
+        self.classifier = nn.Linear(self.num_features, num_classes)
+        nn.init.trunc_normal_(self.classifier.weight, std=0.02)
+        nn.init.zeros_(self.classifier.bias)
+        if like is not None:
+            self.classifier.to(device=like.device, dtype=like.dtype)
+
+    def features(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
+        """What the classifier reads: one vector an image."""
+        return self.read_out(tokens)
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch classes"]:
+        return self.classifier(self.dropout(self.read_out(tokens)))

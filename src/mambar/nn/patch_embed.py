@@ -1,0 +1,52 @@
+"""An image becomes patch tokens."""
+
+import logging
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mambar.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class PatchEmbed(nn.Module):
+    """One linear map of every patch, patches row by row.
+
+    Any height and width that hold at least one patch; pixels beyond the last full patch are ignored, with one
+    warning a module (none in traced code).
+    """
+
+    def __init__(self, patch_size: int, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self._warned = False
+
+    def grid(self, images: Float[Tensor, "batch channels height width"]) -> tuple[int, int]:
+        """The number of patch rows and columns; raises `InputError` where not one patch fits."""
+        height, width = images.shape[-2:]
+        rows, cols = height // self.patch_size, width // self.patch_size
+        if torch.compiler.is_compiling():
+            return rows, cols
+        if rows < 1 or cols < 1:
+            raise InputError(
+                f"An image of {height}x{width} pixels holds no patch of {self.patch_size}x{self.patch_size}; "
+                "give a larger image or build the model with a smaller patch_size."
+            )
+        if (rows * self.patch_size, cols * self.patch_size) != (height, width) and not self._warned:
+            self._warned = True
+            logger.warning(
+                "Images of %dx%d pixels are cropped to %dx%d, a multiple of patch_size=%d.",
+                height,
+                width,
+                rows * self.patch_size,
+                cols * self.patch_size,
+                self.patch_size,
+            )
+        return rows, cols
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
+        return self.proj(images).flatten(2).transpose(1, 2)

@@ -1,0 +1,37 @@
+"""Absolute positions of patches, and their resizing to another grid."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def resize_positions(
+    position: Float[Tensor, "1 patches dim"], old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Float[Tensor, "1 new_patches dim"]:
+    """Gives the position table for another patch grid by bicubic interpolation.
+
+    Kernel parameter -0.75, half-pixel centres, border indices clamped, no anti-aliasing: the resize of the
+    released fine-tuning (golden case `pos_interp`). The same grid gives the table itself.
+    """
+    if old_grid == new_grid:
+        return position
+    dim = position.shape[-1]
+    table = position.reshape(1, *old_grid, dim).permute(0, 3, 1, 2)
+    dtype = torch.promote_types(position.dtype, torch.float32)
+    table = functional.interpolate(table.to(dtype), size=new_grid, mode="bicubic", align_corners=False)
+    return table.permute(0, 2, 3, 1).reshape(1, -1, dim).to(position.dtype)
+
+
+class PositionEmbed(nn.Module):
+    """A learned vector for every place of the patch grid; other grids get it resized."""
+
+    def __init__(self, dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.weight = nn.Parameter(torch.zeros(1, grid[0] * grid[1], dim))
+
+    def forward(
+        self, patches: Float[Tensor, "batch patches dim"], grid: tuple[int, int]
+    ) -> Float[Tensor, "batch patches dim"]:
+        return patches + resize_positions(self.weight, self.grid, grid)

@@ -1,0 +1,70 @@
+"""Register tokens: put between the patches, and found again after the blocks."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mambar.nn.placement import positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A token sequence taken apart: patches in row order, registers in sequence order, and the patch grid."""
+
+    patches: Float[Tensor, "batch patches dim"]
+    registers: Float[Tensor, "batch registers dim"]
+    grid: tuple[int, int]
+
+    def map(self) -> Float[Tensor, "batch dim rows cols"]:
+        """The patch tokens as a feature map of `grid` = (rows, cols)."""
+        batch, _, dim = self.patches.shape
+        return self.patches.transpose(1, 2).reshape(batch, dim, *self.grid)
+
+
+class RegisterTokens(nn.Module):
+    """n learned tokens with their own learned positions, independent of the image.
+
+    In the released code these are `cls_token` and `pos_embed_cls`; here a register is never called cls.
+    """
+
+    def __init__(self, dim: int, num_registers: int, placement: str = "evenly") -> None:
+        super().__init__()
+        self.num_registers = num_registers
+        self.placement = placement
+        self.embedding = nn.Parameter(torch.zeros(1, num_registers, dim))
+        self.position = nn.Parameter(torch.zeros(1, num_registers, dim))
+
+    def positions(self, num_patches: int) -> tuple[int, ...]:
+        """The positions of the registers among `num_patches` patches (see `mambar.nn.placement`)."""
+        return positions(self.placement, num_patches, self.num_registers)
+
+    def insert(self, patches: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch length dim"]:
+        """Interleaves the patches, which carry their positions already, with the registers."""
+        batch, num_patches, _ = patches.shape
+        registers = (self.embedding + self.position).expand(batch, -1, -1).to(patches.dtype)
+        pieces, start = [], 0
+        for index, position in enumerate(self.positions(num_patches)):
+            in_front = position - index
+            pieces += [patches[:, start:in_front], registers[:, index : index + 1]]
+            start = in_front
+        return torch.cat([*pieces, patches[:, start:]], dim=1)  # (B, M+n, D)
+
+    def split(self, tokens: Float[Tensor, "batch length dim"], grid: tuple[int, int]) -> Tokens:
+        """Undoes `insert`: takes the sequence apart into patches and registers.
+
+        Slices, not an index: their gradient is written in one order, so it has the same bits in every run.
+        """
+        rows, cols = grid
+        patches, registers, start = [], [], 0
+        for position in self.positions(rows * cols):
+            patches.append(tokens[:, start:position])
+            registers.append(tokens[:, position : position + 1])
+            start = position + 1
+        patches.append(tokens[:, start:])
+        return Tokens(
+            patches=torch.cat(patches, dim=1),
+            registers=torch.cat(registers, dim=1) if registers else tokens[:, :0],
+            grid=grid,
+        )

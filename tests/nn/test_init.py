@@ -1,0 +1,47 @@
+"""Start values against the statistics of a freshly built released model."""
+
+import golden_cases
+import pytest
+import torch
+
+from mambar.hub.convert import to_official
+from mambar.models import VisionMamba, variant
+
+
+@pytest.fixture(scope="module")
+def released_names():
+    torch.manual_seed(0)
+    config = variant("mambar_tiny_patch16_224").but(official_backward_bias=True)
+    return to_official(VisionMamba(config).state_dict(), source="mamba-reg", config=config)
+
+
+def pooled(state, kind):
+    parts = kind.split("*")
+    return torch.cat([v.flatten() for k, v in state.items() if all(part in k for part in parts)]).double()
+
+
+KINDS = golden_cases.manifest()["models"]["mambar_tiny_patch16_224"]["init_stats"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics(released_names, kind):
+    values, expected = pooled({k: v for k, v in released_names.items() if matches(k, kind)}, ""), KINDS[kind]
+    deviation = max(expected["std"], 1e-12)
+    count = values.numel()
+    assert abs(values.mean() - expected["mean"]) < 8 * deviation / count**0.5 + 1e-4 * abs(expected["mean"])
+    assert abs(values.std(correction=0) - expected["std"]) < 0.03 * expected["std"] + 1e-9
+    assert abs(values.min() - expected["min"]) < 0.25 * abs(expected["min"]) + 1e-9
+    assert abs(values.max() - expected["max"]) < 0.25 * abs(expected["max"]) + 1e-9
+
+
+def matches(name, kind):
+    start, _, end = kind.partition("*")
+    return name.startswith(start) and name.endswith(end) if end else name == kind
+
+
+def test_both_directions_alike_by_default():
+    model = VisionMamba(variant("mambar_tiny_patch16_224").but(depth=2))
+    for block in model.blocks:
+        for scan in (block.mixer.forward_scan, block.mixer.backward_scan):
+            step = torch.nn.functional.softplus(scan.dt_proj.bias)
+            assert step.min() >= 0.99e-3 and step.max() <= 0.101

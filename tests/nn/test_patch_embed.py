@@ -1,0 +1,33 @@
+"""Patches, row by row, from any size."""
+
+import logging
+
+import pytest
+import torch
+
+from mambar.errors import InputError
+from mambar.nn.patch_embed import PatchEmbed
+
+
+def test_patches_run_row_by_row_and_the_rest_is_ignored():
+    embed = PatchEmbed(4, 3, 8)
+    images = torch.randn(2, 3, 10, 13)
+    found = embed(images)
+    assert found.shape == (2, 6, 8)
+    one = embed(images[:, :, 4:8, 8:12])
+    torch.testing.assert_close(found[:, 5], one[:, 0])
+
+
+def test_cropped_pixels_warn_once(caplog):
+    embed = PatchEmbed(4, 3, 8)
+    with caplog.at_level(logging.WARNING):
+        assert embed.grid(torch.zeros(1, 3, 10, 13)) == (2, 3)
+        embed.grid(torch.zeros(1, 3, 10, 13))
+    assert [record.message for record in caplog.records] == [
+        "Images of 10x13 pixels are cropped to 8x12, a multiple of patch_size=4."
+    ]
+
+
+def test_an_image_without_a_patch_is_refused():
+    with pytest.raises(InputError, match="3x9 pixels holds no patch of 4x4"):
+        PatchEmbed(4, 3, 8).grid(torch.zeros(1, 3, 3, 9))
