@@ -1,0 +1,70 @@
+"""What stands under a figure: which tensor, layer, metric, model, data, seed and version it shows."""
+
+import re
+import unicodedata
+from dataclasses import asdict, dataclass
+
+from mambar.version import __version__
+
+# Characters that turn the reading direction around; a file name may hold them to pass for another.
+_DIRECTION_MARKS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+
+TENSORS = {
+    "residual": "residual stream",
+    "mixer": "mixer output",
+    "normed": "tokens after the final norm",
+}
+
+
+def printable(value: object) -> str:
+    """`value` as text for a person: no control characters, direction marks or credentials in an address."""
+    text = _CREDENTIALS.sub("…@", str(value))
+    return "".join(_shown(character) for character in text)
+
+
+def _shown(character: str) -> str:
+    if character in "\n\t":
+        return " "
+    hidden = character in _DIRECTION_MARKS or unicodedata.category(character) in {"Cc", "Cs", "Co", "Cn"}
+    return "\N{REPLACEMENT CHARACTER}" if hidden else character
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureLabel:
+    """The choices behind one figure; a field that does not apply is None and is left out of the text."""
+
+    tensor: str | None = None
+    layer: str | None = None
+    metric: str | None = None
+    model: str | None = None
+    data: str | None = None
+    seed: int | None = None
+    random_weights: bool = False
+    version: str = __version__
+
+    def line(self) -> str:
+        """The label as one line of text, `name: value` joined by dots."""
+        tensor = None if self.tensor is None else TENSORS.get(self.tensor, self.tensor)
+        named = {
+            "tensor": tensor,
+            "layer": self.layer,
+            "metric": self.metric,
+            "model": self.model,
+            "data": self.data,
+            "seed": self.seed,
+        }
+        parts = [f"{name}: {printable(value)}" for name, value in named.items() if value is not None]
+        if self.random_weights:
+            parts.append("random weights")
+        return " · ".join([*parts, f"mambar {self.version}"])
+
+    def record(self) -> dict[str, object]:
+        """The label as a JSON object."""
+        return asdict(self)
+
+
+def layer_name(layer: int, num_layers: int) -> str:
+    """`layer` counted from 0, with the number of layers, and "last" where it is the last one."""
+    last = ", last" if layer == num_layers - 1 else ""
+    return f"{layer} of 0–{num_layers - 1}{last}"

@@ -1,0 +1,99 @@
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from mambar.nn.registers import Tokens
+
+# Strings that try to become markup, formulas, terminal codes or paths.
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    "</style><img src=x onerror=alert(1)>",
+    '"><img src=x onerror=alert(1)>',
+    "'><svg onload=alert(1)>",
+    '" onmouseover="alert(1)',
+    "' onfocus='alert(1)' autofocus='",
+    "javascript:alert(1)",
+    "data:text/html,<script>alert(1)</script>",
+    "<a href=javascript:alert(1)>x</a>",
+    "<iframe src=//evil.example>",
+    "<!-- comment",
+    "--><b>",
+    "]]><b>",
+    "<![CDATA[<b>]]>",
+    "<?xml version='1.0'?>",
+    "&lt;script&gt;",
+    "&#60;script&#62;",
+    "&amp;&quot;&apos;",
+    "<b",
+    "</p></div></body></html>",
+    "<base href=//evil.example>",
+    "<meta http-equiv=refresh content=0>",
+    "<style>*{display:none}</style>",
+    "<math><mtext></math>",
+    "=cmd|' /C calc'!A0",
+    "+1+1",
+    "@SUM(1)",
+    "-2+3",
+    "$x^2$",
+    r"\$\frac{1}{0}$",
+    "$\\undefined{",
+    "\x1b[31mred\x1b[0m",
+    "\x00null\x07bell",
+    "line\nbreak\r\nand\ttab",
+    "\u202egnp.exe",
+    "\ud800 lone surrogate",
+    "%3Cscript%3E",
+    "../../etc/passwd",
+    "a" * 5000,
+    "\u732b \U0001f408 \u0642\u0637",
+    "{{7*7}} ${7*7} {0.__class__}",
+]
+
+
+def pytest_generate_tests(metafunc):
+    if "hostile" in metafunc.fixturenames:
+        names = [f"hostile{index}" for index in range(len(HOSTILE))]
+        metafunc.parametrize("hostile", HOSTILE, ids=names)
+
+
+class FakeModel(nn.Module):
+    """A TokenModel whose tokens are known: patch p of layer k is (k + 1) mean(p) (3, 4, 0, 0),
+    so its norm is 5 (k + 1) |mean(p)|; register j is (k + 1) (j + 1) (0, 0, 1, 0)."""
+
+    def __init__(self, num_layers=3, patch_size=2, num_registers=2, num_classes=3):
+        super().__init__()
+        self.num_layers, self.patch_size, self.num_registers, self.dim = (
+            num_layers,
+            patch_size,
+            num_registers,
+            4,
+        )
+        self.head = nn.Linear(4, num_classes)
+        nn.init.constant_(self.head.weight, 0.1)
+        nn.init.zeros_(self.head.bias)
+
+    def tokens(self, images, layers: Sequence[int] | None = None, *, tensor="residual"):
+        size = self.patch_size
+        means = nn.functional.avg_pool2d(images.mean(1, keepdim=True), size)[:, 0]  # (B, rows, cols)
+        batch, rows, cols = means.shape
+        direction = torch.tensor([3.0, 4.0, 0.0, 0.0], dtype=images.dtype)
+        scale = {"residual": 1.0, "mixer": 0.5, "normed": 0.1}[tensor]
+        found = []
+        for layer in range(self.num_layers) if layers is None else layers:
+            factor = scale * (layer % self.num_layers + 1)
+            patches = factor * means.flatten(1)[..., None] * direction
+            index = torch.arange(1, self.num_registers + 1, dtype=images.dtype)
+            registers = factor * index[None, :, None] * torch.tensor([0.0, 0.0, 1.0, 0.0]).expand(batch, 1, 4)
+            found.append(Tokens(patches=patches, registers=registers, grid=(rows, cols)))
+        return found
+
+    def forward(self, images):
+        return self.head(self.tokens(images, [-1])[0].patches.mean(1))
+
+
+@pytest.fixture
+def fake_model():
+    return FakeModel()
