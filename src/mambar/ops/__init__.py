@@ -1,0 +1,12 @@
+"""Functions of tensors: scan, convolution, norm and two-way mix, each with several backends."""
+
+from mambar.ops.bidirectional_mix import Direction as Direction
+from mambar.ops.bidirectional_mix import bidirectional_mix as bidirectional_mix
+from mambar.ops.causal_conv1d import causal_conv1d as causal_conv1d
+from mambar.ops.dispatch import Backend as Backend
+from mambar.ops.dispatch import available_backends as available_backends
+from mambar.ops.dispatch import use_backend as use_backend
+from mambar.ops.rms_norm import add_rms_norm as add_rms_norm
+from mambar.ops.rms_norm import rms_norm as rms_norm
+from mambar.ops.selective_scan import selective_scan as selective_scan
+from mambar.ops.selective_scan import selective_scan_with_state as selective_scan_with_state

@@ -1,0 +1,226 @@
+"""The selective scan (Mamba, arXiv 2312.00752): checks, table of backends, the op kernels stand behind.
+
+A kernel backend is a module with three functions on plain tensors, whose fixed signature is that of
+`_forward` and `_backward` below without `backend`:
+
+    empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) -> list[Tensor] forward(..., *,
+    delta_softplus, reverse, for_backward) -> (y, last_state, saved) backward(dy, dstate, ..., saved, *,
+    delta_softplus, reverse) -> (du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state)
+
+`empty_saved` gives the new tensors, checkpoints for example, that `forward` fills for `backward`; it looks at
+shapes and types only, as it also runs with fake tensors. `saved` is empty unless `for_backward`. u, delta, B,
+C and z come in one type with channels beside each other (any stride of batch and time); A, D, delta_bias and
+the states are float32. Gradients of the former go back in their type, all others in float32, and None for
+what was None. Outputs are new, contiguous and written in full.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mambar.ops.checks import FLOATS, check_decay, check_device, check_shape, common_dtype, compute_dtype, rows
+from mambar.ops.dispatch import Backend, kernel, mode, resolve
+from mambar.ops.selective_scan import doubling, reference
+
+BACKENDS = (
+    Backend(name="doubling", module="mambar.ops.selective_scan.doubling", dtypes=FLOATS, traceable=True),
+    Backend(name="reference", module="mambar.ops.selective_scan.reference", dtypes=FLOATS, traceable=True),
+)
+
+_PLAIN = {"doubling": doubling.selective_scan, "reference": reference.selective_scan}
+
+
+def selective_scan(
+    u: Float[Tensor, "batch length inner"],
+    delta: Float[Tensor, "batch length inner"],
+    A: Float[Tensor, "inner state"],
+    B: Float[Tensor, "batch length state"],
+    C: Float[Tensor, "batch length state"],
+    D: Float[Tensor, " inner"] | None = None,
+    z: Float[Tensor, "batch length inner"] | None = None,
+    delta_bias: Float[Tensor, " inner"] | None = None,
+    *,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Float[Tensor, "batch length inner"]:
+    """The output `(C h + D u) silu(z)` in the type of `u`, where `h[t] = exp(dt A) h[t-1] + dt B u[t]`.
+
+    dt is `delta + delta_bias`, through softplus if asked (the identity above 20). `reverse` walks from the
+    last position to the first, like flipping every sequence and the result. The arguments are those of
+    mamba_ssm's `selective_scan_fn`, but channels come last. A must not be positive (a state that grows
+    without bound); this is looked at for CPU tensors outside tracing only. State, softplus, gate and sums are
+    float32 for 16-bit tensors, float64 as soon as one tensor is.
+    """
+    return _scan(u, delta, A, B, C, D, z, delta_bias, None, delta_softplus, reverse, backend)[0]
+
+
+def selective_scan_with_state(
+    u: Float[Tensor, "batch length inner"],
+    delta: Float[Tensor, "batch length inner"],
+    A: Float[Tensor, "inner state"],
+    B: Float[Tensor, "batch length state"],
+    C: Float[Tensor, "batch length state"],
+    D: Float[Tensor, " inner"] | None = None,
+    z: Float[Tensor, "batch length inner"] | None = None,
+    delta_bias: Float[Tensor, " inner"] | None = None,
+    initial_state: Float[Tensor, "batch inner state"] | None = None,
+    *,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "batch length inner"], Float[Tensor, "batch inner state"]]:
+    """The output of `selective_scan` and the state after its last step, float32 or float64.
+
+    A scan of a sequence equals the scans of its two parts, the second started with the first one's state as
+    `initial_state` (zeros when None). With `reverse` the part at the end of the sequence is the first.
+    """
+    return _scan(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, backend)
+
+
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    dtype = common_dtype(u, delta, B, C, z)
+    name = resolve("selective_scan", backend, device=u.device, dtype=dtype)
+    wide = compute_dtype(u, delta, A, B, C, z)
+    tensors = (
+        u.to(dtype),
+        delta.to(dtype),
+        A.to(wide),
+        B.to(dtype),
+        C.to(dtype),
+        None if D is None else D.to(wide),
+        None if z is None else z.to(dtype),
+        None if delta_bias is None else delta_bias.to(wide),
+        None if initial_state is None else initial_state.to(wide),
+    )
+    if mode() == "eager" and u.numel() == 0:
+        y, state = u + 0, tensors[-1]
+        return y, A.new_zeros(u.shape[0], *A.shape, dtype=wide) if state is None else state
+    if name in _PLAIN:
+        y, state = _PLAIN[name](*tensors, delta_softplus=delta_softplus, reverse=reverse)
+    else:
+        learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        y, state, *_ = torch.ops.mambar.selective_scan(*tensors, delta_softplus, reverse, learns, name)
+    return y.to(u.dtype), state
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+) -> None:
+    check_shape("u", u, batch=None, length=None, inner=None)
+    batch, length, inner = u.shape
+    check_shape("A", A, inner=inner, state=None)
+    state = A.shape[1]
+    check_shape("delta", delta, batch=batch, length=length, inner=inner)
+    check_shape("B", B, batch=batch, length=length, state=state)
+    check_shape("C", C, batch=batch, length=length, state=state)
+    check_shape("D", D, inner=inner)
+    check_shape("z", z, batch=batch, length=length, inner=inner)
+    check_shape("delta_bias", delta_bias, inner=inner)
+    check_shape("initial_state", initial_state, batch=batch, inner=inner, state=state)
+    check_device(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
+    check_decay(A)
+
+
+# The op: one opaque node of a graph, with the backend's name as a constant.
+
+_ARGUMENTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, Tensor? initial_state"
+)
+torch.library.define(
+    "mambar::selective_scan",
+    f"({_ARGUMENTS}, bool delta_softplus, bool reverse, bool for_backward, str backend) -> Tensor[]",
+)
+torch.library.define(
+    "mambar::selective_scan_backward",
+    f"(Tensor dy, Tensor? dstate, {_ARGUMENTS}, Tensor[] saved, "
+    "bool delta_softplus, bool reverse, str backend) -> Tensor[]",
+)
+
+
+@torch.library.impl("mambar::selective_scan", "CompositeExplicitAutograd")
+def _forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, for_backward, backend):
+    y, state, saved = kernel("selective_scan", backend).forward(
+        *_laid_out(u, delta, A, B, C, D, z, delta_bias, initial_state),
+        delta_softplus=delta_softplus,
+        reverse=reverse,
+        for_backward=for_backward,
+    )
+    return [y, state, *saved]
+
+
+@torch.library.register_fake("mambar::selective_scan")
+def _(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, for_backward, backend):
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    saved = kernel("selective_scan", backend).empty_saved(*tensors) if for_backward else []
+    return [u.new_empty(u.shape), A.new_empty((u.shape[0], *A.shape)), *saved]
+
+
+@torch.library.impl("mambar::selective_scan_backward", "CompositeExplicitAutograd")
+def _backward(dy, dstate, u, delta, A, B, C, D, z, delta_bias, initial_state, saved, delta_softplus, reverse, backend):
+    gradients = kernel("selective_scan", backend).backward(
+        rows(dy),
+        None if dstate is None else dstate.contiguous(),
+        *_laid_out(u, delta, A, B, C, D, z, delta_bias, initial_state),
+        saved,
+        delta_softplus=delta_softplus,
+        reverse=reverse,
+    )
+    return [u.new_empty(0) if gradient is None else gradient for gradient in gradients]
+
+
+@torch.library.register_fake("mambar::selective_scan_backward")
+def _(dy, dstate, u, delta, A, B, C, D, z, delta_bias, initial_state, saved, delta_softplus, reverse, backend):
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    return [u.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in tensors]
+
+
+def _laid_out(u, delta, A, B, C, D, z, delta_bias, initial_state):
+    wide = (None if tensor is None else tensor.contiguous() for tensor in (D, delta_bias, initial_state))
+    D, delta_bias, initial_state = wide
+    z = None if z is None else rows(z)
+    return rows(u), rows(delta), A.contiguous(), rows(B), rows(C), D, z, delta_bias, initial_state
+
+
+def _keep_for_backward(ctx, inputs, output):
+    *tensors, ctx.delta_softplus, ctx.reverse, _, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, *output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, gradients):
+    tensors, saved = ctx.saved_tensors[:9], ctx.saved_tensors[9:]
+    dy, dstate = gradients[:2]
+    if dy is None:
+        dy = tensors[0].new_zeros(tensors[0].shape)
+    found = torch.ops.mambar.selective_scan_backward(
+        dy, dstate, *tensors, list(saved), ctx.delta_softplus, ctx.reverse, ctx.backend
+    )
+    given = [None if tensor is None else gradient for tensor, gradient in zip(tensors, found, strict=True)]
+    return *given, None, None, None, None
+
+
+torch.library.register_autograd("mambar::selective_scan", _differentiate, setup_context=_keep_for_backward)
