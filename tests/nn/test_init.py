@@ -15,21 +15,18 @@ def released_names():
     return to_official(VisionMamba(config).state_dict(), source="mamba-reg", config=config)
 
 
-def pooled(state, kind):
-    parts = kind.split("*")
-    return torch.cat([v.flatten() for k, v in state.items() if all(part in k for part in parts)]).double()
-
-
 KINDS = golden_cases.manifest()["models"]["mambar_tiny_patch16_224"]["init_stats"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_statistics(released_names, kind):
-    values, expected = pooled({k: v for k, v in released_names.items() if matches(k, kind)}, ""), KINDS[kind]
+    expected = KINDS[kind]
+    values = torch.cat([v.flatten() for k, v in released_names.items() if matches(k, kind)]).double()
     deviation = max(expected["std"], 1e-12)
     count = values.numel()
     assert abs(values.mean() - expected["mean"]) < 8 * deviation / count**0.5 + 1e-4 * abs(expected["mean"])
-    assert abs(values.std(correction=0) - expected["std"]) < 0.03 * expected["std"] + 1e-9
+    # Two samples of this size: their deviations differ by a share of about 1 / sqrt(count).
+    assert abs(values.std(correction=0) - expected["std"]) < (5 / count**0.5 + 1e-3) * expected["std"] + 1e-9
     assert abs(values.min() - expected["min"]) < 0.25 * abs(expected["min"]) + 1e-9
     assert abs(values.max() - expected["max"]) < 0.25 * abs(expected["max"]) + 1e-9
 

@@ -36,7 +36,7 @@ def golden_mixer(case, dtype):
 def test_golden_mixer(case, dtype, backend):
     mixer, names = golden_mixer(case, dtype)
     tokens = case["input"].to(dtype).requires_grad_()
-    with use_backend(selective_scan=backend, bidirectional_mix="reference"):
+    with use_backend(backend):
         output = mixer(tokens)
         (output * case["loss_weight"].to(dtype)).sum().backward()
     near_output, near_gradient = TOLERANCE[dtype]

@@ -1,0 +1,87 @@
+"""Released checkpoints come in and go out again, bit for bit, every key accounted for."""
+
+import golden_cases
+import pytest
+import torch
+
+from mambar.errors import CheckpointMismatch, InputError
+from mambar.hub.convert import convert_checkpoint, infer_config, source_of, to_official, unwrap
+
+CASES = golden_cases.cases("mambar_model") + golden_cases.cases("vim_model")
+
+
+def released(case):
+    return {name.removeprefix("param/"): case[name] for name in case.tensors if name.startswith("param/")}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_there_and_back(case):
+    state = released(case)
+    config = infer_config(state, image_size=tuple(case.config["img_size"]))
+    source = source_of(state)
+    back = to_official(convert_checkpoint(state, source=source, config=config), source=source, config=config)
+    assert set(back) == set(state)
+    assert all(torch.equal(back[key], state[key]) and back[key].shape == state[key].shape for key in state)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_everything_is_inferred(case):
+    config = infer_config(released(case), image_size=tuple(case.config["img_size"]))
+    expected = case.config
+    names = {
+        "patch_size": "patch_size",
+        "in_channels": "in_chans",
+        "dim": "embed_dim",
+        "depth": "depth",
+        "num_registers": "num_registers",
+        "reduce": "reduce",
+        "num_classes": "num_classes",
+        "state": "d_state",
+        "taps": "d_conv",
+        "expand": "expand",
+        "dt_rank": "dt_rank",
+    }
+    assert {ours: getattr(config, ours) for ours in names} == {ours: expected[key] for ours, key in names.items()}
+    assert config.size == tuple(expected["img_size"])
+
+
+def test_a_grid_that_does_not_match_raises():
+    state = released(golden_cases.cases("mambar_model")[0])
+    with pytest.raises(CheckpointMismatch, match="position table has"):
+        infer_config(state, image_size=(4, 4 * 99))
+    state["pos_embed"] = state["pos_embed"][:, :-1]
+    with pytest.raises(CheckpointMismatch, match="no square grid"):
+        infer_config(state)
+
+
+def test_keys_of_both_sides_are_named():
+    state = released(CASES[0])
+    config = infer_config(state, image_size=tuple(CASES[0].config["img_size"]))
+    state["surplus"] = state.pop("norm_f.weight")
+    with pytest.raises(CheckpointMismatch, match=r"missing norm_f\.weight; unexpected surplus"):
+        convert_checkpoint(state, source="mamba-reg", config=config)
+    with pytest.raises(InputError, match="choose 'mamba-reg' or 'vim'"):
+        convert_checkpoint(state, source="vit", config=config)
+
+
+def test_a_wrong_shape_is_named():
+    state = released(CASES[0])
+    config = infer_config(state, image_size=tuple(CASES[0].config["img_size"]))
+    state["layers.0.mixer.D_b"] = state["layers.0.mixer.D_b"][:-1]
+    with pytest.raises(CheckpointMismatch, match=r"layers\.0\.mixer\.D_b has shape"):
+        convert_checkpoint(state, source="mamba-reg", config=config)
+
+
+def test_unwrap():
+    tensor = torch.zeros(1)
+    assert unwrap({"model": {"a": tensor}, "epoch": 3}) == {"a": tensor}
+    assert unwrap({"module.a": tensor}) == {"a": tensor}
+    with pytest.raises(CheckpointMismatch, match="no tensors: epoch"):
+        unwrap({"a": tensor, "epoch": 3})
+    with pytest.raises(CheckpointMismatch, match="holds no tensors"):
+        unwrap({})
+
+
+def test_something_else_is_named_as_such():
+    with pytest.raises(CheckpointMismatch, match="no released Mamba-R or Vim checkpoint: missing cls_token"):
+        infer_config({"weight": torch.zeros(2, 2)})

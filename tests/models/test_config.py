@@ -1,0 +1,68 @@
+"""Sizes, checked when made, and the published table."""
+
+import golden_cases
+import pytest
+
+from mambar.errors import InputError
+from mambar.hub.convert import _names
+from mambar.models import VARIANTS, VisionMambaConfig, complexity, variant
+
+PUBLISHED = golden_cases.manifest()["models"]
+
+
+def ours(name):
+    return name.split("_bimambav2")[0]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    sizes, config = PUBLISHED[name]["config"], variant(ours(name))
+    assert (config.dim, config.depth, config.inner, config.rank) == tuple(
+        sizes[key] for key in ("embed_dim", "depth", "d_inner", "dt_rank")
+    )
+    assert (config.num_registers, config.reduce) == (sizes["num_registers"], sizes["reduce"])
+    assert complexity(config).parameters == PUBLISHED[name]["num_parameters"]
+    for size, count in PUBLISHED[name]["num_parameters_by_input_size"].items():
+        assert complexity(config.but(image_size=int(size))).parameters == count
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameter_names(name):
+    listed = {key for key, _, _ in PUBLISHED[name]["state_dict"]}
+    found = set(_names(variant(ours(name))).values())
+    # Vim keeps the class token's position inside its one table.
+    assert found - {"pos_embed_cls"} == listed - {"pos_embed_cls"}
+
+
+def test_all_variants_are_in_the_manifest():
+    assert {ours(name) for name in PUBLISHED} == set(VARIANTS)
+
+
+def test_round_trip_and_but():
+    config = variant("mambar_base_patch16_224").but(image_size=(224, 384), head="patches")
+    assert VisionMambaConfig.from_dict(config.to_dict()) == config
+    assert config.grid == (14, 24)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dim": 0}, "dim=0 must be a whole number of at least 1"),
+        ({"depth": 2.5}, "depth=2.5 must be a whole number"),
+        ({"drop_path": 1.0}, "drop_path=1.0 must be at least 0 and below 1"),
+        ({"placement": "even"}, "choose one of evenly"),
+        ({"head": "cls"}, "choose one of registers"),
+        ({"image_size": 8}, "image_size=8 holds no patch of 16 pixels"),
+        ({"reduce": 5}, "reduce=5 must divide dim=192"),
+    ],
+)
+def test_bad_values(fields, message):
+    with pytest.raises(InputError, match=message):
+        VisionMambaConfig(**fields)
+
+
+def test_nearest_names():
+    with pytest.raises(InputError, match="did you mean 'num_registers'"):
+        VisionMambaConfig().but(num_register=3)
+    with pytest.raises(InputError, match="did you mean 'mambar_tiny_patch16_224'"):
+        variant("mambar_tiny_patch16")

@@ -1,0 +1,210 @@
+"""The whole model against the released code's numbers, and timm's contract."""
+
+import golden_cases
+import pytest
+import torch
+
+from mambar.errors import InputError
+from mambar.hub.convert import convert_checkpoint, infer_config, source_of, to_official
+from mambar.models import VisionMamba, VisionMambaConfig, variant
+from mambar.models.vision_mamba import drop_path_rates, layer_of
+from mambar.nn.block import DropPath
+from mambar.ops import use_backend
+
+SEEN = {torch.float64: 1e-10, torch.float32: 2e-5}
+GRADIENT = {torch.float64: 1e-10, torch.float32: 1e-4}
+CASES = golden_cases.cases("mambar_model") + golden_cases.cases("vim_model") + golden_cases.cases("drop_path")
+SMALL = VisionMambaConfig(
+    image_size=32, patch_size=8, dim=32, depth=3, num_registers=3, reduce=2, num_classes=5, drop_path=0.2
+)
+
+
+def golden_model(case, dtype):
+    """The model of a golden case, its released state dict and where that came from."""
+    released = {name.removeprefix("param/"): case[name] for name in case.tensors if name.startswith("param/")}
+    height, width = case.config["img_size"]
+    config = infer_config(released, image_size=(height, width)).but(
+        drop_path=case.config.get("drop_path_rate", 0.0), norm_eps=case.config["norm_eps"]
+    )
+    model = VisionMamba(config).to(dtype).eval()
+    source = source_of(released)
+    model.load_state_dict(convert_checkpoint(released, source=source, config=config))
+    return model, source
+
+
+def fix_drop_path(model, case):
+    """Puts the stored masks and rates in place of drawn ones."""
+    model.train()
+    for block, mask, rate in zip(model.blocks, case["keep_mask"], case["drop_rates"].tolist(), strict=True):
+        block.drop_path = DropPath(rate)
+        block.drop_path.keep = lambda branch, mask=mask: mask[:, None, None]
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "doubling", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_golden_model(case, dtype, backend):
+    model, source = golden_model(case, dtype)
+    assert sum(p.numel() for p in model.parameters()) == sum(
+        case[name].numel() for name in case.tensors if name.startswith("param/")
+    )
+    if case.kind == "drop_path":
+        fix_drop_path(model, case)
+    images = case["input"].to(dtype).requires_grad_()
+    with use_backend(backend):
+        logits = model(images)
+        (logits * case["loss_weight"].to(dtype)).sum().backward()
+    golden_cases.assert_near(logits, case["logits"], SEEN[dtype])
+    golden_cases.assert_near(images.grad, case["grad_input"], GRADIENT[dtype])
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, gradient in to_official(gradients, source=source, config=model.config).items():
+        golden_cases.assert_near(gradient, case[f"grad/{name}"], GRADIENT[dtype])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.kind != "drop_path"], ids=str)
+def test_golden_insides(case):
+    """Residual stream, mixer outputs, final tokens and features, layer by layer."""
+    model, _ = golden_model(case, torch.float64)
+    images = case["input"].double()
+    with torch.no_grad():
+        stream, grid = model.embed(images)
+        golden_cases.assert_near(stream, case["residual"][0], 1e-10)
+        for tensor, expected in (
+            ("residual", case["residual"][1:]),
+            ("mixer", None),
+            ("normed", case["tokens_norm_f"][None]),
+        ):
+            layers = [model.num_layers - 1] if tensor == "normed" else None
+            found = model.tokens(images, layers, tensor=tensor)
+            for index, tokens in enumerate(found):
+                assert tokens.grid == grid
+                sequence = rejoin(model, tokens)
+                norms = sequence.norm(dim=-1)
+                if tensor == "mixer":
+                    golden_cases.assert_near(norms, case["mixer_out_norm"][index], 1e-10)
+                    continue
+                golden_cases.assert_near(sequence, expected[index], 1e-10)
+                known = case["residual_norm"][index + 1] if tensor == "residual" else case["tokens_norm"]
+                golden_cases.assert_near(norms, known, 1e-10)
+        tokens = model.forward_features(images)
+        golden_cases.assert_near(tokens, case["tokens_norm_f"], 1e-10)
+        golden_cases.assert_near(model.forward_head(tokens, pre_logits=True), case["features"], 1e-10)
+
+
+def rejoin(model, tokens):
+    """Patches and registers back in sequence order."""
+    rows, cols = tokens.grid
+    places = model.registers.positions(rows * cols)
+    others = [index for index in range(rows * cols + len(places)) if index not in places]
+    sequence = tokens.patches.new_empty(tokens.patches.shape[0], len(places) + len(others), tokens.patches.shape[2])
+    sequence[:, others] = tokens.patches
+    sequence[:, list(places)] = tokens.registers
+    return sequence
+
+
+def test_drop_path_rates_rise_linearly():
+    rates = drop_path_rates(variant("mambar_small_patch16_224").but(drop_path=0.1))
+    stored = golden_cases.manifest()["models"]["mambar_small_patch16_224"]["drop_path"]
+    # The released code reads a block's rate where the next block starts, and the last one at the final norm.
+    expected = [*stored["on_block_input"][1:], stored["on_final"]]
+    assert rates == pytest.approx(expected, abs=1e-7)
+    assert drop_path_rates(SMALL.but(depth=1)) == [0.0]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (40, 24), (9, 70)])
+def test_any_size_that_holds_a_patch(size):
+    model = VisionMamba(SMALL).eval()
+    assert model(torch.randn(2, 3, *size)).shape == (2, 5)
+
+
+def test_an_image_of_wrong_shape_is_refused():
+    model = VisionMamba(SMALL)
+    with pytest.raises(InputError, match=r"\(batch, 3, height, width\)"):
+        model(torch.randn(1, 1, 32, 32))
+    with pytest.raises(InputError, match="holds no patch"):
+        model(torch.randn(1, 3, 7, 32))
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = VisionMamba(SMALL.but(drop_path=0.0)).double().train()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    found = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(images).square().sum().backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_every_parameter_gets_a_gradient():
+    for head in ("registers", "mean", "first", "patches", "none"):
+        model = VisionMamba(SMALL.but(head=head, drop_path=0.0))
+        model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_forward_intermediates_is_timms():
+    model = VisionMamba(SMALL).eval()
+    images = torch.randn(2, 3, 32, 32)
+    final, maps = model.forward_intermediates(images, indices=[2, 0])
+    assert [m.shape for m in maps] == [(2, 32, 4, 4)] * 2
+    assert torch.equal(final, model.forward_features(images))
+    assert torch.equal(maps[0], model.tokens(images, [0])[0].map())
+    last = model.forward_intermediates(
+        images, indices=1, norm=True, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+    )
+    patches, registers = last[0]
+    assert patches.shape == (2, 16, 32) and registers.shape == (2, 3, 32)
+    assert torch.equal(registers, model.tokens(images, [-1], tensor="normed")[0].registers)
+    named = model.forward_intermediates(images, indices=[0], stop_early=True, output_dict=True)
+    assert set(named) == {"image_features", "image_intermediates"}
+    with pytest.raises(InputError, match="layers 0 to 2"):
+        model.forward_intermediates(images, indices=[3])
+
+
+def test_reset_classifier():
+    model = VisionMamba(SMALL).eval()
+    model.reset_classifier(11)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 11)
+    assert model.num_classes == model.config.num_classes == 11
+    model.reset_classifier(0)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, model.num_features)
+    model.reset_classifier(4, global_pool="patches")
+    assert model.num_features == 32 and model.get_classifier().out_features == 4
+
+
+def test_set_input_size_resizes_the_table():
+    model = VisionMamba(SMALL).eval()
+    images = torch.randn(1, 3, 48, 40)
+    before = model(images)
+    model.set_input_size((48, 40))
+    assert model.pos_embed.weight.shape == (1, 30, 32)
+    torch.testing.assert_close(model(images), before)
+
+
+def test_groups_and_decay():
+    model = VisionMamba(SMALL)
+    names = [name for name, _ in model.named_parameters()]
+    assert model.no_weight_decay() <= set(names)
+    assert {layer_of(name, 3) for name in names} == {0, 1, 2, 3, 4}
+    assert layer_of("blocks.1.mixer.D", 3) == 2 and layer_of("norm.weight", 3) == 4
+
+
+def test_half_precision_keeps_a_float32_stream():
+    model = VisionMamba(SMALL).to(torch.bfloat16).eval()
+    stream, _ = model.embed(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16))
+    assert stream.dtype == torch.float32
+    assert torch.isfinite(model(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16))).all()
+
+
+@pytest.mark.slow
+def test_full_graph_compile_and_export():
+    model = VisionMamba(SMALL).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(images), expected, rtol=1e-4, atol=1e-5)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    torch.testing.assert_close(program.module()(images), expected, rtol=1e-4, atol=1e-5)
+    more = torch.randn(5, 3, 32, 32)
+    torch.testing.assert_close(program.module()(more), model(more), rtol=1e-4, atol=1e-5)
