@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent / "src" / "mambar"
 
 # From the roof to the ground; rooms on one line do not know each other.
 FLOORS = [
+    {"__main__"},
     {"cli"},
     {"paper"},
     {"recipes"},

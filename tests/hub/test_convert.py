@@ -1,9 +1,9 @@
 """Released checkpoints come in and go out again, bit for bit, every key accounted for."""
 
-import golden_cases
 import pytest
 import torch
 
+import golden_cases
 from mambar.errors import CheckpointMismatch, InputError
 from mambar.hub.convert import convert_checkpoint, infer_config, source_of, to_official, unwrap
 

@@ -4,11 +4,11 @@ import argparse
 import pickle
 import zipfile
 
-import golden_cases
 import pytest
 import safetensors.torch
 import torch
 
+import golden_cases
 import mambar
 from mambar.errors import CheckpointError, CheckpointMismatch
 
@@ -73,7 +73,7 @@ def test_compressed_records_are_refused_before_reading(tmp_path):
 def test_damaged_files(tmp_path, content):
     path = tmp_path / "damaged.pth"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged.pth"):
+    with pytest.raises(CheckpointError, match=r"damaged\.pth"):
         mambar.load_official(path)
 
 

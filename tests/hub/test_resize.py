@@ -1,9 +1,9 @@
 """Weights of one size in a model of another."""
 
-import golden_cases
 import pytest
 import torch
 
+import golden_cases
 from mambar.errors import CheckpointMismatch
 from mambar.hub.convert import convert_checkpoint, infer_config, to_official
 from mambar.hub.resize import transfer

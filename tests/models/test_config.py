@@ -1,8 +1,8 @@
 """Sizes, checked when made, and the published table."""
 
-import golden_cases
 import pytest
 
+import golden_cases
 from mambar.errors import InputError
 from mambar.hub.convert import _names
 from mambar.models import VARIANTS, VisionMambaConfig, complexity, variant

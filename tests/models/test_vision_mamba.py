@@ -1,9 +1,9 @@
 """The whole model against the released code's numbers, and timm's contract."""
 
-import golden_cases
 import pytest
 import torch
 
+import golden_cases
 from mambar.errors import InputError
 from mambar.hub.convert import convert_checkpoint, infer_config, source_of, to_official
 from mambar.models import VisionMamba, VisionMambaConfig, variant

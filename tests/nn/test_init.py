@@ -1,9 +1,9 @@
 """Start values against the statistics of a freshly built released model."""
 
-import golden_cases
 import pytest
 import torch
 
+import golden_cases
 from mambar.hub.convert import to_official
 from mambar.models import VisionMamba, variant
 

@@ -1,9 +1,9 @@
 """The mixer against the released code, parameter by parameter."""
 
-import golden_cases
 import pytest
 import torch
 
+import golden_cases
 from mambar.hub.convert import mixer_names
 from mambar.nn.mixer import MambaMixer
 from mambar.ops import use_backend

@@ -1,0 +1,49 @@
+"""What a model says about one image."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from mambar.data.images import read_image
+from mambar.data.transforms import EvalTransform, Preprocessing
+from mambar.errors import InputError
+from mambar.models.vision_mamba import VisionMamba
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """One class and its probability, a fraction 0-1."""
+
+    name: str
+    index: int
+    probability: float
+
+
+def predict_file(model: VisionMamba, path: Path, *, top: int = 5) -> list[Guess]:
+    """The `top` most probable classes of an image file, best first; raises `ImageError` where it cannot be read."""
+    return predict_image(model, read_image(path), top=top)
+
+
+def predict_image(model: VisionMamba, image: UInt8[Tensor, "channels height width"], *, top: int = 5) -> list[Guess]:
+    """The `top` most probable classes of an image, best first.
+
+    The model's own preprocessing is used (timm's default at its image size where it has none); classes without
+    names are called by their number.
+    """
+    if model.num_classes < 1:
+        raise InputError("The model has no classifier (num_classes=0), so it names nothing; train one first.")
+    transform = EvalTransform(preprocessing=model.preprocessing or Preprocessing(image_size=model.config.image_size))
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        probabilities = model(transform(image)[None].to(device)).float().softmax(1)[0].cpu()
+    model.train(was_training)
+    best = probabilities.topk(min(top, model.num_classes))
+    return [
+        Guess(name=model.classes[index] if model.classes else str(index), index=index, probability=float(probability))
+        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]

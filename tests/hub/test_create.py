@@ -1,0 +1,80 @@
+"""Models by name, with and without released weights."""
+
+import argparse
+
+import pytest
+import torch
+
+import mambar
+from mambar.errors import CheckpointError, InputError
+from mambar.hub import weights
+from mambar.hub.convert import to_official
+from mambar.models import VARIANTS, VisionMamba
+
+
+def test_names():
+    assert mambar.list_models() == list(VARIANTS)
+    assert mambar.list_models(pretrained=True) == [f"mambar_{size}_patch16_224" for size in ("small", "base", "large")]
+
+
+def test_fields_change_a_variant():
+    model = mambar.create_model("mambar_tiny_patch16_224", image_size=64, num_classes=7, depth=2, placement="spread")
+    assert model.config.image_size == 64 and model.registers.placement == "spread"
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 7)
+
+
+def test_wrong_names():
+    with pytest.raises(InputError, match="did you mean 'vim_tiny_patch16_224'"):
+        mambar.create_model("vim_tiny")
+    with pytest.raises(InputError, match="did you mean 'drop_path'"):
+        mambar.create_model("vim_tiny_patch16_224", droppath=0.1)
+    with pytest.raises(InputError, match="No weights were released for mambar_tiny_patch16_224"):
+        mambar.create_model("mambar_tiny_patch16_224", pretrained=True, depth=1)
+
+
+@pytest.fixture
+def released(tmp_path, monkeypatch):
+    """A small stand-in of a released file where the hub's cache would have it."""
+    monkeypatch.setenv("MAMBAR_CACHE", str(tmp_path / "cache"))
+    config = VARIANTS["mambar_small_patch16_224"].but(dim=16, depth=1, image_size=32, num_classes=10)
+    model = VisionMamba(config)
+    path = tmp_path / "hub" / "snapshots" / "a1b2c3" / "mambar_small_patch16_224.pth"
+    path.parent.mkdir(parents=True)
+    state = to_official(model.state_dict(), source="mamba-reg", config=config)
+    torch.save({"model": state, "args": argparse.Namespace()}, path)
+    monkeypatch.setitem(VARIANTS, "mambar_small_patch16_224", config)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, file: str(path))
+    return model, path
+
+
+def test_pretrained(released, caplog):
+    model, _ = released
+    loaded = mambar.create_model("mambar_small_patch16_224", pretrained=True)
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(loaded.eval()(images), model.eval()(images))
+    assert "carry no licence" in caplog.text
+    larger = mambar.create_model("mambar_small_patch16_224", pretrained=True, image_size=48, num_classes=3)
+    assert larger.pos_embed.weight.shape[1] == 9
+    assert torch.equal(larger.registers.embedding, model.registers.embedding)
+
+
+def test_the_first_download_is_remembered(released):
+    _, path = released
+    mambar.create_model("mambar_small_patch16_224", pretrained=True)
+    note = weights.cache_directory("weights") / "mambar_small_patch16_224.json"
+    assert '"revision": "a1b2c3"' in note.read_text()
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(CheckpointError, match="was expected"):
+        mambar.create_model("mambar_small_patch16_224", pretrained=True)
+
+
+def test_without_network_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+
+    def offline(repository, file):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    with pytest.raises(InputError, match=r"looked for mambar_base_patch16_224\.pth .* mambar\.load_official"):
+        mambar.create_model("mambar_base_patch16_224", pretrained=True)

@@ -1,0 +1,135 @@
+"""Models on disk: written whole or not at all, verified when read."""
+
+import json
+import os
+import stat
+
+import pytest
+import torch
+
+import mambar
+from mambar.data.transforms import Preprocessing
+from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
+from mambar.hub.files import CONFIG, WEIGHTS, write_atomically
+from mambar.models import VisionMamba, VisionMambaConfig
+
+SMALL = VisionMambaConfig(image_size=16, patch_size=8, dim=16, depth=1, num_registers=2, num_classes=3)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = VisionMamba(SMALL).eval()
+    preprocessing = Preprocessing(image_size=16, crop=0.9, mean=(0.5,) * 3, std=(0.25,) * 3)
+    mambar.save_model(tmp_path / "run", model, classes=["ant", "bee", "<c>"], preprocessing=preprocessing)
+    return model, tmp_path / "run"
+
+
+def test_a_model_comes_back_with_names_and_preprocessing(saved):
+    model, directory = saved
+    loaded = mambar.load(directory)
+    images = torch.randn(1, 3, 16, 16)
+    assert torch.equal(loaded(images), model(images))
+    assert loaded.classes == ("ant", "bee", "<c>")
+    assert loaded.preprocessing.crop == 0.9 and loaded.config == SMALL
+    assert not loaded.training
+    assert torch.equal(mambar.load(directory / WEIGHTS)(images), model(images))
+
+
+def test_nothing_is_overwritten_by_surprise(saved):
+    model, directory = saved
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    with pytest.raises(InputError, match=r"already holds config.json and model.safetensors.*--force"):
+        mambar.save_model(directory, model)
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    mambar.save_model(directory, model, classes=["x", "y", "z"], force=True)
+    assert mambar.load(directory).classes == ("x", "y", "z")
+
+
+def test_every_flipped_byte_is_refused(saved):
+    _, directory = saved
+    data = (directory / WEIGHTS).read_bytes()
+    for place in (0, 9, len(data) // 2, len(data) - 1):
+        flipped = bytearray(data)
+        flipped[place] ^= 1
+        (directory / WEIGHTS).write_bytes(flipped)
+        with pytest.raises(CheckpointError, match="is damaged: sha256 is"):
+            mambar.load(directory)
+    (directory / WEIGHTS).write_bytes(data)
+    mambar.load(directory)
+
+
+def test_a_newer_format_is_refused(saved):
+    _, directory = saved
+    content = json.loads((directory / CONFIG).read_text())
+    content["mambar"]["format_version"] = 99
+    (directory / CONFIG).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="update mambar"):
+        mambar.load(directory)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, '{"mambar": 3}'])
+def test_a_damaged_config_is_one_line(saved, text):
+    _, directory = saved
+    (directory / CONFIG).write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        mambar.load(directory)
+    assert "config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_outside_the_directory_are_refused(saved):
+    _, directory = saved
+    content = json.loads((directory / CONFIG).read_text())
+    content["mambar"]["weights"] = {"file": "../elsewhere.safetensors"}
+    (directory / CONFIG).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="outside its own directory"):
+        mambar.load(directory)
+
+
+def test_other_weights_name_both_sides(saved, tmp_path):
+    _, directory = saved
+    mambar.save_model(tmp_path / "other", VisionMamba(SMALL.but(depth=2)))
+    (tmp_path / "other" / WEIGHTS).replace(directory / "others.safetensors")
+    with pytest.raises(CheckpointMismatch, match="unexpected"):
+        mambar.load(directory / "others.safetensors")
+
+
+def test_non_finite_weights_are_not_written(tmp_path):
+    model = VisionMamba(SMALL)
+    with torch.no_grad():
+        model.blocks[0].mixer.forward_scan.D[3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.mixer\.forward_scan\.D holds NaN or Inf"):
+        mambar.save_model(tmp_path / "run", model)
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_nothing_there():
+    with pytest.raises(InputError, match="There is no model at nowhere; give a run directory"):
+        mambar.load("nowhere")
+
+
+def test_write_atomically_follows_the_umask_and_replaces_links(tmp_path):
+    target, victim = tmp_path / "file", tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    target.symlink_to(victim)
+    before = os.umask(0o027)
+    try:
+        write_atomically(target, b"new")
+    finally:
+        os.umask(before)
+    assert target.read_bytes() == b"new" and not target.is_symlink()
+    assert victim.read_bytes() == b"precious"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match=r"could not be written \(3 bytes\): No space left"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
