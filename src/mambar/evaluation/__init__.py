@@ -1,0 +1,6 @@
+"""Measuring a trained model on held-out images."""
+
+from mambar.evaluation.classification import ClassificationResult as ClassificationResult
+from mambar.evaluation.classification import evaluate as evaluate
+from mambar.evaluation.metrics import confusion_counts as confusion_counts
+from mambar.evaluation.metrics import top_k_hits as top_k_hits

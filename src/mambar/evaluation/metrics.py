@@ -1,0 +1,31 @@
+"""Counts, not averages: what has been counted on several processes is added up, and stays exact for any data size."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def top_k_hits(
+    logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, "batch"], ks: Sequence[int] = (1, 5)
+) -> Int64[Tensor, "ks"]:
+    """For each k the number of images whose class is among the k largest logits.
+
+    An image counts for k if fewer than k classes have a larger logit, or an equal one and a lower index, than its
+    own: ties do not depend on a sort. NaN among an image's logits counts as a miss.
+    """
+    own = logits.gather(1, labels[:, None])  # (B, 1)
+    index = torch.arange(logits.shape[1], device=logits.device)
+    above = (logits > own) | ((logits == own) & (index < labels[:, None]))
+    rank = above.sum(1)
+    valid = ~torch.isnan(logits).any(1)
+    return torch.stack([((rank < k) & valid).sum() for k in ks])
+
+
+def confusion_counts(
+    predicted: Int64[Tensor, "batch"], labels: Int64[Tensor, "batch"], num_classes: int
+) -> Int64[Tensor, "classes classes"]:
+    """How often a class (row) was taken for another (column)."""
+    flat = labels * num_classes + predicted
+    return torch.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)

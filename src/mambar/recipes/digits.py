@@ -1,0 +1,55 @@
+"""Digits: 1,797 handwritten digits of 8×8 pixels, real images that need no download. The demo's run.
+
+    mambar train digits              about a minute on two CPU cores
+    mambar train digits_vim          the same network with one register in the middle (Vim)
+
+Nothing of this is in the paper: the network is as small as it may be while it still has 16 image tokens, several
+registers and the register head.
+"""
+
+from mambar.recipes.page import Page
+from mambar.training.recipe import Recipe, Stage
+
+NETWORK = {
+    "patch_size": 2,
+    "dim": 64,
+    "depth": 4,
+    "num_registers": 4,
+    "reduce": 2,
+}
+
+RECIPE = Recipe(
+    name="digits",
+    model="mambar_tiny_patch16_224",
+    config=NETWORK,
+    data="digits",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    interpolation="bilinear",
+    stages=(
+        Stage(
+            image_size=8,
+            epochs=20,
+            batch_size=32,
+            lr=3e-3,
+            min_lr=1e-5,
+            warmup_lr=1e-5,
+            warmup_epochs=1.0,
+            weight_decay=0.05,
+            clip=1.0,
+            crop="shift",
+            padding=1,
+            flip=0.0,
+            drop_path=0.05,
+        ),
+    ),
+    precision="fp32",
+)
+
+PAGE = Page(
+    recipe=RECIPE,
+    title="Mamba-R on handwritten digits",
+    source="ours",
+    command="mambar train digits",
+    expected="not run yet",
+)

@@ -1,0 +1,138 @@
+"""Typed fields: the value of a frozen dataclass's field, checked, or read from text on the command line.
+
+Needs no torch, so that a wrong name or value is answered at once.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from mambar.errors import RecipeError
+
+_TRUE = frozenset({"true", "yes", "on", "1"})
+_FALSE = frozenset({"false", "no", "off", "0"})
+
+
+def suggestion(name: str, allowed: Iterable[str]) -> str:
+    """A sentence that names the nearest allowed name, else all of them."""
+    known = list(allowed)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.55)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(known))}."
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """The declared types of a dataclass, by field."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def describe(kind: Any) -> str:
+    """A type in words, for an error message."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in get_args(kind))
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(part) for part in get_args(kind))
+    if origin is tuple:
+        return "(" + ", ".join("..." if part is Ellipsis else describe(part) for part in get_args(kind)) + ")"
+    if origin is Mapping or origin is dict:
+        return "a table of names and values"
+    if kind is type(None):
+        return "none"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
+
+
+def check(kind: Any, value: Any, *, name: str) -> Any:
+    """`value` in the declared type (a list becomes a tuple, a whole number a float), else RecipeError."""
+    accepted, result = _convert(kind, value)
+    if not accepted:
+        raise RecipeError(f"{name}={value!r} is not allowed; it takes {describe(kind)}.")
+    return result
+
+
+def parse(kind: Any, text: str, *, name: str) -> Any:
+    """The value that `text` means for the declared type, else RecipeError."""
+    for candidate in _readings(kind, text.strip()):
+        accepted, result = _convert(kind, candidate)
+        if accepted:
+            return result
+    raise RecipeError(f"{name}={text!r} is not allowed; it takes {describe(kind)}.")
+
+
+def literal(text: str) -> Any:
+    """Text as the JSON value that it spells (none, numbers, true, lists), else the text itself."""
+    if text.lower() in ("none", "null"):
+        return None
+    lowered = {"true": True, "false": False}.get(text.lower())
+    if lowered is not None:
+        return lowered
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _convert(kind: Any, value: Any) -> tuple[bool, Any]:
+    origin = get_origin(kind)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind)), value
+    if origin in (Union, types.UnionType):
+        for part in get_args(kind):
+            accepted, result = _convert(part, value)
+            if accepted:
+                return True, result
+        return False, value
+    if origin is tuple:
+        return _convert_tuple(get_args(kind), value)
+    if origin is Mapping or origin is dict or origin is types.MappingProxyType:
+        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value), value
+    if kind is type(None):
+        return value is None, value
+    if kind is Any:
+        return True, value
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value), float(value) if number else value
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    return type(value) is kind, value
+
+
+def _convert_tuple(parts: tuple[Any, ...], value: Any) -> tuple[bool, Any]:
+    if not isinstance(value, list | tuple):
+        return False, value
+    if len(parts) == 2 and parts[1] is Ellipsis:
+        parts = (parts[0],) * len(value)
+    if len(parts) != len(value):
+        return False, value
+    converted = [_convert(part, item) for part, item in zip(parts, value, strict=True)]
+    return all(accepted for accepted, _ in converted), tuple(result for _, result in converted)
+
+
+def _readings(kind: Any, text: str) -> list[Any]:
+    """What the text may stand for, most literal first; `_convert` picks what the type admits."""
+    origin = get_origin(kind)
+    kinds = get_args(kind) if origin in (Union, types.UnionType) else (kind,)
+    readings: list[Any] = []
+    lowered = text.lower()
+    if type(None) in kinds and lowered in ("none", "null", ""):
+        readings.append(None)
+    if bool in kinds and lowered in _TRUE | _FALSE:
+        readings.append(lowered in _TRUE)
+    for reader in (int, float):
+        try:
+            readings.append(reader(text))
+        except ValueError:
+            continue
+    if any(get_origin(part) is tuple for part in kinds):
+        pieces = text.strip("()[] ").replace("x", ",").split(",")
+        readings.append([literal(piece.strip()) for piece in pieces if piece.strip()])
+    if any(get_origin(part) in (Mapping, dict) for part in kinds):
+        readings.append(literal(text))
+    readings.append(text)
+    return readings

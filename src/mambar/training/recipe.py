@@ -1,0 +1,340 @@
+"""Recipe and Stage: everything that decides what a training run computes, frozen and checked.
+
+Needs no torch. Where the run computes (device, worker processes, output directory) is not part of a recipe.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Self
+
+from mambar.errors import RecipeError
+from mambar.training import fields
+
+RECIPE_FORMAT: Final = 1
+
+Schedule = Literal["cosine", "linear", "constant"]
+DecayGroups = Literal["official", "corrected"]
+Crop = Literal["resized", "shift", "center"]
+Precision = Literal["auto", "fp64", "fp32", "bf16", "fp16"]
+Parallel = Literal["exact", "ddp", "fsdp"]
+Delivered = Literal["last", "ema", "best"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of training: one input size, one optimiser, one schedule."""
+
+    name: str = "train"
+    # Pixels: a side, or (height, width).
+    image_size: int | tuple[int, int] = 224
+    epochs: int = 30
+    # Ends the stage early after so many steps; the schedule then spans these steps.
+    max_steps: int | None = None
+    # Images a step, over all processes.
+    batch_size: int = 128
+
+    # Peak learning rate; with lr_per it is lr · batch_size / lr_per (linear scaling).
+    lr: float = 1e-4
+    lr_per: int | None = None
+    min_lr: float = 1e-6
+    warmup_lr: float = 1e-6
+    warmup_epochs: float = 1.0
+    schedule: Schedule = "cosine"
+    weight_decay: float = 0.05
+    decay_groups: DecayGroups = "official"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    # Learning rate of a layer = peak · layer_decay ^ (layers above it); 1 is off.
+    layer_decay: float = 1.0
+    freeze_backbone: bool = False
+    clip: float | None = None
+    ema_decay: float | None = None
+    # Micro-batches into which a shard is cut to save memory; the result is that of the whole shard.
+    accumulation: int = 1
+
+    drop_path: float = 0.0
+    # resized: random resized crop; shift: the evaluation crop moved by up to `padding` pixels; center.
+    crop: Crop = "resized"
+    # Smallest and largest share of the area that a resized crop keeps.
+    scale: tuple[float, float] = (0.08, 1.0)
+    padding: int = 1
+    flip: float = 0.5
+    # none, three (3-Augment), or RandAugment as rand-m9-mstd0.5-inc1.
+    augment: str = "none"
+    jitter: float = 0.0
+    # Probability of random erasing.
+    erasing: float = 0.0
+    repeats: int = 1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    switch_prob: float = 0.5
+    smoothing: float = 0.0
+    eval_crop: float = 1.0
+
+    # "weights" or "ema" of the stage before (a first stage: fresh weights), or a path to start from.
+    start_from: str = "weights"
+
+    def __post_init__(self) -> None:
+        _check_types(self, "stage")
+        _check_stage(self)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up, linear scaling included."""
+        return self.lr if self.lr_per is None else self.lr * self.batch_size / self.lr_per
+
+
+def _one_stage() -> tuple[Stage, ...]:
+    return (Stage(),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run from start to end: model, data, stages, and the rules that every stage shares.
+
+    `shards` fixes how a step's batch is cut: each shard owns its images, its mixup partners and its drop-path
+    masks, and processes take shards round robin, so the number of processes does not change what is computed.
+    """
+
+    name: str
+    model: str
+    # Fields of the model's configuration that differ from the named variant's.
+    config: Mapping[str, Any] = field(default_factory=dict)
+    data: str = "digits"
+    # Options of the data set (for shapes: number of images, size …).
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    # Of pixel values in 0…1.
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    task: Literal["classification"] = "classification"
+    stages: tuple[Stage, ...] = field(default_factory=_one_stage)
+    seed: int = 0
+    # auto: bf16 on a GPU that has it, else fp32.
+    precision: Precision = "auto"
+    compile: bool = False
+    grad_checkpointing: bool = False
+    shards: int = 1
+    # exact: gradients are added shard by shard in one order, the same bits on any number of processes.
+    # ddp: PyTorch's all-reduce, overlapped with the backward pass. fsdp: parameters sharded too.
+    parallel: Parallel = "exact"
+
+    # Steps between checkpoints; None saves once an epoch.
+    save_every: int | None = None
+    # Epochs between evaluations; the last epoch is always evaluated.
+    eval_every: int = 1
+    log_every: int = 10
+    keep_checkpoints: int = 2
+    on_save_error: Literal["stop", "continue"] = "stop"
+    # Steps in a row without finite numbers before the run rolls back, and how often it may.
+    max_skips: int = 10
+    rollbacks: int = 2
+    # Which weights the finished run hands over.
+    deliver: Delivered = "last"
+
+    def __post_init__(self) -> None:
+        _check_types(self, "recipe")
+        for value, name, least in (
+            (self.shards, "shards", 1),
+            (self.eval_every, "eval_every", 1),
+            (self.log_every, "log_every", 1),
+            (self.keep_checkpoints, "keep_checkpoints", 1),
+            (self.max_skips, "max_skips", 1),
+            (self.rollbacks, "rollbacks", 0),
+            (1 if self.save_every is None else self.save_every, "save_every", 1),
+        ):
+            if value < least:
+                raise RecipeError(f"{name}={value} is not allowed; it must be at least {least}.")
+        if not 0 <= self.seed < 2**63:
+            raise RecipeError(f"seed={self.seed} is not allowed; it must be 0 or more and below 2^63.")
+        if not self.stages:
+            raise RecipeError("stages is empty; a recipe needs at least one stage.")
+        for index, stage in enumerate(self.stages):
+            _check_split(stage, self.shards, f"stages.{index}." if len(self.stages) > 1 else "")
+        last: Stage = list(self.stages)[-1]
+        if self.deliver == "ema" and last.ema_decay is None:
+            raise RecipeError("deliver='ema' needs ema_decay in the last stage; set it, or deliver=last.")
+
+    def but(self, **changes: Any) -> Self:
+        """A changed copy: recipe fields bare, stage fields bare for one stage, else `stages.0.epochs`."""
+        return self._changed(changes, from_text=False)
+
+    def with_text(self, assignments: Iterable[str]) -> Self:
+        """A copy changed by `field=value` texts, each typed by the field."""
+        changes: dict[str, str] = {}
+        for assignment in assignments:
+            name, equals, value = assignment.partition("=")
+            if not equals or not name.strip():
+                raise RecipeError(f"{assignment!r} is not field=value; write for example epochs=2.")
+            changes[name.strip()] = value
+        return self._changed(changes, from_text=True)
+
+    def flat(self) -> dict[str, Any]:
+        """Every field under its dotted name, as `but` takes it."""
+        plain: dict[str, Any] = {}
+        for name, value in _plain(self).items():
+            if name == "stages":
+                for index, stage in enumerate(value):
+                    plain.update({f"stages.{index}.{key}": item for key, item in stage.items()})
+            elif isinstance(value, dict):
+                plain.update({f"{name}.{key}": item for key, item in value.items()})
+            else:
+                plain[name] = value
+        return plain
+
+    def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
+        """The dotted fields that differ: name → (here, there)."""
+        here, there = self.flat(), other.flat()
+        names = list(here) + [name for name in there if name not in here]
+        return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
+
+    def to_json(self) -> str:
+        """The whole recipe as JSON text with its format version."""
+        return json.dumps({"format_version": RECIPE_FORMAT, **_plain(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "recipe") -> Self:
+        """The recipe that `to_json` wrote; a newer format or an unknown field raises RecipeError."""
+        try:
+            plain = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"{source} is not valid JSON ({str(error)[:80]}); write it anew.") from None
+        if not isinstance(plain, dict):
+            raise RecipeError(f"{source} holds a {type(plain).__name__}; a recipe is a JSON object.")
+        version = plain.pop("format_version", None)
+        if not isinstance(version, int) or version > RECIPE_FORMAT:
+            raise RecipeError(
+                f"{source} has format_version {version!r}; this version of mambar reads up to "
+                f"{RECIPE_FORMAT}. Install a newer mambar."
+            )
+        _refuse_unknown(plain, cls, source)
+        stages = plain.get("stages", ())
+        if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+            raise RecipeError(f"{source} has stages={stages!r}; it takes a list of stages.")
+        for index, stage in enumerate(stages):
+            _refuse_unknown(stage, Stage, f"{source}: stages.{index}")
+        for required in ("name", "model"):
+            if required not in plain:
+                raise RecipeError(f"{source} has no field {required!r}; add it.")
+        return cls(**{**plain, "stages": tuple(Stage(**stage) for stage in stages)})
+
+    def _changed(self, changes: Mapping[str, Any], *, from_text: bool) -> Self:
+        own = fields.field_types(type(self))
+        tables: dict[str, dict[str, Any]] = {}
+        mine: dict[str, Any] = {}
+        of_stage: list[dict[str, Any]] = [{} for _ in self.stages]
+        for name, value in changes.items():
+            head, _, tail = name.partition(".")
+            if head in ("config", "data_options") and tail:
+                known = tables.setdefault(head, dict(getattr(self, head)))
+                known[tail] = fields.literal(value) if from_text else value
+            elif name in own and name != "stages":
+                mine[name] = fields.parse(own[name], value, name=name) if from_text else value
+            elif name == "stages" and not from_text:
+                mine[name] = value
+            else:
+                index, key, kind = self._stage_field(name)
+                of_stage[index][key] = fields.parse(kind, value, name=name) if from_text else value
+        if any(of_stage):
+            mine["stages"] = tuple(
+                dataclasses.replace(stage, **new) for stage, new in zip(self.stages, of_stage, strict=True)
+            )
+        return dataclasses.replace(self, **mine, **tables)
+
+    def _stage_field(self, name: str) -> tuple[int, str, Any]:
+        types = fields.field_types(Stage)
+        many = len(self.stages) > 1
+        parts = name.split(".")
+        if len(parts) == 3 and parts[0] == "stages" and parts[1].isdecimal():
+            index, key = int(parts[1]), parts[2]
+            if index >= len(self.stages):
+                raise RecipeError(f"{name}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}.")
+            if key in types:
+                return index, key, types[key]
+        elif name in types and not many:
+            return 0, name, types[name]
+        elif name in types:
+            raise RecipeError(
+                f"{name} stands in each of the {len(self.stages)} stages of {self.name!r}; "
+                f"write stages.0.{name}=… to say which."
+            )
+        own = [key for key in fields.field_types(type(self)) if key != "stages"]
+        prefixes = [f"stages.{index}." for index in range(len(self.stages))] if many or "." in name else [""]
+        known = own + [prefix + key for prefix in prefixes for key in types]
+        raise RecipeError(f"{name!r} is not a field of recipe {self.name!r}; {fields.suggestion(name, known)}")
+
+
+def _check_types(instance: Stage | Recipe, where: str) -> None:
+    for name, kind in fields.field_types(type(instance)).items():
+        value = getattr(instance, name)
+        if name == "stages":
+            if not isinstance(value, tuple) or not all(isinstance(stage, Stage) for stage in value):
+                raise RecipeError(f"stages of a {where} must be a tuple of Stage; got {type(value).__name__}.")
+            continue
+        object.__setattr__(instance, name, fields.check(kind, value, name=name))
+
+
+def _check_stage(stage: Stage) -> None:
+    sides = stage.image_size if isinstance(stage.image_size, tuple) else (stage.image_size,)
+    low, high = stage.scale
+    for good, name, allowed in (
+        (min(sides) >= 1, "image_size", "1 pixel or more"),
+        (stage.epochs >= 0, "epochs", "0 or more"),
+        (stage.max_steps is None or stage.max_steps >= 0, "max_steps", "0 or more, or none"),
+        (stage.batch_size >= 1, "batch_size", "1 or more"),
+        (stage.lr > 0, "lr", "above 0"),
+        (stage.lr_per is None or stage.lr_per >= 1, "lr_per", "1 or more, or none"),
+        (stage.min_lr >= 0, "min_lr", "0 or more"),
+        (stage.warmup_lr >= 0, "warmup_lr", "0 or more"),
+        (stage.warmup_epochs >= 0, "warmup_epochs", "0 or more"),
+        (stage.weight_decay >= 0, "weight_decay", "0 or more"),
+        (all(0 <= beta < 1 for beta in stage.betas), "betas", "two numbers from 0 to below 1"),
+        (stage.eps > 0, "eps", "above 0"),
+        (0 < stage.layer_decay <= 1, "layer_decay", "above 0 and at most 1"),
+        (stage.clip is None or stage.clip > 0, "clip", "above 0, or none"),
+        (stage.ema_decay is None or 0 <= stage.ema_decay < 1, "ema_decay", "0 to below 1, or none"),
+        (stage.accumulation >= 1, "accumulation", "1 or more"),
+        (0 <= stage.drop_path < 1, "drop_path", "0 to below 1"),
+        (0 < low <= high <= 1, "scale", "two shares of the area in (0, 1], in rising order"),
+        (0 <= stage.flip <= 1, "flip", "a probability, 0 to 1"),
+        (0 <= stage.jitter <= 1, "jitter", "0 to 1"),
+        (stage.padding >= 0, "padding", "0 or more pixels"),
+        (0 <= stage.erasing <= 1, "erasing", "a probability, 0 to 1"),
+        (stage.repeats >= 1, "repeats", "1 or more"),
+        (stage.mixup >= 0, "mixup", "0 or more"),
+        (stage.cutmix >= 0, "cutmix", "0 or more"),
+        (0 <= stage.mix_prob <= 1, "mix_prob", "a probability, 0 to 1"),
+        (0 <= stage.switch_prob <= 1, "switch_prob", "a probability, 0 to 1"),
+        (0 <= stage.smoothing < 1, "smoothing", "0 to below 1"),
+        (0 < stage.eval_crop <= 1, "eval_crop", "above 0 and at most 1"),
+        (bool(stage.start_from), "start_from", "weights, ema, or a path"),
+    ):
+        if not good:
+            raise RecipeError(f"{name}={getattr(stage, name)!r} is not allowed; it takes {allowed}.")
+
+
+def _check_split(stage: Stage, shards: int, prefix: str) -> None:
+    parts = shards * stage.accumulation
+    if stage.batch_size % parts:
+        raise RecipeError(
+            f"{prefix}batch_size={stage.batch_size} cannot be cut into shards={shards} × "
+            f"accumulation={stage.accumulation}; use a multiple of {parts}."
+        )
+
+
+def _refuse_unknown(plain: Mapping[str, Any], cls: type, source: str) -> None:
+    known = fields.field_types(cls)
+    for name in plain:
+        if name not in known:
+            raise RecipeError(f"{source}: {name!r} is not a field; {fields.suggestion(name, known)}")
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    plain = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(recipe)}
+    plain["stages"] = [dataclasses.asdict(stage) for stage in recipe.stages]
+    for table in ("config", "data_options"):
+        plain[table] = dict(plain[table])
+    return json.loads(json.dumps(plain))

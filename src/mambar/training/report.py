@@ -1,0 +1,81 @@
+"""The report of a finished run: what `mambar.analysis` draws, from what this run measured."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambar.analysis import Prediction, write_run_report
+from mambar.analysis.norm_panels import compare_norms
+from mambar.data.dataset import ImageDataset
+from mambar.data.transforms import EvalTransform
+from mambar.evaluation.classification import ClassificationResult, examples
+from mambar.models.vision_mamba import VisionMamba
+from mambar.training.log import read_metrics
+from mambar.training.recipe import Recipe
+from mambar.training.task import Measured
+
+_LOG = logging.getLogger("mambar.training")
+_LOOKED_AT, _SHOWN, _MAPPED = 64, 12, 4
+
+
+def write_report(out: Path, *, recipe: Recipe, model: VisionMamba, measured: Measured, val_set: ImageDataset) -> Path:
+    """Writes report.html and curves.png of the run in `out`; `model` carries its classes and preprocessing."""
+    result = measured.detail
+    sample = _sample(model, val_set)
+    predictions = _predictions(model, sample, val_set)
+    panels = compare_norms({recipe.name: model}, sample[0][:_MAPPED], shown=sample[1][:_MAPPED])
+    confusion = result.confusion if isinstance(result, ClassificationResult) else None
+    return write_run_report(
+        out / "report.html",
+        title=f"mambar: {recipe.name}",
+        recipe=recipe.flat(),
+        metrics={recipe.name: read_metrics(out / "metrics.jsonl")},
+        classes=val_set.classes,
+        confusion=confusion,
+        predictions=predictions,
+        norm_panels={"Validation images": panels},
+        summary=_summary(measured.metrics, model, val_set),
+    )
+
+
+def _summary(metrics: Mapping[str, float], model: VisionMamba, val_set: ImageDataset) -> dict[str, object]:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    shown: dict[str, object] = {name: f"{value:.2%}" for name, value in metrics.items() if name.startswith("top")}
+    return {**shown, "validation images": f"{len(val_set):,}", "parameters": f"{parameters:,}"}
+
+
+def _sample(model: VisionMamba, val_set: ImageDataset) -> tuple[Tensor, list[Any], list[int]]:
+    """Validation images spread over the set: model inputs, pixels to show, labels."""
+    assert model.preprocessing is not None
+    transform = EvalTransform(preprocessing=model.preprocessing)
+    count = min(_LOOKED_AT, len(val_set))
+    inputs, shown, labels = [], [], []
+    for number in range(count):
+        sample = val_set[number * len(val_set) // count]
+        pixels = transform.pixels(sample.image)
+        inputs.append(model.preprocessing.normalize(pixels))
+        shown.append(pixels.numpy())
+        labels.append(sample.label)
+    return torch.stack(inputs), shown, labels
+
+
+def _predictions(
+    model: VisionMamba, sample: tuple[Tensor, list[Any], list[int]], val_set: ImageDataset
+) -> list[Prediction]:
+    inputs, shown, labels = sample
+    found = examples(model, inputs, torch.tensor(labels))
+    # Errors first, so that they are seen; then the least certain.
+    order = sorted(range(len(found)), key=lambda i: (found[i].label == found[i].predicted, found[i].probability))
+    return [
+        Prediction(
+            image=shown[i],
+            true=val_set.classes[found[i].label],
+            predicted=val_set.classes[found[i].predicted],
+            probability=found[i].probability,
+        )
+        for i in order[:_SHOWN]
+    ]

@@ -1,0 +1,63 @@
+"""A training run from its recipe to its report. The directory is claimed before anything heavy is imported."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mambar.training.directory import claim
+from mambar.training.distributed_environment import rank, restarts
+from mambar.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a finished run gave: the numbers of the delivered weights, where they are, and the recipe as run."""
+
+    metrics: Mapping[str, float]
+    checkpoint: Path
+    recipe: Recipe
+    # The run had been finished before, nothing was computed now.
+    already_finished: bool = False
+
+    @property
+    def out(self) -> Path:
+        """The run directory, as `mambar.load` takes it."""
+        return self.checkpoint.parent
+
+
+def train(
+    recipe: Recipe | None,
+    *,
+    out: str | Path,
+    device: str = "auto",
+    workers: int | None = None,
+    resume: bool = False,
+    override: Iterable[str] = (),
+) -> RunResult:
+    """Runs all stages of `recipe` in the directory `out` and writes weights, curves and report there.
+
+    resume: go on from the last good checkpoint (with none, from the start), with the recipe stored in `out` where
+    `recipe` is None. override: fields that a resumed run may change beside those of `directory.MAY_CHANGE`.
+    workers: loader processes, None for a choice by machine. Under torchrun every process calls this; after a
+    restart by torchrun the run goes on by itself. Raises InputError (nothing touched), DiskError,
+    NonFiniteError, or Stopped after a signal, each with the exit code of the command line.
+    """
+    out = Path(out)
+    again = resume or (restarts() > 0 and (out / "recipe.json").exists())
+    directory = claim(out, recipe, resume=again, override=override, writes=rank() == 0)
+    try:
+        from mambar.training.stages import run_stages
+
+        return run_stages(directory, device=device, workers=_workers(workers))
+    finally:
+        directory.release()
+
+
+def _workers(asked: int | None) -> int:
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    mine = cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    # On a small machine the network needs the cores itself.
+    return 0 if mine < 4 else min(mine - 2, 16)

@@ -1,0 +1,45 @@
+"""The learning rate of a step: a pure function, so that a resumed run needs no schedule state."""
+
+import math
+from dataclasses import dataclass
+
+from mambar.training.recipe import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRate:
+    """Linear warm-up from `start` to `peak`, then cosine, linear or constant down to `floor` at the last step.
+
+    As in the official code (timm's scheduler without prefix) the decay's clock starts with the run, not after
+    the warm-up; unlike there it moves every step, not every epoch.
+    """
+
+    peak: float
+    start: float
+    floor: float
+    warmup_steps: int
+    steps: int
+    shape: str
+
+    @classmethod
+    def of(cls, stage: Stage, *, steps: int, steps_per_epoch: int) -> "LearningRate":
+        """The schedule of a stage of `steps` updates."""
+        return cls(
+            peak=stage.peak_lr,
+            start=stage.warmup_lr,
+            floor=stage.min_lr,
+            warmup_steps=min(round(stage.warmup_epochs * steps_per_epoch), steps),
+            steps=steps,
+            shape=stage.schedule,
+        )
+
+    def at(self, step: int) -> float:
+        """The rate of update number `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.start + (self.peak - self.start) * step / self.warmup_steps
+        if self.shape == "constant":
+            return self.peak
+        share = min(step / max(self.steps, 1), 1.0)
+        if self.shape == "linear":
+            return self.peak + (self.floor - self.peak) * share
+        return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * share))

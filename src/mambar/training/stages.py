@@ -1,0 +1,238 @@
+"""The stages of a run, one after the other, each starting from the last; then the delivered weights."""
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from mambar.data import open_dataset
+from mambar.data.dataset import ImageDataset
+from mambar.data.keys import key
+from mambar.errors import CheckpointError, DataError, RecipeError
+from mambar.hub.create import create_model
+from mambar.hub.files import load, save_model
+from mambar.models.vision_mamba import VisionMamba
+from mambar.training import durable
+from mambar.training.directory import RunDirectory
+from mambar.training.distributed import Processes, processes
+from mambar.training.log import MetricsLog, progress
+from mambar.training.position import Position, Surroundings
+from mambar.training.precision import Numerics
+from mambar.training.recipe import Recipe
+from mambar.training.report import write_report
+from mambar.training.run import RunResult
+from mambar.training.signals import Wishes, listening
+from mambar.training.state import Checkpoint, CheckpointStore
+from mambar.training.task import ClassificationTask, Measured, preprocessing_of
+from mambar.training.trainer import Trainer
+from mambar.version import __version__
+
+_LOG = logging.getLogger("mambar.training")
+RESULT: Final = "result.json"
+_RESULT_FORMAT: Final = 1
+
+
+def run_stages(directory: RunDirectory, *, device: str, workers: int) -> RunResult:
+    """Trains from where `directory` is to the end; see `mambar.training.run.train`."""
+    done = _finished(directory)
+    if done is not None:
+        return done
+    # Denormal numbers make the first epochs of a scan many times slower on a CPU.
+    torch.set_flush_denormal(True)
+    with listening() as wishes, processes(device) as group:
+        return _Run(directory, group, wishes, workers).to_the_end()
+
+
+@dataclass(frozen=True)
+class _Sets:
+    train: ImageDataset
+    val: ImageDataset
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "classes": list(self.train.classes),
+            "train": self.train.fingerprint(),
+            "val": self.val.fingerprint(),
+        }
+
+
+class _Run:
+    def __init__(self, directory: RunDirectory, group: Processes, wishes: Wishes, workers: int) -> None:
+        recipe = directory.recipe
+        self.directory, self.recipe, self.group = directory, recipe, group
+        self.sets = _open(recipe)
+        self.facts = {
+            "data": self.sets.facts(),
+            "version": __version__,
+            "threads": torch.get_num_threads(),
+            "device": group.device.type,
+        }
+        store = CheckpointStore(directory.path / "checkpoints", keep=recipe.keep_checkpoints)
+        if group.is_first:
+            durable.sweep(directory.path)
+            store.prepare()
+        group.wait()
+        self.around = Surroundings(
+            processes=group,
+            numerics=Numerics.of(recipe.precision, group.device),
+            store=store,
+            metrics=MetricsLog(directory.path / "metrics.jsonl"),
+            progress=progress(is_first=group.is_first),
+            wishes=wishes,
+            workers=workers,
+            facts=self.facts,
+        )
+
+    def to_the_end(self) -> RunResult:
+        checkpoint = self._last_checkpoint()
+        position = Position()
+        if checkpoint is not None:
+            _check_facts(checkpoint, self.facts)
+            position.update(checkpoint.scalars["position"])
+            _LOG.info("Going on after step %d from %s.", position.total, checkpoint.path)
+        if self.group.is_first:
+            self.around.metrics.begin(step=position.total, evaluated=position.total_evaluated)
+        trainer: Trainer | None = None
+        for index in range(position.stage, len(self.recipe.stages)):
+            previous, trainer = trainer, self._trainer(index, position)
+            if checkpoint is not None:
+                trainer.restore(checkpoint)
+                checkpoint = None
+            else:
+                self._start(trainer, index, previous)
+            del previous
+            trainer.run()
+            if index + 1 < len(self.recipe.stages):
+                position = Position(stage=index + 1, offset=position.total, skipped=position.skipped)
+        assert trainer is not None
+        return self._deliver(trainer)
+
+    def _last_checkpoint(self) -> Checkpoint | None:
+        store, group = self.around.store, self.group
+        if not group.is_first:
+            path = group.share(None)
+            return None if path is None else store.read(path)
+        checkpoint = store.load(repair=True)
+        group.share(None if checkpoint is None else checkpoint.path)
+        return checkpoint
+
+    def _trainer(self, index: int, position: Position) -> Trainer:
+        recipe, classes = self.recipe, self.sets.train.classes
+        stage = recipe.stages[index]
+        backbone = build_model(recipe, index, num_classes=len(classes))
+        return Trainer(
+            recipe,
+            index,
+            task=ClassificationTask.of(recipe, stage, classes=classes),
+            backbone=backbone,
+            train_set=self.sets.train,
+            val_set=self.sets.val,
+            around=self.around,
+            position=position,
+        )
+
+    def _start(self, trainer: Trainer, index: int, previous: Trainer | None) -> None:
+        source = self.recipe.stages[index].start_from
+        if source not in ("weights", "ema"):
+            loaded = load(source)
+            trainer.start_from(loaded.state_dict(), loaded.config)
+        elif previous is not None:
+            if source == "ema" and previous.ema is None:
+                raise RecipeError(
+                    f"stages.{index}.start_from=ema, but the stage before keeps no average; set its ema_decay."
+                )
+            model = previous.ema.model if source == "ema" and previous.ema else previous.model
+            trainer.start_from(model.state_dict(), previous.backbone.config)
+
+    def _deliver(self, trainer: Trainer) -> RunResult:
+        recipe, out = self.recipe, self.directory.path
+        model, measured = self._delivered(trainer)
+        metrics = {name: float(value) for name, value in measured.metrics.items()}
+        if self.group.is_first:
+            # The parameters' precision of a float64 run is not kept.
+            model = model.float().cpu()
+            classes = self.sets.train.classes
+            preprocessing = preprocessing_of(recipe, recipe.stages[-1])
+            save_model(out, model, name=recipe.model, classes=classes, preprocessing=preprocessing, force=True)
+            model.classes, model.preprocessing = classes, preprocessing
+            write_report(out, recipe=recipe, model=model, measured=measured, val_set=self.sets.val)
+            result = {"format_version": _RESULT_FORMAT, "metrics": metrics, "step": trainer.position.total}
+            durable.publish_file(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+            self.around.metrics.close()
+        self.group.wait()
+        return RunResult(metrics=metrics, checkpoint=out / "model.safetensors", recipe=recipe)
+
+    def _delivered(self, trainer: Trainer) -> tuple[VisionMamba, Measured]:
+        """The weights that the recipe wants handed over, and what the validation images say of them."""
+        backbone = trainer.backbone
+        if self.recipe.deliver == "best":
+            path = trainer.best_path()
+            if path is not None:
+                trainer.model.load_state_dict(self.around.store.read(path).part("model"))
+                return backbone, trainer.measure(trainer.model)
+        if self.recipe.deliver == "ema" and trainer.ema is not None:
+            averaged: Any = trainer.ema.model
+            return averaged, trainer.measured or trainer.measure(averaged)
+        return backbone, trainer.measured or trainer.measure(trainer.model)
+
+
+def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:
+    """The model of stage `index` with the start values that the recipe's seed fixes."""
+    stage = recipe.stages[index]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(recipe.seed, "init", index))
+        return create_model(
+            recipe.model,
+            image_size=stage.image_size,
+            num_classes=num_classes,
+            **{"drop_path": stage.drop_path, **recipe.config},
+        )
+
+
+def _open(recipe: Recipe) -> _Sets:
+    sets = _Sets(*(open_dataset(recipe.data, split, **recipe.data_options) for split in ("train", "val")))
+    if sets.train.classes != sets.val.classes:
+        raise DataError(
+            f"{recipe.data}: the training and validation images have different classes "
+            f"({len(sets.train.classes)} and {len(sets.val.classes)}); give both the same class folders."
+        )
+    return sets
+
+
+def _check_facts(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
+    stored = checkpoint.scalars["facts"]
+    for name in ("classes", "train", "val"):
+        if stored["data"][name] != facts["data"][name]:
+            raise DataError(
+                f"the {name} data differ from those this run began with (stored in {checkpoint.path}); resume with the "
+                "same data, or start a new run elsewhere."
+            )
+    for name in ("threads", "device", "version"):
+        if stored[name] != facts[name]:
+            _LOG.warning(
+                "%s was %s and is now %s: the run goes on, but its last bits may differ from an unbroken run's.",
+                *(name, stored[name], facts[name]),
+            )
+
+
+def _finished(directory: RunDirectory) -> RunResult | None:
+    file = directory.path / RESULT
+    if not directory.resumed or not file.exists():
+        return None
+    try:
+        result = json.loads(file.read_text("utf-8"))
+        metrics = {str(name): float(value) for name, value in result["metrics"].items()}
+        version = int(result["format_version"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{file} is damaged; remove it and resume, the weights are still there.") from None
+    if version > _RESULT_FORMAT:
+        raise CheckpointError(f"{file} has format_version {version}, newer than {_RESULT_FORMAT}: update mambar.")
+    _LOG.info("The run in %s is finished already.", directory.path)
+    return RunResult(
+        metrics=metrics,
+        checkpoint=directory.path / "model.safetensors",
+        recipe=directory.recipe,
+        already_finished=True,
+    )
