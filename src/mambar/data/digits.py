@@ -1,6 +1,7 @@
 """scikit-learn's 1,797 handwritten digits of 8×8 pixels: real data that needs no download."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ _SPLIT_SEED = 0
 
 
 class Digits:
-    """Handwritten digits as three equal channels: 1,437 to train, 360 held out, the same ones in every run."""
+    """Handwritten digits, three equal channels: 1,438 to train, 359 held out, the same in every run."""
 
     name = "digits"
     classes = tuple("0123456789")
@@ -24,7 +25,8 @@ class Digits:
 
         if split not in ("train", "val"):
             raise DataError(f"split={split!r} is unknown; digits have train and val.")
-        pixels, labels = load_digits(return_X_y=True)
+        loaded: Any = load_digits()
+        pixels, labels = np.asarray(loaded.data), np.asarray(loaded.target)
         parts = stratified_split(labels, fraction=_VAL_FRACTION, seed=_SPLIT_SEED)
         chosen = parts[("train", "val").index(split)]
         # Stored values are 0 … 16.

@@ -77,9 +77,7 @@ def training_batches(
     a global batch are left out. `pinned` has an effect only where CUDA runs.
     """
     if shards < 1 or batch_size < shards or batch_size % shards:
-        raise InputError(
-            f"batch_size={batch_size} cannot be cut into shards={shards} equal parts; use a multiple."
-        )
+        raise InputError(f"batch_size={batch_size} cannot be cut into shards={shards} equal parts; use a multiple.")
     mine = range(shards) if my_shards is None else my_shards
     if any(not 0 <= shard < shards for shard in mine):
         raise InputError(f"my_shards={list(mine)} are not all below shards={shards}.")
@@ -175,9 +173,7 @@ class _Evaluation:
 def _stack(images: list[Tensor], labels: list[int], indices: list[int], step: int, shard: int) -> Batch:
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
-        raise DataError(
-            f"images of a batch differ in shape: {sorted(shapes)}; the transform must give one size."
-        )
+        raise DataError(f"images of a batch differ in shape: {sorted(shapes)}; the transform must give one size.")
     stacked = torch.stack(images) if images else torch.empty(0, 0, 0, 0)
     return Batch(
         stacked,
@@ -242,9 +238,7 @@ def _with_workers(work: _Work, tasks: list[tuple[int, int]], workers: int, pinne
         if "DataLoader worker" not in str(error):
             raise
         reason = " ".join(str(error).split())
-        raise MambarError(
-            f"A data worker died: {reason} Try workers=0, or more shared memory (/dev/shm)."
-        ) from error
+        raise MambarError(f"A data worker died: {reason} Try workers=0, or more shared memory (/dev/shm).") from error
     finally:
         # Dropping the iterator ends its workers.
         del batches

@@ -51,9 +51,7 @@ class Mixup:
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise RecipeError(
-                    f"{name}={getattr(self, name)} is not a beta parameter; use 0 (off) or more."
-                )
+                raise RecipeError(f"{name}={getattr(self, name)} is not a beta parameter; use 0 (off) or more.")
         for name in ("prob", "switch", "smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name}={getattr(self, name)} is not a probability; use 0 to 1.")

@@ -48,14 +48,8 @@ class Preprocessing:
             raise InputError(
                 f"interpolation={self.interpolation!r} is unknown; use one of {', '.join(INTERPOLATIONS)}."
             )
-        if (
-            len(self.mean) != len(self.std)
-            or len(self.mean) not in (1, 3)
-            or not all(s > 0 for s in self.std)
-        ):
-            raise InputError(
-                f"mean={self.mean} and std={self.std} must have 1 or 3 values each, std above 0."
-            )
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or not all(s > 0 for s in self.std):
+            raise InputError(f"mean={self.mean} and std={self.std} must have 1 or 3 values each, std above 0.")
 
     @property
     def size(self) -> tuple[int, int]:

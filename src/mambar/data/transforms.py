@@ -107,9 +107,7 @@ class TrainTransform:
         if self.crop not in CROPS:
             raise RecipeError(f"crop={self.crop!r} is unknown; use one of {', '.join(CROPS)}.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise RecipeError(
-                f"scale={self.scale} is not a range of area shares; use 0 < least <= most <= 1."
-            )
+            raise RecipeError(f"scale={self.scale} is not a range of area shares; use 0 < least <= most <= 1.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise RecipeError(f"ratio={self.ratio} is not a range of width / height; use 0 < least <= most.")
         if self.padding < 0:
@@ -127,19 +125,13 @@ class TrainTransform:
             # Import timm here, once, and not in every worker process.
             self._rand_augment()
 
-    def pixels(
-        self, image: UInt8[Tensor, "channels height width"], key: int
-    ) -> UInt8[Tensor, "channels rows cols"]:
+    def pixels(self, image: UInt8[Tensor, "channels height width"], key: int) -> UInt8[Tensor, "channels rows cols"]:
         """The augmented pixels, to be normalised later as a batch (on a GPU); erasing must be 0."""
         if self.erasing:
-            raise InputError(
-                f"erasing={self.erasing} needs normalised images; call the transform, not its pixels."
-            )
+            raise InputError(f"erasing={self.erasing} needs normalised images; call the transform, not its pixels.")
         return self._augmented(image, key)
 
-    def __call__(
-        self, image: UInt8[Tensor, "channels height width"], key: int
-    ) -> Float[Tensor, "channels rows cols"]:
+    def __call__(self, image: UInt8[Tensor, "channels height width"], key: int) -> Float[Tensor, "channels rows cols"]:
         """The model's input for one image and its key."""
         normal = self.preprocessing.normalize(self._augmented(image, key))
         if self.erasing:
@@ -168,9 +160,7 @@ class TrainTransform:
     def _cropped(self, image: Tensor, generator: np.random.Generator) -> Tensor:
         height, width = self.preprocessing.size
         if self.crop == "resized":
-            top, left, rows, cols = resized_crop_box(
-                image.shape[1], image.shape[2], self.scale, self.ratio, generator
-            )
+            top, left, rows, cols = resized_crop_box(image.shape[1], image.shape[2], self.scale, self.ratio, generator)
             picture = to_pillow(image[:, top : top + rows, left : left + cols])
             return from_pillow(picture.resize((width, height), self.preprocessing.resampling))
         image = EvalTransform(preprocessing=self.preprocessing).pixels(image)

@@ -1,0 +1,103 @@
+"""Datasets by name or by path: the one place that knows them all."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mambar.data.cifar10 import Cifar10, Cifar10Jpeg, has_npz
+from mambar.data.dataset import ImageDataset, Subset
+from mambar.data.digits import Digits
+from mambar.data.folder import SPLITS, ImageFolder
+from mambar.data.imagenet import ImageNet, named_by_wordnet
+from mambar.data.keys import key, permutation
+from mambar.data.names import one_line
+from mambar.data.shapes import Shapes
+from mambar.data.shard_index import index_path, shard_files
+from mambar.data.shards import Shards
+from mambar.errors import DataError
+
+_LIMIT_SEED = 0
+
+
+def _shapes(split: str, **options: Any) -> Shapes:
+    return Shapes(split=split, **options)
+
+
+def _cifar10(split: str, *, root: Path | str = Path("data"), download: bool = False) -> Cifar10:
+    return Cifar10(root, split, download=download)
+
+
+DATASETS: dict[str, Callable[..., ImageDataset]] = {"digits": Digits, "shapes": _shapes, "cifar10": _cifar10}
+# What to look at for the names of the options, where it is not the opener itself.
+_OPTIONS = {"shapes": Shapes}
+
+
+def open_dataset(data: str | Path, split: str, *, limit: int | None = None, **options: Any) -> ImageDataset:
+    """The split ("train" or "val") of the dataset that `data` names: a built-in's name, or a path.
+
+    Built in: digits, shapes (options: the fields of `Shapes`), cifar10 (torchvision's; options `root` and
+    `download`). A path is looked at: CIFAR-10 as .npz or as torchvision stores it, a folder of tar shards,
+    class folders called by WordNet ids (ImageNet) or by anything else. "./digits" is a path, "digits" is
+    not.
+
+    `limit` keeps that many images at most, always the same ones.
+    """
+    if split not in SPLITS:
+        raise DataError(f"split={split!r} is unknown; use {' or '.join(SPLITS)}.")
+    opener, arguments, accepted = _find(data)
+    for name in options:
+        if name not in accepted:
+            near = difflib.get_close_matches(name, accepted, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(accepted) or 'none'}."
+            raise DataError(f"data={data} has no option {one_line(name)!r}; {hint}")
+    try:
+        dataset = opener(*arguments, split, **options)
+    except TypeError as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise DataError(f"data={data} cannot be opened with {given}: {error}.") from error
+    return dataset if limit is None else _limited(dataset, limit, split)
+
+
+def _find(data: str | Path) -> tuple[Callable[..., ImageDataset], tuple[Path, ...], list[str]]:
+    """(opener, its arguments before the split, the options it takes)."""
+    if isinstance(data, str) and data in DATASETS:
+        opener = DATASETS[data]
+        return opener, (), _option_names(_OPTIONS.get(data, opener))
+    path = Path(data)
+    opener = _opener_of(path)
+    return opener, (path,), _option_names(opener)
+
+
+def _opener_of(path: Path) -> Callable[..., ImageDataset]:
+    if not path.is_dir():
+        if path.exists():
+            raise DataError(f"data={path} is a file; give the folder that holds the data.")
+        known = ", ".join(DATASETS)
+        raise DataError(f"data={path} does not exist; give a folder, or one of the built-in sets: {known}.")
+    if has_npz(path):
+        return Cifar10Jpeg
+    if (path / "cifar-10-batches-py").is_dir():
+        return Cifar10
+    if any(index_path(path, split).is_file() or shard_files(path, split) for split in SPLITS):
+        return Shards
+    return ImageNet if named_by_wordnet(path) else ImageFolder
+
+
+def _option_names(opener: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(opener).parameters.values()
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name != "split"
+    ]
+
+
+def _limited(dataset: ImageDataset, limit: int, split: str) -> ImageDataset:
+    if limit < 1:
+        raise DataError(f"limit={limit} is not a count; use 1 or more.")
+    if limit >= len(dataset):
+        return dataset
+    chosen = permutation(len(dataset), key(_LIMIT_SEED, "limit", split))[:limit]
+    return Subset(dataset, sorted(chosen.tolist()), name=dataset.name)

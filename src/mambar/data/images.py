@@ -1,0 +1,164 @@
+"""One image, from a path or from bytes, as pixels; what could do harm is refused before it is decoded.
+
+Only PNG, JPEG and WEBP are opened, whatever the file is called. The size is read from the header and held
+against a limit first, so a bomb costs no memory. Everything that goes wrong is an ImageError of one line.
+"""
+
+import io
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from mambar.data.names import one_line
+from mambar.errors import ImageError, InputError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+# A 40-megapixel photograph needs about 280 MB while it is read.
+MAX_PIXELS = 40_000_000
+MAX_BYTES = 256_000_000
+DECODERS = ("pillow", "torchvision")
+
+_ORIENTATION = 0x0112
+# EXIF orientation -> (transpose, flip up-down, flip left-right), applied in this order.
+_UPRIGHT = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+def read_image(
+    source: Path | str | bytes,
+    *,
+    name: str | None = None,
+    upright: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    decoder: str = "pillow",
+) -> UInt8[Tensor, "3 height width"]:
+    """The RGB pixels of a PNG, JPEG or WEBP file, or of its bytes.
+
+    Gray, palette, CMYK and 16-bit images (their high byte) become RGB; what is transparent is laid on
+    white. `upright` turns the picture as its EXIF says; torchvision's and the official loader do not.
+    `name` stands for bytes in error messages. Animated PNG and WEBP are refused; of a multi-picture JPEG
+    the first is taken.
+
+    `decoder` "pillow" is what published figures were made with; "torchvision" is faster for plain RGB JPEG
+    and PNG (all others go through Pillow) and may differ by a few gray levels where the two carry different
+    libjpeg builds. Raises ImageError for everything that is not a readable image.
+    """
+    if decoder not in DECODERS:
+        raise InputError(f"decoder={decoder!r} is unknown; use one of {', '.join(DECODERS)}.")
+    if isinstance(source, bytes):
+        name, data = name or "image", source
+    else:
+        name = name or str(source)
+        data = _file_bytes(Path(source), name)
+    if not data:
+        raise ImageError(f"{one_line(name)} is empty (0 bytes); replace or remove it.")
+    with warnings.catch_warnings():
+        # Pillow warns of what we check or refuse ourselves.
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_header(image, name, max_pixels)
+                return _decode(image, data, upright, decoder)
+        except ImageError:
+            raise
+        except MemoryError:
+            raise
+        # A damaged file raises OSError, ValueError, SyntaxError, struct.error, … depending on the format.
+        except Exception as error:
+            raise ImageError(f"{one_line(name)} cannot be read as {_allowed()}: {_reason(error)}.") from error
+
+
+def _file_bytes(path: Path, name: str) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ImageError(f"{one_line(name)} is {kind}; give the path of {_allowed()} file.")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(f"{one_line(name)} has {status.st_size} bytes; at most {MAX_BYTES} are read.")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        reason = "is a link to nothing" if path.is_symlink() else f"cannot be opened: {_reason(error)}"
+        raise ImageError(f"{one_line(name)} {reason}; check the path.") from error
+
+
+def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{one_line(name)} has {width}x{height} pixels; at most {max_pixels} are decoded: make it smaller."
+        )
+    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+        raise ImageError(f"{one_line(name)} is animated; save one frame as a still image.")
+
+
+def _decode(image: Image.Image, data: bytes, upright: bool, decoder: str) -> Tensor:
+    plain = image.mode == "RGB" and "transparency" not in image.info
+    if decoder == "torchvision" and plain and image.format in ("JPEG", "PNG"):
+        orientation = _orientation(image) if upright else 1
+        pixels = _decode_by_torchvision(data)
+    else:
+        image.load()
+        orientation = _orientation(image) if upright else 1
+        pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+    if orientation not in _UPRIGHT:
+        return pixels
+    transpose, up_down, left_right = _UPRIGHT[orientation]
+    if transpose:
+        pixels = pixels.transpose(1, 2)
+    sides = [side for side, wanted in ((1, up_down), (2, left_right)) if wanted]
+    return (pixels.flip(sides) if sides else pixels).contiguous()
+
+
+def _decode_by_torchvision(data: bytes) -> Tensor:
+    from torchvision.io import ImageReadMode, decode_image
+
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return decode_image(encoded, mode=ImageReadMode.RGB)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):
+        # 16-bit gray: Pillow's own conversion would clip instead of scale.
+        gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    # Damaged EXIF says nothing about the pixels.
+    except Exception:
+        return 1
+
+
+def _allowed() -> str:
+    return "a PNG, JPEG or WEBP"
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "its content is of another kind, or damaged"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return one_line(text, limit=100).rstrip(".")

@@ -1,0 +1,46 @@
+"""Names: very many of them in one array, and one of them in a message.
+
+A list of a million paths is a million objects whose reference counts every worker process touches, and so
+copies; two arrays are shared by all.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+
+def one_line(text: str, *, limit: int = 120) -> str:
+    """The text without control characters, shortened in the middle: fit for a message of one line."""
+    line = "".join(character if character.isprintable() else "?" for character in text)
+    if len(line) <= limit:
+        return line
+    return f"{line[: limit // 2 - 1]}…{line[-limit // 2 :]}"
+
+
+class PackedNames:
+    """An unchangeable sequence of strings, stored as UTF-8 bytes and offsets."""
+
+    def __init__(self, text: UInt8[np.ndarray, "bytes"], offsets: Int64[np.ndarray, "ends"]) -> None:
+        self.text = text
+        self.offsets = offsets
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "PackedNames":
+        """The names, packed; undecodable bytes in file names survive."""
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum([len(name) for name in encoded], out=offsets[1:])
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} names; there is no index {index}.")
+        start, end = self.offsets[index], self.offsets[index + 1]
+        return self.text[start:end].tobytes().decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
