@@ -1,0 +1,79 @@
+"""Ridge regression in closed form, its strength chosen by leave-one-out errors that need no refitting."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Penalties in units of the number of samples, for features of unit variance.
+STRENGTHS = tuple(10.0**power for power in range(-5, 3))
+
+Score = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ridge:
+    """A fitted ridge regression: targets = (features - mean) / scale @ weight + offset."""
+
+    mean: Float[Tensor, "dim"]
+    scale: Float[Tensor, "dim"]
+    weight: Float[Tensor, "dim targets"]
+    offset: Float[Tensor, "targets"]
+    strength: float
+
+    def predict(self, features: Float[Tensor, "samples dim"]) -> Float[Tensor, "samples targets"]:
+        """The targets of other samples, float64."""
+        return (features.double() - self.mean) / self.scale @ self.weight + self.offset
+
+
+def fit_ridge(
+    features: Float[Tensor, "samples dim"],
+    targets: Float[Tensor, "samples targets"],
+    *,
+    strengths: tuple[float, ...] = STRENGTHS,
+    score: Score | None = None,
+) -> Ridge:
+    """Ridge regression on standardised features, the penalty not on the offset, all in float64.
+
+    The strength (in units of the number of samples) is the one with the largest `score` of the leave-one-out
+    predictions (samples, targets); the default score is minus their squared error. Of equals the strongest wins.
+    """
+    features, targets = features.double(), targets.double()
+    count = len(features)
+    mean, offset = features.mean(0), targets.mean(0)
+    scale = features.std(0, correction=0)
+    # A feature that never changes says nothing; dividing it by its rounding error would make it look loud.
+    scale = torch.where(scale > 1e-12 * features.abs().amax(0).clamp_min(1e-300), scale, torch.inf)
+    standard = (features - mean) / scale
+    centred = targets - offset
+    left, squares, right = _decompose(standard)
+    projected = left.T @ centred  # (rank, targets)
+    best: tuple[float, float] | None = None
+    for strength in strengths:
+        shrink = squares / (squares + strength * count)
+        leverage = (left.square() @ shrink + 1 / count).clamp_max(1 - 1e-9)[:, None]
+        fitted = left @ (shrink[:, None] * projected)
+        # Leaving one sample out moves its prediction away from its own target by leverage / (1 - leverage).
+        held_out = fitted + offset - leverage / (1 - leverage) * (centred - fitted)
+        value = float(score(held_out)) if score else -float((held_out - targets).square().sum())
+        if best is None or value >= best[0]:
+            best = (value, strength)
+    chosen = best[1] if best else strengths[0]
+    weight = right @ (squares.sqrt() / (squares + chosen * count))[:, None].mul(projected)
+    return Ridge(mean=mean, scale=scale, weight=weight, offset=offset, strength=chosen)
+
+
+def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Left vectors (samples, rank), squared singular values (rank), right vectors (dim, rank)."""
+    samples, dim = matrix.shape
+    if samples < dim:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        squares, right = values.square(), right.T
+    else:
+        # Many samples: the small matrix of products is cheaper, and what it loses lies far below any penalty.
+        squares, right = torch.linalg.eigh(matrix.T @ matrix)
+        left = matrix @ right / squares.clamp_min(1e-300).sqrt()
+    kept = squares > 1e-12 * squares.max().clamp_min(1e-300)
+    return left[:, kept], squares[kept], right[:, kept]
