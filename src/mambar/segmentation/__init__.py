@@ -1,0 +1,7 @@
+"""Semantic segmentation: UPerNet on a token model, its training, its inference on images of any size."""
+
+from mambar.segmentation.decoders import DECODERS as DECODERS
+from mambar.segmentation.segmenter import Segmenter as Segmenter
+from mambar.segmentation.segmenter import SegmenterConfig as SegmenterConfig
+from mambar.segmentation.upernet import FCNHead as FCNHead
+from mambar.segmentation.upernet import UPerHead as UPerHead
