@@ -7,21 +7,18 @@ Nothing of this is in the paper: the network is as small as it may be while it s
 registers and the register head.
 """
 
+import dataclasses
+
 from mambar.recipes.page import Page
 from mambar.training.recipe import Recipe, Stage
 
-NETWORK = {
-    "patch_size": 2,
-    "dim": 64,
-    "depth": 4,
-    "num_registers": 4,
-    "reduce": 2,
-}
+BODY = {"patch_size": 2, "dim": 64, "depth": 4}
+REGISTERS = {"num_registers": 4, "reduce": 2}
 
 RECIPE = Recipe(
     name="digits",
     model="mambar_tiny_patch16_224",
-    config=NETWORK,
+    config={**BODY, **REGISTERS},
     data="digits",
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
@@ -46,10 +43,21 @@ RECIPE = Recipe(
     precision="fp32",
 )
 
+# The same network, data and schedule; one register in the middle, which alone is read.
+VIM_RECIPE = dataclasses.replace(RECIPE, name="digits_vim", model="vim_tiny_patch16_224", config=BODY)
+
 PAGE = Page(
     recipe=RECIPE,
     title="Mamba-R on handwritten digits",
     source="ours",
     command="mambar train digits",
+    expected="not run yet",
+)
+
+VIM_PAGE = Page(
+    recipe=VIM_RECIPE,
+    title="Vim (one middle register) on handwritten digits",
+    source="ours",
+    command="mambar train digits_vim",
     expected="not run yet",
 )

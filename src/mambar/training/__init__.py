@@ -2,5 +2,5 @@
 
 from mambar.training.recipe import Recipe as Recipe
 from mambar.training.recipe import Stage as Stage
-from mambar.training.run import RunResult as RunResult
+from mambar.training.result import RunResult as RunResult
 from mambar.training.run import train as train

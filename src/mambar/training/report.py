@@ -26,7 +26,6 @@ def write_report(out: Path, *, recipe: Recipe, model: VisionMamba, measured: Mea
     """Writes report.html and curves.png of the run in `out`; `model` carries its classes and preprocessing."""
     result = measured.detail
     sample = _sample(model, val_set)
-    predictions = _predictions(model, sample, val_set)
     panels = compare_norms({recipe.name: model}, sample[0][:_MAPPED], shown=sample[1][:_MAPPED])
     confusion = result.confusion if isinstance(result, ClassificationResult) else None
     return write_run_report(
@@ -36,7 +35,7 @@ def write_report(out: Path, *, recipe: Recipe, model: VisionMamba, measured: Mea
         metrics={recipe.name: read_metrics(out / "metrics.jsonl")},
         classes=val_set.classes,
         confusion=confusion,
-        predictions=predictions,
+        predictions=example_predictions(model, val_set),
         norm_panels={"Validation images": panels},
         summary=_summary(measured.metrics, model, val_set),
     )
@@ -63,12 +62,10 @@ def _sample(model: VisionMamba, val_set: ImageDataset) -> tuple[Tensor, list[Any
     return torch.stack(inputs), shown, labels
 
 
-def _predictions(
-    model: VisionMamba, sample: tuple[Tensor, list[Any], list[int]], val_set: ImageDataset
-) -> list[Prediction]:
-    inputs, shown, labels = sample
+def example_predictions(model: VisionMamba, val_set: ImageDataset) -> list[Prediction]:
+    """Validation images with what the model says of them: errors first, so that they are seen, then doubts."""
+    inputs, shown, labels = _sample(model, val_set)
     found = examples(model, inputs, torch.tensor(labels))
-    # Errors first, so that they are seen; then the least certain.
     order = sorted(range(len(found)), key=lambda i: (found[i].label == found[i].predicted, found[i].probability))
     return [
         Prediction(

@@ -1,29 +1,13 @@
 """A training run from its recipe to its report. The directory is claimed before anything heavy is imported."""
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 from mambar.training.directory import claim
 from mambar.training.distributed_environment import rank, restarts
 from mambar.training.recipe import Recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a finished run gave: the numbers of the delivered weights, where they are, and the recipe as run."""
-
-    metrics: Mapping[str, float]
-    checkpoint: Path
-    recipe: Recipe
-    # The run had been finished before, nothing was computed now.
-    already_finished: bool = False
-
-    @property
-    def out(self) -> Path:
-        """The run directory, as `mambar.load` takes it."""
-        return self.checkpoint.parent
+from mambar.training.result import RunResult
 
 
 def train(

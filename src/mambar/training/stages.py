@@ -13,6 +13,7 @@ from mambar.data.keys import key
 from mambar.errors import CheckpointError, DataError, RecipeError
 from mambar.hub.create import create_model
 from mambar.hub.files import load, save_model
+from mambar.models.config import VARIANTS
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training import durable
 from mambar.training.directory import RunDirectory
@@ -22,7 +23,7 @@ from mambar.training.position import Position, Surroundings
 from mambar.training.precision import Numerics
 from mambar.training.recipe import Recipe
 from mambar.training.report import write_report
-from mambar.training.run import RunResult
+from mambar.training.result import RunResult
 from mambar.training.signals import Wishes, listening
 from mambar.training.state import Checkpoint, CheckpointStore
 from mambar.training.task import ClassificationTask, Measured, preprocessing_of
@@ -136,7 +137,7 @@ class _Run:
     def _start(self, trainer: Trainer, index: int, previous: Trainer | None) -> None:
         source = self.recipe.stages[index].start_from
         if source not in ("weights", "ema"):
-            loaded = load(source)
+            loaded = _starting_model(source)
             trainer.start_from(loaded.state_dict(), loaded.config)
         elif previous is not None:
             if source == "ema" and previous.ema is None:
@@ -179,16 +180,29 @@ class _Run:
 
 
 def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:
-    """The model of stage `index` with the start values that the recipe's seed fixes."""
+    """The model of stage `index` with the start values that the recipe's seed fixes.
+
+    model="same" takes the configuration of the model that the first stage starts from.
+    """
     stage = recipe.stages[index]
+    fields = {
+        "image_size": stage.image_size,
+        "num_classes": num_classes,
+        "drop_path": stage.drop_path,
+        **recipe.config,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(recipe.seed, "init", index))
-        return create_model(
-            recipe.model,
-            image_size=stage.image_size,
-            num_classes=num_classes,
-            **{"drop_path": stage.drop_path, **recipe.config},
-        )
+        if recipe.model == "same":
+            return VisionMamba(_starting_model(recipe.stages[0].start_from).config.but(**fields))
+        return create_model(recipe.model, **fields)
+
+
+def _starting_model(source: str) -> VisionMamba:
+    """A model to start from: a path, a hub id, or the name of a released one (downloaded)."""
+    if source in ("weights", "ema"):
+        raise RecipeError("model='same' needs start_from: a run directory, a file, or a released model's name.")
+    return create_model(source, pretrained=True) if source in VARIANTS else load(source)
 
 
 def _open(recipe: Recipe) -> _Sets:

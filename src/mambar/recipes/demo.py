@@ -1,0 +1,132 @@
+"""The demo: Mamba-R and Vim on handwritten digits, one report for both."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mambar.errors import InputError
+from mambar.recipes.digits import RECIPE, VIM_RECIPE
+from mambar.recipes.run import default_out, run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mambar.analysis import NormPanel
+    from mambar.models.vision_mamba import VisionMamba
+
+_NAMES = ("Mamba-R, 4 registers", "Vim, 1 middle register")
+_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+# Pixels: 28×28 patches of two.
+_PHOTOGRAPH_SIZE = 56
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """Top-1 on held-out digits by network, and where the report and the two runs are."""
+
+    top1: Mapping[str, float]
+    report: Path
+    runs: Mapping[str, Path]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON can hold it."""
+        runs = {name: str(path) for name, path in self.runs.items()}
+        return {"top1": dict(self.top1), "report": str(self.report), "runs": runs}
+
+
+def run_demo(
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    workers: int = 0,
+    fields: Iterable[str] = (),
+) -> DemoResult:
+    """Trains both networks into `out`/mambar and `out`/vim and writes `out`/report.html.
+
+    `fields` are `field=value` texts for both recipes. Raises InputError if `out` is not empty.
+    """
+    out = Path(out) if out is not None else default_out("demo")
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise InputError(f"out={out} is not empty; choose another place.")
+    fields = list(fields)
+    recipes = {
+        _NAMES[0]: (RECIPE.with_text(fields), "mambar"),
+        _NAMES[1]: (VIM_RECIPE.with_text(fields), "vim"),
+    }
+    results = {
+        name: run(recipe, out=out / folder, seed=seed, device=device, workers=workers)
+        for name, (recipe, folder) in recipes.items()
+    }
+    top1 = {name: result.metrics["top1"] for name, result in results.items()}
+    runs = {name: result.directory for name, result in results.items()}
+    return DemoResult(top1=top1, report=_report(out, runs, top1), runs=runs)
+
+
+def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> Path:
+    from mambar.analysis.run_report import write_run_report
+    from mambar.data import open_dataset
+    from mambar.hub import load
+    from mambar.recipes.evaluation import evaluate_run
+    from mambar.training.log import read_metrics
+    from mambar.training.report import example_predictions
+
+    first = next(iter(runs))
+    models = {name: load(path) for name, path in runs.items()}
+    digits = open_dataset("digits", "val")
+    return write_run_report(
+        out / "report.html",
+        title="mambar demo: registers in a vision Mamba",
+        introduction=(
+            "Two networks of the same body, data and schedule on 8×8-pixel handwritten digits: Mamba-R with four "
+            "registers spread over the sequence and read together, Vim with one in the middle."
+        ),
+        recipe=RECIPE.flat(),
+        metrics={name: read_metrics(path / "metrics.jsonl") for name, path in runs.items()},
+        classes=digits.classes,
+        confusion=evaluate_run(runs[first]).confusion,
+        predictions=example_predictions(models[first], digits),
+        norm_panels=_norm_panels(models),
+        summary={f"top-1, {name}": f"{value:.2%}" for name, value in top1.items()},
+    )
+
+
+def _norm_panels(models: "Mapping[str, VisionMamba]") -> "dict[str, list[NormPanel]]":
+    import torch
+
+    from mambar.analysis import FigureLabel
+    from mambar.analysis.norm_panels import compare_norms
+    from mambar.data import open_dataset
+    from mambar.data.photographs import photographs
+
+    digits = open_dataset("digits", "val")
+    pixels = [digits[index].image for index in range(4)]
+    pictures = photographs(*_PHOTOGRAPHS)
+    small = {name: _reduced(picture) for name, picture in pictures.items()}
+    normal = next(iter(models.values())).preprocessing
+    assert normal is not None
+    return {
+        "Held-out digits": compare_norms(
+            models,
+            torch.stack([normal.normalize(image) for image in pixels]),
+            shown=[image.numpy() for image in pixels],
+            label=FigureLabel(data="digits, held out"),
+        ),
+        "Real photographs: shows the tool, not the finding": compare_norms(
+            models,
+            torch.stack([normal.normalize(image) for image in small.values()]),
+            shown=[image.numpy() for image in small.values()],
+            captions=[
+                f"{name}, {_PHOTOGRAPH_SIZE} pixels: shows the tool, not the finding (the networks know digits only)"
+                for name in small
+            ],
+            label=FigureLabel(data="photographs of scikit-image"),
+        ),
+    }
+
+
+def _reduced(picture: "Tensor") -> "Tensor":
+    from mambar.data import EvalTransform, Preprocessing
+
+    return EvalTransform(preprocessing=Preprocessing(image_size=_PHOTOGRAPH_SIZE)).pixels(picture)

@@ -1,0 +1,59 @@
+"""Evaluating a trained model on the data of its run, or on others."""
+
+import dataclasses
+from pathlib import Path
+
+from mambar.data import EvalTransform, Preprocessing, evaluation_batches, open_dataset
+from mambar.errors import DataError, InputError
+from mambar.evaluation import ClassificationResult, evaluate
+from mambar.hub import load
+from mambar.training.directory import stored_recipe
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    batch_size: int = 64,
+    crop: float | str | None = None,
+    device: str = "cpu",
+    workers: int = 0,
+) -> ClassificationResult:
+    """Top-1, top-5 and per class of the model in `run` (a run directory, a file, a hub id) on a split of `data`.
+
+    data: by default what the run was trained on. crop: share of the resized image that is looked at, by default the
+    model's own. The data's classes must be the model's.
+    """
+    model = load(run, device=device)
+    options = {}
+    if data is None:
+        recipe = stored_recipe(Path(run))
+        data, options = recipe.data, dict(recipe.data_options)
+    dataset = open_dataset(data, split, **options)
+    if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
+        raise DataError(
+            f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "
+            f"{len(model.classes)} ({', '.join(model.classes[:4])}, …); evaluate on data with the model's classes."
+        )
+    preprocessing = model.preprocessing or Preprocessing(image_size=model.config.image_size)
+    if crop is not None:
+        preprocessing = dataclasses.replace(preprocessing, crop=_share(crop))
+    batches = evaluation_batches(
+        dataset,
+        EvalTransform(preprocessing=preprocessing).pixels,
+        batch_size=batch_size,
+        workers=workers,
+        pinned=device.startswith("cuda"),
+    )
+    return evaluate(model, batches, classes=dataset.classes, device=device, prepare=preprocessing.normalize)
+
+
+def _share(crop: float | str) -> float:
+    try:
+        share = float(crop)
+    except ValueError:
+        raise InputError(f"crop={crop!r} is not a number; use above 0 and at most 1.") from None
+    if not 0 < share <= 1:
+        raise InputError(f"crop={crop} is not allowed; use above 0 and at most 1.")
+    return share

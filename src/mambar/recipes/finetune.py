@@ -1,0 +1,51 @@
+"""Fine-tuning a trained model on own images: layer-wise learning rates, or only the head.
+
+    mambar train finetune data=PATH start_from=runs/mambar_base
+    mambar train finetune data=PATH start_from=mambar_base_patch16_224.pth
+    mambar train finetune data=PATH start_from=… freeze_backbone=true lr=1e-3
+
+PATH holds a folder a class, or train/ and val/ with a folder a class each. The head starts fresh where the number of
+classes differs.
+"""
+
+from mambar.recipes.page import Page
+from mambar.training.recipe import Recipe, Stage
+
+RECIPE = Recipe(
+    name="finetune",
+    model="same",
+    data="images",
+    stages=(
+        Stage(
+            image_size=224,
+            epochs=30,
+            batch_size=64,
+            lr=3e-4,
+            min_lr=1e-6,
+            warmup_epochs=3.0,
+            weight_decay=0.05,
+            decay_groups="corrected",
+            layer_decay=0.75,
+            clip=1.0,
+            drop_path=0.1,
+            scale=(0.3, 1.0),
+            augment="rand-m9-mstd0.5-inc1",
+            smoothing=0.1,
+            eval_crop=0.95,
+            start_from="PATH",
+        ),
+    ),
+    deliver="best",
+)
+
+PAGE = Page(
+    recipe=RECIPE,
+    title="Fine-tuning a trained model on own images",
+    source="ours",
+    command="mambar train finetune data=PATH start_from=MODEL",
+    expected="depends on the images",
+    not_published={
+        "stages.0.layer_decay": "0.75, the usual value for networks of this depth; the official code has none",
+        "stages.0.lr": "for layer decay 0.75: the stem then learns at 2e-7, the head at 3e-4",
+    },
+)

@@ -1,0 +1,41 @@
+"""Fine-tuning Mamba-R Large from 224 to 384 pixels on ImageNet-1k. The recipe of the paper's 84.5 % is not published.
+
+    mambar train finetune_384 data=/data/imagenet start_from=runs/mambar_large --processes 8
+    mambar train finetune_384 data=/data/imagenet start_from=mambar_large_patch16_224.pth --processes 8
+
+Positions of patches are resized bicubically, those of registers are kept.
+"""
+
+import dataclasses
+
+from mambar.recipes.page import Page
+from mambar.recipes.stages import FINETUNE
+from mambar.training.recipe import Recipe
+
+RECIPE = Recipe(
+    name="finetune_384",
+    model="same",
+    data="imagenet",
+    stages=(dataclasses.replace(FINETUNE, image_size=384, drop_path=0.5, clip=1.0, start_from="PATH"),),
+    shards=16,
+    grad_checkpointing=True,
+)
+
+_AS_FINETUNE = "Base's third stage, which is published"
+
+PAGE = Page(
+    recipe=RECIPE,
+    title="From 224 to 384 pixels on ImageNet-1k",
+    source="ours, after the third stage of github.com/wangf3014/Mamba-Reg at 0f7c2da",
+    command="mambar train finetune_384 data=/data/imagenet start_from=PATH --processes 8",
+    expected="84.5 % top-1 for Large (paper v1 and v2); ours: not run",
+    not_published={
+        "stages.0.epochs": _AS_FINETUNE,
+        "stages.0.lr": _AS_FINETUNE,
+        "stages.0.batch_size": _AS_FINETUNE,
+        "stages.0.weight_decay": _AS_FINETUNE,
+        "stages.0.augment": _AS_FINETUNE,
+        "stages.0.drop_path": "0.5, as our Large recipe before it",
+        "stages.0.clip": "1.0, as our Large recipe before it",
+    },
+)

@@ -1,0 +1,48 @@
+"""Training on a folder of own images from fresh weights, with settings that suit a few thousand images.
+
+    mambar train folder data=PATH
+    mambar train folder data=PATH epochs=100 image_size=224 batch_size=32
+
+PATH holds a folder a class, or train/ and val/ with a folder a class each. With a trained model to start from,
+`finetune` is better.
+"""
+
+from mambar.recipes.page import Page
+from mambar.training.recipe import Recipe, Stage
+
+RECIPE = Recipe(
+    name="folder",
+    model="mambar_tiny_patch16_224",
+    config={"depth": 12, "patch_size": 8, "num_registers": 8},
+    data="images",
+    stages=(
+        Stage(
+            image_size=64,
+            epochs=50,
+            batch_size=32,
+            lr=1e-3,
+            min_lr=1e-5,
+            warmup_epochs=3.0,
+            weight_decay=0.05,
+            decay_groups="corrected",
+            clip=1.0,
+            drop_path=0.05,
+            scale=(0.4, 1.0),
+            jitter=0.2,
+            smoothing=0.1,
+        ),
+    ),
+    deliver="best",
+)
+
+PAGE = Page(
+    recipe=RECIPE,
+    title="A small Mamba-R on a folder of own images",
+    source="ours",
+    command="mambar train folder data=PATH",
+    expected="depends on the images",
+    not_published={
+        "stages.0.image_size": "64: half an hour on two CPU cores for a thousand images; raise it on a GPU",
+        "config.depth": "12 layers: small data do not feed 24",
+    },
+)

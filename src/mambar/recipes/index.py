@@ -1,0 +1,44 @@
+"""The recipes by name: the one table that a new page is entered in."""
+
+import importlib
+from typing import Final
+
+from mambar.errors import RecipeError
+from mambar.recipes.page import Page
+from mambar.training.fields import suggestion
+from mambar.training.recipe import Recipe
+
+# Recipe → the module of its page, and the page's name there.
+PAGES: Final = {
+    "mambar_tiny": ("mambar_tiny", "PAGE"),
+    "mambar_small": ("mambar_small", "PAGE"),
+    "mambar_base": ("mambar_base", "PAGE"),
+    "mambar_large": ("mambar_large", "PAGE"),
+    "vim_tiny": ("vim", "TINY"),
+    "vim_small": ("vim", "SMALL"),
+    "vim_base": ("vim", "BASE"),
+    "finetune_384": ("finetune_384", "PAGE"),
+    "finetune": ("finetune", "PAGE"),
+    "folder": ("folder", "PAGE"),
+    "digits": ("digits", "PAGE"),
+    "digits_vim": ("digits", "VIM_PAGE"),
+    "shapes": ("shapes", "PAGE"),
+}
+
+
+def names() -> list[str]:
+    """The names of all recipes."""
+    return list(PAGES)
+
+
+def page(name: str) -> Page:
+    """The page of a recipe; RecipeError with the nearest name for an unknown one."""
+    if name not in PAGES:
+        raise RecipeError(f"there is no recipe {name!r}; {suggestion(name, PAGES)}")
+    module, constant = PAGES[name]
+    return getattr(importlib.import_module(f"mambar.recipes.{module}"), constant)
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of this name."""
+    return page(name).recipe

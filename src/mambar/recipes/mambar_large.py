@@ -1,0 +1,50 @@
+"""Mamba-R Large on ImageNet-1k: Base's three stages with a larger batch and more stochastic depth; not published.
+
+    torchrun --nnodes 4 --nproc-per-node 8 … -m mambar train mambar_large data=/data/imagenet
+
+341 million parameters: gradient checkpointing is on, and `parallel=fsdp` shards them where memory is short.
+"""
+
+import dataclasses
+
+from mambar.recipes.page import Page
+from mambar.recipes.stages import FINETUNE, INTERMEDIATE, PRETRAIN
+from mambar.training.recipe import Recipe
+
+RECIPE = Recipe(
+    name="mambar_large",
+    model="mambar_large_patch16_224",
+    data="imagenet",
+    stages=(
+        dataclasses.replace(PRETRAIN, batch_size=2048, lr=2.5e-4, drop_path=0.2, clip=1.0),
+        dataclasses.replace(INTERMEDIATE, batch_size=2048, lr=1e-4, drop_path=0.5, clip=1.0),
+        dataclasses.replace(FINETUNE, drop_path=0.5, clip=1.0),
+    ),
+    shards=16,
+    grad_checkpointing=True,
+)
+
+_CLIP = "1.0: divergence grows with depth, and clipping acts after the check for finite numbers"
+_LR = "scaled to Base's peak at the doubled batch: 48 layers diverge more easily"
+
+PAGE = Page(
+    recipe=RECIPE,
+    title="Mamba-R Large on ImageNet-1k, three stages",
+    source="ours, after README of github.com/wangf3014/Mamba-Reg at 0f7c2da (Base); batch 2048 as recalled",
+    command="torchrun --nnodes 4 --nproc-per-node 8 -m mambar train mambar_large data=/data/imagenet",
+    expected="83.2 % top-1 (paper v1), 83.6 % (paper v2 and README); ours: not run",
+    not_published={
+        "stages.0.batch_size": "2048, as recalled of the authors",
+        "stages.1.batch_size": "2048, as recalled of the authors",
+        "stages.0.lr": _LR,
+        "stages.1.lr": _LR,
+        "stages.0.drop_path": "0.2, twice Base's",
+        "stages.1.drop_path": "0.5, above Base's 0.4",
+        "stages.2.drop_path": "0.5, as in the stage before",
+        "stages.0.clip": _CLIP,
+        "stages.1.clip": _CLIP,
+        "stages.2.clip": _CLIP,
+        "shards": "16 parts of 128 images, as many as Base mixes at a time",
+        "grad_checkpointing": "48 layers at batch 128 fit one GPU of 80 GB with it",
+    },
+)

@@ -1,0 +1,43 @@
+"""Mamba-R Small on ImageNet-1k: Base's three stages with less stochastic depth; the recipe of Small is not published.
+
+mambar train mambar_small data=/data/imagenet --processes 8
+"""
+
+import dataclasses
+
+from mambar.recipes.page import Page
+from mambar.recipes.stages import FINETUNE, INTERMEDIATE, PRETRAIN
+from mambar.training.recipe import Recipe
+
+RECIPE = Recipe(
+    name="mambar_small",
+    model="mambar_small_patch16_224",
+    data="imagenet",
+    stages=(
+        dataclasses.replace(PRETRAIN, drop_path=0.05),
+        dataclasses.replace(INTERMEDIATE, drop_path=0.1),
+        dataclasses.replace(FINETUNE, drop_path=0.1),
+    ),
+    shards=8,
+)
+
+_AS_BASE = "Base's value: the paper names one recipe and gives its numbers for Base only"
+
+PAGE = Page(
+    recipe=RECIPE,
+    title="Mamba-R Small on ImageNet-1k, three stages",
+    source="ours, after README of github.com/wangf3014/Mamba-Reg at 0f7c2da (which gives Base)",
+    command="mambar train mambar_small data=/data/imagenet --processes 8",
+    expected="81.1 % top-1 (paper v1, derived), 81.4 % (paper v2 and README); ours: not run",
+    not_published={
+        "stages.0.drop_path": "0.05: a quarter of Base's parameters need less",
+        "stages.1.drop_path": "0.1, a quarter of Base's 0.4",
+        "stages.2.drop_path": "0.1, as in the stage before",
+        "stages.0.epochs": _AS_BASE,
+        "stages.1.epochs": _AS_BASE,
+        "stages.2.epochs": _AS_BASE,
+        "stages.0.lr": _AS_BASE,
+        "stages.1.lr": _AS_BASE,
+        "stages.2.lr": _AS_BASE,
+    },
+)

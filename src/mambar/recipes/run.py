@@ -1,0 +1,74 @@
+"""Running a recipe: the same names as on the command line. Needs no torch until the directory is claimed."""
+
+import os
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mambar.recipes.index import recipe as recipe_named
+from mambar.training.directory import stored_recipe
+from mambar.training.recipe import Recipe
+from mambar.training.result import RunResult
+from mambar.training.run import train
+
+
+def run(
+    recipe: Recipe | str,
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    workers: int | None = None,
+    resume: bool = False,
+    override: Iterable[str] = (),
+) -> RunResult:
+    """Runs a recipe (or the recipe of that name) from start to end; what is None stays as the recipe has it.
+
+    out: the run directory, by default runs/NAME-DATE-TIME; not empty only with `resume`, which goes on with the run
+    there. Errors as `mambar.training.train`.
+    """
+    chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    changes = {"data": None if data is None else str(data), "seed": seed, "precision": precision}
+    chosen = chosen.but(**{name: value for name, value in changes.items() if value is not None})
+    return train(
+        chosen,
+        out=default_out(chosen.name) if out is None else out,
+        device=device,
+        workers=workers,
+        resume=resume,
+        override=override,
+    )
+
+
+def resume(
+    out: str | Path,
+    *,
+    changes: Iterable[str] = (),
+    data: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    override: Iterable[str] = (),
+) -> RunResult:
+    """Goes on with the run in `out`; `changes` are `field=value` texts.
+
+    Fields that change what was already computed must be named in `override`. A finished run is handed back.
+    `data` says where the same data are now.
+    """
+    out = Path(out)
+    changes, moved = list(changes), data is not None
+    stored = stored_recipe(out)
+    changed: dict[str, Any] = {"data": str(data)} if moved else {}
+    asked = stored.with_text(changes).but(**changed) if changes or moved else None
+    # The data's content is compared by fingerprint; only where it lies may change.
+    allowed = [*override, "data"] if moved else list(override)
+    return train(asked, out=out, device=device, workers=workers, resume=True, override=allowed)
+
+
+def default_out(name: str) -> Path:
+    """runs/NAME-DATE-TIME; under torchrun a name that all processes and restarts share."""
+    shared = os.environ.get("TORCHELASTIC_RUN_ID")
+    stamp = shared[:16] if shared and shared != "none" else datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{name}-{stamp}"

@@ -1,0 +1,40 @@
+"""Shapes: procedural scenes of objects on plain textured backgrounds, made on the fly, no download.
+
+    mambar train shapes
+
+The backgrounds hold little information, the setting in which the paper finds artifacts in vision Mamba.
+"""
+
+from mambar.recipes.page import Page
+from mambar.training.recipe import Recipe, Stage
+
+RECIPE = Recipe(
+    name="shapes",
+    model="mambar_tiny_patch16_224",
+    config={"patch_size": 4, "dim": 64, "depth": 6, "num_registers": 4, "reduce": 2},
+    data="shapes",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    stages=(
+        Stage(
+            image_size=32,
+            epochs=10,
+            batch_size=32,
+            lr=2e-3,
+            min_lr=1e-5,
+            warmup_lr=1e-5,
+            clip=1.0,
+            crop="shift",
+            padding=2,
+            drop_path=0.05,
+        ),
+    ),
+)
+
+PAGE = Page(
+    recipe=RECIPE,
+    title="Mamba-R on procedural scenes",
+    source="ours",
+    command="mambar train shapes",
+    expected="not run yet",
+)

@@ -1,0 +1,87 @@
+"""The published stages of Mamba-R Base: official README and training code, github.com/wangf3014/Mamba-Reg 0f7c2da.
+
+Values that the README's commands leave out are the defaults of that code (DeiT's): AdamW (0.9, 0.999), eps 1e-8,
+cosine to 1e-5, five warm-up epochs from 1e-6, no clipping, EMA 0.99996, mixup 0.8 and cutmix 1.0 on every batch.
+"""
+
+from typing import Final
+
+from mambar.training.recipe import Stage
+
+PRETRAIN: Final = Stage(
+    name="pretrain",
+    image_size=128,
+    epochs=300,
+    batch_size=1024,
+    lr=5e-4,
+    lr_per=512,
+    min_lr=1e-5,
+    warmup_lr=1e-6,
+    warmup_epochs=5.0,
+    schedule="cosine",
+    weight_decay=0.05,
+    decay_groups="official",
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    ema_decay=0.99996,
+    drop_path=0.1,
+    crop="resized",
+    scale=(0.08, 1.0),
+    flip=0.5,
+    augment="three",
+    jitter=0.3,
+    repeats=3,
+    mixup=0.8,
+    cutmix=1.0,
+    mix_prob=1.0,
+    switch_prob=0.5,
+    smoothing=0.0,
+    erasing=0.0,
+    eval_crop=0.875,
+)
+
+INTERMEDIATE: Final = Stage(
+    name="intermediate",
+    image_size=224,
+    epochs=100,
+    batch_size=1024,
+    lr=2e-4,
+    lr_per=512,
+    min_lr=1e-5,
+    warmup_lr=1e-6,
+    warmup_epochs=5.0,
+    weight_decay=0.05,
+    ema_decay=0.99996,
+    drop_path=0.4,
+    augment="three",
+    jitter=0.3,
+    repeats=3,
+    mixup=0.8,
+    cutmix=1.0,
+    eval_crop=0.875,
+    start_from="weights",
+)
+
+# The rate is 1e-5 after the warm-up: peak and floor of the cosine are the same.
+FINETUNE: Final = Stage(
+    name="finetune",
+    image_size=224,
+    epochs=20,
+    batch_size=512,
+    lr=1e-5,
+    lr_per=None,
+    min_lr=1e-5,
+    warmup_lr=1e-6,
+    warmup_epochs=5.0,
+    schedule="cosine",
+    weight_decay=0.1,
+    ema_decay=0.99996,
+    drop_path=0.4,
+    augment="rand-m9-mstd0.5-inc1",
+    repeats=1,
+    mixup=0.8,
+    cutmix=1.0,
+    smoothing=0.1,
+    eval_crop=1.0,
+    start_from="weights",
+)
