@@ -169,9 +169,9 @@ def test_reset_classifier():
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 11)
     assert model.num_classes == model.config.num_classes == 11
     model.reset_classifier(0)
-    assert model(torch.randn(1, 3, 32, 32)).shape == (1, model.num_features)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, model.head_hidden_size)
     model.reset_classifier(4, global_pool="patches")
-    assert model.num_features == 32 and model.get_classifier().out_features == 4
+    assert model.head_hidden_size == model.num_features == 32 and model.get_classifier().out_features == 4
 
 
 def test_set_input_size_resizes_the_table():

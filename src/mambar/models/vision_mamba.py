@@ -37,6 +37,7 @@ class VisionMamba(nn.Module):
         self.config = config
         self.pretrained_cfg: dict[str, Any] = {}
         self.default_cfg = self.pretrained_cfg
+        self._traits: dict[str, Any] = {}
         self.classes: tuple[str, ...] | None = None
         self.preprocessing: Preprocessing | None = None
         self.grad_checkpointing = False
@@ -111,18 +112,31 @@ class VisionMamba(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """The width of what the classifier reads."""
-        return self.head.num_features
+        """The width of what `forward_features` gives, as in timm."""
+        return self.config.dim
 
     @property
     def head_hidden_size(self) -> int:
-        """timm's name of `num_features`."""
+        """The width of what the classifier reads; for the register head it differs from `num_features`."""
         return self.head.num_features
 
     @property
     def embed_dim(self) -> int:
         """timm's name of `dim`."""
         return self.config.dim
+
+    @property
+    def in_chans(self) -> int:
+        """timm's name of the configuration's `in_channels`."""
+        return self.config.in_channels
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What timm's feature extraction asks of each block: channels, stride in pixels, module name."""
+        return [
+            {"num_chs": self.dim, "reduction": self.patch_size, "module": f"blocks.{index}"}
+            for index in range(self.num_layers)
+        ]
 
     # From images to logits
 
@@ -258,13 +272,17 @@ class VisionMamba(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Takes away the blocks behind the last one asked for, and the head; gives the indices back."""
+        """Takes away the blocks behind the last one asked for, and the head; gives the indices back.
+
+        Without a head `forward` gives the mean of the patches, which leaves no parameter without gradient.
+        """
         wanted = self._take(indices)
         self.blocks = self.blocks[: max(wanted) + 1]
+        self.config = self.config.but(depth=len(self.blocks))
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
-            self.reset_classifier(0)
+            self.reset_classifier(0, "patches")
         return wanted
 
     def get_classifier(self) -> nn.Module:
@@ -276,7 +294,8 @@ class VisionMamba(nn.Module):
 
         `global_pool`, where given, is a key of `mambar.nn.HEADS` and replaces the read-out as well.
         """
-        config = self.config.but(num_classes=num_classes, head=global_pool or self.config.head)
+        head = self.config.head if global_pool is None else global_pool
+        config = self.config.but(num_classes=num_classes, head=head)
         if config.head != self.config.head:
             like = self.pos_embed.weight
             self.head = Head(
@@ -317,6 +336,8 @@ class VisionMamba(nn.Module):
         self.pos_embed.weight = nn.Parameter(resized, requires_grad=self.pos_embed.weight.requires_grad)
         self.pos_embed.grid = config.grid
         self.config = config
+        # timm keeps the present input size of a model here and writes it into what it saves.
+        self._traits = {**self._traits, "img_size": config.size}
 
 
 def drop_path_rates(config: VisionMambaConfig) -> list[float]:
