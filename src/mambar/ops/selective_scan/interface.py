@@ -20,14 +20,24 @@ from torch import Tensor
 
 from mambar.ops.checks import FLOATS, check_decay, check_device, check_shape, common_dtype, compute_dtype, rows
 from mambar.ops.dispatch import Backend, kernel, mode, resolve
-from mambar.ops.selective_scan import doubling, reference
+from mambar.ops.selective_scan import chunked, doubling, reference
 
 BACKENDS = (
+    Backend(
+        name="chunked",
+        module="mambar.ops.selective_scan.chunked",
+        devices=("cpu", "cuda", "mps", "xpu"),
+        dtypes=FLOATS,
+    ),
     Backend(name="doubling", module="mambar.ops.selective_scan.doubling", dtypes=FLOATS, traceable=True),
     Backend(name="reference", module="mambar.ops.selective_scan.reference", dtypes=FLOATS, traceable=True),
 )
 
-_PLAIN = {"doubling": doubling.selective_scan, "reference": reference.selective_scan}
+_PLAIN = {
+    "chunked": chunked.selective_scan,
+    "doubling": doubling.selective_scan,
+    "reference": reference.selective_scan,
+}
 
 
 def selective_scan(
