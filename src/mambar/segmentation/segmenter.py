@@ -187,17 +187,26 @@ class Segmenter(nn.Module):
             for norm, tokens in zip(self.norms, tapped, strict=True)
         ]
 
+    def coarse(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes rows cols"]:
+        """The decoder's own logits, a fraction of the image's size; they cover the filled-up image."""
+        return self.decoder(self.maps(images))
+
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes height width"]:
-        return self.at_image_size(self.decoder(self.maps(images)), (images.shape[-2], images.shape[-1]))
+        return self.at_image_size(self.coarse(images), (images.shape[-2], images.shape[-1]))
+
+    def filled_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """An image's (height, width) filled up to whole patches."""
+        rows, cols = (-(-side // self.patch_size) * self.patch_size for side in size)
+        return rows, cols
 
     def at_image_size(
         self, logits: Float[Tensor, "batch classes rows cols"], size: tuple[int, int]
     ) -> Float[Tensor, "batch classes height width"]:
-        """The decoder's logits, resized bilinearly in float32 to an image of `size` (height, width)."""
-        padded = [-(-side // self.patch_size) * self.patch_size for side in size]
-        return resized(logits.float(), (padded[0], padded[1]))[..., : size[0], : size[1]]
+        """Coarse logits, resized bilinearly in at least float32 to an image of `size` (height, width)."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return resized(logits, self.filled_size(size))[..., : size[0], : size[1]]
 
     def no_weight_decay(self) -> set[str]:
         """The backbone's exempt names, as they are called here."""
