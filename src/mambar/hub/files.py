@@ -162,17 +162,33 @@ def load_directory(directory: Path, *, weights: Path | None = None) -> VisionMam
     """The model a directory holds; raises `CheckpointError` for damage or a newer format."""
     ours = read_config(directory / CONFIG)
     config = VisionMambaConfig.from_dict(ours["config"])
-    recorded = ours.get("weights") or {}
-    path = weights or directory / str(recorded.get("file", WEIGHTS))
-    if path.parent.resolve() != directory.resolve():
-        raise CheckpointError(f"{directory / CONFIG} names weights outside its own directory; refused.")
-    expected = recorded.get("sha256") if path.name == recorded.get("file", WEIGHTS) else None
-    state = read_safetensors(path, sha256=expected)
+    path = weights or _weights_path(directory, ours)
+    state = read_safetensors(path, sha256=_recorded_sha256(path, ours))
     model = VisionMamba(config)
     fill(model, state, origin=str(path))
     model.classes = tuple(ours["classes"]) if ours.get("classes") else None
     model.preprocessing = Preprocessing.from_dict(ours["preprocessing"])
     return model
+
+
+def read_directory_weights(directory: Path) -> dict[str, Tensor]:
+    """The tensors of a model directory, verified against the sha256 in its config.json."""
+    ours = read_config(directory / CONFIG)
+    path = _weights_path(directory, ours)
+    return read_safetensors(path, sha256=_recorded_sha256(path, ours))
+
+
+def _weights_path(directory: Path, ours: Mapping[str, Any]) -> Path:
+    recorded = ours.get("weights") or {}
+    path = directory / str(recorded.get("file", WEIGHTS))
+    if path.parent.resolve() != directory.resolve():
+        raise CheckpointError(f"{directory / CONFIG} names weights outside its own directory; refused.")
+    return path
+
+
+def _recorded_sha256(path: Path, ours: Mapping[str, Any]) -> str | None:
+    recorded = ours.get("weights") or {}
+    return recorded.get("sha256") if path.name == recorded.get("file", WEIGHTS) else None
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,0 +1,184 @@
+"""Importing this module makes every variant known to timm: `timm.create_model("mambar_base_patch16_224")`.
+
+Beside the variants it registers `vision_mamba`, the architecture that run directories name: it takes every field
+of `VisionMambaConfig`, so `timm.create_model("local-dir:RUN", pretrained=True)` builds what was trained.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from torch import Tensor, nn
+
+from mambar.data.preprocessing import Preprocessing
+from mambar.errors import CheckpointMismatch, InputError
+from mambar.hub.convert import convert_checkpoint, infer_config, source_of, unwrap
+from mambar.hub.files import CONFIG, read_directory_weights, read_json
+from mambar.hub.released import read_official
+from mambar.hub.resize import transfer
+from mambar.hub.weights import WEIGHTS, released_file
+from mambar.models.config import VARIANTS, VisionMambaConfig
+from mambar.models.vision_mamba import VisionMamba
+
+logger = logging.getLogger(__name__)
+
+GENERIC = "vision_mamba"
+
+# timm's argument → our field. Where both are given timm's name wins: ours then came from a config.json.
+_TIMM_NAMES = {
+    "img_size": "image_size",
+    "in_chans": "in_channels",
+    "drop_path_rate": "drop_path",
+    "drop_rate": "head_dropout",
+    "proj_drop_rate": "dropout",
+    "global_pool": "head",
+    "embed_dim": "dim",
+}
+_TIMM_POOLS = {"avg": "patches", "token": "first"}
+_SOURCES = ("state_dict", "file", "url", "hf_hub_id")
+
+
+def _pretrained_cfg(name: str) -> dict[str, Any]:
+    config = VARIANTS.get(name, VisionMambaConfig())
+    seen = Preprocessing(image_size=config.image_size)
+    cfg: dict[str, Any] = {
+        "input_size": (config.in_channels, *config.size),
+        "num_classes": config.num_classes,
+        "interpolation": seen.interpolation,
+        "crop_pct": seen.crop,
+        "mean": seen.mean,
+        "std": seen.std,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.classifier",
+        "paper_ids": "arXiv:2405.14858",
+        "paper_name": "Mamba-R: Vision Mamba ALSO Needs Registers",
+    }
+    if name in WEIGHTS:
+        released = WEIGHTS[name]
+        cfg |= {"hf_hub_id": released.repository, "hf_hub_filename": released.file, "license": "unknown"}
+    return cfg
+
+
+default_cfgs = generate_default_cfgs(
+    {f"{name}.in1k" if name in WEIGHTS else name: _pretrained_cfg(name) for name in (*VARIANTS, GENERIC)}
+)
+
+
+def _architecture(base: VisionMambaConfig) -> Callable[..., VisionMamba]:
+    """What `build_model_with_cfg` calls with timm's arguments."""
+
+    def build(**arguments: Any) -> VisionMamba:
+        fields = dict(arguments)
+        for theirs, ours in _TIMM_NAMES.items():
+            if theirs in fields:
+                fields[ours] = fields.pop(theirs)
+        fields["head"] = _TIMM_POOLS.get(fields.get("head", base.head), fields.get("head", base.head))
+        if isinstance(fields.get("image_size"), list):
+            fields["image_size"] = tuple(fields["image_size"])
+        return VisionMamba(base.but(**fields))
+
+    return build
+
+
+def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """The state as timm can load it into `model`: converted where it is a released one, resized, and fitted.
+
+    Positions are resized to the model's grid; head and registers that do not fit keep the model's own start
+    values. The patch projection is left as it is, for timm to adapt to other input channels.
+    """
+    assert isinstance(model, VisionMamba)
+    tensors = unwrap(state)
+    if "pos_embed.weight" in tensors:
+        source = model.config.but(image_size=_source_size(tensors, model))
+    else:
+        config = infer_config(tensors)
+        tensors = convert_checkpoint(tensors, source=source_of(tensors), config=config)
+        source = model.config.but(image_size=config.image_size)
+    patches = tensors.pop("patch_embed.proj.weight")
+    own = model.patch_embed.proj.weight
+    transfer(model, {**tensors, "patch_embed.proj.weight": own}, source)
+    return {**model.state_dict(), "patch_embed.proj.weight": patches}
+
+
+def _source_size(state: Mapping[str, Tensor], model: VisionMamba) -> tuple[int, int]:
+    """The image size of the checkpoint: what its directory says, else the model's, else a square."""
+    table, patch = state["pos_embed.weight"].shape[1], model.patch_size
+    side = math.isqrt(table)
+    saved = vars(model).get("pretrained_model_args") or {}
+    size = saved.get("image_size") or saved.get("img_size") or model.pretrained_cfg.get("input_size", (3, 0, 0))[1:]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    for height, width in (size, model.config.size, (side * patch, side * patch)):
+        if (height // patch) * (width // patch) == table:
+            return height, width
+    raise CheckpointMismatch(
+        f"pos_embed.weight has {table} places, which is no square; give pretrained_cfg_overlay="
+        "dict(input_size=(channels, height, width)) of the checkpoint."
+    )
+
+
+def _create(name: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
+    for theirs, ours in _TIMM_NAMES.items():
+        if ours in arguments:
+            given = arguments.pop(ours)
+            arguments.setdefault(theirs, given)
+    verified = _verified_weights(name, arguments) if pretrained else None
+    if verified is not None:
+        overlay = {**(arguments.get("pretrained_cfg_overlay") or {}), "state_dict": verified, "source": None}
+        arguments["pretrained_cfg_overlay"] = overlay
+    feature_cfg = {"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"}
+    feature_cfg |= arguments.pop("feature_cfg", None) or {}
+    model = build_model_with_cfg(
+        _architecture(VARIANTS.get(name, VisionMambaConfig())),
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=feature_cfg,
+        **arguments,
+    )
+    if verified is not None:
+        model.pretrained_cfg.pop("state_dict", None)
+    return model
+
+
+def _verified_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The weights timm is about to load, read and verified by our own reader; None: timm loads them itself.
+
+    Ours: released weights (sha256 of the first download, container checked before reading) and run directories
+    (sha256 in config.json). A file, state dict or repository that the user names goes timm's way.
+    """
+    overlay = arguments.get("pretrained_cfg_overlay") or {}
+    given = arguments.get("pretrained_cfg")
+    if any(overlay.get(source) for source in _SOURCES):
+        return None
+    cfg = dataclasses.asdict(resolve_pretrained_cfg(name, given, overlay))
+    if cfg["source"] == "local-dir":
+        directory = Path(str(cfg["file"]))
+        ours = "mambar" in read_json(directory / CONFIG)
+        return read_directory_weights(directory) if ours else None
+    if name in WEIGHTS and cfg["hf_hub_id"] == WEIGHTS[name].repository and not (cfg["file"] or cfg["url"]):
+        if arguments.get("cache_dir") is not None:
+            logger.warning("cache_dir has no effect on released weights; they lie in the Hugging Face cache (HF_HOME).")
+        return read_official(released_file(name))
+    if not any(cfg[source] for source in _SOURCES):
+        raise InputError(
+            f"No weights were released for {name}; there are {', '.join(WEIGHTS)}. Use pretrained=False, or "
+            "pretrained_cfg_overlay=dict(file=PATH)."
+        )
+    return None
+
+
+def _register(name: str) -> None:
+    def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        return _create(name, pretrained=pretrained, **arguments)
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"A `VisionMamba` of the architecture {name}; takes timm's arguments and our configuration's."
+    globals()[name] = register_model(create)
+
+
+for _name in (*VARIANTS, GENERIC):
+    _register(_name)
