@@ -1,47 +1,96 @@
-"""timm's transformers through the same questions as ours."""
+"""timm's vision transformers answer like our own models when they are looked into."""
 
 import pytest
 import torch
 
+from mambar.analysis import token_norms
 from mambar.errors import InputError
 from mambar.models import TokenModel
-from mambar.models.timm_vit import create_timm_vit
+from mambar.models.timm_vit import TimmViT, create_timm_vit
+
+SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3}
+# Name → tokens in front of the patches: class, distillation, registers.
+PREFIX = {
+    "vit_tiny_patch16_224": 1,
+    "deit_tiny_distilled_patch16_224": 2,
+    "vit_small_patch14_reg4_dinov2": 5,
+    "vit_small_patch16_dinov3": 5,
+    "vit_base_patch16_gap_224": 0,
+    "beit_base_patch16_224": 1,
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "prefix"),
-    [("deit_tiny_patch16_224", 1), ("deit_tiny_distilled_patch16_224", 2), ("vit_pwee_patch16_reg1_gap_256", 1)],
-)
-def test_tokens_are_those_of_timm(name, prefix):
-    model = create_timm_vit(name, image_size=64)
-    images = torch.rand(2, 3, 64, 64)
+def small(name, **fields):
+    torch.manual_seed(0)
+    return create_timm_vit(name, image_size=56 if "14" in name else 64, num_classes=7, **{**SMALL, **fields}).eval()
+
+
+def images(model, rows=4, cols=4):
+    return torch.randn(
+        2, 3, rows * model.patch_size, cols * model.patch_size, generator=torch.Generator().manual_seed(1)
+    )
+
+
+@pytest.mark.parametrize("name", PREFIX)
+def test_tokens_are_the_streams_of_the_blocks(name):
+    model = small(name)
     assert isinstance(model, TokenModel)
+    assert (model.num_layers, model.dim, model.num_registers, model.num_classes) == (3, 48, PREFIX[name], 7)
+    seen = {}
+    for index, block in enumerate(model.model.blocks):
+        block.register_forward_hook(lambda _, given, out, index=index: seen.update({index: (given[0], out)}))
+    pictures = images(model)
     with torch.no_grad():
-        first, last = model.tokens(images, [0, -1])
-        (added,) = model.tokens(images, [model.num_layers - 1], tensor="mixer")
-        (normed,) = model.tokens(images, [-1], tensor="normed")
-        (before,) = model.tokens(images, [-2])
-        expected = model.network.forward_features(images)
-    assert first.grid == (4, 4) and first.registers.shape == (2, prefix, model.dim)
-    assert torch.equal(torch.cat([normed.registers, normed.patches], dim=1), expected)
-    assert torch.allclose(before.patches + added.patches, last.patches, atol=1e-5)
-    assert len(model.tokens(images)) == model.num_layers
-    assert not any(block._forward_hooks for block in model.blocks)
+        logits = model(pictures)
+        streams = model.tokens(pictures)
+        added = model.tokens(pictures, tensor="mixer")
+        normed = model.tokens(pictures, tensor="normed")
+        assert logits.shape == (2, 7)
+        for index in range(3):
+            given, out = seen[index]
+            for found, expected in (
+                (streams[index], out),
+                (added[index], out - given),
+                (normed[index], model.model.norm(out)),
+            ):
+                assert found.grid == (4, 4) and found.registers.shape == (2, PREFIX[name], 48)
+                assert torch.equal(torch.cat([found.registers, found.patches], dim=1), expected)
 
 
-def test_image_size_resizes_the_positions():
-    model = create_timm_vit("deit_tiny_patch16_224", image_size=(32, 48))
-    assert model.tokens(torch.rand(1, 3, 32, 48), [-1])[0].grid == (2, 3)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_any_grid(name):
+    model = small(name)
+    with torch.no_grad():
+        norms = token_norms(model, images(model, 3, 5), [2, 0, -1])
+    assert norms.shape == (3, 2, 3, 5)
+    assert torch.equal(norms[0], norms[2]) and not torch.equal(norms[0], norms[1])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
-def test_other_networks_are_refused(name):
-    with pytest.raises(InputError, match="no plain transformer"):
-        create_timm_vit(name)
+def test_layers_in_the_order_asked_and_no_further():
+    model = small("vit_tiny_patch16_224")
+    ran = []
+    for index, block in enumerate(model.model.blocks):
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    one, zero = model.tokens(images(model), [1, 0])
+    assert ran == [0, 1]
+    assert torch.equal(zero.patches, model.tokens(images(model), [0])[0].patches) and one is not zero
+    assert model.tokens(images(model), []) == []
 
 
-def test_unknown_names_and_layers_are_refused():
-    with pytest.raises(InputError, match="did you mean timm/deit_tiny_patch16_224"):
-        create_timm_vit("deit_tiny_patch16_225")
-    with pytest.raises(InputError, match="layers 0 to 11"):
-        create_timm_vit("deit_tiny_patch16_224").tokens(torch.rand(1, 3, 224, 224), [12])
+def test_preprocessing_is_timms():
+    seen = small("vit_small_patch14_reg4_dinov2").preprocessing
+    assert (seen.image_size, seen.crop, seen.interpolation) == (56, 1.0, "bicubic")
+
+
+def test_what_cannot_be_asked_is_named():
+    model = small("vit_tiny_patch16_224")
+    with pytest.raises(InputError, match="layers 0 to 2"):
+        model.tokens(images(model), [3])
+    with pytest.raises(InputError, match="residual, mixer or normed"):
+        model.tokens(images(model), tensor="attention")
+    with pytest.raises(InputError, match="no model 'deit_bose"):
+        create_timm_vit("deit_bose_patch16_224")
+    with pytest.raises(InputError, match="ResNet is no plain vision transformer"):
+        create_timm_vit("resnet18")
+    with pytest.raises(InputError, match="Linear is no plain"):
+        TimmViT(torch.nn.Linear(1, 1))

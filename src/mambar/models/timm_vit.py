@@ -1,4 +1,7 @@
-"""ViT, DeiT, DINO and their like from timm, looked into like a Mamba-R: the class token counts as a register."""
+"""timm's plain vision transformers (ViT, DeiT, DINO, EVA, BEiT) as token models, to hold beside Mamba-R.
+
+Their class, distillation and register tokens, which stand in front of the patches, become `Tokens.registers`.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,50 +9,83 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mambar.data.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.models.protocol import TokenTensor
 from mambar.nn.registers import Tokens
 
 
 class TimmViT(nn.Module):
-    """A `TokenModel` around one of timm's plain transformers.
+    """A plain vision transformer of timm that can be looked into like a `VisionMamba` (see `TokenModel`).
 
-    Class, distillation and register tokens, in timm's order, are the `registers`; `mixer` is what a whole block
-    (attention and MLP) added. Made for models with `blocks` that keep one sequence of prefix and patch tokens;
-    another one raises `InputError`.
+    Takes VisionTransformer (also DeiT and DINO models), Eva (also DINOv3) and Beit; raises `InputError` for
+    anything else. Its `tokens` are bit-equal to timm's `forward_intermediates`.
     """
 
-    def __init__(self, network: nn.Module, name: str) -> None:
-        super().__init__()
-        blocks, prefix = getattr(network, "blocks", None), getattr(network, "num_prefix_tokens", None)
-        patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-        if not isinstance(blocks, nn.Module) or not isinstance(prefix, int) or patch is None:
-            raise InputError(f"timm/{name} is no plain transformer; choose a ViT, DeiT, DINO, BEiT or EVA of timm.")
-        if patch[0] != patch[1]:
-            raise InputError(f"timm/{name} has patches of {patch[0]} × {patch[1]} pixels; only squares can be shown.")
-        self.network = network
-        self.name = name
-        self.patch_size = int(patch[0])
-        self.num_prefix = prefix
-        self.pretrained_cfg: dict[str, Any] = dict(getattr(network, "pretrained_cfg", {}))
+    # One of three classes of timm, which stays out of signatures: it is imported only when it is used.
+    model: Any
 
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """The transformer's blocks."""
-        return list(self.network.get_submodule("blocks").children())
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        from timm.models.beit import Beit
+        from timm.models.eva import Eva
+        from timm.models.vision_transformer import VisionTransformer
+
+        if not isinstance(model, (VisionTransformer, Eva, Beit)):
+            raise InputError(
+                f"{type(model).__name__} is no plain vision transformer of timm; give a VisionTransformer, Eva or Beit."
+            )
+        self.model = model
+        self.classes: tuple[str, ...] | None = None
 
     @property
     def num_layers(self) -> int:
         """The number of blocks."""
-        return len(self.blocks)
+        return len(self.model.blocks)
+
+    @property
+    def patch_size(self) -> int:
+        """The side of a patch in pixels."""
+        height, width = self.model.patch_embed.patch_size
+        if height != width:
+            raise InputError(f"patches of {height}x{width} pixels are not square; choose another model.")
+        return int(height)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """timm's record of the weights: input size, crop, interpolation, mean, std."""
+        return self._settings
 
     @property
     def dim(self) -> int:
         """The width of a token."""
-        return int(self.network.num_features)  # pyright: ignore[reportArgumentType]
+        return int(self.model.embed_dim)
+
+    @property
+    def num_registers(self) -> int:
+        """The number of class, distillation and register tokens in front of the patches."""
+        return int(self.model.num_prefix_tokens)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of logits; 0 where `forward` gives features."""
+        return int(self.model.num_classes)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What happens to an image before this model sees it: the size it was built for, the rest as timm says."""
+        cfg = self.model.pretrained_cfg
+        height, width = self.model.patch_embed.img_size
+        return Preprocessing(
+            image_size=height if height == width else (height, width),
+            crop=cfg["crop_pct"],
+            interpolation=cfg["interpolation"],
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+        )
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        return self.network(images)
+        return self.model(images)
 
     def tokens(
         self,
@@ -58,67 +94,82 @@ class TimmViT(nn.Module):
         *,
         tensor: TokenTensor = "residual",
     ) -> list[Tokens]:
-        """The tokens of the given layers (see `TokenModel`)."""
+        """The tokens of the given layers (from 0; negative: from the end; None: all), prefix tokens apart.
+
+        `mixer` is what a whole block, attention and MLP, adds to the stream; in training mode after stochastic
+        depth, unlike `VisionMamba`'s.
+        """
+        wanted = self._layer_indices(layers)
+        if tensor not in ("residual", "mixer", "normed"):
+            raise InputError(f"tensor={tensor!r} is not known; choose residual, mixer or normed.")
+        if not wanted:
+            return []
+        added: dict[int, Tensor] = {}
+        hooks = [self._watch(index, added) for index in set(wanted)] if tensor == "mixer" else []
+        try:
+            found = self.model.forward_intermediates(
+                images,
+                indices=sorted(set(wanted)),
+                return_prefix_tokens=True,
+                norm=tensor == "normed",
+                stop_early=True,
+                intermediates_only=True,
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        streams = {index: self._apart(each) for index, each in zip(sorted(set(wanted)), found, strict=True)}
+        if tensor == "mixer":
+            grids = {index: stream.grid for index, stream in streams.items()}
+            streams = {index: self._split(added[index], grids[index]) for index in streams}
+        return [streams[index] for index in wanted]
+
+    def _watch(self, index: int, added: dict[int, Tensor]) -> Any:
+        def keep(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            added[index] = output - inputs[0]
+
+        return self.model.blocks[index].register_forward_hook(keep)
+
+    def _apart(self, found: Tensor | tuple[Tensor, Tensor]) -> Tokens:
+        maps, prefix = found if isinstance(found, tuple) else (found, None)
+        patches = maps.flatten(2).transpose(1, 2)  # (B, M, D)
+        grid = (maps.shape[2], maps.shape[3])
+        return Tokens(patches=patches, registers=patches[:, :0] if prefix is None else prefix, grid=grid)
+
+    def _split(self, tokens: Float[Tensor, "batch length dim"], grid: tuple[int, int]) -> Tokens:
+        count = self.num_registers
+        return Tokens(patches=tokens[:, count:], registers=tokens[:, :count], grid=grid)
+
+    def _layer_indices(self, layers: Sequence[int] | None) -> list[int]:
         count = self.num_layers
         for layer in layers or ():
             if not -count <= layer < count:
                 raise InputError(f"layer {layer} does not exist; the model has layers 0 to {count - 1}.")
-        wanted = [layer % count for layer in (range(count) if layers is None else layers)]
-        if tensor not in ("residual", "mixer", "normed"):
-            raise InputError(f"tensor={tensor!r} is not known; choose residual, mixer or normed.")
-        rows, cols = images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
-        seen = self._streams(images, set(wanted))
-        norm = self.network.get_submodule("norm")
-        found = []
-        for layer in wanted:
-            before, after = seen[layer]
-            stream = {"residual": lambda a, b: b, "mixer": lambda a, b: b - a, "normed": lambda a, b: norm(b)}
-            sequence = stream[tensor](before, after)
-            if sequence.ndim != 3 or sequence.shape[1] != self.num_prefix + rows * cols:
-                raise InputError(
-                    f"timm/{self.name} keeps tokens of shape {tuple(sequence.shape)} for {rows} × {cols} patches; "
-                    "only models with one sequence of prefix and patch tokens can be shown."
-                )
-            apart = sequence[:, self.num_prefix :], sequence[:, : self.num_prefix]
-            found.append(Tokens(patches=apart[0], registers=apart[1], grid=(rows, cols)))
-        return found
-
-    def _streams(self, images: Tensor, wanted: set[int]) -> dict[int, tuple[Tensor, Tensor]]:
-        """What goes into and comes out of each wanted block."""
-        seen: dict[int, tuple[Tensor, Tensor]] = {}
-        handles = []
-        for index, block in enumerate(self.blocks):
-            if index in wanted:
-
-                def remember(module: nn.Module, given: tuple[Any, ...], made: Any, index: int = index) -> None:
-                    seen[index] = (given[0], made[0] if isinstance(made, tuple) else made)
-
-                handles.append(block.register_forward_hook(remember))
-        try:
-            self.network.forward_features(images)  # pyright: ignore[reportCallIssue]
-        finally:
-            for handle in handles:
-                handle.remove()
-        return seen
+        return list(range(count)) if layers is None else [layer % count for layer in layers]
 
 
-def create_timm_vit(name: str, *, pretrained: bool = False, image_size: int | tuple[int, int] | None = None) -> TimmViT:
-    """One of timm's models by its name without the "timm/" in front; `pretrained` downloads its weights.
+def create_timm_vit(
+    name: str,
+    *,
+    pretrained: bool = False,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    **timm_arguments: Any,
+) -> TimmViT:
+    """A plain vision transformer of timm by its name there, for example `deit_base_patch16_224`.
 
-    image_size (pixels) resizes the positions. Raises `InputError` for a name that timm does not know and for
-    networks that are no plain transformers.
+    Takes images of any size that is a multiple of the patch, where timm's class allows that (positions are
+    resized, `dynamic_img_size`). Raises `InputError` for an unknown name or another kind of model.
     """
     import timm
 
-    if not timm.is_model(name):
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, timm.list_models(), n=1)
-        hint = f"did you mean timm/{near[0]}?" if near else "timm.list_models() lists them."
-        raise InputError(f"timm knows no model {name!r}; {hint}")
-    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    if not timm.is_model(name.split(".")[0]):
+        near = ", ".join(timm.list_models(f"{name[:6]}*")[:5]) or "see timm.list_models('*vit*')"
+        raise InputError(f"timm has no model {name!r}; near it: {near}.")
+    arguments = {**timm_arguments, "img_size": image_size, "num_classes": num_classes}
     try:
-        network = timm.create_model(name, pretrained=pretrained, **options)
-    except TypeError as error:
-        raise InputError(f"timm/{name} takes no image size; it is no plain transformer.") from error
-    return TimmViT(network.eval(), name)
+        model = timm.create_model(name, pretrained=pretrained, **{"dynamic_img_size": True, **arguments})
+    except TypeError:
+        # Classes without dynamic sizes (Beit) do not know the argument; another mistake is raised again here.
+        model = timm.create_model(name, pretrained=pretrained, **arguments)
+    return TimmViT(model)
