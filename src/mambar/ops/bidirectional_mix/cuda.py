@@ -1,0 +1,117 @@
+"""Both directions of the mixer in CUDA C++: one convolution, one scan, one gate; products by cuBLAS.
+
+Nothing is flipped or transposed, and x and z are read where in_proj left them. The backward computes the
+convolution and the step sizes again, and finds what went into the gate from the output, which out_proj holds
+anyway: of each block only the projections' few columns are kept beside it.
+"""
+
+import torch
+from torch import Tensor
+
+from mambar.ops.bidirectional_mix.direction import Direction
+from mambar.ops.cuda.conv import conv_backward, conv_forward
+from mambar.ops.cuda.scan import Way, add_blocks, gate_backward, scan_backward, scan_forward
+
+
+def empty_saved(xz: Tensor, ahead: Direction, behind: Direction) -> list[Tensor]:
+    """The projections of both ways; in float16, whose exponents are too few to divide by the gate, its input too."""
+    batch, length, both = xz.shape
+    projected = xz.new_empty((2, batch, length, ahead.x_proj.shape[0]))
+    return [projected, xz.new_empty((batch, length, both // 2))] if xz.dtype == torch.float16 else [projected]
+
+
+def forward(
+    xz: Tensor, ahead: Direction, behind: Direction, *, average: bool, for_backward: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """The gated sum of both directions, halved if `average`."""
+    x, z = xz.chunk(2, dim=-1)
+    u = _convolve(x, ahead, behind)
+    projected = torch.empty((*u.shape[:3], ahead.x_proj.shape[0]), dtype=u.dtype, device=u.device)
+    for way, weights in enumerate((ahead, behind)):
+        torch.mm(_matrix(u[way]), weights.x_proj.t(), out=_matrix(projected[way]))
+    delta = _step_sizes(projected, ahead, behind)
+    _, B, C = _split(projected, ahead)
+    keep = for_backward and xz.dtype == torch.float16
+    out, kept = scan_forward(u, delta, B, C, z, _ways(ahead, behind), scale=_scale(average), keep=keep)
+    saved = [projected] if kept is None else [projected, kept]
+    return out, saved if for_backward else []
+
+
+def backward(
+    dout: Tensor, xz: Tensor, ahead: Direction, behind: Direction, saved: list[Tensor], *, average: bool
+) -> tuple[Tensor, Direction, Direction]:
+    """Gradients of xz and of both directions' parameters; `saved` begins with the output."""
+    out, projected, *kept = saved
+    x, z = xz.chunk(2, dim=-1)
+    dxz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
+    dx, dz = dxz.chunk(2, dim=-1)
+    dy = gate_backward(dout, kept[0] if kept else out, z, dz, scale=_scale(average), gated=not kept)
+
+    u = _convolve(x, ahead, behind)
+    delta = _step_sizes(projected, ahead, behind)
+    low, B, C = _split(projected, ahead)
+    # The gradient of delta takes delta's place.
+    found = scan_backward(dy, u, delta, B, C, _ways(ahead, behind), ddelta=delta)
+    dprojected = torch.empty(projected.shape, dtype=projected.dtype, device=projected.device)
+    dlow, dB, dC = _split(dprojected, ahead)
+    add_blocks(found.blocks, dB, dC)
+
+    products = []
+    for way, weights in enumerate((ahead, behind)):
+        ddelta, du = _matrix(found.delta[way]), _matrix(found.u[way])
+        torch.mm(ddelta, weights.dt_proj, out=_matrix(dlow[way]))
+        ddt_proj = torch.mm(ddelta.t(), _matrix(low[way]))
+        dx_proj = torch.mm(_matrix(dprojected[way]).t(), _matrix(u[way]))
+        du.addmm_(_matrix(dprojected[way]), weights.x_proj)
+        products.append((dx_proj, ddt_proj))
+    weights = [(way.conv_weight, way.conv_bias) for way in (ahead, behind)]
+    convolved = conv_backward(found.u, x, dx, (weights[0], weights[1]), silu=True)
+
+    dA, dD, dbias = (part.unflatten(0, (2, -1)).sum(dim=1) for part in (found.A, found.D, found.bias))
+    gradients = [
+        Direction(
+            conv_weight=convolved[way][0],
+            conv_bias=None if weights[way][1] is None else convolved[way][1],
+            x_proj=products[way][0],
+            dt_proj=products[way][1],
+            dt_bias=dbias[way],
+            A=dA[way],
+            D=dD[way],
+        )
+        for way in range(2)
+    ]
+    return dxz, gradients[0], gradients[1]
+
+
+def _convolve(x: Tensor, ahead: Direction, behind: Direction) -> Tensor:
+    ways = ((ahead.conv_weight, ahead.conv_bias), (behind.conv_weight, behind.conv_bias))
+    return conv_forward(x, ways, silu=True)
+
+
+def _step_sizes(projected: Tensor, ahead: Direction, behind: Direction) -> Tensor:
+    """(2, batch, length, inner), before bias and softplus."""
+    delta = torch.empty((*projected.shape[:3], ahead.dt_proj.shape[0]), dtype=projected.dtype, device=projected.device)
+    low, _, _ = _split(projected, ahead)
+    for way, weights in enumerate((ahead, behind)):
+        torch.mm(_matrix(low[way]), weights.dt_proj.t(), out=_matrix(delta[way]))
+    return delta
+
+
+def _split(projected: Tensor, weights: Direction) -> tuple[Tensor, Tensor, Tensor]:
+    rank, state = weights.sizes
+    low, B, C = projected.split([rank, state, state], dim=-1)
+    return low, B, C
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """(batch * length, columns), without a copy."""
+    return tensor.flatten(0, 1)
+
+
+def _ways(ahead: Direction, behind: Direction) -> tuple[Way, Way]:
+    first, second = (Way(A=way.A, D=way.D, bias=way.dt_bias) for way in (ahead, behind))
+    return first, second
+
+
+def _scale(average: bool) -> float:
+    return 0.5 if average else 1.0

@@ -1,0 +1,170 @@
+"""The causal convolution in Triton: tiles of positions x channels, the taps as shifted loads."""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+POSITIONS, CHANNELS = 16, 128
+
+
+@triton.jit
+def _input(x, t, e, real_e, length, batch_at, x_time, REVERSE: tl.constexpr):
+    """x at positions t (counted in the direction of the walk), zero outside the sequence."""
+    place = length - 1 - t if REVERSE else t
+    real = ((t >= 0) & (t < length))[:, None] & real_e[None, :]
+    return tl.load(x + batch_at + place[:, None] * x_time + e[None, :], mask=real, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _before_silu(
+    x,
+    weight,
+    bias,
+    t,
+    e,
+    real_e,
+    length,
+    batch_at,
+    x_time,
+    TAPS: tl.constexpr,
+    BIASED: tl.constexpr,
+    REVERSE: tl.constexpr,
+):
+    """The convolution at positions t."""
+    total = tl.zeros([t.shape[0], e.shape[0]], tl.float32)
+    if BIASED:
+        total += tl.load(bias + e, mask=real_e, other=0.0)[None, :]
+    for j in tl.static_range(TAPS):
+        tap = tl.load(weight + e * TAPS + j, mask=real_e, other=0.0)
+        total += tap[None, :] * _input(x, t - (TAPS - 1 - j), e, real_e, length, batch_at, x_time, REVERSE)
+    return total
+
+
+@triton.jit
+def _forward_kernel(
+    x,
+    weight,
+    bias,
+    y,
+    length,
+    inner,
+    x_batch,
+    x_time,
+    TAPS: tl.constexpr,
+    BIASED: tl.constexpr,
+    SILU: tl.constexpr,
+    REVERSE: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    batch = tl.program_id(2).to(tl.int64)
+    t = tl.program_id(1).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
+    e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    real_e = e < inner
+    out = _before_silu(x, weight, bias, t, e, real_e, length, batch * x_batch, x_time, TAPS, BIASED, REVERSE)
+    if SILU:
+        out = out / (1.0 + tl.exp(-out))
+    place = length - 1 - t if REVERSE else t
+    at = (batch * length + place)[:, None] * inner + e[None, :]
+    tl.store(y + at, out.to(y.dtype.element_ty), mask=(t < length)[:, None] & real_e[None, :])
+
+
+@triton.jit
+def _backward_kernel(
+    dy,
+    x,
+    weight,
+    bias,
+    dx,
+    sums,
+    length,
+    inner,
+    dy_batch,
+    dy_time,
+    x_batch,
+    x_time,
+    TAPS: tl.constexpr,
+    BIASED: tl.constexpr,
+    SILU: tl.constexpr,
+    REVERSE: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    batch = tl.program_id(2).to(tl.int64)
+    t = tl.program_id(1).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
+    e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    real_e = e < inner
+    part = batch * tl.num_programs(1) + tl.program_id(1)
+    to = sums + part * inner * (TAPS + 1) + e * (TAPS + 1)
+    found = tl.zeros([POSITIONS, CHANNELS], tl.float32)
+    # An input at t reaches the outputs at t ... t + TAPS - 1; what comes back through their SiLU is computed again.
+    for k in tl.static_range(TAPS):
+        flow = _input(dy, t + k, e, real_e, length, batch * dy_batch, dy_time, REVERSE)
+        if SILU:
+            before = _before_silu(
+                x, weight, bias, t + k, e, real_e, length, batch * x_batch, x_time, TAPS, BIASED, REVERSE
+            )
+            open_ = 1.0 / (1.0 + tl.exp(-before))
+            flow = flow * (open_ * (1.0 + before * (1.0 - open_)))
+        found += tl.load(weight + e * TAPS + (TAPS - 1 - k), mask=real_e, other=0.0)[None, :] * flow
+        if k == 0:
+            tl.store(to + TAPS, tl.sum(flow, axis=0), mask=real_e)
+            for j in tl.static_range(TAPS):
+                held = _input(x, t - (TAPS - 1 - j), e, real_e, length, batch * x_batch, x_time, REVERSE)
+                # Positions beyond the end have no gradient, but 0 * inf would count.
+                own = tl.where((t < length)[:, None], flow * held, 0.0)
+                tl.store(to + j, tl.sum(own, axis=0), mask=real_e)
+    place = length - 1 - t if REVERSE else t
+    at = (batch * length + place)[:, None] * inner + e[None, :]
+    tl.store(dx + at, found.to(dx.dtype.element_ty), mask=(t < length)[:, None] & real_e[None, :])
+
+
+def _device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _options(weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> dict[str, int | bool]:
+    return {
+        "TAPS": weight.shape[1],
+        "BIASED": bias is not None,
+        "SILU": silu,
+        "REVERSE": reverse,
+        "POSITIONS": POSITIONS,
+        "CHANNELS": CHANNELS,
+        "num_warps": 4,
+        "enable_fp_fusion": True,
+    }
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool) -> Tensor:
+    """The convolution, through SiLU if asked."""
+    batch, length, inner = x.shape
+    y = torch.empty((batch, length, inner), dtype=x.dtype, device=x.device)
+    with _device(x):
+        _forward_kernel[(triton.cdiv(inner, CHANNELS), triton.cdiv(length, POSITIONS), batch)](
+            *(x, weight, weight if bias is None else bias, y, length, inner, x.stride(0), x.stride(1)),
+            **_options(weight, bias, silu, reverse),
+        )
+    return y
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of x, weight and bias."""
+    batch, length, inner = x.shape
+    taps = weight.shape[1]
+    tiles = triton.cdiv(length, POSITIONS)
+    dx = torch.empty((batch, length, inner), dtype=x.dtype, device=x.device)
+    sums = torch.empty((batch * tiles, inner, taps + 1), dtype=torch.float32, device=x.device)
+    with _device(x):
+        _backward_kernel[(triton.cdiv(inner, CHANNELS), tiles, batch)](
+            *(dy, x, weight, weight if bias is None else bias, dx, sums, length, inner),
+            *(dy.stride(0), dy.stride(1), x.stride(0), x.stride(1)),
+            **_options(weight, bias, silu, reverse),
+        )
+    total = sums.sum(dim=0)
+    return dx, total[:, :taps].contiguous(), None if bias is None else total[:, taps].contiguous()

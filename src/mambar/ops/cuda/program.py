@@ -1,0 +1,116 @@
+"""From a CUDA C++ source beside this file to a kernel: compiled once by NVRTC, kept in a private cache."""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import logging
+import os
+import stat
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+logger = logging.getLogger("mambar.ops")
+
+SOURCES = Path(__file__).parent
+OLDEST_CAPABILITY = (8, 0)
+
+
+def missing() -> str | None:
+    """None, or the reason why kernels in CUDA C++ cannot run here."""
+    if torch.version.cuda is None:
+        return "this PyTorch was not built for CUDA"
+    if not torch.cuda.is_available():
+        return "no NVIDIA GPU was found"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST_CAPABILITY:
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}, 8.0 is needed"
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
+        return "the package cuda-core is not installed; install mambar[cuda]"
+    return None
+
+
+@functools.cache
+def core() -> ModuleType:
+    """NVIDIA's cuda.core."""
+    return importlib.import_module("cuda.core")
+
+
+def compile_kernel(source: str, capability: tuple[int, int], **macros: int) -> bytes:
+    """Machine code of `source`.cu with these macros for a GPU of this compute capability; needs no GPU."""
+    text = (SOURCES / "numbers.cuh").read_text() + (SOURCES / f"{source}.cu").read_text()
+    settings = core().ProgramOptions(
+        arch=f"sm_{capability[0]}{capability[1]}",
+        std="c++17",
+        define_macro=[(name, str(value)) for name, value in macros.items()],
+    )
+    return bytes(core().Program(text, "c++", settings).compile("cubin").code)
+
+
+@functools.cache
+def load_kernel(source: str, function: str, device: int, shared: int, macros: tuple[tuple[str, int], ...]) -> Any:
+    """A kernel ready to launch on this device with up to `shared` bytes of dynamic shared memory."""
+    capability = torch.cuda.get_device_capability(device)
+    place = _cache_directory()
+    path = None if place is None else place / f"{source}-{_fingerprint(source, capability, macros)}.cubin"
+    if path is not None and path.is_file():
+        code = path.read_bytes()
+    else:
+        code = compile_kernel(source, capability, **dict(macros))
+        if path is not None:
+            _write_atomically(path, code)
+    kernel = core().ObjectCode.from_cubin(code).get_kernel(function)
+    if shared > 48 * 1024:
+        _allow_shared_memory(kernel, device, shared)
+    return kernel
+
+
+def _allow_shared_memory(kernel: Any, device: int, shared: int) -> None:
+    driver = importlib.import_module("cuda.bindings.driver")
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    handle = driver.CUkernel(int(kernel._handle if not hasattr(kernel, "handle") else kernel.handle))
+    (status,) = driver.cuKernelSetAttribute(attribute, shared, handle, driver.CUdevice(device))
+    if int(status) != 0:
+        raise RuntimeError(f"device {device} refused {shared} bytes of shared memory for a block: {status}.")
+
+
+def _fingerprint(source: str, capability: tuple[int, int], macros: tuple[tuple[str, int], ...]) -> str:
+    compiler = importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()[1:]
+    digest = hashlib.sha256(repr((capability, macros, compiler)).encode())
+    for name in ("numbers.cuh", f"{source}.cu"):
+        digest.update((SOURCES / name).read_bytes())
+    return digest.hexdigest()[:32]
+
+
+@functools.cache
+def _cache_directory() -> Path | None:
+    """Where compiled code is kept: a folder that nobody but this user can write, else None.
+
+    Whoever can write there runs code in this process. `MAMBAR_CACHE` names another folder.
+    """
+    base = os.environ.get("MAMBAR_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    place = Path(base).expanduser() / "mambar" / "cuda"
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = place.lstat()
+    except OSError as error:
+        logger.info("compiled kernels are not kept: %s", error)
+        return None
+    private = stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o022
+    if not private:
+        logger.warning("compiled kernels are not kept: others can write to %s", place)
+        return None
+    return place
+
+
+def _write_atomically(path: Path, code: bytes) -> None:
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(code)
+        Path(file.name).replace(path)
+    except OSError as error:
+        logger.info("compiled kernels are not kept: %s", error)

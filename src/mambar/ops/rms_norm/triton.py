@@ -1,0 +1,145 @@
+"""RMS normalisation in Triton: a program takes some rows, keeps each in registers, and moves every byte once."""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Numbers a program holds at once: more rows of a narrow matrix than of a wide one.
+NUMBERS_AT_ONCE = 4096
+ROWS_PER_PROGRAM = 32
+
+
+@triton.jit
+def _forward_kernel(
+    x,
+    residual,
+    weight,
+    normed,
+    total,
+    inverse_rms,
+    rows,
+    eps,
+    x_row,
+    residual_row,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    ADDS: tl.constexpr,
+):
+    column = tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64) * AT_ONCE + tl.arange(0, AT_ONCE)
+    real = (row < rows)[:, None] & (column < WIDTH)[None, :]
+    at = row[:, None] * WIDTH + column[None, :]
+    value = tl.load(x + row[:, None] * x_row + column[None, :], mask=real, other=0.0).to(tl.float32)
+    if ADDS:
+        value += tl.load(residual + row[:, None] * residual_row + column[None, :], mask=real, other=0.0).to(tl.float32)
+        tl.store(total + at, value.to(total.dtype.element_ty), mask=real)
+    inverse = 1.0 / tl.sqrt(tl.sum(value * value, axis=1) / WIDTH + eps)
+    tl.store(inverse_rms + row, inverse, mask=row < rows)
+    scale = tl.load(weight + column, mask=column < WIDTH, other=0.0)
+    tl.store(normed + at, (value * inverse[:, None] * scale[None, :]).to(normed.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _backward_kernel(
+    dnormed,
+    dtotal,
+    total,
+    weight,
+    inverse_rms,
+    gradient,
+    weight_sums,
+    rows,
+    dnormed_row,
+    dtotal_row,
+    total_row,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    TURNS: tl.constexpr,
+    ADDS: tl.constexpr,
+):
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    scale = tl.load(weight + column, mask=inside, other=0.0)
+    weight_sum = tl.zeros([BLOCK], tl.float32)
+    first = tl.program_id(0).to(tl.int64) * (AT_ONCE * TURNS)
+    for turn in range(TURNS):
+        row = first + turn * AT_ONCE + tl.arange(0, AT_ONCE)
+        real = (row < rows)[:, None] & inside[None, :]
+        arrived = tl.load(dnormed + row[:, None] * dnormed_row + column[None, :], mask=real, other=0.0).to(tl.float32)
+        value = tl.load(total + row[:, None] * total_row + column[None, :], mask=real, other=0.0).to(tl.float32)
+        inverse = tl.load(inverse_rms + row, mask=row < rows, other=0.0)
+        unit = value * inverse[:, None]
+        weight_sum += tl.sum(arrived * unit, axis=0)
+        arrived *= scale[None, :]
+        along = tl.sum(arrived * unit, axis=1) / WIDTH
+        found = inverse[:, None] * (arrived - unit * along[:, None])
+        if ADDS:
+            found += tl.load(dtotal + row[:, None] * dtotal_row + column[None, :], mask=real, other=0.0).to(tl.float32)
+        at = row[:, None] * WIDTH + column[None, :]
+        tl.store(gradient + at, found.to(gradient.dtype.element_ty), mask=real)
+    tl.store(weight_sums + tl.program_id(0).to(tl.int64) * WIDTH + column, weight_sum, mask=inside)
+
+
+def _sizes(width: int) -> tuple[int, int, int]:
+    block = triton.next_power_of_2(width)
+    at_once = max(1, min(16, NUMBERS_AT_ONCE // block))
+    return block, at_once, max(4, min(16, block * at_once // 1024))
+
+
+def _device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def forward(x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The normed sum in the type of x, the sum in that of the residual, and 1 / rms of each row."""
+    rows, width = x.shape
+    normed = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    total = torch.empty(
+        (0,) if residual is None else (rows, width),
+        dtype=x.dtype if residual is None else residual.dtype,
+        device=x.device,
+    )
+    inverse_rms = torch.empty(rows, dtype=torch.float32, device=x.device)
+    block, at_once, warps = _sizes(width)
+    with _device(x):
+        _forward_kernel[(triton.cdiv(rows, at_once),)](
+            *(x, x if residual is None else residual, weight, normed, total, inverse_rms, rows, eps),
+            *(x.stride(0), 0 if residual is None else residual.stride(0)),
+            WIDTH=width,
+            BLOCK=block,
+            AT_ONCE=at_once,
+            ADDS=residual is not None,
+            num_warps=warps,
+            enable_fp_fusion=True,
+        )
+    return normed, total, inverse_rms
+
+
+def backward(
+    dnormed: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, inverse_rms: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the sum in its type, and that of the weight."""
+    rows, width = total.shape
+    block, at_once, warps = _sizes(width)
+    turns = max(1, ROWS_PER_PROGRAM // at_once)
+    programs = triton.cdiv(rows, at_once * turns)
+    gradient = torch.empty((rows, width), dtype=total.dtype, device=total.device)
+    weight_sums = torch.empty((programs, width), dtype=torch.float32, device=total.device)
+    with _device(total):
+        _backward_kernel[(programs,)](
+            *(dnormed, dnormed if dtotal is None else dtotal, total, weight, inverse_rms, gradient, weight_sums, rows),
+            *(dnormed.stride(0), 0 if dtotal is None else dtotal.stride(0), total.stride(0)),
+            WIDTH=width,
+            BLOCK=block,
+            AT_ONCE=at_once,
+            TURNS=turns,
+            ADDS=dtotal is not None,
+            num_warps=warps,
+            enable_fp_fusion=True,
+        )
+    return gradient, weight_sums.sum(dim=0)

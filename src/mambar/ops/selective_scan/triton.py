@@ -1,0 +1,403 @@
+"""The scan in Triton, for any GPU and any number of states: a program holds [channels, states], time in order.
+
+The backward walks forward once and leaves the state every `STEPS` positions, then takes these stretches from the
+last to the first: forward again, keeping each state, and back.
+"""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CHANNELS = 32
+STEPS = 16
+
+
+@triton.jit
+def _softplus(x):
+    """log(1 + e^x) to seven digits, also where it is small; log(1 + e) is a polynomial in e = e^-|x|."""
+    e = tl.exp2(-1.4426950408889634 * tl.abs(x))
+    series = e * 0.0052326927 - 0.0295052325
+    series = e * series + 0.0782259417
+    series = e * series - 0.136632449
+    series = e * series + 0.191060064
+    series = e * series - 0.248429821
+    series = e * series + 0.333190968
+    series = e * series - 0.499994931
+    series = e * series + 0.99999997
+    # NaN stays: e is NaN then.
+    return tl.where(x > 0, x, 0.0) + e * series
+
+
+@triton.jit
+def _softplus_slope(d):
+    """The slope of softplus where its value is d: 1 - e^-d, without loss where d is small."""
+    small = d * (1.0 + d * (-0.5 + d * (1.0 / 6 + d * (-1.0 / 24 + d * (1.0 / 120)))))
+    return tl.where(d < 0.1, small, 1.0 - tl.exp2(-1.4426950408889634 * d))
+
+
+@triton.jit
+def _silu(z):
+    return z / (1.0 + tl.exp2(-1.4426950408889634 * z))
+
+
+@triton.jit
+def _forward_kernel(
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    delta_bias,
+    initial,
+    y,
+    kept,
+    last,
+    length,
+    inner,
+    u_batch,
+    u_time,
+    delta_batch,
+    delta_time,
+    B_batch,
+    B_time,
+    C_batch,
+    C_time,
+    z_batch,
+    z_time,
+    STATE: tl.constexpr,
+    PADDED: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SKIP: tl.constexpr,
+    GATED: tl.constexpr,
+    KEPT: tl.constexpr,
+    BIASED: tl.constexpr,
+    STARTED: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    REVERSE: tl.constexpr,
+):
+    batch = tl.program_id(1).to(tl.int64)
+    # Positions count in 64 bits, as they are multiplied by strides.
+    zero = batch * 0
+    e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    n = tl.arange(0, PADDED)
+    real_e, real_n = e < inner, n < STATE
+    real = real_e[:, None] & real_n[None, :]
+    at = e[:, None] * STATE + n[None, :]
+    decay = tl.load(A + at, mask=real, other=0.0) * 1.4426950408889634
+    state = tl.zeros([CHANNELS, PADDED], tl.float32)
+    if STARTED:
+        state += tl.load(initial + batch * inner * STATE + at, mask=real, other=0.0)
+    skip = tl.zeros([CHANNELS], tl.float32)
+    if SKIP:
+        skip += tl.load(D + e, mask=real_e, other=0.0)
+    shift = tl.zeros([CHANNELS], tl.float32)
+    if BIASED:
+        shift += tl.load(delta_bias + e, mask=real_e, other=0.0)
+    for step in range(length):
+        t = zero + (length - 1 - step if REVERSE else step)
+        d = tl.load(delta + batch * delta_batch + t * delta_time + e, mask=real_e, other=0.0).to(tl.float32) + shift
+        if SOFTPLUS:
+            d = _softplus(d)
+        x = tl.load(u + batch * u_batch + t * u_time + e, mask=real_e, other=0.0).to(tl.float32)
+        b = tl.load(B + batch * B_batch + t * B_time + n, mask=real_n, other=0.0).to(tl.float32)
+        c = tl.load(C + batch * C_batch + t * C_time + n, mask=real_n, other=0.0).to(tl.float32)
+        state = tl.exp2(d[:, None] * decay) * state + (d * x)[:, None] * b[None, :]
+        out = tl.sum(state * c[None, :], axis=1) + skip * x
+        to = (batch * length + t) * inner + e
+        if KEPT:
+            tl.store(kept + to, out.to(kept.dtype.element_ty), mask=real_e)
+        if GATED:
+            out *= _silu(tl.load(z + batch * z_batch + t * z_time + e, mask=real_e, other=0.0).to(tl.float32))
+        tl.store(y + to, out.to(y.dtype.element_ty), mask=real_e)
+    tl.store(last + batch * inner * STATE + at, state, mask=real)
+
+
+@triton.jit
+def _backward_kernel(
+    dy,
+    dlast,
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    delta_bias,
+    initial,
+    kept,
+    du,
+    ddelta,
+    dz,
+    dA,
+    dB,
+    dC,
+    dD,
+    dbias,
+    dinitial,
+    checkpoints,
+    states,
+    length,
+    inner,
+    dy_batch,
+    dy_time,
+    u_batch,
+    u_time,
+    delta_batch,
+    delta_time,
+    B_batch,
+    B_time,
+    C_batch,
+    C_time,
+    z_batch,
+    z_time,
+    STATE: tl.constexpr,
+    PADDED: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STEPS: tl.constexpr,
+    SKIP: tl.constexpr,
+    GATED: tl.constexpr,
+    BIASED: tl.constexpr,
+    STARTED: tl.constexpr,
+    ENDED: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    REVERSE: tl.constexpr,
+):
+    batch = tl.program_id(1).to(tl.int64)
+    zero = batch * 0
+    program = batch * tl.num_programs(0) + tl.program_id(0)
+    own = tl.arange(0, CHANNELS)
+    e = tl.program_id(0) * CHANNELS + own
+    n = tl.arange(0, PADDED)
+    real_e, real_n = e < inner, n < STATE
+    real = real_e[:, None] & real_n[None, :]
+    at = e[:, None] * STATE + n[None, :]
+    decay = tl.load(A + at, mask=real, other=0.0) * 1.4426950408889634
+    state = tl.zeros([CHANNELS, PADDED], tl.float32)
+    if STARTED:
+        state += tl.load(initial + batch * inner * STATE + at, mask=real, other=0.0)
+    skip = tl.zeros([CHANNELS], tl.float32)
+    if SKIP:
+        skip += tl.load(D + e, mask=real_e, other=0.0)
+    shift = tl.zeros([CHANNELS], tl.float32)
+    if BIASED:
+        shift += tl.load(delta_bias + e, mask=real_e, other=0.0)
+    tile = own[:, None] * PADDED + n[None, :]
+    stretches = tl.cdiv(length, STEPS)
+    checkpoint = checkpoints + program * stretches * (CHANNELS * PADDED) + tile
+    held = states + program * STEPS * (CHANNELS * PADDED) + tile
+
+    for step in range(length):
+        if step % STEPS == 0:
+            tl.store(checkpoint + (step // STEPS) * (CHANNELS * PADDED), state)
+        t = zero + (length - 1 - step if REVERSE else step)
+        d = tl.load(delta + batch * delta_batch + t * delta_time + e, mask=real_e, other=0.0).to(tl.float32) + shift
+        if SOFTPLUS:
+            d = _softplus(d)
+        x = tl.load(u + batch * u_batch + t * u_time + e, mask=real_e, other=0.0).to(tl.float32)
+        b = tl.load(B + batch * B_batch + t * B_time + n, mask=real_n, other=0.0).to(tl.float32)
+        state = tl.exp2(d[:, None] * decay) * state + (d * x)[:, None] * b[None, :]
+
+    flow = tl.zeros([CHANNELS, PADDED], tl.float32)
+    if ENDED:
+        flow += tl.load(dlast + batch * inner * STATE + at, mask=real, other=0.0)
+    dA_sum = tl.zeros([CHANNELS, PADDED], tl.float32)
+    dD_sum = tl.zeros([CHANNELS], tl.float32)
+    dbias_sum = tl.zeros([CHANNELS], tl.float32)
+    for back in range(stretches):
+        first = (stretches - 1 - back) * STEPS
+        count = tl.minimum(STEPS, length - first)
+        tl.debug_barrier()
+        state = tl.load(checkpoint + (stretches - 1 - back) * (CHANNELS * PADDED))
+        for k in range(count):
+            tl.store(held + k * (CHANNELS * PADDED), state)
+            t = zero + (length - 1 - first - k if REVERSE else first + k)
+            d = tl.load(delta + batch * delta_batch + t * delta_time + e, mask=real_e, other=0.0).to(tl.float32) + shift
+            if SOFTPLUS:
+                d = _softplus(d)
+            x = tl.load(u + batch * u_batch + t * u_time + e, mask=real_e, other=0.0).to(tl.float32)
+            b = tl.load(B + batch * B_batch + t * B_time + n, mask=real_n, other=0.0).to(tl.float32)
+            state = tl.exp2(d[:, None] * decay) * state + (d * x)[:, None] * b[None, :]
+        tl.debug_barrier()
+        for k in range(count):
+            step = first + count - 1 - k
+            t = zero + (length - 1 - step if REVERSE else step)
+            d = tl.load(delta + batch * delta_batch + t * delta_time + e, mask=real_e, other=0.0).to(tl.float32) + shift
+            if SOFTPLUS:
+                d = _softplus(d)
+            x = tl.load(u + batch * u_batch + t * u_time + e, mask=real_e, other=0.0).to(tl.float32)
+            b = tl.load(B + batch * B_batch + t * B_time + n, mask=real_n, other=0.0).to(tl.float32)
+            c = tl.load(C + batch * C_batch + t * C_time + n, mask=real_n, other=0.0).to(tl.float32)
+            arrived = tl.load(dy + batch * dy_batch + t * dy_time + e, mask=real_e, other=0.0).to(tl.float32)
+            to = (batch * length + t) * inner + e
+            if GATED:
+                gate = tl.load(z + batch * z_batch + t * z_time + e, mask=real_e, other=0.0).to(tl.float32)
+                open_ = 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * gate))
+                before = tl.load(kept + to, mask=real_e, other=0.0).to(tl.float32)
+                dgate = arrived * before * (open_ * (1.0 + gate * (1.0 - open_)))
+                tl.store(dz + to, dgate.to(dz.dtype.element_ty), mask=real_e)
+                arrived *= gate * open_
+            # State before this step, and after it.
+            old = tl.load(held + (count - 1 - k) * (CHANNELS * PADDED))
+            keep = tl.exp2(d[:, None] * decay)
+            new = keep * old + (d * x)[:, None] * b[None, :]
+            dh = arrived[:, None] * c[None, :] + flow
+            line = (program * length + t) * PADDED + n
+            tl.store(dB + line, tl.sum(dh * (d * x)[:, None], axis=0), mask=real_n)
+            tl.store(dC + line, tl.sum(arrived[:, None] * new, axis=0), mask=real_n)
+            by_B = tl.sum(dh * b[None, :], axis=1)
+            flow = dh * keep
+            through = flow * old
+            dA_sum += through * d[:, None]
+            slope = x * by_B + tl.sum(through * decay, axis=1) * 0.6931471805599453
+            if SOFTPLUS:
+                slope *= _softplus_slope(d)
+            tl.store(du + to, (d * by_B + skip * arrived).to(du.dtype.element_ty), mask=real_e)
+            tl.store(ddelta + to, slope.to(ddelta.dtype.element_ty), mask=real_e)
+            dbias_sum += slope
+            dD_sum += arrived * x
+    tl.store(dA + batch * inner * STATE + at, dA_sum, mask=real)
+    tl.store(dinitial + batch * inner * STATE + at, flow, mask=real)
+    tl.store(dD + batch * inner + e, dD_sum, mask=real_e)
+    tl.store(dbias + batch * inner + e, dbias_sum, mask=real_e)
+
+
+def _device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _times(*tensors: Tensor) -> list[int]:
+    return [stride for tensor in tensors for stride in tensor.stride()[:2]]
+
+
+def _options(A: Tensor, **flags: bool) -> dict[str, int | bool]:
+    padded = max(2, triton.next_power_of_2(A.shape[1]))
+    channels = max(4, CHANNELS * 16 // max(16, padded))
+    sizes = {"STATE": A.shape[1], "PADDED": padded, "CHANNELS": channels}
+    return {**sizes, **flags, "num_warps": 1, "enable_fp_fusion": True}
+
+
+def empty_saved(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+) -> list[Tensor]:
+    """With a gate: what went into it, which its gradient needs."""
+    return [] if z is None else [u.new_empty(u.shape)]
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    *,
+    delta_softplus: bool,
+    reverse: bool,
+    for_backward: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The output, the last state, and for the backward what went into the gate."""
+    batch, length, inner = u.shape
+    y = torch.empty((batch, length, inner), dtype=u.dtype, device=u.device)
+    last_state = torch.empty((batch, *A.shape), dtype=torch.float32, device=u.device)
+    saved = [torch.empty_like(y)] if for_backward and z is not None else []
+    options = _options(
+        A,
+        SKIP=D is not None,
+        GATED=z is not None,
+        KEPT=bool(saved),
+        BIASED=delta_bias is not None,
+        STARTED=initial_state is not None,
+        SOFTPLUS=delta_softplus,
+        REVERSE=reverse,
+    )
+    # None has no pointer in Triton: any tensor stands in for it and is not read.
+    optional = [A if t is None else t for t in (D, z, delta_bias, initial_state)]
+    with _device(u):
+        _forward_kernel[(triton.cdiv(inner, options["CHANNELS"]), batch)](
+            *(u, delta, A, B, C, *optional, y, saved[0] if saved else y, last_state, length, inner),
+            *_times(u, delta, B, C, u if z is None else z),
+            **options,
+        )
+    return y, last_state, saved
+
+
+def backward(
+    dy: Tensor,
+    dstate: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    saved: list[Tensor],
+    *,
+    delta_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of all arguments, in their order."""
+    batch, length, inner = u.shape
+    state = A.shape[1]
+    options = _options(
+        A,
+        SKIP=D is not None,
+        GATED=z is not None,
+        BIASED=delta_bias is not None,
+        STARTED=initial_state is not None,
+        ENDED=dstate is not None,
+        SOFTPLUS=delta_softplus,
+        REVERSE=reverse,
+    )
+    slices = triton.cdiv(inner, options["CHANNELS"])
+    tile = options["CHANNELS"] * options["PADDED"]
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=u.device)
+
+    du, ddelta, dz = (new(batch, length, inner, dtype=u.dtype) for _ in range(3))
+    dA, dinitial = new(batch, inner, state), new(batch, inner, state)
+    dD, dbias = new(batch, inner), new(batch, inner)
+    dB, dC = (new(batch, slices, length, options["PADDED"]) for _ in range(2))
+    checkpoints = new(batch * slices * triton.cdiv(length, STEPS) * tile)
+    states = new(batch * slices * STEPS * tile)
+    # None has no pointer in Triton: any tensor stands in for it and is not read.
+    before = [A if t is None else t for t in (D, z, delta_bias, initial_state)]
+    with _device(u):
+        _backward_kernel[(slices, batch)](
+            *(dy, A if dstate is None else dstate, u, delta, A, B, C, *before, saved[0] if saved else dy),
+            *(du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial, checkpoints, states, length, inner),
+            *_times(dy, u, delta, B, C, u if z is None else z),
+            STEPS=STEPS,
+            **options,
+        )
+    return (
+        du,
+        ddelta,
+        dA.sum(dim=0),
+        dB.sum(dim=1)[..., :state].to(B.dtype).contiguous(),
+        dC.sum(dim=1)[..., :state].to(C.dtype).contiguous(),
+        None if D is None else dD.sum(dim=0),
+        None if z is None else dz,
+        None if delta_bias is None else dbias.sum(dim=0),
+        None if initial_state is None else dinitial,
+    )
