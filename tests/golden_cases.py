@@ -57,9 +57,7 @@ def cases(kind: str) -> list[Case]:
             continue
         for info in json.loads((GOLDEN / entry["description"]).read_text("utf-8"))["cases"]:
             found.append(
-                Case(
-                    id=info["id"], kind=kind, config=info.get("config", {}), info=info, tensors=tuple(info["tensors"])
-                )
+                Case(id=info["id"], kind=kind, config=info.get("config", {}), info=info, tensors=tuple(info["tensors"]))
             )
     assert len(found) == _index()["cases_by_kind"][kind] > 0, kind
     return found

@@ -39,6 +39,15 @@ class RunDirectory:
     resumed: bool
     _lock: int | None = field(default=None, repr=False)
 
+    def abandon(self) -> None:
+        """Takes a new directory away again where nothing but its recipe was written: bad input leaves no trace."""
+        if self._lock is None or self.resumed or {entry.name for entry in self.path.iterdir()} != {RECIPE, LOCK}:
+            return
+        for name in (RECIPE, LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
     def release(self) -> None:
         """Gives the lock back."""
         if self._lock is not None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from mambar.errors import InputError
 from mambar.training.directory import claim
 from mambar.training.distributed_environment import rank, restarts
 from mambar.training.recipe import Recipe
@@ -34,6 +35,9 @@ def train(
         from mambar.training.stages import run_stages
 
         return run_stages(directory, device=device, workers=_workers(workers))
+    except InputError:
+        directory.abandon()
+        raise
     finally:
         directory.release()
 

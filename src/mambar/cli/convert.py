@@ -1,0 +1,54 @@
+"""`mambar convert`: released checkpoints to ours, and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambar.cli.arguments import Assignments, image_size, parse
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A released .pth or .safetensors; with --official, a directory of ours.")
+    ],
+    target: Annotated[Path, typer.Argument(help="The directory to write; with --official, a .safetensors file.")],
+    assignments: Assignments = None,
+    official: Annotated[bool, typer.Option("--official", help="From ours to the released names.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+) -> None:
+    """Turn a released Mamba-R or Vim checkpoint into safetensors + config.json, or back (image_size=224)."""
+    options = parse(assignments, allowed=("image_size",))
+    if official:
+        _to_official(source, target, force)
+        return
+    from mambar.hub import load_official, save_model
+
+    size = options.fields.get("image_size")
+    model = load_official(source, image_size=image_size(size) if size else None)
+    save_model(target, model, force=force)
+    config = model.config
+    typer.echo(
+        f"{target}: {sum(p.numel() for p in model.parameters()):,} parameters, {config.depth} blocks of width "
+        f"{config.dim}, {config.num_registers} registers, {config.num_classes} classes"
+    )
+
+
+def _to_official(source: Path, target: Path, force: bool) -> None:
+    import os
+
+    import safetensors.torch
+
+    from mambar.errors import InputError
+    from mambar.hub import load, to_official, write_atomically
+
+    if os.path.lexists(target) and not force:
+        raise InputError(f"{target} exists already; choose another place or give --force.")
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target} must end in .safetensors; a released name is kept, a pickle is not written.")
+    model = load(source)
+    vim = model.config.placement == "middle" and model.config.num_registers == 1
+    state = to_official(model.state_dict(), source="vim" if vim else "mamba-reg", config=model.config)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, safetensors.torch.save({key: value.contiguous() for key, value in state.items()}))
+    typer.echo(f"{target}: {len(state)} tensors under the released names")

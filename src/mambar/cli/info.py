@@ -1,0 +1,59 @@
+"""`mambar info`: what a model is and what it costs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambar.cli.arguments import AsJson, Assignments, image_size, parse, print_json
+
+
+def info(
+    model: Annotated[
+        str, typer.Argument(help="A model's name, a run directory or a checkpoint; none: all names.")
+    ] = "",
+    assignments: Assignments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's sizes, parameters, multiply-adds, scan work and memory (image_size=224)."""
+    from mambar.hub.weights import WEIGHTS
+    from mambar.models.complexity import complexity
+    from mambar.models.config import VARIANTS, variant
+
+    options = parse(assignments, allowed=("image_size",))
+    if not model:
+        rows = {name: complexity(config) for name, config in VARIANTS.items()}
+        if as_json:
+            print_json({name: vars(row) for name, row in rows.items()})
+            return
+        for name, row in rows.items():
+            released = f"released, {WEIGHTS[name].top1} %" if name in WEIGHTS else "no released weights"
+            typer.echo(f"{name:28} {row.parameters / 1e6:6.1f} M  {row.linear_macs / 1e9:5.1f} GMAC  {released}")
+        return
+    if Path(model).exists():
+        from mambar.hub import load
+
+        config = load(model).config
+    else:
+        config = variant(model)
+    if "image_size" in options.fields:
+        config = config.but(image_size=image_size(options.fields["image_size"]))
+    costs = complexity(config)
+    if as_json:
+        print_json({"name": model, "config": config.to_dict(), "complexity": vars(costs)})
+        return
+    rows, cols = config.grid
+    height, width = config.size
+    head = f"{config.head}, reduced {config.reduce}-fold" if config.reduce > 1 else config.head
+    lines = {
+        "image": f"{height} x {width} pixels, patches of {config.patch_size}: {rows} x {cols}",
+        "tokens": f"{costs.length} ({config.num_registers} registers, placed {config.placement})",
+        "blocks": f"{config.depth}, width {config.dim}, inner {config.inner}, state {config.state}",
+        "head": f"{head}, {config.num_classes} classes",
+        "parameters": f"{costs.parameters:,}",
+        "multiply-adds": f"{costs.linear_macs / 1e9:.2f} G an image, without the scans",
+        "scans": f"{costs.scan_flops / 1e9:.2f} GFLOP an image ({costs.scan_states / 1e6:.1f} M states)",
+        "training memory": f"{costs.activation_bytes / 2**20:.1f} MiB of activations an image, estimated (bfloat16)",
+    }
+    for name, text in lines.items():
+        typer.echo(f"{name:16} {text}")

@@ -1,0 +1,99 @@
+"""The command `mambar`: its verbs, and what becomes of errors.
+
+Every error is one line on stderr and an exit code: 0 done, 1 failure, 2 usage or input, 3 disk, 4 non-finite,
+130 interrupted, 143 terminated. `--debug` shows the traceback as well.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from mambar.cli import convert, demo, evaluate, info, predict, recipe, train
+from mambar.errors import MambarError
+from mambar.version import __version__
+
+app = typer.Typer(
+    name="mambar",
+    help="Mamba-R: vision Mamba with register tokens. Train, evaluate and look into it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("recipe")(recipe.recipe)
+app.command("convert")(convert.convert)
+app.command("info")(info.info)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mambar {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
+) -> None:
+    """Mamba-R: vision Mamba with register tokens. Train, evaluate and look into it."""
+    level = logging.DEBUG if debug else logging.ERROR if quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mambar").setLevel(level)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits with its code; `arguments` default to the process's own."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    # Wherever it stands, --debug is meant for the whole command.
+    given = (["--debug"] if debug else []) + [argument for argument in given if argument != "--debug"]
+    sys.exit(_run(given, debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        result = app(arguments, prog_name="mambar", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except MambarError as error:
+        return _fail(error, str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _fail(error, "Interrupted.", 130, debug)
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing is left to say to it.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        code = 3 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO) else 1
+        return _fail(error, f"{error.filename or 'A file'}: {error.strerror or error}", code, debug)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is not None:  # click's and typer's own complaints about the arguments
+            return _fail(error, usage(), getattr(error, "exit_code", 2), debug)
+        message = f"{type(error).__name__}: {error} (run again with --debug to see where)"
+        return _fail(error, message, 1, debug)
+
+
+def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    line = " ".join(message.split()) or type(error).__name__
+    typer.echo(f"mambar: {line}", err=True)
+    return code

@@ -1,0 +1,158 @@
+"""The command line as a user meets it: one line, the right exit code, nothing lost."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mambar
+from mambar.cli.main import main
+from mambar.data.transforms import Preprocessing
+from mambar.models import VisionMamba, VisionMambaConfig
+
+SMALL = VisionMambaConfig(image_size=16, patch_size=8, dim=16, depth=1, num_registers=2, num_classes=3)
+
+
+@pytest.fixture
+def mambar_command(capsys):
+    """Runs the command line in this process; gives exit code, stdout, stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def trained(tmp_path):
+    torch.manual_seed(0)
+    mambar.save_model(
+        tmp_path / "run",
+        VisionMamba(SMALL),
+        classes=["ant", "bee", "cat"],
+        preprocessing=Preprocessing(image_size=16),
+    )
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def test_version_and_help(mambar_command):
+    assert mambar_command("--version")[:2] == (0, f"mambar {mambar.__version__}\n")
+    code, out, _ = mambar_command("--help")
+    assert code == 0 and "train" in out and "demo" in out
+
+
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "predict", "recipe", "convert", "info"])
+def test_every_verb_has_help(mambar_command, verb):
+    code, out, _ = mambar_command(verb, "--help")
+    assert code == 0 and "Usage" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("nonsense",), "nonsense"),
+        (("train",), "needs a recipe's name or --resume DIR"),
+        (("train", "digit"), "did you mean 'digits'"),
+        (("train", "digits", "epoch=2"), "did you mean 'epochs'"),
+        (("train", "digits", "epochs=two"), "epochs"),
+        (("train", "digits", "--resume", "x"), "leave the name 'digits' away"),
+        (("train", "--resume", "no/where"), "recipe.json"),
+        (("train", "folder", "data=no/where"), "no/where"),
+        (("info", "mambar_huge"), "There is no model 'mambar_huge'"),
+        (("info", "mambar_base_patch16_224", "image_size=8"), "holds no patch"),
+        (("evaluate", "no/where/at/all"), "There is no model at"),
+        (("convert", "no.pth", "out"), "There is no file no.pth"),
+        (("predict", "run"), ""),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(mambar_command, tmp_path, monkeypatch, arguments, part):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = mambar_command(*arguments)
+    assert code == 2, err
+    assert out == "" and err.count("\n") == 1 and "Traceback" not in err
+    assert part in err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_debug_shows_where(mambar_command):
+    code, _, err = mambar_command("train", "digit", "--debug")
+    assert code == 2 and "Traceback" in err
+
+
+def test_a_bug_of_ours_exits_with_1(mambar_command, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("mambar.models.config.variant", broken)
+    code, _, err = mambar_command("info", "mambar_base_patch16_224")
+    assert code == 1 and "RuntimeError: boom (run again with --debug" in err
+
+
+def test_predict(mambar_command, trained, picture):
+    code, out, _ = mambar_command("predict", trained, picture, "top=2")
+    assert code == 0 and len(out.splitlines()) == 3
+    code, out, _ = mambar_command("predict", trained, picture, "--json")
+    guesses = json.loads(out)[str(picture)]
+    assert sorted(guess["name"] for guess in guesses) == ["ant", "bee", "cat"]
+    assert sum(guess["probability"] for guess in guesses) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_refuses_what_is_no_image(mambar_command, trained, tmp_path):
+    (tmp_path / "notes.png").write_text("not an image")
+    code, _, err = mambar_command("predict", trained, tmp_path / "notes.png")
+    assert code == 2 and "notes.png" in err and err.count("\n") == 1
+
+
+def test_info(mambar_command, trained):
+    code, out, _ = mambar_command("info", "mambar_base_patch16_224", "--json")
+    assert code == 0 and json.loads(out)["complexity"]["parameters"] == 99_301_096
+    code, out, _ = mambar_command("info", trained, "image_size=32x16")
+    assert code == 0 and "4 x 2" in out
+    code, out, _ = mambar_command("info")
+    assert code == 0 and len(out.splitlines()) == 7
+
+
+def test_convert_there_and_back(mambar_command, trained, tmp_path):
+    code, out, _ = mambar_command("convert", "--official", trained, tmp_path / "released.safetensors")
+    assert code == 0, out
+    code, _, err = mambar_command("convert", tmp_path / "released.safetensors", tmp_path / "back", "image_size=16")
+    assert code == 0, err
+    ours, back = mambar.load(trained).state_dict(), mambar.load(tmp_path / "back").state_dict()
+    assert all(torch.equal(ours[name], back[name]) for name in ours)
+    code, _, err = mambar_command("convert", tmp_path / "released.safetensors", tmp_path / "back")
+    assert code == 2 and "--force" in err
+
+
+def test_recipe_pages(mambar_command):
+    code, out, _ = mambar_command("recipe", "--list")
+    assert code == 0 and out.splitlines()[0].startswith("mambar_tiny")
+    code, out, _ = mambar_command("recipe", "digits", "epochs=3", "--json")
+    assert code == 0 and json.loads(out)["stages"][0]["epochs"] == 3
+    code, out, _ = mambar_command("recipe", "mambar_base")
+    assert code == 0 and "stages.0.epochs" in out
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "mambar", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith("mambar ")
+
+
+def test_a_closed_pipe_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m mambar info | true", shell=True, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr
