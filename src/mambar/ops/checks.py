@@ -13,13 +13,18 @@ def check_shape(name: str, tensor: Tensor | None, **sizes: int | None) -> None:
     """Raises unless the tensor is floating and has these sizes in order; None may be any size."""
     if tensor is None:
         return
-    if tensor.dtype not in FLOATS:
-        raise TypeError(f"{name} has dtype {tensor.dtype}; use float32, bfloat16, float16 or float64.")
+    check_floating(name, tensor)
     if tensor.dim() != len(sizes):
         raise InputError(f"{name} has {tensor.dim()} dimensions; it needs {len(sizes)}: ({', '.join(sizes)}).")
     for (word, wanted), size in zip(sizes.items(), tensor.shape, strict=True):
         if wanted is not None and size != wanted:
             raise InputError(f"{name} has {word} {size}, the other tensors have {wanted}; make them agree.")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raises unless the tensor has one of the types that the ops take."""
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; use float32, bfloat16, float16 or float64.")
 
 
 def check_device(**tensors: Tensor | None) -> None:

@@ -76,9 +76,9 @@ def _check(xz: Tensor, ahead: Direction, behind: Direction) -> None:
 
 
 def _linear_dtype(xz: Tensor) -> torch.dtype:
-    if xz.dtype != torch.float64 and torch.is_autocast_enabled(xz.device.type):
-        return torch.get_autocast_dtype(xz.device.type)
-    return xz.dtype
+    kind = xz.device.type
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # type: ignore[attr-defined]
+    return torch.get_autocast_dtype(kind) if casts and xz.dtype != torch.float64 else xz.dtype
 
 
 def _typed(way: Direction, dtype: torch.dtype) -> Direction:

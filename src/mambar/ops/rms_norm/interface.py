@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mambar.ops.checks import FLOATS, check_device, check_shape, compute_dtype, rows
+from mambar.ops.checks import FLOATS, check_device, check_floating, check_shape, compute_dtype, rows
 from mambar.ops.dispatch import Backend, kernel, mode, resolve
 from mambar.ops.rms_norm import reference
 
@@ -28,6 +28,7 @@ def rms_norm(
     backend: str = "auto",
 ) -> Float[Tensor, "*rows dim"]:
     """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, in the type of `x`, inside float32."""
+    check_floating("x", x)
     check_shape("weight", weight, dim=x.shape[-1])
     check_device(x=x, weight=weight)
     name = resolve("rms_norm", backend, device=x.device, dtype=x.dtype)

@@ -1,0 +1,236 @@
+"""Every backend of the two-way mix against the float64 composition, and what the interface promises."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from golden_cases import assert_near, cases
+from mambar.errors import BackendUnavailable
+from mambar.ops import Direction, bidirectional_mix, use_backend
+from op_inputs import assert_same, relative_error, to_double, ways, with_gradients
+
+FIELDS = Direction._fields
+# Of a mixer: outputs, gradients (tests/golden/README.md).
+EXACT = {torch.float64: (1e-11, 1e-11), torch.float32: (2e-5, 5e-5)}
+
+
+def inputs(
+    batch=2, length=13, inner=6, state=4, rank=2, taps=4, *, dtype=torch.float32, device="cpu", bias=True, seed=0
+):
+    """xz and the parameters of both directions, flat: `ahead.A`, …"""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    tensors = {"xz": draw(batch, length, 2 * inner).to(device, dtype)}
+    for way in ("ahead", "behind"):
+        drawn = Direction(
+            conv_weight=draw(inner, taps) / 2,
+            conv_bias=draw(inner) / 4,
+            x_proj=draw(rank + 2 * state, inner) / inner**0.5,
+            dt_proj=draw(inner, rank) / rank**0.5,
+            dt_bias=draw(inner) / 2 - 2,
+            A=-draw(inner, state).abs() * 4,
+            D=draw(inner),
+        )
+        for field, tensor in drawn._asdict().items():
+            kind = dtype if field in ("x_proj", "dt_proj") else wide
+            tensors[f"{way}.{field}"] = None if field == "conv_bias" and not bias else tensor.to(device, kind)
+    return tensors
+
+
+def mix_with(backend, **options):
+    def mix(**tensors):
+        ways = [Direction(*(tensors[f"{way}.{field}"] for field in FIELDS)) for way in ("ahead", "behind")]
+        return bidirectional_mix(tensors["xz"], *ways, **options, backend=backend)
+
+    return mix
+
+
+def assert_right(tensors, backend, dtype, *, times=1, **options):
+    found = with_gradients(mix_with(backend, **options), tensors)
+    with use_backend("reference"):
+        expected = with_gradients(mix_with("auto", **options), to_double(tensors))
+    assert_same(found, expected, dtype, times=times)
+
+
+@pytest.mark.parametrize("case", cases("mixer"), ids=str)
+@pytest.mark.parametrize(
+    "dtype, backend, device",
+    [
+        pytest.param(dtype, *way.values, id=f"{dtype}-{way.id}".removeprefix("torch."), marks=way.marks)
+        for dtype in EXACT
+        for way in ways("bidirectional_mix", dtype)
+    ],
+)
+def test_the_released_codes_mixer(case, dtype, backend, device):
+    names = [name for name in case.tensors if name.startswith("param/")]
+    leaves = {name: case[name].to(device, dtype).clone().requires_grad_() for name in names}
+    tokens = case["input"].to(device, dtype).clone().requires_grad_()
+
+    def direction(mark):
+        def given(name):
+            return leaves.get(f"param/{name}")
+
+        bias = given(f"conv1d{mark}.bias")
+        return Direction(
+            conv_weight=given(f"conv1d{mark}.weight")[:, 0],
+            conv_bias=bias,
+            x_proj=given(f"x_proj{mark}.weight"),
+            dt_proj=given(f"dt_proj{mark}.weight"),
+            dt_bias=given(f"dt_proj{mark}.bias"),
+            A=-torch.exp(given(f"A{mark}_log")),
+            D=given(f"D{mark}"),
+        )
+
+    xz = F.linear(tokens, leaves["param/in_proj.weight"], leaves.get("param/in_proj.bias"))
+    mixed = bidirectional_mix(xz, direction(""), direction("_b"), backend=backend)
+    output = F.linear(mixed, leaves["param/out_proj.weight"], leaves.get("param/out_proj.bias"))
+    (output * case["loss_weight"].to(device, dtype)).sum().backward()
+    output_tolerance, gradient_tolerance = EXACT[dtype]
+    assert_near(output.cpu(), case["output"], output_tolerance)
+    assert_near(tokens.grad.cpu(), case["grad_input"], gradient_tolerance)
+    for name, leaf in leaves.items():
+        gradient = torch.zeros_like(leaf.detach()) if leaf.grad is None else leaf.grad
+        assert_near(gradient.cpu(), case[name.replace("param", "grad")], gradient_tolerance)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 63, 197, 209])
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+def test_any_length_summed_or_averaged(backend, device, length, average):
+    tensors = inputs(2, length, device=device)
+    assert_right(tensors, backend, torch.float32, times=2.5, average=average)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"inner": 1, "state": 1, "rank": 1}, {"inner": 40, "state": 16}, {"inner": 67, "state": 3, "rank": 5}],
+    ids=str,
+)
+@pytest.mark.parametrize("taps, bias", [(2, True), (4, False)])
+@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+def test_any_sizes(backend, device, sizes, taps, bias):
+    assert_right(inputs(3, 17, taps=taps, bias=bias, device=device, **sizes), backend, torch.float32, times=2.5)
+
+
+@pytest.mark.parametrize("backend, device", ways("bidirectional_mix", torch.bfloat16))
+def test_autocast_rounds_no_more_than_the_composition(backend, device):
+    """The rule of flash-attention: at most twice the error of plain PyTorch in that type, of outputs and gradients."""
+    tensors = inputs(2, 61, 24, 8, 3, device=device)
+    with use_backend("reference"):
+        right = with_gradients(mix_with("auto"), to_double(tensors))
+        with torch.autocast(device, dtype=torch.bfloat16):
+            plain = with_gradients(mix_with("auto"), tensors | {"xz": tensors["xz"].bfloat16()})
+    with torch.autocast(device, dtype=torch.bfloat16):
+        found = with_gradients(mix_with(backend), tensors | {"xz": tensors["xz"].bfloat16()})
+    assert found["output 0"].dtype == torch.bfloat16
+    for name, tensor in right.items():
+        assert found[name].dtype == plain[name].dtype, name
+        error, allowed = relative_error(found[name], tensor), relative_error(plain[name], tensor)
+        assert error <= 2 * allowed + 1e-3, name
+
+
+@pytest.mark.rel
+@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+def test_p10_nan_stays_in_its_batch_item(backend, device):
+    tensors = inputs(3, 21, device=device)
+    tensors["xz"][1, 10, 2] = float("nan")
+    y = mix_with(backend)(**tensors)
+    assert bool(y[[0, 2]].isfinite().all()) and bool(y[1].isnan().any())
+
+
+@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+def test_the_directions_do_not_see_the_same_time(backend, device):
+    tensors = inputs(1, 15, device=device)
+    swapped = {
+        name.replace("ahead", "?").replace("behind", "ahead").replace("?", "behind"): tensor
+        for name, tensor in tensors.items()
+    }
+    swapped["xz"] = tensors["xz"].flip(1)
+    mix = mix_with(backend)
+    assert relative_error(mix(**swapped).flip(1), mix(**tensors)) <= 2e-6
+
+
+@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+def test_any_memory_layout(backend, device):
+    tensors = inputs(2, 12, device=device)
+    right = mix_with(backend)(**tensors)
+    wide = tensors["xz"].new_full((2, 12, 30), float("nan"))
+    wide[..., 7:19] = tensors["xz"]
+    for xz in (wide[..., 7:19], tensors["xz"].transpose(0, 2).contiguous().transpose(0, 2)):
+        assert relative_error(mix_with(backend)(**tensors | {"xz": xz}), right) <= 2e-6
+
+
+@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+def test_the_same_bits_every_time(backend, device):
+    tensors = inputs(3, 40, 24, 16, device=device)
+    first = with_gradients(mix_with(backend), tensors)
+    for _ in range(5):
+        again = with_gradients(mix_with(backend), tensors)
+        assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("backend, device", ways("bidirectional_mix", torch.float64))
+def test_gradients_are_those_of_finite_differences(backend, device):
+    tensors = inputs(1, 4, 3, 2, 1, 2, dtype=torch.float64, device=device)
+    tensors |= {name: tensor - 0.1 for name, tensor in tensors.items() if name.endswith(".A")}
+    leaves = [tensor.requires_grad_() for tensor in tensors.values()]
+
+    def mix(*leaves):
+        return mix_with(backend)(**dict(zip(tensors, leaves, strict=True)))
+
+    assert torch.autograd.gradcheck(mix, leaves)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("backend, device", [*ways("bidirectional_mix", kernels_only=True), ("stub", "cpu")])
+def test_opcheck_and_a_full_graph(stub_kernels, fresh_compiler, backend, device, bias):
+    tensors = inputs(device=device, bias=bias)
+    leaves = [None if t is None else t.clone().requires_grad_() for t in tensors.values()]
+    torch.library.opcheck(torch.ops.mambar.bidirectional_mix.default, (*leaves, True, True, backend))
+    compiled = torch.compile(mix_with(backend), fullgraph=True, backend="aot_eager")
+    expected = with_gradients(mix_with("reference"), to_double(tensors))
+    found = with_gradients(compiled, tensors)
+    assert_same(found, expected, torch.float32, times=2.5)
+    assert_right(tensors, backend, torch.float32, times=2.5, average=False)
+
+
+def test_a_name_in_force_reaches_the_ops_inside(stub_kernels):
+    tensors = inputs()
+    with use_backend("doubling"), torch.no_grad():
+        doubling = mix_with("auto")(**tensors)
+    with use_backend("reference"), torch.no_grad():
+        reference = mix_with("auto")(**tensors)
+    assert not torch.equal(doubling, reference) and relative_error(doubling, reference) <= 1e-5
+    with pytest.raises(ValueError, match="backend='doubling' is not one of bidirectional_mix"):
+        mix_with("doubling")(**tensors)
+    with pytest.raises(BackendUnavailable), use_backend("chunked"):
+        mix_with("auto")(**{name: tensor.to("meta") for name, tensor in tensors.items()})
+
+
+def test_an_empty_sequence_gives_an_empty_output(stub_kernels):
+    for backend in ("auto", "reference", "stub"):
+        assert mix_with(backend)(**inputs(2, 0)).shape == (2, 0, 6)
+
+
+def test_bad_input_is_refused_with_the_argument_named():
+    good = inputs()
+    bad = {
+        "xz": torch.zeros(13, 12),
+        "ahead.conv_weight": torch.zeros(5, 4),
+        "ahead.conv_bias": torch.zeros(5),
+        "behind.x_proj": torch.zeros(9, 6),
+        "behind.dt_bias": torch.zeros(5),
+        "ahead.A": torch.zeros(5, 4),
+        "behind.D": torch.zeros(1),
+    }
+    for name, tensor in bad.items():
+        with pytest.raises(ValueError, match=f"^{name} has"):
+            mix_with("auto")(**good | {name: tensor})
+    with pytest.raises(ValueError, match="even number"):
+        mix_with("auto")(**good | {"xz": torch.zeros(2, 3, 7)})
+    with pytest.raises(ValueError, match="must not be positive"):
+        mix_with("auto")(**good | {"behind.A": torch.ones(6, 4)})

@@ -1,0 +1,34 @@
+import importlib
+import sys
+
+import pytest
+import torch
+
+import stub_kernel
+from mambar.ops.dispatch import Backend
+from op_inputs import TOLERANCES
+
+STUBS = {
+    "selective_scan": stub_kernel.Scan,
+    "causal_conv1d": stub_kernel.Conv,
+    "rms_norm": stub_kernel.Norm,
+    "bidirectional_mix": stub_kernel.Mix,
+}
+
+
+@pytest.fixture
+def stub_kernels(monkeypatch):
+    """Puts a kernel backend named `stub` last in every table; it takes what a kernel may take, and float64."""
+    for op, kernel in STUBS.items():
+        monkeypatch.setitem(sys.modules, f"stub_{op}", kernel)
+        interface = importlib.import_module(f"mambar.ops.{op}.interface")
+        row = Backend(name="stub", module=f"stub_{op}", dtypes=tuple(TOLERANCES), kernel=True)
+        monkeypatch.setattr(interface, "BACKENDS", (*interface.BACKENDS, row))
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Compiled graphs of other tests are forgotten, before and after."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

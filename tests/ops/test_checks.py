@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from mambar.errors import InputError
+from mambar.ops.checks import check_decay, check_device, check_shape, common_dtype, compute_dtype, rows
+
+
+def test_shapes_are_named_in_the_message():
+    check_shape("u", torch.zeros(2, 3), batch=2, length=None)
+    check_shape("z", None, batch=2)
+    with pytest.raises(InputError, match="u has length 3, the other tensors have 4"):
+        check_shape("u", torch.zeros(2, 3), batch=2, length=4)
+    with pytest.raises(InputError, match=r"u has 2 dimensions; it needs 3: \(batch, length, inner\)"):
+        check_shape("u", torch.zeros(2, 3), batch=None, length=None, inner=None)
+    with pytest.raises(TypeError, match=r"u has dtype torch.int64"):
+        check_shape("u", torch.zeros(2, dtype=torch.int64), batch=2)
+
+
+def test_devices_must_agree():
+    with pytest.raises(InputError, match="A is on meta, u on cpu"):
+        check_device(u=torch.zeros(1), D=None, A=torch.zeros(1, device="meta"))
+
+
+def test_a_positive_decay_is_refused_where_it_costs_nothing():
+    check_decay(torch.tensor([[0.0, -1.0, float("nan")]]))
+    with pytest.raises(ValueError, match=r"A has a value of 0.5; it must not be positive"):
+        check_decay(torch.tensor([[0.5, -1.0]]))
+    with pytest.raises(ValueError, match="no state"):
+        check_decay(torch.zeros(3, 0))
+    check_decay(torch.ones(2, 2, device="meta"))
+
+
+def test_sums_are_at_least_float32():
+    half, single, double = (torch.zeros(1, dtype=dtype) for dtype in (torch.float16, torch.float32, torch.float64))
+    assert compute_dtype(half, None) == torch.float32
+    assert compute_dtype(half, double) == torch.float64
+    assert common_dtype(half, torch.zeros(1, dtype=torch.bfloat16)) == torch.float32
+    assert common_dtype(half, None, half) == torch.float16
+    assert common_dtype(single, double) == torch.float64
+
+
+def test_rows_copies_only_scattered_channels():
+    wide = torch.zeros(2, 5, 8)
+    assert rows(wide[..., 2:5]).data_ptr() == wide[..., 2:5].data_ptr()
+    assert rows(wide.transpose(1, 2)).stride(-1) == 1
+    assert rows(torch.zeros(2, 5, 1).expand(2, 5, 4)).stride(-1) == 1
