@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mambar.data.loaders import Batch
 from mambar.errors import DataError
-from mambar.evaluation.metrics import confusion_counts, top_k_hits
+from mambar.evaluation.metrics import LossSum, confusion_counts, top_k_hits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,14 +65,14 @@ def evaluate(
     """Evaluates `model`, in evaluation mode for the time being, on batches of images as the loader gives them.
 
     `prepare` acts on the images on the device (normalisation); `total` adds counts up over the processes. The mean
-    loss (cross-entropy) is summed in float64.
+    loss is the cross-entropy's, computed in float64.
     """
     was_training = model.training
     model.eval()
     num_classes = len(classes)
     hits = torch.zeros(2, dtype=torch.int64)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    loss = torch.zeros(1, dtype=torch.float64)
+    losses = LossSum()
     with torch.inference_mode():
         for batch in batches:
             moved = batch.to(device)
@@ -83,18 +83,17 @@ def evaluate(
             logits = logits.float()
             hits += top_k_hits(logits, moved.labels, (1, min(5, num_classes))).cpu()
             confusion += confusion_counts(logits.argmax(1), moved.labels, num_classes).cpu()
-            loss += nn.functional.cross_entropy(logits.double(), moved.labels, reduction="sum").cpu()
+            losses.add(nn.functional.cross_entropy(logits.double(), moved.labels, reduction="none"))
     model.train(was_training)
-    counted = total(torch.cat([hits, confusion.reshape(-1)])).cpu()
-    loss = total(loss).cpu()
-    matrix = counted[2:].reshape(num_classes, num_classes).numpy()
+    counted = total(torch.cat([hits, losses.counts, confusion.reshape(-1)])).cpu()
+    matrix = counted[4:].reshape(num_classes, num_classes).numpy()
     count = max(int(matrix.sum()), 1)
     return ClassificationResult(
         classes=tuple(classes),
         confusion=matrix,
         top1=int(counted[0]) / count,
         top5=int(counted[1]) / count,
-        loss=float(loss) / count,
+        loss=LossSum.mean(counted[2:4], count),
     )
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from mambar.errors import CheckpointError
 from mambar.training import durable
@@ -91,6 +91,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Shows how far a run is."""
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 from mambar.errors import RecipeError
 from mambar.training import fields
@@ -158,11 +158,11 @@ class Recipe:
         if self.deliver == "ema" and last.ema_decay is None:
             raise RecipeError("deliver='ema' needs ema_decay in the last stage; set it, or deliver=last.")
 
-    def but(self, **changes: Any) -> Self:
+    def but(self, **changes: Any) -> "Recipe":
         """A changed copy: recipe fields bare, stage fields bare for one stage, else `stages.0.epochs`."""
         return self._changed(changes, from_text=False)
 
-    def with_text(self, assignments: Iterable[str]) -> Self:
+    def with_text(self, assignments: Iterable[str]) -> "Recipe":
         """A copy changed by `field=value` texts, each typed by the field."""
         changes: dict[str, str] = {}
         for assignment in assignments:
@@ -196,7 +196,7 @@ class Recipe:
         return json.dumps({"format_version": RECIPE_FORMAT, **_plain(self)}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, source: str = "recipe") -> Self:
+    def from_json(cls, text: str, *, source: str = "recipe") -> "Recipe":
         """The recipe that `to_json` wrote; a newer format or an unknown field raises RecipeError."""
         try:
             plain = json.loads(text)
@@ -221,7 +221,7 @@ class Recipe:
                 raise RecipeError(f"{source} has no field {required!r}; add it.")
         return cls(**{**plain, "stages": tuple(Stage(**stage) for stage in stages)})
 
-    def _changed(self, changes: Mapping[str, Any], *, from_text: bool) -> Self:
+    def _changed(self, changes: Mapping[str, Any], *, from_text: bool) -> "Recipe":
         own = fields.field_types(type(self))
         tables: dict[str, dict[str, Any]] = {}
         mine: dict[str, Any] = {}

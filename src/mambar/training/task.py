@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -57,6 +57,7 @@ class EvaluationContext:
     total: Callable[[Tensor], Tensor]
 
 
+@runtime_checkable
 class Task(Protocol):
     """A task: `metric` (higher is better) chooses the best weights."""
 

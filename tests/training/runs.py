@@ -1,0 +1,190 @@
+"""Tiny training runs in processes of their own, that can be killed, signalled and joined into groups."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mambar.training.recipe import Recipe, Stage
+
+# Forked from a process that has imported everything and computed nothing: a start takes a tenth of a second.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["mambar.training.stages", "sklearn.datasets"])
+
+TIMES = ("images_per_second",)
+
+
+def tiny(**changes) -> Recipe:
+    """Digits in 16 steps of 16 images on a network of a few thousand weights, with every source of randomness on."""
+    recipe = Recipe(
+        name="tiny",
+        model="mambar_tiny_patch16_224",
+        config={"patch_size": 4, "dim": 16, "depth": 2, "num_registers": 2, "reduce": 2, "state": 4, "dropout": 0.1},
+        data="digits",
+        data_options={"limit": 64},
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        stages=(
+            Stage(
+                image_size=8,
+                epochs=4,
+                batch_size=16,
+                lr=2e-3,
+                clip=1.0,
+                ema_decay=0.9,
+                drop_path=0.2,
+                crop="shift",
+                flip=0.0,
+                mixup=0.8,
+                cutmix=1.0,
+                smoothing=0.1,
+            ),
+        ),
+        seed=7,
+        precision="fp32",
+        shards=2,
+        save_every=3,
+        log_every=1,
+    )
+    return recipe.but(**changes)
+
+
+@dataclass
+class Trace:
+    """Everything that a bit-identical run must reproduce."""
+
+    metrics: list
+    tensors: dict
+    position: dict
+    model: str
+
+    def __eq__(self, other):
+        return (self.metrics, self.tensors, self.position, self.model) == (
+            other.metrics,
+            other.tensors,
+            other.position,
+            other.model,
+        )
+
+
+def trace(out: Path) -> Trace:
+    """The trace of a finished run: metrics without times, all tensors by hash, the position, the weights' hash."""
+    from mambar.training.log import read_metrics
+    from mambar.training.state import CheckpointStore
+
+    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(out / "metrics.jsonl")]
+    checkpoint = CheckpointStore(out / "checkpoints").load()
+    assert checkpoint is not None
+    hashes = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in checkpoint.tensors.items()}
+    weights = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    return Trace(rows, hashes, checkpoint.scalars["position"], weights)
+
+
+def here(recipe, out, **options):
+    """A run in this process."""
+    from mambar.training import train
+
+    return train(recipe, out=out, device="cpu", workers=options.pop("workers", 0), **options)
+
+
+def _child(recipe, out, options, environment, log, before):
+    import torch
+
+    from mambar.errors import MambarError
+    from mambar.training import stages
+
+    # The report is not what these runs are about, and takes longer than they do.
+    stages.write_report = lambda *arguments, **named: None
+    os.environ.update(environment)
+    # Only in an outer process group of its own can a whole run be killed without the test.
+    os.setsid()
+    sys.stderr = log.open("a") if log else sys.stderr
+    torch.set_num_threads(1)
+    if before is not None:
+        before[0](*before[1:])
+    try:
+        here(recipe, out, **options)
+    except MambarError as error:
+        (out.parent / f"{out.name}.error-{os.environ.get('RANK', '0')}").write_text(str(error))
+        os._exit(error.exit_code)
+    os._exit(0)
+
+
+def start(recipe, out, *, before=None, log=None, environment=None, **options):
+    """A run in a process of its own; `before` = (function, *arguments) is called in it first."""
+    process = CONTEXT.Process(target=_child, args=(recipe, out, options, environment or {}, log, before))
+    process.start()
+    return process
+
+
+def start_group(recipe, out, *, world, befores=None, environment=None, **options):
+    """A run of `world` processes, as torchrun would start them."""
+    port = free_port()
+    group = []
+    for rank in range(world):
+        own = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "MAMBAR_TIMEOUT": "60",
+            **(environment or {}),
+        }
+        before = (befores or {}).get(rank)
+        group.append(start(recipe, out, environment=own, before=before, **options))
+    return group
+
+
+def finish(*processes, seconds=240):
+    """The exit codes of processes that end by themselves."""
+    codes = []
+    for process in processes:
+        process.join(seconds)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise AssertionError("a run did not end in time")
+        codes.append(process.exitcode)
+    return codes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def error_of(out: Path, rank: int = 0) -> str:
+    return (out.parent / f"{out.name}.error-{rank}").read_text()
+
+
+def tree_hash(directory: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        digest.update(str(path.relative_to(directory)).encode())
+        if path.is_symlink():
+            digest.update(str(path.readlink()).encode())
+        elif path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def steps_in(out: Path) -> int:
+    """The training steps logged so far."""
+    try:
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    steps = 0
+    for line in lines:
+        try:
+            steps = max(steps, json.loads(line)["step"])
+        except (ValueError, KeyError):
+            continue
+    return steps
