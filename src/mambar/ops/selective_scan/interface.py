@@ -24,6 +24,14 @@ from mambar.ops.selective_scan import chunked, doubling, reference
 
 BACKENDS = (
     Backend(
+        name="llvm",
+        module="mambar.ops.selective_scan.llvm",
+        devices=("cpu",),
+        dtypes=(torch.float32, torch.bfloat16, torch.float16),
+        requires=("llvmlite",),
+        kernel=True,
+    ),
+    Backend(
         name="chunked",
         module="mambar.ops.selective_scan.chunked",
         devices=("cpu", "cuda", "mps", "xpu"),

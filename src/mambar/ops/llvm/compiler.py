@@ -1,0 +1,94 @@
+"""From a kernel's instructions to a function that can be called: LLVM's passes, and object code kept for next time."""
+
+import ctypes
+import functools
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import llvmlite
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+from mambar.ops.llvm.cache import read_object, write_object
+from mambar.ops.llvm.machine import Machine, host_machine
+
+Kernel = Callable[[int, int, int], None]
+ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+
+_compiling = threading.Lock()
+_engines: list[llvm.ExecutionEngine] = []
+
+
+@runtime_checkable
+class KernelModule(Protocol):
+    """A file that writes one kernel, whose function carries the file's name."""
+
+    __name__: str
+    ARGUMENTS: tuple[str, ...]
+
+    def write(self, machine: Machine, dtype: str) -> ir.Module:
+        """The kernel's instructions for a machine and a dtype of the activations."""
+        ...
+
+
+@functools.cache
+def compiled(module: KernelModule, dtype: str, machine: Machine) -> Kernel:
+    """The function of a kernel, compiled at its first use unless object code of the same kernel is kept."""
+    with _compiling:
+        name = module.__name__.rpartition(".")[2]
+        key = f"{name}-{_fingerprint(module.__name__, dtype, machine)}"
+        code = read_object(key)
+        if code is None:
+            code = object_code(module.write(machine, dtype), machine)
+            write_object(key, code)
+        return _load(code, machine, name)
+
+
+def object_code(module: ir.Module, machine: Machine) -> bytes:
+    """The object code of a module that was written for a machine (which need not be this host)."""
+    target = _target(machine)
+    parsed = llvm.parse_assembly(str(module))
+    parsed.data_layout = str(target.target_data)
+    parsed.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    # The vectors are written by hand; looking for more of them only takes time.
+    options.loop_vectorization = False
+    options.slp_vectorization = False
+    passes = llvm.create_pass_builder(target, options)
+    passes.getModulePassManager().run(parsed, passes)
+    return target.emit_object(parsed)
+
+
+def _target(machine: Machine) -> llvm.TargetMachine:
+    if machine.family == host_machine().family:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+    else:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+    target = llvm.Target.from_triple(machine.triple)
+    return target.create_target_machine(cpu=machine.cpu, features=machine.features, opt=3, reloc="pic", jit=True)
+
+
+def _load(code: bytes, machine: Machine, name: str) -> Kernel:
+    empty = llvm.parse_assembly(f'target triple = "{machine.triple}"')
+    engine = llvm.create_mcjit_compiler(empty, _target(machine))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return ENTRY(engine.get_function_address(name))
+
+
+def _fingerprint(module: str, dtype: str, machine: Machine) -> str:
+    """A hash of everything that decides the object code.
+
+    The text of the programs that write the instructions stands for the instructions: writing them takes
+    longer than loading the code.
+    """
+    ops = Path(__file__).parents[1]
+    files = sorted([*ops.glob("llvm/*.py"), *ops.glob("*/llvm*.py")])
+    parts = [llvmlite.__version__, module, dtype, repr(machine), *(file.read_text() for file in files)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

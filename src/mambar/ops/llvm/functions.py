@@ -1,0 +1,205 @@
+"""The frame of every kernel: an LLVM function that takes tasks from a shared counter until none is left.
+
+`void name(int64 *arguments, int64 *next_task, void *scratch)`: one array holds all pointers, sizes and
+strides, by the order of the kernel's argument names; the first is always `num_tasks`. Several threads may run
+the function with the same arguments and counter and a scratch of their own. Which thread does which task
+never changes a result.
+"""
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+
+from mambar.ops.llvm.machine import Machine
+from mambar.ops.llvm.vectors import INT32, INT64, POINTER, Block, Builder, Vectors, element, int64
+
+X86 = ("x86_64", "i686")
+ENTRY_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER])
+
+
+def channel_blocks(machine: Machine, inner: int, vectors_per_block: int) -> int:
+    """The number of tasks that `TaskFunction.channel_tasks` makes of a batch item's channels."""
+    full, left = divmod(inner, vectors_per_block * machine.lanes)
+    return full + -(-left // machine.lanes)
+
+
+class TaskFunction:
+    """Writes one kernel: its arguments, its loops, its tasks."""
+
+    def __init__(self, name: str, machine: Machine, arguments: Sequence[str]):
+        self.module = ir.Module(name)
+        self.module.triple = machine.triple
+        self.machine = machine
+        function = ir.Function(self.module, ENTRY_TYPE, name)
+        for argument in function.args:
+            argument.add_attribute("noalias")
+        self.builder: Builder = ir.IRBuilder(function.append_basic_block("entry"))
+        self._arguments, self._next_task, self.scratch = function.args
+        self._values = {
+            argument: self.builder.load(element(self.builder, self._arguments, index, "int64"), typ=INT64)
+            for index, argument in enumerate(arguments)
+        }
+
+    def integer(self, name: str) -> ir.Value:
+        """An argument as a 64-bit integer."""
+        return self._values[name]
+
+    def pointer(self, name: str) -> ir.Value:
+        """An argument as an address."""
+        return self.builder.inttoptr(self._values[name], POINTER)
+
+    def flag(self, name: str) -> ir.Value:
+        """Whether an argument is not 0."""
+        return self.builder.icmp_unsigned("!=", self._values[name], int64(0))
+
+    def is_given(self, pointer: ir.Value) -> ir.Value:
+        """Whether an address is not null."""
+        return self.builder.icmp_unsigned("!=", pointer, ir.Constant(POINTER, None))
+
+    def vectors(self, count: int, active: ir.Value | None = None) -> Vectors:
+        """The arithmetic on blocks of `count` vectors in this function."""
+        return Vectors(self.builder, self.machine, count, active)
+
+    def tasks(self, body: Callable[[ir.Value], None]) -> None:
+        """Calls body(task) for tasks of the shared counter and ends the function.
+
+        Meanwhile this thread takes denormal numbers as zero: a decaying state would otherwise become a
+        hundred times slower once it is tiny.
+        """
+        restore = flush_denormals(self.builder, self.machine)
+        head, work, end = (self.builder.append_basic_block(name) for name in ("next", "task", "end"))
+        self.builder.branch(head)
+        self.builder.position_at_end(head)
+        task = self.builder.atomic_rmw("add", self._next_task, int64(1), "monotonic")
+        self.builder.cbranch(self.builder.icmp_signed("<", task, self.integer("num_tasks")), work, end)
+        self.builder.position_at_end(work)
+        body(task)
+        self.builder.branch(head)
+        self.builder.position_at_end(end)
+        if self.machine.family in X86:
+            self.builder.call(_declare(self.builder, "llvm.x86.sse.sfence", []), [])
+        restore()
+        self.builder.ret_void()
+
+    def channel_tasks(
+        self, vectors_per_block: int, body: Callable[[Vectors, ir.Value, ir.Value, ir.Value], None]
+    ) -> None:
+        """Tasks over (batch item, block of channels): calls body(vectors, item, block, first channel).
+
+        Needs the argument `inner`, the number of channels. Full blocks come first; what is left of an item's
+        channels is done by single vectors, the last one with some lanes unused.
+        """
+        builder = self.builder
+        wide = self.vectors(vectors_per_block)
+        full = builder.udiv(self.integer("inner"), int64(wide.width))
+        first_left = builder.mul(full, int64(wide.width))
+        left = builder.sub(self.integer("inner"), first_left)
+        lanes = int64(self.machine.lanes)
+        blocks = builder.add(full, builder.udiv(builder.add(left, int64(self.machine.lanes - 1)), lanes))
+
+        def task(index: ir.Value) -> None:
+            item, block = builder.udiv(index, blocks), builder.urem(index, blocks)
+            with builder.if_else(builder.icmp_unsigned("<", block, full)) as (then, otherwise):
+                with then:
+                    body(wide, item, block, builder.mul(block, int64(wide.width)))
+                with otherwise:
+                    offset = builder.mul(builder.sub(block, full), lanes)
+                    remaining = builder.sub(left, offset)
+                    active = builder.select(builder.icmp_unsigned("<", remaining, lanes), remaining, lanes)
+                    body(self.vectors(1, active), item, block, builder.add(first_left, offset))
+
+        self.tasks(task)
+
+    def loop(
+        self,
+        count: ir.Value | int,
+        body: Callable[..., Sequence[Block] | None],
+        *carried: Block,
+        start: ir.Value | int = 0,
+        step: int = 1,
+        backwards: bool = False,
+    ) -> tuple[Block, ...]:
+        """body(index, *carried) for index in range(start, count, step); returns the carried blocks after the last.
+
+        `backwards` counts from count - 1 down to 0 (then start is 0 and step 1).
+        """
+        builder = self.builder
+        count = int64(count) if isinstance(count, int) else count
+        first = int64(start) if isinstance(start, int) else start
+        before = builder.block
+        head, inside, after = (builder.append_basic_block(name) for name in ("loop", "body", "done"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        counter = builder.phi(INT64)
+        counter.add_incoming(first, before)
+        phis = []
+        for block in carried:
+            phis.append(tuple(builder.phi(value.type) for value in block))
+            for phi, value in zip(phis[-1], block, strict=True):
+                phi.add_incoming(value, before)
+        builder.cbranch(builder.icmp_signed("<", counter, count), inside, after)
+        builder.position_at_end(inside)
+        index = builder.sub(builder.sub(count, int64(1)), counter) if backwards else counter
+        results = body(index, *phis) or ()
+        counter.add_incoming(builder.add(counter, int64(step)), builder.block)
+        for block, phi_block in zip(results, phis, strict=True):
+            for value, phi in zip(block, phi_block, strict=True):
+                phi.add_incoming(value, builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        return tuple(phis)
+
+    def choose(self, condition: ir.Value, when: Callable[[], Block], otherwise: Block) -> Block:
+        """when() where the scalar condition holds, else the block given; when() is skipped where it does not."""
+        before = self.builder.block
+        with self.builder.if_then(condition):
+            values = when()
+            inside = self.builder.block
+        merged = []
+        for value, other in zip(values, otherwise, strict=True):
+            phi = self.builder.phi(value.type)
+            phi.add_incoming(value, inside)
+            phi.add_incoming(other, before)
+            merged.append(phi)
+        return tuple(merged)
+
+
+class Scratch:
+    """Hands out parts of a task's scratch, each at a multiple of 64 bytes."""
+
+    def __init__(self, function: TaskFunction):
+        self._builder = function.builder
+        self._base = function.scratch
+        self._used: ir.Value = int64(0)
+
+    def take(self, num_floats: ir.Value | int) -> ir.Value:
+        """The address of `num_floats` float32 (a multiple of 16)."""
+        address = element(self._builder, self._base, self._used)
+        num_floats = int64(num_floats) if isinstance(num_floats, int) else num_floats
+        self._used = self._builder.add(self._used, num_floats)
+        return address
+
+
+def flush_denormals(builder: Builder, machine: Machine) -> Callable[[], None]:
+    """Makes this thread take denormals as zero; returns what puts its former mode back."""
+    if machine.family in X86:
+        saved, changed = builder.alloca(INT32), builder.alloca(INT32)
+        load = _declare(builder, "llvm.x86.sse.ldmxcsr", [POINTER])
+        builder.call(_declare(builder, "llvm.x86.sse.stmxcsr", [POINTER]), [saved])
+        # Bit 15: results flushed to zero; bit 6: operands taken as zero.
+        builder.store(builder.or_(builder.load(saved, typ=INT32), ir.Constant(INT32, 0x8040)), changed)
+        builder.call(load, [changed])
+        return lambda: builder.call(load, [saved]) and None
+    if machine.family == "aarch64":
+        read = ir.InlineAsm(ir.FunctionType(INT64, []), "mrs $0, fpcr", "=r", side_effect=True)
+        write = ir.InlineAsm(ir.FunctionType(ir.VoidType(), [INT64]), "msr fpcr, $0", "r", side_effect=True)
+        saved = builder.call(read, [])
+        # Bit 24 (FZ): operands and results flushed to zero.
+        builder.call(write, [builder.or_(saved, int64(1 << 24))])
+        return lambda: builder.call(write, [saved]) and None
+    return lambda: None
+
+
+def _declare(builder: Builder, name: str, arguments: Sequence[ir.Type]) -> ir.Function:
+    signature = ir.FunctionType(ir.VoidType(), arguments)
+    return builder.module.globals.get(name) or ir.Function(builder.module, signature, name)

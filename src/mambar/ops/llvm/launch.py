@@ -1,0 +1,65 @@
+"""Calls a kernel with tensors: addresses and strides by the names of its arguments."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mambar.ops.llvm import sums
+from mambar.ops.llvm.compiler import KernelModule, compiled
+from mambar.ops.llvm.functions import channel_blocks
+from mambar.ops.llvm.machine import Machine, current_machine
+from mambar.ops.llvm.threads import run
+
+# Results beyond this size (the second-level caches of a few cores) are read again from memory anyway.
+LARGE_BYTES = 4 << 20
+
+
+def launch(module: KernelModule, dtype: torch.dtype, *, arguments: Mapping[str, int], scratch_floats: int = 0) -> None:
+    """Runs a kernel's tasks on activations of a dtype; `arguments` gives exactly the names of its ARGUMENTS."""
+    kernel = compiled(module, str(dtype).removeprefix("torch."), current_machine())
+    if arguments.keys() != set(module.ARGUMENTS):
+        odd = sorted(arguments.keys() ^ set(module.ARGUMENTS))
+        raise TypeError(f"{module.__name__} got other arguments than it takes: {', '.join(odd)}.")
+    run(kernel, [arguments[name] for name in module.ARGUMENTS], scratch_floats=scratch_floats)
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's first element lies; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def rows(reverse: bool, **tensors: Tensor | None) -> dict[str, int]:
+    """The arguments NAME, NAME_batch, NAME_time of (batch, length, channels) tensors, in the order of a walk."""
+    arguments = {}
+    for name, tensor in tensors.items():
+        batch, time = (0, 0) if tensor is None else tensor.stride()[:2]
+        first = address(tensor)
+        if tensor is not None and reverse:
+            first += (tensor.shape[1] - 1) * time * tensor.element_size()
+            time = -time
+        arguments |= {name: first, f"{name}_batch": batch, f"{name}_time": time}
+    return arguments
+
+
+def sum_parts(parts: Tensor) -> Tensor:
+    """The sum over the first dimension of a contiguous float32 tensor, in the order of that dimension."""
+    out = torch.empty(parts.shape[1:], dtype=torch.float32)
+    arguments = {
+        "num_tasks": channel_blocks(current_machine(), out.numel(), sums.VECTORS_PER_BLOCK),
+        "inner": out.numel(),
+        "num_parts": parts.shape[0],
+        "parts": address(parts),
+        "out": address(out),
+    }
+    launch(sums, torch.float32, arguments=arguments)
+    return out
+
+
+def streams(machine: Machine, *results: Tensor) -> bool:
+    """Whether results should be written past the caches: too large for them, and rows at whole vectors."""
+    large = sum(result.nbytes for result in results) > LARGE_BYTES
+    return large and all(
+        result.shape[-1] % machine.lanes == 0 and result.data_ptr() % (machine.lanes * result.element_size()) == 0
+        for result in results
+    )

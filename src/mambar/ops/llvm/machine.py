@@ -1,0 +1,70 @@
+"""The processor that code is written for: its vector width and the instructions that decide the form of the code."""
+
+import functools
+import os
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+
+from mambar.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A target: LLVM's triple, processor and features, and the float32 lanes of its vectors."""
+
+    triple: str
+    cpu: str
+    features: str
+    lanes: int
+    scales_by_exponent: bool = False
+    """Whether exp2 uses AVX-512's instruction for `x * 2**k`."""
+
+    @property
+    def family(self) -> str:
+        """x86_64, aarch64, …: the first word of the triple."""
+        return self.triple.split("-")[0].replace("arm64", "aarch64")
+
+
+# Machines that MAMBAR_LLVM_MACHINE (and the tests) may ask for in place of the host.
+NAMED_MACHINES = {
+    "sse": Machine(triple="x86_64-unknown-linux-gnu", cpu="x86-64", features="", lanes=4),
+    "avx2": Machine(triple="x86_64-unknown-linux-gnu", cpu="x86-64-v3", features="", lanes=8),
+    "avx512": Machine(
+        triple="x86_64-unknown-linux-gnu", cpu="x86-64-v4", features="", lanes=16, scales_by_exponent=True
+    ),
+    "avx512-integer": Machine(triple="x86_64-unknown-linux-gnu", cpu="x86-64-v4", features="", lanes=16),
+    "neon": Machine(triple="aarch64-unknown-linux-gnu", cpu="generic", features="", lanes=4),
+}
+
+
+def current_machine() -> Machine:
+    """The host, or the machine that the environment variable MAMBAR_LLVM_MACHINE names."""
+    name = os.environ.get("MAMBAR_LLVM_MACHINE", "host")
+    if name == "host":
+        return host_machine()
+    if name not in NAMED_MACHINES:
+        allowed = ", ".join(["host", *NAMED_MACHINES])
+        raise InputError(f"MAMBAR_LLVM_MACHINE={name!r} is not known; use one of {allowed}, or unset it.")
+    return NAMED_MACHINES[name]
+
+
+@functools.cache
+def host_machine() -> Machine:
+    """The processor of this process, as LLVM sees it."""
+    features = llvm.get_host_cpu_features()
+    cpu = llvm.get_host_cpu_name()
+    if features.get("avx512f") and features.get("avx512dq"):
+        lanes = 16
+    elif features.get("avx2") and features.get("fma"):
+        lanes = 8
+    else:
+        lanes = 4
+    return Machine(
+        triple=llvm.get_process_triple(),
+        cpu=cpu,
+        features=features.flatten(),
+        lanes=lanes,
+        # On AMD only the other form was measured (Zen 5).
+        scales_by_exponent=lanes == 16 and not cpu.startswith("znver"),
+    )

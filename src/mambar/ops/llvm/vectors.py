@@ -1,0 +1,365 @@
+"""Arithmetic on blocks of channels, written as LLVM vector instructions.
+
+A *block* is a tuple of equally wide float32 vectors; lane i of vector v is channel `v * lanes + i`. One step
+of a recurrence over four vectors gives the processor four independent chains to overlap.
+
+No fast-math flag is set: NaN and Inf mean what they mean, and the bits are those of the operations as
+written.
+"""
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from mambar.ops.llvm.machine import Machine
+
+FLOAT = ir.FloatType()
+HALF = ir.HalfType()
+BIT = ir.IntType(1)
+INT16 = ir.IntType(16)
+INT32 = ir.IntType(32)
+INT64 = ir.IntType(64)
+POINTER = ir.PointerType()
+
+# llvmlite has no type hints, and what can be inferred of its builder is wrong.
+Builder = Any
+Block = tuple[Any, ...]
+
+ELEMENT_TYPES = {"float32": FLOAT, "bfloat16": INT16, "float16": INT16, "int64": INT64}
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}
+
+LOG2_E = 1.0 / math.log(2.0)
+
+# 2**f on [-1/2, 1/2], leading coefficient first. The constant is exactly 1 and the error falls to 0 with f: a
+# decay close to 1 is repeated over the whole sequence, and an error of 1e-7 there grew to 1e-5 in the output.
+EXP2_COEFFICIENTS = (0.00132669753, 0.00966587849, 0.0555066541, 0.240223587, 0.693147063, 1.0)
+# Adding 1.5 * 2**23 rounds to an integer, which is then in the low bits.
+ROUNDER = 12582912.0
+BIAS = 127.0
+# log1p(u) / u on [0, 1]; relative error 4e-8.
+LOG1P_COEFFICIENTS = (
+    *(0.00536482269, -0.030065788, 0.0792045295, -0.137538016, 0.191536546, -0.248571634, 0.33321324, -0.499996483),
+    1.0,
+)
+
+
+def float32(number: float) -> float:
+    """The nearest float32 (LLVM refuses a constant that float32 cannot hold exactly)."""
+    return struct.unpack("f", struct.pack("f", number))[0]
+
+
+def int64(number: int) -> ir.Constant:
+    """A 64-bit integer constant."""
+    return ir.Constant(INT64, number)
+
+
+def element(builder: Builder, pointer: ir.Value, index: ir.Value | int, dtype: str = "float32") -> ir.Value:
+    """The address of element `index` of an array."""
+    index = int64(index) if isinstance(index, int) else index
+    return builder.gep(pointer, [index], source_etype=ELEMENT_TYPES[dtype])
+
+
+class Vectors:
+    """Writes operations on blocks of `count` vectors at the builder's position.
+
+    `active` is the number of lanes that hold channels (an i64 value; the others load 0 and are never stored),
+    None for all. It needs `count` 1.
+    """
+
+    def __init__(self, builder: Builder, machine: Machine, count: int, active: ir.Value | None = None):
+        self.builder = builder
+        self.machine = machine
+        self.count = count
+        self.lanes = machine.lanes
+        self.width = count * machine.lanes
+        self.vector = ir.VectorType(FLOAT, self.lanes)
+        self.integers = ir.VectorType(INT32, self.lanes)
+        self.active = int64(self.width) if active is None else active
+        self.masked = active is not None
+        self._mask: Any = None if active is None else self._lanes_below(active)
+
+    # Constants and scalars
+
+    def constant(self, number: float) -> Block:
+        """The same number in every lane."""
+        return (ir.Constant(self.vector, [float32(number)] * self.lanes),) * self.count
+
+    def broadcast(self, scalar: ir.Value) -> Block:
+        """A float32 scalar in every lane."""
+        return (self._splat(scalar, self.vector),) * self.count
+
+    def broadcast_load(self, pointer: ir.Value, index: ir.Value | int = 0) -> Block:
+        """One float32 from memory in every lane."""
+        return self.broadcast(self.builder.load(element(self.builder, pointer, index), typ=FLOAT))
+
+    # Arithmetic
+
+    def add(self, x: Block, y: Block) -> Block:
+        """x + y."""
+        return self._each(self.builder.fadd, x, y)
+
+    def sub(self, x: Block, y: Block) -> Block:
+        """x - y."""
+        return self._each(self.builder.fsub, x, y)
+
+    def mul(self, x: Block, y: Block) -> Block:
+        """x * y."""
+        return self._each(self.builder.fmul, x, y)
+
+    def div(self, x: Block, y: Block) -> Block:
+        """x / y."""
+        return self._each(self.builder.fdiv, x, y)
+
+    def fma(self, x: Block, y: Block, z: Block) -> Block:
+        """x * y + z, rounded once where the processor can (else twice: never a library call)."""
+        return self._each(lambda *values: self._intrinsic("fmuladd", *values), x, y, z)
+
+    def neg(self, x: Block) -> Block:
+        """-x."""
+        return self._each(self.builder.fneg, x)
+
+    def abs(self, x: Block) -> Block:
+        """|x|."""
+        return self._each(lambda value: self._intrinsic("fabs", value), x)
+
+    def at_least(self, bound: float, x: Block) -> Block:
+        """max(bound, x); NaN stays NaN (one instruction with the operands in this order)."""
+        return self._each(
+            lambda low, value: self.builder.select(self.builder.fcmp_ordered(">", low, value), low, value),
+            self.constant(bound),
+            x,
+        )
+
+    def at_most(self, bound: float, x: Block) -> Block:
+        """min(bound, x); NaN stays NaN."""
+        return self._each(
+            lambda high, value: self.builder.select(self.builder.fcmp_ordered("<", high, value), high, value),
+            self.constant(bound),
+            x,
+        )
+
+    def select(self, condition: ir.Value, x: Block, y: Block) -> Block:
+        """x where the scalar condition holds, else y."""
+        return self._each(lambda left, right: self.builder.select(condition, left, right), x, y)
+
+    # Functions
+
+    def exp2(self, x: Block, y: Block) -> Block:
+        """2**(x y) within 1.6e-7: exactly 1 at 0, 0 or Inf out of range, NaN for NaN. |x y| below 1e13."""
+        if self.machine.scales_by_exponent:
+            rounder = self.constant(ROUNDER)
+            rounded = self.sub(self.fma(x, y, rounder), rounder)
+            fraction = self.fma(x, y, self.neg(rounded))
+            return self._each(self._scale, self._polynomial(fraction, EXP2_COEFFICIENTS), rounded)
+        # The exponent's bias is added with the rounder, so that the low bits are the exponent field of the
+        # factor.
+        rounder = self.constant(ROUNDER + BIAS)
+        product = self.at_most(128.0, self.at_least(-127.0, self.mul(x, y)))
+        shifted = self.add(product, rounder)
+        fraction = self.sub(product, self.sub(shifted, rounder))
+        return self.mul(self._polynomial(fraction, EXP2_COEFFICIENTS), self._each(self._power_of_two, shifted))
+
+    def softplus(self, x: Block) -> Block:
+        """log(1 + e**x), to float32's precision also where it is tiny; x above 20."""
+        return self._softplus(x, self._exp_below(x))
+
+    def softplus_and_slope(self, x: Block) -> tuple[Block, Block]:
+        """The softplus and its derivative, the logistic function."""
+        u, one = self._exp_below(x), self.constant(1.0)
+        rising = self._each(
+            lambda value, power, unit: self.builder.select(
+                self.builder.fcmp_ordered("<", value, ir.Constant(self.vector, [0.0] * self.lanes)), power, unit
+            ),
+            x,
+            u,
+            one,
+        )
+        return self._softplus(x, u), self.div(rising, self.add(one, u))
+
+    def _exp_below(self, x: Block) -> Block:
+        """e**-|x|, at most 1."""
+        return self.exp2(self.at_least(-100.0, self.neg(self.abs(x))), self.constant(LOG2_E))
+
+    def _softplus(self, x: Block, u: Block) -> Block:
+        return self.fma(u, self._polynomial(u, LOG1P_COEFFICIENTS), self.at_least(0.0, x))
+
+    def silu(self, x: Block) -> Block:
+        """x times its sigmoid."""
+        return self.div(x, self._logistic_denominator(x))
+
+    def silu_and_slope(self, x: Block) -> tuple[Block, Block]:
+        """The SiLU and its derivative s (1 + x (1 - s)), s the sigmoid."""
+        one = self.constant(1.0)
+        sigmoid = self.div(one, self._logistic_denominator(x))
+        silu = self.mul(x, sigmoid)
+        return silu, self.fma(silu, self.sub(one, sigmoid), sigmoid)
+
+    def _logistic_denominator(self, x: Block) -> Block:
+        return self.add(self.constant(1.0), self.exp2(x, self.constant(-LOG2_E)))
+
+    # Memory
+
+    def load(self, pointer: ir.Value, dtype: str = "float32") -> Block:
+        """`width` neighbouring elements as float32; lanes without a channel read 0."""
+        return tuple(
+            self._widen(self._read(element(self.builder, pointer, index * self.lanes, dtype), dtype), dtype)
+            for index in range(self.count)
+        )
+
+    def store(self, values: Block, pointer: ir.Value, dtype: str = "float32", *, streaming: bool = False) -> None:
+        """Writes `width` neighbouring elements, rounded to nearest even; lanes without a channel are left alone.
+
+        A streaming store goes past the caches, for results that do not fit into them; it needs vectors at multiples
+        of their size, and `streaming_fence` before another thread may read.
+        """
+        for index, value in enumerate(values):
+            address = element(self.builder, pointer, index * self.lanes, dtype)
+            value = self._narrow(value, dtype)
+            if streaming:
+                bytes_per_vector = self.lanes * ELEMENT_BYTES[dtype]
+                store = self.builder.store(value, address, align=bytes_per_vector)
+                store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(INT32, 1)]))
+            else:
+                self._write(value, address, dtype)
+
+    def load_tile(self, pointer: ir.Value) -> Block:
+        """`width` float32 of the kernel's own scratch, which has room for every lane."""
+        return tuple(
+            self.builder.load(element(self.builder, pointer, index * self.lanes), typ=self.vector, align=4)
+            for index in range(self.count)
+        )
+
+    def store_tile(self, values: Block, pointer: ir.Value) -> None:
+        """Writes `width` float32 of scratch."""
+        for index, value in enumerate(values):
+            self.builder.store(value, element(self.builder, pointer, index * self.lanes), align=4)
+
+    def prefetch(self, pointer: ir.Value, dtype: str = "float32") -> None:
+        """Asks for the cache lines of `width` elements (a hint: any address is allowed)."""
+        intrinsic = self._declare("llvm.prefetch.p0", ir.VoidType(), [POINTER, INT32, INT32, INT32])
+        step = 64 // ELEMENT_BYTES[dtype]
+        for start in range(0, self.width, step):
+            address = element(self.builder, pointer, start, dtype)
+            self.builder.call(intrinsic, [address, *(ir.Constant(INT32, hint) for hint in (0, 3, 1))])
+
+    # Sums over lanes
+
+    def dot(self, x: Block, y: Block) -> ir.Value:
+        """The products x y of a block's vectors added to one vector."""
+        total = self.builder.fmul(x[0], y[0])
+        for left, right in zip(x[1:], y[1:], strict=True):
+            total = self._intrinsic("fmuladd", left, right, total)
+        return total
+
+    def sum_lanes(self, vectors: Sequence[ir.Value]) -> ir.Value:
+        """The sums over the lanes of `lanes` vectors, as one vector: lane i holds the sum of vector i.
+
+        Each round folds pairs of vectors into one: half of the lanes stay where they are, the others cross
+        over.
+        """
+        level = list(vectors)
+        distance = 1
+        while len(level) > 1:
+            level = [self._fold(even, odd, distance) for even, odd in zip(level[::2], level[1::2], strict=True)]
+            distance *= 2
+        return level[0]
+
+    def _fold(self, even: ir.Value, odd: ir.Value, distance: int) -> ir.Value:
+        upper = [bool(lane & distance) for lane in range(self.lanes)]
+        stay = [lane + self.lanes * upper[lane] for lane in range(self.lanes)]
+        cross = [(lane ^ distance) + self.lanes * upper[lane] for lane in range(self.lanes)]
+        kept = self.builder.shuffle_vector(even, odd, ir.Constant(self.integers, stay))
+        return self.builder.fadd(kept, self.builder.shuffle_vector(even, odd, ir.Constant(self.integers, cross)))
+
+    # One vector at a time
+
+    def _each(self, operation: Callable[..., ir.Value], *blocks: Block) -> Block:
+        return tuple(operation(*values) for values in zip(*blocks, strict=True))
+
+    def _polynomial(self, x: Block, coefficients: Sequence[float]) -> Block:
+        result = self.constant(coefficients[0])
+        for coefficient in coefficients[1:]:
+            result = self.fma(result, x, self.constant(coefficient))
+        return result
+
+    def _scale(self, x: Any, exponent: Any) -> Any:
+        """x * 2**floor(exponent), 0 or Inf where it leaves the range (AVX-512 F: one instruction)."""
+        zero, everywhere = ir.Constant(self.vector, [0.0] * self.lanes), ir.Constant(INT16, -1)
+        operands: list[Any] = [x, exponent, zero, everywhere, ir.Constant(INT32, 4)]
+        types = [value.type for value in operands]
+        return self.builder.call(self._declare("llvm.x86.avx512.mask.scalef.ps.512", self.vector, types), operands)
+
+    def _power_of_two(self, shifted: ir.Value) -> ir.Value:
+        """2**k from k + BIAS + ROUNDER: the low bits of that number, moved into the exponent's place."""
+        bits = self.builder.bitcast(shifted, self.integers)
+        return self.builder.bitcast(self.builder.shl(bits, self._integer(23)), self.vector)
+
+    def _integer(self, number: int) -> ir.Constant:
+        return ir.Constant(self.integers, [number] * self.lanes)
+
+    def _lanes_below(self, active: ir.Value) -> ir.Value:
+        count = self._splat(self.builder.trunc(active, INT32), self.integers)
+        return self.builder.icmp_unsigned("<", ir.Constant(self.integers, list(range(self.lanes))), count)
+
+    def _splat(self, scalar: ir.Value, vector: ir.VectorType) -> ir.Value:
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
+        return self.builder.shuffle_vector(first, undefined, self._integer(0))
+
+    def _intrinsic(self, name: str, *operands: ir.Value) -> ir.Value:
+        function = self._declare(f"llvm.{name}.v{self.lanes}f32", self.vector, [self.vector] * len(operands))
+        return self.builder.call(function, operands)
+
+    def _declare(self, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> ir.Function:
+        module = self.builder.module
+        return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
+
+    def _read(self, address: ir.Value, dtype: str) -> ir.Value:
+        vector = ir.VectorType(ELEMENT_TYPES[dtype], self.lanes)
+        size = ELEMENT_BYTES[dtype]
+        if self._mask is None:
+            return self.builder.load(address, typ=vector, align=size)
+        name = f"llvm.masked.load.v{self.lanes}{_suffix(dtype)}.p0"
+        function = self._declare(name, vector, [POINTER, INT32, self._mask.type, vector])
+        return self.builder.call(function, [address, ir.Constant(INT32, size), self._mask, ir.Constant(vector, None)])
+
+    def _write(self, value: Any, address: ir.Value, dtype: str) -> None:
+        size = ELEMENT_BYTES[dtype]
+        if self._mask is None:
+            self.builder.store(value, address, align=size)
+            return
+        name = f"llvm.masked.store.v{self.lanes}{_suffix(dtype)}.p0"
+        function = self._declare(name, ir.VoidType(), [value.type, POINTER, INT32, self._mask.type])
+        self.builder.call(function, [value, address, ir.Constant(INT32, size), self._mask])
+
+    def _widen(self, value: ir.Value, dtype: str) -> ir.Value:
+        if dtype == "float32":
+            return value
+        if dtype == "float16":
+            halves = self.builder.bitcast(value, ir.VectorType(HALF, self.lanes))
+            return self.builder.fpext(halves, self.vector)
+        bits = self.builder.shl(self.builder.zext(value, self.integers), self._integer(16))
+        return self.builder.bitcast(bits, self.vector)
+
+    def _narrow(self, value: ir.Value, dtype: str) -> ir.Value:
+        if dtype == "float32":
+            return value
+        shorts = ir.VectorType(INT16, self.lanes)
+        if dtype == "float16":
+            return self.builder.bitcast(self.builder.fptrunc(value, ir.VectorType(HALF, self.lanes)), shorts)
+        bits = self.builder.bitcast(value, self.integers)
+        high = self.builder.lshr(bits, self._integer(16))
+        odd = self.builder.and_(high, self._integer(1))
+        nearest = self.builder.lshr(
+            self.builder.add(bits, self.builder.add(odd, self._integer(0x7FFF))), self._integer(16)
+        )
+        not_a_number = self.builder.fcmp_unordered("uno", value, value)
+        quiet = self.builder.or_(high, self._integer(0x40))
+        return self.builder.trunc(self.builder.select(not_a_number, quiet, nearest), shorts)
+
+
+def _suffix(dtype: str) -> str:
+    return "f32" if dtype == "float32" else "i16"

@@ -1,0 +1,134 @@
+"""The scan on a CPU through LLVM: lanes are channels, time inside, states in the first-level cache."""
+
+import torch
+from torch import Tensor
+
+from mambar.ops.llvm.functions import channel_blocks
+from mambar.ops.llvm.launch import address, launch, rows, streams, sum_parts
+from mambar.ops.llvm.machine import current_machine
+from mambar.ops.selective_scan import llvm_backward, llvm_forward
+from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY
+
+
+def empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) -> list[Tensor]:
+    """The checkpoints: the states before every 16th step."""
+    batch, length, inner = u.shape
+    return [u.new_empty((batch, -(-length // CHECKPOINT_EVERY), A.shape[1], inner), dtype=torch.float32)]
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    *,
+    delta_softplus: bool,
+    reverse: bool,
+    for_backward: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The output, the last state, and the checkpoints that `backward` starts from."""
+    y = torch.empty(u.shape, dtype=u.dtype)
+    last_state = torch.empty((u.shape[0], *A.shape), dtype=torch.float32)
+    saved = empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) if for_backward else []
+    machine = current_machine()
+    batch, length, inner = u.shape
+    # B and C are small; the kernel takes them as float32.
+    B, C = B.float(), C.float()
+    launch(
+        llvm_forward,
+        u.dtype,
+        arguments={
+            "num_tasks": batch * channel_blocks(machine, inner, llvm_forward.VECTORS_PER_BLOCK),
+            "length": length,
+            "inner": inner,
+            "state": A.shape[1],
+            "delta_softplus": delta_softplus,
+            "streaming": streams(machine, y, *saved),
+            **rows(reverse, u=u, delta=delta, z=z, B=B, C=C, y=y),
+            "A": address(A),
+            "D": address(D),
+            "delta_bias": address(delta_bias),
+            "initial_state": address(initial_state),
+            "last_state": address(last_state),
+            "checkpoints": address(saved[0]) if for_backward else 0,
+        },
+        scratch_floats=llvm_forward.scratch_floats(machine, A.shape[1]),
+    )
+    return y, last_state, saved
+
+
+def backward(
+    dy: Tensor,
+    dstate: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    saved: list[Tensor],
+    *,
+    delta_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; None for what was None."""
+    machine = current_machine()
+    batch, length, inner = u.shape
+    state = A.shape[1]
+    blocks = channel_blocks(machine, inner, llvm_backward.VECTORS_PER_BLOCK)
+    du, ddelta = (torch.empty(u.shape, dtype=u.dtype) for _ in range(2))
+    dz = None if z is None else torch.empty(u.shape, dtype=u.dtype)
+    dinitial = None if initial_state is None else torch.empty(initial_state.shape, dtype=torch.float32)
+    parameter_parts = torch.empty(batch, state + 2, inner, dtype=torch.float32)
+    sequence_parts = torch.empty(blocks, batch, 2, state, llvm_backward.padded(length), dtype=torch.float32)
+    activations = {"u": u, "delta": delta, "z": z, "B": B.float(), "C": C.float(), "dy": dy}
+    gradients = {"du": du, "ddelta": ddelta, "dz": dz}
+    launch(
+        llvm_backward,
+        u.dtype,
+        arguments={
+            "num_tasks": batch * blocks,
+            "length": length,
+            "inner": inner,
+            "state": state,
+            "batch": batch,
+            "delta_softplus": delta_softplus,
+            **rows(reverse, **activations, **gradients),
+            "A": address(A),
+            "D": address(D),
+            "delta_bias": address(delta_bias),
+            "checkpoints": address(saved[0]),
+            "dstate": address(dstate),
+            "dinitial_state": address(dinitial),
+            "parameter_parts": address(parameter_parts),
+            "sequence_parts": address(sequence_parts),
+        },
+        scratch_floats=llvm_backward.scratch_floats(machine, state),
+    )
+    parameters, sequences = sum_parts(parameter_parts), sum_parts(sequence_parts)
+    dB, dC = (_in_time(part, length, reverse).to(u.dtype) for part in sequences.unbind(1))
+    return (
+        du,
+        ddelta,
+        parameters[:state].t().contiguous(),
+        dB,
+        dC,
+        None if D is None else parameters[state].clone(),
+        dz,
+        None if delta_bias is None else parameters[state + 1].clone(),
+        dinitial,
+    )
+
+
+def _in_time(walked: Tensor, length: int, reverse: bool) -> Tensor:
+    """(batch, state, padded length) in the order of the walk as (batch, length, state) in the order of time."""
+    rows = walked[..., :length].transpose(1, 2)
+    return rows.flip(1) if reverse else rows.contiguous()

@@ -1,0 +1,107 @@
+"""The forward scan as vector instructions: one task walks one batch item's block of channels through time.
+
+Lanes are channels, the states of the block stay in the first-level cache, and all steps of all states are
+computed there: nothing of size (batch, length, inner, state) exists.
+"""
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+
+from mambar.ops.llvm.functions import Scratch, TaskFunction
+from mambar.ops.llvm.machine import Machine
+from mambar.ops.llvm.vectors import Block, Vectors, int64
+from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, Place, Rows, Tiles
+
+VECTORS_PER_BLOCK = 4
+ROWS_AHEAD = 4
+
+# Addresses are 0 where a tensor is not given; strides count elements. A walk's first row is the last in
+# memory, and its strides over time are negative, where the walk goes backwards.
+ARGUMENTS = (
+    *("num_tasks", "length", "inner", "state", "delta_softplus", "streaming"),
+    *("u", "u_batch", "u_time", "delta", "delta_batch", "delta_time", "z", "z_batch", "z_time"),
+    *("B", "B_batch", "B_time", "C", "C_batch", "C_time", "y", "y_batch", "y_time"),
+    *("A", "D", "delta_bias", "initial_state", "last_state", "checkpoints"),
+)
+
+
+def scratch_floats(machine: Machine, state: int) -> int:
+    """The scratch of one thread: A and the states of a block, D and the bias."""
+    return 2 * (state + 1) * VECTORS_PER_BLOCK * machine.lanes
+
+
+def write(machine: Machine, dtype: str) -> ir.Module:
+    """The module with the kernel, for activations of one dtype."""
+    function = TaskFunction("llvm_forward", machine, ARGUMENTS)
+    builder = function.builder
+
+    def task(vectors: Vectors, item: ir.Value, _: ir.Value, channel: ir.Value) -> None:
+        place = Place(function=function, read=function.integer, item=item, channel=channel, dtype=dtype)
+        y, z = place.rows("y"), place.rows("z")
+
+        def finish(values: Block, step: ir.Value) -> None:
+            with builder.if_else(function.flag("z")) as (gated, plain):
+                with gated:
+                    gate = vectors.load(z.at(step), dtype)
+                    place.store(vectors, vectors.mul(values, vectors.silu(gate)), y.at(step), dtype)
+                with plain:
+                    place.store(vectors, values, y.at(step), dtype)
+
+        walk_forward(place, vectors, Scratch(function), finish, prefetched=[z])
+
+    function.channel_tasks(VECTORS_PER_BLOCK, task)
+    return function.module
+
+
+def walk_forward(
+    place: Place,
+    vectors: Vectors,
+    scratch: Scratch,
+    finish: Callable[[Block, ir.Value], None],
+    *,
+    prefetched: Sequence[Rows] = (),
+) -> None:
+    """Writes a walk: from the initial to the last state, calling finish(C h + D u, step) at every step."""
+    function, builder, walk = place.function, place.function.builder, place.walk()
+    tiles = Tiles(function, vectors, walk, scratch)
+    tiles.fill()
+    h = tiles.take(scratch)
+    tiles.clear(h)
+    initial, last = place.states("initial_state"), place.states("last_state")
+    with builder.if_then(function.is_given(initial)):
+        tiles.read(h, initial)
+    keep = function.is_given(place.address("checkpoints"))
+
+    def step(index: ir.Value) -> None:
+        due = builder.icmp_unsigned("==", builder.urem(index, int64(CHECKPOINT_EVERY)), int64(0))
+        with builder.if_then(builder.and_(keep, due)):
+            kept = place.checkpoint(index)
+            function.loop(walk.state, lambda n: place.store(vectors, vectors.load_tile(tiles.at(h, n)), kept.at(n)))
+        ahead = builder.add(index, int64(ROWS_AHEAD))
+        for rows in (walk.u, walk.delta, *prefetched):
+            vectors.prefetch(rows.at(ahead), rows.dtype)
+        finish(_step(tiles, h, index), index)
+
+    function.loop(walk.length, step)
+    with builder.if_then(function.is_given(last)):
+        tiles.write(h, last)
+
+
+def _step(tiles: Tiles, h: ir.Value, step: ir.Value) -> Block:
+    """One step of all states: h = exp(dt A) h + dt u B, in place; returns C h + D u."""
+    vectors, walk = tiles.vectors, tiles.walk
+    u = vectors.load(walk.u.at(step), walk.u.dtype)
+    dt = tiles.step_size(vectors.load(walk.delta.at(step), walk.delta.dtype))
+    pushed = vectors.mul(dt, u)
+    B, C = walk.B.at(step), walk.C.at(step)
+
+    def state(number: ir.Value, y: Block) -> tuple[Block]:
+        place = tiles.at(h, number)
+        decay = vectors.exp2(dt, vectors.load_tile(tiles.at(tiles.A, number)))
+        entered = vectors.mul(pushed, vectors.broadcast_load(B, number))
+        new = vectors.fma(decay, vectors.load_tile(place), entered)
+        vectors.store_tile(new, place)
+        return (vectors.fma(new, vectors.broadcast_load(C, number), y),)
+
+    return tiles.function.loop(walk.state, state, vectors.mul(u, vectors.load_tile(tiles.D)))[0]
