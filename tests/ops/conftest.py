@@ -1,5 +1,6 @@
 import importlib
 import sys
+import types
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ STUBS = {
 def stub_kernels(monkeypatch):
     """Puts a kernel backend named `stub` last in every table; it takes what a kernel may take, and float64."""
     for op, kernel in STUBS.items():
-        monkeypatch.setitem(sys.modules, f"stub_{op}", kernel)
+        module = types.ModuleType(f"stub_{op}")
+        module.__dict__.update({name: getattr(kernel, name) for name in vars(kernel) if not name.startswith("_")})
+        monkeypatch.setitem(sys.modules, module.__name__, module)
         interface = importlib.import_module(f"mambar.ops.{op}.interface")
         row = Backend(name="stub", module=f"stub_{op}", dtypes=tuple(TOLERANCES), kernel=True)
         monkeypatch.setattr(interface, "BACKENDS", (*interface.BACKENDS, row))
