@@ -26,7 +26,8 @@ class Case:
     tensors: tuple[str, ...]
 
     def __getitem__(self, name: str) -> Tensor:
-        return _file(self.info["file"])[self.info["prefix"] + name]
+        # A copy: what one test does to it (requires_grad, grad) stays with that test.
+        return _file(self.info["file"])[self.info["prefix"] + name].clone()
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors

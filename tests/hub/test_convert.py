@@ -60,6 +60,12 @@ def test_keys_of_both_sides_are_named():
     state["surplus"] = state.pop("norm_f.weight")
     with pytest.raises(CheckpointMismatch, match=r"missing norm_f\.weight; unexpected surplus"):
         convert_checkpoint(state, source="mamba-reg", config=config)
+
+
+@pytest.mark.wrong_shapes
+def test_an_unknown_source_is_named():
+    state = released(CASES[0])
+    config = infer_config(state, image_size=tuple(CASES[0].config["img_size"]))
     with pytest.raises(InputError, match="choose 'mamba-reg' or 'vim'"):
         convert_checkpoint(state, source="vit", config=config)
 

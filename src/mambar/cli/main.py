@@ -36,10 +36,11 @@ app.command("convert")(convert.convert)
 app.command("info")(info.info)
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         typer.echo(f"mambar {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

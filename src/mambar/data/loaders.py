@@ -10,7 +10,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -120,6 +120,7 @@ def evaluation_batches(
     return (batch for batch in _run(work, tasks, workers=workers, pinned=pinned) if len(batch))
 
 
+@runtime_checkable
 class _Work(Protocol):
     def make(self, step: int, shard: int) -> Batch: ...
 

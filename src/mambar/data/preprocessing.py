@@ -72,6 +72,8 @@ class Preprocessing:
         for name in values:
             if name not in known:
                 raise InputError(f"preprocessing has no field {name!r}; it has {', '.join(known)}.")
+        # JSON has lists where Python has tuples.
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         try:
             return cls(**values)
         except TypeError as error:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Self
+from typing import Any
 
 from mambar.errors import InputError
 from mambar.nn.heads import HEADS
@@ -96,7 +96,7 @@ class VisionMambaConfig:
         """Rank of the step-size projection."""
         return math.ceil(self.dim / 16) if self.dt_rank is None else self.dt_rank
 
-    def but(self, **fields: Any) -> Self:
+    def but(self, **fields: Any) -> "VisionMambaConfig":
         """A changed copy; an unknown field raises `InputError` with the nearest right name."""
         _known_fields(fields)
         return dataclasses.replace(self, **fields)
@@ -109,7 +109,7 @@ class VisionMambaConfig:
         return fields
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+    def from_dict(cls, fields: Mapping[str, Any]) -> "VisionMambaConfig":
         """Undoes `to_dict`; an unknown field raises `InputError`."""
         _known_fields(fields)
         fields = dict(fields)

@@ -1,7 +1,7 @@
 """What turns the tapped layers' maps into class logits: one class a decoder, all in one table."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from mambar.nn.pyramid import FeaturePyramid
 from mambar.segmentation.upernet import UPerHead
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """Maps of the tapped layers (one size) → logits at a size of its own."""
 
