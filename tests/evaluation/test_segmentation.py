@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from mambar.data.masks import IGNORE
 from mambar.errors import DataError, InputError
-from mambar.evaluation.segmentation import IGNORE, SegmentationCounts, count, image_iou, summarize
+from mambar.evaluation.segmentation import SegmentationCounts, count, image_iou, summarize
 
 # Two images of 2×3 pixels, three classes, two ignored pixels.
 TRUTH = torch.tensor([[[0, 0, 1], [1, 1, IGNORE]], [[0, 0, 0], [0, 1, IGNORE]]])

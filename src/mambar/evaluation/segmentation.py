@@ -17,10 +17,9 @@ import torch
 from jaxtyping import Bool, Int64, Integer
 from torch import Tensor
 
+from mambar.data.masks import IGNORE
 from mambar.errors import DataError, InputError
 
-# The label of a pixel that is neither trained nor counted.
-IGNORE = 255
 # How far a border may be off, as a share of the image's diagonal (the boundary F-score's convention).
 BOUNDARY_TOLERANCE = 0.0075
 
