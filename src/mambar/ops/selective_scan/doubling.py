@@ -35,6 +35,9 @@ def selective_scan(
     while shift < length:
         decay, states = _join(decay, states, shift, reverse)
         shift *= 2
+    if initial_state is None and length == 1:
+        # One step joins nothing: without this A would have no gradient, which stops training on several processes.
+        initial_state = torch.zeros_like(states[:, 0])
     if initial_state is not None:
         states = states + decay * initial_state[:, None]
     y = (states * C[:, :, None, :]).sum(dim=-1)
