@@ -19,12 +19,14 @@ PLAIN = {"resize": None, "ratio": (1.0, 1.0), "most_of_one": 1.0, "flip": 0.0, "
 
 def coded(height=40, width=56):
     """An image whose red channel is its label, so that a slip between the two shows."""
-    labels = torch.randint(0, 5, (height // 8, width // 8), dtype=torch.uint8).repeat_interleave(8, 0)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 5, (height // 8, width // 8), dtype=torch.uint8, generator=generator)
+    labels = labels.repeat_interleave(8, 0)
     labels = labels.repeat_interleave(8, 1)
     return torch.stack([labels * 40, labels * 0, labels * 0 + 9, labels])
 
 
-@pytest.mark.parametrize("ratio", [(1.0, 1.0), (0.5, 2.0)])
+@pytest.mark.parametrize("ratio", [(1.0, 1.0), (1.0, 2.0)])
 def test_image_and_labels_go_together(ratio):
     transform = SegmentationTransform(image_size=24, resize=None, ratio=ratio, distort=False, fill=(200, 0, 0))
     stacked = coded()

@@ -78,5 +78,5 @@ def test_bad_layouts(tmp_path, more, message):
 def test_missing_list(tmp_path):
     voc(tmp_path)
     (tmp_path / "ImageSets/Segmentation/val.txt").unlink()
-    with pytest.raises(DataError, match="has no ImageSets/Segmentation/val.txt"):
+    with pytest.raises(DataError, match=r"has no ImageSets/Segmentation/val.txt"):
         open_segmentation(tmp_path, "val")

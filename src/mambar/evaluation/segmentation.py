@@ -97,7 +97,7 @@ class SegmentationResult:
 
 def count(
     predicted: Integer[Tensor, "*batch height width"],
-    labels: Integer[Tensor, "*batch height width"],
+    labels: Integer[Tensor, "*label_batch label_height label_width"],
     num_classes: int,
     *,
     tolerance: int | None = None,

@@ -76,7 +76,7 @@ class Inference:
         for name in fields:
             if name not in known:
                 raise InputError(f"inference has no field {name!r}; it has {', '.join(known)}.")
-        return cls(**fields)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 @torch.inference_mode()
