@@ -1,0 +1,63 @@
+"""`mambar analyze`: look into a model, alone or beside another."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mambar.cli.arguments import AsJson, Assignments, parse, pick_device, print_json, truth
+from mambar.errors import InputError
+
+
+def analyze(
+    model: Annotated[str, typer.Argument(help="A run directory, a checkpoint, a name of ours, or timm/NAME.")],
+    assignments: Assignments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure token norms, outliers, feature and register maps; write report.html, figures and numbers.
+
+    compare=MODEL shows two side by side in one scale; data=SET takes statistics, images=PATH,PATH shows pictures of
+    your own (default: built-in photographs); pretrained=true loads weights for a bare name, which otherwise has
+    random ones. Others: layers=7,23 tensor=residual|mixer|normed vector= metric= image_size= num_images= probes=
+    scale=linear|log colours= seed= device= workers= out=.
+    """
+    from mambar.analysis.analyze import analyze as run
+    from mambar.analysis.options import AnalysisOptions
+    from mambar.training.fields import field_types
+    from mambar.training.fields import parse as parse_field
+
+    types = field_types(AnalysisOptions)
+    known = (*types, "compare", "data", "images", "pretrained", "out", "device", "workers")
+    options = parse(assignments, allowed=known)
+    chosen: dict[str, Any] = {
+        name: parse_field(types[name], value, name=name) for name, value in options.fields.items() if name in types
+    }
+    if options.seed is not None:
+        chosen["seed"] = options.seed
+    given = options.fields
+    out = options.out or _default_out(model)
+    images = [Path(part) for part in given.get("images", "").split(",") if part]
+    missing = [str(path) for path in images if not path.exists()]
+    if missing:
+        raise InputError(f"images={missing[0]} does not exist; give files or folders, separated by commas.")
+    result = run(
+        model,
+        out=out,
+        compare=given.get("compare"),
+        data=options.data,
+        images=images,
+        pretrained=truth("pretrained", given.get("pretrained", "false")),
+        options=AnalysisOptions(**chosen),
+        device=pick_device(options.device),
+        workers=options.workers or 0,
+    )
+    if as_json:
+        print_json({"report": str(result.report), "seconds": result.seconds})
+        return
+    typer.echo(f"report: {result.report} ({result.seconds:.0f} s)")
+
+
+def _default_out(model: str) -> Path:
+    from mambar.recipes.run import default_out
+
+    return default_out("analysis-" + Path(model).name)
