@@ -1,0 +1,224 @@
+"""What goes wrong on purpose in a run of its own: functions for `runs.start(before=...)`."""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+
+def die_at(place: str, number: int) -> None:
+    """SIGKILL of this process at the given call of a function of the run."""
+    from mambar.training import durable, state, trainer
+
+    counted = {"n": 0}
+
+    def deadly(function, counts=lambda *arguments: True):
+        def wrapped(*arguments, **named):
+            if counts(*arguments):
+                counted["n"] += 1
+                if counted["n"] == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **named)
+
+        return wrapped
+
+    if place == "last.json":
+        durable.publish_file = deadly(durable.publish_file, lambda path, data: path.name == "last.json")
+    elif place == "save":
+        durable.publish_directory = deadly(durable.publish_directory)
+    elif place == "prune":
+        state.durable.remove_directory = deadly(state.durable.remove_directory)
+    elif place == "evaluation":
+        trainer.evaluation_batches = _deadly_iterator(trainer.evaluation_batches, number)
+    elif place == "epoch edge":
+        trainer.Trainer._run_epoch = deadly(trainer.Trainer._run_epoch)
+    else:
+        raise AssertionError(place)
+
+
+def _deadly_iterator(make, number):
+    counted = {"n": 0}
+
+    def wrapped(*arguments, **named):
+        for batch in make(*arguments, **named):
+            counted["n"] += 1
+            if counted["n"] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+    return wrapped
+
+
+def forget(what: str) -> None:
+    """The negative controls: a resume that loses a part of the state."""
+    from mambar.training.ema import Ema
+    from mambar.training.optim import Optimizer
+    from mambar.training.position import Position
+
+    if what == "optimizer":
+        Optimizer.load = lambda self, state: None
+    elif what == "ema":
+        Ema.load = lambda self, state: None
+    elif what == "best":
+        update = Position.update
+
+        def without_best(self, plain):
+            update(self, {**plain, "best": None, "best_step": None})
+
+        Position.update = without_best
+    else:
+        raise AssertionError(what)
+
+
+def slow_steps(seconds: float) -> None:
+    """Makes every step take a while, so that a signal can hit it."""
+    import time
+
+    from mambar.training.update import Updater
+
+    call = Updater.__call__
+
+    def slow(self, *arguments, **named):
+        time.sleep(seconds)
+        return call(self, *arguments, **named)
+
+    Updater.__call__ = slow
+
+
+def record_samples(file: Path) -> None:
+    """Writes epoch, step, shard and the samples' numbers of every shard that is computed."""
+    from mambar.training.task import ClassificationTask
+
+    prepare = ClassificationTask.prepare
+
+    def recording(self, batch, *, seed, epoch):
+        with file.open("a") as lines:
+            numbers = " ".join(str(int(index)) for index in batch.indices)
+            lines.write(f"{epoch} {batch.step} {batch.shard} {numbers}\n")
+        return prepare(self, batch, seed=seed, epoch=epoch)
+
+    ClassificationTask.prepare = recording
+
+
+def poison(kind: str, steps: tuple[int, ...], shard: int = 1, value: float = float("nan"), times: int = 10**9) -> None:
+    """NaN (or another value) in the loss, one gradient or one activation of one shard at the given steps.
+
+    Steps count within the epoch; after `times` poisoned shards the run is well again.
+    """
+    from mambar.training.task import ClassificationTask, Loss
+
+    prepare, loss = ClassificationTask.prepare, ClassificationTask.loss
+    state = {"hit": False, "left": times}
+
+    def noting(self, batch, *, seed, epoch):
+        state["hit"] = batch.step in steps and batch.shard == shard and state["left"] > 0
+        state["left"] -= state["hit"]
+        return prepare(self, batch, seed=seed, epoch=epoch)
+
+    def poisoned(self, model, batch):
+        if not state["hit"]:
+            return loss(self, model, batch)
+        if kind == "activation":
+            handle = model.blocks[1].mixer.in_proj.register_forward_hook(_set_one(value))
+            try:
+                return loss(self, model, batch)
+            finally:
+                handle.remove()
+        found = loss(self, model, batch)
+        if kind == "loss":
+            return Loss(found.value * value, found.hits)
+        parameter = model.blocks[0].mixer.out_proj.weight
+        # A hook on the tensor acts on this backward pass only: the view is made anew.
+        spoiled = found.value + (parameter.view_as(parameter) * _Spoil.apply(parameter, value)).sum() * 0
+        return Loss(spoiled, found.hits)
+
+    ClassificationTask.prepare, ClassificationTask.loss = noting, poisoned
+
+
+def _set_one(value):
+    def hook(module, inputs, output):
+        changed = output.clone()
+        changed.view(-1)[3] = value
+        return changed
+
+    return hook
+
+
+class _Spoil(torch.autograd.Function):
+    """Zeros whose gradient holds one bad number."""
+
+    @staticmethod
+    def forward(ctx, parameter, value):
+        ctx.value = value
+        return torch.zeros_like(parameter)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        bad = torch.zeros_like(gradient)
+        bad.view(-1)[0] = ctx.value
+        return bad, None
+
+
+def spike(step: int, rate: float) -> None:
+    """One learning rate that is far too high, the first time that step comes."""
+    from mambar.training.schedule import LearningRate
+
+    at = LearningRate.at
+    state = {"left": 1}
+
+    def spiked(self, number):
+        if number == step and state["left"]:
+            state["left"] = 0
+            return rate
+        return at(self, number)
+
+    LearningRate.at = spiked
+
+
+def all_of(*faults) -> None:
+    """Several of these, each a (function, *arguments)."""
+    for function, *arguments in faults:
+        function(*arguments)
+
+
+def signal_in_evaluation(number: int) -> None:
+    """SIGTERM to this process at the given validation batch."""
+    from mambar.training import trainer
+
+    make, counted = trainer.evaluation_batches, {"n": 0}
+
+    def wrapped(*arguments, **named):
+        for batch in make(*arguments, **named):
+            counted["n"] += 1
+            if counted["n"] == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    trainer.evaluation_batches = wrapped
+
+
+def deaf() -> None:
+    """The negative control of the signals: nobody catches them."""
+    from contextlib import contextmanager
+
+    from mambar.training import stages
+    from mambar.training.signals import Wishes
+
+    @contextmanager
+    def nobody():
+        yield Wishes()
+
+    stages.listening = nobody
+
+
+def scores(*values: float) -> None:
+    """Makes the evaluations give these top-1 values, one evaluation after the other."""
+    from mambar.training.task import ClassificationTask, Measured
+
+    left = [value for value in values for _ in ("weights", "ema")]
+
+    def evaluate(self, model, batches, context):
+        return Measured(metrics={"top1": left.pop(0), "top5": 1.0, "val_loss": 1.0})
+
+    ClassificationTask.evaluate = evaluate

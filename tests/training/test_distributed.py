@@ -1,0 +1,180 @@
+"""P5: the number of processes does not matter. P6: a dead process ends or restarts the run, never corrupts it."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mambar.errors import InputError
+from mambar.training.distributed import Processes
+from training import faults, runs, saving
+
+
+def test_shards_go_round_robin():
+    assert [list(Processes(rank=rank, world=2).shards(6)) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 5]]
+    with pytest.raises(InputError, match=r"shards=3 cannot be spread evenly over 2 processes.*shards=2"):
+        Processes(rank=0, world=2).shards(3)
+
+
+@pytest.mark.rel
+def test_p5_two_shards_on_one_and_two_processes_have_the_same_bits(tmp_path, unbroken):
+    group = runs.start_group(runs.tiny(), tmp_path / "two", world=2)
+    assert runs.finish(*group) == [0, 0]
+    assert runs.trace(tmp_path / "two") == unbroken
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+@pytest.mark.parametrize("precision, bound", [("fp32", 1e-6), ("fp64", 1e-12)])
+def test_p5_four_shards_differ_by_less_than_the_bound(tmp_path, precision, bound):
+    from mambar.training.state import CheckpointStore
+
+    recipe = runs.tiny(shards=4, precision=precision)
+    assert runs.finish(runs.start(recipe, tmp_path / "one")) == [0]
+    assert runs.finish(*runs.start_group(recipe, tmp_path / "two", world=2)) == [0, 0]
+    assert runs.finish(*runs.start_group(recipe, tmp_path / "four", world=4)) == [0] * 4
+    one = CheckpointStore(tmp_path / "one" / "checkpoints").load()
+    for name in ("two", "four"):
+        other = CheckpointStore(tmp_path / name / "checkpoints").load()
+        for key, tensor in one.tensors.items():
+            assert (tensor.double() - other.tensors[key].double()).abs().max() <= bound, key
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+def test_p5_saved_with_two_resumed_with_one_and_back(tmp_path, unbroken):
+    out = tmp_path / "run"
+    befores = {rank: (faults.all_of, (faults.die_at, "save", 3)) for rank in (0, 1)}
+    group = runs.start_group(runs.tiny(), out, world=2, befores=befores, environment={"MAMBAR_TIMEOUT": "10"})
+    group[0].join(120)
+    for process in group:
+        process.kill()
+        process.join()
+    code = runs.finish(runs.start(runs.tiny(), out, resume=True, before=(faults.die_at, "save", 2)))
+    assert code == [-signal.SIGKILL]
+    assert runs.finish(*runs.start_group(runs.tiny(), out, world=2, resume=True)) == [0, 0]
+    assert runs.trace(out) == unbroken
+
+
+@pytest.mark.rel
+def test_p5_the_order_of_adding_is_what_makes_the_bits_equal():
+    """The negative control: adding the same numbers pair by pair, as an all-reduce may, gives other bits."""
+    torch.manual_seed(0)
+    shards = [torch.randn(10_000) for _ in range(4)]
+    in_order = ((shards[0] + shards[1]) + shards[2]) + shards[3]
+    in_pairs = (shards[0] + shards[2]) + (shards[1] + shards[3])
+    assert not torch.equal(in_order, in_pairs)
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+def test_p5_an_odd_number_of_images_is_counted_exactly_once(tmp_path):
+    from mambar.training.log import read_metrics
+
+    recipe = runs.tiny(epochs=1, **{"data_options.limit": 47})
+    assert runs.finish(runs.start(recipe, tmp_path / "one")) == [0]
+    assert runs.finish(*runs.start_group(recipe, tmp_path / "two", world=2)) == [0, 0]
+    one, two = ([row for row in read_metrics(tmp_path / name / "metrics.jsonl")][-1] for name in ("one", "two"))
+    assert one["kind"] == "evaluation" and one == two
+    assert (one["top1"] * 47) == pytest.approx(round(one["top1"] * 47), abs=1e-9)
+
+
+def torchrun(script, *arguments, restarts, log):
+    environment = {
+        **os.environ,
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "OMP_NUM_THREADS": "1",
+        "MAMBAR_TIMEOUT": "30",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [f"--max-restarts={restarts}", str(script), *map(str, arguments)]
+    with log.open("w") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from training import faults, runs
+import torch
+torch.set_num_threads(1)
+from mambar.training import stages
+stages.write_report = lambda *a, **k: None
+out, pids, scenario = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+rank, first = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+(pids / f"{os.getpid()}").touch()
+workers = 1 if scenario == "worker" else 0
+if first and scenario == "rank 0 in a save" and rank == "0":
+    faults.die_at("save", 3)
+if first and scenario == "rank 1 in an evaluation" and rank == "1":
+    faults.die_at("evaluation", 2)
+if first and scenario == "rank 1" and rank == "1":
+    faults.die_at("epoch edge", 2)
+if first and scenario == "rank 0" and rank == "0":
+    faults.die_at("epoch edge", 3)
+if first and scenario == "worker" and rank == "1":
+    from mambar.data import loaders
+    make = loaders._Training.make
+    def deadly(self, step, shard):
+        if self.epoch == 1 and step == 1:
+            os.kill(os.getpid(), 9)
+        return make(self, step, shard)
+    loaders._Training.make = deadly
+runs.here(runs.tiny(), out, workers=workers)
+"""
+SCENARIOS = ["rank 0", "rank 1", "worker", "rank 0 in a save", "rank 1 in an evaluation"]
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_p6_a_dead_process_is_restarted_and_changes_nothing(tmp_path, unbroken, scenario):
+    script, pids, out = tmp_path / "script.py", tmp_path / "pids", tmp_path / "run"
+    script.write_text(SCRIPT)
+    pids.mkdir()
+    agent = torchrun(script, out, pids, scenario, restarts=2, log=tmp_path / "log")
+    assert agent.wait(400) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert len(list(pids.iterdir())) == 4, "nothing was restarted: the fault did not happen"
+    assert runs.trace(out) == unbroken
+    assert not [path for path in pids.iterdir() if saving.alive(int(path.name))]
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+def test_p6_without_restarts_the_run_fails_in_time_and_leaves_no_orphans(tmp_path):
+    script, pids, out = tmp_path / "script.py", tmp_path / "pids", tmp_path / "run"
+    script.write_text(SCRIPT)
+    pids.mkdir()
+    agent = torchrun(script, out, pids, "rank 1", restarts=0, log=tmp_path / "log")
+    assert agent.wait(400) != 0
+    time.sleep(1)
+    assert not [path for path in pids.iterdir() if saving.alive(int(path.name))]
+
+
+@pytest.mark.rel
+@pytest.mark.soak
+def test_p6_many_random_deaths(tmp_path, unbroken):
+    draw = random.Random(2)
+    for number in range(10):
+        out = tmp_path / f"run-{number}"
+        for _ in range(10):
+            group = runs.start_group(
+                runs.tiny(), out, world=2, resume=(out / "recipe.json").exists(), environment={"MAMBAR_TIMEOUT": "10"}
+            )
+            victim = draw.choice(group)
+            victim.join(draw.uniform(3, 9))
+            if all(process.exitcode == 0 for process in group):
+                break
+            for process in (victim, *group):
+                process.kill()
+                process.join()
+        else:
+            assert runs.finish(*runs.start_group(runs.tiny(), out, world=2, resume=True)) == [0, 0]
+        assert runs.trace(out) == unbroken
