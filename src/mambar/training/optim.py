@@ -32,16 +32,22 @@ def is_decayed(name: str, parameter: Tensor, exempt: Iterable[str], rule: DecayG
     return rule == "official" or not name.endswith(".A_log")
 
 
-def groups(model: VisionMamba, stage: Stage) -> list[Group]:
-    """The trainable parameters in groups, in a fixed order."""
-    exempt = model.no_weight_decay()
-    last = model.num_layers + 1
+def groups(backbone: VisionMamba, stage: Stage, *, model: nn.Module | None = None, prefix: str = "") -> list[Group]:
+    """The trainable parameters in groups, in a fixed order.
+
+    `model` is what a task made of the backbone, `prefix` what stands in front of the backbone's names there; its other
+    parameters count as the last layer.
+    """
+    exempt = {prefix + name for name in backbone.no_weight_decay()}
+    last = backbone.num_layers + 1
     found: dict[tuple[float, float], list[str]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in (model or backbone).named_parameters():
         if not parameter.requires_grad:
             continue
         decayed = is_decayed(name, parameter, exempt, stage.decay_groups)
-        scale = stage.layer_decay ** (last - layer_of(name, model.num_layers))
+        inside = name.startswith(prefix)
+        depth = layer_of(name.removeprefix(prefix), backbone.num_layers) if inside else last
+        scale = stage.layer_decay ** (last - depth)
         found.setdefault((stage.weight_decay if decayed else 0.0, scale), []).append(name)
     return [Group(names=tuple(names), weight_decay=decay, scale=scale) for (decay, scale), names in found.items()]
 

@@ -41,6 +41,8 @@ class Stage:
     min_lr: float = 1e-6
     warmup_lr: float = 1e-6
     warmup_epochs: float = 1.0
+    # Updates of the warm-up; where given, in place of warmup_epochs.
+    warmup_steps: int | None = None
     schedule: Schedule = "cosine"
     weight_decay: float = 0.05
     decay_groups: DecayGroups = "official"
@@ -110,7 +112,9 @@ class Recipe:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "segmentation"] = "classification"
+    # Options of the task (segmentation: the fields of `mambar.segmentation.SegmentationOptions`).
+    task_options: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[Stage, ...] = field(default_factory=_one_stage)
     seed: int = 0
     # auto: bf16 on a GPU that has it, else fp32.
@@ -228,7 +232,7 @@ class Recipe:
         of_stage: list[dict[str, Any]] = [{} for _ in self.stages]
         for name, value in changes.items():
             head, _, tail = name.partition(".")
-            if head in ("config", "data_options") and tail:
+            if head in ("config", "data_options", "task_options") and tail:
                 known = tables.setdefault(head, dict(getattr(self, head)))
                 known[tail] = fields.literal(value) if from_text else value
             elif name in own and name != "stages":
@@ -290,6 +294,7 @@ def _check_stage(stage: Stage) -> None:
         (stage.min_lr >= 0, "min_lr", "0 or more"),
         (stage.warmup_lr >= 0, "warmup_lr", "0 or more"),
         (stage.warmup_epochs >= 0, "warmup_epochs", "0 or more"),
+        (stage.warmup_steps is None or stage.warmup_steps >= 0, "warmup_steps", "0 or more, or none"),
         (stage.weight_decay >= 0, "weight_decay", "0 or more"),
         (all(0 <= beta < 1 for beta in stage.betas), "betas", "two numbers from 0 to below 1"),
         (stage.eps > 0, "eps", "above 0"),

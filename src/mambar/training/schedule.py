@@ -24,11 +24,12 @@ class LearningRate:
     @classmethod
     def of(cls, stage: Stage, *, steps: int, steps_per_epoch: int) -> "LearningRate":
         """The schedule of a stage of `steps` updates."""
+        warmup = round(stage.warmup_epochs * steps_per_epoch) if stage.warmup_steps is None else stage.warmup_steps
         return cls(
             peak=stage.peak_lr,
             start=stage.warmup_lr,
             floor=stage.min_lr,
-            warmup_steps=min(round(stage.warmup_epochs * steps_per_epoch), steps),
+            warmup_steps=min(warmup, steps),
             steps=steps,
             shape=stage.schedule,
         )

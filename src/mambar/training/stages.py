@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from torch import nn
 
-from mambar.data import open_dataset
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.errors import CheckpointError, DataError, RecipeError
 from mambar.hub.create import create_model
-from mambar.hub.files import load, save_model
+from mambar.hub.files import load
 from mambar.models.config import VARIANTS
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training import durable
@@ -22,11 +22,10 @@ from mambar.training.log import MetricsLog, progress
 from mambar.training.position import Position, Surroundings
 from mambar.training.precision import Numerics
 from mambar.training.recipe import Recipe
-from mambar.training.report import write_report
 from mambar.training.result import RunResult
 from mambar.training.signals import Wishes, listening
 from mambar.training.state import Checkpoint, CheckpointStore
-from mambar.training.task import ClassificationTask, Measured, preprocessing_of
+from mambar.training.task import Measured, task_class
 from mambar.training.trainer import Trainer
 from mambar.version import __version__
 
@@ -120,13 +119,13 @@ class _Run:
         return checkpoint
 
     def _trainer(self, index: int, position: Position) -> Trainer:
-        recipe, classes = self.recipe, self.sets.train.classes
-        stage = recipe.stages[index]
-        backbone = build_model(recipe, index, num_classes=len(classes))
+        recipe = self.recipe
+        task = task_class(recipe.task).of(recipe, recipe.stages[index], classes=self.sets.train.classes)
+        backbone = build_model(recipe, index, num_classes=task.backbone_classes)
         return Trainer(
             recipe,
             index,
-            task=ClassificationTask.of(recipe, stage, classes=classes),
+            task=task,
             backbone=backbone,
             train_set=self.sets.train,
             val_set=self.sets.val,
@@ -154,29 +153,24 @@ class _Run:
         if self.group.is_first:
             # The parameters' precision of a float64 run is not kept.
             model = model.float().cpu()
-            classes = self.sets.train.classes
-            preprocessing = preprocessing_of(recipe, recipe.stages[-1])
-            save_model(out, model, name=recipe.model, classes=classes, preprocessing=preprocessing, force=True)
-            model.classes, model.preprocessing = classes, preprocessing
-            write_report(out, recipe=recipe, model=model, measured=measured, val_set=self.sets.val)
+            trainer.task.hand_over(out, model, recipe=recipe, measured=measured, val_set=self.sets.val)
             result = {"format_version": _RESULT_FORMAT, "metrics": metrics, "step": trainer.position.total}
             durable.publish_file(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
             self.around.metrics.close()
         self.group.wait()
         return RunResult(metrics=metrics, checkpoint=out / "model.safetensors", recipe=recipe)
 
-    def _delivered(self, trainer: Trainer) -> tuple[VisionMamba, Measured]:
+    def _delivered(self, trainer: Trainer) -> tuple[nn.Module, Measured]:
         """The weights that the recipe wants handed over, and what the validation images say of them."""
-        backbone = trainer.backbone
         if self.recipe.deliver == "best":
             path = trainer.best_path()
             if path is not None:
                 trainer.model.load_state_dict(self.around.store.read(path).part("model"))
-                return backbone, trainer.measure(trainer.model)
+                return trainer.model, trainer.measure(trainer.model)
+        model = trainer.model
         if self.recipe.deliver == "ema" and trainer.ema is not None:
-            averaged: Any = trainer.ema.model
-            return averaged, trainer.measured or trainer.measure(averaged)
-        return backbone, trainer.measured or trainer.measure(trainer.model)
+            model = trainer.ema.model
+        return model, trainer.measured or trainer.measure(model)
 
 
 def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:
@@ -206,7 +200,8 @@ def _starting_model(source: str) -> VisionMamba:
 
 
 def _open(recipe: Recipe) -> _Sets:
-    sets = _Sets(*(open_dataset(recipe.data, split, **recipe.data_options) for split in ("train", "val")))
+    task = task_class(recipe.task)
+    sets = _Sets(*(task.open(recipe, split) for split in ("train", "val")))
     if sets.train.classes != sets.val.classes:
         raise DataError(
             f"{recipe.data}: the training and validation images have different classes "

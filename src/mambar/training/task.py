@@ -1,19 +1,27 @@
 """What a task adds to a backbone: how to wrap it, what its loss is, how it is measured. Classification is one."""
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from mambar.data import open_dataset
+from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.data.loaders import Batch
 from mambar.data.mixup import Mixup, soft_targets
 from mambar.data.preprocessing import Preprocessing
+from mambar.data.transforms import EvalTransform, TrainTransform
 from mambar.evaluation.classification import ClassificationResult, evaluate
+from mambar.hub.files import save_model
+from mambar.models.vision_mamba import VisionMamba
+from mambar.training.optim import freeze_backbone
 from mambar.training.recipe import Recipe, Stage
 
 
@@ -59,15 +67,47 @@ class EvaluationContext:
 
 @runtime_checkable
 class Task(Protocol):
-    """A task: `metric` (higher is better) chooses the best weights."""
+    """A task: `metric` (higher is better) chooses the best weights.
 
-    @property
-    def metric(self) -> str:
-        """The name of the number that chooses the best weights."""
+    `backbone_prefix` stands in front of the backbone's parameter names in the model that `wrap` makes.
+    """
+
+    metric: str
+    backbone_prefix: str
+
+    @classmethod
+    def open(cls, recipe: Recipe, split: str) -> ImageDataset:
+        """The data of a split, as the transforms below take them."""
         ...
 
-    def wrap(self, backbone: nn.Module) -> nn.Module:
-        """The model to train, made of the backbone."""
+    @classmethod
+    def of(cls, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> "Task":
+        """The task of one stage; whatever the recipe says of it is checked here."""
+        ...
+
+    @property
+    def backbone_classes(self) -> int:
+        """The classes of the backbone's own head; 0 where nothing reads it."""
+        ...
+
+    def wrap(self, backbone: VisionMamba) -> nn.Module:
+        """The model to train, made of the backbone; fresh parameters follow the recipe's seed."""
+        ...
+
+    def freeze(self, model: nn.Module) -> None:
+        """Takes the backbone out of training."""
+        ...
+
+    def train_transform(self) -> Callable[[Tensor, int], Tensor]:
+        """(a stored image, its key) → the augmented one."""
+        ...
+
+    def eval_transform(self) -> Callable[[Tensor], Tensor]:
+        """A stored image → what `evaluate` takes."""
+        ...
+
+    def evaluation_batch(self, size: int) -> int:
+        """Images at a time in evaluation, where training takes `size`."""
         ...
 
     def prepare(self, batch: Batch, *, seed: int, epoch: int) -> Prepared:
@@ -82,15 +122,42 @@ class Task(Protocol):
         """Measures the model on held-out images."""
         ...
 
+    def hand_over(
+        self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset
+    ) -> None:
+        """Writes the finished model (on the CPU) and its report into the run directory."""
+        ...
+
+
+# Recipe.task → where its class is; named, not imported: a task may stand above training.
+TASKS: Final = {
+    "classification": ("mambar.training.task", "ClassificationTask"),
+    "segmentation": ("mambar.segmentation.task", "SegmentationTask"),
+}
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of the task that a recipe names."""
+    module, attribute = TASKS[name]
+    return getattr(importlib.import_module(module), attribute)
+
 
 class ClassificationTask:
     """Image classification: soft-target cross-entropy, mixup and cutmix a shard, top-1 and top-5."""
 
     metric = "top1"
+    backbone_prefix = ""
 
     def __init__(
-        self, *, classes: Sequence[str], preprocessing: Preprocessing, mixing: Mixup | None, smoothing: float
+        self,
+        *,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        mixing: Mixup | None,
+        smoothing: float,
+        transform: TrainTransform | None = None,
     ) -> None:
+        self.transform = transform or TrainTransform(preprocessing=preprocessing)
         self.classes = tuple(classes)
         self.preprocessing = preprocessing
         self.mixing = mixing
@@ -114,11 +181,39 @@ class ClassificationTask:
             preprocessing=preprocessing_of(recipe, stage),
             mixing=mixing,
             smoothing=stage.smoothing,
+            transform=train_transform_of(recipe, stage),
         )
 
-    def wrap(self, backbone: nn.Module) -> nn.Module:
-        """The backbone itself: its head is the classifier."""
+    @classmethod
+    def open(cls, recipe: Recipe, split: str) -> ImageDataset:
+        """The labelled images that the recipe names."""
+        return open_dataset(recipe.data, split, **recipe.data_options)
+
+    @property
+    def backbone_classes(self) -> int:
+        """All: the backbone's head is the classifier."""
+        return len(self.classes)
+
+    def wrap(self, backbone: VisionMamba) -> nn.Module:
+        """The backbone itself."""
         return backbone
+
+    def freeze(self, model: nn.Module) -> None:
+        """Lets only the head train."""
+        assert isinstance(model, VisionMamba)
+        freeze_backbone(model)
+
+    def train_transform(self) -> Callable[[Tensor, int], Tensor]:
+        """The stage's augmentation. Without erasing, which acts on normalised images, pixels travel as bytes."""
+        return self.transform if self.transform.erasing else self.transform.pixels
+
+    def eval_transform(self) -> Callable[[Tensor], Tensor]:
+        """The evaluation crop, as bytes."""
+        return EvalTransform(preprocessing=self.preprocessing).pixels
+
+    def evaluation_batch(self, size: int) -> int:
+        """As many as in training."""
+        return size
 
     def prepare(self, batch: Batch, *, seed: int, epoch: int) -> Prepared:
         """Normalised images (where the loader gave bytes) and soft targets, mixed under the shard's own key."""
@@ -150,6 +245,17 @@ class ClassificationTask:
         metrics = {"top1": result.top1, "top5": result.top5, "val_loss": result.loss}
         return Measured(metrics=metrics, detail=result)
 
+    def hand_over(
+        self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset
+    ) -> None:
+        """config.json, model.safetensors and the report with confusion matrix, examples and token norms."""
+        from mambar.training.report import write_report
+
+        assert isinstance(model, VisionMamba)
+        save_model(out, model, name=recipe.model, classes=self.classes, preprocessing=self.preprocessing, force=True)
+        model.classes, model.preprocessing = self.classes, self.preprocessing
+        write_report(out, recipe=recipe, model=model, measured=measured, val_set=val_set)
+
     def _normalized(self, images: Tensor) -> Tensor:
         return self.preprocessing.normalize(images) if images.dtype == torch.uint8 else images
 
@@ -162,4 +268,18 @@ def preprocessing_of(recipe: Recipe, stage: Stage) -> Preprocessing:
         interpolation=recipe.interpolation,
         mean=recipe.mean,
         std=recipe.std,
+    )
+
+
+def train_transform_of(recipe: Recipe, stage: Stage) -> TrainTransform:
+    """The augmentation of a stage."""
+    return TrainTransform(
+        preprocessing=preprocessing_of(recipe, stage),
+        crop=stage.crop,
+        scale=stage.scale,
+        padding=stage.padding,
+        flip=stage.flip,
+        augment=stage.augment,
+        jitter=stage.jitter,
+        erasing=stage.erasing,
     )

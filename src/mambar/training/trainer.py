@@ -15,21 +15,20 @@ from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.data.loaders import Batch, evaluation_batches, training_batches
 from mambar.data.samplers import steps_per_epoch
-from mambar.data.transforms import EvalTransform, TrainTransform
 from mambar.errors import DiskError, InputError, NonFiniteError
 from mambar.hub.resize import transfer
 from mambar.models.config import VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training import health
 from mambar.training.ema import Ema
-from mambar.training.optim import Optimizer, freeze_backbone, groups, set_training_mode
+from mambar.training.optim import Optimizer, groups, set_training_mode
 from mambar.training.position import Position, Surroundings
 from mambar.training.precision import LossScale
 from mambar.training.recipe import Recipe
 from mambar.training.schedule import LearningRate
 from mambar.training.signals import Stopped, Wishes
 from mambar.training.state import Checkpoint
-from mambar.training.task import EvaluationContext, Measured, Task, preprocessing_of
+from mambar.training.task import EvaluationContext, Measured, Task
 from mambar.training.update import Outcome, StepKeys, Updater
 
 _LOG = logging.getLogger("mambar.training")
@@ -71,11 +70,12 @@ class Trainer:
         self.steps = planned if stage.max_steps is None else min(planned, stage.max_steps)
         self.backbone = backbone.to(device=processes.device, dtype=numerics.storage)
         self.backbone.set_grad_checkpointing(recipe.grad_checkpointing)
+        self.model = task.wrap(self.backbone).to(device=processes.device, dtype=numerics.storage)
         if stage.freeze_backbone:
-            freeze_backbone(self.backbone)
-        self.model = task.wrap(self.backbone)
+            task.freeze(self.model)
         self.ema = None if stage.ema_decay is None else Ema(self.model, stage.ema_decay)
-        self.optimizer = Optimizer(self.model, groups(self.backbone, stage), stage)
+        parts = groups(self.backbone, stage, model=self.model, prefix=task.backbone_prefix)
+        self.optimizer = Optimizer(self.model, parts, stage)
         self.scale = LossScale(active=numerics.name == "fp16")
         self.rates = LearningRate.of(stage, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
         forward: Any = torch.compile(self.model) if recipe.compile else self.model
@@ -91,17 +91,6 @@ class Trainer:
             shards=recipe.shards,
             accumulation=stage.accumulation,
             clip=stage.clip,
-        )
-        self.preprocessing = preprocessing_of(recipe, stage)
-        self.transform = TrainTransform(
-            preprocessing=self.preprocessing,
-            crop=stage.crop,
-            scale=stage.scale,
-            padding=stage.padding,
-            flip=stage.flip,
-            augment=stage.augment,
-            jitter=stage.jitter,
-            erasing=stage.erasing,
         )
         # What the last evaluation in this process found, for the report.
         self.measured: Measured | None = None
@@ -149,11 +138,9 @@ class Trainer:
             self._save_or_stop(outcome.stop)
 
     def _batches(self, seed: int, epoch: int, first: int) -> Iterator[Batch]:
-        # Erasing acts on normalised images; without it pixels travel as bytes and are normalised on the device.
-        transform = self.transform if self.stage.erasing else self.transform.pixels
         return training_batches(
             self.train_set,
-            transform,
+            self.task.train_transform(),
             seed=seed,
             epoch=epoch,
             first_step=first,
@@ -235,10 +222,11 @@ class Trainer:
     def measure(self, model: nn.Module) -> Measured:
         """Measures a model on the validation images, every one exactly once over all processes."""
         processes = self.around.processes
+        micro_batch = self.stage.batch_size // self.recipe.shards // self.stage.accumulation
         batches = evaluation_batches(
             self.val_set,
-            EvalTransform(preprocessing=self.preprocessing).pixels,
-            batch_size=max(self.stage.batch_size // self.recipe.shards // self.stage.accumulation, 1),
+            self.task.eval_transform(),
+            batch_size=self.task.evaluation_batch(max(micro_batch, 1)),
             workers=self.around.workers,
             rank=processes.rank,
             world=processes.world,
@@ -265,9 +253,18 @@ class Trainer:
     # Saving
 
     def start_from(self, state: Mapping[str, Tensor], config: VisionMambaConfig) -> None:
-        """Takes the weights of another model (positions resized, a head of another shape starts fresh)."""
+        """Takes the weights of another model (positions resized, a head of another shape starts fresh).
+
+        `state` may be that of a backbone, or of a model that the same task made of one.
+        """
+        prefix = self.task.backbone_prefix
+        whole = bool(prefix) and any(name.startswith(prefix) for name in state)
+        inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         with torch.no_grad():
-            moved = transfer(self.backbone, state, config)
+            moved = transfer(self.backbone, inside if whole else state, config)
+        if whole:
+            rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
+            self.model.load_state_dict(rest, strict=False)
         if moved.fresh:
             _LOG.info("Fresh start values for %s.", ", ".join(moved.fresh))
         if self.ema is not None:
