@@ -56,10 +56,10 @@ def sum_parts(parts: Tensor) -> Tensor:
     return out
 
 
-def streams(machine: Machine, *results: Tensor) -> bool:
+def streams(machine: Machine, *results: Tensor | None) -> bool:
     """Whether results should be written past the caches: too large for them, and rows at whole vectors."""
-    large = sum(result.nbytes for result in results) > LARGE_BYTES
-    return large and all(
+    given = [result for result in results if result is not None]
+    return sum(result.nbytes for result in given) > LARGE_BYTES and all(
         result.shape[-1] % machine.lanes == 0 and result.data_ptr() % (machine.lanes * result.element_size()) == 0
-        for result in results
+        for result in given
     )

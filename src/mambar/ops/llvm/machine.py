@@ -17,8 +17,8 @@ class Machine:
     cpu: str
     features: str
     lanes: int
-    scales_by_exponent: bool = False
-    """Whether exp2 uses AVX-512's instruction for `x * 2**k`."""
+    scale_and_estimate: bool = False
+    """Whether to use AVX-512's instructions for `x * 2**k` and an estimate of `1 / x`."""
 
     @property
     def family(self) -> str:
@@ -31,7 +31,7 @@ NAMED_MACHINES = {
     "sse": Machine(triple="x86_64-unknown-linux-gnu", cpu="x86-64", features="", lanes=4),
     "avx2": Machine(triple="x86_64-unknown-linux-gnu", cpu="x86-64-v3", features="", lanes=8),
     "avx512": Machine(
-        triple="x86_64-unknown-linux-gnu", cpu="x86-64-v4", features="", lanes=16, scales_by_exponent=True
+        triple="x86_64-unknown-linux-gnu", cpu="x86-64-v4", features="", lanes=16, scale_and_estimate=True
     ),
     "avx512-integer": Machine(triple="x86_64-unknown-linux-gnu", cpu="x86-64-v4", features="", lanes=16),
     "neon": Machine(triple="aarch64-unknown-linux-gnu", cpu="generic", features="", lanes=4),
@@ -66,5 +66,5 @@ def host_machine() -> Machine:
         features=features.flatten(),
         lanes=lanes,
         # On AMD only the other form was measured (Zen 5).
-        scales_by_exponent=lanes == 16 and not cpu.startswith("znver"),
+        scale_and_estimate=lanes == 16 and not cpu.startswith("znver"),
     )

@@ -101,6 +101,7 @@ def backward(
             "state": state,
             "batch": batch,
             "delta_softplus": delta_softplus,
+            "streaming": streams(machine, du, ddelta, dz),
             **rows(reverse, **activations, **gradients),
             "A": address(A),
             "D": address(D),
@@ -130,5 +131,5 @@ def backward(
 
 def _in_time(walked: Tensor, length: int, reverse: bool) -> Tensor:
     """(batch, state, padded length) in the order of the walk as (batch, length, state) in the order of time."""
-    rows = walked[..., :length].transpose(1, 2)
-    return rows.flip(1) if reverse else rows.contiguous()
+    steps = walked[..., :length].transpose(1, 2)
+    return (steps.flip(1) if reverse else steps).contiguous()

@@ -7,7 +7,7 @@ block; sums over the batch and over blocks of channels are written as parts and 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llvmlite import ir
@@ -17,13 +17,14 @@ from mambar.ops.llvm.machine import Machine
 from mambar.ops.llvm.vectors import Block, Vectors, element, int64
 from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, Place, Rows, Tiles
 
-VECTORS_PER_BLOCK = 4
+VECTORS_PER_BLOCK = 2
+STATES_AT_ONCE = 2
 LN_2 = math.log(2.0)
 
 # As for the forward kernel; `parameter_parts` is (batch, state + 2, inner): the rows of dA, then dD and ddelta_bias;
 # `sequence_parts` is (blocks, batch, 2, state, chunks * 16): dB and dC in the order of the walk.
 ARGUMENTS = (
-    *("num_tasks", "length", "inner", "state", "batch", "delta_softplus"),
+    *("num_tasks", "length", "inner", "state", "batch", "delta_softplus", "streaming"),
     *("u", "u_batch", "u_time", "delta", "delta_batch", "delta_time", "z", "z_batch", "z_time"),
     *("B", "B_batch", "B_time", "C", "C_batch", "C_time", "dy", "dy_batch", "dy_time"),
     *("du", "du_batch", "du_time", "ddelta", "ddelta_batch", "ddelta_time", "dz", "dz_batch", "dz_time"),
@@ -33,13 +34,18 @@ ARGUMENTS = (
 
 # What is kept of each step of a chunk, side by side: buffers of a whole chunk would lie whole pages apart, where they
 # push each other out of the cache.
-STEP_FIELDS = ("dt", "slope", "pushed", "dy", "factor", "y", "ddecay", "dpushed", "decay", "before")
+STEP_FIELDS = (
+    *("dt", "slope", "pushed", "dy", "factor", "y", "ddecay", "dpushed"),
+    *(f"{name} {slot}" for slot in range(STATES_AT_ONCE) for name in ("decay", "before")),
+)
 
 
 def scratch_floats(machine: Machine, state: int) -> int:
     """The scratch of one thread: tiles of A, g and dA, D, bias and their gradients, a chunk, sums over lanes."""
     width = VECTORS_PER_BLOCK * machine.lanes
-    return (3 * state + 4 + len(STEP_FIELDS) * CHECKPOINT_EVERY) * width + 2 * CHECKPOINT_EVERY * machine.lanes
+    return (
+        3 * state + 4 + len(STEP_FIELDS) * CHECKPOINT_EVERY
+    ) * width + 2 * STATES_AT_ONCE * CHECKPOINT_EVERY * machine.lanes
 
 
 def write(machine: Machine, dtype: str) -> ir.Module:
@@ -64,9 +70,9 @@ def write(machine: Machine, dtype: str) -> ir.Module:
 
         def pass_on(step: ir.Value, y: Block, factor: Block) -> None:
             with builder.if_then(gated):
-                vectors.store(vectors.mul(factor, y), dz.at(step), dtype)
+                place.store(vectors, vectors.mul(factor, y), dz.at(step), dtype)
 
-        walk_backward(place, vectors, Scratch(function), block, receive, pass_on)
+        walk_backward(place, vectors, Scratch(function), block, receive, pass_on, prefetched=[dy, z])
 
     function.channel_tasks(VECTORS_PER_BLOCK, task)
     return function.module
@@ -79,6 +85,8 @@ def walk_backward(
     block: ir.Value,
     receive: Callable[[ir.Value], tuple[Block, Block]],
     pass_on: Callable[[ir.Value, Block, Block], None],
+    *,
+    prefetched: Sequence[Rows] = (),
 ) -> None:
     """Writes the walk back over all chunks of a block.
 
@@ -93,8 +101,8 @@ def walk_backward(
         A=tiles.take(scratch),
         D=scratch.take(vectors.width),
         bias=scratch.take(vectors.width),
-        lanes_B=scratch.take(CHECKPOINT_EVERY * vectors.lanes),
-        lanes_C=scratch.take(CHECKPOINT_EVERY * vectors.lanes),
+        lanes_B=scratch.take(STATES_AT_ONCE * CHECKPOINT_EVERY * vectors.lanes),
+        lanes_C=scratch.take(STATES_AT_ONCE * CHECKPOINT_EVERY * vectors.lanes),
     )
     chunk = scratch.take(CHECKPOINT_EVERY * len(STEP_FIELDS) * vectors.width)
     tiles.clear(sums.g)
@@ -106,15 +114,21 @@ def walk_backward(
         tiles.read(sums.g, dstate)
     every = int64(CHECKPOINT_EVERY)
     chunks = builder.udiv(builder.add(walk.length, int64(CHECKPOINT_EVERY - 1)), every)
-    steps = ChunkSteps(place, tiles, chunk, sums, receive, pass_on)
+    steps = ChunkSteps(place, tiles, chunk, sums, receive, pass_on, prefetched)
 
     def one(number: ir.Value) -> None:
         first = builder.mul(number, every)
         count = builder.sub(place.chunk_end(first), first)
-        kept = place.checkpoint(first)
         parts = _sequence_parts(place, block, first)
         function.loop(count, lambda index: steps.prepare(index, builder.add(first, index)))
-        function.loop(walk.state, lambda n: steps.state(n, first, count, kept.at(n), parts))
+        left = builder.urem(walk.state, int64(STATES_AT_ONCE))
+        function.loop(left, lambda n: steps.states([n], first, count, parts))
+        function.loop(
+            walk.state,
+            lambda n: steps.states([builder.add(n, int64(k)) for k in range(STATES_AT_ONCE)], first, count, parts),
+            start=left,
+            step=STATES_AT_ONCE,
+        )
         zero = vectors.constant(0.0)
         added = function.loop(
             count, lambda index, *totals: steps.finish(index, builder.add(first, index), *totals), zero, zero
@@ -153,6 +167,7 @@ class ChunkSteps:
         sums: Sums,
         receive: Callable[[ir.Value], tuple[Block, Block]],
         pass_on: Callable[[ir.Value, Block, Block], None],
+        prefetched: Sequence[Rows],
     ):
         self.place = place
         self.tiles = tiles
@@ -161,6 +176,7 @@ class ChunkSteps:
         self.receive = receive
         self.pass_on = pass_on
         self.vectors = tiles.vectors
+        self.prefetched = (tiles.walk.u, tiles.walk.delta, *prefetched)
         self.du, self.ddelta = place.rows("du"), place.rows("ddelta")
 
     def prepare(self, index: ir.Value, step: ir.Value) -> None:
@@ -183,46 +199,60 @@ class ChunkSteps:
         for name, values in start.items():
             vectors.store_tile(values, self._at(name, index))
 
-    def state(self, number: ir.Value, first: ir.Value, count: ir.Value, kept: ir.Value, parts: ir.Value) -> None:
-        """One state through the steps of the chunk and back."""
+    def states(self, numbers: Sequence[ir.Value], first: ir.Value, count: ir.Value, parts: ir.Value) -> None:
+        """Some states through the steps of the chunk and back."""
         function, builder, vectors, tiles = self.place.function, self.place.function.builder, self.vectors, self.tiles
-        A = vectors.load_tile(tiles.at(tiles.A, number))
-        scalars = lambda rows, step: vectors.broadcast_load(rows.at(step), number)  # noqa: E731
+        decays = [vectors.load_tile(tiles.at(tiles.A, number)) for number in numbers]
+        self._prefetch(numbers, builder.sub(first, int64(CHECKPOINT_EVERY)))
+        kept = [self.place.checkpoint(first).at(number) for number in numbers]
 
-        def ahead(index: ir.Value, h: Block) -> tuple[Block]:
-            step = builder.add(first, index)
-            decay = vectors.exp2(self._load("dt", index), A)
-            vectors.store_tile(decay, self._at("decay", index))
-            vectors.store_tile(h, self._at("before", index))
-            entered = vectors.mul(self._load("pushed", index), scalars(tiles.walk.B, step))
-            h = vectors.fma(decay, h, entered)
-            y = vectors.fma(h, scalars(tiles.walk.C, step), self._load("y", index))
+        def ahead(index: ir.Value, *before: Block) -> list[Block]:
+            B, C = (rows.at(builder.add(first, index)) for rows in (tiles.walk.B, tiles.walk.C))
+            dt, pushed, y, dy = (self._load(name, index) for name in ("dt", "pushed", "y", "dy"))
+            after = []
+            for slot, (number, A, h) in enumerate(zip(numbers, decays, before, strict=True)):
+                decay = vectors.exp2(dt, A)
+                vectors.store_tile(decay, self._at(f"decay {slot}", index))
+                vectors.store_tile(h, self._at(f"before {slot}", index))
+                h = vectors.fma(decay, h, vectors.mul(pushed, vectors.broadcast_load(B, number)))
+                y = vectors.fma(h, vectors.broadcast_load(C, number), y)
+                self._keep_lanes(self.sums.lanes_C, slot, index, vectors.dot(h, dy))
+                after.append(h)
             vectors.store_tile(y, self._at("y", index))
-            self._keep_lanes(self.sums.lanes_C, index, h, self._load("dy", index))
-            return (h,)
+            return after
 
-        def back(index: ir.Value, g: Block, dA: Block) -> tuple[Block, Block]:
-            step = builder.add(first, index)
-            G = vectors.fma(scalars(tiles.walk.C, step), self._load("dy", index), g)
-            self._keep_lanes(self.sums.lanes_B, index, G, self._load("pushed", index))
-            dpushed = vectors.fma(G, scalars(tiles.walk.B, step), self._load("dpushed", index))
+        def back(index: ir.Value, *carried: Block) -> list[Block]:
+            B, C = (rows.at(builder.add(first, index)) for rows in (tiles.walk.B, tiles.walk.C))
+            names = ("dt", "pushed", "dy", "dpushed", "ddecay")
+            dt, pushed, dy, dpushed, ddecay = (self._load(name, index) for name in names)
+            after = []
+            pairs = zip(carried[::2], carried[1::2], strict=True)
+            for slot, (number, A, (g, dA)) in enumerate(zip(numbers, decays, pairs, strict=True)):
+                G = vectors.fma(vectors.broadcast_load(C, number), dy, g)
+                self._keep_lanes(self.sums.lanes_B, slot, index, vectors.dot(G, pushed))
+                dpushed = vectors.fma(G, vectors.broadcast_load(B, number), dpushed)
+                g = vectors.mul(G, self._load(f"decay {slot}", index))
+                flow = vectors.mul(g, self._load(f"before {slot}", index))
+                ddecay = vectors.fma(flow, A, ddecay)
+                after += [g, vectors.fma(flow, dt, dA)]
             vectors.store_tile(dpushed, self._at("dpushed", index))
-            g = vectors.mul(G, self._load("decay", index))
-            flow = vectors.mul(g, self._load("before", index))
-            ddecay = vectors.fma(flow, A, self._load("ddecay", index))
             vectors.store_tile(ddecay, self._at("ddecay", index))
-            return g, vectors.fma(flow, self._load("dt", index), dA)
+            return after
 
-        function.loop(count, ahead, vectors.load(kept))
-        adjoint, dA = tiles.at(self.sums.g, number), tiles.at(self.sums.A, number)
+        function.loop(count, ahead, *(vectors.load(row) for row in kept))
         zero = vectors.constant(0.0)
-        g, added = function.loop(count, back, vectors.load_tile(adjoint), zero, backwards=True)
-        vectors.store_tile(g, adjoint)
-        vectors.store_tile(vectors.add(vectors.load_tile(dA), added), dA)
+        adjoints = [tiles.at(self.sums.g, number) for number in numbers]
+        start = [block for adjoint in adjoints for block in (vectors.load_tile(adjoint), zero)]
+        ends = function.loop(count, back, *start, backwards=True)
+        for adjoint, number, g, dA in zip(adjoints, numbers, ends[::2], ends[1::2], strict=True):
+            vectors.store_tile(g, adjoint)
+            total = tiles.at(self.sums.A, number)
+            vectors.store_tile(vectors.add(vectors.load_tile(total), dA), total)
         length = _padded_length(self.place)
         for which, lanes in enumerate((self.sums.lanes_B, self.sums.lanes_C)):
-            row = builder.add(builder.mul(int64(which), tiles.walk.state), number)
-            self._sum_lanes(lanes, element(builder, parts, builder.mul(row, length)))
+            for slot, number in enumerate(numbers):
+                row = builder.add(builder.mul(int64(which), tiles.walk.state), number)
+                self._sum_lanes(lanes, slot, element(builder, parts, builder.mul(row, length)))
 
     def finish(self, index: ir.Value, step: ir.Value, dD: Block, dbias: Block) -> tuple[Block, Block]:
         """The gradients of the step's u and delta; adds to those of D and the bias."""
@@ -232,10 +262,18 @@ class ChunkSteps:
         ddt = vectors.fma(self._load("ddecay", index), vectors.constant(LN_2), vectors.mul(dpushed, u))
         ddelta = vectors.mul(ddt, self._load("slope", index))
         du = vectors.fma(dpushed, dt, vectors.mul(dy, vectors.load_tile(self.tiles.D)))
-        vectors.store(ddelta, self.ddelta.at(step), self.ddelta.dtype)
-        vectors.store(du, self.du.at(step), self.du.dtype)
+        self.place.store(vectors, ddelta, self.ddelta.at(step), self.ddelta.dtype)
+        self.place.store(vectors, du, self.du.at(step), self.du.dtype)
         self.pass_on(step, self._load("y", index), self._load("factor", index))
         return vectors.fma(dy, u, dD), vectors.add(ddelta, dbias)
+
+    def _prefetch(self, numbers: Sequence[ir.Value], first: ir.Value) -> None:
+        """Asks for what the chunk before needs: with each state a row of activations and the kept state."""
+        for number in numbers:
+            step = self.place.function.builder.add(first, number)
+            for rows in self.prefetched:
+                self.vectors.prefetch(rows.at(step), rows.dtype)
+            self.vectors.prefetch(self.place.checkpoint(first).at(number))
 
     def _at(self, name: str, index: ir.Value) -> ir.Value:
         builder = self.place.function.builder
@@ -245,21 +283,23 @@ class ChunkSteps:
     def _load(self, name: str, index: ir.Value) -> Block:
         return self.vectors.load_tile(self._at(name, index))
 
-    def _keep_lanes(self, buffer: ir.Value, index: ir.Value, x: Block, y: Block) -> None:
-        """Keeps the sum over the block's vectors of x y, one vector for each step."""
-        builder, vectors = self.place.function.builder, self.vectors
-        place = element(builder, buffer, builder.mul(index, int64(vectors.lanes)))
-        builder.store(vectors.dot(x, y), place, align=4)
+    def _lanes(self, buffer: ir.Value, slot: int, index: ir.Value | int) -> ir.Value:
+        """The vector of a step in a buffer for sums over lanes."""
+        builder = self.place.function.builder
+        index = int64(index) if isinstance(index, int) else index
+        row = builder.add(int64(slot * CHECKPOINT_EVERY), index)
+        return element(builder, buffer, builder.mul(row, int64(self.vectors.lanes)))
 
-    def _sum_lanes(self, buffer: ir.Value, target: ir.Value) -> None:
+    def _keep_lanes(self, buffer: ir.Value, slot: int, index: ir.Value, vector: ir.Value) -> None:
+        self.place.function.builder.store(vector, self._lanes(buffer, slot, index), align=4)
+
+    def _sum_lanes(self, buffer: ir.Value, slot: int, target: ir.Value) -> None:
         """Writes the sums over lanes of all 16 steps (those beyond the end are never read)."""
         builder, vectors = self.place.function.builder, self.vectors
         for start in range(0, CHECKPOINT_EVERY, vectors.lanes):
-            rows = [
-                builder.load(element(builder, buffer, (start + row) * vectors.lanes), typ=vectors.vector, align=4)
-                for row in range(vectors.lanes)
-            ]
-            builder.store(vectors.sum_lanes(rows), element(builder, target, start), align=4)
+            addresses = [self._lanes(buffer, slot, start + row) for row in range(vectors.lanes)]
+            rows = [builder.load(address, typ=vectors.vector, align=4) for address in addresses]
+            vectors.store_streaming(vectors.sum_lanes(rows), element(builder, target, start))
 
 
 def padded(length: int) -> int:
