@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mambar.cli import analyze, convert, demo, evaluate, info, predict, recipe, train
+from mambar.cli import analyze, convert, demo, evaluate, info, predict, recipe, reproduce, train
 from mambar.errors import MambarError
 from mambar.version import __version__
 
@@ -32,6 +32,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("analyze")(analyze.analyze)
+app.command("reproduce")(reproduce.reproduce)
 app.command("recipe")(recipe.recipe)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)

@@ -1,12 +1,15 @@
 """Evaluating a trained model on the data of its run, or on others."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mambar.data import EvalTransform, Preprocessing, evaluation_batches, open_dataset
 from mambar.errors import DataError, InputError
 from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
+from mambar.models.vision_mamba import VisionMamba
 from mambar.training.directory import stored_recipe
 
 
@@ -30,7 +33,32 @@ def evaluate_run(
     if data is None:
         recipe = stored_recipe(Path(run))
         data, options = recipe.data, dict(recipe.data_options)
-    dataset = open_dataset(data, split, **options)
+    return evaluate_model(
+        model,
+        data=data,
+        split=split,
+        batch_size=batch_size,
+        crop=crop,
+        device=device,
+        workers=workers,
+        data_options=options,
+    )
+
+
+def evaluate_model(
+    model: VisionMamba,
+    *,
+    data: str,
+    split: str = "val",
+    batch_size: int = 64,
+    crop: float | str | None = None,
+    device: str = "cpu",
+    workers: int = 0,
+    data_options: Mapping[str, Any] | None = None,
+) -> ClassificationResult:
+    """Top-1, top-5 and per class of a model in memory; see `evaluate_run`."""
+    model = model.to(device)
+    dataset = open_dataset(data, split, **(data_options or {}))
     if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
         raise DataError(
             f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "

@@ -1,0 +1,55 @@
+"""Where and how the cells of a table are measured: one context for a whole reproduction."""
+
+import subprocess
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from mambar.paper.claim import Budget, Provenance
+from mambar.version import __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The reproduction under way: its name and budget, its directory, the data and devices to use.
+
+    `jobs`: cells that run side by side, as separate processes, round robin over the GPUs.
+    """
+
+    name: str
+    budget: Budget
+    out: Path
+    data: str | None = None
+    device: str = "cpu"
+    seeds: tuple[int, ...] = (0,)
+    workers: int = 0
+    jobs: int = 1
+
+    def provenance(self, *, data: str, seeds: tuple[int, ...] = ()) -> Provenance:
+        """What a result of this reproduction carries."""
+        from mambar.bench.machine import describe
+
+        return Provenance(
+            command=f"mambar reproduce {self.name} budget={self.budget}",
+            commit=commit(),
+            machine=describe(self.device),
+            date=date.today().isoformat(),
+            data=data,
+            seeds=seeds,
+        )
+
+
+def commit() -> str:
+    """The commit of the source tree this runs from, marked where it has changes; else the version."""
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "--short", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--", str(here.parent))
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {__version__}"
+    return f"{head} with changes" if changed else head
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,39 @@
+"""What the longest tokens carry: accuracy from pooled tokens (arXiv 2405.14858, the pooling experiment on Vim-B).
+
+    mambar reproduce figure_probes budget=small data=PATH
+
+The paper's protocol is not published; ours is a linear probe on frozen features, cross-validated.
+"""
+
+from typing import Final
+
+from mambar.paper.claim import Claim, Result
+from mambar.paper.context import Context
+from mambar.paper.pair import analysed_pair, one_result
+
+TITLE: Final = "Accuracy from pooled tokens, last layer"
+COLUMN: Final = "top-1, %"
+
+
+def _claim(row: str, value: float) -> Claim:
+    return Claim(row=row, column=COLUMN, value=value, version="v1", source="arXiv 2405.14858v1")
+
+
+CLAIMS: Final = (
+    _claim("Vim: all local tokens", 81.1),
+    _claim("Vim: longest 5 %", 81.0),
+    _claim("Vim: shortest 80 %", 79.3),
+)
+_ROWS: Final = {"longest 5 %": "longest 5 %", "shortest 80 %": "shortest 80 %", "all image tokens": "all local tokens"}
+
+
+def measure(context: Context) -> list[Result]:
+    """The accuracy of every pool of both networks."""
+    analysis = analysed_pair(context, probes=("ridge",), num_images=200 if context.budget == "smoke" else 5000)
+    results = []
+    for network, study in zip(("Vim", "Mamba-R"), analysis.studies.values(), strict=True):
+        for found in study.probes:
+            row = f"{network}: {_ROWS.get(found.name, found.name)}"
+            note = f"{row}: 95 % interval {100 * found.low:.1f} to {100 * found.high:.1f}, {found.num_images} images"
+            results.append(one_result(context, row, COLUMN, 100 * found.accuracy, note))
+    return results

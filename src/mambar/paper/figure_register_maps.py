@@ -1,0 +1,31 @@
+"""What each register sees (arXiv 2405.14858, the register figure): maps of the distance to each register.
+
+    mambar reproduce figure_register_maps budget=small data=PATH
+
+A picture has no published number; beside it stands how alike the registers are to each other.
+"""
+
+from typing import Final
+
+from mambar.paper.claim import Claim, Result
+from mambar.paper.context import Context
+from mambar.paper.pair import analysed_pair, one_result
+
+TITLE: Final = "Register maps of Mamba-R"
+CLAIMS: Final[tuple[Claim, ...]] = ()
+
+
+def measure(context: Context) -> list[Result]:
+    """The mean cosine between two registers, and the number of groups that see the same places."""
+    analysis = analysed_pair(context, probes=(), num_images=64 if context.budget == "smoke" else 1000)
+    study = list(analysis.studies.values())[1]
+    results = []
+    similarity = study.register_similarity
+    if similarity is not None and similarity.shape[0] > 1:
+        count = similarity.shape[0]
+        others = (similarity.sum() - similarity.diagonal().sum()) / (count * (count - 1))
+        results.append(one_result(context, "Mamba-R", "mean cosine between registers", float(others)))
+    if study.register_groups is not None:
+        groups = float(len(study.register_groups.unique()))
+        results.append(one_result(context, "Mamba-R", "groups of registers", groups))
+    return results

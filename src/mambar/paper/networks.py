@@ -1,0 +1,72 @@
+"""The network, data and schedule that stand for the paper's at each budget."""
+
+from collections.abc import Mapping
+
+from mambar.errors import InputError
+from mambar.paper.context import Context
+from mambar.recipes.digits import RECIPE as DIGITS
+from mambar.recipes.mambar_base import RECIPE as BASE
+from mambar.training.recipe import Recipe, Stage
+
+# A network that a GPU trains in minutes to a plateau on 32-pixel photographs: 256 tokens, as many as ImageNet's 196
+# at 224 pixels and more, so that registers have a sequence to be spread over.
+_SMALL_BODY = {"patch_size": 2, "dim": 192, "depth": 8, "drop_path": 0.0}
+_SMALL = Recipe(
+    name="small",
+    model="mambar_tiny_patch16_224",
+    config=_SMALL_BODY,
+    data="cifar10",
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    stages=(
+        Stage(
+            image_size=32,
+            epochs=30,
+            batch_size=512,
+            lr=2e-3,
+            min_lr=1e-5,
+            warmup_lr=1e-6,
+            warmup_epochs=2.0,
+            weight_decay=0.05,
+            clip=1.0,
+            crop="shift",
+            padding=4,
+            flip=0.5,
+            drop_path=0.1,
+            smoothing=0.1,
+        ),
+    ),
+)
+_SMOKE_BODY = {"patch_size": 2, "dim": 16, "depth": 2}
+
+
+def base_recipe(context: Context) -> Recipe:
+    """The recipe that a table varies: digits (smoke), 32-pixel photographs or the named data (small), ImageNet (full).
+
+    Raises `InputError` where the budget needs data that were not given.
+    """
+    if context.budget == "smoke":
+        recipe = DIGITS.but(config=_SMOKE_BODY, epochs=1, max_steps=8)
+        return recipe if context.data is None else recipe.but(data=context.data)
+    if context.data is None:
+        wanted = "ImageNet" if context.budget == "full" else "CIFAR-10 (the .npz files' folder), or a folder"
+        raise InputError(f"budget={context.budget} needs data=PATH of {wanted}.")
+    return (BASE if context.budget == "full" else _SMALL).but(data=context.data)
+
+
+def with_model(recipe: Recipe, fields: Mapping[str, object]) -> Recipe:
+    """The recipe with fields of the model changed."""
+    return recipe.but(config={**recipe.config, **fields})
+
+
+def reduction(dim: int, num_registers: int, width: int) -> int:
+    """The divisor of dim that brings n registers nearest to `width` features together."""
+    divisors = [r for r in range(1, dim + 1) if dim % r == 0]
+    return min(divisors, key=lambda r: abs(num_registers * (dim // r) - width))
+
+
+def dim_of(recipe: Recipe) -> int:
+    """The token width of the recipe's model."""
+    from mambar.models.config import variant
+
+    return variant(recipe.model).but(**recipe.config).dim

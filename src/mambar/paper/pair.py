@@ -1,0 +1,78 @@
+"""The two networks every figure compares: Mamba-R and the same body with one register in the middle (Vim)."""
+
+from pathlib import Path
+from typing import Any
+
+from mambar.analysis.analysis_numbers import Analysis
+from mambar.analysis.options import AnalysisOptions
+from mambar.hub.files import CONFIG
+from mambar.paper.claim import Result
+from mambar.paper.context import Context
+from mambar.paper.networks import base_recipe, dim_of, reduction, with_model
+from mambar.paper.sweep import Cell, directory_of, train_cells
+
+VIM = {"num_registers": 1, "placement": "middle", "head": "first", "reduce": 1}
+
+
+def pair_cells(context: Context) -> list[Cell]:
+    """One cell for each of the two networks, named as the figures name them."""
+    base = base_recipe(context)
+    dim = dim_of(base)
+    count = 4 if context.budget == "smoke" else 12
+    registers = {"num_registers": count, "reduce": reduction(dim, count, dim if context.budget == "smoke" else 3 * dim)}
+    return [
+        Cell(row="Vim", recipe=with_model(base, VIM)),
+        Cell(row="Mamba-R", recipe=with_model(base, registers)),
+    ]
+
+
+def trained_pair(context: Context) -> dict[str, Path]:
+    """The run directories of both, trained under the first seed if they are not yet."""
+    first = Context(**{**vars(context), "seeds": context.seeds[:1]})
+    cells = pair_cells(first)
+    train_cells(cells, first)
+    found = {cell.row: directory_of(cell, first.seeds[0], first) for cell in cells}
+    assert all((path / CONFIG).is_file() for path in found.values())
+    return found
+
+
+def analysed_pair(context: Context, **options: Any) -> Analysis:
+    """Both networks looked into beside each other on the data they were trained on; the report lies beside them.
+
+    The studies of the analysis stand in the order Vim, Mamba-R.
+    """
+    from mambar.analysis.analyze import analyze
+
+    runs = trained_pair(context)
+    out = _free(context.out / context.name / "analysis")
+    found = analyze(
+        runs["Vim"],
+        compare=runs["Mamba-R"],
+        data=base_recipe(context).data,
+        out=out,
+        options=AnalysisOptions(seed=context.seeds[0], added_registers=0, **options),
+        device=context.device,
+        workers=context.workers,
+    )
+    return found.analysis
+
+
+def one_result(context: Context, row: str, column: str, value: float, note: str = "") -> Result:
+    """A cell of a figure: one value under the first seed."""
+    return Result(
+        row=row,
+        column=column,
+        budget=context.budget,
+        values=(value,),
+        provenance=context.provenance(data=base_recipe(context).data, seeds=context.seeds[:1]),
+        note=note,
+    )
+
+
+def _free(directory: Path) -> Path:
+    """The directory, or the first of its name with a number behind it that is not there yet."""
+    number, free = 2, directory
+    while free.exists():
+        free = directory.with_name(f"{directory.name}-{number}")
+        number += 1
+    return free

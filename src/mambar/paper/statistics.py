@@ -1,0 +1,51 @@
+"""What a few seeds can say: intervals and paired differences."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Two-sided 95 % quantiles of Student's t by degrees of freedom.
+_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """A difference of two choices under the same seeds: mean, half-width of its 95 % interval, seeds."""
+
+    mean: float
+    half_width: float
+    seeds: int
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return abs(self.mean) > self.half_width
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of the mean (Student's t); None for a single value."""
+    count = len(values)
+    if count < 2:
+        return None
+    mean = math.fsum(values) / count
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return t_quantile(count - 1) * math.sqrt(variance / count)
+
+
+def t_quantile(degrees: int) -> float:
+    """The two-sided 95 % quantile of Student's t."""
+    if degrees in _T95:
+        return _T95[degrees]
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, degrees))
+
+
+def paired(ours: Sequence[float], reference: Sequence[float]) -> Paired | None:
+    """The difference ours - reference, seed by seed; None with fewer than two seeds."""
+    if len(ours) != len(reference) or len(ours) < 2:
+        return None
+    differences = [a - b for a, b in zip(ours, reference, strict=True)]
+    width = half_width(differences)
+    assert width is not None
+    return Paired(mean=math.fsum(differences) / len(differences), half_width=width, seeds=len(differences))

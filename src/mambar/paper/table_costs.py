@@ -1,0 +1,65 @@
+"""What each model costs: parameters, multiply-adds, throughput, memory: the columns that reviewers missed.
+
+    mambar reproduce table_costs budget=small device=cuda
+
+Parameters and multiply-adds are counted; speed and memory are measured, on whatever device is there.
+"""
+
+from typing import Final
+
+from mambar.bench.model import ModelBench
+from mambar.bench.model import measure as measure_model
+from mambar.models.complexity import complexity
+from mambar.models.config import VARIANTS
+from mambar.paper.claim import Claim, Result
+from mambar.paper.context import Context
+
+TITLE: Final = "Costs at 224 pixels"
+_SOURCE: Final = "arXiv 2405.14858"
+_NAMES: Final = {
+    "Mamba-R Tiny": "mambar_tiny_patch16_224",
+    "Mamba-R Small": "mambar_small_patch16_224",
+    "Mamba-R Base": "mambar_base_patch16_224",
+    "Mamba-R Large": "mambar_large_patch16_224",
+    "Vim Tiny": "vim_tiny_patch16_224",
+    "Vim Small": "vim_small_patch16_224",
+    "Vim Base": "vim_base_patch16_224",
+}
+PARAMETERS: Final = "parameters, M"
+
+CLAIMS: Final = tuple(
+    Claim(row=f"Mamba-R {size}", column=PARAMETERS, value=millions, version="v1", source=_SOURCE)
+    for size, millions in (("Tiny", 9.0), ("Small", 28.0), ("Base", 99.0), ("Large", 341.0))
+)
+
+
+def measure(context: Context) -> list[Result]:
+    """Counts all sizes; measures Tiny (smoke) or all of them."""
+    counted = context.provenance(data="no data")
+    results = []
+    for row, name in _NAMES.items():
+        costs = complexity(VARIANTS[name])
+        counts = {PARAMETERS: costs.parameters / 1e6, "multiply-adds, G": costs.linear_macs / 1e9}
+        results += [
+            Result(row=row, column=column, budget="full", values=(value,), provenance=counted, note="counted")
+            for column, value in counts.items()
+        ]
+    batch = 2 if context.budget == "smoke" else 128
+    for row, name in _NAMES.items():
+        if context.budget == "smoke" and name != "mambar_tiny_patch16_224":
+            continue
+        found = measure_model(ModelBench(name=name, batch=batch), device=context.device, rounds=3)
+        note = f"batch {batch}, random images"
+        for column, cell in zip(("inference img/s", "ms", "GiB", "training img/s"), found.cells, strict=False):
+            if isinstance(cell, float) and column.endswith("img/s"):
+                results.append(
+                    Result(
+                        row=row,
+                        column=column,
+                        budget=context.budget,
+                        values=(cell,),
+                        provenance=context.provenance(data="random images"),
+                        note=note,
+                    )
+                )
+    return results

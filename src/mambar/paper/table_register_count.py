@@ -1,0 +1,62 @@
+"""How many registers, and how wide the representation (arXiv 2405.14858, the ablation on the number of registers).
+
+    mambar reproduce table_register_count budget=small data=PATH
+
+One register in the middle is Vim. The paper's control, Vim with its output widened to the same 2304 features, reaches
+81.9; its widening layer is not described closely enough to be built, so its row is *not run*.
+"""
+
+from typing import Final
+
+from mambar.paper.claim import Claim, Result
+from mambar.paper.context import Context
+from mambar.paper.networks import base_recipe, dim_of, reduction, with_model
+from mambar.paper.sweep import Cell, train_cells
+
+TITLE: Final = "Number of registers (Base, ImageNet-1k top-1)"
+COLUMN: Final = "top-1, %"
+
+
+def _claim(row: str, value: float) -> Claim:
+    return Claim(row=row, column=COLUMN, value=value, version="v1", source="arXiv 2405.14858v1")
+
+
+CLAIMS: Final = (
+    _claim("n = 1 (Vim)", 81.8),
+    _claim("n = 1 (Vim), output widened", 81.9),
+    _claim("n = 12", 82.9),
+)
+COUNTS: Final = {"smoke": (1, 4), "small": (1, 4, 12, 24), "full": (1, 4, 12, 24)}
+
+
+def cells(context: Context) -> list[Cell]:
+    """One cell a count; the reduction keeps n·(D/r) near that of 12 registers at r = 4."""
+    base = base_recipe(context)
+    dim = dim_of(base)
+    found = []
+    for count in COUNTS[context.budget]:
+        if count == 1:
+            fields: dict[str, object] = {"num_registers": 1, "placement": "middle", "head": "first", "reduce": 1}
+        else:
+            width = 3 * dim if context.budget != "smoke" else dim
+            fields = {"num_registers": count, "reduce": reduction(dim, count, width)}
+        row = "n = 1 (Vim)" if count == 1 else f"n = {count}"
+        found.append(Cell(row=row, recipe=with_model(base, fields)))
+    return found
+
+
+def measure(context: Context) -> list[Result]:
+    """Trains every count with every seed."""
+    chosen = cells(context)
+    table = train_cells(chosen, context)
+    where = context.provenance(data=chosen[0].recipe.data, seeds=context.seeds)
+    return [
+        Result(
+            row=row,
+            column=COLUMN,
+            budget=context.budget,
+            values=tuple(by_seed[seed] for seed in context.seeds),
+            provenance=where,
+        )
+        for row, by_seed in table.items()
+    ]

@@ -1,0 +1,69 @@
+"""Every table and figure runs at smoke; a sweep goes on where it stopped."""
+
+import importlib
+import json
+
+import pytest
+
+from mambar.errors import InputError
+from mambar.paper import index
+from mambar.paper.claim import Claim
+from mambar.paper.render import render
+
+
+def test_every_name_is_a_file_with_claims():
+    for name in index.names():
+        table = index.module(name)
+        assert table.__doc__ and f"mambar reproduce {name}" in table.__doc__
+        assert table.TITLE and all(isinstance(claim, Claim) for claim in table.CLAIMS)
+
+
+def test_wrong_names_and_missing_data(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'table_imagenet'"):
+        index.reproduce("table_imagnet", out=tmp_path)
+    with pytest.raises(InputError, match="budget=small needs data=PATH"):
+        index.reproduce("table_register_count", budget="small", out=tmp_path)
+    with pytest.raises(InputError, match="must be different"):
+        index.reproduce("table_register_count", seeds=(1, 1), out=tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.slow
+def test_register_count_smoke_and_resume(tmp_path, monkeypatch):
+    results = index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))
+    assert [result.row for result in results] == ["n = 1 (Vim)", "n = 4"]
+    assert all(result.budget == "smoke" and len(result.values) == 2 for result in results)
+    directory = tmp_path / "smoke" / "table_register_count"
+    assert index.read(directory) == results
+    table = (directory / "table.md").read_text()
+    assert "not run" in table and "smoke (not comparable)" in table and "commit" in table
+
+    def run(*arguments, **options):
+        raise AssertionError("a finished cell was run again")
+
+    monkeypatch.setattr(importlib.import_module("mambar.recipes.run"), "run", run)
+    again = index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))
+    assert [result.values for result in again] == [result.values for result in results]
+    cell = next(directory.glob("*/cell.json"))
+    content = json.loads(cell.read_text())
+    content["recipe"]["stages"][0]["lr"] = 1.0
+    cell.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="another recipe"):
+        index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))
+
+
+@pytest.mark.slow
+def test_cells_side_by_side_give_the_same_numbers(tmp_path):
+    one = index.reproduce("table_register_count", out=tmp_path / "one")
+    two = index.reproduce("table_register_count", out=tmp_path / "two", jobs=2)
+    assert [result.values for result in one] == [result.values for result in two]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in index.NAMES if name != "table_register_count"])
+def test_smoke(name, tmp_path):
+    results = index.reproduce(name, out=tmp_path)
+    assert results
+    table = index.module(name)
+    assert render(table.CLAIMS, results)
+    assert (tmp_path / "smoke" / name / "table.html").is_file()

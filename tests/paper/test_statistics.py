@@ -1,0 +1,26 @@
+"""Intervals and paired differences, by hand."""
+
+import pytest
+
+from mambar.paper.statistics import half_width, paired, t_quantile
+
+
+def test_half_width():
+    # Mean 2, standard deviation 1, three values: 4.303 / sqrt(3).
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5)
+    assert half_width([1.0]) is None
+
+
+def test_quantiles_agree_with_scipy():
+    from scipy.stats import t
+
+    for degrees in (1, 5, 10, 30):
+        assert t_quantile(degrees) == pytest.approx(t.ppf(0.975, degrees), abs=1e-3)
+
+
+def test_paired():
+    found = paired([2.0, 3.0, 4.5], [1.0, 2.0, 3.0])
+    assert found.mean == pytest.approx(3.5 / 3)
+    assert found.decided and found.seeds == 3
+    assert not paired([1.0, 3.0], [2.0, 2.0]).decided
+    assert paired([1.0], [1.0]) is None
