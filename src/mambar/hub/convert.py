@@ -82,7 +82,7 @@ def unwrap(state: Mapping[str, object]) -> State:
         if isinstance(inner, Mapping):
             state = inner
             break
-    others = sorted(key for key, value in state.items() if not isinstance(value, Tensor))
+    others = sorted(str(key) for key, value in state.items() if not isinstance(value, Tensor))
     if others:
         raise CheckpointMismatch(f"The checkpoint holds entries that are no tensors: {_few(others)}.")
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
@@ -119,7 +119,9 @@ def infer_config(state: Mapping[str, Tensor], *, image_size: int | tuple[int, in
     patch_size = state["patch_embed.proj.weight"].shape[-1]
     num_registers = 1 if source == "vim" else state["cls_token"].shape[1]
     neck, head = state.get("neck.weight"), state.get("head.weight")
-    blocks = {int(found[1]) for key in state if (found := re.match(r"layers\.(\d+)\.", key))}
+    blocks = {int(found[1]) for key in state if (found := re.match(r"layers\.(\d{1,4})\.", key))}
+    if len(blocks) != max(blocks) + 1:
+        raise CheckpointMismatch(f"The checkpoint has layer {max(blocks)} but {len(blocks)} layers in all.")
     return VisionMambaConfig(
         image_size=_image_size(patches, patch_size, image_size),
         patch_size=patch_size,
@@ -231,4 +233,4 @@ def _few(keys: list[str], count: int = 6) -> str:
     if not keys:
         return "nothing"
     more = f" and {len(keys) - count} more" if len(keys) > count else ""
-    return ", ".join(keys[:count]) + more
+    return ", ".join(key if key.isprintable() and len(key) <= 80 else repr(key[:80]) for key in keys[:count]) + more

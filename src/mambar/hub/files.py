@@ -12,19 +12,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from mambar.data.transforms import Preprocessing
-from mambar.errors import CheckpointError, DiskError, InputError
+from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
+from mambar.hub.safetensors_file import read_safetensors
+from mambar.hub.soundness import describing, first_non_finite, refuse_unsound, shortened
+from mambar.models.complexity import parameter_count
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 from mambar.version import __version__
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# ImageNet-21k's class names fill about one megabyte.
+_MOST_JSON_BYTES = 16_000_000
+_LARGEST_IMAGE = 16_384
 
 
 def write_atomically(path: Path, data: bytes) -> str:
@@ -88,7 +93,9 @@ def save_model(
         raise InputError(f"{directory} already holds {' and '.join(taken)}; choose another place or give --force.")
     directory.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    refuse_non_finite(state)
+    bad = first_non_finite(state)
+    if bad is not None:
+        raise CheckpointError(f"{bad} holds NaN or Inf; the weights are not saved.")
     weights = safetensors.torch.save(state, metadata={"format": "pt"})
     sha256 = write_atomically(directory / WEIGHTS, weights)
     classes = tuple(classes) if classes is not None else model.classes
@@ -159,36 +166,70 @@ def load(source: str | Path, *, device: str | torch.device = "cpu") -> VisionMam
 
 
 def load_directory(directory: Path, *, weights: Path | None = None) -> VisionMamba:
-    """The model a directory holds; raises `CheckpointError` for damage or a newer format."""
+    """The model a directory holds; raises `CheckpointError` for damage, nonsense or a newer format."""
     ours = read_config(directory / CONFIG)
-    config = VisionMambaConfig.from_dict(ours["config"])
     path = weights or _weights_path(directory, ours)
-    state = read_safetensors(path, sha256=_recorded_sha256(path, ours))
-    model = VisionMamba(config)
+    state = _read_weights(path, ours)
+    with describing(directory / CONFIG):
+        config = VisionMambaConfig.from_dict(ours["config"])
+        _refuse_oversize(config, state, directory)
+        classes = _class_names(ours.get("classes"), config)
+        preprocessing = Preprocessing.from_dict(ours["preprocessing"])
+        if max(preprocessing.size) > _LARGEST_IMAGE:
+            raise InputError(f"image_size={preprocessing.image_size} of the preprocessing is above {_LARGEST_IMAGE}.")
+        model = VisionMamba(config)
     fill(model, state, origin=str(path))
-    model.classes = tuple(ours["classes"]) if ours.get("classes") else None
-    model.preprocessing = Preprocessing.from_dict(ours["preprocessing"])
+    model.classes, model.preprocessing = classes, preprocessing
     return model
+
+
+def _refuse_oversize(config: VisionMambaConfig, state: Mapping[str, Tensor], directory: Path) -> None:
+    """A few bytes of config.json must not make a model of terabytes: it is held against the weights first."""
+    described, held = parameter_count(config), sum(tensor.numel() for tensor in state.values())
+    if described > 2 * held + 100_000:
+        raise CheckpointMismatch(
+            f"{directory / CONFIG} describes a model of {described:.4g} parameters, the weights hold {held}."
+        )
+
+
+def _class_names(names: Any, config: VisionMambaConfig) -> tuple[str, ...] | None:
+    if not names:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError("classes must be a list of names.")
+    if len(names) != config.num_classes:
+        raise InputError(f"{len(names)} classes are named, the model has num_classes={config.num_classes}.")
+    return tuple(names)
 
 
 def read_directory_weights(directory: Path) -> dict[str, Tensor]:
     """The tensors of a model directory, verified against the sha256 in its config.json."""
     ours = read_config(directory / CONFIG)
-    path = _weights_path(directory, ours)
-    return read_safetensors(path, sha256=_recorded_sha256(path, ours))
+    return _read_weights(_weights_path(directory, ours), ours)
 
 
 def _weights_path(directory: Path, ours: Mapping[str, Any]) -> Path:
-    recorded = ours.get("weights") or {}
-    path = directory / str(recorded.get("file", WEIGHTS))
-    if path.parent.resolve() != directory.resolve():
-        raise CheckpointError(f"{directory / CONFIG} names weights outside its own directory; refused.")
+    with describing(directory / CONFIG):
+        name = str(_recorded(ours).get("file", WEIGHTS))
+        if not name.isprintable() or len(name) > 200:
+            raise CheckpointError(f"{directory / CONFIG} names weights {shortened(repr(name), 60)}; refused.")
+        path = directory / name
+        if path.parent.resolve() != directory.resolve():
+            raise CheckpointError(f"{directory / CONFIG} names weights outside its own directory; refused.")
     return path
 
 
-def _recorded_sha256(path: Path, ours: Mapping[str, Any]) -> str | None:
-    recorded = ours.get("weights") or {}
-    return recorded.get("sha256") if path.name == recorded.get("file", WEIGHTS) else None
+def _read_weights(path: Path, ours: Mapping[str, Any]) -> dict[str, Tensor]:
+    recorded = _recorded(ours)
+    sha256 = recorded.get("sha256") if path.name == recorded.get("file", WEIGHTS) else None
+    state = read_safetensors(path, sha256=sha256)
+    refuse_unsound(state, origin=path)
+    return state
+
+
+def _recorded(ours: Mapping[str, Any]) -> Mapping[str, Any]:
+    recorded = ours.get("weights")
+    return recorded if isinstance(recorded, Mapping) else {}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -204,7 +245,12 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; raises `CheckpointError` in one line."""
     try:
+        size = path.stat().st_size
+        if size > _MOST_JSON_BYTES or not path.is_file():
+            raise CheckpointError(f"{path} has {size} bytes or is no file; a description of a model is smaller.")
         content = json.loads(path.read_text("utf-8"))
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {path}.") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -219,29 +265,13 @@ def refuse_newer(content: Mapping[str, Any], path: Path, known: int = FORMAT_VER
     version = content.get("format_version")
     if not isinstance(version, int) or version > known:
         raise CheckpointError(
-            f"{path} has format_version {version!r}; this version of mambar reads up to {known}: update mambar."
+            f"{path} has format_version {shortened(repr(version), 40)}; this version of mambar reads up to {known}: "
+            "update mambar."
         )
-
-
-def read_safetensors(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a file, verified against `sha256` where one is given."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
-    actual = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and actual != sha256:
-        raise CheckpointError(f"{path} is damaged: sha256 is {actual}, recorded was {sha256}.")
-    try:
-        return safetensors.torch.load(data)
-    except Exception as error:  # safetensors' own error type and those of its torch layer mean the same here
-        raise CheckpointError(f"{path} is no safetensors file: {str(error).splitlines()[0][:120]}") from error
 
 
 def fill(model: VisionMamba, state: Mapping[str, Tensor], *, origin: str) -> None:
     """Loads a state dict of ours; raises `CheckpointMismatch` naming both sides."""
-    from mambar.errors import CheckpointMismatch
-
     wanted = model.state_dict()
     missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
     if missing or unexpected:
@@ -255,13 +285,6 @@ def fill(model: VisionMamba, state: Mapping[str, Tensor], *, origin: str) -> Non
                 f"{origin}: {name} has shape {tuple(tensor.shape)}, the model {tuple(wanted[name].shape)}."
             )
     model.load_state_dict(dict(state))
-
-
-def refuse_non_finite(state: Mapping[str, Tensor]) -> None:
-    """Raises `CheckpointError` naming the first tensor that holds NaN or Inf: such weights are never written."""
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name} holds NaN or Inf; the weights are not saved.")
 
 
 def _from_hub(repository: str) -> Path:

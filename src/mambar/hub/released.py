@@ -7,7 +7,8 @@ from torch import Tensor
 
 from mambar.errors import CheckpointError
 from mambar.hub.convert import convert_checkpoint, infer_config, source_of, unwrap
-from mambar.hub.files import read_safetensors
+from mambar.hub.safetensors_file import read_safetensors
+from mambar.hub.soundness import describing, refuse_unsound
 from mambar.hub.unpickle import read_pickled_checkpoint
 from mambar.models.vision_mamba import VisionMamba
 
@@ -24,13 +25,15 @@ def load_official(
     accounted for, `CheckpointError` for a file that is unsafe or damaged.
     """
     if isinstance(state_or_path, Mapping):
-        state = unwrap(state_or_path)
+        origin, state = "the state dict", unwrap(state_or_path)
     else:
-        state = read_official(Path(state_or_path))
-    config = infer_config(state, image_size=image_size)
-    model = VisionMamba(config)
-    dtype = state["pos_embed"].dtype
-    model.to(dtype).load_state_dict(convert_checkpoint(state, source=source_of(state), config=config))
+        origin, state = state_or_path, read_official(Path(state_or_path))
+    with describing(origin):
+        config = infer_config(state, image_size=image_size)
+        # Before anything of the model's size is built: this proves that the tensors have that size.
+        converted = convert_checkpoint(state, source=source_of(state), config=config)
+        model = VisionMamba(config)
+    model.to(state["pos_embed"].dtype).load_state_dict(converted)
     return model
 
 
@@ -38,6 +41,6 @@ def read_official(path: Path) -> dict[str, Tensor]:
     """The tensors of a released checkpoint file, by its suffix."""
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}.")
-    if path.suffix == ".safetensors":
-        return unwrap(read_safetensors(path))
-    return unwrap(read_pickled_checkpoint(path))
+    state = unwrap(read_safetensors(path) if path.suffix == ".safetensors" else read_pickled_checkpoint(path))
+    refuse_unsound(state, origin=path)
+    return state
