@@ -120,29 +120,28 @@ def poison(kind: str, steps: tuple[int, ...], shard: int = 1, value: float = flo
         if not state["hit"]:
             return loss(self, model, batch)
         if kind == "activation":
-            handle = model.blocks[1].mixer.in_proj.register_forward_hook(_set_one(value))
+            layer = model.blocks[1].mixer.in_proj
+            layer.forward = _set_one(layer.forward, value)
             try:
                 return loss(self, model, batch)
             finally:
-                handle.remove()
+                del layer.forward
         found = loss(self, model, batch)
         if kind == "loss":
             return Loss(found.value * value, found.hits)
-        parameter = model.blocks[0].mixer.out_proj.weight
-        # A hook on the tensor acts on this backward pass only: the view is made anew.
-        spoiled = found.value + (parameter.view_as(parameter) * _Spoil.apply(parameter, value)).sum() * 0
-        return Loss(spoiled, found.hits)
+        spoiled = _Spoil.apply(model.blocks[0].mixer.out_proj.weight, value).sum()
+        return Loss(found.value + spoiled, found.hits)
 
     ClassificationTask.prepare, ClassificationTask.loss = noting, poisoned
 
 
-def _set_one(value):
-    def hook(module, inputs, output):
-        changed = output.clone()
-        changed.view(-1)[3] = value
-        return changed
+def _set_one(forward, value):
+    def changed(inputs):
+        output = forward(inputs).clone()
+        output.view(-1)[3] = value
+        return output
 
-    return hook
+    return changed
 
 
 class _Spoil(torch.autograd.Function):
@@ -222,3 +221,25 @@ def scores(*values: float) -> None:
         return Measured(metrics={"top1": left.pop(0), "top5": 1.0, "val_loss": 1.0})
 
     ClassificationTask.evaluate = evaluate
+
+
+def poison_epoch(epoch: int, times: int) -> None:
+    """NaN in the loss of shard 1 from the given epoch on, so many times."""
+    from mambar.training.task import ClassificationTask, Loss
+
+    prepare, loss = ClassificationTask.prepare, ClassificationTask.loss
+    state = {"hit": False, "left": times}
+
+    def noting(self, batch, *, seed, epoch):
+        state["hit"] = batch.shard == 1 and epoch >= first and state["left"] > 0
+        return prepare(self, batch, seed=seed, epoch=epoch)
+
+    def poisoned(self, model, batch):
+        found = loss(self, model, batch)
+        if not state["hit"]:
+            return found
+        state["left"] -= 1
+        return Loss(found.value * float("nan"), found.hits)
+
+    first = epoch
+    ClassificationTask.prepare, ClassificationTask.loss = noting, poisoned

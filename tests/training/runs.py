@@ -95,10 +95,10 @@ def _child(recipe, out, options, environment, log, before):
     import torch
 
     from mambar.errors import MambarError
-    from mambar.training import stages
+    from mambar.training import report
 
     # The report is not what these runs are about, and takes longer than they do.
-    stages.write_report = lambda *arguments, **named: None
+    report.write_report = lambda *arguments, **named: None
     os.environ.update(environment)
     # Only in an outer process group of its own can a whole run be killed without the test.
     os.setsid()

@@ -45,11 +45,15 @@ def groups(backbone: VisionMamba, stage: Stage, *, model: nn.Module | None = Non
         if not parameter.requires_grad:
             continue
         decayed = is_decayed(name, parameter, exempt, stage.decay_groups)
-        inside = name.startswith(prefix)
-        depth = layer_of(name.removeprefix(prefix), backbone.num_layers) if inside else last
+        depth = _depth(name.removeprefix(prefix), backbone.num_layers) if name.startswith(prefix) else last
         scale = stage.layer_decay ** (last - depth)
         found.setdefault((stage.weight_decay if decayed else 0.0, scale), []).append(name)
     return [Group(names=tuple(names), weight_decay=decay, scale=scale) for (decay, scale), names in found.items()]
+
+
+def _depth(name: str, num_layers: int) -> int:
+    # The final norm learns like the last block (timm's rule), the head at the full rate.
+    return num_layers if name.startswith("norm.") else layer_of(name, num_layers)
 
 
 class Optimizer:

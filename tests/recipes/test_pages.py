@@ -1,0 +1,104 @@
+import dataclasses
+
+import pytest
+
+from mambar.errors import RecipeError
+from mambar.models.config import VARIANTS
+from mambar.recipes.index import PAGES, names, page, recipe
+from mambar.recipes.page import Page
+from mambar.training.recipe import Recipe
+
+# REFERENCE: the published stages of Base (official README and code), typed once more here.
+PUBLISHED = {
+    "image_size": (128, 224, 224),
+    "epochs": (300, 100, 20),
+    "batch_size": (1024, 1024, 512),
+    "peak_lr": (1e-3, 4e-4, 1e-5),
+    "min_lr": (1e-5, 1e-5, 1e-5),
+    "warmup_epochs": (5, 5, 5),
+    "warmup_lr": (1e-6, 1e-6, 1e-6),
+    "weight_decay": (0.05, 0.05, 0.1),
+    "drop_path": (0.1, 0.4, 0.4),
+    "augment": ("three", "three", "rand-m9-mstd0.5-inc1"),
+    "jitter": (0.3, 0.3, 0.0),
+    "scale": ((0.08, 1.0),) * 3,
+    "repeats": (3, 3, 1),
+    "mixup": (0.8,) * 3,
+    "cutmix": (1.0,) * 3,
+    "mix_prob": (1.0,) * 3,
+    "switch_prob": (0.5,) * 3,
+    "smoothing": (0.0, 0.0, 0.1),
+    "erasing": (0.0,) * 3,
+    "eval_crop": (0.875, 0.875, 1.0),
+    "betas": ((0.9, 0.999),) * 3,
+    "eps": (1e-8,) * 3,
+    "clip": (None,) * 3,
+    "ema_decay": (0.99996,) * 3,
+    "decay_groups": ("official",) * 3,
+    "start_from": ("weights",) * 3,
+    "layer_decay": (1.0,) * 3,
+}
+
+
+@pytest.mark.parametrize("field", PUBLISHED)
+def test_base_carries_the_published_stages_exactly(field):
+    stages = recipe("mambar_base").stages
+    assert tuple(getattr(stage, field) for stage in stages) == PUBLISHED[field]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_found_under_its_recipes_name_and_says_everything(name):
+    found = page(name)
+    assert found.recipe.name == name == recipe(name).name
+    assert found.title and found.source and f"mambar train {name}" in found.command
+    assert found.expected
+    assert Recipe.from_json(found.recipe.to_json()) == found.recipe
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_model_of_a_page_exists_and_takes_its_fields(name):
+    found = recipe(name)
+    if found.model == "same":
+        return
+    for stage in found.stages:
+        VARIANTS[found.model].but(image_size=stage.image_size, drop_path=stage.drop_path, **found.config)
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith(("mambar_", "vim_"))])
+def test_what_differs_from_the_published_stages_is_explained(name):
+    """Every value of a Mamba-R page that is not Base's has its reason on the page."""
+    if name.startswith("vim_") or name == "mambar_base":
+        return
+    found, base = page(name), recipe("mambar_base")
+    for index, stage in enumerate(found.recipe.stages):
+        for field in dataclasses.fields(stage):
+            if field.name == "name" or getattr(stage, field.name) == getattr(base.stages[index], field.name):
+                continue
+            assert f"stages.{index}.{field.name}" in found.not_published, field.name
+
+
+def test_an_unknown_name_brings_the_nearest():
+    with pytest.raises(RecipeError, match="did you mean 'digits'"):
+        recipe("digit")
+    assert names() == list(PAGES)
+
+
+def test_a_page_cannot_explain_what_the_recipe_does_not_have():
+    found = page("mambar_tiny")
+    with pytest.raises(RecipeError, match=r"stages\.0\.colour"):
+        Page(
+            recipe=found.recipe,
+            title="x",
+            source="x",
+            command="x",
+            expected="x",
+            not_published={"stages.0.colour": "x"},
+        )
+
+
+def test_the_twin_of_digits_differs_in_its_registers_only():
+    one, twin = recipe("digits"), recipe("digits_vim")
+    changed = set(one.differences(twin))
+    assert changed == {"name", "model", "config.num_registers", "config.reduce"}
+    vim = VARIANTS[twin.model].but(**twin.config)
+    assert (vim.num_registers, vim.placement, vim.head) == (1, "middle", "first")

@@ -1,0 +1,134 @@
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mambar.errors import RecipeError
+from mambar.training.recipe import Recipe, Stage
+
+ONE = Recipe(name="one", model="mambar_tiny_patch16_224")
+THREE = dataclasses.replace(ONE, stages=(Stage(name="a"), Stage(name="b"), Stage(name="c")))
+
+
+def test_bare_names_change_the_only_stage_and_dotted_ones_any():
+    assert ONE.but(epochs=2, seed=3).stages[0].epochs == 2
+    assert ONE.but(**{"stages.0.epochs": 2}) == ONE.but(epochs=2)
+    changed = THREE.but(**{"stages.1.epochs": 2})
+    assert [stage.epochs for stage in changed.stages] == [30, 2, 30]
+    assert THREE.stages[1].epochs == 30
+
+
+@pytest.mark.parametrize(
+    "assignment, name, value",
+    [
+        ("epochs=2", "epochs", 2),
+        ("lr=1e-3", "lr", 1e-3),
+        ("lr=1", "lr", 1.0),
+        ("image_size=224x160", "image_size", (224, 160)),
+        ("image_size=64", "image_size", 64),
+        ("clip=none", "clip", None),
+        ("clip=2", "clip", 2.0),
+        ("freeze_backbone=yes", "freeze_backbone", True),
+        ("scale=0.3,0.9", "scale", (0.3, 0.9)),
+        ("betas=(0.8, 0.9)", "betas", (0.8, 0.9)),
+        ("schedule=linear", "schedule", "linear"),
+        ("start_from=runs/old=1", "start_from", "runs/old=1"),
+        ("augment=rand-m9-mstd0.5-inc1", "augment", "rand-m9-mstd0.5-inc1"),
+    ],
+)
+def test_text_is_typed_by_the_field(assignment, name, value):
+    found = getattr(ONE.with_text([assignment]).stages[0], name)
+    assert found == value and type(found) is type(value)
+
+
+def test_tables_take_any_name_with_a_dot():
+    changed = ONE.with_text(["config.dim=64", "config.head=mean", "data_options.limit=10", "config.drop_path=0.1"])
+    assert dict(changed.config) == {"dim": 64, "head": "mean", "drop_path": 0.1}
+    assert dict(changed.data_options) == {"limit": 10}
+    assert dict(ONE.config) == {}
+
+
+@pytest.mark.parametrize(
+    "recipe, assignment, match",
+    [
+        (ONE, "epocs=2", "'epocs' is not a field.*'epochs'"),
+        (ONE, "batchsize=2", "'batch_size'"),
+        (THREE, "stages.0.epocs=2", "'stages.0.epochs'"),
+        (THREE, "epochs=2", r"stages\.0\.epochs"),
+        (THREE, "stages.3.epochs=2", "stages 0 to 2"),
+        (ONE, "epochs=two", "a whole number"),
+        (ONE, "epochs=2.5", "a whole number"),
+        (ONE, "epochs=-1", "0 or more"),
+        (ONE, "lr=nan", "a number"),
+        (ONE, "lr=0", "above 0"),
+        (ONE, "precision=fp8", "'fp16'"),
+        (ONE, "compile=maybe", "true or false"),
+        (ONE, "epochs", "is not field=value"),
+        (ONE, "=2", "is not field=value"),
+        (ONE, "shards=3", "batch_size=128 cannot be cut"),
+        (ONE, "deliver=ema", "ema_decay"),
+        (ONE, "scale=0.9,0.1", "rising order"),
+        (ONE, "stages=2", "not a field"),
+        (ONE, "seed=-1", "seed=-1"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_the_right_name(recipe, assignment, match):
+    with pytest.raises(RecipeError, match=match) as caught:
+        recipe.with_text([assignment])
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_json_there_and_back():
+    recipe = THREE.but(**{"stages.0.image_size": (64, 32), "config.dim": 64, "stages.2.clip": 0.1 + 0.2})
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert json.loads(recipe.to_json())["format_version"] == 1
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"format_version": 2}, "format_version 2.*Install a newer"),
+        ({"format_version": None}, "format_version None"),
+        ({"colour": 1}, "'colour' is not a field"),
+        ({"stages": [{"epocs": 1}]}, "'epocs' is not a field.*'epochs'"),
+        ({"stages": 3}, "a list of stages"),
+        ({"stages": []}, "at least one stage"),
+        ({"seed": "x"}, "a whole number"),
+        ({"config": [1]}, "a table"),
+    ],
+)
+def test_json_of_another_make_is_refused(change, match):
+    plain = {**json.loads(ONE.to_json()), **change}
+    with pytest.raises(RecipeError, match=match):
+        Recipe.from_json(json.dumps(plain))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "[" * 100_000])
+def test_what_is_no_json_object_is_refused(text):
+    with pytest.raises(RecipeError):
+        Recipe.from_json(text)
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_any_text_gives_a_recipe_or_a_recipe_error(name, value):
+    try:
+        ONE.with_text([f"{name}={value}"])
+    except RecipeError as error:
+        assert str(error)
+
+
+def test_differences_name_every_changed_field():
+    changed = THREE.but(**{"stages.1.lr": 0.5, "seed": 4, "config.dim": 8})
+    assert THREE.differences(changed) == {
+        "config.dim": (None, 8),
+        "stages.1.lr": (1e-4, 0.5),
+        "seed": (0, 4),
+    }
+    assert THREE.differences(THREE) == {}
+
+
+def test_the_peak_is_scaled_with_the_batch():
+    assert Stage(lr=5e-4, lr_per=512, batch_size=1024).peak_lr == pytest.approx(1e-3)
+    assert Stage(lr=1e-5, batch_size=512).peak_lr == 1e-5
