@@ -7,6 +7,7 @@ from mambar.analysis.register_maps import (
     nearest_register,
     register_maps,
     register_similarity,
+    silhouette,
 )
 from mambar.errors import InputError
 
@@ -48,6 +49,22 @@ def test_clusters_hold_registers_that_see_the_same():
     assert cluster_registers(similarity[:2, :2]).tolist() == [0, 1]
     with pytest.raises(InputError, match="between 1 and the 4"):
         cluster_registers(similarity, num_clusters=5)
+
+
+def test_grouping_equals_that_of_scikit_learn():
+    from sklearn.cluster import AgglomerativeClustering
+    from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+    points = torch.rand(12, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    distance = torch.cdist(points, points) / 2
+    for number in range(2, 12):
+        method = AgglomerativeClustering(n_clusters=number, metric="precomputed", linkage="average")
+        expected = method.fit_predict(distance.numpy())
+        found = cluster_registers(1 - distance, num_clusters=number)
+        assert adjusted_rand_score(expected, found.numpy()) == 1.0
+        assert silhouette(distance, found) == pytest.approx(
+            silhouette_score(distance.numpy(), expected, metric="precomputed")
+        )
 
 
 def test_nearest_register():

@@ -1,5 +1,7 @@
 """Looking into a model: token norms, outliers, feature and register maps, probes, pages that show them."""
 
+from mambar.analysis.analyze import AnalysisResult as AnalysisResult
+from mambar.analysis.analyze import analyze as analyze
 from mambar.analysis.collect import CollectedNorms as CollectedNorms
 from mambar.analysis.collect import collect_norms as collect_norms
 from mambar.analysis.confusion import Prediction as Prediction
@@ -13,6 +15,7 @@ from mambar.analysis.norm_panels import NormPanel as NormPanel
 from mambar.analysis.norm_panels import compare_norms as compare_norms
 from mambar.analysis.norms import register_norms as register_norms
 from mambar.analysis.norms import token_norms as token_norms
+from mambar.analysis.options import AnalysisOptions as AnalysisOptions
 from mambar.analysis.outliers import FixedThreshold as FixedThreshold
 from mambar.analysis.outliers import Gap as Gap
 from mambar.analysis.outliers import MedianDeviation as MedianDeviation
@@ -25,4 +28,13 @@ from mambar.analysis.probes import probe_all as probe_all
 from mambar.analysis.register_maps import cluster_registers as cluster_registers
 from mambar.analysis.register_maps import register_maps as register_maps
 from mambar.analysis.register_maps import register_similarity as register_similarity
+from mambar.analysis.register_neurons import find_register_neurons as find_register_neurons
+from mambar.analysis.register_neurons import register_variants as register_variants
+from mambar.analysis.register_neurons import try_registers as try_registers
 from mambar.analysis.run_report import write_run_report as write_run_report
+from mambar.analysis.study import Study as Study
+from mambar.analysis.study import study as study
+from mambar.analysis.subject import Subject as Subject
+from mambar.analysis.subject import open_subject as open_subject
+from mambar.analysis.truth import truth_statistics as truth_statistics
+from mambar.analysis.untrained_registers import UntrainedRegisters as UntrainedRegisters

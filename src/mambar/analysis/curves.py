@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from mambar.analysis.plots import DASHES, SERIES, label_text, new_axes, styled
+from mambar.analysis.plots import DASHES, SERIES, headline, label_text, new_axes, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,10 +112,8 @@ def _draw(axes: "Axes", curves: Sequence[Curve], name: str) -> None:
             markersize=3,
             label=label_text(_curve_name(curve, runs, metrics)),
         )
-    axes.set_title(name)
     axes.set_xlabel(curves[0].axis)
-    if len(curves) > 1:
-        axes.legend(ncols=2, loc="upper left", bbox_to_anchor=(-0.02, -0.2), borderaxespad=0.0)
+    headline(axes, name, columns=2)
     if name == "Accuracy" and max(max(curve.y) for curve in curves) <= 1.0:
         from matplotlib.ticker import PercentFormatter
 

@@ -21,6 +21,9 @@ from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.nn import Tokens
 
+# Tokens are many, so little penalty is needed; each strength costs a product of all tokens with all places.
+_STRENGTHS = (1e-6, 1e-4, 1e-2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalProbe:
@@ -127,9 +130,9 @@ def local_probes(
     outliers = local.norms > rule.threshold(local.norms.flatten())
 
     places = torch.eye(num_patches, dtype=torch.float64)
-    position = fit_ridge(local.tokens[fit].flatten(0, 1), places.repeat(len(fit), 1))
+    position = fit_ridge(local.tokens[fit].flatten(0, 1), places.repeat(len(fit), 1), strengths=_STRENGTHS)
     guessed = position.predict(local.tokens[held].flatten(0, 1)).argmax(1).reshape(len(held), num_patches)
-    pixel = fit_ridge(local.tokens[fit].flatten(0, 1), local.pixels[fit].flatten(0, 1))
+    pixel = fit_ridge(local.tokens[fit].flatten(0, 1), local.pixels[fit].flatten(0, 1), strengths=_STRENGTHS)
     drawn = pixel.predict(local.tokens[held].flatten(0, 1)).reshape(local.pixels[held].shape)
     wanted = local.pixels[held].double()
 

@@ -5,12 +5,13 @@ Figures are made with matplotlib's objects, never through pyplot, so nothing glo
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
-from mambar.analysis.labels import printable
+from mambar.analysis.labels import FigureLabel, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#e6eaee",
     "grid.linewidth": 0.7,
     "legend.frameon": False,
@@ -78,6 +80,68 @@ def new_axes(count: int, *, columns: int, size: tuple[float, float]) -> "tuple[F
     return figure, axes
 
 
+def headline(axes: "Axes", title: str, *, columns: int = 1) -> None:
+    """The title, and below it, still above the axes, what the lines mean where there are several."""
+    if len(axes.get_legend_handles_labels()[1]) < 2:
+        axes.set_title(label_text(title))
+        return
+    legend = axes.legend(
+        title=label_text(title),
+        ncols=columns,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        alignment="left",
+        borderaxespad=0.1,
+        borderpad=0.2,
+        labelspacing=0.25,
+    )
+    legend.get_title().set(fontweight="bold", fontsize=10)
+
+
+def wide_scale(axes: "Axes", values: Iterable[float]) -> None:
+    """A logarithmic vertical axis where the values span more than a factor of 20."""
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) > 20 * min(positive):
+        axes.set_yscale("log")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sheet:
+    """Charts that belong together: on one sheet for a file, one by one for a page that may be narrow."""
+
+    panels: "Sequence[Callable[[Axes], None]]"
+    label: FigureLabel
+    columns: int = 2
+    size: tuple[float, float] = (4.4, 3.2)
+
+
+@styled
+def draw_sheet(sheet: Sheet) -> "Figure":
+    """All charts on one sheet, signed with the label."""
+    figure, axes = new_axes(len(sheet.panels), columns=sheet.columns, size=sheet.size)
+    for panel, axis in zip(sheet.panels, axes, strict=True):
+        panel(axis)
+    sign(figure, sheet.label.line())
+    return figure
+
+
+@styled
+def draw_panel(sheet: Sheet, number: int) -> "Figure":
+    """One of the charts alone; its page says the label."""
+    figure, axes = new_axes(1, columns=1, size=sheet.size)
+    sheet.panels[number](axes[0])
+    return figure
+
+
+def sign(figure: "Figure", line: str) -> None:
+    """Writes the figure's label (`FigureLabel.line`) below it, broken to its width."""
+    from textwrap import fill
+
+    characters = max(40, int(figure.get_size_inches()[0] * 17))
+    text = fill(label_text(line), characters)
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="#5a6675")
+
+
 def png(figure: "Figure", *, dpi: int = 150) -> bytes:
     """The figure as a PNG file, the same bytes for the same numbers."""
     return _saved(figure, format="png", dpi=dpi, metadata={"Software": None})
@@ -91,5 +155,9 @@ def svg(figure: "Figure") -> bytes:
 def _saved(figure: "Figure", **options: Any) -> bytes:
     stream = io.BytesIO()
     with _style():
+        if figure.get_layout_engine() is not None:
+            # The layout is found once and kept: finding it takes longer than drawing.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         figure.savefig(stream, **options)
     return stream.getvalue()

@@ -73,29 +73,48 @@ def cluster_registers(
 ) -> Int64[Tensor, "registers"]:
     """Groups of registers that see the same places: the group of each register, numbered in register order.
 
-    Average linkage on 1 - similarity. Without `num_clusters` the number with the best mean silhouette is taken.
+    Average linkage on 1 - similarity. Without `num_clusters` the number with the best mean silhouette is taken; fewer
+    than 3 registers stay apart.
     """
-    from sklearn.cluster import AgglomerativeClustering
-    from sklearn.metrics import silhouette_score
-
     count = len(similarity)
     if num_clusters is not None and not 1 <= num_clusters <= count:
         raise InputError(f"num_clusters={num_clusters} must lie between 1 and the {count} registers.")
-    distance = (1 - (similarity + similarity.T) / 2).clamp_min(0).cpu().numpy()
-
-    def groups(number: int) -> list[int]:
-        method = AgglomerativeClustering(n_clusters=number, metric="precomputed", linkage="average")
-        return _in_order_of_first(method.fit_predict(distance).tolist())
-
-    if count < 3 or num_clusters == 1:
-        return torch.tensor([0] * count if num_clusters == 1 else range(count))
+    distance = (1 - (similarity + similarity.T) / 2).clamp_min(0).double().cpu()
+    groupings = _average_linkage(distance)
     if num_clusters is not None:
-        return torch.tensor(groups(num_clusters))
-    candidates = [groups(number) for number in range(2, count)]
-    scores = [silhouette_score(distance, labels, metric="precomputed") for labels in candidates]
-    return torch.tensor(candidates[max(range(len(scores)), key=lambda place: scores[place])])
+        return groupings[num_clusters]
+    if count < 3:
+        return groupings[count]
+    return max((groupings[number] for number in range(2, count)), key=lambda labels: silhouette(distance, labels))
 
 
-def _in_order_of_first(labels: Sequence[int]) -> list[int]:
-    order = {label: place for place, label in enumerate(dict.fromkeys(labels))}
-    return [order[label] for label in labels]
+def _average_linkage(distance: Float[Tensor, "items items"]) -> dict[int, Int64[Tensor, "items"]]:
+    """The grouping into each number of groups: the two nearest groups, by the mean of all pairs, join one by one."""
+    groups = [[item] for item in range(len(distance))]
+    found = {}
+    while groups:
+        labels = torch.zeros(len(distance), dtype=torch.int64)
+        for number, members in enumerate(groups):
+            labels[members] = number
+        found[len(groups)] = labels
+        if len(groups) == 1:
+            break
+        pairs = [(a, b) for b in range(len(groups)) for a in range(b)]
+        near = [float(distance[groups[a]][:, groups[b]].mean()) for a, b in pairs]
+        a, b = pairs[near.index(min(near))]
+        # The joined group keeps the place of the earlier one, so groups stay in the order of their first register.
+        groups[a] = sorted(groups[a] + groups.pop(b))
+    return found
+
+
+def silhouette(distance: Float[Tensor, "items items"], labels: Int64[Tensor, "items"]) -> float:
+    """The mean silhouette (-1 to 1) of a grouping; an item that is alone in its group counts 0."""
+    total = 0.0
+    for item, own in enumerate(labels.tolist()):
+        means = {group: distance[item, labels == group] for group in labels.unique().tolist()}
+        inside = means.pop(own)
+        if len(inside) > 1 and means:
+            within = float(inside.sum()) / (len(inside) - 1)
+            nearest = min(float(others.mean()) for others in means.values())
+            total += (nearest - within) / max(nearest, within, 1e-300)
+    return total / len(labels)

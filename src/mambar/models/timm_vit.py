@@ -52,11 +52,6 @@ class TimmViT(nn.Module):
         return int(height)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """timm's record of the weights: input size, crop, interpolation, mean, std."""
-        return self._settings
-
-    @property
     def dim(self) -> int:
         """The width of a token."""
         return int(self.model.embed_dim)

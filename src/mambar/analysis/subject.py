@@ -1,0 +1,113 @@
+"""What is looked at: a model with its name, its preprocessing, and whether its weights were ever trained."""
+
+import difflib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from mambar.data import EvalTransform, Preprocessing
+from mambar.errors import InputError
+from mambar.hub.create import create_model
+from mambar.hub.files import load
+from mambar.models.config import VARIANTS
+from mambar.models.protocol import TokenModel
+from mambar.models.timm_vit import create_timm_vit
+from mambar.models.vision_mamba import VisionMamba
+
+_TIMM = "timm/"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """A model to look into. random_weights: it was never trained, so its pictures show the tool and no finding."""
+
+    name: str
+    model: TokenModel
+    preprocessing: Preprocessing
+    random_weights: bool = False
+    classes: tuple[str, ...] | None = None
+
+    def at_size(self, image_size: int | tuple[int, int]) -> "Subject":
+        """The same model reading images of another size in pixels."""
+        return replace(self, preprocessing=replace(self.preprocessing, image_size=image_size))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, cols) of patches of the model's input."""
+        height, width = self.preprocessing.size
+        return height // self.model.patch_size, width // self.model.patch_size
+
+    def pixels(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "channels rows cols"]:
+        """The part of the image that the model reads, before normalisation, in the model's number of channels."""
+        channels = len(self.preprocessing.mean)
+        if image.shape[0] != channels:
+            grey = image.float().mean(0, keepdim=True).round().to(torch.uint8)
+            image = grey.expand(channels, -1, -1)
+        return EvalTransform(preprocessing=self.preprocessing).pixels(image)
+
+    def read(self, image: UInt8[Tensor, "channels height width"]) -> Float[Tensor, "channels rows cols"]:
+        """The model's input."""
+        return self.preprocessing.normalize(self.pixels(image))
+
+    def mask(self, mask: UInt8[Tensor, "height width"]) -> UInt8[Tensor, "rows cols"]:
+        """A mask, resized and cropped like the images, without mixing its values."""
+        nearest = replace(self.preprocessing, interpolation="nearest")
+        return EvalTransform(preprocessing=nearest).pixels(mask[None])[0]
+
+
+def open_subject(
+    source: str | Path,
+    *,
+    pretrained: bool = False,
+    image_size: int | tuple[int, int] | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Subject:
+    """The model that `source` names: a run directory, a checkpoint file, one of our names, or timm/NAME.
+
+    A name has random weights, drawn by `seed`, unless `pretrained`, which downloads. Nothing else touches the
+    network.
+    """
+    if Path(source).exists():
+        model = load(Path(source))
+        preprocessing = model.preprocessing or _preprocessing(model)
+        name = Path(source).resolve().name
+        subject = Subject(name=name, model=model, preprocessing=preprocessing, classes=model.classes)
+    else:
+        subject = _named(str(source), pretrained=pretrained, image_size=image_size, seed=seed)
+    if image_size is not None:
+        subject = subject.at_size(image_size)
+    module: object = subject.model
+    if isinstance(module, nn.Module):
+        module.to(device).eval()
+    return subject
+
+
+def _named(source: str, *, pretrained: bool, image_size: int | tuple[int, int] | None, seed: int) -> Subject:
+    # A name alone says nothing of weights: the same name and seed always give the same ones.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if source.startswith(_TIMM):
+            try:
+                timm_model = create_timm_vit(source.removeprefix(_TIMM), pretrained=pretrained, image_size=image_size)
+            except TypeError as error:
+                raise InputError(f"{source} takes no image size; choose a plain vision transformer.") from error
+            preprocessing = timm_model.preprocessing
+            return Subject(name=source, model=timm_model, preprocessing=preprocessing, random_weights=not pretrained)
+        if source not in VARIANTS:
+            near = difflib.get_close_matches(source, VARIANTS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the names are {', '.join(VARIANTS)}."
+            raise InputError(f"There is no model {source!r}: no such run directory, checkpoint file or name; {hint}")
+        model = create_model(source, pretrained=pretrained)
+    return Subject(name=source, model=model, preprocessing=_preprocessing(model), random_weights=not pretrained)
+
+
+def _preprocessing(model: VisionMamba) -> Preprocessing:
+    if model.config.in_channels == 3:
+        return Preprocessing(image_size=model.config.image_size)
+    if model.config.in_channels == 1:
+        return Preprocessing(image_size=model.config.image_size, mean=(0.5,), std=(0.5,))
+    raise InputError(f"The model reads {model.config.in_channels} channels; only gray and RGB images can be shown.")

@@ -1,0 +1,172 @@
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mambar.analysis.analyze import analyze
+from mambar.analysis.options import AnalysisOptions, default_layers
+from mambar.analysis.subject import open_subject
+from mambar.data import Preprocessing
+from mambar.errors import InputError
+from mambar.hub import save_model
+from mambar.models import VisionMamba, VisionMambaConfig
+
+OPTIONS = AnalysisOptions(gallery=1, num_images=24, batch_size=8, added_registers=2)
+SHAPES = {"image_size": 32, "num_classes": 3, "num_images": 24}
+
+
+def model(num_registers, seed=0, **fields):
+    torch.manual_seed(seed)
+    config = VisionMambaConfig(
+        image_size=32, patch_size=8, dim=16, depth=3, num_registers=num_registers, num_classes=3, **fields
+    )
+    return VisionMamba(config).eval()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two saved models: a Mamba-R, and a Vim in which one channel writes long tokens."""
+    folder = tmp_path_factory.mktemp("runs")
+    vim = model(1, placement="middle", head="first")
+    with torch.no_grad():
+        vim.blocks[1].mixer.out_proj.weight[:, 3] *= 3e4
+    preprocessing = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    for name, network in {"mambar": model(4, reduce=2), "vim": vim}.items():
+        save_model(folder / name, network, classes=("disc", "square", "triangle"), preprocessing=preprocessing)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shapes(runs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "shapes"
+    return analyze(runs / "mambar", compare=runs / "vim", data="shapes", data_options=SHAPES, out=out, options=OPTIONS)
+
+
+def text_of(path):
+    page = path.read_text("utf-8")
+    parser, words = HTMLParser(), []
+    parser.handle_data = words.append
+    parser.feed(page)
+    return page, " ".join(words)
+
+
+def test_report_shows_every_part_of_both_models(shapes):
+    page, words = text_of(shapes.report)
+    for heading in ("Gallery", "Norms", "Outliers", "Registers", "What tokens carry", "Against the truth"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "Registers without training" in words and "Pooling probes" in words and "Local probes" in words
+    assert "tensor: residual stream" in words and "model: mambar and vim" in words and "seed: 0" in words
+    assert "random weights" not in words.lower()
+    assert "<script" not in page and "http://" not in page and "https://" not in page
+
+
+def test_every_figure_is_there_as_png_and_svg(shapes):
+    figures = {path.name for path in (shapes.report.parent / "figures").iterdir()}
+    names = {name.rpartition(".")[0] for name in figures}
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    sheets = {"norms-by-layer", "norm-distributions", "outliers", "register-similarity", "probes", "truth"}
+    assert sheets | {"gallery-00", "registers-00-a"} <= names
+
+
+def test_numbers_are_strict_json_and_equal_the_arrays(shapes):
+    folder = shapes.report.parent
+    numbers = json.loads((folder / "numbers.json").read_text("utf-8"), parse_constant=pytest.fail)
+    arrays = np.load(folder / "arrays.npz", allow_pickle=False)
+    assert list(numbers["models"]) == list(arrays["models"]) == ["mambar", "vim"]
+    assert arrays["model0_norm_maps"].shape == (3, 24, 4, 4) and arrays["model1_gallery_norms"].shape == (3, 1, 4, 4)
+    for place, name in enumerate(numbers["models"]):
+        found = numbers["models"][name]
+        maps = arrays[f"model{place}_norm_maps"]
+        assert [layer["maximum"] for layer in found["norms"]] == pytest.approx(maps.max(axis=(1, 2, 3)).tolist())
+        assert found["outliers"][2]["layers"][0]["share"] == pytest.approx(0.05, abs=0.01)
+    assert numbers["format_version"] == 1 and numbers["options"]["gallery"] == 1
+
+
+def test_planted_outliers_are_found_and_moved(shapes):
+    vim = shapes.analysis.studies["vim"]
+    trained, moved = vim.added[0], vim.added[-1]
+    assert trained.name == "as trained" and "channels moved" in moved.name
+    assert moved.maximum < trained.maximum
+    assert np.isfinite(trained.top1) and trained.num_images == 24
+
+
+def test_random_weights_are_named_in_the_report(tmp_path):
+    options = AnalysisOptions(gallery=1, num_images=2, image_size=64, added_registers=0)
+    files = []
+    for name in ("<img src=x onerror=alert(1)>.png", "b.png"):
+        files.append(tmp_path / name)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(files[-1])
+    result = analyze("vim_tiny_patch16_224", images=files, out=tmp_path / "out", options=options)
+    page, words = text_of(result.report)
+    assert "Random weights, never trained: vim_tiny_patch16_224" in words
+    assert "random weights" in words.split("seed: 0", 1)[1]
+    assert "<img src=x" not in page and "&lt;img src=x onerror" in page
+    assert "Not run for vim_tiny_patch16_224: the images have no classes" in words
+    assert "the images have no masks" in words and result.analysis.studies["vim_tiny_patch16_224"].probes == []
+
+
+def test_a_directory_that_holds_something_is_left_alone(tmp_path, runs):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="holds something"):
+        analyze(runs / "vim", out=tmp_path, options=OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_unreadable_requests_write_nothing(tmp_path, runs):
+    out = tmp_path / "out"
+    for wrong in ({"model": "mambar_tinny_patch16_224"}, {"model": runs / "vim", "images": [tmp_path / "no.png"]}):
+        with pytest.raises(InputError):
+            analyze(**wrong, out=out)
+    assert not out.exists()
+
+
+def test_subjects_by_name_file_and_timm(runs):
+    by_file = open_subject(runs / "vim" / "model.safetensors")
+    assert by_file.classes == ("disc", "square", "triangle") and not by_file.random_weights
+    first, second = (open_subject("vim_tiny_patch16_224", image_size=32, seed=seed) for seed in (0, 0))
+    image = torch.rand(1, 3, 32, 32)
+    assert first.random_weights and torch.equal(first.model(image), second.model(image))
+    timm = open_subject("timm/deit_tiny_patch16_224", image_size=32)
+    assert timm.grid == (2, 2) and timm.random_weights
+    with pytest.raises(InputError, match="did you mean 'vim_tiny_patch16_224'"):
+        open_subject("vim_tiny_patch16_225")
+
+
+def test_grey_models_read_colour_and_colour_models_read_grey(tmp_path):
+    torch.manual_seed(0)
+    grey = VisionMamba(VisionMambaConfig(image_size=16, patch_size=8, dim=8, depth=1, in_channels=1, num_registers=1))
+    save_model(tmp_path / "grey", grey, preprocessing=Preprocessing(image_size=16, mean=(0.5,), std=(0.5,)))
+    subject = open_subject(tmp_path / "grey")
+    assert subject.read(torch.zeros(3, 20, 20, dtype=torch.uint8)).shape == (1, 16, 16)
+    colour = open_subject("vim_tiny_patch16_224", image_size=32)
+    assert colour.read(torch.zeros(1, 40, 40, dtype=torch.uint8)).shape == (3, 32, 32)
+
+
+def test_masks_are_cropped_like_images_without_new_values(runs):
+    subject = open_subject(runs / "vim")
+    mask = torch.zeros(64, 96, dtype=torch.uint8)
+    mask[:, 48:] = 7
+    seen = subject.mask(mask)
+    assert seen.shape == (32, 32) and set(seen.unique().tolist()) == {0, 7}
+    assert torch.equal(seen[:, :16].unique(), torch.tensor([0], dtype=torch.uint8))
+
+
+def test_default_layers_are_the_papers():
+    assert default_layers(24) == (7, 15, 19, 23) and default_layers(3) == (0, 1, 2) and default_layers(1) == (0,)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"metric": "l1"}, {"tensor": "x"}, {"probes": ("svm",)}, {"gallery": 0}, {"colours": "jet"}]
+)
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        AnalysisOptions(**wrong)
+
+
+def test_nothing_is_written_outside(shapes):
+    folder = Path(shapes.report).parent
+    assert {path.name for path in folder.iterdir()} == {"report.html", "numbers.json", "arrays.npz", "figures"}
