@@ -55,7 +55,7 @@ def test_version_and_help(mambar_command):
     assert code == 0 and "train" in out and "demo" in out
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "predict", "analyze", "recipe", "convert", "info"])
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "predict", "analyze", "recipe", "convert", "info", "bench", "reproduce"])
 def test_every_verb_has_help(mambar_command, verb):
     code, out, _ = mambar_command(verb, "--help")
     assert code == 0 and "Usage" in out

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mambar.cli import analyze, convert, demo, evaluate, info, predict, recipe, reproduce, train
+from mambar.cli import analyze, bench, convert, demo, evaluate, info, predict, recipe, reproduce, train
 from mambar.errors import MambarError
 from mambar.version import __version__
 
@@ -34,6 +34,7 @@ app.command("predict")(predict.predict)
 app.command("analyze")(analyze.analyze)
 app.command("reproduce")(reproduce.reproduce)
 app.command("recipe")(recipe.recipe)
+app.command("bench")(bench.bench)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)
 
