@@ -20,6 +20,7 @@ MOST_MEMBERS = 2_000_000
 
 
 @runtime_checkable
+@runtime_checkable
 class FileTree(Protocol):
     """Where a dataset's files lie."""
 

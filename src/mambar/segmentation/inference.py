@@ -76,7 +76,8 @@ class Inference:
         for name in fields:
             if name not in known:
                 raise InputError(f"inference has no field {name!r}; it has {', '.join(known)}.")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return cls(**plain)
 
 
 @torch.inference_mode()

@@ -1,0 +1,128 @@
+"""Labels as pictures: painted over the image with outlines, as an index PNG with its palette, with a legend."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from mambar.analysis.labels import printable
+from mambar.data.masks import IGNORE, Colour
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFont
+
+# How much of the image still shows under a class's colour.
+_SHOWING = 0.45
+_LONGEST_NAME = 28
+
+
+def painted(
+    image: UInt8[np.ndarray, "3 height width"],
+    labels: UInt8[np.ndarray, "height width"],
+    palette: Sequence[Colour],
+    *,
+    opacity: float = 1 - _SHOWING,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The image under the colours of its labels, borders between classes in the full colour, ignored pixels bare."""
+    pixels = np.moveaxis(image, 0, -1).astype(np.float32)
+    table = _table(palette)
+    colours = table[labels].astype(np.float32)
+    # The image in gray underneath: its own colours would mix with those of the classes.
+    gray = (pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+    mixed = (1 - opacity) * (0.6 * gray + 0.4 * pixels) + opacity * colours
+    edge = borders(labels)[..., None]
+    mixed = np.where(edge, 0.25 * pixels + 0.75 * colours * 0.8, mixed)
+    bare = (labels == IGNORE)[..., None]
+    return np.clip(np.rint(np.where(bare, pixels, mixed)), 0, 255).astype(np.uint8)
+
+
+def coloured_labels(
+    labels: UInt8[np.ndarray, "height width"], palette: Sequence[Colour]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The labels in their colours; ignored pixels are white."""
+    return _table(palette)[labels]
+
+
+def errors(
+    predicted: UInt8[np.ndarray, "height width"], labels: UInt8[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Right pixels light gray, wrong ones red, ignored ones white."""
+    picture = np.full((*labels.shape, 3), 226, dtype=np.uint8)
+    picture[predicted != labels] = (196, 40, 32)
+    picture[labels == IGNORE] = 255
+    return picture
+
+
+def borders(labels: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """The pixels whose right or lower neighbour has another label."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    edge[:-1] |= labels[:-1] != labels[1:]
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    return edge
+
+
+def index_png(labels: UInt8[np.ndarray, "height width"], palette: Sequence[Colour]) -> bytes:
+    """A palette PNG whose pixel values are the labels, coloured for the eye."""
+    from PIL import Image
+
+    picture = Image.fromarray(labels)
+    picture.putpalette(_table(palette).flatten().tolist())
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def with_legend(
+    picture: UInt8[np.ndarray, "height width 3"],
+    shares: Sequence[tuple[str, Colour, float]],
+    *,
+    smallest: int = 320,
+) -> "Image.Image":
+    """The picture with a legend below: a swatch, a name and the share (0-1) of each class given.
+
+    A picture narrower than `smallest` pixels is enlarged by a whole factor first, so that the names can be read.
+    """
+    from PIL import Image, ImageDraw
+
+    factor = max(1, -(-smallest // picture.shape[1]))
+    large = np.repeat(np.repeat(picture, factor, 0), factor, 1)
+    height, width = large.shape[:2]
+    size = int(np.clip(width / 38, 13, 40))
+    font = _font(size)
+    line, edge = round(size * 1.6), round(size * 0.7)
+    entries = [(f"{_short(name)}  {share:.1%}", colour) for name, colour, share in shares]
+    widest = max((font.getlength(text) for text, _ in entries), default=0.0)
+    column = min(round(widest) + 3 * size, width)
+    columns = max((width - edge) // column, 1)
+    rows = -(-len(entries) // columns)
+    sheet = Image.new("RGB", (width, height + rows * line + (2 * edge if rows else 0)), (255, 255, 255))
+    sheet.paste(Image.fromarray(large), (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for number, (text, colour) in enumerate(entries):
+        left = edge + number // rows * column
+        top = height + edge + number % rows * line
+        draw.rectangle((left, top, left + size, top + size), fill=colour, outline=(70, 78, 90))
+        draw.text((left + round(1.5 * size), top + size / 2), text, fill=(28, 36, 48), font=font, anchor="lm")
+    return sheet
+
+
+def _table(palette: Sequence[Colour]) -> UInt8[np.ndarray, "256 3"]:
+    table = np.full((256, 3), 255, dtype=np.uint8)
+    table[: len(palette)] = np.array(palette, dtype=np.uint8).reshape(-1, 3)[:256]
+    return table
+
+
+def _short(name: str) -> str:
+    shown = printable(name)
+    return shown if len(shown) <= _LONGEST_NAME else f"{shown[: _LONGEST_NAME - 1]}…"
+
+
+def _font(size: int) -> "ImageFont.FreeTypeFont":
+    import matplotlib
+    from PIL import ImageFont
+
+    # DejaVu comes with matplotlib and has more alphabets than Pillow's own letters.
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

@@ -1,0 +1,244 @@
+"""The report of a segmentation run: numbers a class, the confusion matrix, the best and the worst images, curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from mambar.analysis import report
+from mambar.analysis.curves import collect_curves, draw_curves, draw_family, families
+from mambar.analysis.pixels import coloured, photograph, png
+from mambar.analysis.plots import png as figure_png
+from mambar.analysis.plots import svg
+from mambar.data.masks import IGNORE, Colour
+from mambar.data.segmentation_transforms import Stacked
+from mambar.errors import ImageError
+from mambar.evaluation.segmentation import SegmentationResult, image_iou
+from mambar.hub.files import write_atomically
+from mambar.segmentation.inference import Inference, predict
+from mambar.segmentation.overlays import coloured_labels, errors, painted
+from mambar.segmentation.segmenter import Segmenter
+from mambar.training.log import read_metrics
+from mambar.training.recipe import Recipe
+from mambar.training.task import Measured
+from mambar.version import __version__
+
+# Images looked at for the best and the worst, and how many of each are shown.
+_LOOKED_AT: Final = 48
+_SHOWN: Final = 4
+# Pixels of a picture's longer side.
+_LONGEST: Final = 384
+# Above this many classes the matrix becomes a picture.
+_MOST_IN_CELLS: Final = 20
+
+
+def write_report(
+    out: Path, *, recipe: Recipe, model: Segmenter, inference: Inference, measured: Measured, val_set: Stacked
+) -> Path:
+    """Writes report.html and curves.png of the run in `out`; `model` carries its classes, palette, preprocessing."""
+    result = measured.detail
+    assert isinstance(result, SegmentationResult)
+    colours = val_set.dataset.palette
+    curves = collect_curves({recipe.name: read_metrics(out / "metrics.jsonl")})
+    title = f"mambar: {recipe.name}"
+    content = [
+        report.element("h1", title),
+        report.tiles(_summary(result, model, len(val_set))),
+        _curve_section(curves),
+        _class_section(result, colours),
+        _confusion_section(result),
+        _image_section(model, inference, val_set),
+        report.section("Recipe", report.pairs(report.flattened(recipe.flat()))),
+        report.element(
+            "footer", f"Written by mambar {__version__}. This page loads nothing from elsewhere.", class_="note"
+        ),
+    ]
+    write_atomically(out / "curves.png", figure_png(draw_curves(curves, title=title)))
+    write_atomically(out / "report.html", report.page(title, *content))
+    return out / "report.html"
+
+
+def _summary(result: SegmentationResult, model: Segmenter, images: int) -> dict[str, object]:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "mIoU": f"{result.miou:.2%}",
+        "pixel accuracy": f"{result.pixel_accuracy:.2%}",
+        "boundary F-score": f"{result.boundary_f:.2%}",
+        "validation images": f"{images:,}",
+        "parameters": f"{parameters:,}",
+    }
+
+
+def _curve_section(curves: list) -> report.Html:
+    if not curves:
+        return report.section("Curves", report.element("p", "No numbers were logged yet."))
+    charts = (
+        report.figure(
+            report.image(svg(draw_family(curves, name)), description=f"{name} over time", media_type="image/svg+xml"),
+            caption="",
+        )
+        for name in families(curves)
+    )
+    return report.section("Curves", report.element("div", *charts, class_="charts"))
+
+
+def _class_section(result: SegmentationResult, colours: Sequence[Colour]) -> report.Html:
+    total = max(result.pixels, 1)
+    rows = []
+    for label, name in enumerate(result.classes):
+        rows.append(
+            (
+                report.join([_swatch(colours[label]), name]),
+                _percent(result.per_class[name]),
+                _percent(result.per_class_accuracy[name]),
+                _percent(result.per_class_boundary[name]),
+                f"{int(result.confusion[label].sum()) / total:.2%}",
+            )
+        )
+    header = ("class", "IoU", "accuracy", "boundary F", "share of pixels")
+    note = "IoU = right / (right + missed + false). – : the class occurs neither in the masks nor in the predictions."
+    return report.section("Classes", report.table(header, rows), report.element("p", note, class_="note"))
+
+
+def _swatch(colour: Colour) -> report.Html:
+    hexadecimal = bytes(colour).hex()
+    style = (
+        f"display:inline-block;width:.8em;height:.8em;margin-right:.45em;background:#{hexadecimal};"
+        "border:1px solid #5a6675;print-color-adjust:exact;-webkit-print-color-adjust:exact"
+    )
+    return report.element("span", style=style)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2%}"
+
+
+def _confusion_section(result: SegmentationResult) -> report.Html:
+    confusion = result.confusion
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    names = result.classes
+    if len(names) <= _MOST_IN_CELLS:
+        head = report.element("tr", report.element("th"), *(report.element("th", str(i)) for i in range(len(names))))
+        rows = [
+            report.element(
+                "tr",
+                report.element("th", f"{name}  {index}", scope="row"),
+                *(_cell(float(share)) for share in shares[index]),
+            )
+            for index, name in enumerate(names)
+        ]
+        body = (report.element("thead", head), report.element("tbody", *rows))
+        matrix = report.element("div", report.element("table", *body, class_="matrix"), class_="scroll")
+        caption = "Rows: true class. Columns: predicted class. Per cent of the true class's pixels."
+    else:
+        picture = png(coloured(shares, low=0.0, high=1.0, colours="viridis"))
+        matrix = report.image(picture, description="confusion matrix", class_="nearest")
+        caption = "Rows: true class. Columns: predicted class. Brightness: share of the true class's pixels."
+    return report.section("Confusion matrix", report.figure(matrix, caption=caption), _confused_pairs(result))
+
+
+def _cell(share: float) -> report.Html:
+    """One cell: white at 0, dark blue at 1; the square root keeps a few confusions visible."""
+    depth = share**0.5
+    red, green, blue = (round(255 + (dark - 255) * depth) for dark in (11, 60, 110))
+    ink = "#ffffff" if depth > 0.55 else "#1c2430"
+    shown = f"{100 * share:.0f}" if share >= 0.005 else "·"
+    style = f"background:rgb({red},{green},{blue});color:{ink}" if share >= 0.005 else "color:#9aa4b0"
+    return report.element("td", shown, style=style)
+
+
+def _confused_pairs(result: SegmentationResult) -> report.Html:
+    wrong = result.confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:5]
+    pairs = [divmod(int(flat), len(result.classes)) for flat in order if wrong.flat[flat] > 0]
+    rows = [
+        (
+            result.classes[true],
+            result.classes[taken],
+            f"{int(wrong[true, taken]):,}",
+            f"{wrong[true, taken] / result.confusion[true].sum():.1%}",
+        )
+        for true, taken in pairs
+    ]
+    if not rows:
+        return report.element("p", "No pixel was given a wrong class.")
+    header = ("true", "taken for", "pixels", "of the class")
+    return report.join([report.element("h3", "Most often confused"), report.table(header, rows)])
+
+
+def _image_section(model: Segmenter, inference: Inference, val_set: Stacked) -> report.Html:
+    looked = _looked_at(model, inference, val_set)
+    if not looked:
+        return report.Html("")
+    looked.sort(key=lambda each: each[0])
+    shown = min(_SHOWN, (len(looked) + 1) // 2)
+    palette = val_set.dataset.palette
+    content: list[object] = [
+        report.element(
+            "p",
+            f"{len(looked)} validation images, spread over the set, sorted by their own mIoU. Red: wrong pixels.",
+            class_="note",
+        )
+    ]
+    for heading, part in (("Worst", looked[:shown]), ("Best", looked[::-1][:shown])):
+        content.append(report.element("h3", heading))
+        content += [_row(iou, stacked, predicted, palette, model) for iou, stacked, predicted in part]
+    return report.section("Images", *content)
+
+
+def _looked_at(
+    model: Segmenter, inference: Inference, val_set: Stacked
+) -> list[tuple[float, torch.Tensor, torch.Tensor]]:
+    """(mIoU, image with labels, prediction) of some validation images."""
+    assert model.preprocessing is not None
+    count = min(_LOOKED_AT, len(val_set))
+    found = []
+    was_training = model.training
+    model.eval()
+    for number in range(count):
+        try:
+            stacked = val_set[number * len(val_set) // count].image
+        except ImageError:
+            continue
+        predicted, _ = predict(model, stacked[:3], inference, preprocessing=model.preprocessing)
+        found.append((image_iou(predicted, stacked[3], model.num_classes), stacked, predicted))
+    model.train(was_training)
+    return found
+
+
+def _row(
+    iou: float, stacked: torch.Tensor, predicted: torch.Tensor, palette: Sequence[Colour], model: Segmenter
+) -> report.Html:
+    image, labels, guess = stacked[:3].numpy(), stacked[3].numpy(), predicted.numpy()
+    pictures = {
+        "image": photograph(image, longest=_LONGEST),
+        "truth": (_flat(coloured_labels(labels, palette)), "image/png"),
+        "prediction": photograph(np.moveaxis(painted(image, guess, palette), -1, 0), longest=_LONGEST),
+        "errors": (_flat(errors(guess, labels)), "image/png"),
+    }
+    small = max(labels.shape) <= 96
+    cells = (
+        report.element(
+            "div",
+            report.element("div", name, class_="name"),
+            report.image(data, description=name, media_type=kind, class_="nearest" if small else None),
+        )
+        for name, (data, kind) in pictures.items()
+    )
+    present = sorted({*np.unique(labels).tolist(), *np.unique(guess).tolist()} - {IGNORE})
+    names = model.classes or ()
+    legend = report.join(
+        [report.element("span", _swatch(palette[label]), names[label], " \u2003") for label in present]
+    )
+    caption = report.join([report.element("b", f"mIoU {iou:.1%}"), " \u2003", legend])
+    return report.figure(report.element("div", *cells, class_="panel", style="--columns:4"), caption=caption)
+
+
+def _flat(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """A PNG of plain colours, made smaller by leaving pixels out: colours must not mix."""
+    step = -(-max(picture.shape[:2]) // _LONGEST)
+    return png(np.ascontiguousarray(picture[::step, ::step]))

@@ -1,0 +1,130 @@
+"""One image through a trained segmenter: labels, certainty, areas, and the files that show them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from mambar.data.images import read_image
+from mambar.data.masks import Colour, palette
+from mambar.data.preprocessing import Preprocessing
+from mambar.errors import InputError
+from mambar.hub.files import json_bytes, write_atomically
+from mambar.segmentation.inference import Inference, predict
+from mambar.segmentation.overlays import index_png, painted, with_legend
+from mambar.segmentation.segmenter import Segmenter
+
+FORMAT_VERSION: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segmentation:
+    """An image and the class of every pixel; `certainty` is the probability given to it (0-1)."""
+
+    name: str
+    image: UInt8[np.ndarray, "3 height width"]
+    labels: UInt8[np.ndarray, "height width"]
+    certainty: Float32[np.ndarray, "height width"]
+    classes: tuple[str, ...]
+    palette: tuple[Colour, ...]
+
+    @property
+    def areas(self) -> dict[str, float]:
+        """The share of the image (0-1) that each class found in it has, largest first."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        order = np.argsort(-counts, kind="stable")
+        return {self.classes[label]: float(counts[label] / self.labels.size) for label in order if counts[label]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Size, and for each class found: its label, colour, pixels, share and mean certainty."""
+        found = []
+        for name, share in self.areas.items():
+            label = self.classes.index(name)
+            inside = self.labels == label
+            found.append(
+                {
+                    "class": name,
+                    "label": label,
+                    "colour": f"#{bytes(self.palette[label]).hex()}",
+                    "pixels": int(inside.sum()),
+                    "share": share,
+                    "certainty": float(self.certainty[inside].mean()),
+                }
+            )
+        height, width = self.labels.shape
+        return {
+            "format_version": FORMAT_VERSION,
+            "image": self.name,
+            "width": width,
+            "height": height,
+            "classes": found,
+        }
+
+    def overlay(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The image under the classes' colours."""
+        return painted(self.image, self.labels, self.palette)
+
+    def legend(self) -> list[tuple[str, Colour, float]]:
+        """(name, colour, share) of each class found, largest first."""
+        return [(name, self.palette[self.classes.index(name)], share) for name, share in self.areas.items()]
+
+    def write(self, directory: Path, stem: str, *, force: bool = False) -> list[Path]:
+        """Writes STEM.overlay.png (with legend), STEM.index.png (values are labels) and STEM.json; gives their paths.
+
+        Raises `InputError` where one of them exists, unless `force`; `DiskError` where the disk does not take them.
+        """
+        from mambar.analysis.pixels import png
+
+        directory = Path(directory)
+        sheet = np.asarray(with_legend(self.overlay(), self.legend()))
+        files = {
+            f"{stem}.overlay.png": png(sheet),
+            f"{stem}.index.png": index_png(self.labels, self.palette),
+            f"{stem}.json": json_bytes(self.to_dict()),
+        }
+        taken = [name for name in files if os.path.lexists(directory / name)]
+        if taken and not force:
+            raise InputError(f"{directory} already holds {taken[0]}; choose another place or give --force.")
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            write_atomically(directory / name, data)
+        return [directory / name for name in files]
+
+
+def segment(
+    model: Segmenter,
+    image: str | Path | bytes | UInt8[Tensor, "3 height width"],
+    *,
+    inference: Inference | None = None,
+    name: str | None = None,
+) -> Segmentation:
+    """What the model sees in one image: a path, the bytes of a file, or pixels; of any size.
+
+    inference: by default sliding windows of the training crop. Raises `ImageError` for what is no readable image.
+    """
+    pixels = image if isinstance(image, Tensor) else read_image(image, name=name)
+    shown = name or (str(image) if isinstance(image, str | Path) else "image")
+    preprocessing = model.preprocessing or Preprocessing()
+    if inference is None:
+        crop = max(preprocessing.size)
+        inference = Inference(crop=crop, stride=max(crop * 2 // 3, 1))
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        labels, certainty = predict(model, pixels, inference, preprocessing=preprocessing)
+    model.train(was_training)
+    names: Sequence[str] = model.classes or tuple(f"class {label}" for label in range(model.num_classes))
+    return Segmentation(
+        name=shown,
+        image=pixels.numpy(),
+        labels=labels.numpy(),
+        certainty=certainty.float().numpy(),
+        classes=tuple(names),
+        palette=model.palette or palette(model.num_classes),
+    )

@@ -1,0 +1,184 @@
+"""Semantic segmentation as a task of the `Trainer`: what is trained, its loss, how it is measured and handed over."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mambar.data.dataset import ImageDataset
+from mambar.data.keys import key
+from mambar.data.loaders import Batch
+from mambar.data.preprocessing import Preprocessing
+from mambar.data.segmentation_catalog import BUILT_IN, open_segmentation
+from mambar.data.segmentation_transforms import Stacked
+from mambar.errors import RecipeError
+from mambar.models.vision_mamba import VisionMamba
+from mambar.segmentation.evaluation import evaluate
+from mambar.segmentation.files import save_segmenter
+from mambar.segmentation.losses import dice_loss, pixel_cross_entropy, right_pixels
+from mambar.segmentation.options import SegmentationOptions
+from mambar.segmentation.segmenter import Segmenter
+from mambar.segmentation.training_model import SegmenterInTraining
+from mambar.training.recipe import Recipe, Stage
+from mambar.training.task import EvaluationContext, Loss, Measured, Prepared, preprocessing_of
+
+
+class SegmentationTask:
+    """Every pixel's class: cross-entropy (and Dice) of the decoder and of the auxiliary head; mIoU decides."""
+
+    metric = "miou"
+    backbone_prefix = "segmenter.backbone."
+
+    def __init__(
+        self,
+        *,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        options: SegmentationOptions,
+        image_size: int | tuple[int, int],
+        flip: float,
+        init_key: int = 0,
+        alike: bool = False,
+    ) -> None:
+        self.classes = tuple(classes)
+        self.preprocessing = preprocessing
+        self.options = options
+        self.init_key = init_key
+        # Whether all validation images have one size.
+        self.alike = alike
+        self.transform = options.transform(image_size=image_size, flip=flip, preprocessing=preprocessing)
+        weights = options.class_weights
+        if weights is not None and len(weights) != len(self.classes):
+            raise RecipeError(
+                f"task_options.class_weights has {len(weights)} factors for {len(self.classes)} classes; give each one."
+            )
+        self.weights = None if weights is None else torch.tensor(weights)
+
+    @classmethod
+    def open(cls, recipe: Recipe, split: str) -> ImageDataset:
+        """Images with masks (see `open_segmentation`), the labels as a fourth channel."""
+        return Stacked(open_segmentation(recipe.data, split, **recipe.data_options))
+
+    @classmethod
+    def of(cls, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> "SegmentationTask":
+        """The task of one stage; RecipeError for options and fields that make no sense together."""
+        options = SegmentationOptions.of(recipe.task_options)
+        if options.norm == "batch" and (recipe.shards > 1 or stage.accumulation > 1):
+            raise RecipeError(
+                f"task_options.norm=batch with shards={recipe.shards}, accumulation={stage.accumulation}: the result "
+                "would depend on how a batch is cut; use norm=group, or one shard without accumulation."
+            )
+        unused = [name for name in ("mixup", "cutmix", "smoothing", "erasing", "jitter") if getattr(stage, name)]
+        if unused:
+            raise RecipeError(f"{unused[0]}={getattr(stage, unused[0])} has no effect on segmentation; leave it at 0.")
+        return cls(
+            classes=classes,
+            preprocessing=preprocessing_of(recipe, stage),
+            options=options,
+            image_size=stage.image_size,
+            flip=stage.flip,
+            init_key=key(recipe.seed, "decoder", stage.name),
+            alike=recipe.data in BUILT_IN,
+        )
+
+    @property
+    def backbone_classes(self) -> int:
+        """None: the backbone's head is not read."""
+        return 0
+
+    def wrap(self, backbone: VisionMamba) -> nn.Module:
+        """The backbone under a decoder, with an auxiliary head where the options want one."""
+        options = self.options
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.init_key)
+            segmenter = Segmenter(
+                backbone,
+                num_classes=len(self.classes),
+                layers=options.layers,
+                decoder=options.decoder,
+                channels=options.channels,
+                norm=options.norm,
+                dropout=options.dropout,
+                broadcast=options.broadcast,
+            )
+            return SegmenterInTraining(
+                segmenter, auxiliary=options.auxiliary, layer=options.auxiliary_layer, dropout=options.dropout
+            )
+
+    def freeze(self, model: nn.Module) -> None:
+        """Lets the decoder and the norms in front of it train."""
+        _segmenter(model).freeze_backbone()
+
+    def train_transform(self) -> Callable[[Tensor, int], Tensor]:
+        """Scale, crop, flip and distortion of image and labels together."""
+        return self.transform
+
+    def eval_transform(self) -> Callable[[Tensor], Tensor]:
+        """Nothing: an image is measured at its own size."""
+        return _as_stored
+
+    def evaluation_batch(self, size: int) -> int:
+        """One where images may differ in size; else as in training."""
+        return size if self.alike else 1
+
+    def prepare(self, batch: Batch, *, seed: int, epoch: int) -> Prepared:
+        """Normalised images and the label of every pixel."""
+        images = self.preprocessing.normalize(batch.images[:, :3])
+        return Prepared(images, batch.images[:, 3].long())
+
+    def loss(self, model: nn.Module, batch: Prepared) -> Loss:
+        """The decoder's loss and the auxiliary head's share of it; hits are shares of right pixels."""
+        logits, *auxiliary = model(batch.images)
+        value = self._loss_of(logits, batch.targets)
+        for other in auxiliary:
+            value = value + self.options.auxiliary_weight * self._loss_of(other, batch.targets)
+        return Loss(value, right_pixels(logits.detach(), batch.targets).to(value.dtype))
+
+    def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weights = None if self.weights is None else self.weights.to(logits.device)
+        value = pixel_cross_entropy(logits, labels, weights=weights)
+        return value + self.options.dice * dice_loss(logits, labels) if self.options.dice else value
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> Measured:
+        """mIoU, pixel accuracy, mean accuracy, boundary F-score; the detail is a `SegmentationResult`."""
+        result = evaluate(
+            _segmenter(model),
+            batches,
+            classes=self.classes,
+            preprocessing=self.preprocessing,
+            inference=self.options.inference(),
+            autocast=context.autocast,
+            total=context.total,
+        )
+        metrics = {
+            "miou": result.miou,
+            "pixel_accuracy": result.pixel_accuracy,
+            "mean_accuracy": result.mean_accuracy,
+            "boundary_f": result.boundary_f,
+            "val_loss": result.loss or 0.0,
+        }
+        return Measured(metrics=metrics, detail=result)
+
+    def hand_over(
+        self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset
+    ) -> None:
+        """The segmenter (without the auxiliary head) and the report with its best and worst images."""
+        from mambar.segmentation.report import write_report
+
+        assert isinstance(val_set, Stacked)
+        segmenter = _segmenter(model)
+        segmenter.classes, segmenter.palette = self.classes, val_set.dataset.palette
+        segmenter.preprocessing = self.preprocessing
+        inference = self.options.inference()
+        save_segmenter(out, segmenter, name=recipe.model, inference=inference, force=True)
+        write_report(out, recipe=recipe, model=segmenter, inference=inference, measured=measured, val_set=val_set)
+
+
+def _segmenter(model: nn.Module) -> Segmenter:
+    assert isinstance(model, SegmenterInTraining)
+    return model.segmenter
+
+
+def _as_stored(image: Tensor) -> Tensor:
+    return image
