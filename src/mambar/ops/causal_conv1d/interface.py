@@ -14,10 +14,37 @@ from torch import Tensor
 
 from mambar.errors import InputError
 from mambar.ops.causal_conv1d import reference
-from mambar.ops.checks import FLOATS, check_device, check_shape, compute_dtype, rows
+from mambar.ops.checks import FLOATS, KERNEL_FLOATS, as_dtype, check_device, check_shape, compute_dtype, rows
+from mambar.ops.cuda.program import missing as cuda_missing
 from mambar.ops.dispatch import Backend, kernel, mode, resolve
 
-BACKENDS = (Backend(name="reference", module="mambar.ops.causal_conv1d.reference", dtypes=FLOATS, traceable=True),)
+BACKENDS = (
+    Backend(
+        name="cuda",
+        module="mambar.ops.causal_conv1d.cuda",
+        devices=("cuda",),
+        dtypes=KERNEL_FLOATS,
+        requires=(cuda_missing,),
+        kernel=True,
+    ),
+    Backend(
+        name="triton",
+        module="mambar.ops.causal_conv1d.triton",
+        devices=("cuda",),
+        dtypes=KERNEL_FLOATS,
+        requires=("triton",),
+        kernel=True,
+    ),
+    Backend(
+        name="llvm",
+        module="mambar.ops.causal_conv1d.llvm",
+        devices=("cpu",),
+        dtypes=KERNEL_FLOATS,
+        requires=("llvmlite",),
+        kernel=True,
+    ),
+    Backend(name="reference", module="mambar.ops.causal_conv1d.reference", dtypes=FLOATS, traceable=True),
+)
 
 _PLAIN = {"reference": reference.causal_conv1d}
 
@@ -47,7 +74,7 @@ def causal_conv1d(
         raise InputError(f"weight has shape {tuple(weight.shape)}: no taps; give at least one column.")
     name = resolve("causal_conv1d", backend, device=x.device, dtype=x.dtype)
     wide = compute_dtype(x, weight)
-    weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
+    weight, bias = as_dtype(weight, wide), as_dtype(bias, wide)
     if mode() == "eager" and x.numel() == 0:
         return x + 0
     if name in _PLAIN:

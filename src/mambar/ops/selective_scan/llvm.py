@@ -7,7 +7,7 @@ from mambar.ops.llvm.functions import channel_blocks
 from mambar.ops.llvm.launch import address, launch, rows, streams, sum_parts
 from mambar.ops.llvm.machine import current_machine
 from mambar.ops.selective_scan import llvm_backward, llvm_forward
-from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY
+from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, padded
 
 
 def empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) -> list[Tensor]:
@@ -88,7 +88,7 @@ def backward(
     dz = None if z is None else torch.empty(u.shape, dtype=u.dtype)
     dinitial = None if initial_state is None else torch.empty(initial_state.shape, dtype=torch.float32)
     parameter_parts = torch.empty(batch, state + 2, inner, dtype=torch.float32)
-    sequence_parts = torch.empty(blocks, batch, 2, state, llvm_backward.padded(length), dtype=torch.float32)
+    sequence_parts = torch.empty(blocks, batch, 2, state, padded(length), dtype=torch.float32)
     activations = {"u": u, "delta": delta, "z": z, "B": B.float(), "C": C.float(), "dy": dy}
     gradients = {"du": du, "ddelta": ddelta, "dz": dz}
     launch(

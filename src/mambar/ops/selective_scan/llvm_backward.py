@@ -8,14 +8,14 @@ block; sums over the batch and over blocks of channels are written as parts and 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
+from mambar.ops.llvm.places import Place, Rows
 from mambar.ops.llvm.vectors import Block, Vectors, element, int64
-from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, Place, Rows, Tiles
+from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, Walk, padded_length
 
 VECTORS_PER_BLOCK = 2
 STATES_AT_ONCE = 2
@@ -36,27 +36,24 @@ ARGUMENTS = (
 # push each other out of the cache.
 STEP_FIELDS = (
     *("dt", "slope", "pushed", "dy", "factor", "y", "ddecay", "dpushed"),
-    *(f"{name} {slot}" for slot in range(STATES_AT_ONCE) for name in ("decay", "before")),
+    *(f"{name}_{slot}" for slot in range(STATES_AT_ONCE) for name in ("decay", "before")),
 )
 
 
 def scratch_floats(machine: Machine, state: int) -> int:
     """The scratch of one thread: tiles of A, g and dA, D, bias and their gradients, a chunk, sums over lanes."""
-    width = VECTORS_PER_BLOCK * machine.lanes
-    return (
-        3 * state + 4 + len(STEP_FIELDS) * CHECKPOINT_EVERY
-    ) * width + 2 * STATES_AT_ONCE * CHECKPOINT_EVERY * machine.lanes
+    rows = 3 * state + 4 + len(STEP_FIELDS) * CHECKPOINT_EVERY
+    return (rows * VECTORS_PER_BLOCK + 2 * STATES_AT_ONCE * CHECKPOINT_EVERY) * machine.lanes
 
 
 def write(machine: Machine, dtype: str) -> ir.Module:
     """The module with the kernel, for activations of one dtype."""
     function = TaskFunction("llvm_backward", machine, ARGUMENTS)
-    builder = function.builder
 
     def task(vectors: Vectors, item: ir.Value, block: ir.Value, channel: ir.Value) -> None:
         place = Place(function=function, read=function.integer, item=item, channel=channel, dtype=dtype)
+        walk = Walk(place, vectors, Scratch(function))
         dy, z, dz = place.rows("dy"), place.rows("z"), place.rows("dz")
-        gated = function.is_given(place.address("z"))
 
         def receive(step: ir.Value) -> tuple[Block, Block]:
             gradient = vectors.load(dy.at(step), dtype)
@@ -65,266 +62,196 @@ def write(machine: Machine, dtype: str) -> ir.Module:
                 gate, slope = vectors.silu_and_slope(vectors.load(z.at(step), dtype))
                 return vectors.mul(gradient, gate) + vectors.mul(gradient, slope)
 
-            both = function.choose(gated, through_gate, gradient + vectors.constant(0.0))
+            both = function.choose(place.given("z"), through_gate, gradient + vectors.constant(0.0))
             return both[: vectors.count], both[vectors.count :]
 
         def pass_on(step: ir.Value, y: Block, factor: Block) -> None:
-            with builder.if_then(gated):
+            with place.builder.if_then(place.given("z")):
                 place.store(vectors, vectors.mul(factor, y), dz.at(step), dtype)
 
-        walk_backward(place, vectors, Scratch(function), block, receive, pass_on, prefetched=[dy, z])
+        BackwardWalk(walk, block, receive, pass_on, prefetched=[dy, z]).write()
 
     function.channel_tasks(VECTORS_PER_BLOCK, task)
     return function.module
 
 
-def walk_backward(
-    place: Place,
-    vectors: Vectors,
-    scratch: Scratch,
-    block: ir.Value,
-    receive: Callable[[ir.Value], tuple[Block, Block]],
-    pass_on: Callable[[ir.Value, Block, Block], None],
-    *,
-    prefetched: Sequence[Rows] = (),
-) -> None:
-    """Writes the walk back over all chunks of a block.
+class BackwardWalk:
+    """Writes the walk of a block of channels over all chunks.
 
     receive(step) gives the gradient of the output before the gate, and a factor; pass_on(step, y, factor) gets that
     factor and the output before the gate.
     """
-    function, builder, walk = place.function, place.function.builder, place.walk()
-    tiles = Tiles(function, vectors, walk, scratch)
-    tiles.fill()
-    sums = Sums(
-        g=tiles.take(scratch),
-        A=tiles.take(scratch),
-        D=scratch.take(vectors.width),
-        bias=scratch.take(vectors.width),
-        lanes_B=scratch.take(STATES_AT_ONCE * CHECKPOINT_EVERY * vectors.lanes),
-        lanes_C=scratch.take(STATES_AT_ONCE * CHECKPOINT_EVERY * vectors.lanes),
-    )
-    chunk = scratch.take(CHECKPOINT_EVERY * len(STEP_FIELDS) * vectors.width)
-    tiles.clear(sums.g)
-    tiles.clear(sums.A)
-    for tile in (sums.D, sums.bias):
-        vectors.store_tile(vectors.constant(0.0), tile)
-    dstate, dinitial = place.states("dstate"), place.states("dinitial_state")
-    with builder.if_then(function.is_given(dstate)):
-        tiles.read(sums.g, dstate)
-    every = int64(CHECKPOINT_EVERY)
-    chunks = builder.udiv(builder.add(walk.length, int64(CHECKPOINT_EVERY - 1)), every)
-    steps = ChunkSteps(place, tiles, chunk, sums, receive, pass_on, prefetched)
-
-    def one(number: ir.Value) -> None:
-        first = builder.mul(number, every)
-        count = builder.sub(place.chunk_end(first), first)
-        parts = _sequence_parts(place, block, first)
-        function.loop(count, lambda index: steps.prepare(index, builder.add(first, index)))
-        left = builder.urem(walk.state, int64(STATES_AT_ONCE))
-        function.loop(left, lambda n: steps.states([n], first, count, parts))
-        function.loop(
-            walk.state,
-            lambda n: steps.states([builder.add(n, int64(k)) for k in range(STATES_AT_ONCE)], first, count, parts),
-            start=left,
-            step=STATES_AT_ONCE,
-        )
-        zero = vectors.constant(0.0)
-        added = function.loop(
-            count, lambda index, *totals: steps.finish(index, builder.add(first, index), *totals), zero, zero
-        )
-        for tile, values in zip((sums.D, sums.bias), added, strict=True):
-            vectors.store_tile(vectors.add(vectors.load_tile(tile), values), tile)
-
-    function.loop(chunks, one, backwards=True)
-    with builder.if_then(function.is_given(dinitial)):
-        tiles.write(sums.g, dinitial)
-    rows = _parameter_parts(place)
-    function.loop(walk.state, lambda n: vectors.store(vectors.load_tile(tiles.at(sums.A, n)), rows.at(n)))
-    vectors.store(vectors.load_tile(sums.D), rows.at(walk.state))
-    vectors.store(vectors.load_tile(sums.bias), rows.at(builder.add(walk.state, int64(1))))
-
-
-class Sums(NamedTuple):
-    """Scratch for what is summed over a walk: the adjoint state, dA, dD, ddelta_bias; and over the lanes of a chunk."""
-
-    g: ir.Value
-    A: ir.Value
-    D: ir.Value
-    bias: ir.Value
-    lanes_B: ir.Value
-    lanes_C: ir.Value
-
-
-class ChunkSteps:
-    """Writes the three loops over a chunk."""
 
     def __init__(
         self,
-        place: Place,
-        tiles: Tiles,
-        chunk: ir.Value,
-        sums: Sums,
+        walk: Walk,
+        block: ir.Value,
         receive: Callable[[ir.Value], tuple[Block, Block]],
         pass_on: Callable[[ir.Value, Block, Block], None],
-        prefetched: Sequence[Rows],
+        *,
+        prefetched: Sequence[Rows] = (),
     ):
-        self.place = place
-        self.tiles = tiles
-        self.chunk = chunk
-        self.sums = sums
+        self.walk = walk
+        self.place = walk.place
+        self.builder = walk.builder
+        self.vectors = walk.vectors
+        self.block = block
         self.receive = receive
         self.pass_on = pass_on
-        self.vectors = tiles.vectors
-        self.prefetched = (tiles.walk.u, tiles.walk.delta, *prefetched)
-        self.du, self.ddelta = place.rows("du"), place.rows("ddelta")
+        self.prefetched = (walk.u, walk.delta, *prefetched)
+        self.du, self.ddelta = walk.place.rows("du"), walk.place.rows("ddelta")
+        self.g, self.dA = walk.tile(), walk.tile()
+        self.dD, self.dbias = walk.tile(1), walk.tile(1)
+        self.steps = walk.tile(CHECKPOINT_EVERY * len(STEP_FIELDS))
+        lanes = STATES_AT_ONCE * CHECKPOINT_EVERY * walk.vectors.lanes
+        self.lanes_B, self.lanes_C = walk.scratch.take(lanes), walk.scratch.take(lanes)
 
-    def prepare(self, index: ir.Value, step: ir.Value) -> None:
+    def write(self) -> None:
+        """All chunks from the last to the first, then the sums over the walk."""
+        walk, loop, builder = self.walk, self.walk.function.loop, self.builder
+        walk.read_states("dstate", self.g)
+        for tile in (self.dA, self.dD, self.dbias):
+            tile.clear()
+        chunks = builder.udiv(padded_length(self.place), int64(CHECKPOINT_EVERY))
+        loop(chunks, lambda number: self._chunk(builder.mul(number, int64(CHECKPOINT_EVERY))), backwards=True)
+        walk.write_states("dinitial_state", self.g)
+        rows = self.place.item_rows("parameter_parts", builder.add(walk.state, int64(2)))
+        loop(walk.state, lambda n: self.vectors.store(self.dA.load(n), rows.at(n)))
+        for offset, tile in enumerate((self.dD, self.dbias)):
+            self.vectors.store(tile.load(), rows.at(builder.add(walk.state, int64(offset))))
+
+    def _chunk(self, first: ir.Value) -> None:
+        walk, loop, builder = self.walk, self.walk.function.loop, self.builder
+        count = builder.sub(walk.chunk_end(first), first)
+        loop(count, lambda index: self._prepare(index, builder.add(first, index)))
+        left = builder.urem(walk.state, int64(STATES_AT_ONCE))
+        loop(left, lambda number: self._states([number], first, count))
+        loop(
+            walk.state,
+            lambda number: self._states(
+                [builder.add(number, int64(slot)) for slot in range(STATES_AT_ONCE)], first, count
+            ),
+            start=left,
+            step=STATES_AT_ONCE,
+        )
+        zero = self.vectors.constant(0.0)
+        sums = loop(count, lambda index, *sums: self._finish(index, builder.add(first, index), *sums), zero, zero)
+        for tile, added in zip((self.dD, self.dbias), sums, strict=True):
+            tile.store(self.vectors.add(tile.load(), added))
+
+    def _prepare(self, index: ir.Value, step: ir.Value) -> None:
         """What does not depend on the states: dt and its slope, dy, and the sums at their start."""
-        vectors, walk = self.vectors, self.tiles.walk
+        vectors, walk = self.vectors, self.walk
         u = vectors.load(walk.u.at(step), walk.u.dtype)
-        dt, slope = self.tiles.step_size_and_slope(vectors.load(walk.delta.at(step), walk.delta.dtype))
+        dt, slope = walk.step_size_and_slope(step)
         dy, factor = self.receive(step)
+        self._keep(index, dt=dt, slope=slope, pushed=vectors.mul(dt, u), dy=dy, factor=factor)
         zero = vectors.constant(0.0)
-        start = {
-            "dt": dt,
-            "slope": slope,
-            "pushed": vectors.mul(dt, u),
-            "dy": dy,
-            "factor": factor,
-            "y": vectors.mul(u, vectors.load_tile(self.tiles.D)),
-            "ddecay": zero,
-            "dpushed": zero,
-        }
-        for name, values in start.items():
-            vectors.store_tile(values, self._at(name, index))
+        self._keep(index, y=vectors.mul(u, walk.D.load()), ddecay=zero, dpushed=zero)
 
-    def states(self, numbers: Sequence[ir.Value], first: ir.Value, count: ir.Value, parts: ir.Value) -> None:
+    def _states(self, numbers: Sequence[ir.Value], first: ir.Value, count: ir.Value) -> None:
         """Some states through the steps of the chunk and back."""
-        function, builder, vectors, tiles = self.place.function, self.place.function.builder, self.vectors, self.tiles
-        decays = [vectors.load_tile(tiles.at(tiles.A, number)) for number in numbers]
+        builder, vectors, walk, loop = self.builder, self.vectors, self.walk, self.walk.function.loop
         self._prefetch(numbers, builder.sub(first, int64(CHECKPOINT_EVERY)))
-        kept = [self.place.checkpoint(first).at(number) for number in numbers]
+        decays = [walk.A.load(number) for number in numbers]
+        kept = walk.checkpoint(first)
 
         def ahead(index: ir.Value, *before: Block) -> list[Block]:
-            B, C = (rows.at(builder.add(first, index)) for rows in (tiles.walk.B, tiles.walk.C))
-            dt, pushed, y, dy = (self._load(name, index) for name in ("dt", "pushed", "y", "dy"))
+            B, C = (rows.at(builder.add(first, index)) for rows in (walk.B, walk.C))
+            dt, pushed, y, dy = self._recall(index, "dt", "pushed", "y", "dy")
             after = []
             for slot, (number, A, h) in enumerate(zip(numbers, decays, before, strict=True)):
                 decay = vectors.exp2(dt, A)
-                vectors.store_tile(decay, self._at(f"decay {slot}", index))
-                vectors.store_tile(h, self._at(f"before {slot}", index))
+                self._keep(index, **{f"decay_{slot}": decay, f"before_{slot}": h})
                 h = vectors.fma(decay, h, vectors.mul(pushed, vectors.broadcast_load(B, number)))
                 y = vectors.fma(h, vectors.broadcast_load(C, number), y)
-                self._keep_lanes(self.sums.lanes_C, slot, index, vectors.dot(h, dy))
+                self._keep_lanes(self.lanes_C, slot, index, vectors.dot(h, dy))
                 after.append(h)
-            vectors.store_tile(y, self._at("y", index))
+            self._keep(index, y=y)
             return after
 
         def back(index: ir.Value, *carried: Block) -> list[Block]:
-            B, C = (rows.at(builder.add(first, index)) for rows in (tiles.walk.B, tiles.walk.C))
-            names = ("dt", "pushed", "dy", "dpushed", "ddecay")
-            dt, pushed, dy, dpushed, ddecay = (self._load(name, index) for name in names)
+            B, C = (rows.at(builder.add(first, index)) for rows in (walk.B, walk.C))
+            dt, pushed, dy = self._recall(index, "dt", "pushed", "dy")
+            dpushed, ddecay = self._recall(index, "dpushed", "ddecay")
             after = []
             pairs = zip(carried[::2], carried[1::2], strict=True)
             for slot, (number, A, (g, dA)) in enumerate(zip(numbers, decays, pairs, strict=True)):
+                decay, before = self._recall(index, f"decay_{slot}", f"before_{slot}")
                 G = vectors.fma(vectors.broadcast_load(C, number), dy, g)
-                self._keep_lanes(self.sums.lanes_B, slot, index, vectors.dot(G, pushed))
+                self._keep_lanes(self.lanes_B, slot, index, vectors.dot(G, pushed))
                 dpushed = vectors.fma(G, vectors.broadcast_load(B, number), dpushed)
-                g = vectors.mul(G, self._load(f"decay {slot}", index))
-                flow = vectors.mul(g, self._load(f"before {slot}", index))
+                g = vectors.mul(G, decay)
+                flow = vectors.mul(g, before)
                 ddecay = vectors.fma(flow, A, ddecay)
                 after += [g, vectors.fma(flow, dt, dA)]
-            vectors.store_tile(dpushed, self._at("dpushed", index))
-            vectors.store_tile(ddecay, self._at("ddecay", index))
+            self._keep(index, dpushed=dpushed, ddecay=ddecay)
             return after
 
-        function.loop(count, ahead, *(vectors.load(row) for row in kept))
+        loop(count, ahead, *(vectors.load(kept.at(number)) for number in numbers))
         zero = vectors.constant(0.0)
-        adjoints = [tiles.at(self.sums.g, number) for number in numbers]
-        start = [block for adjoint in adjoints for block in (vectors.load_tile(adjoint), zero)]
-        ends = function.loop(count, back, *start, backwards=True)
-        for adjoint, number, g, dA in zip(adjoints, numbers, ends[::2], ends[1::2], strict=True):
-            vectors.store_tile(g, adjoint)
-            total = tiles.at(self.sums.A, number)
-            vectors.store_tile(vectors.add(vectors.load_tile(total), dA), total)
-        length = _padded_length(self.place)
-        for which, lanes in enumerate((self.sums.lanes_B, self.sums.lanes_C)):
+        ends = loop(count, back, *(block for n in numbers for block in (self.g.load(n), zero)), backwards=True)
+        for number, g, dA in zip(numbers, ends[::2], ends[1::2], strict=True):
+            self.g.store(g, number)
+            self.dA.store(vectors.add(self.dA.load(number), dA), number)
+        for which, lanes in enumerate((self.lanes_B, self.lanes_C)):
             for slot, number in enumerate(numbers):
-                row = builder.add(builder.mul(int64(which), tiles.walk.state), number)
-                self._sum_lanes(lanes, slot, element(builder, parts, builder.mul(row, length)))
+                self._sum_lanes(lanes, slot, self._sequence_parts(which, number, first))
 
-    def finish(self, index: ir.Value, step: ir.Value, dD: Block, dbias: Block) -> tuple[Block, Block]:
+    def _finish(self, index: ir.Value, step: ir.Value, dD: Block, dbias: Block) -> tuple[Block, Block]:
         """The gradients of the step's u and delta; adds to those of D and the bias."""
-        vectors, walk = self.vectors, self.tiles.walk
+        vectors, walk = self.vectors, self.walk
         u = vectors.load(walk.u.at(step), walk.u.dtype)
-        dy, dpushed, dt = (self._load(name, index) for name in ("dy", "dpushed", "dt"))
-        ddt = vectors.fma(self._load("ddecay", index), vectors.constant(LN_2), vectors.mul(dpushed, u))
-        ddelta = vectors.mul(ddt, self._load("slope", index))
-        du = vectors.fma(dpushed, dt, vectors.mul(dy, vectors.load_tile(self.tiles.D)))
+        dt, slope, dy, dpushed, ddecay = self._recall(index, "dt", "slope", "dy", "dpushed", "ddecay")
+        ddt = vectors.fma(ddecay, vectors.constant(LN_2), vectors.mul(dpushed, u))
+        ddelta = vectors.mul(ddt, slope)
+        du = vectors.fma(dpushed, dt, vectors.mul(dy, walk.D.load()))
         self.place.store(vectors, ddelta, self.ddelta.at(step), self.ddelta.dtype)
         self.place.store(vectors, du, self.du.at(step), self.du.dtype)
-        self.pass_on(step, self._load("y", index), self._load("factor", index))
+        self.pass_on(step, *self._recall(index, "y", "factor"))
         return vectors.fma(dy, u, dD), vectors.add(ddelta, dbias)
 
     def _prefetch(self, numbers: Sequence[ir.Value], first: ir.Value) -> None:
         """Asks for what the chunk before needs: with each state a row of activations and the kept state."""
         for number in numbers:
-            step = self.place.function.builder.add(first, number)
+            step = self.builder.add(first, number)
             for rows in self.prefetched:
                 self.vectors.prefetch(rows.at(step), rows.dtype)
-            self.vectors.prefetch(self.place.checkpoint(first).at(number))
+            self.vectors.prefetch(self.walk.checkpoint(first).at(number))
 
-    def _at(self, name: str, index: ir.Value) -> ir.Value:
-        builder = self.place.function.builder
-        record = builder.mul(index, int64(len(STEP_FIELDS)))
-        return self.tiles.at(self.chunk, builder.add(record, int64(STEP_FIELDS.index(name))))
+    def _keep(self, index: ir.Value, **fields: Block) -> None:
+        for name, values in fields.items():
+            self.steps.store(values, self._field(index, name))
 
-    def _load(self, name: str, index: ir.Value) -> Block:
-        return self.vectors.load_tile(self._at(name, index))
+    def _recall(self, index: ir.Value, *names: str) -> list[Block]:
+        return [self.steps.load(self._field(index, name)) for name in names]
+
+    def _field(self, index: ir.Value, name: str) -> ir.Value:
+        record = self.builder.mul(index, int64(len(STEP_FIELDS)))
+        return self.builder.add(record, int64(STEP_FIELDS.index(name)))
 
     def _lanes(self, buffer: ir.Value, slot: int, index: ir.Value | int) -> ir.Value:
         """The vector of a step in a buffer for sums over lanes."""
-        builder = self.place.function.builder
         index = int64(index) if isinstance(index, int) else index
-        row = builder.add(int64(slot * CHECKPOINT_EVERY), index)
-        return element(builder, buffer, builder.mul(row, int64(self.vectors.lanes)))
+        row = self.builder.add(int64(slot * CHECKPOINT_EVERY), index)
+        return element(self.builder, buffer, self.builder.mul(row, int64(self.vectors.lanes)))
 
     def _keep_lanes(self, buffer: ir.Value, slot: int, index: ir.Value, vector: ir.Value) -> None:
-        self.place.function.builder.store(vector, self._lanes(buffer, slot, index), align=4)
+        self.builder.store(vector, self._lanes(buffer, slot, index), align=4)
 
     def _sum_lanes(self, buffer: ir.Value, slot: int, target: ir.Value) -> None:
         """Writes the sums over lanes of all 16 steps (those beyond the end are never read)."""
-        builder, vectors = self.place.function.builder, self.vectors
+        vectors = self.vectors
         for start in range(0, CHECKPOINT_EVERY, vectors.lanes):
             addresses = [self._lanes(buffer, slot, start + row) for row in range(vectors.lanes)]
-            rows = [builder.load(address, typ=vectors.vector, align=4) for address in addresses]
-            vectors.store_streaming(vectors.sum_lanes(rows), element(builder, target, start))
+            rows = [self.builder.load(address, typ=vectors.vector, align=4) for address in addresses]
+            vectors.store_streaming(vectors.sum_lanes(rows), element(self.builder, target, start))
 
-
-def padded(length: int) -> int:
-    """A length in whole chunks."""
-    return -(-length // CHECKPOINT_EVERY) * CHECKPOINT_EVERY
-
-
-def _padded_length(place: Place) -> ir.Value:
-    builder = place.function.builder
-    return builder.and_(builder.add(place.read("length"), int64(CHECKPOINT_EVERY - 1)), int64(-CHECKPOINT_EVERY))
-
-
-def _sequence_parts(place: Place, block: ir.Value, first: ir.Value) -> ir.Value:
-    """Where the block's sums for a chunk begin: dB of the first state."""
-    builder = place.function.builder
-    row = builder.add(builder.mul(block, place.read("batch")), place.item)
-    rows = builder.mul(builder.mul(row, int64(2)), place.read("state"))
-    start = builder.add(builder.mul(rows, _padded_length(place)), first)
-    return element(builder, place.address("sequence_parts"), start)
-
-
-def _parameter_parts(place: Place) -> Rows:
-    """The block's rows of parameter sums: dA for each state, dD, ddelta_bias."""
-    builder, inner = place.function.builder, place.read("inner")
-    rows = builder.mul(place.item, builder.add(place.read("state"), int64(2)))
-    start = builder.add(builder.mul(rows, inner), place.channel)
-    first = element(builder, place.address("parameter_parts"), start)
-    return Rows(builder=builder, first=first, stride=inner)
+    def _sequence_parts(self, which: int, number: ir.Value, first: ir.Value) -> ir.Value:
+        """Where the block's sums for a state and a chunk go: of dB (which = 0) or dC (1)."""
+        builder, place = self.builder, self.place
+        item = builder.add(builder.mul(self.block, place.read("batch")), place.item)
+        kind = builder.add(builder.mul(item, int64(2)), int64(which))
+        row = builder.add(builder.mul(kind, self.walk.state), number)
+        start = builder.add(builder.mul(row, padded_length(place)), first)
+        return element(builder, place.address("sequence_parts"), start)

@@ -10,8 +10,9 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
+from mambar.ops.llvm.places import Place, Rows, Tile
 from mambar.ops.llvm.vectors import Block, Vectors, int64
-from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, Place, Rows, Tiles
+from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, Walk
 
 VECTORS_PER_BLOCK = 4
 ROWS_AHEAD = 4
@@ -34,74 +35,58 @@ def scratch_floats(machine: Machine, state: int) -> int:
 def write(machine: Machine, dtype: str) -> ir.Module:
     """The module with the kernel, for activations of one dtype."""
     function = TaskFunction("llvm_forward", machine, ARGUMENTS)
-    builder = function.builder
 
     def task(vectors: Vectors, item: ir.Value, _: ir.Value, channel: ir.Value) -> None:
         place = Place(function=function, read=function.integer, item=item, channel=channel, dtype=dtype)
+        walk = Walk(place, vectors, Scratch(function))
         y, z = place.rows("y"), place.rows("z")
 
         def finish(values: Block, step: ir.Value) -> None:
-            with builder.if_else(function.flag("z")) as (gated, plain):
+            with place.builder.if_else(place.given("z")) as (gated, plain):
                 with gated:
-                    gate = vectors.load(z.at(step), dtype)
-                    place.store(vectors, vectors.mul(values, vectors.silu(gate)), y.at(step), dtype)
+                    gate = vectors.silu(vectors.load(z.at(step), dtype))
+                    place.store(vectors, vectors.mul(values, gate), y.at(step), dtype)
                 with plain:
                     place.store(vectors, values, y.at(step), dtype)
 
-        walk_forward(place, vectors, Scratch(function), finish, prefetched=[z])
+        walk_forward(walk, finish, prefetched=[z])
 
     function.channel_tasks(VECTORS_PER_BLOCK, task)
     return function.module
 
 
-def walk_forward(
-    place: Place,
-    vectors: Vectors,
-    scratch: Scratch,
-    finish: Callable[[Block, ir.Value], None],
-    *,
-    prefetched: Sequence[Rows] = (),
-) -> None:
+def walk_forward(walk: Walk, finish: Callable[[Block, ir.Value], None], *, prefetched: Sequence[Rows] = ()) -> None:
     """Writes a walk: from the initial to the last state, calling finish(C h + D u, step) at every step."""
-    function, builder, walk = place.function, place.function.builder, place.walk()
-    tiles = Tiles(function, vectors, walk, scratch)
-    tiles.fill()
-    h = tiles.take(scratch)
-    tiles.clear(h)
-    initial, last = place.states("initial_state"), place.states("last_state")
-    with builder.if_then(function.is_given(initial)):
-        tiles.read(h, initial)
-    keep = function.is_given(place.address("checkpoints"))
+    place, builder, vectors = walk.place, walk.builder, walk.vectors
+    h = walk.tile()
+    walk.read_states("initial_state", h)
 
     def step(index: ir.Value) -> None:
         due = builder.icmp_unsigned("==", builder.urem(index, int64(CHECKPOINT_EVERY)), int64(0))
-        with builder.if_then(builder.and_(keep, due)):
-            kept = place.checkpoint(index)
-            function.loop(walk.state, lambda n: place.store(vectors, vectors.load_tile(tiles.at(h, n)), kept.at(n)))
+        with builder.if_then(builder.and_(place.given("checkpoints"), due)):
+            kept = walk.checkpoint(index)
+            walk.function.loop(walk.state, lambda n: place.store(vectors, h.load(n), kept.at(n)))
         ahead = builder.add(index, int64(ROWS_AHEAD))
         for rows in (walk.u, walk.delta, *prefetched):
             vectors.prefetch(rows.at(ahead), rows.dtype)
-        finish(_step(tiles, h, index), index)
+        finish(_step(walk, h, index), index)
 
-    function.loop(walk.length, step)
-    with builder.if_then(function.is_given(last)):
-        tiles.write(h, last)
+    walk.function.loop(walk.length, step)
+    walk.write_states("last_state", h)
 
 
-def _step(tiles: Tiles, h: ir.Value, step: ir.Value) -> Block:
+def _step(walk: Walk, h: Tile, step: ir.Value) -> Block:
     """One step of all states: h = exp(dt A) h + dt u B, in place; returns C h + D u."""
-    vectors, walk = tiles.vectors, tiles.walk
+    vectors = walk.vectors
     u = vectors.load(walk.u.at(step), walk.u.dtype)
-    dt = tiles.step_size(vectors.load(walk.delta.at(step), walk.delta.dtype))
+    dt = walk.step_size(step)
     pushed = vectors.mul(dt, u)
     B, C = walk.B.at(step), walk.C.at(step)
 
     def state(number: ir.Value, y: Block) -> tuple[Block]:
-        place = tiles.at(h, number)
-        decay = vectors.exp2(dt, vectors.load_tile(tiles.at(tiles.A, number)))
-        entered = vectors.mul(pushed, vectors.broadcast_load(B, number))
-        new = vectors.fma(decay, vectors.load_tile(place), entered)
-        vectors.store_tile(new, place)
+        decay = vectors.exp2(dt, walk.A.load(number))
+        new = vectors.fma(decay, h.load(number), vectors.mul(pushed, vectors.broadcast_load(B, number)))
+        h.store(new, number)
         return (vectors.fma(new, vectors.broadcast_load(C, number), y),)
 
-    return tiles.function.loop(walk.state, state, vectors.mul(u, vectors.load_tile(tiles.D)))[0]
+    return walk.function.loop(walk.state, state, vectors.mul(u, walk.D.load()))[0]
