@@ -40,8 +40,8 @@ def forward(
 def backward(
     dout: Tensor, xz: Tensor, ahead: Direction, behind: Direction, saved: list[Tensor], *, average: bool
 ) -> tuple[Tensor, Direction, Direction]:
-    """Gradients of xz and of both directions' parameters; `saved` begins with the output."""
-    out, projected, *kept = saved
+    """Gradients of xz and of both directions' parameters; `saved` ends with the output."""
+    projected, *kept, out = saved
     x, z = xz.chunk(2, dim=-1)
     dxz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     dx, dz = dxz.chunk(2, dim=-1)

@@ -7,23 +7,33 @@ from mambar.ops.cuda.launch import SCALARS, ceil_div, channels_at_once, launch, 
 from mambar.ops.cuda.scan import Strides
 
 THREADS = 128
-CHANNELS_FORWARD, CHANNELS_BACKWARD = 4, 2
+CHANNELS = 2
+# Positions loaded ahead, and blocks that share a multiprocessor.
+AHEAD_FORWARD, RESIDENT_FORWARD = 8, 6
+AHEAD_BACKWARD, RESIDENT_BACKWARD = 4, 4
+# What starting a segment costs, in positions.
+START = 12
 Weights = tuple[Tensor, Tensor | None]
 
 
-def _segment(batch: int, length: int, inner: int, channels: int, device: int) -> int:
-    """Positions a thread walks through: as many as leave each multiprocessor some 20 warps."""
-    warps = batch * inner / channels / 32
-    segments = max(1, round(20 * multiprocessors(device) / warps))
-    return max(16, ceil_div(length, segments))
+def _segment(x: Tensor, channels: int, resident: int) -> int:
+    """Positions a thread walks through: the cut of the sequence that takes the least time in whole rounds of blocks."""
+    batch, length, inner = x.shape
+    blocks = batch * ceil_div(inner, THREADS * channels)
+    places = resident * multiprocessors(x.device.index)
+
+    def time(segments: int) -> float:
+        return ceil_div(blocks * segments, places) * (ceil_div(length, segments) + START)
+
+    return ceil_div(length, min(range(1, max(2, min(64, length // 16))), key=time))
 
 
 def conv_forward(x: Tensor, ways: tuple[Weights, ...], *, silu: bool, reverse: bool = False) -> Tensor:
     """(ways, batch, length, inner): each way's convolution of x; with two ways the second is the mirrored one."""
     batch, length, inner = x.shape
     y = torch.empty((len(ways), batch, length, inner), dtype=x.dtype, device=x.device)
-    channels = channels_at_once(CHANNELS_FORWARD, x, y)
-    segment = _segment(batch, length, inner, channels, x.device.index)
+    channels = channels_at_once(CHANNELS, x, y)
+    segment = _segment(x, channels, RESIDENT_FORWARD)
     (weight, bias), (weight_behind, bias_behind) = ways[0], ways[-1]
     launch(
         "conv",
@@ -32,6 +42,8 @@ def conv_forward(x: Tensor, ways: tuple[Weights, ...], *, silu: bool, reverse: b
         THREADS,
         *(x, weight, weight_behind, bias, bias_behind, y, batch, length, inner, segment),
         *Strides.of(x).both(),
+        AHEAD=AHEAD_FORWARD,
+        BLOCKS=RESIDENT_FORWARD,
         **_macros(x, weight, ways, channels, silu, reverse),
     )
     return y
@@ -42,8 +54,8 @@ def conv_backward(
 ) -> list[tuple[Tensor, Tensor]]:
     """Fills `dx`; gives each way's gradients of weight and bias. dy: (ways, batch, length, inner), or without ways."""
     batch, length, inner = x.shape
-    channels = channels_at_once(CHANNELS_BACKWARD, x, dy, dx)
-    segment = _segment(batch, length, inner, channels, x.device.index)
+    channels = channels_at_once(CHANNELS, x, dy, dx)
+    segment = _segment(x, channels, RESIDENT_BACKWARD)
     segments = ceil_div(length, segment)
     (weight, bias), (weight_behind, bias_behind) = ways[0], ways[-1]
     taps = weight.shape[1]
@@ -57,6 +69,8 @@ def conv_backward(
         *Strides.of(x).both(),
         *Strides.of(dy).all(),
         *Strides.of(dx).both(),
+        AHEAD=AHEAD_BACKWARD,
+        BLOCKS=RESIDENT_BACKWARD,
         **_macros(x, weight, ways, channels, silu, reverse),
     )
     total = sums.sum(dim=0)

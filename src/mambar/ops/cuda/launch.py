@@ -49,6 +49,14 @@ def multiprocessors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def least_shared_memory(device: int, resident: int) -> int:
+    """Bytes of dynamic shared memory a block must ask for so that no more than `resident` share a multiprocessor."""
+    whole = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+    # Each block pays 1 KiB to the driver.
+    return whole // (resident + 1) - 1024 + 128
+
+
 def channels_at_once(wanted: int, *activations: Tensor | None) -> int:
     """How many neighbouring channels (wanted, half of it, ... 1) can be loaded at once from all of these."""
     count = wanted
@@ -61,7 +69,8 @@ def channels_at_once(wanted: int, *activations: Tensor | None) -> int:
 
 def _fits(activation: Tensor, count: int) -> bool:
     whole = activation.shape[-1] % count == 0 and activation.data_ptr() % (count * activation.element_size()) == 0
-    return whole and all(stride % count == 0 for stride in activation.stride()[:-1])
+    strides = zip(activation.shape[:-1], activation.stride()[:-1], strict=True)
+    return whole and all(size == 1 or stride % count == 0 for size, stride in strides)
 
 
 def ceil_div(whole: int, part: int) -> int:

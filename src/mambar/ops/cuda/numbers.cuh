@@ -134,13 +134,12 @@ __device__ __forceinline__ float reciprocal(float x) {
     return inverse;
 }
 
-// 2^x for x <= 0 on the multiply-add units: the whole part goes to the exponent, a cubic (exact in value and
-// slope at 0, where slow states live; relative error 1e-4) takes the fraction.
-__device__ __forceinline__ float exp2_polynomial(float x) {
+// 2^(d a) for d a <= 0 on the multiply-add units: the whole part goes to the exponent, a cubic (exact in value and
+// slope at 0, where slow states live; relative error 1e-4) takes the fraction. Below -126 it is 0 to all purposes.
+__device__ __forceinline__ float exp2_polynomial(float d, float a) {
     const float whole_at = 12582912.f;
-    x = fmaxf(x, -126.f);
-    float shifted = x + whole_at;
-    float fraction = x - (shifted - whole_at);
+    const float shifted = fmaxf(fmaf(d, a, whole_at), whole_at - 126.f);
+    const float fraction = fmaf(d, a, whole_at - shifted);
     float power = fmaf(0.0555054f, fraction, 0.2402265f);
     power = fmaf(power, fraction, 0.6931472f);
     power = fmaf(power, fraction, 1.f);

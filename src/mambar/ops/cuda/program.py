@@ -42,7 +42,7 @@ def core() -> ModuleType:
 
 def compile_kernel(source: str, capability: tuple[int, int], **macros: int) -> bytes:
     """Machine code of `source`.cu with these macros for a GPU of this compute capability; needs no GPU."""
-    text = (SOURCES / "numbers.cuh").read_text() + (SOURCES / f"{source}.cu").read_text()
+    text = "".join((SOURCES / name).read_text() for name in _files(source))
     settings = core().ProgramOptions(
         arch=f"sm_{capability[0]}{capability[1]}",
         std="c++17",
@@ -78,10 +78,14 @@ def _allow_shared_memory(kernel: Any, device: int, shared: int) -> None:
         raise RuntimeError(f"device {device} refused {shared} bytes of shared memory for a block: {status}.")
 
 
+def _files(source: str) -> tuple[str, ...]:
+    return "numbers.cuh", "copies.cuh", f"{source}.cu"
+
+
 def _fingerprint(source: str, capability: tuple[int, int], macros: tuple[tuple[str, int], ...]) -> str:
     compiler = importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()[1:]
     digest = hashlib.sha256(repr((capability, macros, compiler)).encode())
-    for name in ("numbers.cuh", f"{source}.cu"):
+    for name in _files(source):
         digest.update((SOURCES / name).read_bytes())
     return digest.hexdigest()[:32]
 

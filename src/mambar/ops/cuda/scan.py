@@ -5,17 +5,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mambar.ops.cuda.launch import SCALARS, Argument, ceil_div, channels_at_once, launch, multiprocessors
+from mambar.ops.cuda.launch import (
+    SCALARS,
+    Argument,
+    ceil_div,
+    channels_at_once,
+    launch,
+    least_shared_memory,
+    multiprocessors,
+)
 
 LARGEST_STATE = 16
-# Positions whose B and C lie in shared memory at once, when the whole sequence does not.
-WINDOW = 128
-LONGEST_WINDOW = 224
 # Exponentials of every 16 that the forward computes on the multiply-add units; float32 needs exact ones.
-POLYNOMIAL = 2
+POLYNOMIAL = 1
+# As in the sources: positions and turns of a ring of activations, channels of a block of the backward.
+STEPS, RING = 4, 4
+STEPS_FORWARD, RING_FORWARD = 8, 3
 CHANNELS_PER_BLOCK = 128
-STEPS = 4
-_TILE = None
+THREADS_FORWARD = 64
+# How fast the forward runs with that many blocks on each multiprocessor, measured on an H200.
+RATE_OF_RESIDENT = {8: 1.0, 7: 0.98, 6: 0.95, 5: 0.85}
+TILE = None
+# Positions whose B and C lie in shared memory at once: all in the backward of short sequences, else some.
+WINDOW_FORWARD, WINDOW_BACKWARD, LONGEST_WINDOW = 64, 128, 224
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +67,42 @@ def _parameters(ways: tuple[Way, ...]) -> tuple[Argument, ...]:
     return ahead.A, behind.A, ahead.D, behind.D, ahead.bias, behind.bias
 
 
-def _window(length: int, multiple: int) -> int:
-    return ceil_div(length, multiple) * multiple if length <= LONGEST_WINDOW else WINDOW
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """How the forward cuts its work: channels a thread takes, threads that share a channel, blocks at a time."""
+
+    channels: int
+    lanes: int
+    resident: int
+    """Blocks that a multiprocessor holds at once."""
 
 
-def _forward_shape(u: Tensor, activations: tuple[Tensor | None, ...]) -> tuple[int, int]:
-    """Channels a thread takes, and threads that share a channel: enough warps to fill the GPU, else latency counts."""
+def _tile(u: Tensor, channels: int) -> Tile:
+    """Two channels a thread where that fills the GPU; else one, and its states over four threads: latency counts."""
     batch, inner = u.shape[-3], u.shape[-1]
-    warps = batch * inner / 32 / (4 * multiprocessors(u.device.index))
-    if warps >= 4:
-        return channels_at_once(2, *activations), 1
-    return (1, 1) if warps >= 1.5 else (1, 4)
+    places = multiprocessors(u.device.index)
+    warps = batch * inner / 32 / (4 * places)
+    if warps < 1.5:
+        return Tile(channels=1, lanes=4, resident=12)
+    if warps < 4 or channels == 1:
+        return Tile(channels=1, lanes=1, resident=8)
+    blocks = batch * ceil_div(inner, THREADS_FORWARD * 2)
+
+    def speed(resident: int) -> float:
+        # Rounds of blocks are whole: fewer at a time can be faster than a last round that is nearly empty.
+        rounds = ceil_div(blocks, resident * places)
+        return blocks / (rounds * resident * places) * RATE_OF_RESIDENT[resident]
+
+    return Tile(channels=2, lanes=1, resident=max(RATE_OF_RESIDENT, key=speed))
+
+
+def _rows_are_pieces(*tensors: Tensor | None) -> bool:
+    return all(t is None or channels_at_once(16 // t.element_size(), t) * t.element_size() == 16 for t in tensors)
+
+
+def _even_windows(length: int, longest: int, steps: int) -> int:
+    """The sequence cut into windows of one size, a multiple of `steps`, of about `longest` positions at most."""
+    return ceil_div(ceil_div(length, ceil_div(length, longest)), steps) * steps
 
 
 def scan_forward(
@@ -90,17 +127,16 @@ def scan_forward(
     batch, length, inner = u.shape[-3:]
     y = torch.empty((batch, length, inner), dtype=u.dtype, device=u.device)
     kept = torch.empty_like(y) if keep else None
-    channels, lanes = _forward_shape(u, (u, delta, z, y))
-    threads, ahead = 64, 4
-    least = 8 if lanes == 1 else 12
-    if _TILE is not None:
-        channels, lanes, threads, least, ahead = _TILE
-    window = _window(length, ahead)
+    tile = _tile(u, channels_at_once(2, u, delta, z, y)) if TILE is None else TILE
+    window = _even_windows(length, WINDOW_FORWARD, STEPS_FORWARD)
+    # In bytes: B and C of the window; u, delta, z and, for two ways, y.
+    arrays = 2 + (z is not None) + (len(ways) == 2)
+    ring = RING_FORWARD * STEPS_FORWARD * arrays * THREADS_FORWARD * tile.channels // tile.lanes * u.element_size()
     launch(
         "scan_forward",
         "scan_forward",
-        (ceil_div(inner * lanes, threads * channels), batch, 1),
-        threads,
+        (ceil_div(inner * tile.lanes, THREADS_FORWARD * tile.channels), batch, 1),
+        THREADS_FORWARD,
         *(u, delta, B, C, z, *_parameters(ways), initial, y, kept, last),
         *(length, inner, ways[0].A.shape[1], window, float(scale)),
         *Strides.of(u).all(),
@@ -108,19 +144,22 @@ def scan_forward(
         *Strides.of(B).all(),
         *Strides.of(C).all(),
         *(Strides.of(z).both() if z is not None else (0, 0)),
-        shared=window * 128,
+        shared=max(window * 128 + ring, least_shared_memory(u.device.index, tile.resident)),
         SCALAR=SCALARS[u.dtype],
-        CHANNELS=channels,
-        LANES=lanes,
-        THREADS=threads,
-        BLOCKS=least,
-        AHEAD=ahead,
+        STEPS=STEPS_FORWARD,
+        RING=RING_FORWARD,
+        CHANNELS=tile.channels,
+        LANES=tile.lanes,
+        THREADS=THREADS_FORWARD,
+        BLOCKS=tile.resident,
         POLYNOMIAL=POLYNOMIAL if softplus and u.dtype != torch.float32 else 0,
         SOFTPLUS=int(softplus),
         GATED=int(z is not None),
         KEPT=int(keep),
         WAYS=len(ways),
         REVERSE=int(reverse),
+        STAGED=int(_rows_are_pieces(u, delta, z, y)),
+        WHOLE_ROWS=int(ways[0].A.shape[1] == 16 and _rows_are_pieces(B, C)),
     )
     return y, kept
 
@@ -158,7 +197,7 @@ def scan_backward(
     state, count = ways[0].A.shape[1], len(ways)
     across = ceil_div(inner, CHANNELS_PER_BLOCK)
     blocks = min(across * batch * count, 2 * multiprocessors(u.device.index))
-    window = _window(length, STEPS)
+    window = _even_windows(length, LONGEST_WINDOW if length <= LONGEST_WINDOW else WINDOW_BACKWARD, STEPS)
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=u.device)
@@ -173,8 +212,9 @@ def scan_backward(
         initial=None if initial is None else new(count * batch, inner, state),
     )
     scratch = new(blocks * CHANNELS_PER_BLOCK // 32 * ceil_div(length, STEPS) * 512)
-    # In floats: B and C of the window, staged numbers, partial sums twice, a checkpoint.
-    shared = 4 * (window * 32 + 4 * STEPS * 128 + 2 * STEPS * 4 * 8 * 36 + 16 * CHANNELS_PER_BLOCK)
+    # In bytes: B and C of the window, staged numbers, sums of warps, checkpoints, u, delta and dy, barriers.
+    shared = window * 128 + 4 * STEPS * (3 * CHANNELS_PER_BLOCK + RING * 128) + RING * 64 * CHANNELS_PER_BLOCK
+    shared += RING * STEPS * 3 * CHANNELS_PER_BLOCK * u.element_size() + 16
     launch(
         "scan_backward",
         "scan_backward",
@@ -190,10 +230,11 @@ def scan_backward(
         *Strides.of(dy).both(),
         shared=shared,
         SCALAR=SCALARS[u.dtype],
-        STEPS=STEPS,
         SOFTPLUS=int(softplus),
         WAYS=count,
         REVERSE=int(reverse),
+        STAGED=int(_rows_are_pieces(u, delta, dy)),
+        WHOLE_ROWS=int(state == 16 and _rows_are_pieces(B, C)),
         TENSOR=int(u.dtype != torch.float32),
     )
     return found

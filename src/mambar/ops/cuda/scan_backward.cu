@@ -11,38 +11,106 @@
 // Blocks stay and take every gridDim.x-th item (direction, batch, 128 channels), each with its own scratch, which is
 // then small enough to live in the L2 cache for the most part.
 //
-// Macros: SCALAR, STEPS (2, 4), SOFTPLUS, WAYS (1, 2), REVERSE (with one way), TENSOR (sums over states on the tensor
-// cores, 11 bits in, 24 bits sums: for 16-bit activations).
+// Activations and checkpoints come through rings in shared memory, RING - 1 turns ahead. The warps of a block meet once
+// every STEPS positions, to add up their parts of dB and dC; they do so one turn late, so that nobody waits.
+//
+// Macros: SCALAR, SOFTPLUS, WAYS (1, 2), REVERSE (with one way), STAGED, WHOLE_ROWS, TENSOR (sums over states and
+// channels on the tensor cores, 11 bits in, 24 bits sums: for 16-bit activations).
+#define STEPS 4
+#define RING 4
 #define WARPS 4
 #define THREADS (32 * WARPS)
-// Floats of one warp's partial sums for B and C: 8 channel groups x 32, padded against bank conflicts.
-#define GROUP_ROW 36
-#define PARTIAL (8 * GROUP_ROW)
-#define ROW 128
+// Channels of a warp; numbers of one array in one turn of the ring.
+#define WIDTH 32
+#define TURN (STEPS * WIDTH)
+#define ROW_PIECES (WIDTH * (int)sizeof(scalar) / PIECE)
 
-__device__ __forceinline__ void copy_later(void *to, const void *from) {
-    unsigned address = (unsigned)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
-
-// sum += left (16 x 8) right (8 x 8), operands as they lie in float registers, of which 19 bits are read.
-__device__ __forceinline__ void multiply_add(
-    float (&sum)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
+// sum = left (16 x 8) right (8 x 8) + sum; operands are floats, of which the tensor cores read 19 bits.
+__device__ __forceinline__ void multiply_add(float (&sum)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
           "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
+__device__ __forceinline__ void multiply(float (&product)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=f"(product[0]), "=f"(product[1]), "=f"(product[2]), "=f"(product[3])
+        : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+          "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)), "f"(0.f));
+}
 
-// Adds four values over the four lanes of a channel group; lane k of them keeps value k.
-__device__ __forceinline__ float sum_of_lane(const float (&value)[4], int part) {
+// Operands of the products that add or turn tiles: ones where a condition holds. Hidden from the compiler, which
+// would find them again and again instead of keeping them. The tensor cores want four of them beside each other, of
+// which two count: `skip` and `shift`, needed elsewhere, fill the holes.
+struct Constants {
+    float low, high, same, skip, next, shift;
+    __device__ __forceinline__ Constants(int group, int part, float skip, float shift)
+        : low(group < 4), high(group >= 4), same(group == part), skip(skip), next(group == part + 4), shift(shift) {
+        asm volatile("" : "+f"(low), "+f"(high), "+f"(same), "+f"(next));
+    }
+};
+
+// A lane is 4 group + part. Adds four values over the parts of a group; part k keeps value k.
+__device__ __forceinline__ float sum_of_parts(const float (&value)[4], int part, const Constants &constants) {
+#if TENSOR
+    float sum[4];
+    multiply(sum, value[0], value[1], value[2], value[3], constants.low, constants.high);
+    return part & 1 ? sum[2] : sum[0];
+#else
     const bool high = part & 2, odd = part & 1;
-    float low = high ? value[2] : value[0], next = high ? value[3] : value[1];
-    low += __shfl_xor_sync(EVERY, high ? value[0] : value[2], 2);
-    next += __shfl_xor_sync(EVERY, high ? value[1] : value[3], 2);
-    return (odd ? next : low) + __shfl_xor_sync(EVERY, odd ? low : next, 1);
+    float even = high ? value[2] : value[0], other = high ? value[3] : value[1];
+    even += __shfl_xor_sync(EVERY, high ? value[0] : value[2], 2);
+    other += __shfl_xor_sync(EVERY, high ? value[1] : value[3], 2);
+    return (odd ? other : even) + __shfl_xor_sync(EVERY, odd ? even : other, 1);
+#endif
+}
+
+// Adds eight values (four for B, four for C) over the groups; each lane keeps one, for `slot_of_lane`.
+__device__ __forceinline__ float sum_of_groups(
+    const float (&for_B)[4], const float (&for_C)[4], int lane, const Constants &constants) {
+    const int part = lane & 3, group = lane >> 2;
+#if TENSOR
+    // A product with the identity turns the tile: groups come to lie beside each other, parts below each other.
+    float pair[4], sum[4];
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+        float turned[4];
+        multiply(turned, constants.same, constants.skip, constants.next, constants.shift, for_B[n], for_C[n]);
+        pair[n] = turned[0] + turned[1];
+    }
+    multiply(sum, pair[0], pair[1], pair[2], pair[3], constants.low, constants.high);
+    return part & 1 ? sum[2] : sum[0];
+#else
+    const bool kind = group & 4, high = group & 2, odd = group & 1;
+    float kept[4];
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+        kept[n] = (kind ? for_C[n] : for_B[n]) + __shfl_xor_sync(EVERY, kind ? for_B[n] : for_C[n], 16);
+    float even = high ? kept[2] : kept[0], other = high ? kept[3] : kept[1];
+    even += __shfl_xor_sync(EVERY, high ? kept[0] : kept[2], 8);
+    other += __shfl_xor_sync(EVERY, high ? kept[1] : kept[3], 8);
+    return (odd ? other : even) + __shfl_xor_sync(EVERY, odd ? even : other, 4);
+#endif
+}
+
+// Where the sum that a lane keeps belongs in a row of (16 B, 16 C).
+__device__ __forceinline__ int slot_of_lane(int lane) {
+#if TENSOR
+    return lane;
+#else
+    const int part = lane & 3, group = lane >> 2;
+    return (group >> 2) * 16 + part * 4 + (group & 3);
+#endif
+}
+
+__device__ __forceinline__ void arrive(unsigned barrier) {
+    asm volatile("{ .reg .b64 phase; mbarrier.arrive.shared.b64 phase, [%0]; }" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void await(unsigned barrier, int parity) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again: mbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n"
+        "@!done bra again; }" ::"r"(barrier), "r"(parity) : "memory");
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
@@ -55,14 +123,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
     i64 B_batch, i64 B_time, i64 B_way, i64 C_batch, i64 C_time, i64 C_way, i64 dy_batch, i64 dy_time) {
     extern __shared__ float4 shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, part = lane & 3, group = lane >> 2;
-    float *rows = (float *)shared;                                          // window positions x (16 B, 16 C)
-    float *staged = rows + window * 32 + warp * STEPS * ROW;                // STEPS x (d, d u, dy, u) of 32 channels
-    float *partial = rows + window * 32 + WARPS * STEPS * ROW;              // 2 x STEPS x WARPS x PARTIAL
-    float4 *before = (float4 *)(partial + 2 * STEPS * WARPS * PARTIAL);     // 4 x THREADS: the states of a checkpoint
-    const int steps = (int)length, chunks = (steps + STEPS - 1) / STEPS;
+    float *rows = (float *)shared;                                              // window x (16 B, 16 C)
+    float *staged = rows + window * 32 + warp * (3 * TURN);                     // d, d u, dy of 32 channels
+    float *parts = rows + window * 32 + WARPS * (3 * TURN);                     // RING x STEPS x WARPS x (16 B, 16 C)
+    float4 *before = (float4 *)(parts + RING * STEPS * WARPS * 32) + threadIdx.x;  // RING x 4 x THREADS: checkpoints
+    scalar *rings = (scalar *)((float4 *)(parts + RING * STEPS * WARPS * 32) + RING * 4 * THREADS);
+    scalar *ring = rings + warp * (RING * 3 * TURN);                            // u, delta, dy
+    const unsigned barriers = shared_address(rings + WARPS * (RING * 3 * TURN));
+    const int steps = (int)length, chunks = (steps + STEPS - 1) / STEPS, size = sizeof(scalar);
     const i64 across = (inner + 32 * WARPS - 1) / (32 * WARPS), items = across * batches * WAYS;
-    float4 *checkpoints = (float4 *)scratch + ((i64)blockIdx.x * WARPS + warp) * chunks * ROW + lane;
-    const int size = sizeof(scalar);
+    float4 *checkpoints = (float4 *)scratch + ((i64)blockIdx.x * WARPS + warp) * chunks * 128 + lane;
+    keep_whole(checkpoints);
+
+    if (threadIdx.x < 2)
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barriers + 8 * threadIdx.x), "r"(WARPS) : "memory");
+    // Turns of the second walk since the start: which barrier, which phase of it, which part of `parts`.
+    int turns = 0;
 
 #pragma unroll 1
     for (i64 item = blockIdx.x; item < items; item += gridDim.x) {
@@ -73,10 +149,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
         const i64 sequence = way * batches + batch;
 
         // My channel, for what is done once a channel; my tile of channels x states, for the rest.
-        const int wanted = (int)slice * 32 * WARPS + warp * 32;
+        const i64 wanted = slice * 32 * WARPS + warp * 32, tile = wanted + group * 4;
         const bool inside = wanted + lane < inner;
-        const int channel = inside ? wanted + lane : (int)inner - 1;
-        const int tile = wanted + group * 4;
+        const i64 channel = inside ? wanted + lane : inner - 1;
         float decay[4][4], state[4][4];
 #pragma unroll
         for (int c = 0; c < 4; c++)
@@ -84,104 +159,134 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
             for (int n = 0; n < 4; n++) {
                 const int s = part * 4 + n;
                 const bool real = s < states && tile + c < inner;
-                const i64 at = (i64)(tile + c) * states + s;
+                const i64 at = (tile + c) * states + s;
                 decay[c][n] = real ? A[at] * LOG2E : 0.f;
                 state[c][n] = real && initial ? initial[batch * inner * states + at] : 0.f;
             }
-        const int live = inside ? steps : 0;
-        const float skip = D ? D[channel] : 0.f, shift = bias ? bias[channel] : 0.f;
+        const Constants constants(group, part, D ? D[channel] : 0.f, bias ? bias[channel] : 0.f);
+        const int live = inside ? steps : 0, first = back ? steps - 1 : 0, turn = back ? -1 : 1;
 
-        const int first = back ? steps - 1 : 0, turn = back ? -size : size;
-        const char *u_base = (const char *)(u + batch * u_batch + way * u_way);
-        const char *delta_base = (const char *)(delta + batch * delta_batch + way * delta_way);
-        const char *dy_base = (const char *)(dy + batch * dy_batch);
-        char *du_base = (char *)(du + sequence * length * inner), *ddelta_base = (char *)(ddelta + sequence * length * inner);
-        const unsigned u_first = (first * (unsigned)u_time + channel) * size, u_next = turn * (unsigned)u_time;
-        const unsigned delta_first = (first * (unsigned)delta_time + channel) * size, delta_next = turn * (unsigned)delta_time;
-        const unsigned dy_first = (first * (unsigned)dy_time + channel) * size, dy_next = turn * (unsigned)dy_time;
-        const unsigned out_first = (first * (unsigned)inner + channel) * size, out_next = turn * (unsigned)inner;
-
-        scalar u_held[STEPS], delta_held[STEPS], dy_held[STEPS];
-        auto fetch = [&](int chunk, bool gradient) {
+        // What I move of each array in one turn of the ring: with STAGED one piece, of one step, of every ROUND; else
+        // my own channel of every step.
+#if STAGED
+        const int my_step = lane / ROW_PIECES, my_place = lane * (PIECE / size);
+        const i64 my_channel = min(wanted + lane % ROW_PIECES * (PIECE / size), inner - PIECE / size);
+#else
+        const int my_step = 0, my_place = lane;
+        const i64 my_channel = channel;
+#endif
+        const char *u_from = (const char *)(u + batch * u_batch + way * u_way + first * u_time + my_channel);
+        const char *delta_from = (const char *)(delta + batch * delta_batch + way * delta_way + first * delta_time + my_channel);
+        const char *dy_from = (const char *)(dy + batch * dy_batch + first * dy_time + my_channel);
+        const int u_next = turn * (int)u_time * size, delta_next = turn * (int)delta_time * size;
+        const int dy_next = turn * (int)dy_time * size;
+        auto fetch_array = [&](scalar *to, const char *from, int next, int start) {
+#if STAGED
+            constexpr int ROUND = 32 / ROW_PIECES < STEPS ? 32 / ROW_PIECES : STEPS;
 #pragma unroll
-            for (int k = 0; k < STEPS; k++) {
-                const int step = max(0, min(chunk * STEPS + k, steps - 1));
-                u_held[k] = *(const scalar *)(u_base + (step * u_next + u_first));
-                delta_held[k] = *(const scalar *)(delta_base + (step * delta_next + delta_first));
-                if (gradient) dy_held[k] = *(const scalar *)(dy_base + (step * dy_next + dy_first));
+            for (int k = 0; k < STEPS; k += ROUND)
+                if (ROUND * ROW_PIECES == 32 || lane < ROUND * ROW_PIECES)
+                    copy_piece(to + k * WIDTH, from + (i64)min(start + my_step + k, steps - 1) * next);
+#else
+#pragma unroll
+            for (int k = 0; k < STEPS; k++) to[k * WIDTH] = *(const scalar *)(from + (i64)min(start + k, steps - 1) * next);
+#endif
+        };
+        // One turn of the ring, and on the way back the checkpoint it starts from.
+        auto fetch = [&](int chunk, bool gradient) {
+            if (chunk >= 0 && chunk < chunks) {
+                scalar *to = ring + (chunk & (RING - 1)) * (3 * TURN) + my_place;
+                fetch_array(to, u_from, u_next, chunk * STEPS);
+                fetch_array(to + TURN, delta_from, delta_next, chunk * STEPS);
+                if (gradient) {
+                    fetch_array(to + 2 * TURN, dy_from, dy_next, chunk * STEPS);
+                    if (chunk < chunks - 1)
+#pragma unroll
+                        for (int c = 0; c < 4; c++)
+                            copy_piece(before + ((chunk & (RING - 1)) * 4 + c) * THREADS, checkpoints + chunk * 128 + c * 32);
+                }
             }
+            close_copies();
         };
         // The numbers of my channel at STEPS positions, for all threads of the warp. Beyond the end d = 0: nothing moves.
         auto stage = [&](int chunk, bool gradient) {
+            const scalar *from = ring + (chunk & (RING - 1)) * (3 * TURN) + lane;
+            scalar held[3][STEPS];
+            float d[STEPS];
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {
-                const float wide = widen(u_held[k]);
-                float d = widen(delta_held[k]) + shift;
-                if (SOFTPLUS) d = softplus(d);
-                staged[k * ROW + lane] = d;
-                staged[k * ROW + 32 + lane] = d * wide;
-                if (gradient) {
-                    staged[k * ROW + 64 + lane] = inside ? widen(dy_held[k]) : 0.f;
-                    staged[k * ROW + 96 + lane] = wide;
-                }
+                held[0][k] = from[k * WIDTH];
+                held[1][k] = from[TURN + k * WIDTH];
+                if (gradient) held[2][k] = from[2 * TURN + k * WIDTH];
+            }
+#pragma unroll
+            for (int k = 0; k < STEPS; k++) {
+                d[k] = widen(held[1][k]) + constants.shift;
+                if (SOFTPLUS) d[k] = softplus(d[k]);
+            }
+#pragma unroll
+            for (int k = 0; k < STEPS; k++) {
+                staged[k * WIDTH + lane] = d[k];
+                staged[TURN + k * WIDTH + lane] = d[k] * widen(held[0][k]);
+                if (gradient) staged[2 * TURN + k * WIDTH + lane] = inside ? widen(held[2][k]) : 0.f;
             }
             if ((chunk + 1) * STEPS > steps) {
+#pragma unroll 1
                 for (int k = steps - chunk * STEPS; k < STEPS; k++)
-                    staged[k * ROW + lane] = staged[k * ROW + 32 + lane] = staged[k * ROW + 64 + lane] = 0.f;
+                    staged[k * WIDTH + lane] = staged[TURN + k * WIDTH + lane] = staged[2 * TURN + k * WIDTH + lane] = 0.f;
             }
             __syncwarp();
         };
-        auto load_rows = [&](int start) {
+        auto load_window = [&](int start) {
             __syncthreads();
-#pragma unroll 1
-            for (int i = threadIdx.x; i < (int)window * 16; i += THREADS) {
-                const int s = i & 15, step = start + (i >> 4);
-                const i64 position = back ? first - step : step;
-                const bool real = s < states && step < steps;
-                const i64 B_from = batch * B_batch + way * B_way + position * B_time + s;
-                const i64 C_from = batch * C_batch + way * C_way + position * C_time + s;
-                rows[(i >> 4) * 32 + s] = real ? widen(B[B_from]) : 0.f;
-                rows[(i >> 4) * 32 + 16 + s] = real ? widen(C[C_from]) : 0.f;
-            }
+            load_rows<THREADS>(
+                rows, B + batch * B_batch + way * B_way, C + batch * C_batch + way * C_way, B_time, C_time,
+                first + turn * start, turn, (int)window, steps - start, (int)states);
             __syncthreads();
         };
 
-        // A window is a multiple of STEPS. The last one stays for the way back.
+        // In order of time. A window is a multiple of STEPS; the last one stays for the way back.
         const int windows = (steps + (int)window - 1) / (int)window, window_chunks = (int)window / STEPS;
-        fetch(0, false);
+#pragma unroll
+        for (int chunk = 0; chunk < RING - 1; chunk++) fetch(chunk, false);
 #pragma unroll 1
         for (int w = 0; w < windows; w++) {
-            load_rows(w * (int)window);
+            load_window(w * (int)window);
             const int until = min((w + 1) * window_chunks, chunks - 1);
             const float *row = rows + part * 4;
 #pragma unroll 1
             for (int chunk = w * window_chunks; chunk < until; chunk++, row += STEPS * 32) {
-#pragma unroll
-            for (int c = 0; c < 4; c++)
-                checkpoints[chunk * ROW + c * 32] = make_float4(state[c][0], state[c][1], state[c][2], state[c][3]);
-            stage(chunk, false);
-            fetch(chunk + 1, false);
-#pragma unroll
-            for (int k = 0; k < STEPS; k++) {
-                const float4 d4 = *(const float4 *)(staged + k * ROW + group * 4);
-                const float4 x4 = *(const float4 *)(staged + k * ROW + 32 + group * 4);
-                const float4 b4 = *(const float4 *)(row + k * 32);
-                const float d[4] = {d4.x, d4.y, d4.z, d4.w}, x[4] = {x4.x, x4.y, x4.z, x4.w}, b[4] = {b4.x, b4.y, b4.z, b4.w};
+                wait_for_copies<RING - 2>();
+                __syncwarp();
+                fetch(chunk + RING - 1, false);
+                stage(chunk, false);
 #pragma unroll
                 for (int c = 0; c < 4; c++)
+                    store_global(
+                        checkpoints + chunk * 128 + c * 32, make_float4(state[c][0], state[c][1], state[c][2], state[c][3]));
 #pragma unroll
-                    for (int n = 0; n < 4; n++)
-                        state[c][n] = fmaf(exp2_unit(d[c] * decay[c][n]), state[c][n], x[c] * b[n]);
+                for (int k = 0; k < STEPS; k++) {
+                    const float4 d4 = *(const float4 *)(staged + k * WIDTH + group * 4);
+                    const float4 x4 = *(const float4 *)(staged + TURN + k * WIDTH + group * 4);
+                    const float4 b4 = *(const float4 *)(row + k * 32);
+                    const float d[4] = {d4.x, d4.y, d4.z, d4.w}, x[4] = {x4.x, x4.y, x4.z, x4.w}, b[4] = {b4.x, b4.y, b4.z, b4.w};
+#pragma unroll
+                    for (int c = 0; c < 4; c++)
+#pragma unroll
+                        for (int n = 0; n < 4; n++)
+                            state[c][n] = fmaf(exp2_unit(d[c] * decay[c][n]), state[c][n], x[c] * b[n]);
+                }
             }
-            __syncwarp();
         }
-        }
+        wait_for_copies<0>();
+        __threadfence_block();
+        __syncwarp();
 
-        // The last chunk starts from the state in hand. Its window is the first to walk back through.
+        // And back. The last chunk starts from the state in hand.
         float flow[4][4], dA_sum[4][4], dD_sum = 0.f, dbias_sum = 0.f;
 #pragma unroll
         for (int c = 0; c < 4; c++) {
-            before[c * THREADS + threadIdx.x] = make_float4(state[c][0], state[c][1], state[c][2], state[c][3]);
+            before[(((chunks - 1) & (RING - 1)) * 4 + c) * THREADS] = make_float4(state[c][0], state[c][1], state[c][2], state[c][3]);
 #pragma unroll
             for (int n = 0; n < 4; n++) {
                 const int s = part * 4 + n;
@@ -190,126 +295,129 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
                 dA_sum[c][n] = 0.f;
             }
         }
-        fetch(chunks - 1, true);
+        char *du_first = (char *)(du + (sequence * length + first) * inner + channel);
+        char *ddelta_first = (char *)(ddelta + (sequence * length + first) * inner + channel);
+        const int out_next = turn * (int)inner * size;
+        keep_whole(du_first);
+        keep_whole(ddelta_first);
+        float *dBC_to = dBC + ((sequence * across + slice) * length + first) * 32 + slot_of_lane(lane);
+        // Warp k adds step k of a chunk over the warps, once all have arrived with it.
+        auto add_warps = [&](int chunk, int of_turn) {
+            await(barriers + 8 * (of_turn & 1), of_turn >> 1 & 1);
+            const float *from = parts + ((of_turn & (RING - 1)) * STEPS + warp) * (WARPS * 32) + lane;
+            const int step = chunk * STEPS + warp;
+            const float sum = (from[0] + from[32]) + (from[64] + from[96]);
+            if (step < steps) dBC_to[(i64)turn * step * 32] = sum;
+        };
+#pragma unroll
+        for (int chunk = 0; chunk < RING - 1; chunk++) fetch(chunks - 1 - chunk, true);
 #pragma unroll 1
         for (int w = windows - 1; w >= 0; w--) {
-            if (w < windows - 1) load_rows(w * (int)window);
+            if (w < windows - 1) load_window(w * (int)window);
             int chunk = min((w + 1) * window_chunks, chunks) - 1;
             const float *row = rows + (chunk - w * window_chunks) * STEPS * 32 + part * 4;
 #pragma unroll 1
-            for (; chunk >= w * window_chunks; chunk--, row -= STEPS * 32) {
-            stage(chunk, true);
-            copies_done();
-            float states_at[STEPS + 1][4][4], keep[STEPS][4][4];
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                const float4 h = before[c * THREADS + threadIdx.x];
-                states_at[0][c][0] = h.x; states_at[0][c][1] = h.y; states_at[0][c][2] = h.z; states_at[0][c][3] = h.w;
-            }
-            if (chunk > 0) {
-#pragma unroll
-                for (int c = 0; c < 4; c++)
-                    copy_later(before + c * THREADS + threadIdx.x, checkpoints + (chunk - 1) * ROW + c * 32);
-                copy_group();
-            }
-            fetch(chunk - 1, true);
-#pragma unroll
-            for (int k = 0; k < STEPS; k++) {
-                const float4 d4 = *(const float4 *)(staged + k * ROW + group * 4);
-                const float4 x4 = *(const float4 *)(staged + k * ROW + 32 + group * 4);
-                const float4 b4 = *(const float4 *)(row + k * 32);
-                const float d[4] = {d4.x, d4.y, d4.z, d4.w}, x[4] = {x4.x, x4.y, x4.z, x4.w}, b[4] = {b4.x, b4.y, b4.z, b4.w};
-#pragma unroll
-                for (int c = 0; c < 4; c++)
-#pragma unroll
-                    for (int n = 0; n < 4; n++) {
-                        keep[k][c][n] = exp2_unit(d[c] * decay[c][n]);
-                        states_at[k + 1][c][n] = fmaf(keep[k][c][n], states_at[k][c][n], x[c] * b[n]);
-                    }
-            }
-            float *sums = partial + (chunk & 1) * STEPS * WARPS * PARTIAL + warp * PARTIAL + group * GROUP_ROW + part * 8;
-#pragma unroll
-            for (int k = STEPS - 1; k >= 0; k--) {
-                const float4 d4 = *(const float4 *)(staged + k * ROW + group * 4);
-                const float4 x4 = *(const float4 *)(staged + k * ROW + 32 + group * 4);
-                const float4 y4 = *(const float4 *)(staged + k * ROW + 64 + group * 4);
-                const float4 b4 = *(const float4 *)(row + k * 32);
-                const float4 c4 = *(const float4 *)(row + k * 32 + 16);
-                const float d[4] = {d4.x, d4.y, d4.z, d4.w}, x[4] = {x4.x, x4.y, x4.z, x4.w}, b[4] = {b4.x, b4.y, b4.z, b4.w};
-                const float y[4] = {y4.x, y4.y, y4.z, y4.w}, out[4] = {c4.x, c4.y, c4.z, c4.w};
-                float for_B[4], for_C[4], for_A[4], gradient[4][4];
-#pragma unroll
-                for (int c = 0; c < 4; c++)
-#pragma unroll
-                    for (int n = 0; n < 4; n++) {
-                        const float dh = fmaf(y[c], out[n], flow[c][n]);
-                        gradient[c][n] = dh;
-                        for_B[n] = c ? fmaf(dh, x[c], for_B[n]) : dh * x[c];
-                        for_C[n] = c ? fmaf(y[c], states_at[k + 1][c][n], for_C[n]) : y[c] * states_at[k + 1][c][n];
-                        flow[c][n] = dh * keep[k][c][n];
-                        const float through = flow[c][n] * states_at[k][c][n];
-                        for_A[c] = n ? fmaf(through, decay[c][n], for_A[c]) : through * decay[c][n];
-                        dA_sum[c][n] = fmaf(through, d[c], dA_sum[c][n]);
-                    }
-                *(float4 *)(sums + k * WARPS * PARTIAL) = make_float4(for_B[0], for_B[1], for_B[2], for_B[3]);
-                *(float4 *)(sums + k * WARPS * PARTIAL + 4) = make_float4(for_C[0], for_C[1], for_C[2], for_C[3]);
-
-                // Sums over states of dh B and of through A log2(e), for my own channel.
-                float by_B, by_A;
-#if TENSOR
-                float low[4] = {0.f, 0.f, 0.f, 0.f}, high[4] = {0.f, 0.f, 0.f, 0.f}, both[4] = {0.f, 0.f, 0.f, 0.f};
-                multiply_add(low, gradient[0][0], gradient[1][0], gradient[0][1], gradient[1][1], b[0], b[1]);
-                multiply_add(low, gradient[0][2], gradient[1][2], gradient[0][3], gradient[1][3], b[2], b[3]);
-                multiply_add(high, gradient[2][0], gradient[3][0], gradient[2][1], gradient[3][1], b[0], b[1]);
-                multiply_add(high, gradient[2][2], gradient[3][2], gradient[2][3], gradient[3][3], b[2], b[3]);
-                multiply_add(both, for_A[0], for_A[1], for_A[2], for_A[3], group < 4 ? 1.f : 0.f, group < 4 ? 0.f : 1.f);
-                by_B = part & 2 ? (part & 1 ? high[2] : high[0]) : (part & 1 ? low[2] : low[0]);
-                by_A = part & 1 ? both[2] : both[0];
-#else
-                float for_u[4];
+            for (; chunk >= w * window_chunks; chunk--, turns++, row -= STEPS * 32) {
+                wait_for_copies<RING - 2>();
+                __syncwarp();
+                fetch(chunk - (RING - 1), true);
+                stage(chunk, true);
+                float states_at[STEPS + 1][4][4], keep[STEPS][4][4];
 #pragma unroll
                 for (int c = 0; c < 4; c++) {
-                    for_u[c] = gradient[c][0] * b[0];
-#pragma unroll
-                    for (int n = 1; n < 4; n++) for_u[c] = fmaf(gradient[c][n], b[n], for_u[c]);
+                    const float4 h = before[((chunk & (RING - 1)) * 4 + c) * THREADS];
+                    states_at[0][c][0] = h.x; states_at[0][c][1] = h.y; states_at[0][c][2] = h.z; states_at[0][c][3] = h.w;
                 }
-                by_B = sum_of_lane(for_u, part);
-                by_A = sum_of_lane(for_A, part);
+#pragma unroll
+                for (int k = 0; k < STEPS; k++) {
+                    const float4 d4 = *(const float4 *)(staged + k * WIDTH + group * 4);
+                    const float4 x4 = *(const float4 *)(staged + TURN + k * WIDTH + group * 4);
+                    const float4 b4 = *(const float4 *)(row + k * 32);
+                    const float d[4] = {d4.x, d4.y, d4.z, d4.w}, x[4] = {x4.x, x4.y, x4.z, x4.w}, b[4] = {b4.x, b4.y, b4.z, b4.w};
+#pragma unroll
+                    for (int c = 0; c < 4; c++)
+#pragma unroll
+                        for (int n = 0; n < 4; n++) {
+                            keep[k][c][n] = exp2_unit(d[c] * decay[c][n]);
+                            states_at[k + 1][c][n] = fmaf(keep[k][c][n], states_at[k][c][n], x[c] * b[n]);
+                        }
+                }
+                float sums[STEPS], by_B[STEPS], by_A[STEPS];
+#pragma unroll
+                for (int k = STEPS - 1; k >= 0; k--) {
+                    const float4 d4 = *(const float4 *)(staged + k * WIDTH + group * 4);
+                    const float4 x4 = *(const float4 *)(staged + TURN + k * WIDTH + group * 4);
+                    const float4 y4 = *(const float4 *)(staged + 2 * TURN + k * WIDTH + group * 4);
+                    const float4 b4 = *(const float4 *)(row + k * 32), c4 = *(const float4 *)(row + k * 32 + 16);
+                    const float d[4] = {d4.x, d4.y, d4.z, d4.w}, x[4] = {x4.x, x4.y, x4.z, x4.w}, b[4] = {b4.x, b4.y, b4.z, b4.w};
+                    const float y[4] = {y4.x, y4.y, y4.z, y4.w}, out[4] = {c4.x, c4.y, c4.z, c4.w};
+                    float for_B[4], for_C[4], for_A[4], gradient[4][4];
+#pragma unroll
+                    for (int c = 0; c < 4; c++)
+#pragma unroll
+                        for (int n = 0; n < 4; n++) {
+                            const float dh = fmaf(y[c], out[n], flow[c][n]);
+                            gradient[c][n] = dh;
+                            for_B[n] = c ? fmaf(dh, x[c], for_B[n]) : dh * x[c];
+                            for_C[n] = c ? fmaf(y[c], states_at[k + 1][c][n], for_C[n]) : y[c] * states_at[k + 1][c][n];
+                            flow[c][n] = dh * keep[k][c][n];
+                            const float through = flow[c][n] * states_at[k][c][n];
+                            for_A[c] = n ? fmaf(through, decay[c][n], for_A[c]) : through * decay[c][n];
+                            dA_sum[c][n] = fmaf(through, d[c], dA_sum[c][n]);
+                        }
+                    sums[k] = sum_of_groups(for_B, for_C, lane, constants);
+
+                    // Sums over states of dh B and of through A log2(e), for my own channel.
+#if TENSOR
+                    float low[4], high[4];
+                    multiply(low, gradient[0][0], gradient[1][0], gradient[0][1], gradient[1][1], b[0], b[1]);
+                    multiply(high, gradient[2][0], gradient[3][0], gradient[2][1], gradient[3][1], b[0], b[1]);
+                    multiply_add(low, gradient[0][2], gradient[1][2], gradient[0][3], gradient[1][3], b[2], b[3]);
+                    multiply_add(high, gradient[2][2], gradient[3][2], gradient[2][3], gradient[3][3], b[2], b[3]);
+                    by_B[k] = part & 2 ? (part & 1 ? high[2] : high[0]) : (part & 1 ? low[2] : low[0]);
+#else
+                    float for_u[4];
+#pragma unroll
+                    for (int c = 0; c < 4; c++) {
+                        for_u[c] = gradient[c][0] * b[0];
+#pragma unroll
+                        for (int n = 1; n < 4; n++) for_u[c] = fmaf(gradient[c][n], b[n], for_u[c]);
+                    }
+                    by_B[k] = sum_of_parts(for_u, part, constants);
 #endif
-                const float own_d = staged[k * ROW + lane], own_dy = staged[k * ROW + 64 + lane], own_u = staged[k * ROW + 96 + lane];
-                float slope = fmaf(own_u, by_B, LN2 * by_A);
-                if (SOFTPLUS) slope *= softplus_slope(own_d);
-                const int step = chunk * STEPS + k;
-                if (step < live) {
-                    *(scalar *)(du_base + (step * out_next + out_first)) = narrow(fmaf(own_d, by_B, skip * own_dy));
-                    *(scalar *)(ddelta_base + (step * out_next + out_first)) = narrow(slope);
-                    dbias_sum += slope;
+                    by_A[k] = sum_of_parts(for_A, part, constants);
                 }
-                dD_sum = fmaf(own_dy, own_u, dD_sum);
-            }
-            __syncthreads();
-            if (threadIdx.x < STEPS * 32) {
-                // Warp k adds position k: 32 sums, each over 8 channel groups of WARPS warps.
-                const int k = warp, quad = lane & 7, from = lane >> 3;
-                const float *of = partial + ((chunk & 1) * STEPS + k) * WARPS * PARTIAL + from * PARTIAL + quad * 4;
-                float4 total = *(const float4 *)of;
+                // What is done once a channel, with all its loads first.
+                const scalar *own = ring + (chunk & (RING - 1)) * (3 * TURN) + lane;
+                float own_d[STEPS], own_u[STEPS], own_dy[STEPS];
 #pragma unroll
-                for (int g = 1; g < 8; g++) {
-                    const float4 more = *(const float4 *)(of + g * GROUP_ROW);
-                    total.x += more.x; total.y += more.y; total.z += more.z; total.w += more.w;
+                for (int k = 0; k < STEPS; k++) {
+                    own_d[k] = staged[k * WIDTH + lane];
+                    own_dy[k] = staged[2 * TURN + k * WIDTH + lane];
+                    own_u[k] = widen(own[k * WIDTH]);
                 }
-                const bool high = from & 2, odd = from & 1;
-                float even_sum = high ? total.z : total.x, odd_sum = high ? total.w : total.y;
-                even_sum += __shfl_xor_sync(EVERY, high ? total.x : total.z, 16);
-                odd_sum += __shfl_xor_sync(EVERY, high ? total.y : total.w, 16);
-                const float sum = (odd ? odd_sum : even_sum) + __shfl_xor_sync(EVERY, odd ? even_sum : odd_sum, 8);
-                // Value v = 8 part + 4 (C, not B) + n belongs to state 4 part + n.
-                const int v = quad * 4 + (high ? 2 : 0) + (odd ? 1 : 0), kind = v >> 2 & 1, s = (v >> 3) * 4 + (v & 3);
-                const int step = chunk * STEPS + k, position = back ? first - step : step;
-                if (step < steps) dBC[((sequence * across + slice) * length + position) * 32 + kind * 16 + s] = sum;
+#pragma unroll
+                for (int k = 0; k < STEPS; k++) {
+                    const int step = chunk * STEPS + k;
+                    float slope = fmaf(own_u[k], by_B[k], LN2 * by_A[k]);
+                    if (SOFTPLUS) slope *= softplus_slope(own_d[k]);
+                    slope = step < live ? slope : 0.f;
+                    dbias_sum += slope;
+                    dD_sum = fmaf(own_dy[k], own_u[k], dD_sum);
+                    if (step < live) {
+                        const float found = fmaf(own_d[k], by_B[k], constants.skip * own_dy[k]);
+                        store_global(du_first + (i64)step * out_next, narrow(found));
+                        store_global(ddelta_first + (i64)step * out_next, narrow(slope));
+                    }
+                    parts[(((turns & (RING - 1)) * STEPS + k) * WARPS + warp) * 32 + lane] = sums[k];
+                }
+                __syncwarp();
+                if (lane == 0) arrive(barriers + 8 * (turns & 1));
+                if (chunk < chunks - 1) add_warps(chunk + 1, turns - 1);
             }
         }
-        }
+        wait_for_copies<0>();
+        add_warps(0, turns - 1);
 #pragma unroll
         for (int c = 0; c < 4; c++)
 #pragma unroll

@@ -1,14 +1,20 @@
 // The selective scan, forward. A thread walks through time for CHANNELS neighbouring channels with 16/LANES of
-// their states in registers; LANES threads share a channel. B and C of a window of positions lie in shared
-// memory. In order of time, so each exponential is computed once: the special-function unit is the limit, and
-// POLYNOMIAL of every 16 exponentials go to the multiply-add units instead.
+// their states in registers; LANES threads share a channel. In order of time, so each exponential is computed once:
+// the special-function unit is the limit, and POLYNOMIAL of every 16 go to the multiply-add units instead.
+// Activations come through a ring in shared memory, STEPS positions at a time, RING - 1 turns ahead; B and C of a
+// window of positions lie there as floats.
 //
 // WAYS == 2 walks both directions of the mixer one after the other: the first leaves its sum in y, the second
 // adds its own, scales and gates. Both are walked by the same thread, so nothing has to wait.
 //
-// Macros: SCALAR, CHANNELS (1, 2), LANES (1, 4), THREADS, AHEAD (steps loaded ahead), POLYNOMIAL, SOFTPLUS, GATED,
-// KEPT (write the sum before the gate too), WAYS (1, 2), REVERSE (with one way), BLOCKS (a multiprocessor's, at least).
+// Macros: SCALAR, STEPS, RING, CHANNELS (1, 2), LANES (1, 4), THREADS, POLYNOMIAL, SOFTPLUS, GATED, KEPT (write the sum before the
+// gate too), WAYS (1, 2), REVERSE (with one way), BLOCKS (a multiprocessor's, at least), STAGED, WHOLE_ROWS.
 #define STATES (16 / LANES)
+// Channels of a warp; numbers and pieces of one array in one turn of the ring.
+#define WIDTH (32 * CHANNELS / LANES)
+#define TURN (STEPS * WIDTH)
+#define ROW_PIECES (WIDTH * (int)sizeof(scalar) / PIECE)
+#define ARRAYS (2 + GATED + (WAYS == 2))
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(
     const scalar *u, const scalar *delta, const scalar *B, const scalar *C, const scalar *z,
@@ -18,19 +24,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(
     i64 u_batch, i64 u_time, i64 u_way, i64 delta_batch, i64 delta_time, i64 delta_way,
     i64 B_batch, i64 B_time, i64 B_way, i64 C_batch, i64 C_time, i64 C_way, i64 z_batch, i64 z_time) {
     extern __shared__ float4 shared[];
+    const int lane = threadIdx.x & 31, part = lane % LANES, steps = (int)length, chunks = (steps + STEPS - 1) / STEPS;
     float *rows = (float *)shared;
-    const int steps = (int)length;
-    const int part = threadIdx.x % LANES;
-    const i64 wanted = ((i64)blockIdx.x * THREADS + threadIdx.x) / LANES * CHANNELS;
-    const bool inside = wanted < inner;
-    const int channel = (int)(inside ? wanted : inner - CHANNELS);
+    scalar *ring = (scalar *)(rows + window * 32) + threadIdx.x / 32 * (RING * ARRAYS * TURN);
     const i64 batch = blockIdx.y;
+    // The warp's first channel, and my first; at the end of a row some warps repeat their neighbours' work unwritten.
+    const i64 warp_wanted = ((i64)blockIdx.x * THREADS + threadIdx.x) / 32 * WIDTH, wanted = warp_wanted + lane / LANES * CHANNELS;
+    const bool inside = wanted < inner, writes = inside && part == 0;
+    const i64 channel = inside ? wanted : inner - CHANNELS;
+    const int size = sizeof(scalar);
 
 #pragma unroll
     for (int way = 0; way < WAYS; way++) {
         const bool back = WAYS == 2 ? way == 1 : REVERSE;
-        const bool second = way == 1, last_way = way == WAYS - 1;
-        const bool gates = GATED && last_way, writes = inside && part == 0;
+        const bool second = way == 1, last_way = way == WAYS - 1, gates = GATED && last_way;
         const float *A = way ? A_behind : A_ahead, *D = way ? D_behind : D_ahead, *bias = way ? bias_behind : bias_ahead;
 
         float decay[CHANNELS][STATES], state[CHANNELS][STATES], skip[CHANNELS], shift[CHANNELS];
@@ -38,8 +45,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(
         for (int c = 0; c < CHANNELS; c++) {
 #pragma unroll
             for (int n = 0; n < STATES; n++) {
-                int s = part * STATES + n;
-                bool real = s < states;
+                const int s = part * STATES + n;
+                const bool real = s < states;
                 decay[c][n] = real ? A[(channel + c) * states + s] * LOG2E : 0.f;
                 state[c][n] = real && initial ? initial[(batch * inner + channel + c) * states + s] : 0.f;
             }
@@ -47,32 +54,58 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(
             shift[c] = bias ? bias[channel + c] : 0.f;
         }
 
-        // One sequence each; bytes to where the walk begins, and from one position to the next. 32 bits hold them.
-        const int size = sizeof(scalar), first = back ? steps - 1 : 0, turn = back ? -size : size;
-        const char *u_base = (const char *)(u + batch * u_batch + way * u_way);
-        const char *delta_base = (const char *)(delta + batch * delta_batch + way * delta_way);
-        const char *z_base = (const char *)(z + batch * z_batch);
-        char *y_base = (char *)(y + batch * length * inner), *kept_base = (char *)(kept + batch * length * inner);
-        const unsigned u_first = (first * (unsigned)u_time + channel) * size, u_next = turn * (unsigned)u_time;
-        const unsigned delta_first = (first * (unsigned)delta_time + channel) * size, delta_next = turn * (unsigned)delta_time;
-        const unsigned z_first = (first * (unsigned)z_time + channel) * size, z_next = turn * (unsigned)z_time;
-        const unsigned y_first = (first * (unsigned)inner + channel) * size, y_next = turn * (unsigned)inner;
+        const int first = back ? steps - 1 : 0, turn = back ? -1 : 1;
+        char *y_to = (char *)(y + (batch * length + first) * inner + channel);
+        char *kept_to = (char *)(kept + (batch * length + first) * inner + channel);
+        const int y_next = turn * (int)inner * size;
 
-        Group<CHANNELS> u_held[AHEAD], delta_held[AHEAD], z_held[AHEAD], y_held[AHEAD];
-        auto fetch = [&](int slot, int step) {
-            step = min(step, steps - 1);
-            u_held[slot].load((const scalar *)(u_base + (step * u_next + u_first)));
-            delta_held[slot].load((const scalar *)(delta_base + (step * delta_next + delta_first)));
-            if (gates) z_held[slot].load((const scalar *)(z_base + (step * z_next + z_first)));
-            if (second) y_held[slot].load((const scalar *)(y_base + (step * y_next + y_first)));
+        // What I move of each array in one turn of the ring: with STAGED one piece, of one step, of every ROUND;
+        // else my own channels of every step.
+#if STAGED
+        const int my_step = lane / ROW_PIECES, my_place = lane * (PIECE / size);
+        const i64 my_channel = min(warp_wanted + lane % ROW_PIECES * (PIECE / size), inner - PIECE / size);
+#else
+        const int my_step = 0, my_place = lane / LANES * CHANNELS;
+        const i64 my_channel = channel;
+#endif
+        const char *u_from = (const char *)(u + batch * u_batch + way * u_way + first * u_time + my_channel);
+        const char *delta_from = (const char *)(delta + batch * delta_batch + way * delta_way + first * delta_time + my_channel);
+        const char *z_from = (const char *)(z + batch * z_batch + first * z_time + my_channel);
+        const char *y_from = (const char *)(y + (batch * length + first) * inner + my_channel);
+        const int u_next = turn * (int)u_time * size, delta_next = turn * (int)delta_time * size;
+        const int z_next = turn * (int)z_time * size;
+        auto fetch_array = [&](scalar *to, const char *from, int next, int start) {
+#if STAGED
+            constexpr int ROUND = 32 / ROW_PIECES < STEPS ? 32 / ROW_PIECES : STEPS;
+#pragma unroll
+            for (int k = 0; k < STEPS; k += ROUND)
+                if (ROUND * ROW_PIECES == 32 || lane < ROUND * ROW_PIECES)
+                    copy_piece(to + k * WIDTH, from + (i64)min(start + my_step + k, steps - 1) * next);
+#else
+#pragma unroll
+            for (int k = 0; k < STEPS; k++) {
+                Group<CHANNELS> held;
+                held.load((const scalar *)(from + (i64)min(start + k, steps - 1) * next));
+                *(Group<CHANNELS> *)(to + k * WIDTH) = held;
+            }
+#endif
         };
-        auto walk = [&](int slot, int step, const float *row) {
+        auto fetch = [&](int slot, int start) {
+            scalar *to = ring + slot * (ARRAYS * TURN) + my_place;
+            if (start < steps) {
+                fetch_array(to, u_from, u_next, start);
+                fetch_array(to + TURN, delta_from, delta_next, start);
+                if (gates) fetch_array(to + 2 * TURN, z_from, z_next, start);
+                if (second) fetch_array(to + (2 + GATED) * TURN, y_from, y_next, start);
+            }
+            close_copies();
+        };
+        auto walk = [&](const scalar *from, const float *row, i64 ahead) {
             float d[CHANNELS], x[CHANNELS], sum[CHANNELS], gate[CHANNELS], before[CHANNELS];
-            u_held[slot].wide(x);
-            delta_held[slot].wide(d);
-            if (gates) z_held[slot].wide(gate);
-            if (second) y_held[slot].wide(before);
-            fetch(slot, step + AHEAD);
+            ((const Group<CHANNELS> *)from)->wide(x);
+            ((const Group<CHANNELS> *)(from + TURN))->wide(d);
+            if (gates) ((const Group<CHANNELS> *)(from + 2 * TURN))->wide(gate);
+            if (second) ((const Group<CHANNELS> *)(from + (2 + GATED) * TURN))->wide(before);
 #pragma unroll
             for (int c = 0; c < CHANNELS; c++) {
                 d[c] += shift[c];
@@ -82,16 +115,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(
             }
 #pragma unroll
             for (int q = 0; q < STATES; q += 4) {
-                float4 b4 = *(const float4 *)(row + part * STATES + q), c4 = *(const float4 *)(row + 16 + part * STATES + q);
-                float b[4] = {b4.x, b4.y, b4.z, b4.w}, out[4] = {c4.x, c4.y, c4.z, c4.w};
+                const float4 b4 = *(const float4 *)(row + q), c4 = *(const float4 *)(row + 16 + q);
+                const float b[4] = {b4.x, b4.y, b4.z, b4.w}, out[4] = {c4.x, c4.y, c4.z, c4.w};
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     const int n = q + j;
                     const bool by_polynomial = (n + 1) * POLYNOMIAL / 16 != n * POLYNOMIAL / 16;
 #pragma unroll
                     for (int c = 0; c < CHANNELS; c++) {
-                        float exponent = d[c] * decay[c][n];
-                        float keep = by_polynomial ? exp2_polynomial(exponent) : exp2_unit(exponent);
+                        const float a = decay[c][n];
+                        const float keep = by_polynomial ? exp2_polynomial(d[c], a) : exp2_unit(d[c] * a);
                         state[c][n] = fmaf(keep, state[c][n], x[c] * b[j]);
                         sum[c] = fmaf(out[j], state[c][n], sum[c]);
                     }
@@ -105,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(
 #pragma unroll
                 for (int c = 0; c < CHANNELS; c++) sum[c] = (sum[c] + before[c]) * (float)scale;
             }
-            if (KEPT && last_way && writes) Group<CHANNELS>::store((scalar *)(kept_base + (step * y_next + y_first)), sum);
+            if (KEPT && last_way && writes) Group<CHANNELS>::store((scalar *)(kept_to + ahead), sum);
             if (gates) {
 #pragma unroll
                 for (int c = 0; c < CHANNELS; c++) {
@@ -114,42 +147,48 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(
                     sum[c] *= gate[c] * sigmoid(gate[c]);
                 }
             }
-            if (writes) Group<CHANNELS>::store((scalar *)(y_base + (step * y_next + y_first)), sum);
+            if (writes) Group<CHANNELS>::store((scalar *)(y_to + ahead), sum);
         };
 
+        __syncwarp();
 #pragma unroll
-        for (int slot = 0; slot < AHEAD; slot++) fetch(slot, slot);
+        for (int slot = 0; slot < RING - 1; slot++) fetch(slot, slot * STEPS);
+        int slot = 0;
 #pragma unroll 1
         for (int start = 0; start < steps; start += (int)window) {
-            const int count = min((int)window, steps - start);
+            const int until = min(start + (int)window, steps);
             __syncthreads();
-            for (int i = threadIdx.x; i < count * 16; i += THREADS) {
-                const int s = i & 15;
-                const i64 position = back ? first - start - (i >> 4) : start + (i >> 4);
-                const bool real = s < states;
-                const i64 B_from = batch * B_batch + way * B_way + position * B_time + s;
-                const i64 C_from = batch * C_batch + way * C_way + position * C_time + s;
-                rows[(i >> 4) * 32 + s] = real ? widen(B[B_from]) : 0.f;
-                rows[(i >> 4) * 32 + 16 + s] = real ? widen(C[C_from]) : 0.f;
-            }
+            load_rows<THREADS>(
+                rows, B + batch * B_batch + way * B_way, C + batch * C_batch + way * C_way, B_time, C_time,
+                first + turn * start, turn, until - start, until - start, (int)states);
             __syncthreads();
-            int step = 0;
+            const float *row = rows + part * STATES;
 #pragma unroll 1
-            for (; step + AHEAD <= count; step += AHEAD) {
+            for (int step = start; step < until; step += STEPS, slot = (slot + 1) % RING) {
+                wait_for_copies<RING - 2>();
+                __syncwarp();
+                fetch((slot + RING - 1) % RING, step + (RING - 1) * STEPS);
+                const scalar *from = ring + slot * (ARRAYS * TURN) + lane / LANES * CHANNELS;
+                if (step + STEPS <= until) {
 #pragma unroll
-                for (int slot = 0; slot < AHEAD; slot++) walk(slot, start + step + slot, rows + (step + slot) * 32);
+                    for (int k = 0; k < STEPS; k++) walk(from + k * WIDTH, row + k * 32, (i64)k * y_next);
+                    row += STEPS * 32;
+                    y_to += STEPS * (i64)y_next;
+                    if (KEPT) kept_to += STEPS * (i64)y_next;
+                } else {
+#pragma unroll 1
+                    for (int k = 0; k < until - step; k++) walk(from + k * WIDTH, row + k * 32, (i64)k * y_next);
+                }
             }
-#pragma unroll
-            for (int slot = 0; slot < AHEAD; slot++)
-                if (step + slot < count) walk(slot, start + step + slot, rows + (step + slot) * 32);
         }
+        wait_for_copies<0>();
 
         if (last && inside) {
 #pragma unroll
             for (int c = 0; c < CHANNELS; c++)
 #pragma unroll
                 for (int n = 0; n < STATES; n++) {
-                    int s = part * STATES + n;
+                    const int s = part * STATES + n;
                     if (s < states) last[(batch * inner + channel + c) * states + s] = state[c][n];
                 }
         }

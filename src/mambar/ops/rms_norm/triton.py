@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 # Numbers a program holds at once: more rows of a narrow matrix than of a wide one.
-NUMBERS_AT_ONCE = 4096
+NUMBERS_AT_ONCE = 2048
 ROWS_PER_PROGRAM = 32
 
 
