@@ -16,6 +16,7 @@ from mambar.data.packing import pack_folder as pack_folder
 from mambar.data.photographs import photographs as photographs
 from mambar.data.samplers import epoch_order as epoch_order
 from mambar.data.samplers import steps_per_epoch as steps_per_epoch
+from mambar.data.shapes import Shapes as Shapes
 from mambar.data.transforms import EvalTransform as EvalTransform
 from mambar.data.transforms import Preprocessing as Preprocessing
 from mambar.data.transforms import TrainTransform as TrainTransform

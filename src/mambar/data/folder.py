@@ -41,13 +41,11 @@ class ImageFolder:
         split_seed: int = 0,
         upright: bool = True,
         max_pixels: int = MAX_PIXELS,
-        decoder: str = "pillow",
     ) -> None:
         self.root = Path(root)
         self.split = split
         self.upright = upright
         self.max_pixels = max_pixels
-        self.decoder = decoder
         listing = _list_split(self.root, split, val_fraction, split_seed)
         self.folder, self.classes, self.paths, self.labels = listing
         self.name = self.root.name or str(self.root)
@@ -69,7 +67,7 @@ class ImageFolder:
 
     def _read(self, index: int) -> Sample:
         path = self.path(index)
-        image = read_image(path, upright=self.upright, max_pixels=self.max_pixels, decoder=self.decoder)
+        image = read_image(path, upright=self.upright, max_pixels=self.max_pixels)
         return Sample(image, int(self.labels[index]))
 
 

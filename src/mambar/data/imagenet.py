@@ -28,7 +28,6 @@ class ImageNet:
         val_fraction: float = 0.2,
         split_seed: int = 0,
         max_pixels: int = MAX_PIXELS,
-        decoder: str = "pillow",
     ) -> None:
         self.folder = ImageFolder(
             root,
@@ -37,7 +36,6 @@ class ImageNet:
             split_seed=split_seed,
             upright=False,
             max_pixels=max_pixels,
-            decoder=decoder,
         )
         self.name = self.folder.name
         self.wordnet_ids = self.folder.classes

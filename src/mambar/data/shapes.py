@@ -30,7 +30,7 @@ from mambar.errors import DataError
 # Raised when the same configuration begins to give other pixels.
 _DRAWING = 1
 _COUNTS = {"train": 10_000, "val": 2_000}
-_MOST_PIXELS = 4096 * 4096
+_SIDES = (8, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,8 @@ class Shapes:
                 object.__setattr__(self, name, tuple(value))
         if self.split not in _COUNTS:
             raise DataError(f"split={self.split!r} is unknown; shapes have train and val.")
-        if min(self.size) < 8 or self.size[0] * self.size[1] > _MOST_PIXELS:
-            raise DataError(f"image_size={self.image_size} is out of range; use 8 to 4096 pixels.")
+        if not _SIDES[0] <= min(self.size) <= max(self.size) <= _SIDES[1]:
+            raise DataError(f"image_size={self.image_size} is out of range; use {_SIDES[0]} to {_SIDES[1]} pixels.")
         if self.num_images is not None and self.num_images < 1:
             raise DataError(f"num_images={self.num_images} is not a count; use 1 or more.")
         if not 1 <= self.num_classes <= len(OUTLINES):
@@ -137,5 +137,5 @@ class Shapes:
 
     def fingerprint(self) -> str:
         """sha256 of the configuration and of the drawing's version."""
-        text = json.dumps({"drawing": _DRAWING, "num": len(self), **asdict(self)}, sort_keys=True)
+        text = json.dumps({**asdict(self), "num_images": len(self), "drawing": _DRAWING}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -33,14 +33,12 @@ class Shards:
         split: str,
         *,
         max_pixels: int = MAX_PIXELS,
-        decoder: str = "pillow",
     ) -> None:
         if split not in SPLITS:
             raise DataError(f"split={split!r} is unknown; shards have {' and '.join(SPLITS)}.")
         self.root = Path(root)
         self.split = split
         self.max_pixels = max_pixels
-        self.decoder = decoder
         self.index = open_index(self.root, split)
         wordnet = are_wordnet_ids(self.index.classes)
         self.upright = not wordnet
@@ -73,7 +71,7 @@ class Shards:
     def _read(self, index: int) -> Sample:
         name = f"{self.index.paths[index]} in {self.root / self.index.shards[self.index.shard[index]].name}"
         data = self._bytes(index, name)
-        image = read_image(data, name=name, upright=self.upright, max_pixels=self.max_pixels, decoder=self.decoder)
+        image = read_image(data, name=name, upright=self.upright, max_pixels=self.max_pixels)
         return Sample(image, int(self.labels[index]))
 
     def _bytes(self, index: int, name: str) -> bytes:

@@ -55,7 +55,7 @@ class EvalTransform:
 
     preprocessing: Preprocessing
 
-    def pixels(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "channels rows cols"]:
+    def pixels(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "channels crop_height crop_width"]:
         """The crop before normalisation."""
         height, width = self.preprocessing.size
         scaled = _scaled_size(image.shape[1], image.shape[2], self.preprocessing)
@@ -65,7 +65,9 @@ class EvalTransform:
         top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
         return from_pillow(picture.crop((left, top, left + width, top + height)))
 
-    def __call__(self, image: UInt8[Tensor, "channels height width"]) -> Float[Tensor, "channels rows cols"]:
+    def __call__(
+        self, image: UInt8[Tensor, "channels height width"]
+    ) -> Float[Tensor, "channels crop_height crop_width"]:
         """The model's input."""
         return self.preprocessing.normalize(self.pixels(image))
 
@@ -125,13 +127,17 @@ class TrainTransform:
             # Import timm here, once, and not in every worker process.
             self._rand_augment()
 
-    def pixels(self, image: UInt8[Tensor, "channels height width"], key: int) -> UInt8[Tensor, "channels rows cols"]:
+    def pixels(
+        self, image: UInt8[Tensor, "channels height width"], key: int
+    ) -> UInt8[Tensor, "channels crop_height crop_width"]:
         """The augmented pixels, to be normalised later as a batch (on a GPU); erasing must be 0."""
         if self.erasing:
             raise InputError(f"erasing={self.erasing} needs normalised images; call the transform, not its pixels.")
         return self._augmented(image, key)
 
-    def __call__(self, image: UInt8[Tensor, "channels height width"], key: int) -> Float[Tensor, "channels rows cols"]:
+    def __call__(
+        self, image: UInt8[Tensor, "channels height width"], key: int
+    ) -> Float[Tensor, "channels crop_height crop_width"]:
         """The model's input for one image and its key."""
         normal = self.preprocessing.normalize(self._augmented(image, key))
         if self.erasing:
