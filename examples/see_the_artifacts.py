@@ -1,0 +1,63 @@
+"""Where do the long tokens lie? Each question of the analysis in a few lines.
+
+    uv run python examples/see_the_artifacts.py                  # random weights: shows the tool, not the finding
+    uv run python examples/see_the_artifacts.py runs/MY_RUN      # a trained network
+
+The whole of it, with figures and numbers as files, is one call: `mambar.analysis.analyze(MODEL, out=Path("out"))`.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from mambar.analysis import (
+    MedianDeviation,
+    cluster_registers,
+    compare_norms,
+    feature_maps,
+    norm_distributions,
+    open_subject,
+    outlier_statistics,
+    register_maps,
+    report,
+    token_norms,
+)
+from mambar.analysis.norm_panels import panel
+from mambar.analysis.register_maps import map_similarity
+from mambar.data.photographs import photographs
+
+
+def main(source: str, out: Path) -> None:
+    """Asks one network everything and prints the answers."""
+    subject = open_subject(source)
+    pictures = photographs("astronaut", "chelsea", "coffee")
+    images = torch.stack([subject.read(image) for image in pictures.values()])
+    print(f"{subject.name}: {len(images)} photographs, {'random' if subject.random_weights else 'trained'} weights")
+
+    # How long are the tokens after every block?
+    norms = token_norms(subject.model, images)  # (layers, images, rows, cols)
+    for layer, found in enumerate(norm_distributions(norms)):
+        print(
+            f"layer {layer:2d}: median {found.median:8.2f}, 99 % {found.quantile(0.99):8.2f}, max {found.maximum:8.2f}"
+        )
+
+    # Which of them stand out, and do they come back at the same place?
+    last = outlier_statistics(norms, rule=MedianDeviation(k=10)).layers[-1]
+    print(f"outliers in the last layer: {last.share:.2%} of tokens, {last.ratio:.1f} times the median at most")
+
+    # What is near to the network's global vector, and to each register?
+    near = feature_maps(subject.model, images, [-1], vector="registers", metric="cosine")
+    seen = register_maps(subject.model, images, [-1], metric="cosine")[0]
+    groups = cluster_registers(map_similarity(seen)).tolist()
+    print(f"feature map from {near.min():.2f} to {near.max():.2f}; registers that see the same places: {groups}")
+
+    # And as pictures.
+    rows = compare_norms({subject.name: subject.model}, images, captions=list(pictures))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(report.page("Token norms", report.section("Token norms", *(panel(row) for row in rows))))
+    print(f"pictures: {out}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "mambar_tiny_patch16_224", Path("runs/artifacts.html"))
