@@ -1,5 +1,7 @@
 """Input checks that all ops share: shapes by name, floating-point types."""
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,8 @@ from mambar.errors import InputError
 from mambar.ops.dispatch import mode
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# What kernels take, with float32 inside.
+KERNEL_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_shape(name: str, tensor: Tensor | None, **sizes: int | None) -> None:
@@ -60,9 +64,13 @@ def common_dtype(*tensors: Tensor | None) -> torch.dtype:
     return dtype or torch.float32
 
 
+@overload
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor: ...
+@overload
+def as_dtype(tensor: None, dtype: torch.dtype) -> None: ...
 def as_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The tensor in this type; None stays None."""
-    return None if tensor is None else tensor.to(dtype)
+    """The tensor in this type; None stays None. Without a need there is no call, which an exported graph would show."""
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def rows(tensor: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ A kernel backend is a module with three functions on plain tensors:
     forward(xz, ahead, behind, *, average, for_backward) -> (out, saved)
     backward(dout, xz, ahead, behind, saved, *, average) -> (dxz, dahead, dbehind)
 
-`empty_saved` gives the new tensors that `forward` fills for `backward`; it looks at shapes and types only. xz
-has its channels beside each other; `x_proj` and `dt_proj` come in the type of xz, the other parameters in
-float32. Gradients have the type of what they belong to, None for a missing bias. Outputs are new and
-contiguous.
+In `backward`, `saved` ends with one more, the output, which the network holds anyway. `empty_saved` gives the
+new tensors that `forward` fills for `backward`; it looks at shapes and types only. xz has its channels beside
+each other; `x_proj` and `dt_proj` come in the type of xz, the other parameters in float32. Gradients have the
+type of what they belong to, None for a missing bias. Outputs are new and contiguous.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,30 @@ from torch import Tensor
 from mambar.errors import InputError
 from mambar.ops.bidirectional_mix import reference
 from mambar.ops.bidirectional_mix.direction import Direction as Direction
-from mambar.ops.checks import FLOATS, check_decay, check_device, check_shape, compute_dtype, rows
+from mambar.ops.checks import (
+    FLOATS,
+    KERNEL_FLOATS,
+    as_dtype,
+    check_decay,
+    check_device,
+    check_shape,
+    compute_dtype,
+    rows,
+)
+from mambar.ops.cuda.program import missing as cuda_missing
 from mambar.ops.dispatch import Backend, kernel, mode, resolve
 
-BACKENDS = (Backend(name="reference", module="mambar.ops.bidirectional_mix.reference", dtypes=FLOATS, traceable=True),)
+BACKENDS = (
+    Backend(
+        name="cuda",
+        module="mambar.ops.bidirectional_mix.cuda",
+        devices=("cuda",),
+        dtypes=KERNEL_FLOATS,
+        requires=(cuda_missing,),
+        kernel=True,
+    ),
+    Backend(name="reference", module="mambar.ops.bidirectional_mix.reference", dtypes=FLOATS, traceable=True),
+)
 
 
 def bidirectional_mix(
@@ -51,7 +71,7 @@ def bidirectional_mix(
         return reference.bidirectional_mix(xz, ahead, behind, average=average)
     if mode() == "eager" and xz.numel() == 0:
         return xz.chunk(2, dim=-1)[0] + 0
-    tensors = (xz.to(dtype), *_typed(ahead, dtype), *_typed(behind, dtype))
+    tensors = (as_dtype(xz, dtype), *_typed(ahead, dtype), *_typed(behind, dtype))
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     out, *_ = torch.ops.mambar.bidirectional_mix(*tensors, average, learns, name)
     return out
@@ -83,15 +103,8 @@ def _linear_dtype(xz: Tensor) -> torch.dtype:
 
 def _typed(way: Direction, dtype: torch.dtype) -> Direction:
     wide = compute_dtype(way.A) if dtype != torch.float64 else dtype
-    return Direction(
-        conv_weight=way.conv_weight.to(wide),
-        conv_bias=None if way.conv_bias is None else way.conv_bias.to(wide),
-        x_proj=way.x_proj.to(dtype),
-        dt_proj=way.dt_proj.to(dtype),
-        dt_bias=way.dt_bias.to(wide),
-        A=way.A.to(wide),
-        D=way.D.to(wide),
-    )
+    kinds = {"x_proj": dtype, "dt_proj": dtype}
+    return Direction(*(as_dtype(tensor, kinds.get(name, wide)) for name, tensor in way._asdict().items()))
 
 
 # The op: one opaque node of a graph, with the backend's name as a constant.
@@ -155,7 +168,7 @@ def _(dout, *arguments):
 
 def _keep_for_backward(ctx, inputs, output):
     *tensors, ctx.average, _, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.save_for_backward(*tensors, *output[1:], output[0])
     ctx.set_materialize_grads(False)
 
 

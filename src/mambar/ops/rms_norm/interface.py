@@ -11,11 +11,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mambar.ops.checks import FLOATS, check_device, check_floating, check_shape, compute_dtype, rows
+from mambar.ops.checks import (
+    FLOATS,
+    KERNEL_FLOATS,
+    as_dtype,
+    check_device,
+    check_floating,
+    check_shape,
+    compute_dtype,
+    rows,
+)
 from mambar.ops.dispatch import Backend, kernel, mode, resolve
 from mambar.ops.rms_norm import reference
 
-BACKENDS = (Backend(name="reference", module="mambar.ops.rms_norm.reference", dtypes=FLOATS, traceable=True),)
+BACKENDS = (
+    Backend(
+        name="triton",
+        module="mambar.ops.rms_norm.triton",
+        devices=("cuda",),
+        dtypes=KERNEL_FLOATS,
+        requires=("triton",),
+        kernel=True,
+    ),
+    Backend(name="reference", module="mambar.ops.rms_norm.reference", dtypes=FLOATS, traceable=True),
+)
 
 _PLAIN = {"reference": reference.rms_norm}
 
@@ -32,7 +51,7 @@ def rms_norm(
     check_shape("weight", weight, dim=x.shape[-1])
     check_device(x=x, weight=weight)
     name = resolve("rms_norm", backend, device=x.device, dtype=x.dtype)
-    weight = weight.to(compute_dtype(x, weight))
+    weight = as_dtype(weight, compute_dtype(x, weight))
     if mode() == "eager" and x.numel() == 0:
         return x + 0
     if name in _PLAIN:
@@ -59,7 +78,7 @@ def add_rms_norm(
     check_device(x=x, residual=residual, weight=weight)
     name = resolve("rms_norm", backend, device=x.device, dtype=x.dtype)
     wide = compute_dtype(x, residual, weight)
-    weight, residual = weight.to(wide), residual.to(wide)
+    weight, residual = as_dtype(weight, wide), as_dtype(residual, wide)
     if mode() == "eager" and x.numel() == 0:
         return x + 0, x + residual
     if name in _PLAIN:

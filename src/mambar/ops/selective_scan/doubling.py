@@ -1,6 +1,7 @@
-"""The selective scan in log2(length) rounds of plain operations: for export, compile and any device."""
+"""The selective scan in about 2 log2(length) rounds of plain operations: for export, compile and any device."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mambar.ops.selective_scan.reference import skip_and_gate, step_sizes
@@ -22,37 +23,53 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """The output in the type of `u`, and the state after the last step; see `reference`.
 
-    Every position holds the pair (decay, state) of a run of steps that ends there, and a round joins each run
-    with the one before it, which doubles their length (Hillis and Steele). Decays are only ever multiplied,
-    never divided: the shorter form exp(cumsum) overflows. Each round holds (batch, length, inner, state)
-    values, so memory is what it costs.
+    Two steps in a row are one step with the product of their decays. Joining neighbours halves the sequence, again and
+    again, and on the way back every second state follows from the one before it (Blelloch). Decays are only ever
+    multiplied, never divided: the shorter form exp(cumsum) overflows. Every round holds (steps, inner, state) values:
+    memory is what it costs.
     """
-    length = u.shape[1]
     dt = step_sizes(delta, delta_bias, A.dtype, delta_softplus)
-    decay = torch.exp(dt[..., None] * A)  # (batch, length, inner, state)
-    states = (dt * u)[..., None] * B[:, :, None, :].to(A.dtype)
-    shift = 1
-    while shift < length:
-        decay, states = _join(decay, states, shift, reverse)
-        shift *= 2
-    if initial_state is None and length == 1:
+    decays = torch.exp(dt[..., None] * A)  # (batch, length, inner, state)
+    inputs = (dt * u)[..., None] * B[:, :, None, :]
+    if initial_state is None and u.shape[1] == 1:
         # One step joins nothing: without this A would have no gradient, which stops training on several processes.
-        initial_state = torch.zeros_like(states[:, 0])
+        initial_state = torch.zeros_like(inputs[:, 0])
     if initial_state is not None:
-        states = states + decay * initial_state[:, None]
+        inputs = _with_start(decays, inputs, initial_state[:, None], reverse)
+    states = _states(decays, inputs, reverse)
     y = (states * C[:, :, None, :]).sum(dim=-1)
-    return skip_and_gate(y, u, D, z), states[:, 0 if reverse else length - 1].contiguous()
+    return skip_and_gate(y, u, D, z), states[:, 0 if reverse else -1].contiguous()
 
 
-def _join(decay: Tensor, states: Tensor, shift: int, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Each run joined with the one that ends `shift` steps before its own end; the first runs have none."""
-    length = decay.shape[1]
+def _with_start(decays: Tensor, inputs: Tensor, state: Tensor, reverse: bool) -> Tensor:
+    """The inputs with what the first step keeps of an initial state (batch, 1, inner, state)."""
     if reverse:
-        begun, ending, before = slice(length - shift, None), slice(None, length - shift), slice(shift, None)
+        return torch.cat([inputs[:, :-1], inputs[:, -1:] + decays[:, -1:] * state], dim=1)
+    return torch.cat([inputs[:, :1] + decays[:, :1] * state, inputs[:, 1:]], dim=1)
+
+
+def _states(decays: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
+    """All states (batch, steps, inner, state) of `h = decay h + input` from zero, walked in either direction."""
+    steps = inputs.shape[1]
+    if steps == 1:
+        return inputs
+    # Counted along the walk, steps are firsts and seconds in turn; an odd number ends with a first that is alone.
+    alone = steps % 2
+    if reverse:
+        firsts, paired, seconds = slice(1 - alone, None, 2), slice(1 + alone, None, 2), slice(alone, None, 2)
     else:
-        begun, ending, before = slice(None, shift), slice(shift, None), slice(None, length - shift)
-    joined_states = states[:, ending] + decay[:, ending] * states[:, before]
-    joined_decay = decay[:, ending] * decay[:, before]
-    halves = [(decay[:, begun], states[:, begun]), (joined_decay, joined_states)]
-    first, second = reversed(halves) if reverse else halves
-    return torch.cat([first[0], second[0]], dim=1), torch.cat([first[1], second[1]], dim=1)
+        firsts, paired, seconds = slice(0, None, 2), slice(0, steps - alone, 2), slice(1, None, 2)
+    second_decays = decays[:, seconds]
+    joined_inputs = torch.addcmul(inputs[:, seconds], second_decays, inputs[:, paired])
+    second_states = _states(second_decays * decays[:, paired], joined_inputs, reverse)
+    before = _padded(second_states, alone - 1, 1) if reverse else _padded(second_states, 1, alone - 1)
+    first_states = torch.addcmul(inputs[:, firsts], decays[:, firsts], before)
+    if not alone:
+        order = [second_states, first_states] if reverse else [first_states, second_states]
+        return torch.stack(order, dim=2).flatten(1, 2)
+    return torch.stack([first_states, _padded(second_states, 0, 1)], dim=2).flatten(1, 2)[:, :steps]
+
+
+def _padded(states: Tensor, ahead: int, behind: int) -> Tensor:
+    """The states with so many zeros before and behind them in time; below zero some are cut off instead."""
+    return F.pad(states, (0, 0, 0, 0, ahead, behind))

@@ -18,11 +18,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mambar.ops.checks import FLOATS, check_decay, check_device, check_shape, common_dtype, compute_dtype, rows
+from mambar.ops.checks import (
+    FLOATS,
+    KERNEL_FLOATS,
+    as_dtype,
+    check_decay,
+    check_device,
+    check_shape,
+    common_dtype,
+    compute_dtype,
+    rows,
+)
+from mambar.ops.cuda.program import missing as cuda_missing
 from mambar.ops.dispatch import Backend, kernel, mode, resolve
 from mambar.ops.selective_scan import chunked, doubling, reference
 
 BACKENDS = (
+    Backend(
+        name="cuda",
+        module="mambar.ops.selective_scan.cuda",
+        devices=("cuda",),
+        dtypes=KERNEL_FLOATS,
+        requires=(cuda_missing,),
+        kernel=True,
+    ),
+    Backend(
+        name="triton",
+        module="mambar.ops.selective_scan.triton",
+        devices=("cuda",),
+        dtypes=KERNEL_FLOATS,
+        requires=("triton",),
+        kernel=True,
+    ),
     Backend(
         name="llvm",
         module="mambar.ops.selective_scan.llvm",
@@ -115,25 +142,25 @@ def _scan(
     name = resolve("selective_scan", backend, device=u.device, dtype=dtype)
     wide = compute_dtype(u, delta, A, B, C, z)
     tensors = (
-        u.to(dtype),
-        delta.to(dtype),
-        A.to(wide),
-        B.to(dtype),
-        C.to(dtype),
-        None if D is None else D.to(wide),
-        None if z is None else z.to(dtype),
-        None if delta_bias is None else delta_bias.to(wide),
-        None if initial_state is None else initial_state.to(wide),
+        as_dtype(u, dtype),
+        as_dtype(delta, dtype),
+        as_dtype(A, wide),
+        as_dtype(B, dtype),
+        as_dtype(C, dtype),
+        as_dtype(D, wide),
+        as_dtype(z, dtype),
+        as_dtype(delta_bias, wide),
+        as_dtype(initial_state, wide),
     )
     if mode() == "eager" and u.numel() == 0:
-        y, state = u + 0, tensors[-1]
-        return y, A.new_zeros(u.shape[0], *A.shape, dtype=wide) if state is None else state
+        state = tensors[-1]
+        return u + 0, A.new_zeros(u.shape[0], *A.shape, dtype=wide) if state is None else state
     if name in _PLAIN:
         y, state = _PLAIN[name](*tensors, delta_softplus=delta_softplus, reverse=reverse)
     else:
         learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         y, state, *_ = torch.ops.mambar.selective_scan(*tensors, delta_softplus, reverse, learns, name)
-    return y.to(u.dtype), state
+    return as_dtype(y, u.dtype), state
 
 
 def _check(

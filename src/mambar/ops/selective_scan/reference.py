@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambar.ops.checks import as_dtype
+
 
 def selective_scan(
     u: Tensor,
@@ -40,7 +42,7 @@ def selective_scan(
 
 def step_sizes(delta: Tensor, delta_bias: Tensor | None, dtype: torch.dtype, delta_softplus: bool) -> Tensor:
     """The step sizes dt (batch, length, inner) in this type: bias, then softplus (the identity above 20)."""
-    dt = delta.to(dtype)
+    dt = as_dtype(delta, dtype)
     if delta_bias is not None:
         dt = dt + delta_bias
     return F.softplus(dt) if delta_softplus else dt
@@ -49,7 +51,7 @@ def step_sizes(delta: Tensor, delta_bias: Tensor | None, dtype: torch.dtype, del
 def skip_and_gate(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
     """`(y + D u) silu(z)`, computed in the type of `y` and given back in that of `u`."""
     if D is not None:
-        y = torch.addcmul(y, u.to(y.dtype), D)
+        y = torch.addcmul(y, as_dtype(u, y.dtype), D)
     if z is not None:
-        y = y * F.silu(z.to(y.dtype))
-    return y.to(u.dtype)
+        y = y * F.silu(as_dtype(z, y.dtype))
+    return as_dtype(y, u.dtype)
