@@ -8,7 +8,6 @@ parent's affair, and a worker whose parent is gone reads the end of its pipe and
 
 import atexit
 import os
-import pickle
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -128,9 +127,9 @@ def _made(make: Callable[[Any], Any], task: Any) -> Any:
     except MambarError as error:
         return error.with_traceback(None)
     except Exception as error:
-        error.add_note("".join(traceback.format_exception(error)))
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            return RuntimeError("".join(traceback.format_exception(error)))
+        # An error of another library may not survive the journey: it goes as text.
+        text = "".join(traceback.format_exception(error))
+        if type(error).__module__ != "builtins" or not all(isinstance(part, str | int) for part in error.args):
+            return RuntimeError(text)
+        error.add_note(text)
         return error
