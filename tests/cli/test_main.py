@@ -55,7 +55,24 @@ def test_version_and_help(mambar_command):
     assert code == 0 and "train" in out and "demo" in out
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "predict", "analyze", "recipe", "convert", "info", "bench", "reproduce"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "demo",
+        "train",
+        "evaluate",
+        "predict",
+        "analyze",
+        "recipe",
+        "convert",
+        "info",
+        "bench",
+        "reproduce",
+        "segment",
+        "pack",
+        "doctor",
+    ],
+)
 def test_every_verb_has_help(mambar_command, verb):
     code, out, _ = mambar_command(verb, "--help")
     assert code == 0 and "Usage" in out
@@ -144,6 +161,27 @@ def test_recipe_pages(mambar_command):
     assert code == 0 and json.loads(out)["stages"][0]["epochs"] == 3
     code, out, _ = mambar_command("recipe", "mambar_base")
     assert code == 0 and "stages.0.epochs" in out
+
+
+def test_doctor(mambar_command, monkeypatch):
+    code, out, _ = mambar_command("doctor", "--json")
+    found = json.loads(out)
+    assert code == 0 and set(found["self-test"].values()) == {"right"}
+    assert found["backends"]["selective_scan on cpu: reference"] == "ready"
+    monkeypatch.setattr("mambar.bench.self_test._OUTPUT", 0.0)
+    code, _, err = mambar_command("doctor")
+    assert code == 1 and "the self-test failed: scan on cpu" in err
+
+
+def test_pack(mambar_command, tmp_path):
+    for name in ("ant", "bee"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "data" / name / f"{number}.png")
+    code, out, err = mambar_command("pack", tmp_path / "data", tmp_path / "shards")
+    assert code == 0 and "8 images to train" in out, err
+    code, _, err = mambar_command("pack", tmp_path / "data", tmp_path / "shards")
+    assert code == 2 and err.count("\n") == 1
 
 
 def test_as_a_module():

@@ -14,7 +14,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mambar.cli import analyze, bench, convert, demo, evaluate, info, predict, recipe, reproduce, train
+from mambar.cli import (
+    analyze,
+    bench,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    info,
+    pack,
+    predict,
+    recipe,
+    reproduce,
+    segment,
+    train,
+)
 from mambar.errors import MambarError
 from mambar.version import __version__
 
@@ -34,6 +48,9 @@ app.command("predict")(predict.predict)
 app.command("analyze")(analyze.analyze)
 app.command("reproduce")(reproduce.reproduce)
 app.command("recipe")(recipe.recipe)
+app.command("segment")(segment.segment)
+app.command("pack")(pack.pack)
+app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)
