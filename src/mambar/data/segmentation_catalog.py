@@ -88,13 +88,20 @@ LAYOUTS: Final[dict[str, tuple[Callable[[FileTree], bool], Callable[..., Listing
 
 
 def open_segmentation(
-    data: str | Path, split: str, *, limit: int | None = None, max_pixels: int = MAX_PIXELS, **options: Any
+    data: str | Path,
+    split: str,
+    *,
+    limit: int | None = None,
+    val_limit: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    **options: Any,
 ) -> SegmentationDataset:
     """The split ("train" or "val") of the dataset that `data` names: a built-in's name, or a path.
 
     Built in: shapes (options: the fields of `Shapes`) and mosaics (those of `Mosaics`). A path to a folder or a .zip is
     looked at: SceneParse150, the full ADE20K, VOC, or any folders of images and masks (options of `find_folder`:
-    classes, val_fraction, split_seed). `limit` keeps that many images at most, always the same ones.
+    classes, val_fraction, split_seed). `limit` keeps that many images at most, always the same ones; `val_limit` acts
+    on "val" in its place.
     """
     if split not in SPLITS:
         raise DataError(f"split={split!r} is unknown; use {' or '.join(SPLITS)}.")
@@ -108,7 +115,9 @@ def open_segmentation(
         _refuse_unknown(str(data), options, accepted)
         listing = finder(tree, split, **options)
         dataset = MaskedImages(listing, split, name=Path(data).name or str(data), max_pixels=max_pixels)
-    if limit is None:
+    if split == "val" and val_limit is not None:
+        limit = val_limit
+    if limit is None or limit >= len(dataset):
         return dataset
     if limit < 1:
         raise DataError(f"limit={limit} is not a count; use 1 or more.")

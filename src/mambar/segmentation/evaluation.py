@@ -62,7 +62,7 @@ def _predictions(
     """(number in the batch, predicted classes, summed surprise of its labelled pixels) of every image."""
     if _plain(inference, batch.images.shape[2], batch.images.shape[3]):
         # One look at the whole image: all of a batch at once.
-        images = preprocessing.normalize(batch.images[:, :3].to(labels.device))
+        images = preprocessing.normalize(batch.images[:, :3].to(labels.device)).to(next(model.parameters()).dtype)
         with autocast():
             logits = model(images)
         for number, each in enumerate(logits.float().softmax(1)):

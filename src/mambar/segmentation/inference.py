@@ -95,10 +95,10 @@ def probabilities(
     model should be in evaluation mode.
     """
     height, width = pixels.shape[1:]
-    device = next(model.parameters()).device
+    like = next(model.parameters())
     fields = []
     for size in settings.sizes(height, width):
-        image = preprocessing.normalize(_scaled(pixels, size).to(device))
+        image = preprocessing.normalize(_scaled(pixels, size).to(like.device)).to(like.dtype)
         fields.append(_Field(model, image, settings, autocast, mirrored=False))
         if settings.flip:
             fields.append(_Field(model, image.flip(-1), settings, autocast, mirrored=True))
