@@ -44,6 +44,14 @@ BACKENDS = (
         requires=(cuda_missing,),
         kernel=True,
     ),
+    Backend(
+        name="llvm",
+        module="mambar.ops.bidirectional_mix.llvm",
+        devices=("cpu",),
+        dtypes=KERNEL_FLOATS,
+        requires=("llvmlite",),
+        kernel=True,
+    ),
     Backend(name="reference", module="mambar.ops.bidirectional_mix.reference", dtypes=FLOATS, traceable=True),
 )
 

@@ -12,24 +12,17 @@ from mambar.ops.llvm.machine import current_machine
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool) -> Tensor:
     """The convolution, and its SiLU where asked."""
     machine = current_machine()
-    batch, length, inner = x.shape
-    taps = weight.shape[1]
     y = torch.empty(x.shape, dtype=x.dtype)
     launch(
         llvm_forward,
         x.dtype,
         arguments={
-            "num_tasks": batch * channel_blocks(machine, inner, llvm_forward.VECTORS_PER_BLOCK),
-            "length": length,
-            "inner": inner,
-            "taps": taps,
+            **_sizes(x, weight, bias, llvm_forward.VECTORS_PER_BLOCK),
             "silu": silu,
             "streaming": streams(machine, y),
             **rows(reverse, x=x, y=y),
-            "weight": address(weight),
-            "bias": address(bias),
         },
-        scratch_floats=llvm_forward.scratch_floats(machine, taps),
+        scratch_floats=llvm_forward.scratch_floats(machine, weight.shape[1]),
     )
     return y
 
@@ -38,27 +31,50 @@ def backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradients of x, the weight, and the bias (None where there is none)."""
-    machine = current_machine()
-    batch, length, inner = x.shape
-    taps = weight.shape[1]
     dx = torch.empty(x.shape, dtype=x.dtype)
-    parts = torch.empty(batch, taps + 1, inner, dtype=torch.float32)
+    dweight, dbias = backward_into(dx, dy, x, weight, bias, silu=silu, reverse=reverse)
+    return dx, dweight, dbias
+
+
+def backward_into(
+    dx: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    silu: bool,
+    reverse: bool,
+    adds: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Writes the gradient of x into dx, or adds it to what dx holds; returns the others."""
+    machine = current_machine()
+    taps = weight.shape[1]
+    parts = torch.empty(x.shape[0], taps + 1, x.shape[2], dtype=torch.float32)
     launch(
         llvm_backward,
         x.dtype,
         arguments={
-            "num_tasks": batch * channel_blocks(machine, inner, llvm_backward.VECTORS_PER_BLOCK),
-            "length": length,
-            "inner": inner,
-            "taps": taps,
+            **_sizes(x, weight, bias, llvm_backward.VECTORS_PER_BLOCK),
             "silu": silu,
+            "adds": adds,
             "streaming": streams(machine, dx),
             **rows(reverse, x=x, dy=dy, dx=dx),
-            "weight": address(weight),
-            "bias": address(bias),
             "parts": address(parts),
         },
         scratch_floats=llvm_backward.scratch_floats(machine, taps),
     )
     sums = sum_parts(parts)
-    return dx, sums[:taps].t().contiguous(), None if bias is None else sums[taps].clone()
+    return sums[:taps].t().contiguous(), None if bias is None else sums[taps].clone()
+
+
+def _sizes(x: Tensor, weight: Tensor, bias: Tensor | None, vectors_per_block: int) -> dict[str, int]:
+    batch, length, inner = x.shape
+    return {
+        "num_tasks": batch * channel_blocks(current_machine(), inner, vectors_per_block),
+        "length": length,
+        "inner": inner,
+        "taps": weight.shape[1],
+        "weight": address(weight),
+        "bias": address(bias),
+    }

@@ -17,9 +17,10 @@ from mambar.ops.llvm.vectors import Block, Vectors, int64
 VECTORS_PER_BLOCK = 4
 ROWS_AHEAD = 8
 
-# As for the forward kernel; `parts` is (batch, taps + 1, inner): the gradients of the taps, then that of the bias.
+# As for the forward kernel; `parts` is (batch, taps + 1, inner): the gradients of the taps, then that of the bias;
+# `adds`: dx is added to what it holds.
 ARGUMENTS = (
-    *("num_tasks", "length", "inner", "taps", "silu", "streaming"),
+    *("num_tasks", "length", "inner", "taps", "silu", "adds", "streaming"),
     *("x", "x_batch", "x_time", "dy", "dy_batch", "dy_time", "dx", "dx_batch", "dx_time", "weight", "bias", "parts"),
 )
 
@@ -36,10 +37,13 @@ def write(machine: Machine, dtype: str) -> ir.Module:
     def task(vectors: Vectors, item: ir.Value, _: ir.Value, channel: ir.Value) -> None:
         place = Place(function=function, read=function.integer, item=item, channel=channel, dtype=dtype)
         dx = place.rows("dx")
-        walk_backward(
-            Convolution(place, vectors, Scratch(function)),
-            lambda values, step: place.store(vectors, values, dx.at(step), dtype),
-        )
+
+        def give(values: Block, step: ir.Value) -> None:
+            zero = vectors.constant(0.0)
+            before = function.choose(place.given("adds"), lambda: vectors.load(dx.at(step), dtype), zero)
+            place.store(vectors, vectors.add(values, before), dx.at(step), dtype)
+
+        walk_backward(Convolution(place, vectors, Scratch(function)), give)
 
     function.channel_tasks(VECTORS_PER_BLOCK, task)
     return function.module

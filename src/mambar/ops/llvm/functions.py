@@ -48,6 +48,10 @@ class TaskFunction:
         """An argument as an address."""
         return self.builder.inttoptr(self._values[name], POINTER)
 
+    def flag(self, name: str) -> ir.Value:
+        """Whether an argument is not 0."""
+        return self.builder.icmp_unsigned("!=", self._values[name], int64(0))
+
     def vectors(self, count: int, active: ir.Value | None = None) -> Vectors:
         """The arithmetic on blocks of `count` vectors in this function."""
         return Vectors(self.builder, self.machine, count, active)

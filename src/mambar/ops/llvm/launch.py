@@ -59,7 +59,12 @@ def sum_parts(parts: Tensor) -> Tensor:
 def streams(machine: Machine, *results: Tensor | None) -> bool:
     """Whether results should be written past the caches: too large for them, and rows at whole vectors."""
     given = [result for result in results if result is not None]
-    return sum(result.nbytes for result in given) > LARGE_BYTES and all(
-        result.shape[-1] % machine.lanes == 0 and result.data_ptr() % (machine.lanes * result.element_size()) == 0
-        for result in given
+    return sum(result.nbytes for result in given) > LARGE_BYTES and all(_at_whole_vectors(machine, r) for r in given)
+
+
+def _at_whole_vectors(machine: Machine, tensor: Tensor) -> bool:
+    sizes = (*tensor.stride()[:-1], tensor.shape[-1])
+    return (
+        all(size % machine.lanes == 0 for size in sizes)
+        and tensor.data_ptr() % (machine.lanes * tensor.element_size()) == 0
     )

@@ -115,7 +115,7 @@ def backward(
         scratch_floats=llvm_backward.scratch_floats(machine, state),
     )
     parameters, sequences = sum_parts(parameter_parts), sum_parts(sequence_parts)
-    dB, dC = (_in_time(part, length, reverse).to(u.dtype) for part in sequences.unbind(1))
+    dB, dC = (in_time(part, length, reverse).to(u.dtype) for part in sequences.unbind(1))
     return (
         du,
         ddelta,
@@ -129,7 +129,7 @@ def backward(
     )
 
 
-def _in_time(walked: Tensor, length: int, reverse: bool) -> Tensor:
+def in_time(walked: Tensor, length: int, reverse: bool) -> Tensor:
     """(batch, state, padded length) in the order of the walk as (batch, length, state) in the order of time."""
     steps = walked[..., :length].transpose(1, 2)
     return (steps.flip(1) if reverse else steps).contiguous()
