@@ -35,3 +35,12 @@ def fresh_compiler():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture
+def nan_memory():
+    """New memory is full of NaN, so that whatever is not written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert bool(torch.empty(1000).isnan().all())
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -8,6 +8,7 @@ from mambar.errors import BackendUnavailable
 from mambar.ops import dispatch
 from mambar.ops.dispatch import Backend, available_backends, backends, resolve, use_backend
 from mambar.ops.selective_scan import interface
+from op_inputs import scan_inputs, without_shape_hook
 
 CPU = torch.device("cpu")
 F32 = (torch.float32,)
@@ -154,3 +155,19 @@ def test_importing_the_ops_does_not_import_the_compiler():
     code = "import sys, mambar.ops; assert 'torch._dynamo' not in sys.modules; assert 'llvmlite' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert ops.Backend is Backend
+
+
+@without_shape_hook
+def test_a_compiled_function_follows_the_name_in_force(fresh_compiler):
+    sizes = []
+
+    def look(graph, example_inputs):
+        sizes.append(len(graph.graph.nodes))
+        return graph
+
+    tensors = list(scan_inputs(1, 9, 3, 2).values())
+    scan = torch.compile(ops.selective_scan_with_state, fullgraph=True, backend=look)
+    for name in ("doubling", "reference", "doubling"):
+        with use_backend(name):
+            scan(*tensors)
+    assert len(sizes) == 2 and sizes[0] != sizes[1]

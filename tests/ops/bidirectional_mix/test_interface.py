@@ -155,6 +155,12 @@ def test_the_directions_do_not_see_the_same_time(backend, device):
 
 
 @pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+def test_every_element_is_written(backend, device, nan_memory):
+    found = with_gradients(mix_with(backend), inputs(3, 50, 33, 7, device=device))
+    assert all(bool(tensor.isfinite().all()) for tensor in found.values())
+
+
+@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
 def test_any_memory_layout(backend, device):
     tensors = inputs(2, 12, device=device)
     right = mix_with(backend)(**tensors)

@@ -117,6 +117,12 @@ def test_reverse_is_the_flipped_sequence_flipped_back(backend, device):
 
 
 @pytest.mark.parametrize("backend, device", ways("causal_conv1d"))
+def test_every_element_is_written(backend, device, nan_memory):
+    found = with_gradients(conv_with(backend), inputs(3, 50, 33, device=device))
+    assert all(bool(tensor.isfinite().all()) for tensor in found.values())
+
+
+@pytest.mark.parametrize("backend, device", ways("causal_conv1d"))
 def test_any_memory_layout(backend, device):
     tensors = inputs(2, 12, 6, device=device)
     x = tensors["x"]

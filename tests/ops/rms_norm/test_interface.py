@@ -96,6 +96,12 @@ def test_nan_stays_in_its_row(backend, device):
 
 
 @pytest.mark.parametrize("backend, device", ways("rms_norm"))
+def test_every_element_is_written(backend, device, nan_memory):
+    found = with_gradients(norm_with(backend), inputs(3, 50, 33, device=device))
+    assert all(bool(tensor.isfinite().all()) for tensor in found.values())
+
+
+@pytest.mark.parametrize("backend, device", ways("rms_norm"))
 def test_any_memory_layout(backend, device):
     tensors = inputs(2, 6, 8, device=device)
     right = norm_with("reference")(**tensors)
