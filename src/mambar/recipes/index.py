@@ -23,6 +23,13 @@ PAGES: Final = {
     "digits": ("digits", "PAGE"),
     "digits_vim": ("digits", "VIM_PAGE"),
     "shapes": ("shapes", "PAGE"),
+    "upernet_shapes": ("upernet_shapes", "PAGE"),
+    "upernet_shapes_vim": ("upernet_shapes", "VIM_PAGE"),
+    "probe_shapes": ("upernet_shapes", "PROBE_PAGE"),
+    "upernet_ade20k": ("upernet_ade20k", "PAGE"),
+    "upernet_ade20k_small": ("upernet_ade20k", "SMALL_PAGE"),
+    "upernet_ade20k_large": ("upernet_ade20k", "LARGE_PAGE"),
+    "probe_ade20k": ("upernet_ade20k", "PROBE_PAGE"),
 }
 
 

@@ -1,0 +1,126 @@
+"""UperNet on Mamba-R for ADE20K (SceneParse150): 160,000 iterations of 16 crops of 512 pixels.
+
+    mambar train upernet_ade20k data=ADEChallengeData2016           Base; the folder or the downloaded .zip
+    mambar train upernet_ade20k_small data=…
+    mambar train upernet_ade20k_large data=…
+    mambar train probe_ade20k data=…                                frozen backbone, one linear layer
+
+From a co-author's reply in the official repository (issue 3): AdamW, weight decay 0.01, batch 16, rate 6e-5, 1,500
+iterations of linear warm-up, then linear decay, 160 k iterations, no multi-scale test. From ShuffleMamba's public
+configurations for Mamba-Reg: head of 512 channels, auxiliary head of 256 (weight 0.4), layers 5/11/17/23 (Large
+11/23/35/47), drop path 0.2 (Large 0.3, rate 3e-5), windows of 512 every 341 pixels, no decay on positions, registers,
+norms, A_log and D. The backbone starts from the released weights, which are downloaded once.
+"""
+
+import dataclasses
+from typing import Final
+
+from mambar.recipes.page import Page
+from mambar.training.recipe import Recipe, Stage
+
+STAGE: Final = Stage(
+    name="segment",
+    image_size=512,
+    # 1,263 iterations each; max_steps ends the last one.
+    epochs=127,
+    max_steps=160_000,
+    batch_size=16,
+    lr=6e-5,
+    min_lr=0.0,
+    warmup_lr=6e-11,
+    warmup_steps=1_500,
+    schedule="linear",
+    weight_decay=0.01,
+    decay_groups="corrected",
+    drop_path=0.2,
+    flip=0.5,
+    start_from="mambar_base_patch16_224",
+)
+
+OPTIONS: Final = {
+    "channels": 512,
+    "norm": "group",
+    "auxiliary": 256,
+    "auxiliary_weight": 0.4,
+    "resize": [2048, 512],
+    "ratio": [0.5, 2.0],
+    "most_of_one": 0.75,
+    "distort": True,
+    "window": 512,
+    "stride": 341,
+}
+
+RECIPE = Recipe(
+    name="upernet_ade20k",
+    model="mambar_base_patch16_224",
+    task="segmentation",
+    task_options=OPTIONS,
+    data="data/ADEChallengeData2016",
+    stages=(STAGE,),
+    # Validation takes 2,000 images of their own size: about every 16,000 iterations.
+    eval_every=13,
+    save_every=2_000,
+    log_every=50,
+)
+
+SMALL_RECIPE = dataclasses.replace(
+    RECIPE,
+    name="upernet_ade20k_small",
+    model="mambar_small_patch16_224",
+    stages=(dataclasses.replace(STAGE, start_from="mambar_small_patch16_224"),),
+)
+
+LARGE_RECIPE = dataclasses.replace(
+    RECIPE,
+    name="upernet_ade20k_large",
+    model="mambar_large_patch16_224",
+    stages=(dataclasses.replace(STAGE, start_from="mambar_large_patch16_224", lr=3e-5, drop_path=0.3),),
+)
+
+PROBE_RECIPE = dataclasses.replace(
+    RECIPE,
+    name="probe_ade20k",
+    task_options={**OPTIONS, "decoder": "linear", "auxiliary": 0},
+    stages=(dataclasses.replace(STAGE, freeze_backbone=True, drop_path=0.0, lr=1e-3, epochs=32, max_steps=40_000),),
+)
+
+_OURS: Final = {
+    "stages.0.flip": "the published text says 'standard augmentation'; one half is mmsegmentation's default",
+    "task_options.norm": "published: batch normalisation over all GPUs; here groups, whose result does not depend on "
+    "how a batch is cut into shards, processes and micro-batches",
+    "save_every": "ours",
+}
+
+PAGE = Page(
+    recipe=RECIPE,
+    title="UperNet on Mamba-R Base, ADE20K",
+    source="paper v2; github.com/wangf3014/Mamba-Reg issue 3; ShuffleMamba's configurations for Mamba-Reg",
+    command="mambar train upernet_ade20k data=ADEChallengeData2016",
+    expected="paper: 47.7 mIoU; ours: not run",
+    not_published=_OURS,
+)
+
+SMALL_PAGE = Page(
+    recipe=SMALL_RECIPE,
+    title="UperNet on Mamba-R Small, ADE20K",
+    source="as upernet_ade20k; rate and drop path of Base, as Small's are not published",
+    command="mambar train upernet_ade20k_small data=ADEChallengeData2016",
+    expected="paper: 45.3 mIoU (recalled; Vim Small + 0.4); ours: not run",
+    not_published={"stages.0.drop_path": "Base's", "stages.0.lr": "Base's"},
+)
+
+LARGE_PAGE = Page(
+    recipe=LARGE_RECIPE,
+    title="UperNet on Mamba-R Large, ADE20K",
+    source="as upernet_ade20k; layers, rate and drop path from ShuffleMamba's configuration",
+    command="mambar train upernet_ade20k_large data=ADEChallengeData2016",
+    expected="paper: 49.1 mIoU; ours: not run",
+)
+
+PROBE_PAGE = Page(
+    recipe=PROBE_RECIPE,
+    title="Linear probe of frozen Mamba-R Base features, ADE20K",
+    source="ours, after the linear probes of DINOv2",
+    command="mambar train probe_ade20k data=ADEChallengeData2016",
+    expected="not run",
+)

@@ -1,0 +1,83 @@
+"""Semantic segmentation of procedural scenes: ten outlines on plain textured backgrounds, no download.
+
+    mambar train upernet_shapes                   minutes on two CPU cores
+    mambar train upernet_shapes_vim               the same with one register in the middle (Vim)
+    mambar train probe_shapes start_from=RUN      a linear map of the frozen patch tokens of RUN
+
+UPerNet's decoder (32 channels) on a Mamba-R with patches of 4 pixels, so that its finest map has a cell every 4 pixels.
+`probe_shapes` asks what the features know by themselves: the backbone comes from a run of the recipe `shapes` (the same
+network, trained to classify), and only one linear layer and the norm in front of it learn.
+"""
+
+import dataclasses
+
+from mambar.recipes.page import Page
+from mambar.training.recipe import Recipe, Stage
+
+BODY = {"patch_size": 4, "dim": 64, "depth": 6}
+REGISTERS = {"num_registers": 4, "reduce": 2}
+# Objects as they are, at their own size and colour; only moved, mirrored and a little scaled.
+AUGMENTATION = {"resize": None, "ratio": [0.8, 1.25], "most_of_one": 1.0, "distort": False}
+
+RECIPE = Recipe(
+    name="upernet_shapes",
+    model="mambar_tiny_patch16_224",
+    task="segmentation",
+    config={**BODY, **REGISTERS},
+    data="shapes",
+    data_options={"image_size": 64, "num_images": 2000, "val_limit": 200},
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    task_options={**AUGMENTATION, "channels": 32, "auxiliary": 16, "window": 64, "stride": 43},
+    stages=(
+        Stage(
+            image_size=64,
+            epochs=6,
+            batch_size=16,
+            lr=2e-3,
+            min_lr=0.0,
+            warmup_lr=1e-6,
+            warmup_steps=50,
+            schedule="linear",
+            weight_decay=0.01,
+            decay_groups="corrected",
+            clip=1.0,
+            drop_path=0.05,
+        ),
+    ),
+    precision="fp32",
+)
+
+# The same network, data and schedule; one register in the middle.
+VIM_RECIPE = dataclasses.replace(RECIPE, name="upernet_shapes_vim", model="vim_tiny_patch16_224", config=BODY)
+
+PROBE_RECIPE = dataclasses.replace(
+    RECIPE,
+    name="probe_shapes",
+    task_options={**AUGMENTATION, "decoder": "linear", "auxiliary": 0, "window": 64, "stride": 43},
+    stages=(dataclasses.replace(RECIPE.stages[0], freeze_backbone=True, drop_path=0.0, epochs=3),),
+)
+
+PAGE = Page(
+    recipe=RECIPE,
+    title="UPerNet on Mamba-R, procedural scenes",
+    source="ours",
+    command="mambar train upernet_shapes",
+    expected="not run",
+)
+
+VIM_PAGE = Page(
+    recipe=VIM_RECIPE,
+    title="UPerNet on Vim (one middle register), procedural scenes",
+    source="ours",
+    command="mambar train upernet_shapes_vim",
+    expected="not run",
+)
+
+PROBE_PAGE = Page(
+    recipe=PROBE_RECIPE,
+    title="Linear probe of frozen patch tokens, procedural scenes",
+    source="ours",
+    command="mambar train probe_shapes start_from=RUN",
+    expected="not run",
+)

@@ -1,0 +1,47 @@
+"""The pages of segmentation: the published ADE20K values, and options that the task takes."""
+
+import pytest
+
+from mambar.models.config import VARIANTS
+from mambar.recipes.index import PAGES, recipe
+from mambar.segmentation import SegmentationOptions, SegmentationTask
+from mambar.training.schedule import LearningRate
+
+SEGMENTING = [name for name in PAGES if recipe(name).task == "segmentation"]
+
+
+@pytest.mark.parametrize("name", SEGMENTING)
+def test_the_task_takes_every_page(name):
+    chosen = recipe(name)
+    task = SegmentationTask.of(chosen, chosen.stages[0], classes=("a", "b"))
+    assert task.options == SegmentationOptions.of(chosen.task_options)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak", "drop_path", "layers"),
+    [
+        ("upernet_ade20k", 6e-5, 0.2, (5, 11, 17, 23)),
+        ("upernet_ade20k_large", 3e-5, 0.3, (11, 23, 35, 47)),
+    ],
+)
+def test_published_values_of_ade20k(name, peak, drop_path, layers):
+    """REFERENCE §5, typed once more here."""
+    chosen = recipe(name)
+    (stage,) = chosen.stages
+    assert (stage.batch_size, stage.max_steps, stage.warmup_steps) == (16, 160_000, 1_500)
+    assert (stage.peak_lr, stage.weight_decay, stage.drop_path) == (peak, 0.01, drop_path)
+    assert (stage.schedule, stage.decay_groups, stage.layer_decay, stage.image_size) == ("linear", "corrected", 1, 512)
+    options = SegmentationOptions.of(chosen.task_options)
+    assert (options.channels, options.auxiliary, options.auxiliary_weight) == (512, 256, 0.4)
+    assert (options.resize, options.ratio, options.most_of_one) == ((2048, 512), (0.5, 2.0), 0.75)
+    assert (options.window, options.stride, options.scales, options.mirrored) == (512, 341, (1.0,), False)
+    task = SegmentationTask.of(chosen, stage, classes=("a",))
+    from mambar.segmentation import SegmenterConfig
+
+    assert SegmenterConfig(layers=options.layers).taps(VARIANTS[chosen.model].depth) == layers
+    assert task.transform.size == (512, 512)
+    # 20,210 training images, 1,263 steps an epoch.
+    assert stage.epochs * 1263 >= stage.max_steps
+    rates = LearningRate.of(stage, steps=160_000, steps_per_epoch=1263)
+    assert rates.at(1_500) == pytest.approx(peak, rel=0.01) and rates.at(160_000) == 0.0
+    assert rates.at(750) == pytest.approx(peak / 2, rel=0.01)
