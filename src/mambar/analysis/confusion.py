@@ -59,7 +59,12 @@ def _cells(
     for i, name in enumerate(names):
         cells = (_cell(int(confusion[i, j]), float(shares[i, j])) for j in range(len(classes)))
         rows.append(report.element("tr", report.element("th", name, scope="row"), *cells))
-    matrix = report.element("table", report.element("thead", head), report.element("tbody", *rows), class_="matrix")
+    matrix = report.element(
+        "table",
+        report.element("thead", head),
+        report.element("tbody", *rows),
+        class_="matrix" if short else "matrix names",
+    )
     return report.element("div", matrix, class_="scroll")
 
 

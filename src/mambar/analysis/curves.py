@@ -23,6 +23,10 @@ _FAMILIES: Final = {
     "Images per second": ("images_per_second", "throughput"),
 }
 _X_AXES: Final = ("step", "epoch")
+# A row of metrics.jsonl says what it is of; the words a reader knows.
+_KINDS: Final[dict[object, str]] = {"training": "training", "evaluation": "validation"}
+# More points than this are drawn faintly, with their running mean over a fiftieth of them.
+_MANY_POINTS: Final = 150
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +55,19 @@ def collect_curves(runs: Mapping[str, Sequence[Row]]) -> list[Curve]:
     curves = []
     for run, rows in runs.items():
         axis = next((name for name in _X_AXES if any(name in row for row in rows)), "row")
-        metrics = {name: name for row in rows for name in row if name not in _X_AXES}
-        for metric in metrics:
+        pairs = {(row.get("kind"), name): None for row in rows for name in row if name not in _X_AXES}
+        for kind, metric in pairs:
             name = family(metric)
-            points = list(_points(rows, axis, metric)) if name is not None else []
+            of_kind = [row for row in rows if row.get("kind") == kind]
+            points = list(_points(of_kind, axis, metric)) if name is not None else []
             if name is not None and points:
                 x, y = zip(*points, strict=True)
-                curves.append(Curve(run=run, metric=metric, family=name, axis=axis, x=x, y=y))
+                shown = (
+                    f"{_KINDS.get(kind, kind)} {metric.removeprefix('val_')}"
+                    if name in ("Loss", "Accuracy") and kind
+                    else metric
+                )
+                curves.append(Curve(run=run, metric=shown, family=name, axis=axis, x=x, y=y))
     return curves
 
 
@@ -103,17 +113,23 @@ def _draw(axes: "Axes", curves: Sequence[Curve], name: str) -> None:
         # One run: a colour for each metric. Several runs: a colour for each run, dashes for the metrics.
         hue = metrics.index(curve.metric) if len(runs) == 1 else runs.index(curve.run)
         dash = metrics.index(curve.metric) if len(runs) > 1 else hue
+        colour = SERIES[hue % len(SERIES)]
+        smooth = name != "Learning rate" and len(curve.x) > _MANY_POINTS
+        if smooth:
+            axes.plot(curve.x, curve.y, color=colour, linewidth=0.6, alpha=0.3)
         axes.plot(
             curve.x,
-            curve.y,
-            color=SERIES[hue % len(SERIES)],
+            running_mean(curve.y, len(curve.y) // 50) if smooth else curve.y,
+            color=colour,
             linestyle=DASHES[dash % len(DASHES)],
             marker="o" if len(curve.x) <= 20 else "",
             markersize=3,
-            label=label_text(_curve_name(curve, runs, metrics)),
+            label=label_text(curve.metric) if len(runs) == 1 else None,
         )
+    if len(runs) > 1:
+        _explain(axes, runs, metrics)
     axes.set_xlabel(curves[0].axis)
-    headline(axes, name, columns=2)
+    headline(axes, name, columns=2 if len(runs) == 1 else 1)
     if name == "Accuracy" and max(max(curve.y) for curve in curves) <= 1.0:
         from matplotlib.ticker import PercentFormatter
 
@@ -122,10 +138,21 @@ def _draw(axes: "Axes", curves: Sequence[Curve], name: str) -> None:
         axes.set_yscale("log")
 
 
-def _curve_name(curve: Curve, runs: Sequence[str], metrics: Sequence[str]) -> str:
-    if len(runs) == 1:
-        return curve.metric
-    return curve.run if len(metrics) == 1 else f"{curve.run}: {curve.metric}"
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """For each value the mean of itself and up to `width` values on either side."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    ends = [(max(0, at - width), min(len(values), at + width + 1)) for at in range(len(values))]
+    return [(sums[last] - sums[first]) / (last - first) for first, last in ends]
+
+
+def _explain(axes: "Axes", runs: Sequence[str], metrics: Sequence[str]) -> None:
+    """Legend entries without data: what each colour and each kind of dash means, not every pair of them."""
+    for place, run in enumerate(runs):
+        axes.plot([], [], color=SERIES[place % len(SERIES)], label=label_text(run))
+    for place, metric in enumerate(metrics if len(metrics) > 1 else []):
+        axes.plot([], [], color="#4d4d4d", linestyle=DASHES[place % len(DASHES)], label=label_text(metric))
 
 
 def _spread(curves: Sequence[Curve]) -> float:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mambar.analysis import report
+from mambar.analysis.collect import model_device
 from mambar.analysis.labels import FigureLabel, layer_name
 from mambar.analysis.norms import layer_indices, token_norms
 from mambar.analysis.pixels import Resampling, as_bytes, map_picture, photograph, scale_bar
@@ -36,13 +37,22 @@ def compare_norms(
 ) -> list[NormPanel]:
     """One row an image: its token-norm map after `layer` of every named model, all reading the same `images`.
 
-    `shown` are the pictures to show (default: the images themselves, stretched); the label's tensor, metric and
-    layer are filled in here.
+    `shown` are the pictures to show (default: the images themselves, stretched); the label's tensor, metric,
+    layer and (where it has none) model are filled in here.
     """
     label = label or FigureLabel()
     names = {layer_name(layer_indices(model, [layer])[0], model.num_layers) for model in models.values()}
-    label = replace(label, tensor=tensor, metric="L2 norm of each image token", layer=" and ".join(sorted(names)))
-    maps = {name: token_norms(model, images, [layer], tensor=tensor)[0].cpu().numpy() for name, model in models.items()}
+    label = replace(
+        label,
+        tensor=tensor,
+        metric="L2 norm of each image token",
+        layer=" and ".join(sorted(names)),
+        model=label.model or " and ".join(models),
+    )
+    maps = {
+        name: token_norms(model, images.to(model_device(model)), [layer], tensor=tensor)[0].float().cpu().numpy()
+        for name, model in models.items()
+    }
     pictures = shown if shown is not None else list(images.cpu().numpy())
     return [
         NormPanel(
