@@ -2,22 +2,27 @@
 
 Nothing is flipped or transposed, and x and z are read where in_proj left them. The backward computes the
 convolution and the step sizes again, and finds what went into the gate from the output, which out_proj holds
-anyway: of each block only the projections' few columns are kept beside it.
+anyway: of each block only the projections' few columns are kept beside it. For more than 16 states the scans are
+Triton's, one direction after the other.
 """
+
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from mambar.ops.bidirectional_mix.direction import Direction
 from mambar.ops.cuda.conv import conv_backward, conv_forward
-from mambar.ops.cuda.scan import Way, add_blocks, gate_backward, scan_backward, scan_forward
+from mambar.ops.cuda.scan import LARGEST_STATE, Way, add_blocks, gate_backward, scan_backward, scan_forward
+from mambar.ops.selective_scan import triton as portable
 
 
 def empty_saved(xz: Tensor, ahead: Direction, behind: Direction) -> list[Tensor]:
     """The projections of both ways; in float16, whose exponents are too few to divide by the gate, its input too."""
     batch, length, both = xz.shape
     projected = xz.new_empty((2, batch, length, ahead.x_proj.shape[0]))
-    return [projected, xz.new_empty((batch, length, both // 2))] if xz.dtype == torch.float16 else [projected]
+    keeps = xz.dtype == torch.float16 and ahead.sizes[1] <= LARGEST_STATE
+    return [projected, xz.new_empty((batch, length, both // 2))] if keeps else [projected]
 
 
 def forward(
@@ -31,6 +36,8 @@ def forward(
         torch.mm(_matrix(u[way]), weights.x_proj.t(), out=_matrix(projected[way]))
     delta = _step_sizes(projected, ahead, behind)
     _, B, C = _split(projected, ahead)
+    if ahead.sizes[1] > LARGEST_STATE:
+        return _many_states(u, delta, B, C, z, ahead, behind, average), [projected] if for_backward else []
     keep = for_backward and xz.dtype == torch.float16
     out, kept = scan_forward(u, delta, B, C, z, _ways(ahead, behind), scale=_scale(average), keep=keep)
     saved = [projected] if kept is None else [projected, kept]
@@ -45,42 +52,96 @@ def backward(
     x, z = xz.chunk(2, dim=-1)
     dxz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     dx, dz = dxz.chunk(2, dim=-1)
-    dy = gate_backward(dout, kept[0] if kept else out, z, dz, scale=_scale(average), gated=not kept)
-
     u = _convolve(x, ahead, behind)
     delta = _step_sizes(projected, ahead, behind)
     low, B, C = _split(projected, ahead)
-    # The gradient of delta takes delta's place.
-    found = scan_backward(dy, u, delta, B, C, _ways(ahead, behind), ddelta=delta)
     dprojected = torch.empty(projected.shape, dtype=projected.dtype, device=projected.device)
     dlow, dB, dC = _split(dprojected, ahead)
-    add_blocks(found.blocks, dB, dC)
+    if ahead.sizes[1] > LARGEST_STATE:
+        scanned = _many_states_backward(dout, u, delta, B, C, z, ahead, behind, average, dB, dC, dz)
+    else:
+        dy = gate_backward(dout, kept[0] if kept else out, z, dz, scale=_scale(average), gated=not kept)
+        # The gradient of delta takes delta's place.
+        found = scan_backward(dy, u, delta, B, C, _ways(ahead, behind), ddelta=delta)
+        add_blocks(found.blocks, dB, dC)
+        sums = (part.unflatten(0, (2, -1)).sum(dim=1) for part in (found.A, found.D, found.bias))
+        scanned = _Scanned(found.u, found.delta, *sums)
 
     products = []
     for way, weights in enumerate((ahead, behind)):
-        ddelta, du = _matrix(found.delta[way]), _matrix(found.u[way])
+        ddelta, du = _matrix(scanned.delta[way]), _matrix(scanned.u[way])
         torch.mm(ddelta, weights.dt_proj, out=_matrix(dlow[way]))
         ddt_proj = torch.mm(ddelta.t(), _matrix(low[way]))
         dx_proj = torch.mm(_matrix(dprojected[way]).t(), _matrix(u[way]))
         du.addmm_(_matrix(dprojected[way]), weights.x_proj)
         products.append((dx_proj, ddt_proj))
     weights = [(way.conv_weight, way.conv_bias) for way in (ahead, behind)]
-    convolved = conv_backward(found.u, x, dx, (weights[0], weights[1]), silu=True)
+    convolved = conv_backward(scanned.u, x, dx, (weights[0], weights[1]), silu=True)
 
-    dA, dD, dbias = (part.unflatten(0, (2, -1)).sum(dim=1) for part in (found.A, found.D, found.bias))
     gradients = [
         Direction(
             conv_weight=convolved[way][0],
             conv_bias=None if weights[way][1] is None else convolved[way][1],
             x_proj=products[way][0],
             dt_proj=products[way][1],
-            dt_bias=dbias[way],
-            A=dA[way],
-            D=dD[way],
+            dt_bias=scanned.bias[way],
+            A=scanned.A[way],
+            D=scanned.D[way],
         )
         for way in range(2)
     ]
     return dxz, gradients[0], gradients[1]
+
+
+class _Scanned(NamedTuple):
+    """Gradients of the scans, each with a leading dimension for the directions."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    D: Tensor
+    bias: Tensor
+
+
+def _many_states(
+    u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor, ahead: Direction, behind: Direction, average: bool
+) -> Tensor:
+    """The gated sum for more states than fit in registers."""
+    total = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
+    for way, weights in enumerate((ahead, behind)):
+        arguments = (u[way], delta[way], weights.A, B[way], C[way], weights.D, z, weights.dt_bias, None)
+        total += portable.forward(*arguments, delta_softplus=True, reverse=way == 1, for_backward=False)[0]
+    return (total * _scale(average)).to(z.dtype)
+
+
+def _many_states_backward(
+    dout: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    B: Tensor,
+    C: Tensor,
+    z: Tensor,
+    ahead: Direction,
+    behind: Direction,
+    average: bool,
+    dB: Tensor,
+    dC: Tensor,
+    dz: Tensor,
+) -> _Scanned:
+    """Gradients of the same; fills dB, dC and dz. What went into the gates is computed again."""
+    dout = dout * _scale(average)
+    dz.zero_()
+    each = []
+    for way, weights in enumerate((ahead, behind)):
+        arguments = (u[way], delta[way], weights.A, B[way], C[way], weights.D, z, weights.dt_bias, None)
+        flags = {"delta_softplus": True, "reverse": way == 1}
+        _, _, kept = portable.forward(*arguments, for_backward=True, **flags)
+        found = portable.backward(dout, None, *arguments, kept, **flags)
+        du, ddelta, dA, from_B, from_C, dD, from_z, dbias = cast("tuple[Tensor, ...]", found[:8])
+        dB[way], dC[way] = from_B, from_C
+        dz += from_z
+        each.append((du, ddelta, dA, dD, dbias))
+    return _Scanned(*(torch.stack(parts) for parts in zip(*each, strict=True)))
 
 
 def _convolve(x: Tensor, ahead: Direction, behind: Direction) -> Tensor:
@@ -105,7 +166,7 @@ def _split(projected: Tensor, weights: Direction) -> tuple[Tensor, Tensor, Tenso
 
 def _matrix(tensor: Tensor) -> Tensor:
     """(batch * length, columns), without a copy."""
-    return tensor.flatten(0, 1)
+    return tensor.view(-1, tensor.shape[-1])
 
 
 def _ways(ahead: Direction, behind: Direction) -> tuple[Way, Way]:

@@ -11,7 +11,7 @@ struct Taps {
     __device__ __forceinline__ void load(const float *weights, const float *biases, i64 channel) {
 #pragma unroll
         for (int c = 0; c < CHANNELS; c++) {
-#if TAPS == 4
+#if WHOLE_TAPS
             const float4 four = ((const float4 *)weights)[channel + c];
             weight[c][0] = four.x; weight[c][1] = four.y; weight[c][2] = four.z; weight[c][3] = four.w;
 #else

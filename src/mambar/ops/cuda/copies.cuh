@@ -2,7 +2,7 @@
 //
 // STAGED: rows of the activations are whole, aligned 16-byte pieces, which the copy unit moves behind the threads'
 // back. Without it (odd sizes) threads load and store what they need themselves, and wait for it.
-// WHOLE_ROWS: the same for the rows of B and C, with 16 states.
+// WHOLE_ROWS: the same for the rows of B and C, with 16 states. WHOLE_A: for A.
 #define PIECE 16
 
 __device__ __forceinline__ unsigned shared_address(const void *at) { return (unsigned)__cvta_generic_to_shared(at); }
@@ -83,4 +83,33 @@ __device__ __forceinline__ void store_global(void *to, unsigned short x) {
 }
 __device__ __forceinline__ void store_global(void *to, float4 x) {
     asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w));
+}
+// To shared memory past the compiler, which otherwise takes no load from one array above a store to another.
+__device__ __forceinline__ void store_shared(float *to, float x) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared_address(to)), "f"(x));
+}
+// And from it, again, instead of holding on to what was loaded before.
+__device__ __forceinline__ float4 load_shared_again(const float4 *from) {
+    float4 x;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "r"(shared_address(from)));
+    return x;
+}
+
+// Rows of A for one thread: COUNT neighbouring states from `first`, times log2(e), zero beyond `states`. WHOLE_A: rows
+// are 16 aligned states.
+template <int COUNT>
+__device__ __forceinline__ void load_decay(float *decay, const float *A, i64 channel, int first, int states, bool real) {
+#if WHOLE_A
+#pragma unroll
+    for (int n = 0; n < COUNT; n += 4) {
+        float4 four = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (real) four = *(const float4 *)(A + channel * 16 + first + n);
+        decay[n] = four.x * LOG2E; decay[n + 1] = four.y * LOG2E; decay[n + 2] = four.z * LOG2E; decay[n + 3] = four.w * LOG2E;
+    }
+#else
+#pragma unroll
+    for (int n = 0; n < COUNT; n++) decay[n] = real && first + n < states ? A[channel * states + first + n] * LOG2E : 0.f;
+#endif
 }

@@ -1,37 +1,37 @@
 """Launches of the scan kernels, for one direction or for both directions of the mixer."""
 
-from dataclasses import dataclass
+import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mambar.ops.cuda.launch import (
     SCALARS,
-    Argument,
+    Layout,
+    Plan,
     ceil_div,
     channels_at_once,
     launch,
     least_shared_memory,
     multiprocessors,
+    plan,
 )
 
 LARGEST_STATE = 16
 # Exponentials of every 16 that the forward computes on the multiply-add units; float32 needs exact ones.
 POLYNOMIAL = 1
-# As in the sources: positions and turns of a ring of activations, channels of a block of the backward.
-STEPS, RING = 4, 4
-STEPS_FORWARD, RING_FORWARD = 8, 3
-CHANNELS_PER_BLOCK = 128
+# Positions in a turn of a ring of activations, and turns in a ring.
+STEPS_FORWARD, RING_FORWARD = 4, 4
+STEPS_BACKWARD, RING_BACKWARD = 4, 4
 THREADS_FORWARD = 64
-# How fast the forward runs with that many blocks on each multiprocessor, measured on an H200.
-RATE_OF_RESIDENT = {8: 1.0, 7: 0.98, 6: 0.95, 5: 0.85}
-TILE = None
+# Channels of a block of the backward, one a thread.
+THREADS_BACKWARD = 128
 # Positions whose B and C lie in shared memory at once: all in the backward of short sequences, else some.
 WINDOW_FORWARD, WINDOW_BACKWARD, LONGEST_WINDOW = 64, 128, 224
 
 
-@dataclass(frozen=True, kw_only=True)
-class Way:
+class Way(NamedTuple):
     """The parameters of one direction of a scan; float32."""
 
     A: Tensor
@@ -39,70 +39,99 @@ class Way:
     bias: Tensor | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Strides:
-    """How far apart batches, positions and directions are in one tensor, in elements."""
-
-    batch: int
-    time: int
-    way: int = 0
-
-    @staticmethod
-    def of(tensor: Tensor) -> "Strides":
-        """Those of (batch, length, channels) or (ways, batch, length, channels)."""
-        *way, batch, time, _ = tensor.stride()
-        return Strides(batch=batch, time=time, way=way[0] if way else 0)
-
-    def both(self) -> tuple[int, int]:
-        """Without that of directions."""
-        return self.batch, self.time
-
-    def all(self) -> tuple[int, int, int]:
-        """In the order of the kernels' arguments."""
-        return self.batch, self.time, self.way
-
-
-def _parameters(ways: tuple[Way, ...]) -> tuple[Argument, ...]:
-    ahead, behind = ways[0], ways[-1]
-    return ahead.A, behind.A, ahead.D, behind.D, ahead.bias, behind.bias
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """How the forward cuts its work: channels a thread takes, threads that share a channel, blocks at a time."""
+class Tile(NamedTuple):
+    """How the forward cuts its work."""
 
     channels: int
+    """Neighbouring channels that a thread takes."""
     lanes: int
+    """Threads that share a channel's states."""
     resident: int
     """Blocks that a multiprocessor holds at once."""
 
 
-def _tile(u: Tensor, channels: int) -> Tile:
-    """Two channels a thread where that fills the GPU; else one, and its states over four threads: latency counts."""
-    batch, inner = u.shape[-3], u.shape[-1]
-    places = multiprocessors(u.device.index)
-    warps = batch * inner / 32 / (4 * places)
-    if warps < 1.5:
-        return Tile(channels=1, lanes=4, resident=12)
-    if warps < 4 or channels == 1:
-        return Tile(channels=1, lanes=1, resident=8)
-    blocks = batch * ceil_div(inner, THREADS_FORWARD * 2)
-
-    def speed(resident: int) -> float:
-        # Rounds of blocks are whole: fewer at a time can be faster than a last round that is nearly empty.
-        rounds = ceil_div(blocks, resident * places)
-        return blocks / (rounds * resident * places) * RATE_OF_RESIDENT[resident]
-
-    return Tile(channels=2, lanes=1, resident=max(RATE_OF_RESIDENT, key=speed))
+# Two channels a thread need fewest instructions, one channel more warps; measured on an H200 (docs/kernels).
+WIDE = Tile(channels=2, lanes=1, resident=6)
+NARROW = Tile(channels=1, lanes=1, resident=8)
+# For latency: the states of a channel over four threads.
+SPLIT = Tile(channels=1, lanes=4, resident=12)
 
 
-def _rows_are_pieces(*tensors: Tensor | None) -> bool:
-    return all(t is None or channels_at_once(16 // t.element_size(), t) * t.element_size() == 16 for t in tensors)
+def _tile(u: Layout, channels: int) -> Tile:
+    """The tile that fills the GPU: by the warps of 32 channels that each of its schedulers would get."""
+    warps = u.shape[-3] * u.channels / 32 / (4 * multiprocessors(u.device))
+    if warps < 0.75:
+        return SPLIT
+    return NARROW if warps < 4 or channels == 1 else WIDE
 
 
 def _even_windows(length: int, longest: int, steps: int) -> int:
     """The sequence cut into windows of one size, a multiple of `steps`, of about `longest` positions at most."""
     return ceil_div(ceil_div(length, ceil_div(length, longest)), steps) * steps
+
+
+def _parameters(ways: tuple[Way, ...]) -> tuple[Tensor | None, ...]:
+    ahead, behind = ways[0], ways[-1]
+    return ahead.A, behind.A, ahead.D, behind.D, ahead.bias, behind.bias
+
+
+def _whole_A(ways: tuple[Way, ...]) -> bool:
+    """Whether a channel's row of A is four aligned pieces."""
+    return all(way.A.shape[1] == 16 and way.A.data_ptr() % 16 == 0 for way in ways)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan_forward(
+    u: Layout,
+    delta: Layout,
+    B: Layout,
+    C: Layout,
+    z: Layout | None,
+    y: Layout,
+    *,
+    state: int,
+    whole_A: bool,
+    ways: int,
+    softplus: bool,
+    reverse: bool,
+    scale: float,
+    keep: bool,
+) -> Plan:
+    batch, length, inner = y.shape
+    tile = _tile(u, channels_at_once(2, u, delta, z, y))
+    window = _even_windows(length, WINDOW_FORWARD, STEPS_FORWARD)
+    # In bytes: B and C of the window; u, delta, z and, for two ways, y.
+    arrays = 2 + (z is not None) + (ways == 2)
+    turn = STEPS_FORWARD * THREADS_FORWARD * tile.channels // tile.lanes * u.dtype.itemsize
+    shared = max(window * 128 + RING_FORWARD * arrays * turn, least_shared_memory(u.device, tile.resident))
+    strides = (*u.all_steps, *delta.all_steps, *B.all_steps, *C.all_steps, *(z.steps if z is not None else (0, 0)))
+    return plan(
+        "scan_forward",
+        "scan_forward",
+        u.device,
+        grid=(ceil_div(inner * tile.lanes, THREADS_FORWARD * tile.channels), batch, 1),
+        block=THREADS_FORWARD,
+        numbers=(length, inner, state, window, scale, *strides),
+        shared=shared,
+        macros=dict(
+            SCALAR=SCALARS[u.dtype],
+            STEPS=STEPS_FORWARD,
+            RING=RING_FORWARD,
+            CHANNELS=tile.channels,
+            LANES=tile.lanes,
+            THREADS=THREADS_FORWARD,
+            BLOCKS=tile.resident,
+            POLYNOMIAL=POLYNOMIAL if softplus and u.dtype != torch.float32 else 0,
+            SOFTPLUS=int(softplus),
+            GATED=int(z is not None),
+            KEPT=int(keep),
+            WAYS=ways,
+            REVERSE=int(reverse),
+            STAGED=int(all(array is None or array.is_pieces for array in (u, delta, z, y))),
+            WHOLE_ROWS=int(state == 16 and B.is_pieces and C.is_pieces),
+            WHOLE_A=int(whole_A),
+        ),
+    )
 
 
 def scan_forward(
@@ -124,48 +153,25 @@ def scan_forward(
 
     With two ways u, delta, B and C have a leading dimension for them, and the output is `scale` times their sum.
     """
-    batch, length, inner = u.shape[-3:]
-    y = torch.empty((batch, length, inner), dtype=u.dtype, device=u.device)
+    y = torch.empty(u.shape[-3:], dtype=u.dtype, device=u.device)
     kept = torch.empty_like(y) if keep else None
-    tile = _tile(u, channels_at_once(2, u, delta, z, y)) if TILE is None else TILE
-    window = _even_windows(length, WINDOW_FORWARD, STEPS_FORWARD)
-    # In bytes: B and C of the window; u, delta, z and, for two ways, y.
-    arrays = 2 + (z is not None) + (len(ways) == 2)
-    ring = RING_FORWARD * STEPS_FORWARD * arrays * THREADS_FORWARD * tile.channels // tile.lanes * u.element_size()
-    launch(
-        "scan_forward",
-        "scan_forward",
-        (ceil_div(inner * tile.lanes, THREADS_FORWARD * tile.channels), batch, 1),
-        THREADS_FORWARD,
-        *(u, delta, B, C, z, *_parameters(ways), initial, y, kept, last),
-        *(length, inner, ways[0].A.shape[1], window, float(scale)),
-        *Strides.of(u).all(),
-        *Strides.of(delta).all(),
-        *Strides.of(B).all(),
-        *Strides.of(C).all(),
-        *(Strides.of(z).both() if z is not None else (0, 0)),
-        shared=max(window * 128 + ring, least_shared_memory(u.device.index, tile.resident)),
-        SCALAR=SCALARS[u.dtype],
-        STEPS=STEPS_FORWARD,
-        RING=RING_FORWARD,
-        CHANNELS=tile.channels,
-        LANES=tile.lanes,
-        THREADS=THREADS_FORWARD,
-        BLOCKS=tile.resident,
-        POLYNOMIAL=POLYNOMIAL if softplus and u.dtype != torch.float32 else 0,
-        SOFTPLUS=int(softplus),
-        GATED=int(z is not None),
-        KEPT=int(keep),
-        WAYS=len(ways),
-        REVERSE=int(reverse),
-        STAGED=int(_rows_are_pieces(u, delta, z, y)),
-        WHOLE_ROWS=int(ways[0].A.shape[1] == 16 and _rows_are_pieces(B, C)),
+    prepared = _plan_forward(
+        *map(Layout.of, (u, delta, B, C)),
+        Layout.maybe(z),
+        Layout.of(y),
+        state=ways[0].A.shape[1],
+        whole_A=_whole_A(ways),
+        ways=len(ways),
+        softplus=softplus,
+        reverse=reverse,
+        scale=float(scale),
+        keep=keep,
     )
+    launch(prepared, u, delta, B, C, z, *_parameters(ways), initial, y, kept, last)
     return y, kept
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScanGradients:
+class ScanGradients(NamedTuple):
     """What the backward of the scan gives; those of parameters have a leading dimension (ways * batch)."""
 
     u: Tensor
@@ -176,6 +182,52 @@ class ScanGradients:
     D: Tensor
     bias: Tensor
     initial: Tensor | None
+
+
+@functools.lru_cache(maxsize=256)
+def _plan_backward(
+    dy: Layout,
+    u: Layout,
+    delta: Layout,
+    B: Layout,
+    C: Layout,
+    *,
+    state: int,
+    whole_A: bool,
+    ways: int,
+    softplus: bool,
+    reverse: bool,
+) -> Plan:
+    batch, length, inner = u.shape[-3:]
+    across = ceil_div(inner, THREADS_BACKWARD)
+    blocks = min(across * batch * ways, 2 * multiprocessors(u.device))
+    longest = LONGEST_WINDOW if length <= LONGEST_WINDOW else WINDOW_BACKWARD
+    window = _even_windows(length, longest, STEPS_BACKWARD)
+    # In bytes: B and C of the window, staged numbers, sums of warps, checkpoints, u, delta and dy, barriers.
+    shared = window * 128 + 4 * STEPS_BACKWARD * (3 * THREADS_BACKWARD + RING_BACKWARD * 128)
+    shared += RING_BACKWARD * (64 + STEPS_BACKWARD * 3 * u.dtype.itemsize) * THREADS_BACKWARD + 16
+    scratch = blocks * THREADS_BACKWARD // 32 * ceil_div(length, STEPS_BACKWARD) * 512
+    strides = (*u.all_steps, *delta.all_steps, *B.all_steps, *C.all_steps, *dy.steps)
+    return plan(
+        "scan_backward",
+        "scan_backward",
+        u.device,
+        grid=(blocks, 1, 1),
+        block=THREADS_BACKWARD,
+        numbers=(batch, length, inner, state, window, *strides),
+        shared=shared,
+        sizes=(across, scratch),
+        macros=dict(
+            SCALAR=SCALARS[u.dtype],
+            SOFTPLUS=int(softplus),
+            WAYS=ways,
+            REVERSE=int(reverse),
+            STAGED=int(u.is_pieces and delta.is_pieces and dy.is_pieces),
+            WHOLE_ROWS=int(state == 16 and B.is_pieces and C.is_pieces),
+            WHOLE_A=int(whole_A),
+            TENSOR=int(u.dtype != torch.float32),
+        ),
+    )
 
 
 def scan_backward(
@@ -194,86 +246,77 @@ def scan_backward(
 ) -> ScanGradients:
     """Gradients of a scan without gate, from that of its sum; `ddelta` may be `delta` itself, which is then lost."""
     batch, length, inner = u.shape[-3:]
-    state, count = ways[0].A.shape[1], len(ways)
-    across = ceil_div(inner, CHANNELS_PER_BLOCK)
-    blocks = min(across * batch * count, 2 * multiprocessors(u.device.index))
-    window = _even_windows(length, LONGEST_WINDOW if length <= LONGEST_WINDOW else WINDOW_BACKWARD, STEPS)
-
-    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=u.device)
-
+    state, sequences = ways[0].A.shape[1], len(ways) * batch
+    prepared = _plan_backward(
+        *map(Layout.of, (dy, u, delta, B, C)),
+        state=state,
+        whole_A=_whole_A(ways),
+        ways=len(ways),
+        softplus=softplus,
+        reverse=reverse,
+    )
+    across, scratch = prepared.sizes
+    wide = ways[0].A
     found = ScanGradients(
-        u=new(*u.shape, dtype=u.dtype),
-        delta=new(*u.shape, dtype=u.dtype) if ddelta is None else ddelta,
-        blocks=new(count * batch, across, length, 32),
-        A=new(count * batch, inner, state),
-        D=new(count * batch, inner),
-        bias=new(count * batch, inner),
-        initial=None if initial is None else new(count * batch, inner, state),
+        u=torch.empty(u.shape, dtype=u.dtype, device=u.device),
+        delta=torch.empty(u.shape, dtype=u.dtype, device=u.device) if ddelta is None else ddelta,
+        blocks=wide.new_empty((sequences, across, length, 32)),
+        A=wide.new_empty((sequences, inner, state)),
+        D=wide.new_empty((sequences, inner)),
+        bias=wide.new_empty((sequences, inner)),
+        initial=None if initial is None else wide.new_empty((sequences, inner, state)),
     )
-    scratch = new(blocks * CHANNELS_PER_BLOCK // 32 * ceil_div(length, STEPS) * 512)
-    # In bytes: B and C of the window, staged numbers, sums of warps, checkpoints, u, delta and dy, barriers.
-    shared = window * 128 + 4 * STEPS * (3 * CHANNELS_PER_BLOCK + RING * 128) + RING * 64 * CHANNELS_PER_BLOCK
-    shared += RING * STEPS * 3 * CHANNELS_PER_BLOCK * u.element_size() + 16
-    launch(
-        "scan_backward",
-        "scan_backward",
-        (blocks, 1, 1),
-        CHANNELS_PER_BLOCK,
-        *(u, delta, B, C, dy, *_parameters(ways), initial, dlast),
-        *(found.u, found.delta, found.blocks, found.A, found.D, found.bias, found.initial, scratch),
-        *(batch, length, inner, state, window),
-        *Strides.of(u).all(),
-        *Strides.of(delta).all(),
-        *Strides.of(B).all(),
-        *Strides.of(C).all(),
-        *Strides.of(dy).both(),
-        shared=shared,
-        SCALAR=SCALARS[u.dtype],
-        SOFTPLUS=int(softplus),
-        WAYS=count,
-        REVERSE=int(reverse),
-        STAGED=int(_rows_are_pieces(u, delta, dy)),
-        WHOLE_ROWS=int(state == 16 and _rows_are_pieces(B, C)),
-        TENSOR=int(u.dtype != torch.float32),
-    )
+    launch(prepared, u, delta, B, C, dy, *_parameters(ways), initial, dlast, *found, wide.new_empty(scratch))
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _plan_add_blocks(dB: Layout, dC: Layout, across: int) -> Plan:
+    batch, length, state = dB.shape[-3:]
+    return plan(
+        "gate",
+        "add_blocks",
+        dB.device,
+        grid=(ceil_div(length * 32, 256), batch, dB.shape[0] if len(dB.shape) == 4 else 1),
+        block=256,
+        numbers=(batch, across, length, state, *dB.all_steps, *dC.all_steps),
+        macros=dict(
+            SCALAR=SCALARS[dB.dtype],
+            CHANNELS=1,
+            GATED=0,
+        ),
+    )
 
 
 def add_blocks(blocks: Tensor, dB: Tensor, dC: Tensor) -> None:
     """Writes the gradients of B and C, (batch, length, state) or with a leading dimension for ways."""
-    count = dB.shape[0] if dB.dim() == 4 else 1
-    *_, batch, length, state = dB.shape
-    launch(
+    launch(_plan_add_blocks(Layout.of(dB), Layout.of(dC), blocks.shape[1]), blocks, dB, dC)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan_gate(dout: Layout, mixed: Layout, z: Layout, dz: Layout, *, scale: float, gated: bool) -> Plan:
+    batch, length, inner = z.shape
+    return plan(
         "gate",
-        "add_blocks",
-        (ceil_div(length * 32, 256), batch, count),
-        256,
-        *(blocks, dB, dC, batch, blocks.shape[1], length, state),
-        *Strides.of(dB).all(),
-        *Strides.of(dC).all(),
-        SCALAR=SCALARS[dB.dtype],
-        CHANNELS=1,
-        GATED=0,
+        "gate_backward",
+        z.device,
+        grid=(batch * length, 1, 1),
+        block=128,
+        numbers=(length, inner, scale, *dout.steps, *z.steps, *dz.steps),
+        macros=dict(
+            SCALAR=SCALARS[z.dtype],
+            CHANNELS=channels_at_once(4, dout, mixed, z, dz),
+            GATED=int(gated),
+        ),
     )
 
 
 def gate_backward(dout: Tensor, mixed: Tensor, z: Tensor, dz: Tensor, *, scale: float, gated: bool) -> Tensor:
-    """The gradient of the sum before `scale * sum * silu(z)`; fills `dz`. `mixed` is the result of the gate, or
-    what went into it (`gated=False`)."""
-    batch, length, inner = z.shape
-    dy = torch.empty((batch, length, inner), dtype=z.dtype, device=z.device)
-    launch(
-        "gate",
-        "gate_backward",
-        (batch * length, 1, 1),
-        128,
-        *(dout, mixed, z, dy, dz, length, inner, float(scale)),
-        *Strides.of(dout).both(),
-        *Strides.of(z).both(),
-        *Strides.of(dz).both(),
-        SCALAR=SCALARS[z.dtype],
-        CHANNELS=channels_at_once(4, dout, mixed, z, dy, dz),
-        GATED=int(gated),
-    )
+    """The gradient of the sum before `scale * sum * silu(z)`; fills `dz`.
+
+    `mixed` is the result of the gate, or what went into it (`gated=False`).
+    """
+    dy = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    prepared = _plan_gate(*map(Layout.of, (dout, mixed, z, dz)), scale=float(scale), gated=gated)
+    launch(prepared, dout, mixed, z, dy, dz)
     return dy

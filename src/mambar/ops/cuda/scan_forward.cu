@@ -8,7 +8,7 @@
 // adds its own, scales and gates. Both are walked by the same thread, so nothing has to wait.
 //
 // Macros: SCALAR, STEPS, RING, CHANNELS (1, 2), LANES (1, 4), THREADS, POLYNOMIAL, SOFTPLUS, GATED, KEPT (write the sum before the
-// gate too), WAYS (1, 2), REVERSE (with one way), BLOCKS (a multiprocessor's, at least), STAGED, WHOLE_ROWS.
+// gate too), WAYS (1, 2), REVERSE (with one way), BLOCKS (a multiprocessor's, at least), STAGED, WHOLE_ROWS, WHOLE_A.
 #define STATES (16 / LANES)
 // Channels of a warp; numbers and pieces of one array in one turn of the ring.
 #define WIDTH (32 * CHANNELS / LANES)
@@ -43,12 +43,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(
         float decay[CHANNELS][STATES], state[CHANNELS][STATES], skip[CHANNELS], shift[CHANNELS];
 #pragma unroll
         for (int c = 0; c < CHANNELS; c++) {
+            load_decay<STATES>(decay[c], A, channel + c, part * STATES, (int)states, true);
 #pragma unroll
             for (int n = 0; n < STATES; n++) {
                 const int s = part * STATES + n;
-                const bool real = s < states;
-                decay[c][n] = real ? A[(channel + c) * states + s] * LOG2E : 0.f;
-                state[c][n] = real && initial ? initial[(batch * inner + channel + c) * states + s] : 0.f;
+                state[c][n] = s < states && initial ? initial[(batch * inner + channel + c) * states + s] : 0.f;
             }
             skip[c] = D && part == 0 ? D[channel + c] : 0.f;
             shift[c] = bias ? bias[channel + c] : 0.f;
