@@ -1,6 +1,6 @@
 """Input checks that all ops share: shapes by name, floating-point types."""
 
-from typing import overload
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from mambar.ops.dispatch import mode
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # What kernels take, with float32 inside.
 KERNEL_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+Given = TypeVar("Given", bound=Tensor | None)
 
 
 def check_shape(name: str, tensor: Tensor | None, **sizes: int | None) -> None:
@@ -64,13 +66,9 @@ def common_dtype(*tensors: Tensor | None) -> torch.dtype:
     return dtype or torch.float32
 
 
-@overload
-def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor: ...
-@overload
-def as_dtype(tensor: None, dtype: torch.dtype) -> None: ...
-def as_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def as_dtype(tensor: Given, dtype: torch.dtype) -> Given:
     """The tensor in this type; None stays None. Without a need there is no call, which an exported graph would show."""
-    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)  # type: ignore[return-value]
 
 
 def rows(tensor: Tensor) -> Tensor:
