@@ -11,10 +11,11 @@ from mambar.data.keys import numpy_generator
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
-class Scripted:
+class Scripted(np.random.Generator):
     """A generator that gives what it is told, to put our functions and a library's on the same draw."""
 
     def __init__(self, *values):
+        super().__init__(np.random.PCG64(0))
         self.values = list(values)
 
     def _next(self, *args, **kwargs):

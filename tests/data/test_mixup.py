@@ -110,7 +110,7 @@ def test_nothing_is_mixed_when_switched_off(off):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"mixup": -1.0}, {"cutmix": math.inf}, {"mixup": math.nan}, {"prob": 1.1}, {"switch": -0.1}, {"smoothing": 2}],
+    [{"mixup": -1.0}, {"cutmix": math.inf}, {"mixup": math.nan}, {"prob": 1.1}, {"switch": -0.1}, {"smoothing": 2.0}],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(RecipeError, match=next(iter(wrong))):

@@ -56,7 +56,7 @@ def open_dataset(data: str | Path, split: str, *, limit: int | None = None, **op
         dataset = opener(*arguments, split, **options)
     except TypeError as error:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise DataError(f"data={data} cannot be opened with {given}: {error}.") from error
+        raise DataError(f"data={data} cannot be opened with {one_line(given)}: {one_line(str(error))}.") from error
     return dataset if limit is None else _limited(dataset, limit, split)
 
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import index
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from jaxtyping import Int64
 _MASK = (1 << 63) - 1
 
 
-def key(seed: int, kind: str, *parts: int | str) -> int:
+def key(seed: SupportsIndex, kind: str, *parts: SupportsIndex | str) -> int:
     """63 bits of sha256 over (seed, kind, parts): equal arguments give an equal key on every machine."""
     words = [index(seed), kind, *(part if isinstance(part, str) else index(part) for part in parts)]
     text = json.dumps(words, separators=(",", ":"))

@@ -51,7 +51,7 @@ def background(
     if kind == "plain":
         return np.broadcast_to(base, (height, width, 3)).astype(np.float32)
     if kind == "gradient":
-        turn = between(0, 2 * math.pi, generator)
+        turn = between(0.0, 2 * math.pi, generator)
         along = _ramp(height) * math.sin(turn), _ramp(width) * math.cos(turn)
         share = 0.5 + 0.5 * (along[0][:, None] + along[1][None, :])
     elif kind == "clouds":
@@ -68,8 +68,8 @@ def scatter(canvas: Float[np.ndarray, "height width 3"], clutter: float, generat
     height, width = canvas.shape[:2]
     side = min(height, width)
     for _ in range(count):
-        row, col = between(0, height, generator), between(0, width, generator)
-        turn, half = between(0, math.pi, generator), between(0.02, 0.07, generator) * side
+        row, col = height * float(generator.random()), width * float(generator.random())
+        turn, half = between(0.0, math.pi, generator), between(0.02, 0.07, generator) * side
         thick = max(between(0.006, 0.014, generator) * side, 0.5)
         colour = _colour(generator, saturation=(0.1, 0.7), value=(0.2, 0.95))
         window = _window(canvas, row, col, half + thick + 1)
@@ -144,9 +144,9 @@ def _fill(x: np.ndarray, y: np.ndarray, colour: np.ndarray, generator: np.random
     if fill == "gradient":
         share = np.clip(0.5 + 0.5 * (x * 0.6 + y * 0.8), 0.0, 1.0)
     elif fill == "stripes":
-        share = np.clip(0.5 + 1.5 * np.sin(between(7, 13, generator) * x), 0.0, 1.0)
+        share = np.clip(0.5 + 1.5 * np.sin(between(7.0, 13.0, generator) * x), 0.0, 1.0)
     else:
-        rate = between(7, 12, generator)
+        rate = between(7.0, 12.0, generator)
         share = np.clip(3.0 * np.sin(rate * x) * np.sin(rate * y) - 0.6, 0.0, 1.0)
     return colour + share[:, :, None] * (second - colour)
 
