@@ -1,0 +1,49 @@
+"""AOTInductor: the traced program compiled to machine code for this kind of machine."""
+
+import os
+import shutil
+from pathlib import Path
+
+from torch import Tensor
+
+from mambar.errors import InputError
+from mambar.export.landing import landing
+from mambar.export.parity import NUM_IMAGES, ParityReport, compare, probe_images, require, write_report
+from mambar.export.program import traced
+from mambar.export.twin import input_size, traceable_twin
+from mambar.models.vision_mamba import VisionMamba
+
+
+def export_aoti(
+    model: VisionMamba,
+    path: Path | str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    check: bool = True,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    force: bool = False,
+) -> ParityReport:
+    """Writes an `.aoti.pt2` for `torch._inductor.aoti_load_package`, and the parity report beside it.
+
+    Any batch at one image size, on CPUs like this one. Needs a C++ compiler; raises `InputError` without.
+    """
+    import torch._inductor
+
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise InputError("AOTInductor needs a C++ compiler (g++, or another named by CXX); install one, or use onnx.")
+    path, size = Path(path), input_size(model, image_size)
+    with landing(path, force=force) as temporary:
+        twin = traceable_twin(model)
+        program = traced(twin, model.config.in_channels, size)
+        # Its own ending is asked for; the file is renamed when it lands.
+        package = temporary.with_name("package.pt2")
+        torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+        package.replace(temporary)
+        loaded = torch._inductor.aoti_load_package(str(temporary))
+        if images is None:
+            images = probe_images(NUM_IMAGES if check else 2, model.config.in_channels, size)
+        report = compare(twin, loaded, temporary, name=path, format="aoti", images=images, labels=labels)
+        require(report)
+    write_report(path, report)
+    return report

@@ -1,0 +1,184 @@
+"""Class names and probabilities from an exported `.onnx`, without torch: numpy, Pillow and onnxruntime suffice.
+
+Preprocessing is `EvalTransform`'s to the bit (tested); images are read as warily as in `mambar.data.images`, of
+which this file repeats what it needs, because that room imports torch.
+"""
+
+import io
+import json
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mambar.errors import CheckpointError, ImageError, InputError
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_MOST_BYTES = 256_000_000
+_MOST_PIXELS = 40_000_000
+_LARGEST_SIDE = 16_384
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxGuess:
+    """One class and its probability, a fraction 0-1."""
+
+    name: str
+    index: int
+    probability: float
+
+
+class OnnxModel:
+    """An exported classifier with its class names and preprocessing.
+
+    Raises `CheckpointError` for a file that mambar did not export, that is damaged, or that points to other files.
+    """
+
+    def __init__(self, path: Path | str, *, threads: int = 0) -> None:
+        self.path = Path(path)
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise InputError(
+                "Reading .onnx needs the package onnxruntime; install it with: pip install 'mambar[export]'."
+            ) from error
+        data = _model_bytes(self.path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            described = self._session.get_modelmeta().custom_metadata_map.get("mambar")
+        # onnxruntime raises a family of its own types for damaged files; all mean the same here.
+        except Exception as error:
+            reason = "".join(c if c.isprintable() else " " for c in str(error))[:120]
+            raise CheckpointError(f"{self.path} is no ONNX model that onnxruntime can run: {reason}") from error
+        if described is None:
+            raise CheckpointError(f"{self.path} was not exported by mambar: its metadata has no entry 'mambar'.")
+        try:
+            self._read_description(json.loads(described))
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{self.path} has a damaged description: {type(error).__name__}.") from error
+
+    def _read_description(self, content: dict[str, Any]) -> None:
+        if content["format_version"] != 1:
+            raise CheckpointError(f"{self.path} is of a newer format than this version reads: update mambar.")
+        seen = content["preprocessing"]
+        size = seen["image_size"]
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self.crop = float(seen["crop"])
+        self.resampling = _RESAMPLING[seen["interpolation"]]
+        self.mean = np.asarray(seen["mean"], np.float32)
+        self.std = np.asarray(seen["std"], np.float32)
+        names = content["classes"]
+        self.classes = None if names is None else tuple(str(name) for name in names)
+        sound = 0 < self.crop <= 1 and min(self.size) > 0 and max(self.size) / self.crop <= _LARGEST_SIDE
+        if not sound or self.mean.shape != self.std.shape or not (self.std > 0).all():
+            raise ValueError(size)
+
+    @property
+    def channels(self) -> int:
+        """1 for gray images, 3 for colour."""
+        return int(self._session.get_inputs()[0].shape[1])
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits (batch, classes) of normalised float32 images (batch, channels, height, width)."""
+        return np.asarray(self._session.run(None, {"images": images})[0])
+
+    def predict(self, path: Path | str, *, top: int = 5) -> list[OnnxGuess]:
+        """The `top` most probable classes of an image file, best first; raises `ImageError`."""
+        logits = self.logits(self.prepare(_open(Path(path)))[None])[0].astype(np.float32)
+        weights = np.exp(logits - logits.max())
+        probabilities = weights / weights.sum()
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        return [
+            OnnxGuess(
+                name=self.classes[index] if self.classes else str(index),
+                index=int(index),
+                probability=float(probabilities[index]),
+            )
+            for index in best
+        ]
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """The model's input (channels, height, width) from an image, as at evaluation."""
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        height, width = self.size
+        scaled = _scaled_size(image.height, image.width, self.size, self.crop)
+        if not scaled == (height, width) == (image.height, image.width):
+            image = image.resize((scaled[1], scaled[0]), self.resampling)
+            top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
+            image = image.crop((left, top, left + width, top + height))
+        pixels = np.asarray(image, np.uint8).reshape(height, width, -1).transpose(2, 0, 1).astype(np.float32)
+        pixels /= np.float32(255)
+        return np.ascontiguousarray((pixels - self.mean[:, None, None]) / self.std[:, None, None])
+
+
+def _scaled_size(height: int, width: int, size: tuple[int, int], crop: float) -> tuple[int, int]:
+    rows, cols = (int(side / crop) for side in size)
+    if rows == cols:
+        if height < width:
+            return rows, int(rows * width / height)
+        return int(rows * height / width), rows
+    factor = max(rows / height, cols / width)
+    return max(round(height * factor), rows), max(round(width * factor), cols)
+
+
+def _model_bytes(path: Path) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{path} is no regular file; give the path of an .onnx file.")
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    # A tensor may stand in another file, whose path is a protobuf entry with the key "location"; ours never do.
+    if b"\n\x08location" in data:
+        raise CheckpointError(f"{path} keeps tensors in other files, which mambar never writes; refused.")
+    return data
+
+
+def _open(path: Path) -> Image.Image:
+    """The upright RGB picture of a file; what is transparent lies on white."""
+    name = "".join(c if c.isprintable() else "?" for c in str(path))
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ImageError(f"{name} is not a regular file; give a PNG, JPEG or WEBP file.")
+        if path.stat().st_size > _MOST_BYTES:
+            raise ImageError(f"{name} has more than {_MOST_BYTES} bytes; make it smaller.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(path.read_bytes()), formats=_FORMATS) as image:
+                if image.width * image.height > _MOST_PIXELS:
+                    raise ImageError(f"{name} has {image.width}x{image.height} pixels; at most {_MOST_PIXELS}.")
+                if image.format != "JPEG" and getattr(image, "is_animated", False):
+                    raise ImageError(f"{name} is animated; save one frame as a still image.")
+                return _rgb(ImageOps.exif_transpose(image))
+    except (ImageError, MemoryError):
+        raise
+    # A damaged file raises OSError, ValueError, SyntaxError, struct.error, … depending on the format.
+    except Exception as error:
+        reason = "".join(c if c.isprintable() else " " for c in str(error))[:100]
+        raise ImageError(f"{name} cannot be read as a PNG, JPEG or WEBP: {reason}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit gray: Pillow's own conversion would clip instead of scale.
+        gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        return Image.fromarray(gray).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+    return image.convert("RGB")

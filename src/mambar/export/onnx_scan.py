@@ -1,0 +1,31 @@
+"""The recurrence of `scan_loop` in ONNX's own operators, built by onnxscript from its source.
+
+onnxscript's operators take what its stubs do not admit (a variable for a constant's value), hence no type checks.
+"""
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
+from onnxscript import FLOAT, graph, script
+from onnxscript import opset18 as op
+
+
+# The exporter builds its graph in opset 18 and converts the whole to the opset asked for.
+@script(default_opset=op)
+def scan_loop(dt: FLOAT, dtu: FLOAT, B: FLOAT, C: FLOAT, A: FLOAT) -> FLOAT:
+    """One `Scan` over the first axis, both directions side by side; shapes as in `mambar_export::scan_loop`."""
+    last = op.Constant(value_ints=[-1])
+    two = op.Constant(value_ints=[2])
+    one = op.Constant(value_ints=[1])
+    none = op.Constant(value_ints=[0])
+    first = op.Squeeze(op.Slice(dt, none, one, none), none)
+    begin = op.Mul(op.Mul(op.Unsqueeze(first, two), op.Constant(value_float=0.0)), A)
+
+    @graph()
+    def body(state, dt_t, dtu_t, B_t, C_t):
+        decay = op.Exp(op.Mul(op.Unsqueeze(dt_t, two), A))
+        added = op.Mul(op.Unsqueeze(dtu_t, two), op.Unsqueeze(B_t, last))
+        next_state = op.Add(op.Mul(state, decay), added)
+        y_t = op.Squeeze(op.MatMul(op.Unsqueeze(C_t, two), next_state), two)
+        return next_state, y_t
+
+    _, y = op.Scan(begin, dt, dtu, B, C, body=body, num_scan_inputs=4)
+    return y

@@ -1,0 +1,62 @@
+"""torch.export: the model as one traced graph of plain operations, which runs where mambar is not installed."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from mambar.export.landing import landing
+from mambar.export.parity import NUM_IMAGES, ParityReport, compare, probe_images, require, write_report
+from mambar.export.twin import description, input_size, traceable_twin
+from mambar.models.vision_mamba import VisionMamba
+
+# Beside the program in its archive: class names and preprocessing.
+EXTRA_FILE = "mambar.json"
+_LARGEST_BATCH = 1024
+# In patches: one row or column is a special case to a tracer, and 128 rows of 16 pixels are 2048 pixels.
+_ROWS = (2, 128)
+
+
+def traced(twin: nn.Module, channels: int, size: tuple[int, int], *, patch: int | None = None) -> ExportedProgram:
+    """The graph of a twin (see `traceable_twin`): any batch; any height and width in patches where `patch` is given."""
+    dynamic: dict[int, object] = {0: Dim("batch", min=1, max=_LARGEST_BATCH)}
+    if patch is not None:
+        rows, cols = Dim("rows", min=_ROWS[0], max=_ROWS[1]), Dim("cols", min=_ROWS[0], max=_ROWS[1])
+        dynamic |= {2: patch * rows, 3: patch * cols}
+    # A batch of one would be taken for a constant.
+    example = torch.zeros(2, channels, *size)
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of torch about its own internals.
+        warnings.simplefilter("ignore")
+        return torch.export.export(twin, (example,), dynamic_shapes=(dynamic,), strict=False)
+
+
+def export_program(
+    model: VisionMamba,
+    path: Path | str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    check: bool = True,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    force: bool = False,
+) -> ParityReport:
+    """Writes a `.pt2` for `torch.export.load`, any batch at one image size, and the parity report beside it.
+
+    The scan is traced as a graph of log depth, whose rounds depend on the number of tokens: hence one size.
+    `images` (normalised) and `labels` replace the drawn ones that both are held against each other on.
+    """
+    path, size = Path(path), input_size(model, image_size)
+    with landing(path, force=force) as temporary:
+        twin = traceable_twin(model)
+        program = traced(twin, model.config.in_channels, size)
+        torch.export.save(program, temporary, extra_files={EXTRA_FILE: description(model)})
+        loaded = torch.export.load(temporary).module()
+        if images is None:
+            images = probe_images(NUM_IMAGES if check else 2, model.config.in_channels, size)
+        report = compare(twin, loaded, temporary, name=path, format="torch-export", images=images, labels=labels)
+        require(report)
+    write_report(path, report)
+    return report

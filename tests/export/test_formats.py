@@ -1,0 +1,75 @@
+"""Every other format: the same promise, its own limits named."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+import torch
+
+from mambar.errors import InputError
+from mambar.export import FORMATS, export_model, export_program
+from mambar.export.parity import report_path
+from mambar.export.program import EXTRA_FILE
+from mambar.models import VisionMamba, VisionMambaConfig
+
+TINY = VisionMambaConfig(image_size=(16, 24), patch_size=8, dim=8, depth=1, num_registers=2, num_classes=8, state=4)
+
+
+def tiny() -> VisionMamba:
+    torch.manual_seed(0)
+    return VisionMamba(TINY).eval()
+
+
+@pytest.mark.slow
+def test_torch_export(tmp_path):
+    model = tiny()
+    model.classes = tuple("abcdefgh")
+    report = export_program(model, tmp_path / "model.pt2")
+    assert (
+        report.passed and report.images == 256 and json.loads(report_path(tmp_path / "model.pt2").read_text())["passed"]
+    )
+    extra = {EXTRA_FILE: ""}
+    program = torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    assert json.loads(extra[EXTRA_FILE])["classes"] == list("abcdefgh")
+    namespaces = {
+        node.target.namespace for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)
+    }
+    assert namespaces == {"aten"}
+    images = torch.randn(5, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images), model(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_aotinductor(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
+    report = export_model(tiny(), tmp_path / "model.aoti.pt2", format="aoti")
+    assert report.passed and report.batches == (1, 2, 7, 8)
+
+
+@pytest.mark.slow
+def test_openvino(tmp_path):
+    pytest.importorskip("openvino", reason="openvino is optional; pip install openvino")
+    report = export_model(tiny(), tmp_path / "model.xml", format="openvino")
+    assert report.passed and (tmp_path / "model.bin").is_file() and (tmp_path / "model.xml").is_file()
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"C\+\+ compiler"):
+        export_model(tiny(), tmp_path / "model.aoti.pt2", format="aoti")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install openvino"):
+        export_model(tiny(), tmp_path / "model.xml", format="openvino")
+    with pytest.raises(InputError, match=r"mambar\[export\]"):
+        export_model(tiny(), tmp_path / "model.onnx", format="onnx")
+
+
+def test_formats_and_endings(tmp_path):
+    assert set(FORMATS) == {"torch-export", "onnx", "aoti", "openvino"}
+    with pytest.raises(InputError, match="choose one of torch-export, onnx, aoti, openvino"):
+        export_model(tiny(), tmp_path / "x", format="tflite")
+    with pytest.raises(InputError, match=r"must end in \.onnx"):
+        export_model(tiny(), tmp_path / "x.pt2", format="onnx")
