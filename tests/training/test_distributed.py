@@ -46,6 +46,28 @@ def test_p5_four_shards_differ_by_less_than_the_bound(tmp_path, precision, bound
             assert (tensor.double() - other.tensors[key].double()).abs().max() <= bound, key
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_pytorchs_engines_train_the_same_and_resume(tmp_path, kind):
+    from mambar.training.state import CheckpointStore
+
+    recipe = runs.tiny(shards=4, accumulation=2, parallel=kind)
+    assert runs.finish(*runs.start_group(recipe.but(parallel="exact"), tmp_path / "exact", world=2)) == [0, 0]
+    out, slow = tmp_path / kind, (faults.slow_steps, 0.3)
+    group = runs.start_group(recipe, out, world=2, befores={0: slow, 1: slow})
+    while runs.steps_in(out) < 4 and group[0].exitcode is None:
+        time.sleep(0.01)
+    os.kill(group[0].pid, signal.SIGTERM)
+    assert runs.finish(*group) == [143, 143]
+    assert runs.finish(*runs.start_group(recipe, out, world=2, resume=True)) == [0, 0]
+    expected = CheckpointStore(tmp_path / "exact" / "checkpoints").load()
+    found = CheckpointStore(out / "checkpoints").load()
+    assert expected.tensors.keys() == found.tensors.keys()
+    for key, tensor in expected.tensors.items():
+        assert (tensor.double() - found.tensors[key].double()).abs().max() <= 1e-5, key
+    assert (out / "model.safetensors").stat().st_size == (tmp_path / "exact" / "model.safetensors").stat().st_size
+
+
 @pytest.mark.rel
 @pytest.mark.slow
 def test_p5_saved_with_two_resumed_with_one_and_back(tmp_path, unbroken):

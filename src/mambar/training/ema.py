@@ -14,9 +14,13 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._average = get_ema_multi_avg_fn(decay)
+        self.follow(model)
+
+    def follow(self, model: nn.Module) -> None:
+        """Averages the parameters that `model` has now (they change where FSDP cuts them)."""
         self._averages: list[Tensor] = list(self.model.parameters())
         self._weights: list[Tensor] = list(model.parameters())
-        self._average = get_ema_multi_avg_fn(decay)
         self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()

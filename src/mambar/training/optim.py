@@ -1,6 +1,6 @@
 """AdamW with the groups of parameters that share a weight decay and a learning-rate scale."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -90,16 +90,20 @@ class Optimizer:
             for key, value in self.adamw.state.get(parameter, {}).items()
         }
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over what `state` gave."""
+    def load(
+        self, state: Mapping[str, Tensor], *, cut: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    ) -> None:
+        """Takes over what `state` gave; `cut` gives a process's part of a full tensor."""
         self.adamw.state.clear()
         for name, parameter in zip(self.names, self.parameters, strict=True):
             own = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state}
             if own:
-                moments = {key: value.to(parameter.device) if key != "step" else value for key, value in own.items()}
                 # The fused update keeps its step count beside the parameter.
-                moments["step"] = moments["step"].to(parameter.device)
-                self.adamw.state[parameter] = moments
+                count = own.pop("step").to(parameter.device)
+                moments = {key: value.to(parameter.device) for key, value in own.items()}
+                if cut is not None:
+                    moments = {key: cut(value, parameter) for key, value in moments.items()}
+                self.adamw.state[parameter] = {"step": count, **moments}
 
 
 def freeze_backbone(model: VisionMamba) -> None:

@@ -137,14 +137,13 @@ class _Run:
         source = self.recipe.stages[index].start_from
         if source not in ("weights", "ema"):
             loaded = _starting_model(source)
-            trainer.start_from(loaded.state_dict(), loaded.config)
+            trainer.learner.start_from(loaded.state_dict(), loaded.config)
         elif previous is not None:
-            if source == "ema" and previous.ema is None:
+            if source == "ema" and previous.learner.ema is None:
                 raise RecipeError(
                     f"stages.{index}.start_from=ema, but the stage before keeps no average; set its ema_decay."
                 )
-            model = previous.ema.model if source == "ema" and previous.ema else previous.model
-            trainer.start_from(model.state_dict(), previous.backbone.config)
+            trainer.learner.start_from(previous.learner.weights(source), previous.learner.backbone.config)
 
     def _deliver(self, trainer: Trainer) -> RunResult:
         recipe, out = self.recipe, self.directory.path
@@ -162,15 +161,14 @@ class _Run:
 
     def _delivered(self, trainer: Trainer) -> tuple[nn.Module, Measured]:
         """The weights that the recipe wants handed over, and what the validation images say of them."""
-        if self.recipe.deliver == "best":
-            path = trainer.best_path()
-            if path is not None:
-                trainer.model.load_state_dict(self.around.store.read(path).part("model"))
-                return trainer.model, trainer.measure(trainer.model)
-        model = trainer.model
-        if self.recipe.deliver == "ema" and trainer.ema is not None:
-            model = trainer.ema.model
-        return model, trainer.measured or trainer.measure(model)
+        learner = trainer.learner
+        best = trainer.best_path() if self.recipe.deliver == "best" else None
+        if best is not None:
+            learner.load_weights(self.around.store.read(best).part("model"))
+            return learner.finished("weights"), trainer.measure(learner.model)
+        averaged = learner.ema if self.recipe.deliver == "ema" else None
+        measured = trainer.measured or trainer.measure(learner.model if averaged is None else averaged.model)
+        return learner.finished("weights" if averaged is None else "ema"), measured
 
 
 def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:

@@ -16,25 +16,26 @@ class KeyedDropPath:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.device = device
         self.layers = [module for module in model.modules() if isinstance(module, DropPath) and module.rate > 0]
-        self.masks: list[Tensor] = []
-        self.parts: list[Tensor] = []
+        self.rates = torch.tensor([layer.rate for layer in self.layers])
+        # (layers, B, 1, 1) of the whole batch, and of the part that the next forward pass sees.
+        self.masks = torch.ones(0, 0, 1, 1)
+        self.part = self.masks
         for number, layer in enumerate(self.layers):
             # An instance attribute in place of the method: the class and other models stay as they are.
             layer.keep = _Lookup(self, number)  # pyright: ignore[reportAttributeAccessIssue]
 
     def draw(self, key: int, images: int) -> None:
         """The masks of a batch of so many images."""
-        generator = torch_generator(key)
-        drawn = torch.rand(len(self.layers), images, generator=generator)  # (layers, B)
-        self.masks = [
-            (row >= layer.rate).float().view(-1, 1, 1).to(self.device)
-            for row, layer in zip(drawn, self.layers, strict=True)
-        ]
+        if not self.layers:
+            return
+        drawn = torch.rand(len(self.layers), images, generator=torch_generator(key))
+        kept = (drawn >= self.rates[:, None]).float()[:, :, None, None]
+        self.masks = kept.to(self.device, non_blocking=True)
         self.window(0, images)
 
     def window(self, start: int, stop: int) -> None:
         """The images that the next forward pass sees."""
-        self.parts = [mask[start:stop] for mask in self.masks]
+        self.part = self.masks[:, start:stop]
 
 
 class _Lookup:
@@ -43,4 +44,4 @@ class _Lookup:
         self.number = number
 
     def __call__(self, branch: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch 1 1"]:
-        return self.source.parts[self.number]
+        return self.source.part[self.number]

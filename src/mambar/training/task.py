@@ -61,6 +61,7 @@ class EvaluationContext:
     """What an evaluation needs of the run: device, precision, and the sum over processes."""
 
     device: torch.device
+    dtype: torch.dtype = torch.float32
     autocast: Callable[[], AbstractContextManager[object]]
     total: Callable[[Tensor], Tensor]
 
@@ -238,7 +239,7 @@ class ClassificationTask:
             batches,
             classes=self.classes,
             device=context.device,
-            prepare=self._normalized,
+            prepare=lambda images: self._normalized(images).to(context.dtype),
             autocast=context.autocast,
             total=context.total,
         )

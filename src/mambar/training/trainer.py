@@ -3,8 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,16 @@ from mambar.data.keys import key
 from mambar.data.loaders import Batch, evaluation_batches, training_batches
 from mambar.data.samplers import steps_per_epoch
 from mambar.errors import DiskError, InputError, NonFiniteError
-from mambar.hub.resize import transfer
-from mambar.models.config import VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
-from mambar.training import health
-from mambar.training.ema import Ema
-from mambar.training.optim import Optimizer, groups, set_training_mode
+from mambar.training.learner import Learner
+from mambar.training.optim import set_training_mode
 from mambar.training.position import Position, Surroundings
-from mambar.training.precision import LossScale
 from mambar.training.recipe import Recipe
 from mambar.training.schedule import LearningRate
 from mambar.training.signals import Stopped, Wishes
 from mambar.training.state import Checkpoint
 from mambar.training.task import EvaluationContext, Measured, Task
-from mambar.training.update import Outcome, StepKeys, Updater
+from mambar.training.update import Outcome, StepKeys
 
 _LOG = logging.getLogger("mambar.training")
 
@@ -58,7 +53,6 @@ class Trainer:
         self.recipe, self.stage = recipe, recipe.stages[index]
         self.task, self.around, self.position = task, around, position
         self.train_set, self.val_set = train_set, val_set
-        processes, numerics = around.processes, around.numerics
         stage = self.stage
         self.steps_per_epoch = steps_per_epoch(len(train_set), batch_size=stage.batch_size, repeats=stage.repeats)
         if not self.steps_per_epoch:
@@ -68,30 +62,8 @@ class Trainer:
             )
         planned = stage.epochs * self.steps_per_epoch
         self.steps = planned if stage.max_steps is None else min(planned, stage.max_steps)
-        self.backbone = backbone.to(device=processes.device, dtype=numerics.storage)
-        self.backbone.set_grad_checkpointing(recipe.grad_checkpointing)
-        self.model = task.wrap(self.backbone).to(device=processes.device, dtype=numerics.storage)
-        if stage.freeze_backbone:
-            task.freeze(self.model)
-        self.ema = None if stage.ema_decay is None else Ema(self.model, stage.ema_decay)
-        parts = groups(self.backbone, stage, model=self.model, prefix=task.backbone_prefix)
-        self.optimizer = Optimizer(self.model, parts, stage)
-        self.scale = LossScale(active=numerics.name == "fp16")
+        self.learner = Learner(recipe, stage, task=task, backbone=backbone, around=around)
         self.rates = LearningRate.of(stage, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
-        forward: Any = torch.compile(self.model) if recipe.compile else self.model
-        self.update = Updater(
-            self.model,
-            forward,
-            task=task,
-            optimizer=self.optimizer,
-            ema=self.ema,
-            scale=self.scale,
-            numerics=numerics,
-            processes=processes,
-            shards=recipe.shards,
-            accumulation=stage.accumulation,
-            clip=stage.clip,
-        )
         # What the last evaluation in this process found, for the report.
         self.measured: Measured | None = None
         self.last_saved: tuple[int, int] | None = None
@@ -102,6 +74,7 @@ class Trainer:
     def run(self) -> Position:
         """Trains from the present position to the end of the stage, saved and evaluated."""
         around = self.around
+        self.learner.begin()
         title = f"{self.recipe.name}, {self.stage.name}" if len(self.recipe.stages) > 1 else self.recipe.name
         around.progress.begin(title, steps=self.steps, done=self.position.step)
         try:
@@ -121,14 +94,14 @@ class Trainer:
         epoch, first = divmod(position.step, self.steps_per_epoch)
         seed = self._seed()
         batches = self._batches(seed, epoch, first)
-        set_training_mode(self.model)
+        set_training_mode(self.learner.model)
         course = position.course
         last = min((epoch + 1) * self.steps_per_epoch, self.steps)
         while position.step < last:
             started = time.perf_counter()
             keys = StepKeys(seed=seed, epoch=epoch, step=position.step - epoch * self.steps_per_epoch)
             lr = self.rates.at(position.step) * position.lr_factor
-            outcome = self.update(batches, keys, lr=lr, wishes=self.around.wishes)
+            outcome = self.learner.update(batches, keys, lr=lr, wishes=self.around.wishes)
             position.step += 1
             self._note(outcome, lr, epoch, time.perf_counter() - started)
             if position.course != course:
@@ -158,7 +131,7 @@ class Trainer:
 
     def _note(self, outcome: Outcome, lr: float, epoch: int, seconds: float) -> None:
         position, size = self.position, self.stage.batch_size
-        explained = self.scale.update(finite=outcome.finite)
+        explained = self.learner.scale.update(finite=outcome.finite)
         if outcome.finite:
             position.in_row = 0
         else:
@@ -199,11 +172,11 @@ class Trainer:
 
     def _evaluate(self) -> None:
         position = self.position
-        measured = self.measure(self.model)
+        measured = self.measure(self.learner.model)
         metrics = dict(measured.metrics)
         chosen, candidates = measured, {"weights": metrics[self.task.metric]}
-        if self.ema is not None:
-            averaged = self.measure(self.ema.model)
+        if self.learner.ema is not None:
+            averaged = self.measure(self.learner.ema.model)
             metrics.update({f"ema_{name}": value for name, value in averaged.metrics.items()})
             candidates["ema"] = averaged.metrics[self.task.metric]
             if self.recipe.deliver == "ema":
@@ -233,8 +206,9 @@ class Trainer:
             pinned=processes.device.type == "cuda",
         )
         count = len(range(0, len(self.val_set), processes.world))
+        numerics = self.around.numerics
         context = EvaluationContext(
-            device=processes.device, autocast=self.around.numerics.autocast, total=processes.sum
+            device=processes.device, dtype=numerics.storage, autocast=numerics.autocast, total=processes.sum
         )
         return self.task.evaluate(model, self._until_asked(batches, count), context)
 
@@ -252,24 +226,6 @@ class Trainer:
 
     # Saving
 
-    def start_from(self, state: Mapping[str, Tensor], config: VisionMambaConfig) -> None:
-        """Takes the weights of another model (positions resized, a head of another shape starts fresh).
-
-        `state` may be that of a backbone, or of a model that the same task made of one.
-        """
-        prefix = self.task.backbone_prefix
-        whole = bool(prefix) and any(name.startswith(prefix) for name in state)
-        inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        with torch.no_grad():
-            moved = transfer(self.backbone, inside if whole else state, config)
-        if whole:
-            rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
-            self.model.load_state_dict(rest, strict=False)
-        if moved.fresh:
-            _LOG.info("Fresh start values for %s.", ", ".join(moved.fresh))
-        if self.ema is not None:
-            self.ema.load(self.model.state_dict())
-
     def best_path(self) -> Path | None:
         """Where the best evaluated weights are, None if no evaluation gave a number."""
         first = self.around.processes.is_first
@@ -281,57 +237,44 @@ class Trainer:
         if due and position.step % (every or self.steps_per_epoch) == 0:
             self._save()
         if stop is not None:
-            self._save()
+            self._save(must=True)
             name = self.around.store.directory / f"step-{position.total:08d}"
             raise Stopped(stop, step=position.total, checkpoint=name, out=self.around.store.directory.parent)
 
-    def state(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint."""
-        parts: dict[str, dict[str, Tensor]] = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state(),
-        }
-        if self.ema is not None:
-            parts["ema"] = self.ema.state()
-        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes over tensors and position of a checkpoint of this stage."""
-        self.model.load_state_dict(checkpoint.part("model"))
-        self.optimizer.load(checkpoint.part("optimizer"))
-        if self.ema is not None:
-            self.ema.load(checkpoint.part("ema"))
-        self.scale.load(checkpoint.scalars["scale"])
+        self.learner.load(checkpoint)
         self.position.update(checkpoint.scalars["position"])
         self.last_saved = (self.position.total, self.position.evaluated)
 
-    def _save(self) -> None:
+    def _save(self, *, must: bool = False) -> None:
         position = self.position
         if self.last_saved == (position.total, position.evaluated):
             return
         scalars = {
             "position": position.to_dict(),
-            "scale": self.scale.state(),
+            "scale": self.learner.scale.state(),
             "facts": self.around.facts,
-            "config": self.backbone.config.to_dict(),
+            "config": self.learner.backbone.config.to_dict(),
         }
-        self._as_first(lambda: self._write(position.total, scalars))
+        # Gathered by all processes, where parameters are cut over them; written by one.
+        tensors = self.learner.state()
+        self._as_first(lambda: self._write(position.total, tensors, scalars), must=must)
         self.last_saved = (position.total, position.evaluated)
         self._fresh_course = False
 
-    def _write(self, step: int, scalars: dict[str, Any]) -> None:
+    def _write(self, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
         self.around.metrics.sync()
-        self.around.store.save(step, self.state(), scalars)
+        self.around.store.save(step, tensors, scalars)
 
     def _save_best(self, which: str) -> None:
-        model = self.ema.model if which == "ema" and self.ema is not None else self.model
         position = self.position
         scalars = {"which": which, "metric": self.task.metric, "value": position.best}
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        tensors = {f"model.{name}": tensor for name, tensor in self.learner.weights(which).items()}
         self._as_first(lambda: self.around.store.save_best(position.total, tensors, scalars))
 
-    def _as_first(self, write: Callable[[], object]) -> None:
-        """Lets rank 0 write; every process learns whether it could."""
+    def _as_first(self, write: Callable[[], object], *, must: bool = False) -> None:
+        """Lets rank 0 write; every process learns whether it could. `must`: a failure always ends the run."""
         error: Exception | None = None
         if self.around.processes.is_first:
             try:
@@ -341,7 +284,7 @@ class Trainer:
         error = self.around.processes.share(error)
         if error is None:
             return
-        if isinstance(error, DiskError) and self.recipe.on_save_error == "continue":
+        if not must and isinstance(error, DiskError) and self.recipe.on_save_error == "continue":
             _LOG.warning("%s Training goes on without it.", error)
             return
         raise error
@@ -384,8 +327,6 @@ class Trainer:
 
     def _culprit(self) -> str:
         """The first thing with a bad number, as the first process that finds one names it."""
-        found = None
-        for batch, drop_key in self.update.shards_seen:
-            found = found or health.first_bad_module(self.model, partial(self.update.replay, batch, drop_key))
+        found = self.learner.culprit()
         named = [name for name in self.around.processes.gather(found) if name]
         return named[0] if named else "unknown (it did not show again)"

@@ -11,9 +11,10 @@ from mambar.data.keys import key
 from mambar.data.loaders import Batch
 from mambar.training.distributed import Processes
 from mambar.training.ema import Ema
-from mambar.training.gradients import Gradients
 from mambar.training.optim import Optimizer
+from mambar.training.parallel import Layout, parallelize
 from mambar.training.precision import LossScale, Numerics
+from mambar.training.recipe import Parallel
 from mambar.training.signals import SIGNALS, Wishes
 from mambar.training.stochastic import KeyedDropPath
 from mambar.training.task import Prepared, Task
@@ -63,9 +64,10 @@ class Updater:
         shards: int,
         accumulation: int,
         clip: float | None,
+        parallel: Parallel = "exact",
+        lies: Layout | None = None,
     ) -> None:
         self.model = model
-        self.forward = forward
         self.task = task
         self.optimizer = optimizer
         self.ema = ema
@@ -78,8 +80,17 @@ class Updater:
         self.drop_path = KeyedDropPath(model, processes.device)
         # The shards of the step at hand, for naming the culprit when a number is not finite.
         self.shards_seen: list[tuple[Prepared, int]] = []
-        several = processes.world > 1 or (shards > 1 and accumulation > 1)
-        self.gradients = Gradients(optimizer.parameters, extras=_EXTRAS, separate=several)
+        self.forward, self.gradients = parallelize(
+            model,
+            forward,
+            optimizer.parameters,
+            kind=parallel,
+            lies=lies or Layout(),
+            processes=processes,
+            extras=_EXTRAS,
+            shards=shards,
+            accumulation=accumulation,
+        )
 
     def __call__(self, batches: Iterator[Batch], keys: StepKeys, *, lr: float, wishes: Wishes) -> Outcome:
         """Takes the shards of one step from `batches` and updates the weights at learning rate `lr`."""
@@ -93,20 +104,21 @@ class Updater:
             prepared = self.task.prepare(batch.to(self.processes.device), seed=keys.seed, epoch=keys.epoch)
             drop_key = key(keys.seed, "drop", keys.epoch, keys.step, batch.shard)
             self.shards_seen.append((prepared, drop_key))
-            self._backward(prepared, drop_key)
-            if number == mine[-1]:
-                gradients.extras[2:] += gradients.extras.new_tensor(wishes.flags())
-            gradients.close_shards(self.processes)
+            last = number == mine[-1]
+            self._backward(prepared, drop_key, last=last)
+            if last:
+                gradients.add(2, torch.tensor(wishes.flags(), device=self.processes.device))
+            gradients.close_shard(last=last)
         if self.scale.value != 1:
-            gradients.total.div_(self.scale.value)
-        norm = torch.linalg.vector_norm(gradients.total)
-        loss, hits, *flags, grad_norm = torch.cat([gradients.total_extras, norm[None]]).tolist()
+            gradients.multiply(1 / self.scale.value)
+        loss, hits, *flags, grad_norm = torch.cat([gradients.extras, gradients.norm()[None]]).tolist()
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite:
             self._apply(grad_norm, lr)
         return Outcome(loss=loss, hits=hits, grad_norm=grad_norm, stop=Wishes.name(flags))
 
-    def _backward(self, shard: Prepared, drop_key: int) -> None:
+    def _backward(self, shard: Prepared, drop_key: int, *, last: bool) -> None:
+        gradients = self.gradients
         self.drop_path.draw(drop_key, len(shard))
         size = len(shard) // self.accumulation
         share = 1 / (self.shards * self.accumulation)
@@ -115,11 +127,11 @@ class Updater:
             self.drop_path.window(start, stop)
             # Whatever else draws inside the model (dropout) follows the key too.
             torch.manual_seed(drop_key + part)
-            with self.numerics.autocast():
-                loss = self.task.loss(self.forward, self._stored(shard.part(start, stop)))
-            (loss.value * (share * self.scale.value)).backward()
-            self.gradients.extras[0] += loss.value.detach() * share
-            self.gradients.extras[1] += loss.hits
+            with gradients.backward_pass(last=last and part == self.accumulation - 1):
+                with self.numerics.autocast():
+                    loss = self.task.loss(self.forward, self._stored(shard.part(start, stop)))
+                (loss.value * (share * self.scale.value * gradients.loss_factor)).backward()
+            gradients.add(0, torch.stack([loss.value.detach() * share, loss.hits]))
 
     def replay(self, shard: Prepared, drop_key: int) -> Tensor:
         """The loss of a shard of the last step again, for finding the culprit."""
@@ -134,7 +146,7 @@ class Updater:
     def _apply(self, grad_norm: float, lr: float) -> None:
         gradients = self.gradients
         if self.clip is not None and grad_norm > self.clip:
-            gradients.total.mul_(self.clip / (grad_norm + 1e-6))
+            gradients.multiply(self.clip / (grad_norm + 1e-6))
         gradients.hand_over()
         self.optimizer.step(lr)
         if self.ema is not None:
