@@ -55,7 +55,7 @@ def three_augment(image: Image.Image, generator: np.random.Generator) -> Image.I
     """Gray, solarised (values from 128 inverted) or blurred (radius 0.1-2 pixels): each one time in three."""
     choice = int(generator.integers(3))
     if choice == 0:
-        return ImageEnhance.Color(image).enhance(0.0)
+        return image.convert("L").convert(image.mode)
     if choice == 1:
         return ImageOps.solarize(image, _SOLARIZE_FROM)
     return image.filter(ImageFilter.GaussianBlur(radius=generator.uniform(*_BLUR_RADIUS)))

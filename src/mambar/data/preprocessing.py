@@ -85,7 +85,7 @@ class Preprocessing:
         """float32 (pixels / 255 - mean) / std on the pixels' device; one by one or as a batch, equal bits."""
         mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
         std = torch.tensor(self.std, device=pixels.device)[:, None, None]
-        return pixels.to(torch.float32).div_(255.0).sub_(mean).div_(std).contiguous()
+        return pixels.contiguous().to(torch.float32).div_(255.0).sub_(mean).div_(std)
 
     def denormalize(
         self, images: Float[Tensor, "*batch channels height width"]

@@ -148,33 +148,39 @@ class TrainTransform:
 
     def _augmented(self, image: Tensor, key: int) -> Tensor:
         generator = numpy_generator(key)
-        image = self._cropped(image, generator)
+        if self.crop == "resized":
+            picture = self._resized_crop(image, generator)
+            if generator.random() < self.flip:
+                picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            return from_pillow(self._recoloured(picture, key, generator))
+        image = self._shifted(EvalTransform(preprocessing=self.preprocessing).pixels(image), generator)
         if generator.random() < self.flip:
             image = image.flip(-1)
         if self.augment == "none" and not self.jitter:
             return image
-        picture = to_pillow(image)
+        return from_pillow(self._recoloured(to_pillow(image), key, generator))
+
+    def _resized_crop(self, image: Tensor, generator: np.random.Generator) -> Image.Image:
+        height, width = self.preprocessing.size
+        top, left, rows, cols = resized_crop_box(image.shape[1], image.shape[2], self.scale, self.ratio, generator)
+        picture = to_pillow(image[:, top : top + rows, left : left + cols])
+        return picture.resize((width, height), self.preprocessing.resampling)
+
+    def _shifted(self, image: Tensor, generator: np.random.Generator) -> Tensor:
+        if self.crop == "center" or not self.padding:
+            return image
+        height, width = self.preprocessing.size
+        top, left = padded_crop_box(self.padding, generator)
+        padded = torch.nn.functional.pad(image, (self.padding,) * 4)
+        return padded[:, top : top + height, left : left + width]
+
+    def _recoloured(self, picture: Image.Image, key: int, generator: np.random.Generator) -> Image.Image:
         if self.augment == "three":
             picture = three_augment(picture, generator)
         elif self.augment != "none":
             with seeded_globals(derived_key(key, "randaugment")):
                 picture = self._rand_augment()(picture)
-        if self.jitter:
-            picture = color_jitter(picture, self.jitter, generator)
-        return from_pillow(picture)
-
-    def _cropped(self, image: Tensor, generator: np.random.Generator) -> Tensor:
-        height, width = self.preprocessing.size
-        if self.crop == "resized":
-            top, left, rows, cols = resized_crop_box(image.shape[1], image.shape[2], self.scale, self.ratio, generator)
-            picture = to_pillow(image[:, top : top + rows, left : left + cols])
-            return from_pillow(picture.resize((width, height), self.preprocessing.resampling))
-        image = EvalTransform(preprocessing=self.preprocessing).pixels(image)
-        if self.crop == "center" or not self.padding:
-            return image
-        top, left = padded_crop_box(self.padding, generator)
-        padded = torch.nn.functional.pad(image, (self.padding,) * 4)
-        return padded[:, top : top + height, left : left + width]
+        return color_jitter(picture, self.jitter, generator) if self.jitter else picture
 
     def _rand_augment(self) -> Any:
         return _rand_augment(self.augment, self.preprocessing)
