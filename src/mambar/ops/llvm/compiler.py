@@ -39,12 +39,12 @@ def compiled(module: KernelModule, dtype: str, machine: Machine) -> Kernel:
     """The function of a kernel, compiled at its first use unless object code of the same kernel is kept."""
     with _compiling:
         name = module.__name__.rpartition(".")[2]
-        key = f"{name}-{_fingerprint(module.__name__, dtype, machine)}"
+        key = f"{name}-{fingerprint(module.__name__, dtype, machine)}"
         code = read_object(key)
         if code is None:
             code = object_code(module.write(machine, dtype), machine)
             write_object(key, code)
-        return _load(code, machine, name)
+        return load(code, machine, name)
 
 
 def object_code(module: ir.Module, machine: Machine) -> bytes:
@@ -73,7 +73,7 @@ def _target(machine: Machine) -> llvm.TargetMachine:
     return target.create_target_machine(cpu=machine.cpu, features=machine.features, opt=3, reloc="pic", jit=True)
 
 
-def _load(code: bytes, machine: Machine, name: str) -> Kernel:
+def load(code: bytes, machine: Machine, name: str) -> Kernel:
     empty = llvm.parse_assembly(f'target triple = "{machine.triple}"')
     engine = llvm.create_mcjit_compiler(empty, _target(machine))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -82,7 +82,7 @@ def _load(code: bytes, machine: Machine, name: str) -> Kernel:
     return ENTRY(engine.get_function_address(name))
 
 
-def _fingerprint(module: str, dtype: str, machine: Machine) -> str:
+def fingerprint(module: str, dtype: str, machine: Machine) -> str:
     """A hash of everything that decides the object code.
 
     The text of the programs that write the instructions stands for the instructions: writing them takes

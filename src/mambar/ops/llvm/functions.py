@@ -187,8 +187,8 @@ def flush_denormals(builder: Builder, machine: Machine) -> Callable[[], None]:
         builder.call(load, [changed])
         return lambda: builder.call(load, [saved]) and None
     if machine.family == "aarch64":
-        read = ir.InlineAsm(ir.FunctionType(INT64, []), "mrs $0, fpcr", "=r", side_effect=True)
-        write = ir.InlineAsm(ir.FunctionType(ir.VoidType(), [INT64]), "msr fpcr, $0", "r", side_effect=True)
+        read = _declare(builder, "llvm.aarch64.get.fpcr", [], INT64)
+        write = _declare(builder, "llvm.aarch64.set.fpcr", [INT64])
         saved = builder.call(read, [])
         # Bit 24 (FZ): operands and results flushed to zero.
         builder.call(write, [builder.or_(saved, int64(1 << 24))])
@@ -196,6 +196,6 @@ def flush_denormals(builder: Builder, machine: Machine) -> Callable[[], None]:
     return lambda: None
 
 
-def _declare(builder: Builder, name: str, arguments: Sequence[ir.Type]) -> ir.Function:
-    signature = ir.FunctionType(ir.VoidType(), arguments)
+def _declare(builder: Builder, name: str, arguments: Sequence[ir.Type], result: ir.Type | None = None) -> ir.Function:
+    signature = ir.FunctionType(result or ir.VoidType(), arguments)
     return builder.module.globals.get(name) or ir.Function(builder.module, signature, name)

@@ -148,7 +148,7 @@ class Vectors:
     # Functions
 
     def exp2(self, x: Block, y: Block) -> Block:
-        """2**(x y) within 1.6e-7: exactly 1 at 0, 0 or Inf out of range, NaN for NaN. |x y| below 1e13."""
+        """2**(x y) within 3e-7: exactly 1 at 0, 0 or Inf out of range, NaN for NaN. |x y| below 1e13."""
         if self.machine.scale_and_estimate:
             rounder = self.constant(ROUNDER)
             rounded = self.sub(self.fma(x, y, rounder), rounder)

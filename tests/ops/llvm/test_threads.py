@@ -1,0 +1,76 @@
+import os
+import threading
+
+import pytest
+import torch
+
+pytest.importorskip("llvmlite")
+
+from mambar.ops.llvm.launch import sum_parts
+from mambar.ops.selective_scan import llvm
+from op_inputs import scan_inputs
+
+
+@pytest.fixture
+def num_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def run(tensors):
+    y, state, saved = llvm.forward(**tensors, delta_softplus=True, reverse=True, for_backward=True)
+    gradients = llvm.backward(y, state, **tensors, saved=saved, delta_softplus=True, reverse=True)
+    return [y, state, *gradients]
+
+
+def test_the_number_of_threads_never_changes_a_bit(num_threads):
+    tensors = scan_inputs(3, 37, 200, 16)
+    results = []
+    for count in (1, 2, 5):
+        num_threads(count)
+        results.append(run(tensors))
+    for others in results[1:]:
+        assert all(torch.equal(left, right) for left, right in zip(results[0], others, strict=True))
+
+
+def test_calls_from_several_threads_at_once(num_threads):
+    num_threads(2)
+    tensors = [scan_inputs(2, 19, 70, 4, seed=seed) for seed in range(4)]
+    expected = [run(inputs) for inputs in tensors]
+    found = [[] for _ in tensors]
+
+    def work(index):
+        for _ in range(10):
+            found[index] = run(tensors[index])
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for results, right in zip(found, expected, strict=True):
+        assert all(torch.equal(left, other) for left, other in zip(results, right, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_helpers_of_its_own(num_threads):
+    num_threads(2)
+    parts = torch.randn(5, 4000)
+    right = sum_parts(parts)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(sum_parts(parts), right) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_callers_handling_of_denormals_is_put_back(num_threads):
+    num_threads(1)
+    tiny = torch.tensor([1e-40])
+    run(scan_inputs(1, 5, 6, 4))
+    assert (tiny * 1.0).item() != 0
+
+
+def test_denormals_count_as_zero_inside():
+    assert sum_parts(torch.full((3, 40), 1e-40)).eq(0).all()
