@@ -43,7 +43,7 @@ def main(source: str, out: Path) -> None:
         )
 
     # Which of them stand out, and do they come back at the same place?
-    last = outlier_statistics(norms, rule=MedianDeviation(k=10)).layers[-1]
+    last = outlier_statistics(norms, rule=MedianDeviation(k=10.0)).layers[-1]
     print(f"outliers in the last layer: {last.share:.2%} of tokens, {last.ratio:.1f} times the median at most")
 
     # What is near to the network's global vector, and to each register?

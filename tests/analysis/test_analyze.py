@@ -14,6 +14,7 @@ from mambar.data import Preprocessing
 from mambar.errors import InputError
 from mambar.hub import save_model
 from mambar.models import VisionMamba, VisionMambaConfig
+from op_inputs import without_shape_hook
 
 OPTIONS = AnalysisOptions(gallery=1, num_images=24, batch_size=8, added_registers=2)
 SHAPES = {"image_size": 32, "num_classes": 3, "num_images": 24}
@@ -159,6 +160,7 @@ def test_default_layers_are_the_papers():
     assert default_layers(24) == (7, 15, 19, 23) and default_layers(3) == (0, 1, 2) and default_layers(1) == (0,)
 
 
+@without_shape_hook
 @pytest.mark.parametrize(
     "wrong", [{"metric": "l1"}, {"tensor": "x"}, {"probes": ("svm",)}, {"gallery": 0}, {"colours": "jet"}]
 )

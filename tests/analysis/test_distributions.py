@@ -69,6 +69,6 @@ def test_nothing_gives_not_a_number():
 def test_wrong_share_and_bins_are_refused():
     (found,) = norm_distributions(torch.ones(1, 3))
     with pytest.raises(InputError, match="share=2"):
-        found.quantile(2)
+        found.quantile(2.0)
     with pytest.raises(InputError, match="must divide 64"):
         found.density(bins_per_octave=10)

@@ -29,7 +29,7 @@ def known(count=30, grid=(3, 3)):
 
 
 def test_normal_tokens_know_their_patch_and_outliers_do_not():
-    found = local_probes(known(), rule=FixedThreshold(value=10))
+    found = local_probes(known(), rule=FixedThreshold(value=10.0))
     normal, outlier, every = found.groups
     assert (normal.group, outlier.group, every.group) == ("normal", "outlier", "all")
     assert (normal.num_tokens, outlier.num_tokens, every.num_tokens) == (15 * 8, 15, 15 * 9)

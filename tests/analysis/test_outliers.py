@@ -21,9 +21,9 @@ from mambar.errors import InputError
 
 def test_thresholds_by_hand():
     norms = torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0])
-    assert FixedThreshold(value=50).threshold(norms) == 50
+    assert FixedThreshold(value=50.0).threshold(norms) == 50
     # Median 3, deviations 2 1 0 1 97, their median 1.
-    assert MedianDeviation(k=10).threshold(norms) == 13.0
+    assert MedianDeviation(k=10.0).threshold(norms) == 13.0
     assert (norms > TopShare(share=0.4).threshold(norms)).tolist() == [False, False, False, True, True]
 
 
@@ -61,7 +61,7 @@ def test_statistics_by_hand():
     norms[0, :, 0, 0] = 50  # the same place in all three images
     norms[0, 0, 1, 1] = 70  # and one more in the first
     norms[1, :, 0, 0] = 50
-    first, second = outlier_statistics(norms, rule=FixedThreshold(value=10), layers=[7, 9]).layers
+    first, second = outlier_statistics(norms, rule=FixedThreshold(value=10.0), layers=[7, 9]).layers
     assert (first.layer, second.layer) == (7, 9)
     assert first.share == pytest.approx(4 / 12) and first.threshold == 10
     assert first.share_deviation == pytest.approx(np.std([0.5, 0.25, 0.25]))
@@ -73,7 +73,7 @@ def test_statistics_by_hand():
 
 
 def test_no_outliers_give_not_a_number_instead_of_an_error():
-    (layer,) = outlier_statistics(torch.ones(1, 2, 2, 2), rule=FixedThreshold(value=10)).layers
+    (layer,) = outlier_statistics(torch.ones(1, 2, 2, 2), rule=FixedThreshold(value=10.0)).layers
     assert layer.share == 0 and math.isnan(layer.outlier_mean) and math.isnan(layer.recurrence)
 
 
@@ -92,4 +92,4 @@ def test_rules_are_rules_with_names_and_statistics_are_json():
 
 def test_top_share_out_of_range_is_refused():
     with pytest.raises(InputError, match="between 0 and 1"):
-        TopShare(share=5)
+        TopShare(share=5.0)

@@ -19,6 +19,7 @@ from mambar.analysis.truth import (
     truth_statistics,
 )
 from mambar.errors import InputError
+from op_inputs import without_shape_hook
 
 
 def test_background_share_by_hand():
@@ -86,7 +87,7 @@ def test_statistics_by_hand():
     norms, background = scene()
     entropy = -norms[0].double()
     (layer,) = truth_statistics(
-        norms, background=background, entropy=entropy, rule=FixedThreshold(value=5), layers=[4]
+        norms, background=background, entropy=entropy, rule=FixedThreshold(value=5.0), layers=[4]
     ).layers
     assert (layer.layer, layer.outliers, layer.background, layer.outlier_background, layer.lift) == (
         4,
@@ -104,11 +105,12 @@ def test_unknown_patches_are_left_out():
     norms, background = scene()
     background = background.clone()
     background[:, 0, 0] = math.nan
-    found = truth_statistics(norms, background=background, rule=FixedThreshold(value=5))
+    found = truth_statistics(norms, background=background, rule=FixedThreshold(value=5.0))
     assert math.isnan(found.layers[0].outlier_background) and found.layers[0].auc == 0.5
     json.dumps(found.record())
 
 
+@without_shape_hook
 def test_masks_of_another_size_are_refused():
     norms, background = scene()
     with pytest.raises(InputError, match="patch size"):

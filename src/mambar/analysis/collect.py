@@ -49,14 +49,14 @@ def model_device(model: TokenModel) -> torch.device:
 
 def in_batches(
     images: Float[Tensor, "images channels height width"], batch_size: int = 32
-) -> Iterator[Float[Tensor, "batch channels height width"]]:
+) -> Iterator[Float[Tensor, "_ channels height width"]]:
     """The images, `batch_size` at a time."""
     yield from images.split(batch_size)
 
 
 def collect_norms(
     model: TokenModel,
-    batches: Iterable[Float[Tensor, "batch channels height width"]],
+    batches: Iterable[Float[Tensor, "_ channels height width"]],
     layers: Sequence[int] | None = None,
     *,
     tensor: TokenTensor = "residual",

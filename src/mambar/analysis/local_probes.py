@@ -81,7 +81,7 @@ def patch_pixels(
 
 def local_tokens(
     model: TokenModel,
-    batches: Iterable[Float[Tensor, "batch channels height width"]],
+    batches: Iterable[Float[Tensor, "_ channels height width"]],
     *,
     layer: int = -1,
     tensor: TokenTensor = "normed",

@@ -82,7 +82,7 @@ class Reader:
     limit: int | None = None
     indices: list[int] = field(default_factory=list)
 
-    def labelled(self) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, "batch"]]]:
+    def labelled(self) -> Iterator[tuple[Float[Tensor, "_ channels height width"], Int64[Tensor, "_"]]]:
         """Images and labels; an unreadable image is left out."""
         self.indices = []
         for batch in evaluation_batches(
@@ -94,7 +94,7 @@ class Reader:
             self.indices += batch.indices.tolist()[:left]
             yield batch.images[:left], batch.labels[:left]
 
-    def images(self) -> Iterator[Float[Tensor, "batch channels height width"]]:
+    def images(self) -> Iterator[Float[Tensor, "_ channels height width"]]:
         """Images alone."""
         for images, _ in self.labelled():
             yield images

@@ -65,7 +65,7 @@ class PooledFeatures:
 
 def pool_features(
     model: TokenModel,
-    batches: Iterable[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, "batch"]]],
+    batches: Iterable[tuple[Float[Tensor, "_ channels height width"], Int64[Tensor, "_"]]],
     *,
     layer: int = -1,
     features: TokenTensor = "normed",

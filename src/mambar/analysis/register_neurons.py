@@ -20,7 +20,7 @@ from mambar.nn import MambaBlock
 
 def find_register_neurons(
     model: VisionMamba,
-    batches: Iterable[Float[Tensor, "batch channels height width"]],
+    batches: Iterable[Float[Tensor, "_ channels height width"]],
     *,
     layer: int = -1,
     count: int = 10,
@@ -118,7 +118,7 @@ def register_variants(model: VisionMamba, neurons: RegisterNeurons | None, num_r
 
 def try_registers(
     variants: Mapping[str, TokenModel],
-    batches: Sequence[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, "batch"]]],
+    batches: Sequence[tuple[Float[Tensor, "_ channels height width"], Int64[Tensor, "_"]]],
     *,
     layer: int = -1,
     rule: OutlierRule | None = None,

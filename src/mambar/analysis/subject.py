@@ -40,7 +40,7 @@ class Subject:
         height, width = self.preprocessing.size
         return height // self.model.patch_size, width // self.model.patch_size
 
-    def pixels(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "channels rows cols"]:
+    def pixels(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "seen rows cols"]:
         """The part of the image that the model reads, before normalisation, in the model's number of channels."""
         channels = len(self.preprocessing.mean)
         if image.shape[0] != channels:
@@ -48,7 +48,7 @@ class Subject:
             image = grey.expand(channels, -1, -1)
         return EvalTransform(preprocessing=self.preprocessing).pixels(image)
 
-    def read(self, image: UInt8[Tensor, "channels height width"]) -> Float[Tensor, "channels rows cols"]:
+    def read(self, image: UInt8[Tensor, "channels height width"]) -> Float[Tensor, "seen rows cols"]:
         """The model's input."""
         return self.preprocessing.normalize(self.pixels(image))
 
