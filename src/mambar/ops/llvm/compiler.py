@@ -74,6 +74,7 @@ def _target(machine: Machine) -> llvm.TargetMachine:
 
 
 def load(code: bytes, machine: Machine, name: str) -> Kernel:
+    """The function of that name in object code for this host; it stays loaded until the process ends."""
     empty = llvm.parse_assembly(f'target triple = "{machine.triple}"')
     engine = llvm.create_mcjit_compiler(empty, _target(machine))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
