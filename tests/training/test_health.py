@@ -43,3 +43,23 @@ def test_a_bad_loss_and_a_bad_gradient_are_told_apart(net):
     assert first_bad_module(net, lambda: (net.one.weight * 0).sum().sqrt() + net(torch.zeros(1, 4))) == (
         "gradient of one.weight"
     )
+
+
+def test_layers_are_measured_without_a_trace():
+    from mambar.hub import create_model
+    from mambar.training.health import measure
+
+    torch.manual_seed(0)
+    model = create_model(
+        "mambar_tiny_patch16_224", image_size=16, num_classes=3, patch_size=4, dim=16, depth=3, drop_path=0.5
+    ).train()
+    images = torch.randn(4, 3, 16, 16)
+    state = torch.get_rng_state()
+    found = measure(model, images)
+    assert torch.equal(state, torch.get_rng_state()) and model.training
+    assert {len(values) for values in found.values()} == {3}
+    expected = [tokens.patches.norm(dim=-1).mean() for tokens in model.eval().tokens(images)]
+    assert found["norm_mean"] == pytest.approx([float(value) for value in expected], rel=1e-5)
+    assert all(0 <= share <= 1 for share in found["outlier_share"])
+    assert all(1e-4 < low < high < 0.2 for low, high in zip(found["dt_min"], found["dt_max"], strict=True))
+    assert found["A_min"] == pytest.approx([-16.0] * 3) and found["A_max"] == pytest.approx([-1.0] * 3)

@@ -80,6 +80,16 @@ def test_what_is_wrong_is_one_line_with_the_right_name(recipe, assignment, match
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
+def test_a_later_stage_can_be_the_first_once_it_is_said_from_what():
+    changed = THREE.with_text(["stages.2.start_from=runs/x", "stage=2"])
+    assert [stage.name for stage in changed.stages] == ["c"]
+    assert THREE.with_text(["stage=0"]) == THREE
+    with pytest.raises(RecipeError, match=r"stages\.2\.start_from=PATH"):
+        THREE.with_text(["stage=2"])
+    with pytest.raises(RecipeError, match="stages 0 to 2"):
+        THREE.with_text(["stage=3"])
+
+
 def test_json_there_and_back():
     recipe = THREE.but(**{"stages.0.image_size": (64, 32), "config.dim": 64, "stages.2.clip": 0.1 + 0.2})
     assert Recipe.from_json(recipe.to_json()) == recipe

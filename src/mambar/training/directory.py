@@ -25,6 +25,8 @@ MAY_CHANGE: Final = (
     "save_every",
     "eval_every",
     "log_every",
+    "health_every",
+    "track",
     "keep_checkpoints",
     "on_save_error",
 )

@@ -5,7 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+
+from mambar.analysis.outliers import MedianDeviation
+from mambar.models.vision_mamba import VisionMamba
+from mambar.nn.mixer import DirectionalScan
 
 
 def first_bad_module(model: nn.Module, run: Callable[[], Tensor]) -> str | None:
@@ -55,3 +60,33 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
 
 def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.detach()).all())
+
+
+@torch.inference_mode()
+def measure(model: VisionMamba, images: Float[Tensor, "batch channels height width"]) -> dict[str, list[float]]:
+    """One number a layer: mean and largest norm of the image tokens, share of outliers, step sizes, decay rates.
+
+    Measured on the residual stream in evaluation mode; an outlier has a norm above the median plus ten times the
+    median absolute deviation of its layer. `dt_*` are the steps at a zero input, softplus of the bias; `A_*` the
+    rates -exp(A_log). The model's mode is put back, and no random number is drawn.
+    """
+    was_training = model.training
+    model.eval()
+    rule = MedianDeviation()
+    found: dict[str, list[float]] = {
+        name: [] for name in ("norm_mean", "norm_max", "outlier_share", "dt_min", "dt_max", "A_min", "A_max")
+    }
+    for tokens in model.tokens(images):
+        norms = tokens.patches.float().norm(dim=-1).flatten().cpu()
+        found["norm_mean"].append(float(norms.mean()))
+        found["norm_max"].append(float(norms.max()))
+        found["outlier_share"].append(float((norms > rule.threshold(norms)).float().mean()))
+    for block in model.blocks:
+        scans = [scan for scan in block.modules() if isinstance(scan, DirectionalScan)]
+        steps = torch.cat([nn.functional.softplus(scan.dt_proj.bias.float()) for scan in scans])
+        rates = torch.cat([-torch.exp(scan.A_log.float()) for scan in scans])
+        for name, values in (("dt", steps), ("A", rates)):
+            found[f"{name}_min"].append(float(values.min()))
+            found[f"{name}_max"].append(float(values.max()))
+    model.train(was_training)
+    return found

@@ -7,12 +7,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 from mambar.errors import CheckpointError
 from mambar.training import durable
+from mambar.training.track import Tracker
 
 METRICS_FORMAT: Final = 1
 _LOG = logging.getLogger("mambar.training")
@@ -21,8 +22,9 @@ _LOG = logging.getLogger("mambar.training")
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, appended; after a resume it holds nothing beyond the resumed step."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, trackers: Sequence[Tracker] = ()) -> None:
         self.path = path
+        self.trackers = trackers
         self._file: int | None = None
 
     def begin(self, *, step: int, evaluated: int) -> None:
@@ -51,6 +53,9 @@ class MetricsLog:
             os.write(self._file, data)
         except OSError as error:
             raise durable.disk_error(self.path, len(data), error) from error
+        numbers = {name: value for name, value in plain.items() if isinstance(value, int | float)}
+        for tracker in self.trackers:
+            tracker.log(int(values["step"]), {f"{kind}/{name}": float(value) for name, value in numbers.items()})
 
     def sync(self) -> None:
         """Makes the lines so far durable; called before a checkpoint that refers to them."""
@@ -66,6 +71,8 @@ class MetricsLog:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

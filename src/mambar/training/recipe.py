@@ -131,6 +131,10 @@ class Recipe:
     # Epochs between evaluations; the last epoch is always evaluated.
     eval_every: int = 1
     log_every: int = 10
+    # Steps between looks into the layers (norms, outliers, step sizes); none looks never.
+    health_every: int | None = None
+    # Where numbers go beside metrics.jsonl: tensorboard, wandb, mlflow.
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     keep_checkpoints: int = 2
     on_save_error: Literal["stop", "continue"] = "stop"
     # Steps in a row without finite numbers before the run rolls back, and how often it may.
@@ -149,6 +153,7 @@ class Recipe:
             (self.max_skips, "max_skips", 1),
             (self.rollbacks, "rollbacks", 0),
             (1 if self.save_every is None else self.save_every, "save_every", 1),
+            (1 if self.health_every is None else self.health_every, "health_every", 1),
         ):
             if value < least:
                 raise RecipeError(f"{name}={value} is not allowed; it must be at least {least}.")
@@ -167,14 +172,28 @@ class Recipe:
         return self._changed(changes, from_text=False)
 
     def with_text(self, assignments: Iterable[str]) -> "Recipe":
-        """A copy changed by `field=value` texts, each typed by the field."""
+        """A copy changed by `field=value` texts, each typed by the field; `stage=2` leaves out what is before it."""
         changes: dict[str, str] = {}
+        stage = 0
         for assignment in assignments:
             name, equals, value = assignment.partition("=")
             if not equals or not name.strip():
                 raise RecipeError(f"{assignment!r} is not field=value; write for example epochs=2.")
-            changes[name.strip()] = value
-        return self._changed(changes, from_text=True)
+            if name.strip() == "stage":
+                stage = fields.parse(int, value, name="stage")
+            else:
+                changes[name.strip()] = value
+        return self._changed(changes, from_text=True).from_stage(stage)
+
+    def from_stage(self, stage: int) -> "Recipe":
+        """The recipe of the stages from number `stage` on, each of which is what it was."""
+        if not 0 <= stage < len(self.stages):
+            raise RecipeError(f"stage={stage}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}.")
+        if stage > 0 and self.stages[stage].start_from in ("weights", "ema"):
+            raise RecipeError(
+                f"stage={stage} starts in the middle: say from which weights, with stages.{stage}.start_from=PATH."
+            )
+        return dataclasses.replace(self, stages=self.stages[stage:])
 
     def flat(self) -> dict[str, Any]:
         """Every field under its dotted name, as `but` takes it."""

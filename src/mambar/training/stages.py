@@ -26,6 +26,7 @@ from mambar.training.result import RunResult
 from mambar.training.signals import Wishes, listening
 from mambar.training.state import Checkpoint, CheckpointStore
 from mambar.training.task import Measured, task_class
+from mambar.training.track import trackers
 from mambar.training.trainer import Trainer
 from mambar.version import __version__
 
@@ -78,7 +79,9 @@ class _Run:
             processes=group,
             numerics=Numerics.of(recipe.precision, group.device),
             store=store,
-            metrics=MetricsLog(directory.path / "metrics.jsonl"),
+            metrics=MetricsLog(
+                directory.path / "metrics.jsonl", trackers=trackers(recipe, directory.path) if group.is_first else ()
+            ),
             progress=progress(is_first=group.is_first),
             wishes=wishes,
             workers=workers,

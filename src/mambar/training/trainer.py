@@ -16,6 +16,7 @@ from mambar.data.loaders import Batch, evaluation_batches, training_batches
 from mambar.data.samplers import steps_per_epoch
 from mambar.errors import DiskError, InputError, NonFiniteError
 from mambar.models.vision_mamba import VisionMamba
+from mambar.training import health
 from mambar.training.learner import Learner
 from mambar.training.optim import set_training_mode
 from mambar.training.position import Position, Surroundings
@@ -156,9 +157,19 @@ class Trainer:
                     "images_per_second": size / max(seconds, 1e-9),
                 },
             )
+        self._look_inside()
         self.around.progress.step(position.step, loss=outcome.loss, accuracy=outcome.hits / size, images=size)
         if position.in_row >= self.recipe.max_skips:
             self._roll_back()
+
+    def _look_inside(self) -> None:
+        every, position = self.recipe.health_every, self.position
+        if every is None or position.step % every or not self.around.processes.is_first or self.learner.lies.cuts:
+            return
+        shard, _ = self.learner.update.shards_seen[0]
+        with self.around.numerics.autocast():
+            found = health.measure(self.learner.backbone, shard.images.to(self.around.numerics.storage))
+        self.around.metrics.append("health", {"step": position.total, "stage": position.stage, **found})
 
     # Evaluation
 

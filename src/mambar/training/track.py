@@ -1,0 +1,93 @@
+"""Numbers of a run to TensorBoard, Weights & Biases or MLflow: one small interface, one class each.
+
+They get what metrics.jsonl gets and nothing else: no environment, no code, no files.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from mambar.errors import InputError
+from mambar.training.recipe import Recipe
+
+
+class Tracker(Protocol):
+    """Takes the numbers of a step."""
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Adds the numbers of a step, by name."""
+        ...
+
+    def close(self) -> None:
+        """The run is over."""
+        ...
+
+
+class TensorBoard:
+    """Event files in the run directory's `tensorboard` folder."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError("track=tensorboard needs TensorBoard: pip install 'mambar[track]'.") from None
+        self.writer: Any = SummaryWriter(str(out / "tensorboard"))
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """One scalar a name."""
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run of wandb, named like the run directory; a resumed run goes on in it."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise InputError("track=wandb needs Weights & Biases: pip install wandb.") from None
+        self.run: Any = wandb.init(
+            project="mambar", id=out.name, resume="allow", dir=str(out), config=recipe.flat(), save_code=False
+        )
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """One call a step."""
+        self.run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Ends the run there."""
+        self.run.finish()
+
+
+class MlFlow:
+    """A run of MLflow, where its own settings say."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        try:
+            import mlflow  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise InputError("track=mlflow needs MLflow: pip install mlflow.") from None
+        self.mlflow: Any = mlflow
+        mlflow.start_run(run_name=out.name)
+        mlflow.log_params({name: str(value)[:250] for name, value in recipe.flat().items()})
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """One call a step."""
+        self.mlflow.log_metrics(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Ends the run there."""
+        self.mlflow.end_run()
+
+
+TRACKERS: Final = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MlFlow}
+
+
+def trackers(recipe: Recipe, out: Path) -> list[Tracker]:
+    """The trackers that the recipe names."""
+    return [TRACKERS[name](recipe, out) for name in recipe.track]
