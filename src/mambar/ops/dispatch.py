@@ -116,7 +116,17 @@ def resolve(op: str, asked: str, *, device: torch.device, dtype: torch.dtype, ot
     `otherwise` is taken when a name in force is none of this op's. Raises `BackendUnavailable` when an
     asked-for backend cannot run. A compiled graph keeps the name it was traced with.
     """
-    return _choose(op, asked, _name_in_force.get(), device.type, dtype, otherwise, mode())
+    in_force = _name_in_force.get() if _FOLLOWS else _in_force()
+    return _choose(op, asked, in_force, device.type, dtype, otherwise, mode())
+
+
+# Whether Dynamo follows a ContextVar: seen in torch 2.15, not in 2.11, where a compiled function keeps the name that
+# was in force when it was traced.
+_FOLLOWS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
+
+
+def _in_force() -> str | None:
+    return _name_in_force.get()
 
 
 def mode() -> Mode:
@@ -157,6 +167,7 @@ def _choose(
 # Dynamo runs a function with this mark and keeps its result as a constant. Setting it through torch.compiler
 # would import all of torch._dynamo, four seconds, with mambar.ops.
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_in_force._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _standing_name(in_force: str | None) -> str:

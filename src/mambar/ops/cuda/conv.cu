@@ -112,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
 }
 
 // Gradients. Sums for the weights and biases of a segment go to sums (segments x ways x inner x (TAPS + 1)).
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward(
+extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(
     const scalar *x, const scalar *dy, const float *weight_ahead, const float *weight_behind, const float *bias_ahead,
     const float *bias_behind, scalar *dx, float *sums, i64 length, i64 inner, i64 segment, i64 x_batch, i64 x_time,
     i64 dy_batch, i64 dy_time, i64 dy_way, i64 dx_batch, i64 dx_time) {
@@ -151,9 +151,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward(
         for (int j = 0; j <= TAPS; j++) sum_ahead[c][j] = sum_behind[c][j] = 0.f;
     }
     Group<CHANNELS> next_x[AHEAD], next_ahead[AHEAD], next_behind[AHEAD];
-    Group<CHANNELS> before[HALO + 1];
 #pragma unroll
-    for (int j = 0; j < HALO; j++) fetch(before[j], x_first, x_next, from - HALO + j, false);
+    for (int j = 0; j < HALO; j++) {
+        fetch(next_x[0], x_first, x_next, from - HALO + j, false);
+        next_x[0].wide(held[j + 1]);
+    }
     auto fetch_all = [&](int k, int s, bool sure) {
         fetch(next_x[k], x_first, x_next, s, sure);
         fetch(next_ahead[k], dy_first, dy_next, s, sure);
@@ -161,8 +163,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward(
     };
 #pragma unroll
     for (int k = 0; k < AHEAD; k++) fetch_all(k, from + k, false);
-#pragma unroll
-    for (int j = 0; j < HALO; j++) before[j].wide(held[j + 1]);
     auto walk = [&](int base, bool sure) {
         Group<CHANNELS> now_x[AHEAD], now_ahead[AHEAD], now_behind[AHEAD];
 #pragma unroll

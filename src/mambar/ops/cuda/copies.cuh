@@ -84,19 +84,6 @@ __device__ __forceinline__ void store_global(void *to, unsigned short x) {
 __device__ __forceinline__ void store_global(void *to, float4 x) {
     asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w));
 }
-// To shared memory past the compiler, which otherwise takes no load from one array above a store to another.
-__device__ __forceinline__ void store_shared(float *to, float x) {
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared_address(to)), "f"(x));
-}
-// And from it, again, instead of holding on to what was loaded before.
-__device__ __forceinline__ float4 load_shared_again(const float4 *from) {
-    float4 x;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-                 : "r"(shared_address(from)));
-    return x;
-}
-
 // Rows of A for one thread: COUNT neighbouring states from `first`, times log2(e), zero beyond `states`. WHOLE_A: rows
 // are 16 aligned states.
 template <int COUNT>

@@ -5,6 +5,7 @@ tensors, and what is left to do is to read their addresses.
 """
 
 import functools
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -108,21 +109,30 @@ def plan(
 def launch(prepared: Plan, *tensors: Tensor | None) -> None:
     """Runs it; whole numbers reach the kernel as 64-bit integers, None as a null pointer."""
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-    start = _start()
     if torch.cuda.current_device() == prepared.device:
-        start(_stream(_handle(prepared.device)), prepared.settings, prepared.kernel, *addresses, *prepared.numbers)
+        _start(prepared, addresses)
         return
     with torch.cuda.device(prepared.device):
-        start(_stream(_handle(prepared.device)), prepared.settings, prepared.kernel, *addresses, *prepared.numbers)
+        _start(prepared, addresses)
+
+
+# Which devices' contexts this thread has made current. PyTorch does so at its first call of the CUDA runtime, which
+# in a thread of autograd's may come after ours.
+_bound = threading.local()
+
+
+def _start(prepared: Plan, addresses: list[int]) -> None:
+    devices = _bound.__dict__.setdefault("devices", set())
+    if prepared.device not in devices:
+        core().Device(prepared.device).set_current()
+        devices.add(prepared.device)
+    stream = _stream(torch.cuda.current_stream(prepared.device).cuda_stream)
+    _run()(stream, prepared.settings, prepared.kernel, *addresses, *prepared.numbers)
 
 
 @functools.cache
-def _start() -> Callable[..., None]:
+def _run() -> Callable[..., None]:
     return core().launch
-
-
-def _handle(device: int) -> int:
-    return torch.cuda.current_stream(device).cuda_stream
 
 
 @functools.lru_cache(maxsize=64)

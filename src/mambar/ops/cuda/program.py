@@ -72,8 +72,9 @@ def load_kernel(source: str, function: str, device: int, shared: int, macros: tu
 def _allow_shared_memory(kernel: Any, device: int, shared: int) -> None:
     driver = importlib.import_module("cuda.bindings.driver")
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    handle = driver.CUkernel(int(kernel._handle if not hasattr(kernel, "handle") else kernel.handle))
-    (status,) = driver.cuKernelSetAttribute(attribute, shared, handle, driver.CUdevice(device))
+    (status,) = driver.cuKernelSetAttribute(
+        attribute, shared, driver.CUkernel(int(kernel.handle)), driver.CUdevice(device)
+    )
     if int(status) != 0:
         raise RuntimeError(f"device {device} refused {shared} bytes of shared memory for a block: {status}.")
 

@@ -19,10 +19,8 @@ from mambar.ops.cuda.launch import (
 )
 
 LARGEST_STATE = 16
-# Exponentials of every 16 that the forward computes on the multiply-add units; float32 needs exact ones.
-POLYNOMIAL = 1
 # Positions in a turn of a ring of activations, and turns in a ring.
-STEPS_FORWARD, RING_FORWARD = 4, 4
+STEPS_FORWARD, RING_FORWARD = 8, 3
 STEPS_BACKWARD, RING_BACKWARD = 4, 4
 THREADS_FORWARD = 64
 # Channels of a block of the backward, one a thread.
@@ -42,27 +40,21 @@ class Way(NamedTuple):
 class Tile(NamedTuple):
     """How the forward cuts its work."""
 
-    channels: int
-    """Neighbouring channels that a thread takes."""
     lanes: int
     """Threads that share a channel's states."""
     resident: int
     """Blocks that a multiprocessor holds at once."""
 
 
-# Two channels a thread need fewest instructions, one channel more warps; measured on an H200 (docs/kernels).
-WIDE = Tile(channels=2, lanes=1, resident=6)
-NARROW = Tile(channels=1, lanes=1, resident=8)
-# For latency: the states of a channel over four threads.
-SPLIT = Tile(channels=1, lanes=4, resident=12)
+# Measured on an H200 (docs/kernels): a channel a thread; for latency, the states of a channel over four threads.
+FULL = Tile(lanes=1, resident=8)
+SPLIT = Tile(lanes=4, resident=12)
 
 
-def _tile(u: Layout, channels: int) -> Tile:
-    """The tile that fills the GPU: by the warps of 32 channels that each of its schedulers would get."""
-    warps = u.shape[-3] * u.channels / 32 / (4 * multiprocessors(u.device))
-    if warps < 0.75:
-        return SPLIT
-    return NARROW if warps < 4 or channels == 1 else WIDE
+def _tile(u: Layout) -> Tile:
+    """Split states where the warps of 32 channels are fewer than the GPU's schedulers, or nearly so."""
+    warps = u.shape[-3] * u.channels / 32
+    return SPLIT if warps < 0.75 * 4 * multiprocessors(u.device) else FULL
 
 
 def _even_windows(length: int, longest: int, steps: int) -> int:
@@ -98,18 +90,18 @@ def _plan_forward(
     keep: bool,
 ) -> Plan:
     batch, length, inner = y.shape
-    tile = _tile(u, channels_at_once(2, u, delta, z, y))
+    tile = _tile(u)
     window = _even_windows(length, WINDOW_FORWARD, STEPS_FORWARD)
     # In bytes: B and C of the window; u, delta, z and, for two ways, y.
     arrays = 2 + (z is not None) + (ways == 2)
-    turn = STEPS_FORWARD * THREADS_FORWARD * tile.channels // tile.lanes * u.dtype.itemsize
+    turn = STEPS_FORWARD * THREADS_FORWARD // tile.lanes * u.dtype.itemsize
     shared = max(window * 128 + RING_FORWARD * arrays * turn, least_shared_memory(u.device, tile.resident))
     strides = (*u.all_steps, *delta.all_steps, *B.all_steps, *C.all_steps, *(z.steps if z is not None else (0, 0)))
     return plan(
         "scan_forward",
         "scan_forward",
         u.device,
-        grid=(ceil_div(inner * tile.lanes, THREADS_FORWARD * tile.channels), batch, 1),
+        grid=(ceil_div(inner * tile.lanes, THREADS_FORWARD), batch, 1),
         block=THREADS_FORWARD,
         numbers=(length, inner, state, window, scale, *strides),
         shared=shared,
@@ -117,11 +109,10 @@ def _plan_forward(
             SCALAR=SCALARS[u.dtype],
             STEPS=STEPS_FORWARD,
             RING=RING_FORWARD,
-            CHANNELS=tile.channels,
+            CHANNELS=1,
             LANES=tile.lanes,
             THREADS=THREADS_FORWARD,
             BLOCKS=tile.resident,
-            POLYNOMIAL=POLYNOMIAL if softplus and u.dtype != torch.float32 else 0,
             SOFTPLUS=int(softplus),
             GATED=int(z is not None),
             KEPT=int(keep),

@@ -309,13 +309,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
             const float sum = (from[0] + from[32]) + (from[64] + from[96]);
             if (step < steps) dBC_to[(i64)turn * step * 32] = sum;
         };
-        auto load_checkpoint = [&](float (&at)[4][4], int chunk) {
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                const float4 h = load_shared_again(before + ((chunk & (RING - 1)) * 4 + c) * THREADS);
-                at[c][0] = h.x; at[c][1] = h.y; at[c][2] = h.z; at[c][3] = h.w;
-            }
-        };
 #pragma unroll
         for (int chunk = 0; chunk < RING - 1; chunk++) fetch(chunks - 1 - chunk, true);
 #pragma unroll 1
@@ -330,7 +323,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
                 fetch(chunk - (RING - 1), true);
                 stage(chunk, true);
                 float states_at[STEPS + 1][4][4], keep[STEPS][4][4];
-                load_checkpoint(states_at[0], chunk);
+#pragma unroll
+                for (int c = 0; c < 4; c++) {
+                    const float4 h = before[((chunk & (RING - 1)) * 4 + c) * THREADS];
+                    states_at[0][c][0] = h.x; states_at[0][c][1] = h.y; states_at[0][c][2] = h.z; states_at[0][c][3] = h.w;
+                }
 #pragma unroll
                 for (int k = 0; k < STEPS; k++) {
                     const float4 d4 = *(const float4 *)(staged + k * WIDTH + group * 4);
@@ -345,7 +342,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
                             states_at[k + 1][c][n] = fmaf(keep[k][c][n], states_at[k][c][n], x[c] * b[n]);
                         }
                 }
-                float *sums = parts + ((turns & (RING - 1)) * STEPS * WARPS + warp) * 32 + lane, by_B[STEPS], by_A[STEPS];
+                float sums[STEPS], by_B[STEPS], by_A[STEPS];
 #pragma unroll
                 for (int k = STEPS - 1; k >= 0; k--) {
                     const float4 d4 = *(const float4 *)(staged + k * WIDTH + group * 4);
@@ -355,7 +352,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
                     const float d[4] = {d4.x, d4.y, d4.z, d4.w}, x[4] = {x4.x, x4.y, x4.z, x4.w}, b[4] = {b4.x, b4.y, b4.z, b4.w};
                     const float y[4] = {y4.x, y4.y, y4.z, y4.w}, out[4] = {c4.x, c4.y, c4.z, c4.w};
                     float for_B[4], for_C[4], for_A[4], gradient[4][4];
-                    if (k == 0) load_checkpoint(states_at[0], chunk);
 #pragma unroll
                     for (int c = 0; c < 4; c++)
 #pragma unroll
@@ -369,7 +365,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
                             for_A[c] = n ? fmaf(through, decay[c][n], for_A[c]) : through * decay[c][n];
                             dA_sum[c][n] = fmaf(through, d[c], dA_sum[c][n]);
                         }
-                    store_shared(sums + k * WARPS * 32, sum_of_groups(for_B, for_C, lane, constants));
+                    sums[k] = sum_of_groups(for_B, for_C, lane, constants);
 
                     // Sums over states of dh B and of through A log2(e), for my own channel.
 #if TENSOR
@@ -413,6 +409,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
                         store_global(du_first + (i64)step * out_next, narrow(found));
                         store_global(ddelta_first + (i64)step * out_next, narrow(slope));
                     }
+                    parts[(((turns & (RING - 1)) * STEPS + k) * WARPS + warp) * 32 + lane] = sums[k];
                 }
                 __syncwarp();
                 if (lane == 0) arrive(barriers + 8 * (turns & 1));

@@ -1,13 +1,12 @@
 // The selective scan, forward. A thread walks through time for CHANNELS neighbouring channels with 16/LANES of
-// their states in registers; LANES threads share a channel. In order of time, so each exponential is computed once:
-// the special-function unit is the limit, and POLYNOMIAL of every 16 go to the multiply-add units instead.
+// their states in registers; LANES threads share a channel. In order of time, so each exponential is computed once.
 // Activations come through a ring in shared memory, STEPS positions at a time, RING - 1 turns ahead; B and C of a
 // window of positions lie there as floats.
 //
 // WAYS == 2 walks both directions of the mixer one after the other: the first leaves its sum in y, the second
 // adds its own, scales and gates. Both are walked by the same thread, so nothing has to wait.
 //
-// Macros: SCALAR, STEPS, RING, CHANNELS (1, 2), LANES (1, 4), THREADS, POLYNOMIAL, SOFTPLUS, GATED, KEPT (write the sum before the
+// Macros: SCALAR, STEPS, RING, CHANNELS (1, 2), LANES (1, 4), THREADS, SOFTPLUS, GATED, KEPT (write the sum before the
 // gate too), WAYS (1, 2), REVERSE (with one way), BLOCKS (a multiprocessor's, at least), STAGED, WHOLE_ROWS, WHOLE_A.
 #define STATES (16 / LANES)
 // Channels of a warp; numbers and pieces of one array in one turn of the ring.
@@ -119,11 +118,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_forward(
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     const int n = q + j;
-                    const bool by_polynomial = (n + 1) * POLYNOMIAL / 16 != n * POLYNOMIAL / 16;
 #pragma unroll
                     for (int c = 0; c < CHANNELS; c++) {
-                        const float a = decay[c][n];
-                        const float keep = by_polynomial ? exp2_polynomial(d[c], a) : exp2_unit(d[c] * a);
+                        const float keep = exp2_unit(d[c] * decay[c][n]);
                         state[c][n] = fmaf(keep, state[c][n], x[c] * b[j]);
                         sum[c] = fmaf(out[j], state[c][n], sum[c]);
                     }

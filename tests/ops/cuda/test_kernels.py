@@ -1,0 +1,177 @@
+"""The CUDA kernels on a GPU: every tile, every way of loading, the same bits, nothing left unwritten.
+
+Run as a program (`compute-sanitizer python tests/ops/cuda/test_kernels.py`) it calls each kernel once on small shapes.
+"""
+
+import pytest
+import torch
+
+from mambar.ops.bidirectional_mix.direction import Direction
+
+pytestmark = pytest.mark.gpu
+WORST = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+
+
+def relative(found, wanted):
+    return ((found.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30)).item()
+
+
+def scan_arguments(batch, length, inner, state=16, dtype=torch.bfloat16, *, offset=0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).cuda()
+
+    wide = draw(batch, length, 2 * inner + offset).to(dtype)[..., offset:]
+    rows = draw(batch, length, offset + 2 * state).to(dtype)[..., offset:]
+    return (
+        wide[..., :inner],
+        (draw(batch, length, inner) - 2).to(dtype),
+        -torch.rand((inner, state), generator=generator).cuda() * 8 - 0.05,
+        rows[..., :state],
+        rows[..., state:],
+        draw(inner),
+        wide[..., inner:],
+        draw(inner) * 0.3,
+        draw(batch, inner, state),
+    )
+
+
+def scan_both_ways(arguments, reverse):
+    """Relative errors of the scan and of its gradients against float64."""
+    from mambar.ops.selective_scan import cuda, reference
+
+    options = {"delta_softplus": True, "reverse": reverse}
+    exact = [argument.double().requires_grad_() for argument in arguments]
+    wanted, last = reference.selective_scan(*exact, **options)
+    y, state, saved = cuda.forward(*arguments, **options, for_backward=True)
+    dy, dstate = torch.randn_like(y), torch.randn_like(state)
+    gradients = torch.autograd.grad((wanted * dy).sum() + (last * dstate).sum(), exact)
+    found = cuda.backward(dy, dstate, *arguments, saved, **options)
+    pairs = zip((y, state, *found), (wanted, last, *gradients), strict=True)
+    return [relative(one, other) for one, other in pairs]
+
+
+@pytest.fixture
+def nan_filled(monkeypatch):
+    """Every new tensor is full of NaN until it is written."""
+    empty, new_empty = torch.empty, torch.Tensor.new_empty
+
+    def poisoned(tensor):
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: poisoned(empty(*shape, **options)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape, **o: poisoned(new_empty(self, *shape, **o)))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "length", "inner", "offset"),
+    [(2, 1, 32, 0), (2, 7, 8, 0), (3, 63, 136, 0), (2, 208, 256, 8), (1, 589, 96, 1), (1, 1037, 40, 0)],
+)
+@pytest.mark.parametrize("dtype", WORST)
+@pytest.mark.parametrize("tile", ["FULL", "SPLIT"])
+def test_every_tile_and_way_of_loading(nan_filled, monkeypatch, tile, dtype, batch, length, inner, offset, reverse):
+    from mambar.ops.cuda import scan
+
+    monkeypatch.setattr(scan, "_tile", lambda u: getattr(scan, tile))
+    scan._plan_forward.cache_clear()
+    errors = scan_both_ways(scan_arguments(batch, length, inner, dtype=dtype, offset=offset), reverse)
+    scan._plan_forward.cache_clear()
+    assert max(errors) <= WORST[dtype], errors
+
+
+def test_long_sequences_pass_many_windows(nan_filled):
+    errors = scan_both_ways(scan_arguments(1, 4113, 64), False)
+    assert max(errors) <= WORST[torch.bfloat16], errors
+
+
+def mix_arguments(batch, length, inner, rank, state=16, dtype=torch.bfloat16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).cuda()
+
+    def way():
+        return Direction(
+            conv_weight=draw(inner, 4) * 0.5,
+            conv_bias=draw(inner) * 0.3,
+            x_proj=(draw(rank + 2 * state, inner) * inner**-0.5).to(dtype),
+            dt_proj=(draw(inner, rank) * rank**-0.5).to(dtype),
+            dt_bias=draw(inner) * 0.3 - 2,
+            A=-torch.rand((inner, state), generator=generator).cuda() * 8 - 0.05,
+            D=draw(inner),
+        )
+
+    return draw(batch, length, 2 * inner).to(dtype), way(), way()
+
+
+def mix_once(arguments, dout):
+    from mambar.ops.bidirectional_mix import cuda
+
+    out, saved = cuda.forward(*arguments, average=True, for_backward=True)
+    dxz, ahead, behind = cuda.backward(dout, *arguments, [*saved, out], average=True)
+    return [out, dxz, *ahead, *behind]
+
+
+@pytest.mark.parametrize("state", [5, 16, 20])
+@pytest.mark.parametrize("dtype", WORST)
+def test_the_mix_is_twice_as_exact_as_plain_pytorch_at_worst(nan_filled, dtype, state):
+    from mambar.ops import use_backend
+    from mambar.ops.bidirectional_mix import reference
+
+    arguments = mix_arguments(2, 70, 264, 12, state, dtype)
+    # A closed gate must not lose what went into it.
+    arguments[0][0, 0, 264] = 0
+    dout = torch.randn(2, 70, 264, device="cuda").to(dtype)
+
+    def plain(dtype):
+        xz, *ways = arguments
+        xz = xz.to(dtype).requires_grad_()
+        ways = [Direction(*(part.to(dtype).requires_grad_() for part in way)) for way in ways]
+        with use_backend("reference"):
+            out = reference.bidirectional_mix(xz, *ways, average=True)
+        gradients = torch.autograd.grad((out * dout.to(dtype)).sum(), [xz, *ways[0], *ways[1]])
+        return [out, *gradients]
+
+    exact, ours, theirs = plain(torch.float64), mix_once(arguments, dout), plain(dtype)
+    for found, other, wanted in zip(ours, theirs, exact, strict=True):
+        assert relative(found, wanted) <= max(2 * relative(other, wanted), WORST[dtype] / 4)
+
+
+def test_250_repeats_give_the_same_bits():
+    arguments = mix_arguments(4, 209, 256, 16)
+    dout = torch.randn(4, 209, 256, device="cuda").to(torch.bfloat16)
+    first = mix_once(arguments, dout)
+    for _ in range(250):
+        assert all(torch.equal(one, other) for one, other in zip(mix_once(arguments, dout), first, strict=True))
+
+
+def test_a_thread_without_a_context_can_launch():
+    """Autograd's threads may reach a kernel of ours before any call of PyTorch's binds a context to them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    arguments = mix_arguments(1, 8, 32, 4)
+    dout = torch.randn(1, 8, 32, device="cuda").to(torch.bfloat16)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(mix_once, arguments, dout).result()
+    assert all(bool(part.isfinite().all()) for part in found)
+
+
+def test_a_captured_graph_replays_the_same():
+    arguments = mix_arguments(2, 33, 64, 8)
+    dout = torch.randn(2, 33, 64, device="cuda").to(torch.bfloat16)
+    wanted = mix_once(arguments, dout)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = mix_once(arguments, dout)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+if __name__ == "__main__":
+    for kind in (torch.bfloat16, torch.float32):
+        mix_once(mix_arguments(2, 21, 136, 8, dtype=kind), torch.randn(2, 21, 136, device="cuda").to(kind))
+        assert max(scan_both_ways(scan_arguments(2, 13, 40, dtype=kind, offset=1), True)) <= WORST[kind]
+    torch.cuda.synchronize()

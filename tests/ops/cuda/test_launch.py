@@ -1,0 +1,65 @@
+"""What a launch reads off a tensor's layout."""
+
+import pytest
+import torch
+
+from mambar.ops.cuda import conv, launch, scan
+from mambar.ops.cuda.launch import Layout, ceil_div, channels_at_once
+
+
+def layout(shape, strides=None, *, beyond=0, dtype=torch.bfloat16):
+    strides = torch.empty(shape, device="meta").stride() if strides is None else strides
+    return Layout(tuple(shape), strides, beyond, dtype, 0)
+
+
+@pytest.fixture(autouse=True)
+def gpu_of_132(monkeypatch):
+    for module in (conv, launch, scan):
+        monkeypatch.setattr(module, "multiprocessors", lambda device: 132)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (layout((2, 3, 8)), 4),
+        (layout((2, 3, 6)), 2),
+        (layout((2, 3, 7)), 1),
+        (layout((2, 3, 8), beyond=4), 2),
+        (layout((2, 3, 8), beyond=2), 1),
+        (layout((2, 3, 8), (33, 11, 1)), 1),
+        (layout((1, 1, 8), (33, 11, 1)), 4),
+        (layout((2, 3, 8), (0, 8, 1)), 4),
+    ],
+)
+def test_channels_at_once_is_what_alignment_allows(given, wanted):
+    assert channels_at_once(4, given, None) == wanted
+
+
+def test_pieces_are_sixteen_bytes():
+    assert layout((2, 3, 8)).is_pieces
+    assert not layout((2, 3, 4)).is_pieces
+    assert layout((2, 3, 4), dtype=torch.float32).is_pieces
+
+
+def test_directions_are_the_leading_dimension():
+    assert layout((2, 3, 5, 8)).all_steps == (40, 8, 120)
+    assert layout((3, 5, 8)).all_steps == (40, 8, 0)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 63, 208, 209, 589, 4113, 16384])
+@pytest.mark.parametrize("steps", [4, 8])
+def test_windows_cover_the_sequence_in_whole_turns(length, steps):
+    window = scan._even_windows(length, 64, steps)
+    assert window % steps == 0 and window <= 64 + steps
+    assert ceil_div(length, window) * window >= length
+
+
+@pytest.mark.parametrize(("batch", "wanted"), [(1, scan.SPLIT), (16, scan.FULL), (128, scan.FULL)])
+def test_small_batches_split_the_states(batch, wanted):
+    assert scan._tile(layout((batch, 208, 1536))) == wanted
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 208, 4113])
+def test_segments_cover_the_sequence(length):
+    segment = conv._segment(layout((3, length, 40)), 2, 4)
+    assert 1 <= segment <= length
