@@ -1,0 +1,158 @@
+"""Both scans of the mix, its gate and its sum, as calls of the fused kernels."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mambar.ops.bidirectional_mix import llvm_backward, llvm_forward
+from mambar.ops.llvm.functions import channel_blocks
+from mambar.ops.llvm.launch import address, launch, rows, streams, sum_parts
+from mambar.ops.llvm.machine import current_machine
+from mambar.ops.selective_scan.llvm import in_time
+from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, padded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What one direction scans: u and delta in the activations' type, all else float32."""
+
+    u: Tensor
+    delta: Tensor
+    B: Tensor
+    C: Tensor
+    A: Tensor
+    D: Tensor
+    delta_bias: Tensor
+
+    def arguments(self, *, reverse: bool) -> dict[str, int]:
+        """The kernels' arguments for these tensors, in the order of the walk."""
+        return {
+            **rows(reverse, u=self.u, delta=self.delta, B=self.B, C=self.C),
+            "state": self.A.shape[1],
+            "A": address(self.A),
+            "D": address(self.D),
+            "delta_bias": address(self.delta_bias),
+        }
+
+    def empty_checkpoints(self) -> Tensor:
+        """Room for the states before every 16th step."""
+        batch, length, inner = self.u.shape
+        return torch.empty(batch, -(-length // CHECKPOINT_EVERY), self.A.shape[1], inner, dtype=torch.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanGradients:
+    """The gradients of one direction's scan; those of B and C have the type of the activations."""
+
+    u: Tensor
+    delta: Tensor
+    B: Tensor
+    C: Tensor
+    A: Tensor
+    D: Tensor
+    delta_bias: Tensor
+
+
+def scan_both(
+    z: Tensor, ahead: Scan, behind: Scan, checkpoints: tuple[Tensor, Tensor] | None, *, average: bool
+) -> Tensor:
+    """The sum of both scans, or their mean, times silu(z); fills the checkpoints where they are given."""
+    out = torch.empty(z.shape, dtype=z.dtype)
+    kept = checkpoints or (None, None)
+    own = [
+        scan.arguments(reverse=reverse) | rows(reverse, z=z, out=out) | {"checkpoints": address(states)}
+        for scan, states, reverse in zip((ahead, behind), kept, (False, True), strict=True)
+    ]
+    arguments = _shared(z, llvm_forward.VECTORS_PER_BLOCK, average=average) | _by_direction(own)
+    largest = max(ahead.A.shape[1], behind.A.shape[1])
+    launch(
+        llvm_forward,
+        z.dtype,
+        arguments=arguments | {"streaming": streams(current_machine(), out), "initial_state": 0, "last_state": 0},
+        scratch_floats=llvm_forward.scratch_floats(current_machine(), largest, z.shape[1]),
+    )
+    return out
+
+
+def scan_both_backward(
+    dout: Tensor,
+    z: Tensor,
+    dz: Tensor,
+    ahead: Scan,
+    behind: Scan,
+    checkpoints: tuple[Tensor, Tensor],
+    *,
+    average: bool,
+) -> tuple[ScanGradients, ScanGradients]:
+    """The gradients of both scans' tensors; that of the gate is written into dz."""
+    scans = [
+        _Backward(scan, states, reverse)
+        for scan, states, reverse in zip((ahead, behind), checkpoints, (False, True), strict=True)
+    ]
+    own = [scan.arguments() | rows(scan.reverse, z=z, dout=dout, dz=dz) for scan in scans]
+    arguments = _shared(z, llvm_backward.VECTORS_PER_BLOCK, average=average) | _by_direction(own)
+    results = [tensor for scan in scans for tensor in (scan.du, scan.ddelta)]
+    largest = max(ahead.A.shape[1], behind.A.shape[1])
+    launch(
+        llvm_backward,
+        z.dtype,
+        arguments=arguments
+        | {"batch": z.shape[0], "streaming": streams(current_machine(), *results), "dstate": 0, "dinitial_state": 0},
+        scratch_floats=llvm_backward.scratch_floats(current_machine(), largest),
+    )
+    return scans[0].gradients(), scans[1].gradients()
+
+
+class _Backward:
+    """One direction in the backward: its scan, and room for its gradients and their parts."""
+
+    def __init__(self, scan: Scan, checkpoints: Tensor, reverse: bool):
+        self.scan = scan
+        self.checkpoints = checkpoints
+        self.reverse = reverse
+        batch, length, inner = scan.u.shape
+        state = scan.A.shape[1]
+        blocks = channel_blocks(current_machine(), inner, llvm_backward.VECTORS_PER_BLOCK)
+        self.du, self.ddelta = (torch.empty(scan.u.shape, dtype=scan.u.dtype) for _ in range(2))
+        self.parameter_parts = torch.empty(batch, state + 2, inner, dtype=torch.float32)
+        self.sequence_parts = torch.empty(blocks, batch, 2, state, padded(length), dtype=torch.float32)
+
+    def arguments(self) -> dict[str, int]:
+        return {
+            **self.scan.arguments(reverse=self.reverse),
+            **rows(self.reverse, du=self.du, ddelta=self.ddelta),
+            "checkpoints": address(self.checkpoints),
+            "parameter_parts": address(self.parameter_parts),
+            "sequence_parts": address(self.sequence_parts),
+        }
+
+    def gradients(self) -> ScanGradients:
+        length, state, dtype = self.scan.u.shape[1], self.scan.A.shape[1], self.scan.u.dtype
+        sums, sequences = sum_parts(self.parameter_parts), sum_parts(self.sequence_parts)
+        dB, dC = (in_time(part, length, self.reverse).to(dtype) for part in sequences.unbind(1))
+        return ScanGradients(
+            u=self.du,
+            delta=self.ddelta,
+            B=dB,
+            C=dC,
+            A=sums[:state].t().contiguous(),
+            D=sums[state].clone(),
+            delta_bias=sums[state + 1].clone(),
+        )
+
+
+def _shared(z: Tensor, vectors_per_block: int, *, average: bool) -> dict[str, int]:
+    batch, length, inner = z.shape
+    return {
+        "num_tasks": batch * channel_blocks(current_machine(), inner, vectors_per_block),
+        "length": length,
+        "inner": inner,
+        "delta_softplus": True,
+        "average": average,
+    }
+
+
+def _by_direction(own: list[dict[str, int]]) -> dict[str, int]:
+    named = zip(("ahead", "behind"), own, strict=True)
+    return {f"{direction}_{name}": value for direction, values in named for name, value in values.items()}
