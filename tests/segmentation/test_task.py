@@ -13,9 +13,17 @@ from mambar.data.loaders import Batch
 from mambar.data.preprocessing import Preprocessing
 from mambar.data.segmentation_catalog import open_segmentation
 from mambar.data.segmentation_transforms import Stacked
-from mambar.errors import InputError, RecipeError
+from mambar.errors import DataError, InputError, RecipeError
 from mambar.evaluation.segmentation import count, summarize
-from mambar.segmentation import Inference, SegmentationOptions, SegmentationTask, evaluate, load_segmenter, segment
+from mambar.segmentation import (
+    Inference,
+    SegmentationOptions,
+    SegmentationTask,
+    evaluate,
+    evaluate_run,
+    load_segmenter,
+    segment,
+)
 from mambar.training.optim import groups
 from mambar.training.recipe import Recipe, Stage
 from training import runs
@@ -144,6 +152,9 @@ def test_a_run_from_recipe_to_files(scenes, tmp_path):
         counted = each if counted is None else counted + each
     metrics = json.loads((out / "result.json").read_text())["metrics"]
     assert summarize(counted, model.classes).miou == pytest.approx(metrics["miou"], abs=1e-12)
+    assert evaluate_run(out).miou == pytest.approx(metrics["miou"], abs=1e-12)
+    with pytest.raises(DataError, match="has 3 classes"):
+        evaluate_run(out, data="mosaics")
     before = {path.name: path.read_bytes() for path in out.glob("model*")}
     assert runs.here(tiny(scenes), out, resume=True).already_finished
     assert before == {path.name: path.read_bytes() for path in out.glob("model*")}
@@ -205,6 +216,21 @@ def test_the_decoder_follows_the_key_and_no_generator(make_backbone):
     other = task(init_key=6).wrap(make_backbone()).auxiliary.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_classifiers_begin_with_the_shares_of_the_classes(tiny_mamba):
+    recipe = tiny("shapes", data_options={"image_size": 32, "num_images": 40, "num_classes": 3})
+    chosen = SegmentationTask.of(recipe, recipe.stages[0], classes=("background", "a", "b", "c"))
+    model = chosen.wrap(tiny_mamba)
+    dataset = open_segmentation("shapes", "train", **recipe.data_options)
+    masks = torch.stack([dataset[index].mask for index in range(len(dataset))])
+    shares = torch.bincount(masks.flatten(), minlength=4).double() / masks.numel()
+    expected = (0.9 * shares + 0.1 / 4).log().float()
+    for head in (model.segmenter.decoder, model.auxiliary):
+        torch.testing.assert_close(head.classifier.bias.detach(), expected)
+    options = {**OPTIONS, "start_at_shares": False}
+    plain = SegmentationTask.of(recipe.but(task_options=options), recipe.stages[0], classes=("a", "b", "c", "d"))
+    assert plain.wrap(tiny_mamba).auxiliary.classifier.bias.abs().sum() == 0
 
 
 def test_loss_and_its_parts(make_backbone):

@@ -40,6 +40,7 @@ STAGE: Final = Stage(
 OPTIONS: Final = {
     "channels": 512,
     "norm": "group",
+    "start_at_shares": False,
     "auxiliary": 256,
     "auxiliary_weight": 0.4,
     "resize": [2048, 512],

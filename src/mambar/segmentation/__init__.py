@@ -10,6 +10,7 @@ from mambar.segmentation.inference import Inference as Inference
 from mambar.segmentation.inference import predict as predict
 from mambar.segmentation.inference import probabilities as probabilities
 from mambar.segmentation.options import SegmentationOptions as SegmentationOptions
+from mambar.segmentation.run_evaluation import evaluate_run as evaluate_run
 from mambar.segmentation.segment import Segmentation as Segmentation
 from mambar.segmentation.segment import segment as segment
 from mambar.segmentation.segmenter import Segmenter as Segmenter

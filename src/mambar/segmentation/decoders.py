@@ -33,6 +33,11 @@ class UPerDecoder(nn.Module):
         self.pyramid = FeaturePyramid(dim, patch_size, norm=norm)
         self.head = UPerHead([dim] * 4, num_classes=num_classes, channels=channels, norm=norm, dropout=dropout)
 
+    @property
+    def classifier(self) -> nn.Conv2d:
+        """The layer that gives logits."""
+        return self.head.classifier
+
     def forward(
         self, maps: Sequence[Float[Tensor, "batch dim rows cols"]]
     ) -> Float[Tensor, "batch classes map_rows map_cols"]:

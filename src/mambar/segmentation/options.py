@@ -27,6 +27,8 @@ class SegmentationOptions:
     auxiliary: int = 256
     auxiliary_weight: float = 0.4
     auxiliary_layer: int = 2
+    # Whether the classifiers begin with the shares of the training pixels (see `SegmenterInTraining.start_at`).
+    start_at_shares: bool = True
     # Factors of the classes' losses, in class order; none counts every class alike.
     class_weights: tuple[float, ...] | None = None
     # Share of a Dice loss that is added to the cross-entropy.

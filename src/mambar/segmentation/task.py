@@ -1,7 +1,9 @@
 """Semantic segmentation as a task of the `Trainer`: what is trained, its loss, how it is measured and handed over."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.data.loaders import Batch
+from mambar.data.masks import IGNORE
 from mambar.data.preprocessing import Preprocessing
 from mambar.data.segmentation_catalog import BUILT_IN, open_segmentation
 from mambar.data.segmentation_transforms import Stacked
@@ -22,6 +25,9 @@ from mambar.segmentation.segmenter import Segmenter
 from mambar.segmentation.training_model import SegmenterInTraining
 from mambar.training.recipe import Recipe, Stage
 from mambar.training.task import EvaluationContext, Loss, Measured, Prepared, preprocessing_of
+
+# Training images whose masks tell how frequent the classes are.
+_LOOKED_AT: Final = 64
 
 
 class SegmentationTask:
@@ -40,6 +46,7 @@ class SegmentationTask:
         flip: float,
         init_key: int = 0,
         alike: bool = False,
+        shares: Callable[[], Tensor] | None = None,
     ) -> None:
         self.classes = tuple(classes)
         self.preprocessing = preprocessing
@@ -47,6 +54,8 @@ class SegmentationTask:
         self.init_key = init_key
         # Whether all validation images have one size.
         self.alike = alike
+        # Gives the classes' shares of the training pixels, for the classifiers' start.
+        self.shares = shares
         self.transform = options.transform(image_size=image_size, flip=flip, preprocessing=preprocessing)
         weights = options.class_weights
         if weights is not None and len(weights) != len(self.classes):
@@ -80,6 +89,7 @@ class SegmentationTask:
             flip=stage.flip,
             init_key=key(recipe.seed, "decoder", stage.name),
             alike=recipe.data in BUILT_IN,
+            shares=partial(_shares, recipe, len(classes)) if options.start_at_shares else None,
         )
 
     @property
@@ -102,9 +112,12 @@ class SegmentationTask:
                 dropout=options.dropout,
                 broadcast=options.broadcast,
             )
-            return SegmenterInTraining(
+            model = SegmenterInTraining(
                 segmenter, auxiliary=options.auxiliary, layer=options.auxiliary_layer, dropout=options.dropout
             )
+        if self.shares is not None:
+            model.start_at(self.shares())
+        return model
 
     def freeze(self, model: nn.Module) -> None:
         """Lets the decoder and the norms in front of it train."""
@@ -178,6 +191,19 @@ class SegmentationTask:
 def _segmenter(model: nn.Module) -> Segmenter:
     assert isinstance(model, SegmenterInTraining)
     return model.segmenter
+
+
+def _shares(recipe: Recipe, num_classes: int) -> Tensor:
+    """The classes' shares of the labelled pixels of some training images, with a tenth spread evenly over all."""
+    dataset = open_segmentation(recipe.data, "train", **recipe.data_options)
+    count = min(_LOOKED_AT, len(dataset))
+    pixels = torch.zeros(IGNORE + 1, dtype=torch.float64)
+    for number in range(count):
+        mask = dataset[number * len(dataset) // count].mask
+        if mask is not None:
+            pixels += torch.bincount(mask.flatten(), minlength=IGNORE + 1)
+    found = pixels[:num_classes]
+    return (0.9 * found / found.sum().clamp(min=1) + 0.1 / num_classes).float()
 
 
 def _as_stored(image: Tensor) -> Tensor:

@@ -1,0 +1,52 @@
+"""Evaluating a finished segmentation run, on its own data or on others."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mambar.data.loaders import evaluation_batches
+from mambar.data.segmentation_catalog import open_segmentation
+from mambar.data.segmentation_transforms import Stacked
+from mambar.errors import DataError
+from mambar.evaluation.segmentation import SegmentationResult
+from mambar.segmentation.evaluation import evaluate
+from mambar.segmentation.files import load_with_inference
+from mambar.segmentation.inference import Inference
+from mambar.training.directory import stored_recipe
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    split: str = "val",
+    data_options: dict[str, Any] | None = None,
+    inference: Inference | None = None,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+) -> SegmentationResult:
+    """mIoU, per-class IoU, pixel accuracy and boundary F-score of the segmenter in `run` on a split of `data`.
+
+    data: by default what the run was trained on, with the same options. inference: by default as in training. The
+    data's classes must be the model's.
+    """
+    model, trained_with = load_with_inference(run, device=device)
+    if data is None:
+        recipe = stored_recipe(Path(run))
+        data, data_options = recipe.data, {**recipe.data_options, **(data_options or {})}
+    dataset = open_segmentation(data, split, **(data_options or {}))
+    if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
+        raise DataError(
+            f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "
+            f"{len(model.classes)} ({', '.join(model.classes[:4])}, …); evaluate on data with the model's classes."
+        )
+    assert model.preprocessing is not None
+    batches = evaluation_batches(Stacked(dataset), lambda image: image, batch_size=1, workers=workers)
+    return evaluate(
+        model,
+        batches,
+        classes=dataset.classes,
+        preprocessing=model.preprocessing,
+        inference=inference or trained_with,
+    )
