@@ -1,0 +1,226 @@
+"""The LLVM kernels on one CPU thread against the port floor of the same run and the sequential loop.
+
+    uv run python benchmarks/ops/scan_cpu_llvm.py            # batch 1 and 8, Base shapes
+    uv run python benchmarks/ops/scan_cpu_llvm.py --loop     # also the sequential loop, forward
+    uv run python benchmarks/ops/scan_cpu_llvm.py --threads  # also two threads against one, by the wall clock
+
+The op is both directions with softplus, skip, gate and average at L = 208, E = 1536, N = 16 in float32: as two public
+calls, and as the kernel that the fused mix runs (which gates once). Parity with the float64 reference comes first. CPU
+time of the process, interleaved rounds, medians and the least. The floor is the arithmetic alone, in registers.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mambar.bench.machine import describe
+from mambar.bench.table import Row, markdown
+from mambar.ops import selective_scan
+from mambar.ops.bidirectional_mix.llvm_scans import Scan, scan_both, scan_both_backward
+from mambar.ops.llvm.launch import floor_states_per_second
+
+Work = Callable[[], object]
+
+LENGTH, INNER, STATE, RANK = 208, 1536, 16, 48
+FIRST_CALLS = (
+    "import time, torch; torch.set_num_threads(1)\n"
+    "from mambar.ops import selective_scan\n"
+    "import mambar.ops.selective_scan.llvm\n"
+    "u = torch.randn(1, 16, 64, requires_grad=True); B = torch.randn(1, 16, 16); A = -torch.rand(64, 16)\n"
+    "start = time.process_time(); y = selective_scan(u, u, A, B, B, delta_softplus=True, backend='llvm')\n"
+    "middle = time.process_time(); y.sum().backward()\n"
+    "print(f'{middle - start:.3f} {time.process_time() - middle:.3f}')"
+)
+
+
+def draw(batch: int) -> dict[str, list[Tensor]]:
+    """Arguments of the two scans: halves of one xz, slices of one projection, steps and rates of a trained model."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    u, z = normal(batch, LENGTH, 2 * INNER).chunk(2, dim=-1)
+    ways = {}
+    for name in ("ahead", "behind"):
+        projected = normal(batch, LENGTH, RANK + 2 * STATE)
+        _, B, C = projected.split([RANK, STATE, STATE], dim=-1)
+        rates = torch.arange(1, STATE + 1.0).expand(INNER, STATE).contiguous()
+        ways[name] = [u, normal(batch, LENGTH, INNER), -rates, B, C, normal(INNER), z, normal(INNER) - 4]
+    return ways
+
+
+def both(ways: dict[str, list[Tensor]], backend: str) -> Tensor:
+    """The op as two public calls."""
+    ahead, behind = (
+        selective_scan(*tensors, delta_softplus=True, reverse=name == "behind", backend=backend)
+        for name, tensors in ways.items()
+    )
+    return (ahead + behind) / 2
+
+
+def sequential(u, delta, A, B, C, D, z, delta_bias, reverse):
+    """The scan as a loop in Python over decays and inputs that are all made beforehand."""
+    if reverse:
+        u, delta, B, C, z = (tensor.flip(1) for tensor in (u, delta, B, C, z))
+    dt = F.softplus(delta + delta_bias)
+    decays = torch.exp(torch.einsum("ble,en->blen", dt, A))
+    drives = torch.einsum("ble,bln,ble->blen", dt, B, u)
+    state, outputs = u.new_zeros(len(u), *A.shape), []
+    for t in range(u.shape[1]):
+        state = decays[:, t] * state + drives[:, t]
+        outputs.append(torch.einsum("ben,bn->be", state, C[:, t]))
+    y = (torch.stack(outputs, 1) + u * D) * F.silu(z)
+    return y.flip(1) if reverse else y
+
+
+def loop(ways: dict[str, list[Tensor]]) -> Tensor:
+    """The op by the sequential loop."""
+    return (sequential(*ways["ahead"], False) + sequential(*ways["behind"], True)) / 2
+
+
+def check_parity() -> None:
+    """Stops unless output and gradients are as near to float64 as promised: 1e-6 and 1e-5 of the maximum."""
+    plain = draw(1)
+    results = {}
+    for backend, dtype in (("llvm", torch.float32), ("reference", torch.float64)):
+        leaves = {
+            n: [t.detach().to(dtype, copy=True).requires_grad_() for t in tensors] for n, tensors in plain.items()
+        }
+        y = both(leaves, backend)
+        flat = [tensor for tensors in leaves.values() for tensor in tensors]
+        weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        results[backend] = [y, *torch.autograd.grad(y, flat, weight)]
+    pairs = zip(results["llvm"], results["reference"], strict=True)
+    output, *gradients = [((found - right).abs().max() / right.abs().max()).item() for found, right in pairs]
+    print(f"Parity with float64: output {output:.1e}, gradients {max(gradients):.1e} of the maximum")
+    if output > 1e-6 or max(gradients) > 1e-5:
+        raise SystemExit("The kernels are not as near as promised: nothing is timed.")
+
+
+def fused(ways: dict[str, list[Tensor]]) -> tuple[Work, Work, Work]:
+    """Forward, forward with checkpoints, and backward of the kernels that the fused mix runs."""
+    z = ways["ahead"][6]
+    scans = [
+        Scan(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=bias) for u, delta, A, B, C, D, _, bias in ways.values()
+    ]
+    ahead, behind = scans
+    kept = (ahead.empty_checkpoints(), behind.empty_checkpoints())
+    dout, dz = torch.randn(z.shape), torch.empty(z.shape)
+    return (
+        lambda: scan_both(z, ahead, behind, None, average=True),
+        lambda: scan_both(z, ahead, behind, kept, average=True),
+        lambda: scan_both_backward(dout, z, dz, ahead, behind, kept, average=True),
+    )
+
+
+def public_backward(ways: dict[str, list[Tensor]]) -> Work:
+    """The backward of two public calls, over a graph that is kept."""
+    leaves = {name: [t.detach().requires_grad_() for t in tensors] for name, tensors in ways.items()}
+    y = both(leaves, "llvm")
+    flat = [tensor for tensors in leaves.values() for tensor in tensors]
+    weight = torch.randn(y.shape)
+    return lambda: torch.autograd.grad(y, flat, weight, retain_graph=True)
+
+
+def interleaved(works: dict[str, Work], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of every round, in turns, after one call of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    for _ in range(rounds):
+        for name, work in works.items():
+            start = clock()
+            work()
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def time_op(batch: int, rounds: int, *, with_loop: bool) -> None:
+    """One table: milliseconds, states a second, and ratios to the floor and the loop."""
+    ways = draw(batch)
+    forward, keeping, backward = fused(ways)
+    works: dict[str, Work] = {
+        "forward, two public calls": torch.no_grad()(lambda: both(ways, "llvm")),
+        "forward, fused": forward,
+        "forward for the backward, fused": keeping,
+        "backward, two public calls": public_backward(ways),
+        "backward, fused": backward,
+    }
+    floors = {kind: floor_states_per_second(backward=kind == "backward") for kind in ("forward", "backward")}
+    seconds = interleaved(works, rounds, time.process_time)
+    floors = {kind: max(rate, floor_states_per_second(backward=kind == "backward")) for kind, rate in floors.items()}
+    slow = interleaved({"loop": torch.no_grad()(lambda: loop(ways))}, 3, time.process_time)["loop"] if with_loop else []
+    states = 2 * batch * LENGTH * INNER * STATE
+    rows = []
+    for name, values in seconds.items():
+        median, floor = statistics.median(values), floors[name.split(",")[0].split()[0]]
+        ratio = f"{statistics.median(slow) / median:.0f}x" if slow and name.startswith("forward") else None
+        least = min(values)
+        cells = (median * 1e3, least * 1e3, states / median / 1e9, states / least / 1e9, floor * median / states, ratio)
+        rows.append(Row(name=name, cells=cells))
+    print(f"\nBatch {batch}, {rounds} rounds; floor {floors['forward'] / 1e9:.1f} G states/s forward, ", end="")
+    print(f"{floors['backward'] / 1e9:.1f} backward (states recomputed)\n")
+    columns = ["median ms", "least ms", "G states/s", "at best", "times the floor", "the loop's time"]
+    print(markdown(columns, rows), flush=True)
+
+
+def time_threads(rounds: int) -> None:
+    """Wall time with one and two threads."""
+    rows = []
+    for batch in (1, 8):
+        forward, _, backward = fused(draw(batch))
+        for name, work in (("forward", forward), ("backward", backward)):
+            least = []
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                least.append(min(interleaved({name: work}, rounds, time.perf_counter)[name]))
+            rows.append(
+                Row(name=f"{name}, batch {batch}", cells=(*(value * 1e3 for value in least), least[0] / least[1]))
+            )
+    torch.set_num_threads(1)
+    print("\nWall time of the fused scans, the least of the rounds\n")
+    print(markdown(["1 thread ms", "2 threads ms", "ratio"], rows), flush=True)
+
+
+def time_first_calls() -> None:
+    """First calls in fresh processes: without kept code, then with it."""
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        environment = os.environ | {"MAMBAR_CACHE": directory}
+        for name in ("compiling", "from the cache"):
+            command = [sys.executable, "-c", FIRST_CALLS]
+            printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+            rows.append(Row(name=name, cells=tuple(float(value) for value in printed.split())))
+    print("\nFirst call in a fresh process, seconds of CPU time (after importing torch and llvmlite)\n")
+    print(markdown(["forward", "backward"], rows), flush=True)
+
+
+def main() -> None:
+    """Checks, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loop", action="store_true", help="also the sequential loop, forward")
+    parser.add_argument("--threads", action="store_true", help="also two threads against one")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(describe("cpu"))
+    check_parity()
+    time_first_calls()
+    for batch in (1, 8):
+        time_op(batch, options.rounds, with_loop=options.loop)
+    if options.threads:
+        time_threads(options.rounds)
+
+
+if __name__ == "__main__":
+    main()
