@@ -41,7 +41,7 @@ BACKENDS = (
         module="mambar.ops.bidirectional_mix.cuda",
         devices=("cuda",),
         dtypes=KERNEL_FLOATS,
-        requires=(cuda_missing,),
+        requires=(cuda_missing, "triton"),
         kernel=True,
     ),
     Backend(

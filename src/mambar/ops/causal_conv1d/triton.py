@@ -1,11 +1,11 @@
 """The causal convolution in Triton: tiles of positions x channels, the taps as shifted loads."""
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from mambar.ops.triton_launch import run
 
 POSITIONS, CHANNELS = 16, 128
 
@@ -37,7 +37,7 @@ def _before_silu(
     total = tl.zeros([t.shape[0], e.shape[0]], tl.float32)
     if BIASED:
         total += tl.load(bias + e, mask=real_e, other=0.0)[None, :]
-    for j in tl.static_range(TAPS):
+    for j in tl.static_range(TAPS):  # type: ignore[attr-defined]
         tap = tl.load(weight + e * TAPS + j, mask=real_e, other=0.0)
         total += tap[None, :] * _input(x, t - (TAPS - 1 - j), e, real_e, length, batch_at, x_time, REVERSE)
     return total
@@ -101,7 +101,7 @@ def _backward_kernel(
     to = sums + part * inner * (TAPS + 1) + e * (TAPS + 1)
     found = tl.zeros([POSITIONS, CHANNELS], tl.float32)
     # An input at t reaches the outputs at t ... t + TAPS - 1; what comes back through their SiLU is computed again.
-    for k in tl.static_range(TAPS):
+    for k in tl.static_range(TAPS):  # type: ignore[attr-defined]
         flow = _input(dy, t + k, e, real_e, length, batch * dy_batch, dy_time, REVERSE)
         if SILU:
             before = _before_silu(
@@ -112,7 +112,7 @@ def _backward_kernel(
         found += tl.load(weight + e * TAPS + (TAPS - 1 - k), mask=real_e, other=0.0)[None, :] * flow
         if k == 0:
             tl.store(to + TAPS, tl.sum(flow, axis=0), mask=real_e)
-            for j in tl.static_range(TAPS):
+            for j in tl.static_range(TAPS):  # type: ignore[attr-defined]
                 held = _input(x, t - (TAPS - 1 - j), e, real_e, length, batch * x_batch, x_time, REVERSE)
                 # Positions beyond the end have no gradient, but 0 * inf would count.
                 own = tl.where((t < length)[:, None], flow * held, 0.0)
@@ -120,10 +120,6 @@ def _backward_kernel(
     place = length - 1 - t if REVERSE else t
     at = (batch * length + place)[:, None] * inner + e[None, :]
     tl.store(dx + at, found.to(dx.dtype.element_ty), mask=(t < length)[:, None] & real_e[None, :])
-
-
-def _device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def _options(weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> dict[str, int | bool]:
@@ -134,8 +130,6 @@ def _options(weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> 
         "REVERSE": reverse,
         "POSITIONS": POSITIONS,
         "CHANNELS": CHANNELS,
-        "num_warps": 4,
-        "enable_fp_fusion": True,
     }
 
 
@@ -143,11 +137,12 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, rever
     """The convolution, through SiLU if asked."""
     batch, length, inner = x.shape
     y = torch.empty((batch, length, inner), dtype=x.dtype, device=x.device)
-    with _device(x):
-        _forward_kernel[(triton.cdiv(inner, CHANNELS), triton.cdiv(length, POSITIONS), batch)](
-            *(x, weight, weight if bias is None else bias, y, length, inner, x.stride(0), x.stride(1)),
-            **_options(weight, bias, silu, reverse),
-        )
+    run(
+        *(_forward_kernel, (triton.cdiv(inner, CHANNELS), triton.cdiv(length, POSITIONS), batch), x),
+        *(x, weight, weight if bias is None else bias, y, length, inner, x.stride(0), x.stride(1)),
+        warps=4,
+        **_options(weight, bias, silu, reverse),
+    )
     return y
 
 
@@ -160,11 +155,12 @@ def backward(
     tiles = triton.cdiv(length, POSITIONS)
     dx = torch.empty((batch, length, inner), dtype=x.dtype, device=x.device)
     sums = torch.empty((batch * tiles, inner, taps + 1), dtype=torch.float32, device=x.device)
-    with _device(x):
-        _backward_kernel[(triton.cdiv(inner, CHANNELS), tiles, batch)](
-            *(dy, x, weight, weight if bias is None else bias, dx, sums, length, inner),
-            *(dy.stride(0), dy.stride(1), x.stride(0), x.stride(1)),
-            **_options(weight, bias, silu, reverse),
-        )
+    run(
+        *(_backward_kernel, (triton.cdiv(inner, CHANNELS), tiles, batch), x),
+        *(dy, x, weight, weight if bias is None else bias, dx, sums, length, inner),
+        *(dy.stride(0), dy.stride(1), x.stride(0), x.stride(1)),
+        warps=4,
+        **_options(weight, bias, silu, reverse),
+    )
     total = sums.sum(dim=0)
     return dx, total[:, :taps].contiguous(), None if bias is None else total[:, taps].contiguous()

@@ -1,11 +1,11 @@
 """RMS normalisation in Triton: a program takes some rows, keeps each in registers, and moves every byte once."""
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from mambar.ops.triton_launch import run
 
 # Numbers a program holds at once: more rows of a narrow matrix than of a wide one.
 NUMBERS_AT_ONCE = 2048
@@ -91,10 +91,6 @@ def _sizes(width: int) -> tuple[int, int, int]:
     return block, at_once, max(4, min(16, block * at_once // 1024))
 
 
-def _device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
 def forward(x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The normed sum in the type of x, the sum in that of the residual, and 1 / rms of each row."""
     rows, width = x.shape
@@ -106,17 +102,16 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float) -
     )
     inverse_rms = torch.empty(rows, dtype=torch.float32, device=x.device)
     block, at_once, warps = _sizes(width)
-    with _device(x):
-        _forward_kernel[(triton.cdiv(rows, at_once),)](
-            *(x, x if residual is None else residual, weight, normed, total, inverse_rms, rows, eps),
-            *(x.stride(0), 0 if residual is None else residual.stride(0)),
-            WIDTH=width,
-            BLOCK=block,
-            AT_ONCE=at_once,
-            ADDS=residual is not None,
-            num_warps=warps,
-            enable_fp_fusion=True,
-        )
+    run(
+        *(_forward_kernel, (triton.cdiv(rows, at_once),), x),
+        *(x, x if residual is None else residual, weight, normed, total, inverse_rms, rows, eps),
+        *(x.stride(0), 0 if residual is None else residual.stride(0)),
+        warps=warps,
+        WIDTH=width,
+        BLOCK=block,
+        AT_ONCE=at_once,
+        ADDS=residual is not None,
+    )
     return normed, total, inverse_rms
 
 
@@ -130,16 +125,15 @@ def backward(
     programs = triton.cdiv(rows, at_once * turns)
     gradient = torch.empty((rows, width), dtype=total.dtype, device=total.device)
     weight_sums = torch.empty((programs, width), dtype=torch.float32, device=total.device)
-    with _device(total):
-        _backward_kernel[(programs,)](
-            *(dnormed, dnormed if dtotal is None else dtotal, total, weight, inverse_rms, gradient, weight_sums, rows),
-            *(dnormed.stride(0), 0 if dtotal is None else dtotal.stride(0), total.stride(0)),
-            WIDTH=width,
-            BLOCK=block,
-            AT_ONCE=at_once,
-            TURNS=turns,
-            ADDS=dtotal is not None,
-            num_warps=warps,
-            enable_fp_fusion=True,
-        )
+    run(
+        *(_backward_kernel, (programs,), total),
+        *(dnormed, dnormed if dtotal is None else dtotal, total, weight, inverse_rms, gradient, weight_sums, rows),
+        *(dnormed.stride(0), 0 if dtotal is None else dtotal.stride(0), total.stride(0)),
+        warps=warps,
+        WIDTH=width,
+        BLOCK=block,
+        AT_ONCE=at_once,
+        TURNS=turns,
+        ADDS=dtotal is not None,
+    )
     return gradient, weight_sums.sum(dim=0)

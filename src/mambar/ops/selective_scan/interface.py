@@ -39,7 +39,7 @@ BACKENDS = (
         module="mambar.ops.selective_scan.cuda",
         devices=("cuda",),
         dtypes=KERNEL_FLOATS,
-        requires=(cuda_missing,),
+        requires=(cuda_missing, "triton"),
         kernel=True,
     ),
     Backend(

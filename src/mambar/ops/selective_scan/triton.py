@@ -4,12 +4,12 @@ The backward walks forward once and leaves the state every `STEPS` positions, th
 last to the first: forward again, keeping each state, and back.
 """
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from mambar.ops.triton_launch import run
 
 CHANNELS = 32
 STEPS = 16
@@ -193,7 +193,7 @@ def _backward_kernel(
     held = states + program * STEPS * (CHANNELS * PADDED) + tile
 
     for step in range(length):
-        if step % STEPS == 0:
+        if step % STEPS == 0:  # type: ignore[operator]
             tl.store(checkpoint + (step // STEPS) * (CHANNELS * PADDED), state)
         t = zero + (length - 1 - step if REVERSE else step)
         d = tl.load(delta + batch * delta_batch + t * delta_time + e, mask=real_e, other=0.0).to(tl.float32) + shift
@@ -267,10 +267,6 @@ def _backward_kernel(
     tl.store(dbias + batch * inner + e, dbias_sum, mask=real_e)
 
 
-def _device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
 def _times(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
@@ -279,7 +275,7 @@ def _options(A: Tensor, **flags: bool) -> dict[str, int | bool]:
     padded = max(2, triton.next_power_of_2(A.shape[1]))
     channels = max(4, CHANNELS * 16 // max(16, padded))
     sizes = {"STATE": A.shape[1], "PADDED": padded, "CHANNELS": channels}
-    return {**sizes, **flags, "num_warps": 1, "enable_fp_fusion": True}
+    return {**sizes, **flags}
 
 
 def empty_saved(
@@ -329,12 +325,13 @@ def forward(
     )
     # None has no pointer in Triton: any tensor stands in for it and is not read.
     optional = [A if t is None else t for t in (D, z, delta_bias, initial_state)]
-    with _device(u):
-        _forward_kernel[(triton.cdiv(inner, options["CHANNELS"]), batch)](
-            *(u, delta, A, B, C, *optional, y, saved[0] if saved else y, last_state, length, inner),
-            *_times(u, delta, B, C, u if z is None else z),
-            **options,
-        )
+    run(
+        *(_forward_kernel, (triton.cdiv(inner, options["CHANNELS"]), batch), u),
+        *(u, delta, A, B, C, *optional, y, saved[0] if saved else y, last_state, length, inner),
+        *_times(u, delta, B, C, u if z is None else z),
+        warps=1,
+        **options,
+    )
     return y, last_state, saved
 
 
@@ -382,14 +379,15 @@ def backward(
     states = new(batch * slices * STEPS * tile)
     # None has no pointer in Triton: any tensor stands in for it and is not read.
     before = [A if t is None else t for t in (D, z, delta_bias, initial_state)]
-    with _device(u):
-        _backward_kernel[(slices, batch)](
-            *(dy, A if dstate is None else dstate, u, delta, A, B, C, *before, saved[0] if saved else dy),
-            *(du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial, checkpoints, states, length, inner),
-            *_times(dy, u, delta, B, C, u if z is None else z),
-            STEPS=STEPS,
-            **options,
-        )
+    run(
+        *(_backward_kernel, (slices, batch), u),
+        *(dy, A if dstate is None else dstate, u, delta, A, B, C, *before, saved[0] if saved else dy),
+        *(du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial, checkpoints, states, length, inner),
+        *_times(dy, u, delta, B, C, u if z is None else z),
+        warps=1,
+        STEPS=STEPS,
+        **options,
+    )
     return (
         du,
         ddelta,
