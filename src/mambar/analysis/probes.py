@@ -232,24 +232,14 @@ def _ridge(features: Tensor, labels: Tensor, others: Tensor, seed: int) -> tuple
 
 
 def _logistic(features: Tensor, labels: Tensor, others: Tensor, seed: int) -> tuple[Tensor, float]:
-    """Multinomial logistic regression; the penalty by an inner cross-validation of three folds."""
-    inner = fold_numbers(labels, min(3, len(labels)), seed).numpy()
+    """Multinomial logistic regression; the penalty is the one that does best on a third of the given images."""
+    held = fold_numbers(labels, min(3, len(labels)), seed).numpy() == 0
     x, y = features.double().numpy(), labels.numpy()
-    best = max(
-        LOGISTIC_STRENGTHS,
-        key=lambda strength: (
-            sum(
-                int(
-                    (
-                        _logistic_labels(x[inner != part], y[inner != part], x[inner == part], strength)
-                        == y[inner == part]
-                    ).sum()
-                )
-                for part in range(int(inner.max()) + 1)
-            ),
-            strength,
-        ),
-    )
+
+    def right(strength: float) -> int:
+        return int((_logistic_labels(x[~held], y[~held], x[held], strength) == y[held]).sum())
+
+    best = max(LOGISTIC_STRENGTHS, key=lambda strength: (right(strength), strength))
     return torch.from_numpy(_logistic_labels(x, y, others.double().numpy(), best)), best
 
 
@@ -270,7 +260,7 @@ def _logistic_labels(
     mean, scale = features.mean(0), features.std(0)
     scale = np.where(scale > 1e-12, scale, np.inf)
     # scikit-learn weighs the sum of losses by C against half the squared norm of the weights.
-    model = LogisticRegression(C=1 / (strength * len(labels)), max_iter=2000, tol=1e-4)
+    model = LogisticRegression(C=1 / (strength * len(labels)), max_iter=1000, tol=1e-3)
     model.fit((features - mean) / scale, labels)
     return np.asarray(model.predict((others - mean) / scale))
 
