@@ -1,0 +1,171 @@
+"""Dense features of Mamba-R and Vim on procedural scenes: mIoU of a frozen probe and of fine-tuning, three seeds.
+
+    python benchmarks/segmentation/shapes_study.py --out runs/shapes_study            # GPU
+    python benchmarks/segmentation/shapes_study.py --out /tmp/study --smoke           # CPU, does it run at all
+
+For each backbone (Mamba-R with 12 registers; Vim, the same network with one in the middle) and seed: train it to
+classify scenes, then (a) freeze it and train one linear layer on its patch tokens, (b) train UPerNet and the backbone
+together.
+Finished runs are not repeated: started again with the same --out, it goes on. Results: study.json and study.md there.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+
+from mambar.bench.machine import describe
+from mambar.recipes.run import run
+from mambar.recipes.upernet_shapes import AUGMENTATION
+from mambar.training.distributed import choose_device
+from mambar.training.recipe import Recipe, Stage
+
+SIDE = 128
+BODY = {"patch_size": 8, "dim": 192, "depth": 12}
+BACKBONES = {
+    "Mamba-R, 12 registers": ("mambar_tiny_patch16_224", {**BODY, "num_registers": 12, "reduce": 4}),
+    "Vim, 1 middle register": ("vim_tiny_patch16_224", BODY),
+}
+SCENES = {"image_size": SIDE, "num_images": 20_000, "background": "mixed", "clutter": 0.3}
+SHARED = {
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "save_every": None,
+    "keep_checkpoints": 1,
+}
+CLASSIFY = Stage(
+    image_size=SIDE,
+    epochs=20,
+    batch_size=256,
+    lr=1e-3,
+    min_lr=1e-5,
+    warmup_epochs=2.0,
+    weight_decay=0.05,
+    clip=1.0,
+    crop="shift",
+    padding=8,
+    drop_path=0.05,
+)
+SEGMENT = Stage(
+    image_size=SIDE,
+    epochs=12,
+    batch_size=64,
+    lr=5e-4,
+    min_lr=0.0,
+    warmup_steps=200,
+    schedule="linear",
+    weight_decay=0.01,
+    decay_groups="corrected",
+    clip=1.0,
+    drop_path=0.05,
+)
+
+
+def classifier(name: str, seed: int, *, smoke: bool) -> Recipe:
+    """Training the backbone to name the largest object."""
+    model, config = BACKBONES[name]
+    recipe = Recipe(
+        name="study_classify",
+        model=model,
+        config=config,
+        data="shapes",
+        data_options=SCENES,
+        stages=(CLASSIFY,),
+        seed=seed,
+        eval_every=100,
+        **SHARED,
+    )
+    return recipe.but(epochs=1, batch_size=16, **{"data_options.num_images": 32}) if smoke else recipe
+
+
+def segmenter(name: str, seed: int, backbone: Path, *, frozen: bool, smoke: bool) -> Recipe:
+    """The frozen probe, or UPerNet with everything learning, from a trained backbone."""
+    model, config = BACKBONES[name]
+    options = {**AUGMENTATION, "window": SIDE, "stride": SIDE, "channels": 128, "auxiliary": 64}
+    stage = dataclasses.replace(SEGMENT, start_from=str(backbone))
+    if frozen:
+        options = {**options, "decoder": "linear", "auxiliary": 0}
+        stage = dataclasses.replace(stage, freeze_backbone=True, drop_path=0.0, epochs=4, lr=2e-3)
+    recipe = Recipe(
+        name="study_frozen" if frozen else "study_fine_tuned",
+        model=model,
+        task="segmentation",
+        task_options=options,
+        config=config,
+        data="shapes",
+        data_options={**SCENES, "val_limit": 2_000},
+        stages=(stage,),
+        seed=seed,
+        eval_every=100,
+        **SHARED,
+    )
+    changes = {"data_options.num_images": 16, "data_options.val_limit": 4}
+    return recipe.but(epochs=1, batch_size=8, **changes) if smoke else recipe
+
+
+def finished(recipe: Recipe, out: Path, device: str, workers: int) -> dict[str, float]:
+    """The metrics of a run; one that is there already is resumed or read."""
+    result = run(recipe, out=out, device=device, workers=workers, resume=(out / "recipe.json").exists())
+    return dict(result.metrics)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="a few images: whether it runs, not what it finds")
+    given = parser.parse_args()
+    rows = []
+    for name in BACKBONES:
+        for seed in range(given.seeds):
+            place = given.out / f"{name.split(',')[0].lower()}-{seed}"
+            place.mkdir(parents=True, exist_ok=True)
+            start = classifier(name, seed, smoke=given.smoke)
+            top1 = finished(start, place / "classify", given.device, given.workers)["top1"]
+            row = {"backbone": name, "seed": seed, "top1": top1}
+            for frozen in (True, False):
+                recipe = segmenter(name, seed, place / "classify", frozen=frozen, smoke=given.smoke)
+                metrics = finished(recipe, place / recipe.name, given.device, given.workers)
+                row[recipe.name] = {key: metrics[key] for key in ("miou", "pixel_accuracy", "boundary_f")}
+            rows.append(row)
+            write(given.out, rows, smoke=given.smoke, machine=describe(choose_device(given.device).type))
+            print(json.dumps(row), flush=True)
+    print((given.out / "study.md").read_text("utf-8"))
+
+
+def write(out: Path, rows: list[dict], *, smoke: bool, machine: str) -> None:
+    """study.json with every run, study.md with mean and range over seeds."""
+    content = {"format_version": 1, "smoke": smoke, "machine": machine, "scenes": SCENES, "runs": rows}
+    (out / "study.json").write_text(json.dumps(content, indent=1, default=str) + "\n", "utf-8")
+    lines = [
+        "| backbone | seeds | frozen probe mIoU | fine-tuned mIoU | fine-tuned boundary F |",
+        "|---|---|---|---|---|",
+    ]
+    for name in BACKBONES:
+        mine = [row for row in rows if row["backbone"] == name]
+        if not mine:
+            continue
+        cells = [
+            spread([row[kind][number] for row in mine])
+            for kind, number in (
+                ("study_frozen", "miou"),
+                ("study_fine_tuned", "miou"),
+                ("study_fine_tuned", "boundary_f"),
+            )
+        ]
+        lines.append(f"| {name} | {len(mine)} | " + " | ".join(cells) + " |")
+    note = "\nSmoke run: these numbers mean nothing.\n" if smoke else ""
+    (out / "study.md").write_text("\n".join(lines) + "\n" + note, "utf-8")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and range in per cent."""
+    mean = statistics.fmean(values)
+    return f"{mean:.2%} ({min(values):.2%} to {max(values):.2%})"
+
+
+if __name__ == "__main__":
+    main()
