@@ -1,0 +1,141 @@
+"""The model card: what a model is, how it was made, what it reaches and costs; what was not run says so."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mambar.models.complexity import complexity
+from mambar.models.vision_mamba import VisionMamba
+from mambar.version import __version__
+
+NOT_RUN = "*not run*"
+
+# What every card reports, in this order; more may be given.
+_RESULTS = ("top-1", "top-5")
+_MOST_CLASSES = 50
+
+
+def model_card(
+    model: VisionMamba,
+    *,
+    name: str,
+    recipe: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    results: Mapping[str, float | str | None] | None = None,
+    norms: Sequence[tuple[int, float, float]] = (),
+    licence: str | None = None,
+) -> str:
+    """The card as Markdown with the hub's YAML head; all names and values are shown as text, never as markup.
+
+    recipe: the run's resolved recipe, printed whole. results: name → value (a number is a fraction 0-1 and printed
+    in percent; None is *not run*). norms: (layer from 0, median, maximum) of the L2 norms of patch tokens.
+    """
+    parts = [
+        _head(licence),
+        f"# {escaped(name)}",
+        _what(model),
+        "## Use\n\n" + _use(name),
+        "## Recipe\n\n" + (_json_block(recipe) if recipe else "Not recorded."),
+        "## Data\n\n" + (escaped(data) if data else "Not recorded."),
+        "## Results\n\n" + _results(results or {}),
+        "## Cost\n\n" + _cost(model),
+        "## Token norms\n\n" + _norms(norms),
+        f"Written by mambar {__version__}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def escaped(text: str) -> str:
+    """The text on one line, with everything that Markdown or HTML would take for markup made harmless."""
+    line = "".join(character if character.isprintable() else " " for character in str(text)).strip()
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", line)
+    return line.replace("://", "&#58;//")
+
+
+def _head(licence: str | None) -> str:
+    lines = ["---", "library_name: mambar", "pipeline_tag: image-classification"]
+    if licence is not None:
+        # A JSON string is a YAML string.
+        lines.append(f"license: {json.dumps(licence)}")
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in ("mambar", "vision-mamba", "registers", "timm")), "---"])
+
+
+def _what(model: VisionMamba) -> str:
+    config = model.config
+    height, width = config.size
+    lines = [
+        f"A vision Mamba with register tokens (Mamba-R, [arXiv 2405.14858](https://arxiv.org/abs/2405.14858)): "
+        f"{config.depth} blocks of width {config.dim}, {config.num_registers} registers placed `{config.placement}`, "
+        f"read by the head `{config.head}`; images of {height}x{width} pixels in patches of {config.patch_size}."
+    ]
+    if model.classes:
+        shown = ", ".join(escaped(each) for each in model.classes[:_MOST_CLASSES])
+        more = len(model.classes) - _MOST_CLASSES
+        lines.append(f"{len(model.classes)} classes: {shown}{f' and {more} more' if more > 0 else ''}.")
+    else:
+        lines.append(f"{config.num_classes} classes without names." if config.num_classes else "No classifier.")
+    if model.preprocessing is not None:
+        seen = model.preprocessing
+        lines.append(
+            f"Images are resized ({seen.interpolation}), the central {seen.crop:.1%} is kept, and normalised with mean "
+            f"{_numbers(seen.mean)} and standard deviation {_numbers(seen.std)}."
+        )
+    return "\n\n".join(lines)
+
+
+def _use(name: str) -> str:
+    repository = re.sub(r"[^\w.-]", "-", name)
+    return (
+        "```python\nimport timm, mambar.hub.timm_register\n\n"
+        f'model = timm.create_model("hf-hub:OWNER/{repository}", pretrained=True)\n```\n\n'
+        f'or `mambar.load("OWNER/{repository}")`.'
+    )
+
+
+def _json_block(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, indent=2, ensure_ascii=True, default=str)
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}json\n{text}\n{fence}"
+
+
+def _results(results: Mapping[str, float | str | None]) -> str:
+    names = [*_RESULTS, *(name for name in results if name not in _RESULTS)]
+    return _table(("", "measured"), [(escaped(name), _value(results.get(name))) for name in names])
+
+
+def _value(value: float | str | None) -> str:
+    if value is None:
+        return NOT_RUN
+    return escaped(value) if isinstance(value, str) else f"{value:.2%}"
+
+
+def _cost(model: VisionMamba) -> str:
+    cost = complexity(model.config)
+    rows = [
+        ("parameters", f"{cost.parameters:,}"),
+        ("tokens an image", str(cost.length)),
+        ("multiply-adds of projections", f"{cost.linear_macs / 1e9:.2f} G"),
+        ("operations of the scans", f"{cost.scan_flops / 1e9:.2f} G"),
+    ]
+    return "Counted from the sizes, for one image.\n\n" + _table(("", "count"), rows)
+
+
+def _norms(norms: Sequence[tuple[int, float, float]]) -> str:
+    if not norms:
+        return NOT_RUN
+    rows = [(str(layer), f"{median:.1f}", f"{most:.1f}") for layer, median, most in norms]
+    return "L2 norms of the patch tokens in the residual stream.\n\n" + _table(
+        ("after block", "median", "maximum"), rows
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)

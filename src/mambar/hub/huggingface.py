@@ -1,0 +1,111 @@
+"""Importing this module makes our models known to transformers' Auto classes and pipelines (extra `hf`).
+
+It holds the way between our model directories and transformers' as well, and the way to the Hugging Face hub.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from mambar.data.preprocessing import Preprocessing
+from mambar.errors import DiskError, InputError
+from mambar.hub.card import model_card
+from mambar.hub.files import save_model
+from mambar.models.vision_mamba import VisionMamba
+
+if importlib.util.find_spec("transformers") is None:
+    raise ImportError("mambar.hub.huggingface needs transformers; install it with: pip install 'mambar[hf]'.")
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+)
+
+from mambar.hub.huggingface_config import MODEL_TYPE as MODEL_TYPE
+from mambar.hub.huggingface_config import MambarConfig as MambarConfig
+from mambar.hub.huggingface_config import MambarImageProcessor as MambarImageProcessor
+from mambar.hub.huggingface_models import MambarBackbone as MambarBackbone
+from mambar.hub.huggingface_models import MambarForImageClassification as MambarForImageClassification
+from mambar.hub.huggingface_models import MambarModel as MambarModel
+
+AutoConfig.register(MODEL_TYPE, MambarConfig, exist_ok=True)
+AutoModel.register(MambarConfig, MambarModel, exist_ok=True)
+AutoModelForImageClassification.register(MambarConfig, MambarForImageClassification, exist_ok=True)
+AutoBackbone.register(MambarConfig, MambarBackbone, exist_ok=True)
+AutoImageProcessor.register(MambarConfig, slow_image_processor_class=MambarImageProcessor, exist_ok=True)
+
+
+def to_transformers(model: VisionMamba) -> MambarForImageClassification:
+    """The model as transformers' image classifier, weights copied, class names in its configuration."""
+    if model.num_classes < 1:
+        raise InputError("The model has no classifier (num_classes=0); give it one with reset_classifier.")
+    converted = MambarForImageClassification(MambarConfig.from_model_config(model.config, classes=model.classes))
+    converted.model.to(next(model.parameters()).dtype)
+    converted.model.load_state_dict(model.state_dict())
+    return converted.train(model.training)
+
+
+def from_transformers(model: MambarForImageClassification) -> VisionMamba:
+    """Our model of transformers' classifier, weights copied, with its class names."""
+    ours = VisionMamba(model.config.model_config())
+    ours.to(next(model.parameters()).dtype).load_state_dict(model.model.state_dict())
+    names: Mapping[int, str] = model.config.id2label or {}  # type: ignore[assignment]
+    ours.classes = tuple(names[index] for index in sorted(names)) or None
+    return ours.train(model.training)
+
+
+def export_transformers(model: VisionMamba, directory: Path | str, *, force: bool = False) -> None:
+    """Writes a directory for `AutoModelForImageClassification.from_pretrained` and for pipelines.
+
+    config.json, model.safetensors and preprocessor_config.json; who loads it must import
+    `mambar.hub.huggingface` first. Refuses a directory that holds anything unless `force`.
+    """
+    directory = Path(directory)
+    if directory.exists() and any(directory.iterdir()) and not force:
+        raise InputError(f"{directory} is not empty; choose another place or give --force.")
+    preprocessing = model.preprocessing or Preprocessing(image_size=model.config.image_size)
+    try:
+        to_transformers(model).save_pretrained(directory)
+        MambarImageProcessor(preprocessing=preprocessing.to_dict()).save_pretrained(directory)
+    except OSError as error:
+        raise DiskError(f"{directory} could not be written: {error.strerror or error}.") from error
+
+
+def push_to_hub(
+    model: VisionMamba,
+    repository: str,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    results: Mapping[str, float | str | None] | None = None,
+    private: bool = True,
+    dry_run: bool = False,
+) -> list[str]:
+    """Uploads the model and its card to the Hugging Face hub; gives the names of the files.
+
+    repository: "owner/name", made where it is missing, private unless told otherwise. The directory is ours,
+    which timm reads too (`hf-hub:owner/name`). `dry_run` writes everything to a temporary place and sends
+    nothing. Credentials are huggingface_hub's own affair (`hf auth login`).
+    """
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise InputError(f"repository={repository!r} must be owner/name.")
+    with TemporaryDirectory(prefix="mambar-hub-") as directory:
+        folder = Path(directory)
+        with torch.no_grad():
+            save_model(folder, model)
+        card = model_card(model, name=repository.split("/")[1], recipe=recipe, results=results)
+        (folder / "README.md").write_text(card, "utf-8")
+        names = sorted(path.name for path in folder.iterdir())
+        if not dry_run:
+            from huggingface_hub import HfApi
+
+            api = HfApi()
+            api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Add model")
+    return names
