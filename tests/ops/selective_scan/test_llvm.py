@@ -94,3 +94,24 @@ def test_arguments_are_checked_by_name():
     for kernel in (llvm_forward, llvm_backward):
         with pytest.raises(TypeError, match="other arguments"):
             launch.launch(kernel, torch.float32, arguments={"num_tasks": 1})
+
+
+def test_gradients_never_share_memory():
+    tensors = scan_inputs(1, 9, 3, 1)
+    y, state, saved = llvm.forward(**tensors, delta_softplus=True, reverse=False, for_backward=True)
+    gradients = llvm.backward(y, state, **tensors, saved=saved, delta_softplus=True, reverse=False)
+    assert len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == len(gradients)
+
+
+def test_blocks_of_one_task_add_up():
+    # Many batch items: a task does several blocks of channels, the last of them narrower.
+    tensors = scan_inputs(70, 5, 3 * 32 + 5, 3, without=("initial_state",))
+    tensors.pop("initial_state")
+
+    def scan(backend):
+        return lambda **t: selective_scan(**t, delta_softplus=True, backend=backend)
+
+    found = with_gradients(scan("llvm"), tensors)
+    expected = with_gradients(scan("reference"), to_double(tensors))
+    for name, right in expected.items():
+        assert relative_error(found[name], right) <= 1e-5, name

@@ -18,7 +18,7 @@ OWN = (
     *("state", "A", "D", "delta_bias", "checkpoints", "parameter_parts", "sequence_parts"),
 )
 ARGUMENTS = (
-    *("num_tasks", "length", "inner", "batch", "delta_softplus", "average", "streaming"),
+    *("num_tasks", "length", "inner", "batch", "blocks_per_task", "delta_softplus", "average", "streaming"),
     *("dstate", "dinitial_state"),
     *(f"{direction}_{name}" for direction in ("ahead", "behind") for name in OWN),
 )

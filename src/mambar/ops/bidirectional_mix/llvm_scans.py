@@ -9,6 +9,7 @@ from mambar.ops.bidirectional_mix import llvm_backward, llvm_forward
 from mambar.ops.llvm.functions import channel_blocks
 from mambar.ops.llvm.launch import address, launch, rows, streams, sum_parts
 from mambar.ops.llvm.machine import current_machine
+from mambar.ops.selective_scan import llvm_backward as scan_backward
 from mambar.ops.selective_scan.llvm import in_time
 from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, padded
 
@@ -64,7 +65,8 @@ def scan_both(
         scan.arguments(reverse=reverse) | rows(reverse, z=z, out=out) | {"checkpoints": address(states)}
         for scan, states, reverse in zip((ahead, behind), kept, (False, True), strict=True)
     ]
-    arguments = _shared(z, llvm_forward.VECTORS_PER_BLOCK, average=average) | _by_direction(own)
+    num_tasks = z.shape[0] * channel_blocks(current_machine(), z.shape[2], llvm_forward.VECTORS_PER_BLOCK)
+    arguments = _shared(z, num_tasks, average=average) | _by_direction(own)
     largest = max(ahead.A.shape[1], behind.A.shape[1])
     launch(
         llvm_forward,
@@ -91,14 +93,21 @@ def scan_both_backward(
         for scan, states, reverse in zip((ahead, behind), checkpoints, (False, True), strict=True)
     ]
     own = [scan.arguments() | rows(scan.reverse, z=z, dout=dout, dz=dz) for scan in scans]
-    arguments = _shared(z, llvm_backward.VECTORS_PER_BLOCK, average=average) | _by_direction(own)
+    size, tasks = scan_backward.blocks_per_task(current_machine(), z.shape[0], z.shape[2])
+    arguments = _shared(z, z.shape[0] * tasks, average=average) | _by_direction(own)
     results = [tensor for scan in scans for tensor in (scan.du, scan.ddelta)]
     largest = max(ahead.A.shape[1], behind.A.shape[1])
     launch(
         llvm_backward,
         z.dtype,
         arguments=arguments
-        | {"batch": z.shape[0], "streaming": streams(current_machine(), *results), "dstate": 0, "dinitial_state": 0},
+        | {
+            "batch": z.shape[0],
+            "blocks_per_task": size,
+            "streaming": streams(current_machine(), *results),
+            "dstate": 0,
+            "dinitial_state": 0,
+        },
         scratch_floats=llvm_backward.scratch_floats(current_machine(), largest),
     )
     return scans[0].gradients(), scans[1].gradients()
@@ -113,10 +122,10 @@ class _Backward:
         self.reverse = reverse
         batch, length, inner = scan.u.shape
         state = scan.A.shape[1]
-        blocks = channel_blocks(current_machine(), inner, llvm_backward.VECTORS_PER_BLOCK)
+        _, tasks = scan_backward.blocks_per_task(current_machine(), batch, inner)
         self.du, self.ddelta = (torch.empty(scan.u.shape, dtype=scan.u.dtype) for _ in range(2))
         self.parameter_parts = torch.empty(batch, state + 2, inner, dtype=torch.float32)
-        self.sequence_parts = torch.empty(blocks, batch, 2, state, padded(length), dtype=torch.float32)
+        self.sequence_parts = torch.empty(tasks, batch, 2, state, padded(length), dtype=torch.float32)
 
     def arguments(self) -> dict[str, int]:
         return {
@@ -136,18 +145,17 @@ class _Backward:
             delta=self.ddelta,
             B=dB,
             C=dC,
-            A=sums[:state].t().contiguous(),
+            A=sums[:state].t().clone(memory_format=torch.contiguous_format),
             D=sums[state].clone(),
             delta_bias=sums[state + 1].clone(),
         )
 
 
-def _shared(z: Tensor, vectors_per_block: int, *, average: bool) -> dict[str, int]:
-    batch, length, inner = z.shape
+def _shared(z: Tensor, num_tasks: int, *, average: bool) -> dict[str, int]:
     return {
-        "num_tasks": batch * channel_blocks(current_machine(), inner, vectors_per_block),
-        "length": length,
-        "inner": inner,
+        "num_tasks": num_tasks,
+        "length": z.shape[1],
+        "inner": z.shape[2],
         "delta_softplus": True,
         "average": average,
     }

@@ -65,7 +65,7 @@ def backward_into(
         scratch_floats=llvm_backward.scratch_floats(machine, taps),
     )
     sums = sum_parts(parts)
-    return sums[:taps].t().contiguous(), None if bias is None else sums[taps].clone()
+    return sums[:taps].t().clone(memory_format=torch.contiguous_format), None if bias is None else sums[taps].clone()
 
 
 def _sizes(x: Tensor, weight: Tensor, bias: Tensor | None, vectors_per_block: int) -> dict[str, int]:

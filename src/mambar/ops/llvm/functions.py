@@ -83,7 +83,8 @@ class TaskFunction:
         """Tasks over (batch item, block of channels): calls body(vectors, item, block, first channel).
 
         Needs the argument `inner`, the number of channels. Full blocks come first; what is left of an item's
-        channels is done by single vectors, the last one with some lanes unused.
+        channels is done by single vectors, the last one with some lanes unused. With an argument `blocks_per_task`
+        a task does that many blocks of an item one after the other.
         """
         builder = self.builder
         wide = self.vectors(vectors_per_block)
@@ -93,8 +94,7 @@ class TaskFunction:
         lanes = int64(self.machine.lanes)
         blocks = builder.add(full, builder.udiv(builder.add(left, int64(self.machine.lanes - 1)), lanes))
 
-        def task(index: ir.Value) -> None:
-            item, block = builder.udiv(index, blocks), builder.urem(index, blocks)
+        def block_of(item: ir.Value, block: ir.Value) -> None:
             with builder.if_else(builder.icmp_unsigned("<", block, full)) as (then, otherwise):
                 with then:
                     body(wide, item, block, builder.mul(block, int64(wide.width)))
@@ -103,6 +103,18 @@ class TaskFunction:
                     remaining = builder.sub(left, offset)
                     active = builder.select(builder.icmp_unsigned("<", remaining, lanes), remaining, lanes)
                     body(self.vectors(1, active), item, block, builder.add(first_left, offset))
+
+        def task(index: ir.Value) -> None:
+            if "blocks_per_task" not in self._values:
+                block_of(builder.udiv(index, blocks), builder.urem(index, blocks))
+                return
+            size = self.integer("blocks_per_task")
+            groups = builder.udiv(builder.add(blocks, builder.sub(size, int64(1))), size)
+            item, group = builder.udiv(index, groups), builder.urem(index, groups)
+            first = builder.mul(group, size)
+            end = builder.add(first, size)
+            end = builder.select(builder.icmp_unsigned("<", end, blocks), end, blocks)
+            self.loop(end, lambda block: block_of(item, block), start=first)
 
         self.tasks(task)
 

@@ -45,6 +45,8 @@ def rows(reverse: bool, **tensors: Tensor | None) -> dict[str, int]:
 
 def sum_parts(parts: Tensor) -> Tensor:
     """The sum over the first dimension of a contiguous float32 tensor, in the order of that dimension."""
+    if parts.shape[0] == 1:
+        return parts[0]
     out = torch.empty(parts.shape[1:], dtype=torch.float32)
     arguments = {
         "num_tasks": channel_blocks(current_machine(), out.numel(), sums.VECTORS_PER_BLOCK),

@@ -83,19 +83,20 @@ def backward(
     machine = current_machine()
     batch, length, inner = u.shape
     state = A.shape[1]
-    blocks = channel_blocks(machine, inner, llvm_backward.VECTORS_PER_BLOCK)
+    size, tasks = llvm_backward.blocks_per_task(machine, batch, inner)
     du, ddelta = (torch.empty(u.shape, dtype=u.dtype) for _ in range(2))
     dz = None if z is None else torch.empty(u.shape, dtype=u.dtype)
     dinitial = None if initial_state is None else torch.empty(initial_state.shape, dtype=torch.float32)
     parameter_parts = torch.empty(batch, state + 2, inner, dtype=torch.float32)
-    sequence_parts = torch.empty(blocks, batch, 2, state, padded(length), dtype=torch.float32)
+    sequence_parts = torch.empty(tasks, batch, 2, state, padded(length), dtype=torch.float32)
     activations = {"u": u, "delta": delta, "z": z, "B": B.float(), "C": C.float(), "dy": dy}
     gradients = {"du": du, "ddelta": ddelta, "dz": dz}
     launch(
         llvm_backward,
         u.dtype,
         arguments={
-            "num_tasks": batch * blocks,
+            "num_tasks": batch * tasks,
+            "blocks_per_task": size,
             "length": length,
             "inner": inner,
             "state": state,
@@ -119,7 +120,7 @@ def backward(
     return (
         du,
         ddelta,
-        parameters[:state].t().contiguous(),
+        parameters[:state].t().clone(memory_format=torch.contiguous_format),
         dB,
         dC,
         None if D is None else parameters[state].clone(),
@@ -132,4 +133,4 @@ def backward(
 def in_time(walked: Tensor, length: int, reverse: bool) -> Tensor:
     """(batch, state, padded length) in the order of the walk as (batch, length, state) in the order of time."""
     steps = walked[..., :length].transpose(1, 2)
-    return (steps.flip(1) if reverse else steps).contiguous()
+    return (steps.flip(1) if reverse else steps).clone(memory_format=torch.contiguous_format)

@@ -8,10 +8,11 @@ block; sums over the batch and over blocks of channels are written as parts and 
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from llvmlite import ir
 
-from mambar.ops.llvm.functions import Scratch, TaskFunction
+from mambar.ops.llvm.functions import Scratch, TaskFunction, channel_blocks
 from mambar.ops.llvm.machine import Machine
 from mambar.ops.llvm.places import Place, Rows
 from mambar.ops.llvm.vectors import Block, Vectors, element, int64
@@ -22,9 +23,10 @@ STATES_AT_ONCE = 2
 LN_2 = math.log(2.0)
 
 # As for the forward kernel; `parameter_parts` is (batch, state + 2, inner): the rows of dA, then dD and ddelta_bias;
-# `sequence_parts` is (blocks, batch, 2, state, chunks * 16): dB and dC in the order of the walk.
+# `sequence_parts` is (tasks of an item, batch, 2, state, chunks * 16): dB and dC in the order of the walk, where the
+# blocks of one task add up.
 ARGUMENTS = (
-    *("num_tasks", "length", "inner", "state", "batch", "delta_softplus", "streaming"),
+    *("num_tasks", "length", "inner", "state", "batch", "blocks_per_task", "delta_softplus", "streaming"),
     *("u", "u_batch", "u_time", "delta", "delta_batch", "delta_time", "z", "z_batch", "z_time"),
     *("B", "B_batch", "B_time", "C", "C_batch", "C_time", "dy", "dy_batch", "dy_time"),
     *("du", "du_batch", "du_time", "ddelta", "ddelta_batch", "ddelta_time", "dz", "dz_batch", "dz_time"),
@@ -44,6 +46,17 @@ def scratch_floats(machine: Machine, state: int) -> int:
     """The scratch of one thread: tiles of A, g and dA, D, bias and their gradients, a chunk, sums over lanes."""
     rows = 3 * state + 4 + len(STEP_FIELDS) * CHECKPOINT_EVERY
     return (rows * VECTORS_PER_BLOCK + 2 * STATES_AT_ONCE * CHECKPOINT_EVERY) * machine.lanes
+
+
+def blocks_per_task(machine: Machine, batch: int, inner: int) -> tuple[int, int]:
+    """How many blocks a task does, and how many tasks a batch item makes: from the sizes alone, never from threads.
+
+    Blocks of one task share their sums over channels, so that these are not written and read by the block where
+    there are many; 64 tasks are enough for as many cores.
+    """
+    blocks = channel_blocks(machine, inner, VECTORS_PER_BLOCK)
+    size = min(blocks, max(1, blocks * batch // 64))
+    return size, -(-blocks // size)
 
 
 def write(machine: Machine, dtype: str) -> ir.Module:
@@ -245,12 +258,27 @@ class BackwardWalk:
         for start in range(0, CHECKPOINT_EVERY, vectors.lanes):
             addresses = [self._lanes(buffer, slot, start + row) for row in range(vectors.lanes)]
             rows = [self.builder.load(address, typ=vectors.vector, align=4) for address in addresses]
-            vectors.store_streaming(vectors.sum_lanes(rows), element(self.builder, target, start))
+            self._add_part(vectors.sum_lanes(rows), element(self.builder, target, start))
+
+    def _add_part(self, sums: Any, target: ir.Value) -> None:
+        """Writes a vector of sums, or adds it to those of the task's blocks before."""
+        builder, blocks_per_task = self.builder, self.place.read("blocks_per_task")
+        zero = (ir.Constant(sums.type, [0.0] * self.vectors.lanes),)
+        alone = builder.icmp_unsigned("==", blocks_per_task, int64(1))
+        later = builder.icmp_unsigned("!=", builder.urem(self.block, blocks_per_task), int64(0))
+        with builder.if_else(alone) as (past, through):
+            with past:
+                self.vectors.store_streaming(sums, target)
+            with through:
+                load = lambda: (builder.load(target, typ=sums.type, align=4),)  # noqa: E731
+                (before,) = self.walk.function.choose(later, load, zero)
+                builder.store(builder.fadd(before, sums), target, align=4)
 
     def _sequence_parts(self, which: int, number: ir.Value, first: ir.Value) -> ir.Value:
         """Where the block's sums for a state and a chunk go: of dB (which = 0) or dC (1)."""
         builder, place = self.builder, self.place
-        item = builder.add(builder.mul(self.block, place.read("batch")), place.item)
+        task = builder.udiv(self.block, place.read("blocks_per_task"))
+        item = builder.add(builder.mul(task, place.read("batch")), place.item)
         kind = builder.add(builder.mul(item, int64(2)), int64(which))
         row = builder.add(builder.mul(kind, self.walk.state), number)
         start = builder.add(builder.mul(row, padded_length(place)), first)
