@@ -63,6 +63,12 @@ def test_markup_is_kept_and_text_is_escaped():
     assert report.element("td", "x", class_='"', row_span=2) == '<td class="&quot;" row-span="2">x</td>'
 
 
+def test_columns_of_words_read_from_the_left():
+    page = report.table(("name", "share", "note"), [("a", "5 %", "x"), ("b", "–", 3)])
+    assert '<th scope="col" class="words">name</th><th scope="col" class="numbers">share</th>' in page
+    assert report.table(("a", "b"), []).count("<th ") == 2
+
+
 def test_settings_are_flattened_with_dots():
     nested = {"a": {"b": 1, "c": [1, 2]}, "stages": [{"lr": 0.1}], "none": None, "empty": {}}
     assert report.flattened(nested) == {"a.b": 1, "a.c": "1, 2", "stages.0.lr": 0.1, "none": "–", "empty": {}}

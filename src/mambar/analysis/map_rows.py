@@ -92,8 +92,9 @@ def _block(row: MapRow, look: Look, *, named: bool) -> report.Html:
     low, high = row.limits()
     cells = []
     for model, values in row.maps.items():
-        head = report.element("div", model, class_="model") if named else ""
-        cells.append(report.element("div", *_map(row, values, look), head))
+        picture, *numbers = _map(row, values, look)
+        name_below = report.element("div", model, class_="model") if named else ""
+        cells.append(report.element("div", picture, name_below, *numbers))
     log = " (log)" if row.scale == "log" else ""
     return report.element(
         "div",

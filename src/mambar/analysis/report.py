@@ -73,9 +73,21 @@ def tiles(values: Mapping[str, object]) -> Html:
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]], *, class_: str | None = None) -> Html:
     """A table that scrolls sideways where the page is narrow."""
-    head = element("thead", element("tr", *(element("th", cell, scope="col") for cell in header)))
-    body = element("tbody", *(element("tr", *(element("td", cell) for cell in row)) for row in rows))
+    given = [tuple(row) for row in rows]
+    kinds = ["words" if all(_is_words(cell) for cell in column) else "numbers" for column in zip(*given, strict=True)]
+    kinds = kinds or ["words"] * len(header)
+    names = (element("th", cell, scope="col", class_=kind) for cell, kind in zip(header, kinds, strict=True))
+    lines = (
+        element("tr", *(element("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)))
+        for row in given
+    )
+    head, body = element("thead", element("tr", *names)), element("tbody", *lines)
     return element("div", element("table", head, body, class_=class_), class_="scroll")
+
+
+def _is_words(cell: object) -> bool:
+    """Whether a cell reads from the left: text that does not begin like a number."""
+    return isinstance(cell, str) and cell[:1].isalpha()
 
 
 def pairs(values: Mapping[str, object]) -> Html:

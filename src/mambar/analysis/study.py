@@ -282,5 +282,5 @@ def _added(reader: Reader, options: AnalysisOptions, not_run: dict[str, str]) ->
         neurons = find_register_neurons(model, (images for images, _ in batches), rule=MedianDeviation())
     except InputError as error:
         neurons = None
-        not_run["moving activations"] = str(error)
+        not_run["moving activations"] = str(error).rstrip(".")
     return try_registers(register_variants(model, neurons, options.added_registers), batches)
