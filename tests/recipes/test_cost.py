@@ -14,8 +14,8 @@ def test_base_is_about_230_epochs_at_224():
 
 
 def test_hours_follow_the_speed_and_the_sequence_length():
-    slow = cost(recipe("mambar_base"), images_per_second=1000)
-    fast = cost(recipe("mambar_base"), images_per_second=2000)
+    slow = cost(recipe("mambar_base"), images_per_second=1000.0)
+    fast = cost(recipe("mambar_base"), images_per_second=2000.0)
     assert slow.hours == pytest.approx(2 * fast.hours)
     assert "hours" in slow.line()
 

@@ -57,7 +57,7 @@ def test_no_file_is_no_rows(tmp_path):
 
 def test_plain_lines_say_loss_accuracy_speed_and_time_left(caplog):
     caplog.set_level(logging.INFO)
-    lines = Lines(seconds=0)
+    lines = Lines(seconds=0.0)
     lines.begin("digits", steps=4, done=0)
     lines.step(1, loss=2.5, accuracy=0.25, images=32)
     lines.say("top1 0.9")

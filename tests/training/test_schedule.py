@@ -5,7 +5,7 @@ from mambar.training.schedule import LearningRate
 
 
 def rates(steps=100, steps_per_epoch=10, **fields):
-    stage = Stage(lr=1e-3, min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=2, **fields)
+    stage = Stage(lr=1e-3, min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=2.0, **fields)
     return LearningRate.of(stage, steps=steps, steps_per_epoch=steps_per_epoch)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from mambar.errors import InputError
 from mambar.training.distributed import Processes
 
 
+@runtime_checkable
 class Gradients(Protocol):
     """Gradients and a few further numbers (`extras`) that are added up over the shards of a step.
 

@@ -242,7 +242,8 @@ class Recipe:
         for required in ("name", "model"):
             if required not in plain:
                 raise RecipeError(f"{source} has no field {required!r}; add it.")
-        return cls(**{**plain, "stages": tuple(Stage(**stage) for stage in stages)})
+        made = tuple(Stage(**_typed(Stage, stage)) for stage in stages)
+        return cls(**{**_typed(cls, plain), "stages": made})
 
     def _changed(self, changes: Mapping[str, Any], *, from_text: bool) -> "Recipe":
         own = fields.field_types(type(self))
@@ -255,12 +256,14 @@ class Recipe:
                 known = tables.setdefault(head, dict(getattr(self, head)))
                 known[tail] = fields.literal(value) if from_text else value
             elif name in own and name != "stages":
-                mine[name] = fields.parse(own[name], value, name=name) if from_text else value
+                convert = fields.parse if from_text else fields.check
+                mine[name] = convert(own[name], value, name=name)
             elif name == "stages" and not from_text:
                 mine[name] = value
             else:
                 index, key, kind = self._stage_field(name)
-                of_stage[index][key] = fields.parse(kind, value, name=name) if from_text else value
+                convert = fields.parse if from_text else fields.check
+                of_stage[index][key] = convert(kind, value, name=name)
         if any(of_stage):
             mine["stages"] = tuple(
                 dataclasses.replace(stage, **new) for stage, new in zip(self.stages, of_stage, strict=True)
@@ -347,6 +350,15 @@ def _check_split(stage: Stage, shards: int, prefix: str) -> None:
             f"{prefix}batch_size={stage.batch_size} cannot be cut into shards={shards} × "
             f"accumulation={stage.accumulation}; use a multiple of {parts}."
         )
+
+
+def _typed(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a JSON object in the types of the fields, without the stages."""
+    kinds = fields.field_types(cls)
+    return {
+        name: value if name == "stages" else fields.check(kinds[name], value, name=name)
+        for name, value in plain.items()
+    }
 
 
 def _refuse_unknown(plain: Mapping[str, Any], cls: type, source: str) -> None:

@@ -137,8 +137,8 @@ TASKS: Final = {
 }
 
 
-def task_class(name: str) -> type[Task]:
-    """The class of the task that a recipe names."""
+def task_class(name: str) -> type[Any]:
+    """The class of the task (a `Task`) that a recipe names."""
     module, attribute = TASKS[name]
     return getattr(importlib.import_module(module), attribute)
 

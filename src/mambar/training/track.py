@@ -5,12 +5,13 @@ They get what metrics.jsonl gets and nothing else: no environment, no code, no f
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from mambar.errors import InputError
 from mambar.training.recipe import Recipe
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Takes the numbers of a step."""
 
