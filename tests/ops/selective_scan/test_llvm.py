@@ -33,12 +33,12 @@ def test_scratch_is_as_large_as_it_says(machine, monkeypatch):
     monkeypatch.setenv("MAMBAR_LLVM_MACHINE", machine)
     kept = []
 
-    def guarded(kernel, arguments, *, scratch_floats=0):
+    def guarded(kernel, arguments, *, scratch_floats, max_threads):
         room = torch.full((2, scratch_floats + 64), 12345.0)
         kept.append((room[0, :scratch_floats], room[:, scratch_floats:]))
         monkeypatch.setattr(threads.torch, "empty", lambda *_, **__: room)
         try:
-            run(kernel, arguments, scratch_floats=scratch_floats)
+            run(kernel, arguments, scratch_floats=scratch_floats, max_threads=max_threads)
         finally:
             monkeypatch.undo()
             monkeypatch.setenv("MAMBAR_LLVM_MACHINE", machine)

@@ -16,13 +16,20 @@ from mambar.ops.llvm.threads import run
 LARGE_BYTES = 4 << 20
 
 
-def launch(module: KernelModule, dtype: torch.dtype, *, arguments: Mapping[str, int], scratch_floats: int = 0) -> None:
+def launch(
+    module: KernelModule,
+    dtype: torch.dtype,
+    *,
+    arguments: Mapping[str, int],
+    scratch_floats: int = 0,
+    max_threads: int | None = None,
+) -> None:
     """Runs a kernel's tasks on activations of a dtype; `arguments` gives exactly the names of its ARGUMENTS."""
     kernel = compiled(module, str(dtype).removeprefix("torch."), current_machine())
     if arguments.keys() != set(module.ARGUMENTS):
         odd = sorted(arguments.keys() ^ set(module.ARGUMENTS))
         raise TypeError(f"{module.__name__} got other arguments than it takes: {', '.join(odd)}.")
-    run(kernel, [arguments[name] for name in module.ARGUMENTS], scratch_floats=scratch_floats)
+    run(kernel, [arguments[name] for name in module.ARGUMENTS], scratch_floats=scratch_floats, max_threads=max_threads)
 
 
 def address(tensor: Tensor | None) -> int:
@@ -55,7 +62,7 @@ def sum_parts(parts: Tensor) -> Tensor:
         "parts": address(parts),
         "out": address(out),
     }
-    launch(sums, torch.float32, arguments=arguments)
+    launch(sums, torch.float32, arguments=arguments, max_threads=1 + parts.numel() // 1_000_000)
     return out
 
 

@@ -84,12 +84,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_helpers)
 
 
-def run(kernel: Kernel, arguments: Sequence[int], *, scratch_floats: int = 0) -> None:
-    """Runs all tasks of a kernel; `arguments` in the order of its argument names, the number of tasks first."""
+def run(kernel: Kernel, arguments: Sequence[int], *, scratch_floats: int = 0, max_threads: int | None = None) -> None:
+    """Runs all tasks of a kernel; `arguments` in the order of its argument names, the number of tasks first.
+
+    A thread is worth its waking for two tasks or more.
+    """
     num_tasks = arguments[0]
     if num_tasks == 0:
         return
-    num_threads = min(torch.get_num_threads(), num_tasks)
+    num_threads = max(1, min(torch.get_num_threads(), num_tasks // 2, max_threads or num_tasks))
     scratch = torch.empty(num_threads, _whole_lines(scratch_floats), dtype=torch.float32)
     job = _Job(kernel, (ctypes.c_int64 * len(arguments))(*arguments), scratch)
     if num_threads > 1:
