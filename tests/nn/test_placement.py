@@ -2,11 +2,11 @@
 
 import itertools
 
-import golden_cases
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import golden_cases
 from mambar.errors import InputError
 from mambar.nn.placement import PLACEMENTS, positions
 

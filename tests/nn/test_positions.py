@@ -1,9 +1,9 @@
 """The position table on other grids."""
 
-import golden_cases
 import pytest
 import torch
 
+import golden_cases
 from mambar.nn.positions import PositionEmbed, resize_positions
 
 

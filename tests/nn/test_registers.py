@@ -1,11 +1,11 @@
 """Registers go in between the patches and are found again."""
 
-import golden_cases
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import golden_cases
 from mambar.nn.placement import PLACEMENTS
 from mambar.nn.registers import RegisterTokens
 

@@ -63,7 +63,7 @@ class MambarPreTrainedModel(PreTrainedModel):
 
     def _fresh_values(self, model: VisionMamba) -> dict[str, Tensor]:
         """Start values of the parameters that are not set; each is taken out when it is used."""
-        fresh: dict[str, Tensor] = vars(self).setdefault("_fresh", {})
+        fresh: dict[str, Tensor] = self.__dict__.setdefault("_fresh", {})
         if not fresh:
             wanted = {name for name, parameter in model.named_parameters() if not _is_set(parameter)}
             built = VisionMamba(model.config).named_parameters()
