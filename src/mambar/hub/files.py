@@ -119,6 +119,8 @@ def config_content(
         "architecture": name if name in VARIANTS else "vision_mamba",
         "num_classes": config.num_classes,
         "num_features": config.dim,
+        # timm and transformers' wrapper of it both look for names here.
+        **({"label_names": list(classes)} if classes else {}),
         "model_args": {key: value for key, value in config.to_dict().items() if key != "num_classes"},
         "pretrained_cfg": {
             "input_size": [config.in_channels, rows, cols],
@@ -130,7 +132,6 @@ def config_content(
             "num_classes": config.num_classes,
             "first_conv": "patch_embed.proj",
             "classifier": "head.classifier",
-            **({"label_names": list(classes)} if classes else {}),
         },
         "mambar": {
             "format_version": FORMAT_VERSION,
