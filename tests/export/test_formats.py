@@ -46,7 +46,7 @@ def test_aotinductor(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("needs a C++ compiler")
     report = export_model(tiny(), tmp_path / "model.aoti.pt2", format="aoti")
-    assert report.passed and report.batches == (1, 2, 7, 8)
+    assert report.passed and report.images == 256 and {1, 2, 7, 8} <= set(report.batches)
 
 
 @pytest.mark.slow

@@ -92,7 +92,8 @@ def test_the_model_is_left_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert next(twin.parameters()).dtype == torch.float32 and not twin.training
     shared = onnx_export.traceable_twin(model.float(), mixer=onnx_export.ScanMixer)
-    assert shared.blocks[0].mixer.in_proj.weight is model.blocks[0].mixer.in_proj.weight
+    theirs, own = shared.blocks[0].mixer.in_proj.weight, model.blocks[0].mixer.in_proj.weight
+    assert theirs.data_ptr() == own.data_ptr() and own.requires_grad and not theirs.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -387,6 +387,14 @@ def test_nonsense_in_a_description_is_one_line(run_directory, change):
     assert kind != "unexpected", message
 
 
+@pytest.mark.parametrize("fields", [{"image_size": 10**9}, {"crop": 1e-9}], ids=str)
+def test_a_description_that_would_blow_up_every_image_is_refused(run_directory, fields):
+    content = json.loads((run_directory / CONFIG).read_text())
+    content["mambar"]["preprocessing"] |= fields
+    (run_directory / CONFIG).write_text(json.dumps(content))
+    assert "resizes above" in refused(run_directory)
+
+
 def test_a_huge_description_is_not_read(run_directory):
     (run_directory / CONFIG).write_bytes(b"[" * 20_000_000)
     assert "a description of a model is smaller" in refused(run_directory)

@@ -25,10 +25,12 @@ def traceable_twin(
     `mixer` makes another module of each block's mixer, one that computes the same. `any_size`: positions are
     always resized, since a traced program cannot ask whether it must.
     """
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, dict(shared))
-    needs_copy = any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in shared.values())
-    if needs_copy:
+    tensors = (*model.parameters(), *model.buffers())
+    # Parameters without gradient, on the same memory: of those that learn, AOTInductor (torch 2.15) bakes the
+    # example's batch into the program.
+    frozen = {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
+    twin = copy.deepcopy(model, dict(frozen))
+    if any(each.dtype != torch.float32 or each.device.type != "cpu" for each in tensors):
         twin = copy.deepcopy(twin).to(device="cpu", dtype=torch.float32)
     twin.set_grad_checkpointing(False)
     if mixer is not None:
@@ -37,7 +39,7 @@ def traceable_twin(
             block.register_module("mixer", mixer(block.mixer))
     if any_size:
         twin.register_module("pos_embed", ResizedPositions(twin.pos_embed.weight, twin.pos_embed.grid))
-    return twin.eval().requires_grad_(False) if needs_copy else twin.eval()
+    return twin.eval()
 
 
 class ResizedPositions(nn.Module):

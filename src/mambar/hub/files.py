@@ -176,8 +176,10 @@ def load_directory(directory: Path, *, weights: Path | None = None) -> VisionMam
         _refuse_oversize(config, state, directory)
         classes = _class_names(ours.get("classes"), config)
         preprocessing = Preprocessing.from_dict(ours["preprocessing"])
-        if max(preprocessing.size) > _LARGEST_IMAGE:
-            raise InputError(f"image_size={preprocessing.image_size} of the preprocessing is above {_LARGEST_IMAGE}.")
+        if max(preprocessing.size) / preprocessing.crop > _LARGEST_IMAGE:
+            raise InputError(
+                f"image_size={preprocessing.image_size} with crop={preprocessing.crop} resizes above {_LARGEST_IMAGE}."
+            )
         model = VisionMamba(config)
     fill(model, state, origin=str(path))
     model.classes, model.preprocessing = classes, preprocessing
