@@ -220,9 +220,16 @@ def test_p9_drawn_shapes(backend, device, shape, reverse, absent, slow_decay):
     options = {"delta_softplus": True, "reverse": reverse}
     found = with_gradients(scan_with(backend, **options), tensors)
     expected = with_gradients(scan_with("reference", **options), to_double(tensors))
+    # Where terms cancel (one output, eight states of both signs) no float32 sum keeps 1e-6 of the result: there the
+    # plain float32 loop, which adds in the most obvious order, says what can be asked.
+    plain = with_gradients(scan_with("reference", **options), tensors)
     for name, right in expected.items():
-        norm = (found[name].to("cpu", torch.float64) - right).norm() / right.norm().clamp_min(1e-30)
-        assert norm <= (1e-5 if name.startswith("gradient") else 1e-6), name
+
+        def error(values, right=right):
+            return ((values.to("cpu", torch.float64) - right).norm() / right.norm().clamp_min(1e-30)).item()
+
+        bound = 1e-5 if name.startswith("gradient") else 1e-6
+        assert error(found[name]) <= max(bound, 2 * error(plain[name])), name
 
 
 @pytest.mark.slow
