@@ -75,7 +75,9 @@ class SegmentationOptions:
                 raise RecipeError(
                     f"task_options.{name}: segmentation has no such option; {fields.suggestion(name, known)}"
                 )
-        return cls(**given)
+        kinds: dict[str, Any] = {name: known[name] for name in given}
+        checked = {name: fields.check(kind, given[name], name=f"task_options.{name}") for name, kind in kinds.items()}
+        return cls(**checked)
 
     def inference(self) -> Inference:
         """How an image is looked at in evaluation."""

@@ -16,7 +16,7 @@ from mambar.data.preprocessing import Preprocessing
 from mambar.data.segmentation_catalog import BUILT_IN, open_segmentation
 from mambar.data.segmentation_transforms import Stacked
 from mambar.errors import RecipeError
-from mambar.models.vision_mamba import VisionMamba
+from mambar.models.protocol import TokenModel
 from mambar.segmentation.evaluation import evaluate
 from mambar.segmentation.files import save_segmenter
 from mambar.segmentation.losses import dice_loss, pixel_cross_entropy, right_pixels
@@ -97,7 +97,7 @@ class SegmentationTask:
         """None: the backbone's head is not read."""
         return 0
 
-    def wrap(self, backbone: VisionMamba) -> nn.Module:
+    def wrap(self, backbone: TokenModel) -> nn.Module:
         """The backbone under a decoder, with an auxiliary head where the options want one."""
         options = self.options
         with torch.random.fork_rng(devices=[]):
