@@ -221,6 +221,7 @@ def test_local_dir_adapts_size_head_channels_and_features(run_directory):
 
 
 def test_timms_saved_model_comes_back_after_a_change_of_size(run_directory, tmp_path):
+    pytest.importorskip("timm.models._input", reason="timm before 1.0.30 saves the size a model was built with")
     directory, _ = run_directory
     model = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
     model.set_input_size((24, 40))
