@@ -52,14 +52,20 @@ def _deadly_iterator(make, number):
 
 def forget(what: str) -> None:
     """The negative controls: a resume that loses a part of the state."""
-    from mambar.training.ema import Ema
+    from mambar.training.learner import Learner
     from mambar.training.optim import Optimizer
     from mambar.training.position import Position
 
     if what == "optimizer":
-        Optimizer.load = lambda self, state: None
+        Optimizer.load = lambda self, state, **named: None
     elif what == "ema":
-        Ema.load = lambda self, state: None
+        fill = Learner._fill
+
+        def without_average(self, model, tensors):
+            if self.ema is None or model is not self.ema.model:
+                fill(self, model, tensors)
+
+        Learner._fill = without_average
     elif what == "best":
         update = Position.update
 

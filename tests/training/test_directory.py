@@ -12,6 +12,12 @@ from mambar.training.directory import claim, stored_recipe
 from training import faults, runs
 
 
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """The report is not what these runs are about, and takes longer than they do."""
+    monkeypatch.setattr("mambar.training.report.write_report", lambda *arguments, **named: None)
+
+
 @pytest.fixture
 def old(tmp_path):
     """A directory with something in it."""
@@ -189,6 +195,7 @@ def test_p8_a_metric_that_is_no_number_or_ties_is_never_best(tmp_path):
 
 
 @pytest.mark.rel
+@pytest.mark.slow
 def test_p8_best_after_a_resume_is_still_the_best(tmp_path, unbroken):
     """The official code resets the best score on resume, so a worse model overwrites the best."""
     from mambar.training.state import CheckpointStore

@@ -27,7 +27,7 @@ def check_message(out, name):
 
 @pytest.mark.rel
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", ["SIGINT", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGTERM", "SIGUSR1"))])
 def test_p7_stopped_by_a_signal_and_resumed_it_is_the_unbroken_run(tmp_path, unbroken, name, count):
     draw = random.Random(name)
     for number in range(count):
@@ -45,6 +45,7 @@ def test_p7_stopped_by_a_signal_and_resumed_it_is_the_unbroken_run(tmp_path, unb
 
 
 @pytest.mark.rel
+@pytest.mark.slow
 def test_p7_a_second_ctrl_c_does_not_harm_the_save(tmp_path, unbroken):
     out = tmp_path / "run"
     process = runs.start(runs.tiny(), out, before=(faults.slow_steps, 0.05))

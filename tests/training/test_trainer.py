@@ -9,7 +9,7 @@ import pytest
 
 from training import faults, runs
 
-KILLS = [pytest.param(2, id="few"), pytest.param(20, marks=pytest.mark.soak, id="many")]
+KILLS = [pytest.param(2, marks=pytest.mark.slow, id="few"), pytest.param(20, marks=pytest.mark.soak, id="many")]
 PLACES = [("last.json", 3), ("prune", 1), ("evaluation", 15), ("epoch edge", 3)]
 
 

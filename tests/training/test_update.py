@@ -227,6 +227,7 @@ def test_p11_too_many_in_a_row_end_with_exit_4_and_a_sentence(tmp_path):
 
 
 @pytest.mark.rel
+@pytest.mark.slow
 def test_p11_a_roll_back_goes_on_with_another_order_and_lower_rates(tmp_path):
     out = tmp_path / "run"
     recipe = runs.tiny(max_skips=2, rollbacks=1, save_every=1)

@@ -26,9 +26,9 @@ RECIPE = Recipe(
     stages=(
         Stage(
             image_size=8,
-            epochs=20,
+            epochs=18,
             batch_size=32,
-            lr=3e-3,
+            lr=2e-3,
             min_lr=1e-5,
             warmup_lr=1e-5,
             warmup_epochs=1.0,
@@ -38,6 +38,7 @@ RECIPE = Recipe(
             padding=1,
             flip=0.0,
             drop_path=0.05,
+            smoothing=0.1,
         ),
     ),
     precision="fp32",
