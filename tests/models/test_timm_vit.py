@@ -83,6 +83,7 @@ def test_preprocessing_is_timms():
 
 
 @pytest.mark.wrong_shapes
+@pytest.mark.wrong_shapes
 def test_what_cannot_be_asked_is_named():
     model = small("vit_tiny_patch16_224")
     with pytest.raises(InputError, match="layers 0 to 2"):

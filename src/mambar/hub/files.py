@@ -225,6 +225,8 @@ def _weights_path(directory: Path, ours: Mapping[str, Any]) -> Path:
 def _read_weights(path: Path, ours: Mapping[str, Any]) -> dict[str, Tensor]:
     recorded = _recorded(ours)
     sha256 = recorded.get("sha256") if path.name == recorded.get("file", WEIGHTS) else None
+    if sha256 is not None and not isinstance(sha256, str):
+        raise CheckpointError(f"{path}: the recorded sha256 is a {type(sha256).__name__}, not a text; refused.")
     state = read_safetensors(path, sha256=sha256)
     refuse_unsound(state, origin=path)
     return state

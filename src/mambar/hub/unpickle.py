@@ -43,6 +43,8 @@ def read_pickled_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict.")
+    if not all(isinstance(key, str) for key in state):
+        raise CheckpointError(f"{path} holds entries whose names are no texts; it is no state dict.")
     return state
 
 

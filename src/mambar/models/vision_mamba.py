@@ -228,7 +228,7 @@ class VisionMamba(nn.Module):
     def forward_intermediates(
         self,
         x: Float[Tensor, "batch channels height width"],
-        indices: int | list[int] | None = None,
+        indices: int | Sequence[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
@@ -270,7 +270,7 @@ class VisionMamba(nn.Module):
     # timm's contract
 
     def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Takes away the blocks behind the last one asked for, and the head; gives the indices back.
 
