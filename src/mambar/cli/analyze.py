@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mambar.cli.arguments import AsJson, Assignments, parse, pick_device, print_json, truth
+from mambar.cli.console import say
 from mambar.errors import InputError
 
 
@@ -54,7 +55,7 @@ def analyze(
     if as_json:
         print_json({"report": str(result.report), "seconds": result.seconds})
         return
-    typer.echo(f"report: {result.report} ({result.seconds:.0f} s)")
+    say(f"report: {result.report} ({result.seconds:.0f} s)")
 
 
 def _default_out(model: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mambar.cli.console import escaped
 from mambar.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -111,5 +112,5 @@ def pick_device(asked: str) -> str:
 
 
 def print_json(content: Any) -> None:
-    """One JSON object on stdout."""
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    """One JSON object on stdout, with control characters escaped."""
+    typer.echo(escaped(json.dumps(content, indent=2, ensure_ascii=False)))

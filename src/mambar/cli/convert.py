@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mambar.cli.arguments import Assignments, image_size, parse
+from mambar.cli.console import say
 
 
 def convert(
@@ -28,7 +29,7 @@ def convert(
     model = load_official(source, image_size=image_size(size) if size else None)
     save_model(target, model, force=force)
     config = model.config
-    typer.echo(
+    say(
         f"{target}: {sum(p.numel() for p in model.parameters()):,} parameters, {config.depth} blocks of width "
         f"{config.dim}, {config.num_registers} registers, {config.num_classes} classes"
     )
@@ -51,4 +52,4 @@ def _to_official(source: Path, target: Path, force: bool) -> None:
     state = to_official(model.state_dict(), source="vim" if vim else "mamba-reg", config=model.config)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, safetensors.torch.save({key: value.contiguous() for key, value in state.items()}))
-    typer.echo(f"{target}: {len(state)} tensors under the released names")
+    say(f"{target}: {len(state)} tensors under the released names")

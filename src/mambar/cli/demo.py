@@ -1,8 +1,8 @@
 """`mambar demo`: the main job on real images, in about two minutes on two CPU cores."""
 
-import typer
 
 from mambar.cli.arguments import AsJson, Assignments, parse, print_json
+from mambar.cli.console import say
 
 
 def demo(assignments: Assignments = None, as_json: AsJson = False) -> None:
@@ -25,5 +25,5 @@ def demo(assignments: Assignments = None, as_json: AsJson = False) -> None:
         print_json(result.to_dict())
         return
     for name, top1 in result.top1.items():
-        typer.echo(f"{name:28} {top1:.2%} top-1 on held-out digits")
-    typer.echo(f"report: {result.report}")
+        say(f"{name:28} {top1:.2%} top-1 on held-out digits")
+    say(f"report: {result.report}")

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from mambar.cli.arguments import AsJson, Assignments, parse, pick_device, print_json, whole_number
+from mambar.cli.console import say
 
 
 def evaluate(
@@ -33,7 +34,7 @@ def evaluate(
     if as_json:
         print_json(result.to_dict())
         return
-    typer.echo(f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  loss {result.loss:.4f}  ({result.count:,} images)")
+    say(f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  loss {result.loss:.4f}  ({result.count:,} images)")
     width = max(map(len, result.per_class), default=0)
     for name, share in result.per_class.items():
-        typer.echo(f"  {name:{width}}  " + ("no images" if share is None else f"{share:7.2%}"))
+        say(f"  {name:{width}}  " + ("no images" if share is None else f"{share:7.2%}"))

@@ -21,6 +21,7 @@ from mambar.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     info,
     pack,
     predict,
@@ -29,6 +30,7 @@ from mambar.cli import (
     segment,
     train,
 )
+from mambar.cli.console import PrintableFormatter, printable
 from mambar.errors import MambarError
 from mambar.version import __version__
 
@@ -50,6 +52,7 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("recipe")(recipe.recipe)
 app.command("segment")(segment.segment)
 app.command("pack")(pack.pack)
+app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 app.command("convert")(convert.convert)
@@ -73,7 +76,9 @@ def options(
 ) -> None:
     """Mamba-R: vision Mamba with register tokens. Train, evaluate and look into it."""
     level = logging.DEBUG if debug else logging.ERROR if quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("mambar").setLevel(level)
 
 
@@ -115,6 +120,6 @@ def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
-    line = " ".join(message.split()) or type(error).__name__
+    line = printable(" ".join(message.split())) or type(error).__name__
     typer.echo(f"mambar: {line}", err=True)
     return code

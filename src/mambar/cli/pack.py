@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mambar.cli.arguments import Assignments, parse, whole_number
+from mambar.cli.console import say
 
 
 def pack(
@@ -22,4 +23,4 @@ def pack(
     packed = pack_folder(folder, out, shard_bytes=megabytes * 1_000_000)
     counts = ", ".join(f"{count:,} images to {split}" for split, count in packed.images.items())
     damaged = f", {packed.unreadable} unreadable" if packed.unreadable else ""
-    typer.echo(f"{out}: {counts}{damaged}; {packed.shards} shards, {packed.bytes / 1e6:.1f} MB")
+    say(f"{out}: {counts}{damaged}; {packed.shards} shards, {packed.bytes / 1e6:.1f} MB")

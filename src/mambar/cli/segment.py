@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mambar.cli.arguments import AsJson, parse, pick_device, print_json
+from mambar.cli.console import say
 from mambar.errors import InputError
 
 
@@ -37,6 +38,6 @@ def segment(
         found[str(path)] = {**result.to_dict(), "files": [str(file) for file in written]}
         if not as_json:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in list(result.areas.items())[:4])
-            typer.echo(f"{path}: {shares} → {written[0]}")
+            say(f"{path}: {shares} → {written[0]}")
     if as_json:
         print_json(found)

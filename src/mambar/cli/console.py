@@ -1,0 +1,29 @@
+"""What reaches a terminal: names of files and classes are data, never control sequences."""
+
+import json
+import logging
+
+import typer
+
+
+def printable(text: str) -> str:
+    """The text on one line, with a question mark for each character that a terminal would obey or cannot show."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def escaped(text: str) -> str:
+    """JSON text that means the same and holds nothing a terminal would obey (json.dumps leaves U+009B, U+202E, …)."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def say(text: object) -> None:
+    """Prints one line on stdout; whatever a name in it holds, it stays one line."""
+    typer.echo(printable(str(text)))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Keeps each message on its line; a traceback, which only --debug asks for, keeps its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message as `printable` gives it."""
+        return printable(super().formatMessage(record))

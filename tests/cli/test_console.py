@@ -1,0 +1,41 @@
+import io
+import json
+import logging
+
+import pytest
+
+from mambar.cli.console import PrintableFormatter, escaped, printable
+from mambar.cli.main import main
+
+OBEYED = ["\x1b[2J", "\x9b2J", "\r", "\n", "\b", "\x7f", "\x07", "\u202e", "\u2066", "\ud800", "\0"]
+
+
+@pytest.mark.parametrize("character", OBEYED, ids=repr)
+def test_nothing_a_terminal_obeys_is_printed(character):
+    assert printable(f"a{character}b").isprintable()
+    assert printable("naïve 猫 🐈 a=b") == "naïve 猫 🐈 a=b"
+
+
+@pytest.mark.parametrize("character", OBEYED, ids=repr)
+def test_json_means_the_same_and_holds_no_control_character(character):
+    content = {f"key {character}": [f"{character} 猫", 1.5]}
+    text = escaped(json.dumps(content, indent=2, ensure_ascii=False))
+    assert json.loads(text) == content and "猫" in text
+    assert text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("character", OBEYED, ids=repr)
+def test_a_log_message_is_one_line(character):
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(PrintableFormatter())
+    handler.emit(logging.makeLogRecord({"msg": "skipped %s", "args": (f"a{character}b",)}))
+    assert stream.getvalue().removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "a\x9bb", "\u202egnp.x", "a\x07b", "$(reboot)", "a\nb"], ids=repr)
+def test_an_error_about_a_hostile_name_is_one_printable_line(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", name, "none.png"])
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and line.count("\n") == 1 and line.removesuffix("\n").isprintable()
