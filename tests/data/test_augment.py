@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.pictures import photo
-from mambar.data.augment import color_jitter, erase, padded_crop_box, resized_crop_box, three_augment
+from mambar.data.augment import color_jitter, erase, padded_crop_box, resized_crop_box, shifted, three_augment
 from mambar.data.keys import numpy_generator
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -101,3 +101,19 @@ def test_padded_crops_reach_every_place():
     generator = numpy_generator(0)
     places = {padded_crop_box(1, generator) for _ in range(200)}
     assert places == {(top, left) for top in range(3) for left in range(3)}
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("height, width", [(5, 7), (8, 8)])
+def test_a_shift_is_torchvisions_pad_crop_and_flip(height, width, flipped):
+    from torchvision.transforms.v2 import functional
+
+    image, padding = torch.from_numpy(np.array(photo(height, width))).permute(2, 0, 1), 9
+    before = image.clone()
+    for top in range(2 * padding + 1):
+        for left in range(2 * padding + 1):
+            theirs = functional.crop(functional.pad(image, [padding] * 4), top, left, height, width)
+            theirs = functional.horizontal_flip(theirs) if flipped else theirs
+            ours = shifted(image, top - padding, left - padding, flipped=flipped)
+            assert torch.equal(ours, theirs) and ours.is_contiguous()
+    assert torch.equal(image, before)

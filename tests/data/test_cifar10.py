@@ -57,6 +57,16 @@ def test_a_damaged_image_is_replaced_in_training_only(tmp_path):
         Cifar10Jpeg(tmp_path, "val")[0]
 
 
+def test_an_image_is_decoded_once(tmp_path, monkeypatch):
+    files, parts = arrays()
+    write(tmp_path, **parts)
+    data = Cifar10Jpeg(tmp_path, "train")
+    first = [data[index].image for index in range(20)]
+    monkeypatch.setattr("mambar.data.cifar10.read_image", None)
+    for index in range(20):
+        assert torch.equal(data[index].image, first[index]) and torch.equal(first[index], read_image(files[index]))
+
+
 @pytest.mark.parametrize(
     "changed",
     [

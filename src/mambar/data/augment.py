@@ -7,7 +7,8 @@ DeiT III, arXiv 2204.07118) and timm's RandomErasing (arXiv 1708.04896, mode "co
 import math
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
@@ -49,6 +50,28 @@ def padded_crop_box(padding: int, generator: np.random.Generator) -> tuple[int, 
     """(top, left) in an image with `padding` pixels around it."""
     top, left = generator.integers(2 * padding + 1, size=2)
     return int(top), int(left)
+
+
+def shifted(
+    image: UInt8[Tensor, "channels height width"], down: int, right: int, *, flipped: bool
+) -> UInt8[Tensor, "channels height width"]:
+    """A copy, cut `down` rows and `right` columns further on (zeros beyond the border), then mirrored if `flipped`.
+
+    In numpy: on an image of 32 pixels torch's pad, slice and flip took three times as long.
+    """
+    source = image.numpy()
+    moved = np.zeros_like(source, order="C")
+    _, height, width = source.shape
+    # Where in the result the part of the image lies that is still seen.
+    rows = slice(max(-down, 0), min(height, height - down))
+    cols = slice(max(-right, 0), min(width, width - right))
+    part = source[:, rows.start + down : rows.stop + down, cols.start + right : cols.stop + right]
+    if rows.start < rows.stop and cols.start < cols.stop:
+        if flipped:
+            moved[:, rows, width - cols.stop : width - cols.start] = part[:, :, ::-1]
+        else:
+            moved[:, rows, cols] = part
+    return torch.from_numpy(moved)
 
 
 def three_augment(image: Image.Image, generator: np.random.Generator) -> Image.Image:

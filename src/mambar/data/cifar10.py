@@ -16,9 +16,11 @@ import torch
 from mambar.data.damage import Damage
 from mambar.data.dataset import Sample
 from mambar.data.images import read_image
+from mambar.data.pixel_memory import PixelMemory
 from mambar.errors import DataError
 
 FILES = {"train": "train.npz", "val": "test.npz"}
+_SHAPE = (3, 32, 32)
 _FIELDS = ("jpeg", "offsets", "labels", "classes")
 
 
@@ -65,7 +67,10 @@ class Cifar10:
 
 
 class Cifar10Jpeg:
-    """CIFAR-10's JPEG copies in `train.npz` and `test.npz`; say in every figure that they are compressed copies."""
+    """CIFAR-10's JPEG copies in `train.npz` and `test.npz`; say in every figure that they are compressed copies.
+
+    Each image is decoded once and then kept (`PixelMemory`).
+    """
 
     name = "cifar10"
 
@@ -80,6 +85,7 @@ class Cifar10Jpeg:
         self.classes = tuple(str(name) for name in stored["classes"])
         self._check()
         self.damage = Damage(self.labels, source=str(self.file), substitute=split == "train")
+        self._decoded = PixelMemory(len(self.labels), _SHAPE)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,8 +94,12 @@ class Cifar10Jpeg:
         return self.damage.read(self._read, index)
 
     def _read(self, index: int) -> Sample:
-        data = self.jpeg[self.offsets[index] : self.offsets[index + 1]].tobytes()
-        return Sample(read_image(data, name=f"image {index} of {self.file}"), int(self.labels[index]))
+        pixels = self._decoded.get(index)
+        if pixels is None:
+            data = self.jpeg[self.offsets[index] : self.offsets[index + 1]].tobytes()
+            pixels = read_image(data, name=f"image {index} of {self.file}")
+            self._decoded.put(index, pixels)
+        return Sample(pixels, int(self.labels[index]))
 
     def _check(self) -> None:
         offsets, labels = self.offsets, self.labels

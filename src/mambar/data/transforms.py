@@ -22,6 +22,7 @@ from mambar.data.augment import (
     erase,
     padded_crop_box,
     resized_crop_box,
+    shifted,
     three_augment,
 )
 from mambar.data.keys import key as derived_key
@@ -153,9 +154,11 @@ class TrainTransform:
             if generator.random() < self.flip:
                 picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             return from_pillow(self._recoloured(picture, key, generator))
-        image = self._shifted(EvalTransform(preprocessing=self.preprocessing).pixels(image), generator)
-        if generator.random() < self.flip:
-            image = image.flip(-1)
+        image = EvalTransform(preprocessing=self.preprocessing).pixels(image)
+        top, left = self.padding, self.padding
+        if self.crop == "shift" and self.padding:
+            top, left = padded_crop_box(self.padding, generator)
+        image = shifted(image, top - self.padding, left - self.padding, flipped=generator.random() < self.flip)
         if self.augment == "none" and not self.jitter:
             return image
         return from_pillow(self._recoloured(to_pillow(image), key, generator))
@@ -165,14 +168,6 @@ class TrainTransform:
         top, left, rows, cols = resized_crop_box(image.shape[1], image.shape[2], self.scale, self.ratio, generator)
         picture = to_pillow(image[:, top : top + rows, left : left + cols])
         return picture.resize((width, height), self.preprocessing.resampling)
-
-    def _shifted(self, image: Tensor, generator: np.random.Generator) -> Tensor:
-        if self.crop == "center" or not self.padding:
-            return image
-        height, width = self.preprocessing.size
-        top, left = padded_crop_box(self.padding, generator)
-        padded = torch.nn.functional.pad(image, (self.padding,) * 4)
-        return padded[:, top : top + height, left : left + width]
 
     def _recoloured(self, picture: Image.Image, key: int, generator: np.random.Generator) -> Image.Image:
         if self.augment == "three":
