@@ -34,6 +34,8 @@ from mambar.cli.console import PrintableFormatter, printable
 from mambar.errors import MambarError
 from mambar.version import __version__
 
+_EVERYWHERE = ("--debug", "--quiet", "-q")
+
 app = typer.Typer(
     name="mambar",
     help="Mamba-R: vision Mamba with register tokens. Train, evaluate and look into it.",
@@ -86,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits with its code; `arguments` default to the process's own."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    # Wherever it stands, --debug is meant for the whole command.
-    given = (["--debug"] if debug else []) + [argument for argument in given if argument != "--debug"]
+    # Wherever they stand, these are meant for the whole command.
+    everywhere = [argument for argument in given if argument in _EVERYWHERE]
+    given = [*everywhere, *(argument for argument in given if argument not in _EVERYWHERE)]
     sys.exit(_run(given, debug))
 
 

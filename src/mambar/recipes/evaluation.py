@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mambar.data import EvalTransform, Preprocessing, evaluation_batches, open_dataset
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mambar.data import EvalTransform, ImageDataset, Preprocessing, evaluation_batches, open_dataset
 from mambar.errors import DataError, InputError
 from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
@@ -58,12 +62,7 @@ def evaluate_model(
 ) -> ClassificationResult:
     """Top-1, top-5 and per class of a model in memory; see `evaluate_run`."""
     model = model.to(device)
-    dataset = open_dataset(data, split, **(data_options or {}))
-    if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
-        raise DataError(
-            f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "
-            f"{len(model.classes)} ({', '.join(model.classes[:4])}, …); evaluate on data with the model's classes."
-        )
+    dataset = _dataset(model, data, split, data_options or {})
     preprocessing = model.preprocessing or Preprocessing(image_size=model.config.image_size)
     if crop is not None:
         preprocessing = dataclasses.replace(preprocessing, crop=_share(crop))
@@ -75,6 +74,43 @@ def evaluate_model(
         pinned=device.startswith("cuda"),
     )
     return evaluate(model, batches, classes=dataset.classes, device=device, prepare=preprocessing.normalize)
+
+
+def held_out_images(
+    model: VisionMamba,
+    *,
+    run: str | Path | None = None,
+    data: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    count: int = 256,
+) -> tuple[Float[Tensor, "images channels height width"], Int64[Tensor, "images"]]:
+    """`count` validation images (all, where there are fewer) of `data`, as the model reads them, and their classes.
+
+    Without `data` those that `run` was trained on. `image_size` in pixels instead of the preprocessing's. Which images
+    is always the same: an even stride over the split.
+    """
+    options: dict[str, Any] = {}
+    if data is None:
+        recipe = stored_recipe(Path(run or "."))
+        data, options = recipe.data, dict(recipe.data_options)
+    dataset = _dataset(model, data, "val", options)
+    preprocessing = model.preprocessing or Preprocessing(image_size=model.config.image_size)
+    if image_size is not None:
+        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
+    transform = EvalTransform(preprocessing=preprocessing)
+    taken = min(count, len(dataset))
+    samples = [dataset[index * len(dataset) // taken] for index in range(taken)]
+    return torch.stack([transform(sample.image) for sample in samples]), torch.tensor([s.label for s in samples])
+
+
+def _dataset(model: VisionMamba, data: str, split: str, options: Mapping[str, Any]) -> ImageDataset:
+    dataset = open_dataset(data, split, **options)
+    if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
+        raise DataError(
+            f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "
+            f"{len(model.classes)} ({', '.join(model.classes[:4])}, …); evaluate on data with the model's classes."
+        )
+    return dataset
 
 
 def _share(crop: float | str) -> float:
