@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 
 
-def die_at(place: str, number: int) -> None:
+def die(marker: Path | None = None) -> None:
+    """SIGKILL of this process; the marker's existence shows that it came to that."""
+    if marker is not None:
+        marker.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(place: str, number: int, marker: Path | None = None) -> None:
     """SIGKILL of this process at the given call of a function of the run."""
     from mambar.training import durable, state, trainer
 
@@ -18,7 +25,7 @@ def die_at(place: str, number: int) -> None:
             if counts(*arguments):
                 counted["n"] += 1
                 if counted["n"] == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    die(marker)
             return function(*arguments, **named)
 
         return wrapped
@@ -30,24 +37,38 @@ def die_at(place: str, number: int) -> None:
     elif place == "prune":
         state.durable.remove_directory = deadly(state.durable.remove_directory)
     elif place == "evaluation":
-        trainer.evaluation_batches = _deadly_iterator(trainer.evaluation_batches, number)
+        trainer.evaluation_batches = _deadly_iterator(trainer.evaluation_batches, number, marker)
     elif place == "epoch edge":
         trainer.Trainer._run_epoch = deadly(trainer.Trainer._run_epoch)
     else:
         raise AssertionError(place)
 
 
-def _deadly_iterator(make, number):
+def _deadly_iterator(make, number, marker):
     counted = {"n": 0}
 
     def wrapped(*arguments, **named):
         for batch in make(*arguments, **named):
             counted["n"] += 1
             if counted["n"] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+                die(marker)
             yield batch
 
     return wrapped
+
+
+def die_in_worker(epoch: int, step: int, marker: Path) -> None:
+    """SIGKILL of the loader worker that is to make this step's images."""
+    from mambar.data import loaders
+
+    make, parent = loaders._Training.__call__, os.getpid()
+
+    def deadly(self, task):
+        if (self.epoch, task[0]) == (epoch, step) and os.getpid() != parent:
+            die(marker)
+        return make(self, task)
+
+    loaders._Training.__call__ = deadly
 
 
 def forget(what: str) -> None:

@@ -38,6 +38,23 @@ def refused(out, error, match, **options):
 
 
 @pytest.mark.rel
+@pytest.mark.parametrize("change", ["a byte", "a new file", "a removed file", "another link"])
+def test_p8_the_harness_sees_every_change(old, change):
+    (old / "link").symlink_to("model.safetensors")
+    before = runs.tree_hash(old)
+    if change == "a byte":
+        (old / "model.safetensors").write_bytes(b"Precious")
+    elif change == "a new file":
+        (old / "x").touch()
+    elif change == "a removed file":
+        (old / "metrics.jsonl").unlink()
+    else:
+        (old / "link").unlink()
+        (old / "link").symlink_to("recipe.json")
+    assert runs.tree_hash(old) != before
+
+
+@pytest.mark.rel
 @pytest.mark.parametrize("name", ["x", "recipe.json", "notes.txt", ".hidden", "checkpoints/step-00000001/state.json"])
 def test_p8_an_output_that_is_not_empty_is_refused(tmp_path, name):
     out = tmp_path / "out"

@@ -133,57 +133,67 @@ out, pids, scenario = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 rank, first = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 (pids / f"{os.getpid()}").touch()
 workers = 1 if scenario == "worker" else 0
+died = out.parent / "died"
 if first and scenario == "rank 0 in a save" and rank == "0":
-    faults.die_at("save", 3)
+    faults.die_at("save", 3, died)
 if first and scenario == "rank 1 in an evaluation" and rank == "1":
-    faults.die_at("evaluation", 2)
+    faults.die_at("evaluation", 2, died)
 if first and scenario == "rank 1" and rank == "1":
-    faults.die_at("epoch edge", 2)
-if first and scenario == "rank 0" and rank == "0":
-    faults.die_at("epoch edge", 3)
+    faults.die_at("epoch edge", 2, died)
+if first and scenario in ("rank 0", "forgetful") and rank == "0":
+    faults.die_at("epoch edge", 3, died)
 if first and scenario == "worker" and rank == "1":
-    from mambar.data import loaders
-    make = loaders._Training.make
-    def deadly(self, step, shard):
-        if self.epoch == 1 and step == 1:
-            os.kill(os.getpid(), 9)
-        return make(self, step, shard)
-    loaders._Training.make = deadly
+    faults.die_in_worker(1, 1, died)
+if scenario == "forgetful" and not first:
+    faults.forget("optimizer")
 runs.here(runs.tiny(), out, workers=workers)
 """
 SCENARIOS = ["rank 0", "rank 1", "worker", "rank 0 in a save", "rank 1 in an evaluation"]
+
+
+def under_torchrun(tmp_path, scenario, *, restarts):
+    """(exit code, what the processes left) of a run under torchrun with a fault in its first start."""
+    script, pids, out = tmp_path / "script.py", tmp_path / "pids", tmp_path / "run"
+    script.write_text(SCRIPT)
+    pids.mkdir()
+    code = torchrun(script, out, pids, scenario, restarts=restarts, log=tmp_path / "log").wait(400)
+    assert (tmp_path / "died").exists(), "the fault did not happen: " + (tmp_path / "log").read_text()[-3000:]
+    started = [int(path.name) for path in pids.iterdir()]
+    assert len(started) == (4 if restarts else 2)
+    time.sleep(1)
+    assert not [pid for pid in started if saving.alive(pid)]
+    return code, out
 
 
 @pytest.mark.rel
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_p6_a_dead_process_is_restarted_and_changes_nothing(tmp_path, unbroken, scenario):
-    script, pids, out = tmp_path / "script.py", tmp_path / "pids", tmp_path / "run"
-    script.write_text(SCRIPT)
-    pids.mkdir()
-    agent = torchrun(script, out, pids, scenario, restarts=2, log=tmp_path / "log")
-    assert agent.wait(400) == 0, (tmp_path / "log").read_text()[-3000:]
-    assert len(list(pids.iterdir())) == 4, "nothing was restarted: the fault did not happen"
+    code, out = under_torchrun(tmp_path, scenario, restarts=2)
+    assert code == 0, (tmp_path / "log").read_text()[-3000:]
     assert runs.trace(out) == unbroken
-    assert not [path for path in pids.iterdir() if saving.alive(int(path.name))]
 
 
 @pytest.mark.rel
 @pytest.mark.slow
-def test_p6_without_restarts_the_run_fails_in_time_and_leaves_no_orphans(tmp_path):
-    script, pids, out = tmp_path / "script.py", tmp_path / "pids", tmp_path / "run"
-    script.write_text(SCRIPT)
-    pids.mkdir()
-    agent = torchrun(script, out, pids, "rank 1", restarts=0, log=tmp_path / "log")
-    assert agent.wait(400) != 0
-    time.sleep(1)
-    assert not [path for path in pids.iterdir() if saving.alive(int(path.name))]
+def test_p6_the_harness_catches_a_restart_that_forgets(tmp_path, unbroken):
+    code, out = under_torchrun(tmp_path, "forgetful", restarts=2)
+    assert code == 0
+    assert runs.trace(out) != unbroken
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["rank 1", "worker"])
+def test_p6_without_restarts_the_run_fails_in_time_and_leaves_no_orphans(tmp_path, scenario):
+    code, _ = under_torchrun(tmp_path, scenario, restarts=0)
+    assert code != 0
 
 
 @pytest.mark.rel
 @pytest.mark.soak
-def test_p6_many_random_deaths(tmp_path, unbroken):
-    draw = random.Random(2)
+def test_p6_many_random_deaths(tmp_path, unbroken, record_property):
+    draw, deaths = random.Random(2), 0
     for number in range(10):
         out = tmp_path / f"run-{number}"
         for _ in range(10):
@@ -194,9 +204,12 @@ def test_p6_many_random_deaths(tmp_path, unbroken):
             victim.join(draw.uniform(3, 9))
             if all(process.exitcode == 0 for process in group):
                 break
+            deaths += victim.exitcode is None
             for process in (victim, *group):
                 process.kill()
                 process.join()
         else:
             assert runs.finish(*runs.start_group(runs.tiny(), out, world=2, resume=True)) == [0, 0]
         assert runs.trace(out) == unbroken
+    record_property("killed processes", deaths)
+    assert deaths >= 10

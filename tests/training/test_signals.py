@@ -28,7 +28,7 @@ def check_message(out, name):
 @pytest.mark.rel
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", ["SIGINT", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGTERM", "SIGUSR1"))])
-def test_p7_stopped_by_a_signal_and_resumed_it_is_the_unbroken_run(tmp_path, unbroken, name, count):
+def test_p7_stopped_by_a_signal_and_resumed_it_is_the_unbroken_run(tmp_path, unbroken, name, count, record_property):
     draw = random.Random(name)
     for number in range(count):
         out = tmp_path / f"run-{number}"
@@ -42,6 +42,7 @@ def test_p7_stopped_by_a_signal_and_resumed_it_is_the_unbroken_run(tmp_path, unb
         assert (out / "checkpoints" / "last.json").exists()
         assert runs.finish(runs.start(runs.tiny(), out, resume=True)) == [0]
         assert runs.trace(out) == unbroken
+    record_property(name, count)
 
 
 @pytest.mark.rel

@@ -112,7 +112,7 @@ def test_p11_a_state_that_is_not_finite_is_never_written(store):
 @pytest.mark.rel
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("kind", ["step", "best"])
-def test_p1_kills_at_random_times_lose_no_acknowledged_save(tmp_path, count, kind):
+def test_p1_kills_at_random_times_lose_no_acknowledged_save(tmp_path, count, kind, record_property):
     saver = saving.good_saver if kind == "step" else saving.best_saver
     loader = saving.good_loader if kind == "step" else saving.best_loader
     directory = tmp_path / "checkpoints"
@@ -127,11 +127,13 @@ def test_p1_kills_at_random_times_lose_no_acknowledged_save(tmp_path, count, kin
         assert checkpoint is None or saving.is_right(checkpoint)
         assert not saving.leftovers(directory)
         first = found + 1
+    record_property("kills", count)
+    record_property("steps saved", first)
     assert first > count / 3, "the kills came before anything was saved: the harness shows nothing"
 
 
 @pytest.mark.rel
-def test_p1_the_harness_catches_a_saver_onto_the_only_file(tmp_path):
+def test_p1_the_harness_catches_a_saver_onto_the_only_file(tmp_path, record_property):
     directory = tmp_path / "checkpoints"
     directory.mkdir()
     draw = random.Random(5)
@@ -142,6 +144,7 @@ def test_p1_the_harness_catches_a_saver_onto_the_only_file(tmp_path):
             torch.load(directory / "checkpoint.pt", weights_only=True)
         except Exception:
             lost += 1
+    record_property("lost of 12", lost)
     assert lost > 0
 
 
@@ -152,7 +155,7 @@ INJECTIONS = ["signal=KILL", "error=EIO", "error=ENOSPC"]
 @pytest.mark.slow
 @pytest.mark.parametrize("inject", INJECTIONS)
 @pytest.mark.parametrize("kind", ["step", "best"])
-def test_p1_a_fault_at_any_system_call_of_a_save_loses_nothing(tmp_path, need_program, inject, kind):
+def test_p1_a_fault_at_any_system_call_of_a_save_loses_nothing(tmp_path, need_program, inject, kind, record_property):
     """Every write, fsync, rename, unlink, mkdir and rmdir of a save that also prunes."""
     need_program("strace")
     saver = saving.good_saver if kind == "step" else saving.best_saver
@@ -186,6 +189,8 @@ def test_p1_a_fault_at_any_system_call_of_a_save_loses_nothing(tmp_path, need_pr
         if answer is not None and answer["exit"] == 0:
             assert checkpoint.step == 3, (name, number)
         assert not saving.leftovers(directory)
+    record_property("faults", injected)
+    record_property("saves that failed", failed)
     assert injected == len(points), f"{injected} of {len(points)} faults happened"
     assert "KILL" in inject or failed >= 5
 
@@ -214,15 +219,6 @@ def test_p1_the_order_is_fsync_file_rename_fsync_directory(tmp_path, need_progra
     assert all(i > pointed for i in removed)
 
 
-@pytest.fixture
-def small_disk(tmp_path, need_root):
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 @pytest.mark.rel
 def test_p2_a_full_disk_leaves_the_checkpoint_before_it(small_disk):
     store = CheckpointStore(small_disk / "checkpoints", keep=2)
@@ -237,6 +233,18 @@ def test_p2_a_full_disk_leaves_the_checkpoint_before_it(small_disk):
     # Nothing is stuck: a smaller state is saved.
     store.save(4, saving.tensors_of(4, 10), {"position": 4})
     assert store.load().step == 4
+
+
+@pytest.mark.rel
+def test_p2_the_harness_catches_a_saver_onto_the_only_file(small_disk):
+    file = small_disk / "checkpoint.pt"
+    saving.bad_saver(small_disk, 1)
+    assert torch.load(file, weights_only=True)["step"] == 1
+    (small_disk / "other").write_bytes(bytes(1_500_000))
+    with pytest.raises((RuntimeError, OSError)):
+        torch.save({"step": 2, **saving.tensors_of(2, 600_000)}, file)
+    with pytest.raises((RuntimeError, EOFError, OSError)):
+        torch.load(file, weights_only=True)
 
 
 @pytest.mark.rel
@@ -271,7 +279,7 @@ DAMAGES = [pytest.param(60, id="few"), pytest.param(2000, marks=pytest.mark.soak
 
 @pytest.mark.rel
 @pytest.mark.parametrize("count", DAMAGES)
-def test_p3_every_damage_is_refused_and_the_checkpoint_before_it_taken(tmp_path, count, caplog):
+def test_p3_every_damage_is_refused_and_the_checkpoint_before_it_taken(tmp_path, count, caplog, record_property):
     template, directory = tmp_path / "template", tmp_path / "checkpoints"
     template.mkdir()
     for step in (10, 20):
@@ -295,6 +303,7 @@ def test_p3_every_damage_is_refused_and_the_checkpoint_before_it_taken(tmp_path,
         # Nothing is deleted, not even the damaged one.
         assert target.read_bytes() == damaged
         target.write_bytes(good)
+    record_property("damages refused", count)
 
 
 def _damage(good, kind, draw, other):
@@ -305,7 +314,7 @@ def _damage(good, kind, draw, other):
 
 
 @pytest.mark.rel
-def test_p3_the_harness_would_notice_a_loader_without_checksums(tmp_path):
+def test_p3_the_harness_would_notice_a_loader_without_checksums(tmp_path, record_property):
     saving.good_saver(tmp_path, 20)
     file = tmp_path / "step-00000020" / "state.safetensors"
     good, draw, accepted = file.read_bytes(), random.Random(3), 0
@@ -317,6 +326,7 @@ def test_p3_the_harness_would_notice_a_loader_without_checksums(tmp_path):
             accepted += any(not torch.equal(loaded[name], expected[name]) for name in expected if name in loaded)
         except Exception:
             continue
+    record_property("changed values accepted of 40", accepted)
     assert accepted > 20
 
 

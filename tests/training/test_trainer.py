@@ -1,13 +1,17 @@
 """P4: a run that is killed and resumed, at whatever time, equals the unbroken one bit for bit."""
 
 import random
+import re
+import shutil
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from training import faults, runs
+from mambar.training.state import CheckpointStore
+from training import faults, runs, saving
 
 KILLS = [pytest.param(2, marks=pytest.mark.slow, id="few"), pytest.param(20, marks=pytest.mark.soak, id="many")]
 PLACES = [("last.json", 3), ("prune", 1), ("evaluation", 15), ("epoch edge", 3)]
@@ -31,7 +35,7 @@ def run_to_the_end(out, *, befores=(), recipe=None, workers=0, most=40):
 
 @pytest.mark.rel
 @pytest.mark.parametrize("kills", KILLS)
-def test_p4_kills_at_random_times_change_nothing(tmp_path, unbroken, kills):
+def test_p4_kills_at_random_times_change_nothing(tmp_path, unbroken, kills, record_property):
     draw = random.Random(kills)
     killed = attempt = 0
     while killed < kills:
@@ -57,6 +61,8 @@ def test_p4_kills_at_random_times_change_nothing(tmp_path, unbroken, kills):
             killed += process.exitcode == -signal.SIGKILL
         run_to_the_end(out)
         assert runs.trace(out) == unbroken
+    record_property("kills", killed)
+    record_property("runs", attempt)
 
 
 @pytest.mark.rel
@@ -105,6 +111,41 @@ def test_p4_every_sample_once_an_epoch_in_the_same_order(tmp_path):
     for epoch in range(3):
         counts = Counter(n for (e, _, _), numbers in seen.items() if e == epoch for n in numbers)
         assert len(counts) == 48 and set(counts.values()) == {1}
+
+
+def fill(disk: Path, left: int) -> Path:
+    """A file that leaves so many bytes free."""
+    file = disk / "filler"
+    file.write_bytes(bytes(shutil.disk_usage(disk).free - left))
+    return file
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+def test_p2_a_run_on_a_full_disk_ends_with_3_and_goes_on_when_there_is_room(small_disk, unbroken):
+    out = small_disk / "run"
+    assert runs.finish(runs.start(runs.tiny(), out, before=(faults.die_at, "save", 4))) == [-signal.SIGKILL]
+    filler = fill(small_disk, 100_000)
+    before = runs.tree_hash(out / "checkpoints")
+    assert runs.finish(runs.start(runs.tiny(), out, resume=True)) == [3]
+    text = runs.error_of(out)
+    assert "\n" not in text and re.search(r"/disk/run/checkpoints/\S+.*\d+ bytes.*No space left", text)
+    # What a kill left behind is swept at the start; what was saved is untouched.
+    assert not saving.leftovers(out)
+    assert CheckpointStore(out / "checkpoints").load().step == 2
+    filler.unlink()
+    assert before and runs.finish(runs.start(runs.tiny(), out, resume=True)) == [0]
+    assert runs.trace(out) == unbroken
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+def test_p2_a_run_may_go_on_without_its_checkpoints(small_disk):
+    out, recipe = small_disk / "run", runs.tiny(on_save_error="continue")
+    assert runs.finish(runs.start(recipe, out, before=(faults.die_at, "save", 4))) == [-signal.SIGKILL]
+    fill(small_disk, 100_000)
+    runs.finish(runs.start(recipe, out, resume=True))
+    assert runs.steps_in(out) == 9 and CheckpointStore(out / "checkpoints").load().step == 2
 
 
 @pytest.mark.slow
