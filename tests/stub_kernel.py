@@ -53,10 +53,10 @@ class Norm:
     """RMS normalisation."""
 
     @staticmethod
-    def forward(x, residual, weight, *, eps):
+    def forward(x, residual, weight, *, eps, dtype):
         total = x if residual is None else x + residual
         inverse = torch.rsqrt(total.to(weight.dtype).square().mean(-1) + eps)
-        normed = (total.to(weight.dtype) * inverse[:, None] * weight).to(x.dtype)
+        normed = (total.to(weight.dtype) * inverse[:, None] * weight).to(dtype)
         return normed, x.new_empty(0) if residual is None else total, inverse
 
     @staticmethod

@@ -147,7 +147,7 @@ def pieces(copy_rate: float) -> list[Row]:
     mixed, saved = mix.forward(xz, direction, direction, average=True, for_backward=True)
     rows, width = batch * length, 768
     branch, stream, gain = draw(rows, width), draw(rows, width, dtype=torch.float32), draw(width, dtype=torch.float32)
-    _, total, inverse = norm.forward(branch, stream, gain, eps=1e-5)
+    _, total, inverse = norm.forward(branch, stream, gain, eps=1e-5, dtype=branch.dtype)
     works: dict[str, tuple[Callable[[], object], float]] = {
         "convolution + SiLU, both directions": (lambda: conv_forward(x, weights, silu=True), 3 * size),
         "convolution's backward": (lambda: conv_backward(two, x, dx, weights, silu=True), 4 * size),
@@ -157,7 +157,7 @@ def pieces(copy_rate: float) -> list[Row]:
         ),
         "gate's backward": (lambda: gate_backward(out, mixed, z, dz, scale=0.5, gated=True), 5 * size),
         "scan's backward, both directions": (lambda: scan_backward(out, two, delta, B, C, (way, way)), 9 * size),
-        "add + RMS norm": (lambda: norm.forward(branch, stream, gain, eps=1e-5), rows * width * 12),
+        "add + RMS norm": (lambda: norm.forward(branch, stream, gain, eps=1e-5, dtype=branch.dtype), rows * width * 12),
         "norm's backward": (lambda: norm.backward(branch, stream, total, gain, inverse, eps=1e-5), rows * width * 14),
         "mixer's inside": (lambda: mix.forward(xz, direction, direction, average=True, for_backward=True), 0),
         "mixer's inside, backward": (

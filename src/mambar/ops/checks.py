@@ -66,6 +66,16 @@ def common_dtype(*tensors: Tensor | None) -> torch.dtype:
     return dtype or torch.float32
 
 
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """The type that linear layers compute in on a kind of device under autocast; None without it."""
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # type: ignore[attr-defined]
+    return torch.get_autocast_dtype(kind) if casts else None
+
+
+# As in `dispatch`: Dynamo (of torch 2.11) cannot look into it; a graph is traced again when autocast changes.
+autocast_dtype._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def as_dtype(tensor: Given, dtype: torch.dtype) -> Given:
     """The tensor in this type; None stays None. Without a need there is no call, which an exported graph would show."""
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)  # type: ignore[return-value]

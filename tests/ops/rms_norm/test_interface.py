@@ -74,6 +74,18 @@ def test_a_sixteen_bit_branch_and_a_float32_stream(backend, device, dtype, resid
         assert found["output 1"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("backend, device", ways("rms_norm"))
+def test_a_float32_stream_normed_in_sixteen_bits_in_one_pass(backend, device):
+    tensors = inputs(2, 13, 48, device=device, residual=False)
+    found = with_gradients(lambda **t: rms_norm(**t, dtype=torch.bfloat16, backend=backend), tensors)
+    wide = with_gradients(norm_with(backend), tensors)
+    assert torch.equal(found["output 0"], wide["output 0"].bfloat16())
+    expected = with_gradients(lambda **t: rms_norm(**t, backend="reference"), to_double(tensors))
+    for name, value in found.items():
+        assert value.dtype == (torch.bfloat16 if name == "output 0" else torch.float32)
+        assert relative_error(value, expected[name]) <= 4e-3, name
+
+
 @pytest.mark.rel
 @pytest.mark.parametrize("backend, device", ways("rms_norm"))
 def test_extremes_are_finite(backend, device):
@@ -142,7 +154,7 @@ def test_gradients_are_those_of_finite_differences(backend, device, residual):
 def test_opcheck_and_a_full_graph(stub_kernels, fresh_compiler, backend, device, residual):
     tensors = inputs(5, 8, device=device, residual=residual)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
-    arguments = (leaves["x"], leaves.get("residual"), leaves["weight"], 1e-5, backend)
+    arguments = (leaves["x"], leaves.get("residual"), leaves["weight"], 1e-5, torch.float32, backend)
     torch.library.opcheck(torch.ops.mambar.rms_norm.default, arguments)
     compiled = torch.compile(norm_with(backend), fullgraph=True, backend="aot_eager")
     tensors = inputs(2, 5, 8, device=device, residual=residual)

@@ -35,7 +35,7 @@ def test_scratch_is_as_large_as_it_says(machine, monkeypatch):
 
     def guarded(kernel, arguments, *, scratch_floats, max_threads):
         room = torch.full((2, scratch_floats + 64), 12345.0)
-        kept.append((room[0, :scratch_floats], room[:, scratch_floats:]))
+        kept.append((room[:, :scratch_floats], room[:, scratch_floats:]))
         monkeypatch.setattr(threads.torch, "empty", lambda *_, **__: room)
         try:
             run(kernel, arguments, scratch_floats=scratch_floats, max_threads=max_threads)
@@ -51,8 +51,9 @@ def test_scratch_is_as_large_as_it_says(machine, monkeypatch):
     llvm.backward(y, state, **tensors, saved=saved, delta_softplus=True, reverse=False)
     assert all(bool((rest == 12345.0).all()) for _, rest in kept)
     # The guard lies where it would be hit: the kernels do write the last of what is theirs.
+    # Which of two threads gets a task, and so which row is written, is up to the machine.
     used = [own for own, _ in kept if own.numel()]
-    assert len(used) == 2 and all(own[-1] != 12345.0 for own in used)
+    assert len(used) == 2 and all(bool((own[:, -1] != 12345.0).any()) for own in used)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

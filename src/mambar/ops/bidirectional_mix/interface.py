@@ -26,6 +26,7 @@ from mambar.ops.checks import (
     FLOATS,
     KERNEL_FLOATS,
     as_dtype,
+    autocast_dtype,
     check_decay,
     check_device,
     check_shape,
@@ -104,16 +105,7 @@ def _check(xz: Tensor, ahead: Direction, behind: Direction) -> None:
 
 
 def _linear_dtype(xz: Tensor) -> torch.dtype:
-    return xz.dtype if xz.dtype == torch.float64 else _autocast_dtype(xz.device.type) or xz.dtype
-
-
-def _autocast_dtype(kind: str) -> torch.dtype | None:
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # type: ignore[attr-defined]
-    return torch.get_autocast_dtype(kind) if casts else None
-
-
-# As in `dispatch`: Dynamo (of torch 2.11) cannot look into it; a graph is traced again when autocast changes.
-_autocast_dtype._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return xz.dtype if xz.dtype == torch.float64 else autocast_dtype(xz.device.type) or xz.dtype
 
 
 def _typed(way: Direction, dtype: torch.dtype) -> Direction:

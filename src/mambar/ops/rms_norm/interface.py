@@ -1,8 +1,8 @@
 """RMS normalisation: checks, the table of backends, and the op that kernels stand behind.
 
-A kernel backend is a module with `forward(x, residual, weight, *, eps) -> (normed, total, inverse_rms)` and
-`backward(dnormed, dtotal, total, weight, inverse_rms, *, eps) -> (gradient of total, dweight)`, all on
-matrices (rows, D). `normed` has the type of x, `total` (x + residual) that of residual, `inverse_rms` (rows)
+A kernel backend is a module with `forward(x, residual, weight, *, eps, dtype) -> (normed, total, inverse_rms)`
+and `backward(dnormed, dtotal, total, weight, inverse_rms, *, eps) -> (gradient of total, dweight)`, all on
+matrices (rows, D). `normed` has the type `dtype`, `total` (x + residual) that of residual, `inverse_rms` (rows)
 is float32. Without a residual `total` is an empty tensor, and x takes its place in `backward`. weight is
 float32, as is `dweight`; `dtotal` may be None. Outputs are new and contiguous.
 """
@@ -44,20 +44,21 @@ def rms_norm(
     weight: Float[Tensor, " dim"],
     *,
     eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "*rows dim"]:
-    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, in the type of `x`, inside float32."""
+    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, inside float32, given in `dtype` (None: of `x`)."""
     check_floating("x", x)
     check_shape("weight", weight, dim=x.shape[-1])
     check_device(x=x, weight=weight)
     name = resolve("rms_norm", backend, device=x.device, dtype=x.dtype)
-    weight = as_dtype(weight, compute_dtype(x, weight))
+    weight, dtype = as_dtype(weight, compute_dtype(x, weight)), dtype or x.dtype
     if mode() == "eager" and x.numel() == 0:
-        return x + 0
+        return as_dtype(x + 0, dtype)
     if name in _PLAIN:
-        return _PLAIN[name](x, weight, eps=eps, dtype=x.dtype)
+        return _PLAIN[name](x, weight, eps=eps, dtype=dtype)
     matrix = x.reshape(-1, x.shape[-1])
-    return torch.ops.mambar.rms_norm(matrix, None, weight, eps, name)[0].view(x.shape)
+    return torch.ops.mambar.rms_norm(matrix, None, weight, eps, dtype, name)[0].view(x.shape)
 
 
 def add_rms_norm(
@@ -85,14 +86,14 @@ def add_rms_norm(
         total = x + residual
         return _PLAIN[name](total, weight, eps=eps, dtype=x.dtype), total
     matrices = (x.reshape(-1, x.shape[-1]), residual.reshape(-1, x.shape[-1]))
-    normed, total, _ = torch.ops.mambar.rms_norm(*matrices, weight, eps, name)
+    normed, total, _ = torch.ops.mambar.rms_norm(*matrices, weight, eps, x.dtype, name)
     return normed.view(x.shape), total.view(x.shape)
 
 
 # The op: one opaque node of a graph, with the backend's name as a constant.
 
 torch.library.define(
-    "mambar::rms_norm", "(Tensor x, Tensor? residual, Tensor weight, float eps, str backend) -> Tensor[]"
+    "mambar::rms_norm", "(Tensor x, Tensor? residual, Tensor weight, float eps, ScalarType dtype, str backend) -> Tensor[]"
 )
 torch.library.define(
     "mambar::rms_norm_backward",
@@ -102,15 +103,15 @@ torch.library.define(
 
 
 @torch.library.impl("mambar::rms_norm", "CompositeExplicitAutograd")
-def _forward(x, residual, weight, eps, backend):
+def _forward(x, residual, weight, eps, dtype, backend):
     residual = None if residual is None else rows(residual)
-    return list(kernel("rms_norm", backend).forward(rows(x), residual, weight.contiguous(), eps=eps))
+    return list(kernel("rms_norm", backend).forward(rows(x), residual, weight.contiguous(), eps=eps, dtype=dtype))
 
 
 @torch.library.register_fake("mambar::rms_norm")
-def _(x, residual, weight, eps, backend):
+def _(x, residual, weight, eps, dtype, backend):
     total = x.new_empty(0) if residual is None else residual.new_empty(residual.shape)
-    return [x.new_empty(x.shape), total, weight.new_empty(x.shape[0])]
+    return [x.new_empty(x.shape, dtype=dtype), total, weight.new_empty(x.shape[0])]
 
 
 @torch.library.impl("mambar::rms_norm_backward", "CompositeExplicitAutograd")
@@ -126,7 +127,7 @@ def _(dnormed, dtotal, total, weight, inverse_rms, eps, backend):
 
 
 def _keep_for_backward(ctx, inputs, output):
-    x, residual, weight, ctx.eps, ctx.backend = inputs
+    x, residual, weight, ctx.eps, ctx.dtype, ctx.backend = inputs
     _, total, inverse_rms = output
     ctx.branch_dtype, ctx.adds = x.dtype, residual is not None
     ctx.save_for_backward(total if ctx.adds else x, weight, inverse_rms)
@@ -137,10 +138,10 @@ def _differentiate(ctx, gradients):
     total, weight, inverse_rms = ctx.saved_tensors
     dnormed, dtotal, _ = gradients
     if dnormed is None:
-        dnormed = total.new_zeros(total.shape, dtype=ctx.branch_dtype)
+        dnormed = total.new_zeros(total.shape, dtype=ctx.dtype)
     run = torch.ops.mambar.rms_norm_backward
     gradient, dweight = run(dnormed, dtotal if ctx.adds else None, total, weight, inverse_rms, ctx.eps, ctx.backend)
-    return gradient.to(ctx.branch_dtype), gradient if ctx.adds else None, dweight, None, None
+    return gradient.to(ctx.branch_dtype), gradient if ctx.adds else None, dweight, None, None, None
 
 
 torch.library.register_autograd("mambar::rms_norm", _differentiate, setup_context=_keep_for_backward)

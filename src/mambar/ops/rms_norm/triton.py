@@ -91,10 +91,12 @@ def _sizes(width: int) -> tuple[int, int, int]:
     return block, at_once, max(4, min(16, block * at_once // 1024))
 
 
-def forward(x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The normed sum in the type of x, the sum in that of the residual, and 1 / rms of each row."""
+def forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The normed sum in `dtype`, the sum in the type of the residual, and 1 / rms of each row."""
     rows, width = x.shape
-    normed = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    normed = torch.empty((rows, width), dtype=dtype, device=x.device)
     total = torch.empty(
         (0,) if residual is None else (rows, width),
         dtype=x.dtype if residual is None else residual.dtype,
