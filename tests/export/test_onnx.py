@@ -149,7 +149,9 @@ def test_int8_states_what_it_costs(tmp_path):
     report = export_onnx(model, tmp_path / "int8.onnx", int8=True, images=images, labels=labels)
     assert report.passed and report.tolerance is None and report.max_difference > 1e-4
     assert report.model_accuracy == 1 and 0.5 < report.exported_accuracy <= 1
-    assert report.bytes < 0.6 * plain.bytes
+    # Three of four bytes of every projection's weights go; scales and the nodes that quantise come.
+    weights = 4 * sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+    assert plain.bytes - report.bytes > 0.6 * weights
     assert "accuracy on them" in "\n".join(report.lines())
 
 

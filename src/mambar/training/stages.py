@@ -20,7 +20,7 @@ from mambar.training.directory import RunDirectory
 from mambar.training.distributed import Processes, processes
 from mambar.training.log import MetricsLog, progress
 from mambar.training.position import Position, Surroundings
-from mambar.training.precision import Numerics
+from mambar.training.precision import Numerics, denormals_as_zero
 from mambar.training.recipe import Recipe
 from mambar.training.result import RunResult
 from mambar.training.signals import Wishes, listening
@@ -40,9 +40,7 @@ def run_stages(directory: RunDirectory, *, device: str, workers: int) -> RunResu
     done = _finished(directory)
     if done is not None:
         return done
-    # Denormal numbers make the first epochs of a scan many times slower on a CPU.
-    torch.set_flush_denormal(True)
-    with listening() as wishes, processes(device) as group:
+    with denormals_as_zero(), listening() as wishes, processes(device) as group:
         return _Run(directory, group, wishes, workers).to_the_end()
 
 
