@@ -1,5 +1,7 @@
 """Windows, scales and flips against the plain way with whole tensors; memory that does not grow with the image."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -156,3 +158,37 @@ def test_settings_round_trip():
     assert Inference.from_dict(settings.to_dict()) == settings
     with pytest.raises(InputError, match="no field 'strid'"):
         Inference.from_dict({"strid": 3})
+
+
+LARGE = """
+from pathlib import Path
+import torch
+from mambar.data.preprocessing import Preprocessing
+from mambar.models import VisionMamba, VisionMambaConfig
+from mambar.segmentation import Inference, Segmenter, predict
+
+def peak():
+    # Of this program alone: getrusage also remembers the process that started it.
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+config = VisionMambaConfig(image_size=512, dim=16, depth=1, num_registers=2, reduce=2, state=4, num_classes=0)
+model = Segmenter(VisionMamba(config), num_classes=150, channels=8).eval()
+settings, preprocessing = Inference(crop=512, stride=341, batch=1), Preprocessing(image_size=512)
+predict(model, torch.zeros(3, 512, 512, dtype=torch.uint8), settings, preprocessing=preprocessing)
+before = peak()
+labels, _ = predict(model, torch.zeros(3, {side}, 4000, dtype=torch.uint8), settings, preprocessing=preprocessing)
+assert labels.shape == ({side}, 4000)
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.rel
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_a_4000_pixel_image_is_bounded():
+    """150 classes at 4,000 × 4,000 pixels: the full logits alone would be 9,155 MiB."""
+    program = LARGE.format(side=4000)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    # Pixels as numbers 183 MiB, labels and certainties 73, coarse logits of two rows of windows 225, bands.
+    assert float(ended.stdout) < 1000

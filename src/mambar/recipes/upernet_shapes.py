@@ -1,4 +1,4 @@
-"""Semantic segmentation of procedural scenes: ten outlines on plain textured backgrounds, no download.
+"""Semantic segmentation of procedural scenes: four outlines on plain textured backgrounds, no download.
 
     mambar train upernet_shapes                   minutes on two CPU cores
     mambar train upernet_shapes_vim               the same with one register in the middle (Vim)
@@ -25,14 +25,14 @@ RECIPE = Recipe(
     task="segmentation",
     config={**BODY, **REGISTERS},
     data="shapes",
-    data_options={"image_size": 64, "num_images": 2000, "val_limit": 200},
+    data_options={"image_size": 48, "num_images": 3000, "val_limit": 200, "num_classes": 4, "area": [0.1, 0.25]},
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
-    task_options={**AUGMENTATION, "channels": 32, "auxiliary": 16, "window": 64, "stride": 43},
+    task_options={**AUGMENTATION, "channels": 32, "auxiliary": 16, "dropout": 0.0, "window": 48, "stride": 32},
     stages=(
         Stage(
-            image_size=64,
-            epochs=6,
+            image_size=48,
+            epochs=8,
             batch_size=16,
             lr=3e-3,
             min_lr=0.0,
@@ -54,8 +54,8 @@ VIM_RECIPE = dataclasses.replace(RECIPE, name="upernet_shapes_vim", model="vim_t
 PROBE_RECIPE = dataclasses.replace(
     RECIPE,
     name="probe_shapes",
-    task_options={**AUGMENTATION, "decoder": "linear", "auxiliary": 0, "window": 64, "stride": 43},
-    stages=(dataclasses.replace(RECIPE.stages[0], freeze_backbone=True, drop_path=0.0, epochs=3),),
+    task_options={**AUGMENTATION, "decoder": "linear", "auxiliary": 0, "dropout": 0.0, "window": 48, "stride": 32},
+    stages=(dataclasses.replace(RECIPE.stages[0], freeze_backbone=True, drop_path=0.0, epochs=2),),
 )
 
 PAGE = Page(

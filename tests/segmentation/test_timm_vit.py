@@ -1,0 +1,23 @@
+"""The same decoder on one of timm's vision transformers."""
+
+import pytest
+import torch
+
+from mambar.models.timm_vit import TimmViT
+from mambar.segmentation import Segmenter
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broadcast", [False, True])
+def test_vit_under_the_decoder(broadcast):
+    import timm
+
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 3}
+    vit = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True, reg_tokens=2, **options)
+    model = Segmenter(TimmViT(vit), num_classes=5, channels=8, broadcast=broadcast)
+    logits = model(torch.randn(2, 3, 40, 27))
+    assert logits.shape == (2, 5, 40, 27)
+    logits.square().mean().backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert "backbone.model.head.weight" in frozen and not any("blocks" in name for name in frozen)
