@@ -93,7 +93,8 @@ def add_rms_norm(
 # The op: one opaque node of a graph, with the backend's name as a constant.
 
 torch.library.define(
-    "mambar::rms_norm", "(Tensor x, Tensor? residual, Tensor weight, float eps, ScalarType dtype, str backend) -> Tensor[]"
+    "mambar::rms_norm",
+    "(Tensor x, Tensor? residual, Tensor weight, float eps, ScalarType dtype, str backend) -> Tensor[]",
 )
 torch.library.define(
     "mambar::rms_norm_backward",
