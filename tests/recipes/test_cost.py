@@ -1,7 +1,7 @@
 import pytest
 
 from mambar.errors import InputError
-from mambar.recipes.cost import cost
+from mambar.recipes.cost import cost, stage_costs, training_images
 from mambar.recipes.index import recipe
 
 
@@ -24,3 +24,15 @@ def test_data_of_unknown_size_needs_a_number():
     with pytest.raises(InputError, match="data=images"):
         cost(recipe("folder"))
     assert cost(recipe("folder"), num_images=320).steps == 500
+
+
+def test_the_stages_add_up_and_the_options_of_the_data_count():
+    parts = stage_costs(recipe("mambar_base"), images_per_second=1000.0)
+    whole = cost(recipe("mambar_base"), images_per_second=1000.0)
+    assert len(parts) == 3 and sum(part.steps for part in parts) == whole.steps
+    assert sum(part.hours for part in parts) == pytest.approx(whole.hours)
+    # An image of stage two has 208 tokens, one of stage one 76.
+    assert parts[1].hours / parts[0].hours == pytest.approx(parts[1].images / parts[0].images * 208 / 76)
+    assert training_images(recipe("digits").but(**{"data_options.limit": 100})) == 100
+    assert training_images(recipe("shapes").but(**{"data_options.num_images": 640})) == 640
+    assert training_images(recipe("folder")) is None

@@ -22,6 +22,14 @@ def test_shards_go_round_robin():
         Processes(rank=0, world=2).shards(3)
 
 
+def test_the_peak_of_memory_grows_with_what_is_taken():
+    before = Processes().peak_memory
+    taken = torch.ones(100 * 2**20, dtype=torch.uint8)
+    after = Processes().peak_memory
+    # The peak may have been higher before, but never by more than what is there now.
+    assert after >= before > 0.05 and after * 2**30 > taken.numel()
+
+
 @pytest.mark.rel
 def test_p5_two_shards_on_one_and_two_processes_have_the_same_bits(tmp_path, unbroken):
     group = runs.start_group(runs.tiny(), tmp_path / "two", world=2)

@@ -5,15 +5,23 @@ from typing import Annotated
 import typer
 
 from mambar.cli.arguments import AsJson, Assignments, parse
+from mambar.training.recipe import Recipe
 
 
 def recipe(
     name: Annotated[str, typer.Argument(help="A recipe's name; none or --list: all names.")] = "",
     assignments: Assignments = None,
     listing: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
+    images: Annotated[int | None, typer.Option("--images", min=1, help="Training images, for the cost.")] = None,
+    speed: Annotated[
+        float | None, typer.Option("--speed", min=0.001, help="Measured images/s in the first stage, for the hours.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a recipe with any field changed, and where its values come from."""
+    """Print a recipe with any field changed, where its values come from, and what it costs.
+
+    --speed is what a run shows on the console (images/s) and keeps in metrics.jsonl, or what `mambar bench` measures.
+    """
     from mambar.recipes.index import names, page
 
     if listing or not name:
@@ -31,7 +39,22 @@ def recipe(
         typer.echo(resolved.to_json(), nl=False)
         return
     typer.echo(f"{found.title}\n")
-    typer.echo(f"source    {found.source}\ncommand   {found.command}\nexpected  {found.expected}\n")
+    typer.echo(f"source    {found.source}\ncommand   {found.command}\nexpected  {found.expected}")
+    for line in _cost_lines(resolved, images, speed):
+        typer.echo(line)
+    typer.echo()
     for field, value in resolved.flat().items():
         note = found.not_published.get(field)
         typer.echo(f"{field:28} {value!r}" + (f"   (not published; ours: {note})" if note else ""))
+
+
+def _cost_lines(resolved: Recipe, images: int | None, speed: float | None) -> list[str]:
+    from mambar.recipes.cost import cost, stage_costs, training_images
+
+    if images is None and training_images(resolved) is None:
+        return ["cost      depends on the number of training images: give --images"]
+    lines = [f"cost      {cost(resolved, num_images=images, images_per_second=speed).line()}"]
+    if len(resolved.stages) > 1:
+        parts = stage_costs(resolved, num_images=images, images_per_second=speed)
+        lines += [f"  {stage.name:14} {part.line()}" for stage, part in zip(resolved.stages, parts, strict=True)]
+    return lines

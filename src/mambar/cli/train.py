@@ -16,6 +16,9 @@ def train(
     name: Annotated[str, typer.Argument(help="A recipe's name (mambar recipe --list).")] = "",
     assignments: Assignments = None,
     resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Go on with a run.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--override", metavar="FIELD", help="With --resume: a field that may change.")
+    ] = None,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Processes on this machine (torchrun).")] = 1,
     restarts: Annotated[int, typer.Option("--max-restarts", min=0, help="With --processes: restarts allowed.")] = 0,
     as_json: AsJson = False,
@@ -34,6 +37,8 @@ def train(
         raise InputError("train needs a recipe's name or --resume DIR; mambar recipe --list shows the names.")
     if resume is not None and name:
         raise InputError(f"--resume {resume} goes on with that run's own recipe; leave the name {name!r} away.")
+    if override and resume is None:
+        raise InputError(f"--override {override[0]} is for --resume DIR only; leave it away.")
     if resume is not None and options.out is not None:
         raise InputError(f"--resume {resume} goes on in that directory; leave out={options.out} away.")
 
@@ -42,7 +47,7 @@ def train(
 
     shared = {"device": options.device, "workers": options.workers}
     if resume is not None:
-        result = resume_run(resume, changes=options.assignments, data=options.data, **shared)
+        result = resume_run(resume, changes=options.assignments, data=options.data, override=override or (), **shared)
     else:
         from mambar.recipes.index import recipe
 

@@ -28,36 +28,45 @@ class Cost:
     def line(self) -> str:
         """The cost in words."""
         hours = "hours: give images a second" if self.hours is None else f"{self.hours:,.1f} hours"
-        return (
-            f"{self.steps:,} steps, {self.images:,} images, {self.epochs_at_224:.0f} epochs as at 224 pixels, {hours}"
-        )
+        epochs = f"{self.epochs_at_224:.0f}" if self.epochs_at_224 >= 10 else f"{self.epochs_at_224:.2g}"
+        return f"{self.steps:,} steps, {self.images:,} images, {epochs} epochs as at 224 pixels, {hours}"
+
+
+def training_images(recipe: Recipe) -> int | None:
+    """How many images the recipe trains on, None where only the data can tell."""
+    options = recipe.data_options
+    named = options.get("num_images") or TRAINING_IMAGES.get(recipe.data)
+    limit = options.get("limit")
+    return named if limit is None or named is None else min(limit, named)
 
 
 def cost(recipe: Recipe, *, num_images: int | None = None, images_per_second: float | None = None) -> Cost:
     """The cost of all stages on `num_images` training images (None: what the recipe's data set has)."""
-    count = num_images if num_images is not None else TRAINING_IMAGES.get(recipe.data)
+    parts = stage_costs(recipe, num_images=num_images, images_per_second=images_per_second)
+    return Cost(
+        steps=sum(part.steps for part in parts),
+        images=sum(part.images for part in parts),
+        epochs_at_224=sum(part.epochs_at_224 for part in parts),
+        hours=None if images_per_second is None else sum(part.hours or 0.0 for part in parts),
+    )
+
+
+def stage_costs(recipe: Recipe, *, num_images: int | None = None, images_per_second: float | None = None) -> list[Cost]:
+    """The cost of each stage, as `cost` gives that of all."""
+    count = training_images(recipe) if num_images is None else num_images
     if count is None:
         raise InputError(f"data={recipe.data}: the number of its images is not known before it is opened; give it.")
     base = VARIANTS.get(recipe.model, VisionMambaConfig()).but(**recipe.config)
-    at_224 = _length(base, 224)
-    steps = images = 0
-    epochs = seconds = 0.0
-    first = _length(base, recipe.stages[0].image_size)
+    at_224, first = _length(base, 224), _length(base, recipe.stages[0].image_size)
+    parts = []
     for stage in recipe.stages:
         each = steps_per_epoch(count, batch_size=stage.batch_size, repeats=stage.repeats)
         planned = stage.epochs * each
-        own = planned if stage.max_steps is None else min(planned, stage.max_steps)
-        steps += own
-        images += own * stage.batch_size
-        length = _length(base, stage.image_size)
-        epochs += own * stage.batch_size / count * length / at_224
-        seconds += own * stage.batch_size * (length / first) / (images_per_second or 1.0)
-    return Cost(
-        steps=steps,
-        images=images,
-        epochs_at_224=epochs,
-        hours=None if images_per_second is None else seconds / 3600,
-    )
+        steps = planned if stage.max_steps is None else min(planned, stage.max_steps)
+        images, length = steps * stage.batch_size, _length(base, stage.image_size)
+        hours = None if images_per_second is None else images * (length / first) / images_per_second / 3600
+        parts.append(Cost(steps=steps, images=images, epochs_at_224=images / count * length / at_224, hours=hours))
+    return parts
 
 
 def _length(config: VisionMambaConfig, image_size: int | tuple[int, int]) -> int:

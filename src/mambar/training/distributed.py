@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,19 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this process writes files and speaks to the user."""
         return self.rank == 0
+
+    @property
+    def peak_memory(self) -> float | None:
+        """The most memory so far in GiB: what PyTorch took of a GPU, elsewhere all of this process; None if unknown."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        try:
+            import resource
+        except ImportError:
+            return None
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # Linux counts in KiB, macOS in bytes.
+        return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
     def shards(self, count: int) -> range:
         """The virtual shards of this process, round robin."""

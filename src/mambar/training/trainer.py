@@ -155,6 +155,7 @@ class Trainer:
                     "grad_norm": outcome.grad_norm,
                     "skipped": position.skipped,
                     "images_per_second": size / max(seconds, 1e-9),
+                    "memory_gib": self.around.processes.peak_memory,
                 },
             )
         self._look_inside()
