@@ -1,19 +1,29 @@
 """Dense features of Mamba-R and Vim on procedural scenes: mIoU of a frozen probe and of fine-tuning, three seeds.
 
-    python benchmarks/segmentation/shapes_study.py --out runs/shapes_study            # GPU
+    python benchmarks/segmentation/shapes_study.py --out runs/shapes_study --jobs 6   # GPU
     python benchmarks/segmentation/shapes_study.py --out /tmp/study --smoke           # CPU, does it run at all
 
 For each backbone (Mamba-R with 12 registers; Vim, the same network with one in the middle) and seed: train it to
 classify scenes, then (a) freeze it and train one linear layer on its patch tokens, (b) train UPerNet and the backbone
 together.
-Finished runs are not repeated: started again with the same --out, it goes on. Results: study.json and study.md there.
+Finished runs are not repeated: started again with the same --out, it goes on. Results: study.json and study.md there,
+written anew after each network. With --jobs, networks are trained side by side, each in a process of its own, spread
+over the GPUs.
 """
 
 import argparse
 import dataclasses
 import json
+import os
+import queue
 import statistics
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import torch
 
 from mambar.bench.machine import describe
 from mambar.recipes.run import run
@@ -22,7 +32,7 @@ from mambar.training.distributed import choose_device
 from mambar.training.recipe import Recipe, Stage
 
 SIDE = 128
-BODY = {"patch_size": 8, "dim": 192, "depth": 12}
+BODY = {"patch_size": 8, "dim": 128, "depth": 8}
 BACKBONES = {
     "Mamba-R, 12 registers": ("mambar_tiny_patch16_224", {**BODY, "num_registers": 12, "reduce": 4}),
     "Vim, 1 middle register": ("vim_tiny_patch16_224", BODY),
@@ -36,11 +46,11 @@ SHARED = {
 }
 CLASSIFY = Stage(
     image_size=SIDE,
-    epochs=20,
-    batch_size=256,
+    epochs=12,
+    batch_size=128,
     lr=1e-3,
     min_lr=1e-5,
-    warmup_epochs=2.0,
+    warmup_epochs=1.0,
     weight_decay=0.05,
     clip=1.0,
     crop="shift",
@@ -49,7 +59,7 @@ CLASSIFY = Stage(
 )
 SEGMENT = Stage(
     image_size=SIDE,
-    epochs=12,
+    epochs=8,
     batch_size=64,
     lr=5e-4,
     min_lr=0.0,
@@ -86,7 +96,7 @@ def segmenter(name: str, seed: int, backbone: Path, *, frozen: bool, smoke: bool
     stage = dataclasses.replace(SEGMENT, start_from=str(backbone))
     if frozen:
         options = {**options, "decoder": "linear", "auxiliary": 0}
-        stage = dataclasses.replace(stage, freeze_backbone=True, drop_path=0.0, epochs=4, lr=2e-3)
+        stage = dataclasses.replace(stage, freeze_backbone=True, drop_path=0.0, epochs=3, lr=2e-3)
     recipe = Recipe(
         name="study_frozen" if frozen else "study_fine_tuned",
         model=model,
@@ -114,26 +124,78 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="networks side by side")
+    parser.add_argument("--only", nargs=2, metavar=("BACKBONE", "SEED"), help="one network, without a table")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few images: whether it runs, not what it finds")
     given = parser.parse_args()
-    rows = []
-    for name in BACKBONES:
-        for seed in range(given.seeds):
-            place = given.out / f"{name.split(',')[0].lower()}-{seed}"
-            place.mkdir(parents=True, exist_ok=True)
-            start = classifier(name, seed, smoke=given.smoke)
-            top1 = finished(start, place / "classify", given.device, given.workers)["top1"]
-            row = {"backbone": name, "seed": seed, "top1": top1}
-            for frozen in (True, False):
-                recipe = segmenter(name, seed, place / "classify", frozen=frozen, smoke=given.smoke)
-                metrics = finished(recipe, place / recipe.name, given.device, given.workers)
-                row[recipe.name] = {key: metrics[key] for key in ("miou", "pixel_accuracy", "boundary_f")}
-            rows.append(row)
-            write(given.out, rows, smoke=given.smoke, machine=describe(choose_device(given.device).type))
-            print(json.dumps(row), flush=True)
+    if given.only:
+        train_network(given.only[0], int(given.only[1]), given)
+        return
+    work = [(name, seed) for seed in range(given.seeds) for name in BACKBONES]
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(given.jobs):
+        slots.put(slot)
+    writing = threading.Lock()
+
+    def one(item: tuple[str, int]) -> str | None:
+        slot = slots.get()
+        try:
+            failed = train_apart(*item, slot, given)
+        finally:
+            slots.put(slot)
+        with writing:
+            write(
+                given.out, finished_rows(given), smoke=given.smoke, machine=describe(choose_device(given.device).type)
+            )
+        return failed
+
+    with ThreadPoolExecutor(given.jobs) as pool:
+        failures = [text for text in pool.map(one, work) if text]
     print((given.out / "study.md").read_text("utf-8"))
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+def place_of(name: str, seed: int, out: Path) -> Path:
+    """Where the runs of one network lie."""
+    return out / f"{name.split(',')[0].lower()}-{seed}"
+
+
+def train_network(name: str, seed: int, given: argparse.Namespace) -> None:
+    """Classifier, frozen probe and fine-tuned segmenter of one network; row.json holds what came out."""
+    place = place_of(name, seed, given.out)
+    place.mkdir(parents=True, exist_ok=True)
+    start = classifier(name, seed, smoke=given.smoke)
+    top1 = finished(start, place / "classify", given.device, given.workers)["top1"]
+    row = {"backbone": name, "seed": seed, "smoke": given.smoke, "top1": top1}
+    for frozen in (True, False):
+        recipe = segmenter(name, seed, place / "classify", frozen=frozen, smoke=given.smoke)
+        metrics = finished(recipe, place / recipe.name, given.device, given.workers)
+        row[recipe.name] = {key: metrics[key] for key in ("miou", "pixel_accuracy", "boundary_f")}
+    (place / "row.json").write_text(json.dumps(row) + "\n", "utf-8")
+    print(json.dumps(row), flush=True)
+
+
+def train_apart(name: str, seed: int, slot: int, given: argparse.Namespace) -> str | None:
+    """The same in a process of its own, on the GPU that the slot belongs to; gives what went wrong."""
+    place = place_of(name, seed, given.out)
+    place.mkdir(parents=True, exist_ok=True)
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    if choose_device(given.device).type == "cuda":
+        environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
+    command = [sys.executable, __file__, "--out", str(given.out), "--only", name, str(seed)]
+    command += ["--device", given.device, "--workers", str(given.workers), *(["--smoke"] if given.smoke else [])]
+    with (place / "log.txt").open("ab") as log:
+        code = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
+    return f"{name}, seed {seed}: exit code {code}, see {place / 'log.txt'}" if code else None
+
+
+def finished_rows(given: argparse.Namespace) -> list[dict]:
+    """The rows of the networks that are finished."""
+    places = [place_of(name, seed, given.out) / "row.json" for seed in range(given.seeds) for name in BACKBONES]
+    return [json.loads(path.read_text("utf-8")) for path in places if path.is_file()]
 
 
 def write(out: Path, rows: list[dict], *, smoke: bool, machine: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mambar.data.canvas import OnCanvas
 from mambar.data.cifar10 import Cifar10, Cifar10Jpeg, has_npz
 from mambar.data.dataset import ImageDataset, Subset
 from mambar.data.digits import Digits
@@ -34,7 +35,9 @@ DATASETS: dict[str, Callable[..., ImageDataset]] = {"digits": Digits, "shapes": 
 _OPTIONS = {"shapes": Shapes}
 
 
-def open_dataset(data: str | Path, split: str, *, limit: int | None = None, **options: Any) -> ImageDataset:
+def open_dataset(
+    data: str | Path, split: str, *, limit: int | None = None, canvas: int | None = None, **options: Any
+) -> ImageDataset:
     """The split ("train" or "val") of the dataset that `data` names: a built-in's name, or a path.
 
     Built in: digits, shapes (options: the fields of `Shapes`), cifar10 (torchvision's; options `root` and
@@ -42,7 +45,8 @@ def open_dataset(data: str | Path, split: str, *, limit: int | None = None, **op
     class folders called by WordNet ids (ImageNet) or by anything else. "./digits" is a path, "digits" is
     not.
 
-    `limit` keeps that many images at most, always the same ones.
+    `limit` keeps that many images at most, always the same ones; `canvas` pastes each at a random place on a plain
+    canvas of so many pixels a side, with the mask of where it lies.
     """
     if split not in SPLITS:
         raise DataError(f"split={split!r} is unknown; use {' or '.join(SPLITS)}.")
@@ -57,7 +61,8 @@ def open_dataset(data: str | Path, split: str, *, limit: int | None = None, **op
     except TypeError as error:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise DataError(f"data={data} cannot be opened with {one_line(given)}: {one_line(str(error))}.") from error
-    return dataset if limit is None else _limited(dataset, limit, split)
+    kept = dataset if limit is None else _limited(dataset, limit, split)
+    return kept if canvas is None else OnCanvas(kept, split, size=canvas)
 
 
 def _find(data: str | Path) -> tuple[Callable[..., ImageDataset], tuple[Path, ...], list[str]]:

@@ -13,7 +13,10 @@ from mambar.version import __version__
 class Context:
     """The reproduction under way: its name and budget, its directory, the data and devices to use.
 
-    `jobs`: cells that run side by side, as separate processes, round robin over the GPUs.
+    fields: `field=value` texts that change every recipe (epochs=20). seeds: of the rows that decide; other_seeds: how
+    many of them the other rows get (None: all). more: the rows
+    beyond the paper's too. jobs: runs side by side, as separate processes, spread over the GPUs.
+    deadline: when runs are stopped and saved, a reading of `time.monotonic`.
     """
 
     name: str
@@ -21,16 +24,21 @@ class Context:
     out: Path
     data: str | None = None
     device: str = "cpu"
+    fields: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
+    other_seeds: int | None = None
+    more: bool = False
     workers: int = 0
     jobs: int = 1
+    deadline: float | None = None
 
     def provenance(self, *, data: str, seeds: tuple[int, ...] = ()) -> Provenance:
         """What a result of this reproduction carries."""
         from mambar.bench.machine import describe
 
+        words = [f"mambar reproduce {self.name} budget={self.budget}", *self.fields]
         return Provenance(
-            command=f"mambar reproduce {self.name} budget={self.budget}",
+            command=" ".join(words),
             commit=commit(),
             machine=describe(self.device),
             date=date.today().isoformat(),

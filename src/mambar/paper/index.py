@@ -2,8 +2,9 @@
 
 import importlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,8 @@ from mambar.hub.files import json_bytes, write_atomically
 from mambar.paper.claim import BUDGETS, Budget, Provenance, Result
 from mambar.paper.context import Context
 from mambar.paper.render import provenance, render
+from mambar.paper.sweep import Cell, recorded, train_cells
+from mambar.paper.time_budget import within
 
 NAMES = (
     "table_imagenet",
@@ -23,7 +26,12 @@ NAMES = (
     "figure_probes",
     "figure_feature_maps",
     "figure_register_maps",
+    "table_artifacts",
 )
+
+
+# Runs end in threads of their own; one at a time writes.
+_WRITING = threading.Lock()
 
 
 def names() -> list[str]:
@@ -47,17 +55,26 @@ def reproduce(
     data: str | Path | None = None,
     out: str | Path = "runs/reproduce",
     device: str = "cpu",
+    fields: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
+    other_seeds: int | None = None,
+    more: bool = False,
     workers: int = 0,
     jobs: int = 1,
-) -> list[Result]:
-    """Measures the cells of a table or figure that the budget pays for; finished ones are read, not run again.
+    minutes: float | None = None,
+    fit: bool = False,
+) -> dict[str, list[Result]]:
+    """Measures the cells of tables and figures that the budget pays for; finished ones are read, not run again.
 
-    Writes results.json and the table as Markdown, HTML and CSV into `out`/NAME. budget: "smoke" (a CPU, minutes,
-    proves the path), "small" (one GPU; comparable among its own rows), "full" (the paper's data and recipe).
-    jobs: cells side by side, each a process. Raises `InputError` for data that are missing.
+    Gives the results by name. `name` may be several, separated by commas: their runs are trained together, and shared
+    where they are the same. Writes results.json and the table as Markdown, HTML and CSV into `out`/BUDGET/NAME, tables
+    anew after each run. budget: "smoke" (a CPU, minutes, proves the path), "small" (one GPU; comparable among its own
+    rows), "full" (the paper's data and recipe). fields: `field=value` texts for every recipe. seeds, other_seeds: of
+    rows that decide, and how many of them the others get. more: rows beyond the paper's. jobs: runs side by side, each
+    a process. minutes: what all training may take; a short trial measures the speed first, and what does not fit is
+    refused, or with `fit` gets as many epochs as do. Raises `InputError` for data that are missing.
     """
-    chosen = module(name)
+    chosen = {part: module(part) for part in name.split(",")}
     if budget not in BUDGETS:
         raise InputError(f"budget={budget!r} is not known; choose one of {', '.join(BUDGETS)}.")
     if len(set(seeds)) != len(seeds) or not seeds:
@@ -68,13 +85,40 @@ def reproduce(
         out=Path(out) / budget,
         data=None if data is None else str(data),
         device=device,
+        fields=tuple(fields),
         seeds=tuple(seeds),
+        other_seeds=other_seeds,
+        more=more,
         workers=workers,
         jobs=jobs,
     )
-    results: list[Result] = chosen.measure(context)
-    write(results, chosen, context.out / name)
-    return results
+    trained = [table for table in chosen.values() if table.__dict__.get("cells")]
+    if trained:
+        context = within(minutes, fit=fit, cells=lambda where: _all_cells(trained, where), context=context)
+        train_cells(_all_cells(trained, context), context, finished=lambda: _write_tables(chosen, context))
+    found = {}
+    for part, table in chosen.items():
+        found[part] = table.measure(replace(context, name=part))
+        write(found[part], table, context.out / part)
+    return found
+
+
+def _all_cells(tables: Sequence[ModuleType], context: Context) -> list[Cell]:
+    """The cells of all tables, each under a name of its own."""
+    return [
+        replace(cell, row=f"{table.__name__.rpartition('.')[2]}: {cell.row}")
+        for table in tables
+        for cell in table.cells(context)
+    ]
+
+
+def _write_tables(tables: Mapping[str, ModuleType], context: Context) -> None:
+    """What is finished so far, where a table can be drawn of a part of its runs."""
+    with _WRITING:
+        for name, table in tables.items():
+            if table.__dict__.get("results"):
+                here = replace(context, name=name)
+                write(table.results(here, recorded(table.cells(here), here)), table, context.out / name)
 
 
 def write(results: Sequence[Result], table: ModuleType, directory: Path) -> None:

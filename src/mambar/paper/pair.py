@@ -1,10 +1,12 @@
 """The two networks every figure compares: Mamba-R and the same body with one register in the middle (Vim)."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mambar.analysis.analysis_numbers import Analysis
 from mambar.analysis.options import AnalysisOptions
+from mambar.errors import MambarError
 from mambar.hub.files import CONFIG
 from mambar.paper.claim import Result
 from mambar.paper.context import Context
@@ -28,11 +30,12 @@ def pair_cells(context: Context) -> list[Cell]:
 
 def trained_pair(context: Context) -> dict[str, Path]:
     """The run directories of both, trained under the first seed if they are not yet."""
-    first = Context(**{**vars(context), "seeds": context.seeds[:1]})
-    cells = pair_cells(first)
-    train_cells(cells, first)
-    found = {cell.row: directory_of(cell, first.seeds[0], first) for cell in cells}
-    assert all((path / CONFIG).is_file() for path in found.values())
+    first = replace(context, seeds=context.seeds[:1])
+    pair = pair_cells(first)
+    train_cells(pair, first)
+    found = {cell.row: directory_of(cell, first.seeds[0], first) for cell in pair}
+    if not all((path / CONFIG).is_file() for path in found.values()):
+        raise MambarError(f"{context.name}: the two networks are not finished; start again with more minutes.")
     return found
 
 
@@ -44,13 +47,15 @@ def analysed_pair(context: Context, **options: Any) -> Analysis:
     from mambar.analysis.analyze import analyze
 
     runs = trained_pair(context)
-    out = _free(context.out / context.name / "analysis")
+    recipe = base_recipe(context)
+    out = _free(context.out / context.name / f"analysis-seed{context.seeds[0]}")
     found = analyze(
         runs["Vim"],
         compare=runs["Mamba-R"],
-        data=base_recipe(context).data,
+        data=recipe.data,
+        data_options=dict(recipe.data_options),
         out=out,
-        options=AnalysisOptions(seed=context.seeds[0], added_registers=0, **options),
+        options=AnalysisOptions(seed=context.seeds[0], **{"added_registers": 0, **options}),
         device=context.device,
         workers=context.workers,
     )

@@ -12,7 +12,7 @@ from mambar.paper.claim import Claim, Result
 from mambar.paper.context import Context
 from mambar.paper.networks import base_recipe, dim_of, reduction, with_model
 from mambar.paper.statistics import paired
-from mambar.paper.sweep import Cell, train_cells
+from mambar.paper.sweep import Cell, Table, train_cells
 
 TITLE: Final = "Register placement and prediction (Base, ImageNet-1k top-1)"
 COLUMN: Final = "top-1, %"
@@ -43,6 +43,10 @@ CHOICES: Final = {
     "no registers, mean of patches": {"head": "patches", "num_registers": 0},
 }
 _SMOKE: Final = (DEFAULT, "all at the beginning", "evenly, mean of patches")
+# At `small`: the paper's rows and the plainest other head; the rest with more=true.
+_SMALL: Final = (DEFAULT, "all in the middle", "all at the beginning", "evenly, one register read", _SMOKE[2])
+# Reviewers doubted the difference of these two.
+_DECIDING: Final = (DEFAULT, "all in the middle")
 
 
 def cells(context: Context) -> list[Cell]:
@@ -52,25 +56,43 @@ def cells(context: Context) -> list[Cell]:
     count = 4 if context.budget == "smoke" else 12
     width = dim if context.budget == "smoke" else 3 * dim
     default = {"num_registers": count, "reduce": reduction(dim, count, width)}
-    rows = _SMOKE if context.budget == "smoke" else tuple(CHOICES)
-    return [Cell(row=row, recipe=with_model(base, {**default, **CHOICES[row]})) for row in rows]
+    rows = {"smoke": _SMOKE, "small": tuple(CHOICES) if context.more else _SMALL}.get(context.budget, tuple(CHOICES))
+    return [
+        Cell(
+            row=row,
+            recipe=with_model(base, {**default, **CHOICES[row]}),
+            decides=context.budget != "small" or row in _DECIDING,
+        )
+        for row in rows
+    ]
 
 
-def measure(context: Context) -> list[Result]:
-    """Trains every choice with every seed; each row's note has its paired difference to the default."""
-    chosen = cells(context)
-    table = train_cells(chosen, context)
-    where = context.provenance(data=chosen[0].recipe.data, seeds=context.seeds)
-    reference = tuple(table[DEFAULT][seed] for seed in context.seeds)
-    results = []
+def results(context: Context, table: Table) -> list[Result]:
+    """The rows that are there; each row's note has its paired difference to the default over common seeds."""
+    data = base_recipe(context).data
+    reference = table.get(DEFAULT, {})
+    found = []
     for row, by_seed in table.items():
-        values = tuple(by_seed[seed] for seed in context.seeds)
-        difference = None if row == DEFAULT else paired(values, reference)
+        common = [seed for seed in by_seed if seed in reference]
+        both = [by_seed[seed] for seed in common], [reference[seed] for seed in common]
+        difference = None if row == DEFAULT else paired(*both)
         note = ""
         if difference is not None:
             verdict = "decided" if difference.decided else "not decided"
             note = f"{row}: {difference.mean:+.2f} ± {difference.half_width:.2f} points to the default, {verdict}"
-        results.append(
-            Result(row=row, column=COLUMN, budget=context.budget, values=values, provenance=where, note=note)
+        found.append(
+            Result(
+                row=row,
+                column=COLUMN,
+                budget=context.budget,
+                values=tuple(by_seed.values()),
+                provenance=context.provenance(data=data, seeds=tuple(by_seed)),
+                note=note,
+            )
         )
-    return results
+    return found
+
+
+def measure(context: Context) -> list[Result]:
+    """Trains every choice with its seeds."""
+    return results(context, train_cells(cells(context), context))

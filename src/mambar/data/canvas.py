@@ -1,0 +1,55 @@
+"""Images pasted at random places on larger plain canvases: where the background is, is known."""
+
+import hashlib
+from dataclasses import replace
+
+import torch
+
+from mambar.data.dataset import ImageDataset, Sample
+from mambar.data.keys import key, numpy_generator
+from mambar.errors import DataError, ImageError
+
+
+class OnCanvas:
+    """Another dataset's images, each on a square canvas of one colour; place and colour follow (seed, split, index).
+
+    `size` is the canvas's side in pixels. The mask is 0 on the canvas and label + 1 on the image (or what the image's
+    own mask says there). An image larger than the canvas is an `ImageError` when it is read.
+    """
+
+    def __init__(self, dataset: ImageDataset, split: str, *, size: int, seed: int = 0) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise DataError(f"canvas={size!r} is not a side in pixels; use a whole number of 1 or more.")
+        self.dataset, self.split, self.size, self.seed = dataset, split, size, seed
+        self.name = f"{dataset.name} on canvases of {size} pixels"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names of the images."""
+        return self.dataset.classes
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.dataset[index]
+        channels, height, width = sample.image.shape
+        if max(height, width) > self.size:
+            raise ImageError(
+                f"image {index} of {self.dataset.name} has {width}×{height} pixels, more than the canvas={self.size}."
+            )
+        generator = numpy_generator(key(self.seed, "canvas", self.split, index))
+        top = int(generator.integers(self.size - height + 1))
+        left = int(generator.integers(self.size - width + 1))
+        colour = torch.from_numpy(generator.integers(0, 256, channels).astype("uint8"))
+        image = colour[:, None, None].repeat(1, self.size, self.size)
+        image[:, top : top + height, left : left + width] = sample.image
+        mask = torch.zeros(self.size, self.size, dtype=torch.uint8)
+        own = sample.label + 1 if sample.mask is None else sample.mask
+        mask[top : top + height, left : left + width] = own
+        return replace(sample, image=image, mask=mask)
+
+    def fingerprint(self) -> str:
+        """sha256 of the images' fingerprint, the split, size and seed."""
+        text = f"{self.dataset.fingerprint()} canvas {self.split} {self.size} {self.seed}"
+        return hashlib.sha256(text.encode()).hexdigest()

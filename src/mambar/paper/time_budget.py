@@ -1,0 +1,121 @@
+"""What a grid of runs costs: images, and minutes at a speed measured by a short trial of the same runs."""
+
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mambar.errors import InputError, MambarError
+from mambar.paper.context import Context
+from mambar.paper.sweep import Cell, Work, last_words, runs, start, stop
+from mambar.training.log import read_metrics
+from mambar.training.recipe import Recipe
+from mambar.training.task import task_class
+
+logger = logging.getLogger("mambar.paper")
+
+# Of the given minutes this share is planned for training steps; evaluation, saving, starts and ends take the rest.
+_PLANNED = 0.85
+# The trial: the seconds it is watched, once every run has made its first steps, and for how long it waits for these.
+_WATCHED, _LONGEST_START = 10.0, 180.0
+
+
+def within(
+    minutes: float | None, *, fit: bool, cells: Callable[[Context], Sequence[Cell]], context: Context
+) -> Context:
+    """The context with a deadline, and with `fit` as many epochs as end before it; says the cost first.
+
+    Raises `InputError` where the runs do not fit and `fit` is off, or not even one epoch does.
+    """
+    started = time.monotonic()
+    work = [item for item in runs(cells(context), context).values() if not (item.directory / "cell.json").is_file()]
+    if not work:
+        return context
+    an_epoch = _images_of_an_epoch(work)
+    epochs = max(sum(stage.epochs for stage in item.recipe.stages) for item in work)
+    logger.info("%d runs of %d epochs: %.2f million images", len(work), epochs, an_epoch * epochs / 1e6)
+    if minutes is None:
+        if fit:
+            raise InputError("fit=true needs minutes=; say how long training may take.")
+        return context
+    rate = measured_rate(work, context)
+    deadline = started + 60 * minutes
+    can = math.floor(_PLANNED * (deadline - time.monotonic()) * rate / an_epoch)
+    needed = an_epoch * epochs / rate / _PLANNED / 60
+    logger.info("%.0f images/s with %d side by side: about %.1f minutes", rate, min(context.jobs, len(work)), needed)
+    if can < 1 or (epochs > can and not fit):
+        hint = f"epochs={can} fit" if can else "take fewer runs or a faster machine"
+        raise InputError(f"the runs need about {needed:.1f} minutes here, minutes={minutes:g}; {hint}.")
+    if fit:
+        logger.info("%d epochs fit into %g minutes", can, minutes)
+        context = replace(context, fields=(*context.fields, f"epochs={can}"))
+    return replace(context, deadline=deadline)
+
+
+def measured_rate(work: Sequence[Work], context: Context) -> float:
+    """Training images a second of all that run side by side together, watched for ten seconds after their start.
+
+    The trial's runs lie in a directory of their own, which is removed.
+    """
+    place = Path(tempfile.mkdtemp(prefix="trial-", dir=_made(context.out)))
+    trial = [
+        replace(item, recipe=_endless(item.recipe), directory=place / str(number))
+        for number, item in enumerate(work[: context.jobs])
+    ]
+    processes = [start(item, slot, context) for slot, item in enumerate(trial)]
+    try:
+        until = time.monotonic() + _LONGEST_START
+        while not all(_steps(item) for item in trial):
+            for item, process in zip(trial, processes, strict=True):
+                if process.poll() is not None:
+                    raise MambarError(f"{item.title}: the trial ended: {last_words(item)}")
+            if time.monotonic() > until:
+                raise MambarError(f"the trial made no steps within {_LONGEST_START:.0f} s; try fewer jobs.")
+            time.sleep(0.5)
+        before, since = [_steps(item) for item in trial], time.monotonic()
+        time.sleep(_WATCHED)
+        after, seconds = [_steps(item) for item in trial], time.monotonic() - since
+    finally:
+        for process in processes:
+            process.kill()
+        stop(processes)
+        shutil.rmtree(place, ignore_errors=True)
+    made = sum(
+        (last - first) * item.recipe.stages[0].batch_size
+        for item, first, last in zip(trial, before, after, strict=True)
+    )
+    if not made:
+        raise MambarError("the trial made no steps while it was watched; give more minutes, or fewer jobs.")
+    return made / seconds
+
+
+def _endless(recipe: Recipe) -> Recipe:
+    """The same work, looked at every few steps, without ends of epochs in between."""
+    return recipe.but(epochs=1000, log_every=2, eval_every=1000, save_every=10**9, health_every=None)
+
+
+def _steps(work: Work) -> int:
+    rows = [row["step"] for row in read_metrics(work.directory / "metrics.jsonl") if row["kind"] == "training"]
+    return max(rows, default=0)
+
+
+def _images_of_an_epoch(work: Sequence[Work]) -> int:
+    """Training images of one epoch of all runs together."""
+    counted: dict[str, int] = {}
+    total = 0
+    for item in work:
+        recipe = item.recipe
+        of_data = repr((recipe.data, sorted(recipe.data_options.items(), key=str)))
+        if of_data not in counted:
+            counted[of_data] = len(task_class(recipe.task).open(recipe, "train"))
+        total += counted[of_data]
+    return total
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory

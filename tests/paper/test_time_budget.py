@@ -1,0 +1,47 @@
+"""What a grid costs is said first; what does not fit is refused, or cut to what does."""
+
+import time
+
+import pytest
+
+from mambar.errors import InputError
+from mambar.paper import table_register_count, time_budget
+from mambar.paper.context import Context
+
+
+@pytest.fixture
+def context(tmp_path):
+    return Context(name="table", budget="small", out=tmp_path, data="digits", seeds=(0, 1), fields=("epochs=10",))
+
+
+def rated(monkeypatch, rate):
+    monkeypatch.setattr(time_budget, "measured_rate", lambda work, context: rate)
+
+
+def test_cost_is_counted_over_all_runs(context, caplog):
+    caplog.set_level("INFO", "mambar.paper")
+    same = time_budget.within(None, fit=False, cells=table_register_count.cells, context=context)
+    assert same is context
+    # 4 counts × 2 seeds × 10 epochs × 1,438 images.
+    assert "8 runs of 10 epochs: 0.12 million images" in caplog.text
+
+
+def test_what_does_not_fit_is_refused_or_cut(context, monkeypatch):
+    # A rate at which 8.5 epochs of all eight runs take a minute.
+    rated(monkeypatch, 8 * 1438 * 8.5 / 60 / 0.85)
+    with pytest.raises(InputError, match=r"need about 1\.2 minutes here, minutes=1; epochs=8 fit"):
+        time_budget.within(1, fit=False, cells=table_register_count.cells, context=context)
+    cut = time_budget.within(1, fit=True, cells=table_register_count.cells, context=context)
+    assert cut.fields == ("epochs=10", "epochs=8")
+    assert cut.deadline is not None and 50 < cut.deadline - time.monotonic() <= 60
+    assert table_register_count.cells(cut)[0].recipe.stages[0].epochs == 8
+    whole = time_budget.within(2, fit=False, cells=table_register_count.cells, context=context)
+    assert whole.fields == context.fields and whole.deadline is not None
+
+
+def test_not_even_one_epoch_and_fit_without_minutes_are_refused(context, monkeypatch):
+    rated(monkeypatch, 1.0)
+    with pytest.raises(InputError, match="take fewer runs"):
+        time_budget.within(1, fit=True, cells=table_register_count.cells, context=context)
+    with pytest.raises(InputError, match="needs minutes"):
+        time_budget.within(None, fit=True, cells=table_register_count.cells, context=context)
