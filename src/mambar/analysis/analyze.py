@@ -90,7 +90,8 @@ def _given(
     pictures = pictures_from(images) if images else None
     dataset: ImageDataset
     if isinstance(data, str | Path):
-        dataset = open_dataset(data, "val", limit=options.num_images, **data_options)
+        most = min(options.num_images, data_options.get("limit") or options.num_images)
+        dataset = open_dataset(data, "val", **{**data_options, "limit": most})
     elif data is not None:
         dataset = data
     else:
