@@ -46,7 +46,7 @@ SHARED = {
 }
 CLASSIFY = Stage(
     image_size=SIDE,
-    epochs=12,
+    epochs=10,
     batch_size=128,
     lr=1e-3,
     min_lr=1e-5,
@@ -59,7 +59,7 @@ CLASSIFY = Stage(
 )
 SEGMENT = Stage(
     image_size=SIDE,
-    epochs=8,
+    epochs=6,
     batch_size=64,
     lr=5e-4,
     min_lr=0.0,
@@ -96,7 +96,7 @@ def segmenter(name: str, seed: int, backbone: Path, *, frozen: bool, smoke: bool
     stage = dataclasses.replace(SEGMENT, start_from=str(backbone))
     if frozen:
         options = {**options, "decoder": "linear", "auxiliary": 0}
-        stage = dataclasses.replace(stage, freeze_backbone=True, drop_path=0.0, epochs=3, lr=2e-3)
+        stage = dataclasses.replace(stage, freeze_backbone=True, drop_path=0.0, epochs=2, lr=2e-3)
     recipe = Recipe(
         name="study_frozen" if frozen else "study_fine_tuned",
         model=model,
