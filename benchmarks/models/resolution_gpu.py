@@ -1,0 +1,139 @@
+"""Mamba-R Base beside ViT-Base from 224 to 1,536 pixels on a GPU: inference, training, memory, and where they cross.
+
+    PYTHONPATH=src python benchmarks/models/resolution_gpu.py --out results.json
+    PYTHONPATH=src python benchmarks/models/resolution_gpu.py --from results.json --page table.md --plot plot.png
+
+Both under bf16 autocast with random weights and replayed from CUDA graphs, so that neither waits for Python; ViT-Base
+is timm's with PyTorch's fused attention, its position table made for each size. A batch holds about as many patches at
+every size (73,728: 8 images of 1,536 pixels). The second command draws what the first has measured, anywhere.
+"""
+
+import argparse
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from mambar.bench.machine import describe
+from mambar.bench.table import Row, markdown
+
+SIDES = (224, 384, 512, 768, 1024, 1280, 1536)
+PATCHES = 8 * 96**2
+MODELS = ("Mamba-R Base", "ViT-Base")
+COLUMNS = ("tokens", "batch", "inference img/s", "peak GiB", "training img/s", "peak GiB")
+
+
+def measure(sides: tuple[int, ...]) -> list[dict[str, Any]]:
+    """One entry a model and size; what does not fit into memory is None."""
+    import timm
+    import torch
+    from throughput_gpu import build, fresh, inference, training
+
+    found = []
+    for side in sides:
+        batch = max(1, PATCHES // (side // 16) ** 2)
+        for name in MODELS:
+            torch.manual_seed(0)
+            if name == "Mamba-R Base":
+                model = build("mambar_base_patch16_224", side)
+            else:
+                model = timm.create_model("vit_base_patch16_224", img_size=side).cuda()
+            images = torch.randn(batch, 3, side, side, device="cuda")
+            entry: dict[str, Any] = {"model": name, "side": side, "batch": batch}
+            for kind, run in (("inference", inference), ("training", training)):
+                try:
+                    entry[kind], entry[f"{kind}_gib"] = run(model, images, captured=True)
+                except torch.cuda.OutOfMemoryError:
+                    entry[kind] = entry[f"{kind}_gib"] = None
+                fresh()
+            print(entry, file=sys.stderr, flush=True)
+            found.append(entry)
+            del model, images
+            fresh()
+    return found
+
+
+def crossover(found: list[dict[str, Any]], kind: str) -> str:
+    """Between which sizes Mamba-R overtakes ViT, in a sentence."""
+    ahead = {}
+    for side in dict.fromkeys(entry["side"] for entry in found):
+        ours, theirs = (next(e[kind] for e in found if e["side"] == side and e["model"] == name) for name in MODELS)
+        ahead[side] = ours > theirs
+    sides = list(ahead)
+    for before, after in pairwise(sides):
+        if not ahead[before] and ahead[after]:
+            return f"{kind}: Mamba-R overtakes ViT-Base between {before} and {after} pixels."
+    return (
+        f"{kind}: {'Mamba-R' if ahead[sides[0]] else 'ViT-Base'} is ahead at every size from {sides[0]} to {sides[-1]}."
+    )
+
+
+def page(measured: dict[str, Any]) -> str:
+    """The table and the crossings, as Markdown."""
+    rows = [
+        Row(
+            name=f"{entry['model']}, {entry['side']} px",
+            cells=(
+                (entry["side"] // 16) ** 2,
+                entry["batch"],
+                *(entry[name] for name in ("inference", "inference_gib", "training", "training_gib")),
+            ),
+        )
+        for entry in measured["found"]
+    ]
+    crossings = "\n".join(f"* {crossover(measured['found'], kind)}" for kind in ("inference", "training"))
+    return f"{measured['machine']}\n\n{markdown(COLUMNS, rows)}\n{crossings}\n"
+
+
+def draw(measured: dict[str, Any], path: Path) -> None:
+    """Three panels over the number of patches: inference, training, memory of a training step an image."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for name, color, mark in zip(MODELS, ("#1b6ca8", "#c8553d"), ("o", "s"), strict=True):
+        mine = [entry for entry in measured["found"] if entry["model"] == name]
+        sides = [entry["side"] for entry in mine]
+        panels[0].plot(sides, [e["inference"] for e in mine], color=color, marker=mark, label=name)
+        panels[1].plot(sides, [e["training"] for e in mine], color=color, marker=mark, label=name)
+        memory = [e["training_gib"] / e["batch"] for e in mine]
+        panels[2].plot(sides, memory, color=color, marker=mark, label=name)
+    for panel, title in zip(
+        panels, ("inference, images/s", "training, images/s", "training, GiB an image"), strict=True
+    ):
+        panel.set(title=title, xlabel="side of the image, pixels", xscale="log", yscale="log")
+        panel.set_xticks(SIDES, [str(side) for side in SIDES], rotation=45)
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measures, or draws what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES))
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--from", dest="given", type=Path, help="JSON of an earlier run, in place of measuring")
+    parser.add_argument("--page", type=Path, help="Markdown to write")
+    parser.add_argument("--plot", type=Path, help="picture to write")
+    arguments = parser.parse_args()
+    if arguments.given:
+        measured = json.loads(arguments.given.read_text("utf-8"))
+    else:
+        measured = {"machine": describe("cuda"), "found": measure(tuple(arguments.sides))}
+    if arguments.out:
+        arguments.out.write_text(json.dumps(measured, indent=1), encoding="utf-8")
+    if arguments.page:
+        arguments.page.write_text(page(measured), encoding="utf-8")
+    if arguments.plot:
+        draw(measured, arguments.plot)
+    print(page(measured))
+
+
+if __name__ == "__main__":
+    main()
