@@ -69,6 +69,7 @@ def analyze(
         if data is None and size is None and not images:
             subject = _at_grid(source, subject, pretrained=pretrained, seed=options.seed, device=device)
         subjects.append(_renamed(subject, [other.name for other in subjects]))
+    _refuse_missing_layers(options, [subject.model.num_layers for subject in subjects])
     out.mkdir(parents=True, exist_ok=True)
     studies = {}
     for subject in subjects:
@@ -78,6 +79,13 @@ def analyze(
     analysis = Analysis(studies=studies, gallery=shown, data=_data_text(dataset, studies), options=options)
     path = write_analysis(out, analysis)
     return AnalysisResult(report=path, analysis=analysis, seconds=time.monotonic() - started)
+
+
+def _refuse_missing_layers(options: AnalysisOptions, counts: Sequence[int]) -> None:
+    most = max(counts)
+    for layer in options.layers or ():
+        if not -most <= layer < most:
+            raise InputError(f"layers={layer} does not exist; the layers are 0 to {most - 1}, or -1 for the last.")
 
 
 def _given(

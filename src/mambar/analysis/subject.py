@@ -99,7 +99,7 @@ def _named(source: str, *, pretrained: bool, image_size: int | tuple[int, int] |
             return Subject(name=source, model=timm_model, preprocessing=preprocessing, random_weights=not pretrained)
         if source not in VARIANTS:
             near = difflib.get_close_matches(source, VARIANTS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the names are {', '.join(VARIANTS)}."
+            hint = f"did you mean {near[0]!r}?" if near else "`mambar info` lists the names."
             raise InputError(f"There is no model {source!r}: no such run directory, checkpoint file or name; {hint}")
         model = create_model(source, pretrained=pretrained)
     return Subject(name=source, model=model, preprocessing=_preprocessing(model), random_weights=not pretrained)

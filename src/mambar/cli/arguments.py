@@ -49,6 +49,8 @@ def parse(assignments: Sequence[str] | None, *, allowed: Sequence[str] | None = 
         name, equals, value = assignment.partition("=")
         if not equals or not name:
             raise InputError(f"{assignment!r} is not NAME=VALUE; write for example data=PATH or device=cpu.")
+        if name in ("data", "out") and not value.strip():
+            raise InputError(f"{name}= is empty; write {name}=PATH.")
         if allowed is not None and name not in allowed:
             near = get_close_matches(name, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"this verb takes {', '.join(allowed)}."

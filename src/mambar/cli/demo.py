@@ -1,6 +1,5 @@
 """`mambar demo`: the main job on real images, in about two minutes on two CPU cores."""
 
-
 from mambar.cli.arguments import AsJson, Assignments, parse, print_json
 from mambar.cli.console import say
 

@@ -152,6 +152,6 @@ def variant(name: str) -> VisionMambaConfig:
     """The configuration of a published model; an unknown name raises `InputError` with the nearest one."""
     if name not in VARIANTS:
         near = get_close_matches(name, VARIANTS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(VARIANTS)}."
+        hint = f"did you mean {near[0]!r}?" if near else "`mambar info` lists them."
         raise InputError(f"There is no model {name!r}; {hint}")
     return VARIANTS[name]

@@ -43,7 +43,7 @@ def module(name: str) -> ModuleType:
     """The file of a table or figure; `InputError` with the nearest name for an unknown one."""
     if name not in NAMES:
         near = get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(NAMES)}."
+        hint = f"did you mean {near[0]!r}?" if near else "`mambar reproduce --list` lists them."
         raise InputError(f"the paper has no {name!r} here; {hint}")
     return importlib.import_module(f"mambar.paper.{name}")
 

@@ -41,7 +41,7 @@ def names() -> list[str]:
 def page(name: str) -> Page:
     """The page of a recipe; RecipeError with the nearest name for an unknown one."""
     if name not in PAGES:
-        raise RecipeError(f"there is no recipe {name!r}; {suggestion(name, PAGES)}")
+        raise RecipeError(f"there is no recipe {name!r}; {suggestion(name, PAGES, listing='mambar recipe --list')}")
     module, constant = PAGES[name]
     return getattr(importlib.import_module(f"mambar.recipes.{module}"), constant)
 

@@ -43,9 +43,15 @@ class RunDirectory:
 
     def abandon(self) -> None:
         """Takes a new directory away again where nothing but its recipe was written: bad input leaves no trace."""
-        if self._lock is None or self.resumed or {entry.name for entry in self.path.iterdir()} != {RECIPE, LOCK}:
+        if self._lock is None or self.resumed:
             return
-        for name in (RECIPE, LOCK):
+        with contextlib.suppress(OSError):
+            # Made before the model is; goes only where it is empty.
+            (self.path / "checkpoints").rmdir()
+        found = {entry.name: entry.stat().st_size for entry in self.path.iterdir()}
+        if not set(found) <= {RECIPE, LOCK, "metrics.jsonl"} or found.get("metrics.jsonl"):
+            return
+        for name in found:
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
@@ -80,6 +86,8 @@ def claim(
     _refuse_taken(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError):
+        raise InputError(f"out={out} leads through a file; choose another place.") from None
     except OSError as error:
         raise durable.disk_error(out, 0, error) from error
     lock = _lock(out)

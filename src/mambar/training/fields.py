@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,11 +18,13 @@ _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 
 
-def suggestion(name: str, allowed: Iterable[str]) -> str:
-    """A sentence that names the nearest allowed name, else all of them."""
+def suggestion(name: str, allowed: Iterable[str], *, listing: str = "") -> str:
+    """A sentence that names the nearest allowed name, else the command that lists them, else all of them."""
     known = list(allowed)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.55)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(known))}."
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"`{listing}` lists them." if listing else f"choose one of {', '.join(sorted(known))}."
 
 
 def field_types(cls: type) -> dict[str, Any]:
@@ -130,7 +133,7 @@ def _readings(kind: Any, text: str) -> list[Any]:
         except ValueError:
             continue
     if any(get_origin(part) is tuple for part in kinds):
-        pieces = text.strip("()[] ").replace("x", ",").split(",")
+        pieces = re.sub(r"(?<=\d)x(?=\d)", ",", text.strip("()[] ")).split(",")
         readings.append([literal(piece.strip()) for piece in pieces if piece.strip()])
     if any(get_origin(part) in (Mapping, dict) for part in kinds):
         readings.append(literal(text))

@@ -13,6 +13,8 @@ from mambar.errors import RecipeError
 from mambar.training import fields
 
 RECIPE_FORMAT: Final = 1
+# Of an input; far above what any scan of an image holds in memory, below what overflows a size.
+MOST_PIXELS_A_SIDE: Final = 8192
 
 Schedule = Literal["cosine", "linear", "constant"]
 DecayGroups = Literal["official", "corrected"]
@@ -290,7 +292,8 @@ class Recipe:
         own = [key for key in fields.field_types(type(self)) if key != "stages"]
         prefixes = [f"stages.{index}." for index in range(len(self.stages))] if many or "." in name else [""]
         known = own + [prefix + key for prefix in prefixes for key in types]
-        raise RecipeError(f"{name!r} is not a field of recipe {self.name!r}; {fields.suggestion(name, known)}")
+        hint = fields.suggestion(name, known, listing=f"mambar recipe {self.name}")
+        raise RecipeError(f"{name!r} is not a field of recipe {self.name!r}; {hint}")
 
 
 def _check_types(instance: Stage | Recipe, where: str) -> None:
@@ -307,7 +310,7 @@ def _check_stage(stage: Stage) -> None:
     sides = stage.image_size if isinstance(stage.image_size, tuple) else (stage.image_size,)
     low, high = stage.scale
     for good, name, allowed in (
-        (min(sides) >= 1, "image_size", "1 pixel or more"),
+        (min(sides) >= 1 and max(sides) <= MOST_PIXELS_A_SIDE, "image_size", f"1 to {MOST_PIXELS_A_SIDE} pixels"),
         (stage.epochs >= 0, "epochs", "0 or more"),
         (stage.max_steps is None or stage.max_steps >= 0, "max_steps", "0 or more, or none"),
         (stage.batch_size >= 1, "batch_size", "1 or more"),
@@ -365,7 +368,8 @@ def _refuse_unknown(plain: Mapping[str, Any], cls: type, source: str) -> None:
     known = fields.field_types(cls)
     for name in plain:
         if name not in known:
-            raise RecipeError(f"{source}: {name!r} is not a field; {fields.suggestion(name, known)}")
+            hint = fields.suggestion(name, known, listing="mambar recipe NAME")
+            raise RecipeError(f"{source}: {name!r} is not a field; {hint}")
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
