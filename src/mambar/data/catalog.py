@@ -11,6 +11,7 @@ from mambar.data.cifar10 import Cifar10, Cifar10Jpeg, has_npz
 from mambar.data.dataset import ImageDataset, Subset
 from mambar.data.digits import Digits
 from mambar.data.folder import SPLITS, ImageFolder
+from mambar.data.hf_datasets import PREFIX, HubImages, saved_to_disk
 from mambar.data.imagenet import ImageNet, named_by_wordnet
 from mambar.data.keys import key, permutation
 from mambar.data.names import one_line
@@ -41,9 +42,9 @@ def open_dataset(
     """The split ("train" or "val") of the dataset that `data` names: a built-in's name, or a path.
 
     Built in: digits, shapes (options: the fields of `Shapes`), cifar10 (torchvision's; options `root` and
-    `download`). A path is looked at: CIFAR-10 as .npz or as torchvision stores it, a folder of tar shards,
-    class folders called by WordNet ids (ImageNet) or by anything else. "./digits" is a path, "digits" is
-    not.
+    `download`). "hf:NAME" is a set on the Hugging Face hub. A path is looked at: CIFAR-10 as .npz or as torchvision
+    stores it, what Hugging Face's `save_to_disk` wrote, a folder of tar shards, class folders called by WordNet ids
+    (ImageNet) or by anything else. "./digits" is a path, "digits" is not.
 
     `limit` keeps that many images at most, always the same ones; `canvas` pastes each at a random place on a plain
     canvas of so many pixels a side, with the mask of where it lies.
@@ -65,11 +66,13 @@ def open_dataset(
     return kept if canvas is None else OnCanvas(kept, split, size=canvas)
 
 
-def _find(data: str | Path) -> tuple[Callable[..., ImageDataset], tuple[Path, ...], list[str]]:
+def _find(data: str | Path) -> tuple[Callable[..., ImageDataset], tuple[Path | str, ...], list[str]]:
     """(opener, its arguments before the split, the options it takes)."""
     if isinstance(data, str) and data in DATASETS:
         opener = DATASETS[data]
         return opener, (), _option_names(_OPTIONS.get(data, opener))
+    if str(data).startswith(PREFIX):
+        return HubImages, (str(data),), _option_names(HubImages)
     path = Path(data)
     opener = _opener_of(path)
     return opener, (path,), _option_names(opener)
@@ -85,6 +88,8 @@ def _opener_of(path: Path) -> Callable[..., ImageDataset]:
         return Cifar10Jpeg
     if (path / "cifar-10-batches-py").is_dir():
         return Cifar10
+    if saved_to_disk(path):
+        return HubImages
     if any(index_path(path, split).is_file() or shard_files(path, split) for split in SPLITS):
         return Shards
     return ImageNet if named_by_wordnet(path) else ImageFolder
