@@ -54,3 +54,9 @@ def test_unknown_and_negative():
         positions("sideways", 4, 1)
     with pytest.raises(InputError, match="0 or more"):
         positions("evenly", 4, -1)
+
+
+def test_the_room_hands_the_function_on():
+    import mambar.nn
+
+    assert mambar.nn.positions("evenly", 196, 12)[:2] == (15, 31)

@@ -9,7 +9,7 @@ from torch import Tensor
 from mambar.errors import CheckpointMismatch
 from mambar.models.config import VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
-from mambar.nn.positions import resize_positions
+from mambar.nn.position_embed import resize_positions
 
 # What may start fresh when its shape differs: the head with its reduce layer and norm, and the registers.
 _MAY_START_FRESH = ("head.", "registers.")

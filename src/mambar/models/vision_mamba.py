@@ -19,7 +19,7 @@ from mambar.nn.heads import Head
 from mambar.nn.mixer import MambaMixer
 from mambar.nn.norm import RMSNorm
 from mambar.nn.patch_embed import PatchEmbed
-from mambar.nn.positions import PositionEmbed, resize_positions
+from mambar.nn.position_embed import PositionEmbed, resize_positions
 from mambar.nn.registers import RegisterTokens, Tokens
 
 
@@ -326,7 +326,7 @@ class VisionMamba(nn.Module):
         self.grad_checkpointing = enable
 
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
-        """Gives the position table the grid of another image size (resized, see `nn.positions`)."""
+        """Gives the position table the grid of another image size (resized, see `nn.position_embed`)."""
         if patch_size is not None and patch_size != self.config.patch_size:
             raise InputError(f"patch_size={patch_size}: the patch size of a built model stays {self.patch_size}.")
         if img_size is None:

@@ -10,6 +10,6 @@ from mambar.nn.norm import RMSNorm as RMSNorm
 from mambar.nn.patch_embed import PatchEmbed as PatchEmbed
 from mambar.nn.placement import PLACEMENTS as PLACEMENTS
 from mambar.nn.placement import positions as positions
-from mambar.nn.positions import PositionEmbed as PositionEmbed
+from mambar.nn.position_embed import PositionEmbed as PositionEmbed
 from mambar.nn.registers import RegisterTokens as RegisterTokens
 from mambar.nn.registers import Tokens as Tokens

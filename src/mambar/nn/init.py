@@ -7,7 +7,7 @@ from torch import nn
 
 from mambar.nn.mixer import DirectionalScan, MambaMixer
 from mambar.nn.patch_embed import PatchEmbed
-from mambar.nn.positions import PositionEmbed
+from mambar.nn.position_embed import PositionEmbed
 from mambar.nn.registers import RegisterTokens
 
 # The standard deviation that a normal distribution keeps after it is cut at two standard deviations.

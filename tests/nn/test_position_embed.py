@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import golden_cases
-from mambar.nn.positions import PositionEmbed, resize_positions
+from mambar.nn.position_embed import PositionEmbed, resize_positions
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
