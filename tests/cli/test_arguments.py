@@ -46,3 +46,10 @@ def test_a_missing_gpu_is_said(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match="PyTorch sees no GPU here"):
         arguments.pick_device("cuda")
+
+
+def test_options_of_the_data_are_taken_apart():
+    others, of_data = arguments.take_data_options(["seed=1", "data_options.canvas=64", "data_options.area=[0.1, 0.2]"])
+    assert others == ["seed=1"] and of_data == {"canvas": 64, "area": (0.1, 0.2)}
+    assert arguments.take_data_options(None) == ([], {})
+    assert arguments.take_data_options(["data_options.canvas"]) == (["data_options.canvas"], {})

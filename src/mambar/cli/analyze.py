@@ -1,13 +1,17 @@
 """`mambar analyze`: look into a model, alone or beside another."""
 
+import logging
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mambar.cli.arguments import AsJson, Assignments, parse, pick_device, print_json, truth
+from mambar.cli.arguments import AsJson, Assignments, parse, pick_device, print_json, take_data_options, truth
 from mambar.cli.console import say
 from mambar.errors import InputError
+
+logger = logging.getLogger("mambar.cli.analyze")
 
 
 def analyze(
@@ -20,7 +24,7 @@ def analyze(
     compare=MODEL shows two side by side in one scale; data=SET takes statistics, images=PATH,PATH shows pictures of
     your own (default: built-in photographs); pretrained=true loads weights for a bare name, which otherwise has
     random ones. Others: layers=7,23 tensor=residual|mixer|normed vector= metric= image_size= num_images= probes=
-    scale=linear|log colours= seed= device= workers= out=.
+    scale=linear|log colours= data_options.NAME= seed= device= workers= out=.
     """
     from mambar.analysis.analyze import analyze as run
     from mambar.analysis.options import AnalysisOptions
@@ -29,7 +33,8 @@ def analyze(
 
     types = field_types(AnalysisOptions)
     known = (*types, "compare", "data", "images", "pretrained", "out", "device", "workers")
-    options = parse(assignments, allowed=known)
+    others, of_data = take_data_options(assignments)
+    options = parse(others, allowed=known)
     chosen: dict[str, Any] = {
         name: parse_field(types[name], value, name=name) for name, value in options.fields.items() if name in types
     }
@@ -49,13 +54,28 @@ def analyze(
         images=images,
         pretrained=truth("pretrained", given.get("pretrained", "false")),
         options=AnalysisOptions(**chosen),
+        data_options=of_data,
         device=pick_device(options.device),
         workers=options.workers or 0,
+        progress=_Progress(),
     )
     if as_json:
         print_json({"report": str(result.report), "seconds": result.seconds})
         return
     say(f"report: {result.report} ({result.seconds:.0f} s)")
+
+
+class _Progress:
+    """Says every few seconds how many images a part of the analysis has seen."""
+
+    def __init__(self, *, seconds: float = 5.0) -> None:
+        self.seconds = seconds
+        self.said = time.monotonic()
+
+    def __call__(self, part: str, done: int) -> None:
+        if time.monotonic() - self.said >= self.seconds:
+            self.said = time.monotonic()
+            logger.info("%s: %d images", part, done)
 
 
 def _default_out(model: str) -> Path:

@@ -12,6 +12,7 @@ import typer
 from mambar.cli.console import escaped
 from mambar.errors import InputError
 
+_OF_DATA = "data_options."
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 Assignments = Annotated[
@@ -68,6 +69,20 @@ def parse(assignments: Sequence[str] | None, *, allowed: Sequence[str] | None = 
         else:
             options.fields[name] = value
     return options
+
+
+def take_data_options(assignments: Sequence[str] | None) -> tuple[list[str], dict[str, Any]]:
+    """The other assignments, and the data set's own options that `data_options.NAME=VALUE` give."""
+    from mambar.training.fields import literal
+
+    others, options = [], {}
+    for assignment in assignments or ():
+        name, equals, value = assignment.partition("=")
+        if name.startswith(_OF_DATA) and equals and name != _OF_DATA:
+            options[name.removeprefix(_OF_DATA)] = literal(value)
+        else:
+            others.append(assignment)
+    return others, options
 
 
 def whole_number(name: str, value: str, least: int = 0) -> int:

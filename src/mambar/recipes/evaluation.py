@@ -24,6 +24,7 @@ def evaluate_run(
     split: str = "val",
     batch_size: int = 64,
     crop: float | str | None = None,
+    data_options: Mapping[str, Any] | None = None,
     device: str = "cpu",
     workers: int = 0,
 ) -> ClassificationResult:
@@ -33,10 +34,10 @@ def evaluate_run(
     model's own. The data's classes must be the model's.
     """
     model = load(run, device=device)
-    options = {}
+    options = dict(data_options or {})
     if data is None:
         recipe = stored_recipe(Path(run))
-        data, options = recipe.data, dict(recipe.data_options)
+        data, options = recipe.data, {**recipe.data_options, **options}
     return evaluate_model(
         model,
         data=data,

@@ -1,0 +1,68 @@
+"""`mambar evaluate` tells a segmenter from a classifier, and each its options."""
+
+import json
+
+import pytest
+
+from mambar.cli import main
+from mambar.data.preprocessing import Preprocessing
+from mambar.data.segmentation_catalog import open_segmentation
+from mambar.hub.files import save_model
+from mambar.models import VisionMamba, VisionMambaConfig
+from mambar.segmentation import Inference, Segmenter
+from mambar.segmentation.files import save_segmenter
+
+BODY = {"image_size": 32, "patch_size": 8, "dim": 16, "depth": 4, "num_registers": 2, "reduce": 2}
+SCENES = {"image_size": 32, "num_images": 8, "num_classes": 2}
+OPTIONS = [f"data_options.{name}={value}" for name, value in SCENES.items()]
+
+
+def evaluate(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["evaluate", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return ended.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def segmenter(tmp_path):
+    scenes = open_segmentation("shapes", "val", **SCENES)
+    model = Segmenter(VisionMamba(VisionMambaConfig(**BODY, num_classes=0)), num_classes=3, channels=8)
+    model.classes, model.palette = scenes.classes, scenes.palette
+    model.preprocessing = Preprocessing(image_size=32)
+    save_segmenter(tmp_path / "run", model, name="tiny", inference=Inference(crop=32, stride=32), force=False)
+    return tmp_path / "run"
+
+
+def test_a_segmenter_gives_iou_of_every_class(segmenter, capsys):
+    common = (segmenter, "data=shapes", "data_options.val_limit=2", *OPTIONS, "device=cpu")
+    code, out, _ = evaluate(capsys, *common, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["pixels"] == 2 * 32 * 32 and found["classes"][0] == "background"
+    code, out, _ = evaluate(capsys, *common, "crop=16", "stride=16", "scales=1,2")
+    assert code == 0 and out.startswith("mIoU ") and "background" in out
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("batch_size=2", "no option 'batch_size'"),
+        ("scales=1,big", "must be numbers"),
+        ("stride=99", "stride=99 must lie between 1 and crop=32"),
+        ("data_options.num_clases=2", "num_clases"),
+    ],
+)
+def test_bad_options_of_a_segmenter(segmenter, capsys, option, message):
+    code, _, err = evaluate(capsys, segmenter, "data=shapes", *OPTIONS, option, "device=cpu")
+    assert code == 2 and message in err
+
+
+def test_a_classifier_takes_the_options_of_data(tmp_path, capsys):
+    scenes = open_segmentation("shapes", "val", **SCENES)
+    names = scenes.classes[1:]
+    model = VisionMamba(VisionMambaConfig(**BODY, num_classes=2))
+    save_model(tmp_path / "run", model, name="tiny", classes=names, preprocessing=Preprocessing(image_size=32))
+    code, out, _ = evaluate(capsys, tmp_path / "run", "data=shapes", *OPTIONS, "device=cpu", "--json")
+    assert code == 0 and set(json.loads(out)["per_class"]) == set(names)
+    code, _, err = evaluate(capsys, tmp_path / "run", "data=shapes", "flip=true", "device=cpu")
+    assert code == 2 and "no option 'flip'" in err
