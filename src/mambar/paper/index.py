@@ -19,6 +19,7 @@ from mambar.paper.time_budget import within
 
 NAMES = (
     "table_imagenet",
+    "table_ade20k",
     "table_register_count",
     "table_register_design",
     "table_costs",

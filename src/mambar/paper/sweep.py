@@ -20,6 +20,7 @@ from mambar.hub.files import json_bytes, write_atomically
 from mambar.models.config import variant
 from mambar.paper.context import Context
 from mambar.training.recipe import Recipe
+from mambar.training.task import task_class
 
 logger = logging.getLogger("mambar.paper")
 
@@ -56,10 +57,9 @@ def train_cells(
     cells: Sequence[Cell],
     context: Context,
     *,
-    metric: str = "top1",
     finished: Callable[[], None] | None = None,
 ) -> Table:
-    """Trains every cell with its seeds; gives row → seed → metric in percent.
+    """Trains every cell with its seeds; gives row → seed → the metric of its task in percent.
 
     Finished runs are read from their directories, unfinished ones resumed; two cells of one recipe share their runs,
     also over tables. With `jobs` > 1 runs are separate processes, spread evenly over the GPUs. Past the context's
@@ -92,16 +92,16 @@ def train_cells(
     failed = [error for error in errors if error is not None]
     if failed:
         raise failed[0]
-    return recorded(cells, context, metric=metric)
+    return recorded(cells, context)
 
 
-def recorded(cells: Sequence[Cell], context: Context, *, metric: str = "top1") -> Table:
-    """What is finished: row → seed → metric in percent; a row without any finished run is left out."""
+def recorded(cells: Sequence[Cell], context: Context) -> Table:
+    """What is finished: row → seed → the metric of its task in percent; a row without a finished run is left out."""
     table: Table = {}
     for cell in cells:
         for seed in seeds_of(cell, context):
             recipe = cell.recipe.but(seed=seed)
-            value = _recorded(directory_of(cell, seed, context), recipe, metric)
+            value = _recorded(directory_of(cell, seed, context), recipe)
             if value is not None:
                 table.setdefault(cell.row, {})[seed] = value
     return table
@@ -173,7 +173,7 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
         raise InputError(f"two cells have one name: {', '.join(rows)}.")
 
 
-def _recorded(directory: Path, recipe: Recipe, metric: str) -> float | None:
+def _recorded(directory: Path, recipe: Recipe) -> float | None:
     """The metric of a finished run, if its recipe is this one."""
     path = directory / _DONE
     if not path.is_file():
@@ -181,7 +181,7 @@ def _recorded(directory: Path, recipe: Recipe, metric: str) -> float | None:
     content = json.loads(path.read_text("utf-8"))
     if content["recipe"] != json.loads(recipe.to_json()):
         raise InputError(f"{directory} holds a cell of another recipe; choose another out= or remove it.")
-    return float(content["metrics"][metric]) * 100
+    return float(content["metrics"][task_class(recipe.task).metric]) * 100
 
 
 def _run(recipe: Recipe, directory: Path, device: str, workers: int) -> None:

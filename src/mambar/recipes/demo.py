@@ -111,7 +111,7 @@ def _norm_panels(models: "Mapping[str, VisionMamba]") -> "dict[str, list[NormPan
             models,
             torch.stack([normal.normalize(image) for image in pixels]),
             shown=[image.numpy() for image in pixels],
-            label=FigureLabel(data="digits, held out"),
+            label=FigureLabel(data="digits, held out", seed=RECIPE.seed),
         ),
         "Real photographs: shows the tool, not the finding": compare_norms(
             models,
@@ -121,7 +121,7 @@ def _norm_panels(models: "Mapping[str, VisionMamba]") -> "dict[str, list[NormPan
                 f"{name}, {_PHOTOGRAPH_SIZE} pixels: shows the tool, not the finding (the networks know digits only)"
                 for name in small
             ],
-            label=FigureLabel(data="photographs of scikit-image"),
+            label=FigureLabel(data="photographs of scikit-image", seed=RECIPE.seed),
         ),
     }
 

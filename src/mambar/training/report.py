@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambar.analysis import Prediction, write_run_report
+from mambar.analysis import FigureLabel, Prediction, write_run_report
 from mambar.analysis.norm_panels import compare_norms
 from mambar.data.dataset import ImageDataset
 from mambar.data.transforms import EvalTransform
@@ -26,7 +26,8 @@ def write_report(out: Path, *, recipe: Recipe, model: VisionMamba, measured: Mea
     """Writes report.html and curves.png of the run in `out`; `model` carries its classes and preprocessing."""
     result = measured.detail
     sample = _sample(model, val_set)
-    panels = compare_norms({recipe.name: model}, sample[0][:_MAPPED], shown=sample[1][:_MAPPED])
+    label = FigureLabel(data=f"{val_set.name}, validation", seed=recipe.seed)
+    panels = compare_norms({recipe.name: model}, sample[0][:_MAPPED], shown=sample[1][:_MAPPED], label=label)
     confusion = result.confusion if isinstance(result, ClassificationResult) else None
     return write_run_report(
         out / "report.html",

@@ -1,0 +1,77 @@
+"""Semantic segmentation with UperNet (arXiv 2405.14858, the table on ADE20K: mIoU, one scale).
+
+    mambar reproduce table_ade20k budget=full data=ADEChallengeData2016
+    mambar reproduce table_ade20k budget=small seeds=0,1,2          procedural scenes, Mamba-R beside Vim
+
+Full trains the three published sizes from the released weights by the published recipe (160,000 iterations each).
+Smoke and small train UperNet from random weights on scenes whose classes are not ADE20K's: their rows are their own.
+"""
+
+from typing import Final
+
+from mambar.errors import InputError
+from mambar.paper.claim import Claim, Known, Result
+from mambar.paper.context import Context
+from mambar.paper.networks import with_model
+from mambar.paper.pair import VIM
+from mambar.paper.sweep import Cell, Table, train_cells
+from mambar.recipes.upernet_ade20k import LARGE_RECIPE, RECIPE, SMALL_RECIPE
+from mambar.recipes.upernet_shapes import RECIPE as SCENES
+
+TITLE: Final = "UperNet on ADE20K (mIoU)"
+COLUMN: Final = "mIoU, %"
+
+
+def _claim(row: str, value: float, known: Known = "read") -> Claim:
+    source = "arXiv 2405.14858, the edition was not noted"
+    return Claim(row=row, column=COLUMN, value=value, version="edition not noted", source=source, known=known)
+
+
+CLAIMS: Final = (
+    _claim("Vim Small", 44.9, "recalled"),
+    _claim("Mamba-R Small", 45.3, "recalled"),
+    _claim("DeiT Base", 45.5, "derived"),
+    _claim("Mamba-R Base", 47.7),
+    _claim("Mamba-R Large", 49.1),
+)
+_FULL: Final = {"Mamba-R Small": SMALL_RECIPE, "Mamba-R Base": RECIPE, "Mamba-R Large": LARGE_RECIPE}
+
+
+def cells(context: Context) -> list[Cell]:
+    """The published sizes (full), or Mamba-R and Vim on scenes."""
+    if context.budget == "full":
+        if context.data is None:
+            raise InputError("budget=full needs data=PATH of ADE20K (the folder, or the downloaded .zip).")
+        return [
+            Cell(row=row, recipe=recipe.but(data=context.data).with_text(context.fields))
+            for row, recipe in _FULL.items()
+        ]
+    scenes = SCENES if context.data is None else SCENES.but(data=context.data, data_options={})
+    if context.budget == "smoke":
+        scenes = with_model(scenes, {"dim": 16, "depth": 4}).but(epochs=1, max_steps=3, warmup_steps=1)
+        scenes = scenes.but(**{"data_options.num_images": 48, "data_options.val_limit": 4})
+    scenes = scenes.with_text(context.fields)
+    return [
+        Cell(row="Mamba-R, scenes", recipe=scenes),
+        Cell(row="Vim (one register), scenes", recipe=with_model(scenes, VIM)),
+    ]
+
+
+def results(context: Context, table: Table) -> list[Result]:
+    """The rows that are there, each with the seeds that are finished."""
+    data = cells(context)[0].recipe.data
+    return [
+        Result(
+            row=row,
+            column=COLUMN,
+            budget=context.budget,
+            values=tuple(by_seed.values()),
+            provenance=context.provenance(data=data, seeds=tuple(by_seed)),
+        )
+        for row, by_seed in table.items()
+    ]
+
+
+def measure(context: Context) -> list[Result]:
+    """Trains every row with its seeds."""
+    return results(context, train_cells(cells(context), context))
