@@ -10,8 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mambar.data import Shapes
+from mambar.data import Preprocessing, Shapes
 from mambar.data.transforms import to_pillow
+from mambar.hub import save_model
+from mambar.models import VisionMamba, VisionMambaConfig
+from mambar.recipes.index import recipe as recipe_named
+from mambar.recipes.run import run
 from mambar.training.log import read_metrics
 
 IDS = ("n01440764", "n01443537", "n01484850")
@@ -87,7 +91,7 @@ def test_three_stages_give_the_same_numbers_from_folder_and_shards_on_one_and_tw
     assert weights.keys() == other_weights.keys()
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
     # The last stages have the larger grid: 6 x 6 patches.
-    assert any(36 in tensor.shape for tensor in weights.values())
+    assert weights["pos_embed.weight"].shape == (1, 36, 32)
     assert "tench" in (tmp_path / "two" / "report.html").read_text()
 
 
@@ -96,3 +100,82 @@ def test_the_folder_is_what_imagenet_looks_like(sources):
     assert len(files) == 23 and {file.parent.name for file in files} == set(IDS)
     assert Image.open(files[0]).size == (56, 56)
     assert sorted(path.suffix for path in (sources / "shards").iterdir())[0] in (".json", ".npz", ".tar")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A trained model's directory: two blocks, 32 pixels, the three classes of `sources`' ids and one more."""
+    directory = tmp_path_factory.mktemp("start") / "model"
+    config = VisionMambaConfig(
+        image_size=32, patch_size=8, dim=16, depth=2, num_registers=2, reduce=2, state=4, num_classes=4
+    )
+    torch.manual_seed(3)
+    save_model(directory, VisionMamba(config), classes=["a", "b", "c", "d"], preprocessing=Preprocessing(image_size=32))
+    return directory
+
+
+def tuned(name, start, sources, out, *changes):
+    """(weights before, weights after two steps) of a recipe that starts from `start`."""
+    changes = ["batch_size=24", "max_steps=2", "warmup_epochs=0", "shards=1", "precision=fp32", *changes]
+    recipe = recipe_named(name).with_text([f"start_from={start}", *changes])
+    run(recipe, data=sources / "folder", out=out, device="cpu", workers=0)
+    return load_file(start / "model.safetensors"), load_file(out / "model.safetensors")
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    monkeypatch.setattr("mambar.training.report.write_report", lambda *arguments, **named: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [False, True])
+def test_finetuning_starts_from_a_checkpoint_and_may_leave_the_backbone_alone(
+    tmp_path, sources, start, no_report, frozen
+):
+    before, after = tuned(
+        "finetune", start, sources, tmp_path / "run", "image_size=32", f"freeze_backbone={frozen}", "lr=1e-2"
+    )
+    # A head for the data's three classes, not the model's four.
+    assert (before["head.classifier.weight"].shape, after["head.classifier.weight"].shape) == ((4, 16), (3, 16))
+    rest = {name for name in after if name.startswith(("blocks.", "norm.", "patch_embed.", "pos_embed", "registers."))}
+    same = {name for name in rest if torch.equal(before[name], after[name])}
+    assert rest and same == (rest if frozen else set())
+
+
+@pytest.mark.slow
+def test_layer_decay_moves_the_first_layers_least(tmp_path, sources, start, no_report):
+    before, after = tuned(
+        *("finetune", start, sources, tmp_path / "run", "image_size=32", "layer_decay=0.1", "lr=1e-3"),
+        *("weight_decay=0", "min_lr=1e-3"),
+    )
+    # AdamW's first steps have the length of the learning rate, whatever the gradient.
+    moved = [
+        max(float((after[n] - before[n]).abs().max()) for n in after if n.startswith(f"blocks.{block}.mixer.in_proj"))
+        for block in (0, 1)
+    ]
+    assert moved[1] / moved[0] == pytest.approx(10, rel=0.2)
+
+
+@pytest.mark.slow
+def test_a_larger_size_resizes_positions(tmp_path, sources, start, no_report):
+    before, after = tuned("finetune_384", start, sources, tmp_path / "run", "image_size=48", "lr=1e-6", "min_lr=1e-6")
+    assert (before["pos_embed.weight"].shape, after["pos_embed.weight"].shape) == ((1, 16, 16), (1, 36, 16))
+    assert before["registers.position"].shape == after["registers.position"].shape
+    assert float((before["blocks.0.mixer.in_proj.weight"] - after["blocks.0.mixer.in_proj.weight"]).abs().max()) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_later_stage_can_begin_alone(tmp_path, sources, start, no_report):
+    recipe = recipe_named("mambar_base").with_text(
+        [
+            *("stage=2", f"stages.2.start_from={start}", "stages.2.max_steps=2", "stages.2.batch_size=24", "shards=1"),
+            *("config.dim=16", "config.depth=2", "config.patch_size=8", "config.state=4", "config.num_registers=2"),
+            *("config.reduce=2", "stages.2.image_size=48", "precision=fp32"),
+        ]
+    )
+    assert [stage.name for stage in recipe.stages] == ["finetune"]
+    result = run(recipe, data=sources / "folder", out=tmp_path / "run", device="cpu", workers=0)
+    # The rate is 1e-6 at first: after two steps the weights are still those of the start.
+    before, after = load_file(start / "model.safetensors"), load_file(result.checkpoint)
+    name = "blocks.1.mixer.in_proj.weight"
+    assert 0 < float((before[name] - after[name]).abs().max()) < 1e-5

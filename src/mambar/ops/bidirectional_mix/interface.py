@@ -180,7 +180,9 @@ def _keep_for_backward(ctx, inputs, output):
 
 
 def _differentiate(ctx, gradients):
-    tensors, saved = ctx.saved_tensors[:15], ctx.saved_tensors[15:]
+    # Asked for once: gradient checkpointing allows no second time.
+    everything = ctx.saved_tensors
+    tensors, saved = everything[:15], everything[15:]
     run = torch.ops.mambar.bidirectional_mix_backward
     found = run(gradients[0], *tensors, list(saved), ctx.average, ctx.backend)
     return *(None if t is None else g for t, g in zip(tensors, found, strict=True)), None, None, None

@@ -257,7 +257,9 @@ def _keep_for_backward(ctx, inputs, output):
 
 
 def _differentiate(ctx, gradients):
-    tensors, saved = ctx.saved_tensors[:9], ctx.saved_tensors[9:]
+    # Asked for once: gradient checkpointing allows no second time.
+    everything = ctx.saved_tensors
+    tensors, saved = everything[:9], everything[9:]
     dy, dstate = gradients[:2]
     if dy is None:
         dy = tensors[0].new_zeros(tensors[0].shape)
