@@ -24,3 +24,6 @@ soak:            ## the long counts behind the promises
 
 test-gpu:        ## on a machine with an NVIDIA GPU
 	$(RUN) pytest -m gpu
+
+docs:            ## the site of the documents in site/, without a network; a warning is an error
+	$(RUN) zensical build --clean --strict
