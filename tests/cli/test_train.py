@@ -1,11 +1,16 @@
 """`mambar train`: what it hands to torchrun, and what a resumed run may change."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
 from mambar.cli import train as verb
 from mambar.training.recipe import Recipe, Stage
+from training.runs import steps_in
 
 TINY = Recipe(
     name="tiny",
@@ -22,14 +27,15 @@ def torchrun(monkeypatch):
     """The (command, environment) that would have been started."""
     started = []
 
-    class Done:
-        returncode = 7
+    class Agent:
+        def __init__(self, command, *, env, start_new_session):
+            started.append((command, env))
 
-    def run(command, *, env, check):
-        started.append((command, env))
-        return Done
+        def wait(self):
+            return 7
 
-    monkeypatch.setattr(verb.subprocess, "run", run)
+    monkeypatch.setattr(verb.subprocess, "Popen", Agent)
+    monkeypatch.setattr(verb.signal, "signal", lambda number, handler: None)
     return started
 
 
@@ -62,3 +68,31 @@ def test_a_resumed_run_changes_only_what_is_named(mambar_command, tmp_path):
     assert code == 2 and "batch_size 10 → 5" in err and "lr" not in err
     code, _, err = mambar_command("train", "tiny", "--override", "lr")
     assert code == 2 and "--resume" in err
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+@pytest.mark.parametrize("name, code", [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.soak)])
+def test_p7_a_signal_reaches_the_processes_and_the_run_goes_on_where_it_was(tmp_path, name, code):
+    fields = ["precision=fp32", "shards=2", "save_every=1000", "log_every=1", "epochs=3", "batch_size=64", "workers=0"]
+    fields += ["image_size=8", "config.dim=16", "config.depth=2", "data_options.limit=1000", "seed=1"]
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "mambar", "train", *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with (tmp_path / "log").open("a") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    out, straight = tmp_path / "run", tmp_path / "straight"
+    run = start("digits", f"out={out}", *fields, "--processes", 2)
+    while steps_in(out) < 5 and run.poll() is None:
+        time.sleep(0.01)
+    for _ in range(3):
+        run.send_signal(getattr(signal, name))
+        time.sleep(0.05)
+    assert run.wait(120) == code, (tmp_path / "log").read_text()
+    stopped = steps_in(out)
+    assert 5 <= stopped < 45 and list((out / "checkpoints").glob(f"step-{stopped:08d}"))
+    assert start("--resume", out, "--processes", 2).wait(300) == 0, (tmp_path / "log").read_text()
+    assert start("digits", f"out={straight}", *fields).wait(300) == 0
+    assert (out / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()

@@ -1,9 +1,11 @@
 """`mambar train`: runs a recipe, or goes on with a run."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -78,7 +80,23 @@ def _under_torchrun(processes: int, restarts: int) -> int:
     ]
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    return subprocess.run(command, env=environment, check=False).returncode
+    # In a session of its own: what is typed or sent to us reaches it through us, and once.
+    agent = subprocess.Popen(command, env=environment, start_new_session=True)
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        # It hands this on to the processes, which save; a second one would make it leave them behind.
+        if len(asked) == 1:
+            agent.terminate()
+
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), pass_on)
+    code = agent.wait()
+    if not asked or code == 0:
+        return code
+    return 130 if asked[0] == signal.SIGINT else 143
 
 
 def _without_options(arguments: list[str], names: tuple[str, ...]) -> list[str]:
