@@ -64,9 +64,8 @@ def crossover(found: list[dict[str, Any]], kind: str) -> str:
     for before, after in pairwise(sides):
         if not ahead[before] and ahead[after]:
             return f"{kind}: Mamba-R overtakes ViT-Base between {before} and {after} pixels."
-    return (
-        f"{kind}: {'Mamba-R' if ahead[sides[0]] else 'ViT-Base'} is ahead at every size from {sides[0]} to {sides[-1]}."
-    )
+    first = "Mamba-R" if ahead[sides[0]] else "ViT-Base"
+    return f"{kind}: {first} is ahead at every size from {sides[0]} to {sides[-1]} pixels."
 
 
 def page(measured: dict[str, Any]) -> str:
@@ -105,7 +104,7 @@ def draw(measured: dict[str, Any], path: Path) -> None:
         panels, ("inference, images/s", "training, images/s", "training, GiB an image"), strict=True
     ):
         panel.set(title=title, xlabel="side of the image, pixels", xscale="log", yscale="log")
-        panel.set_xticks(SIDES, [str(side) for side in SIDES], rotation=45)
+        panel.set_xticks(sides, [str(side) for side in sides], rotation=45)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
