@@ -102,19 +102,18 @@ def evaluation_batches(
     world: int = 1,
     pinned: bool = False,
 ) -> Iterator[Batch]:
-    """The samples rank, rank + world, … in order: over all ranks every sample once, none added to fill up.
+    """The batches rank, rank + world, … of the samples in order: over all ranks every sample once, none added.
 
-    Ranks may differ by one sample. An unreadable image is left out (its dataset has counted and named it), so
-    the sum of the batches' lengths is the number evaluated. `step` counts the rank's batches, `shard` is the
-    rank.
+    A batch holds the same samples whatever the number of ranks, so that its last bits are the same too; ranks may
+    differ by one batch. An unreadable image is left out (its dataset has counted and named it), so the sum of the
+    batches' lengths is the number evaluated. `step` numbers the batches over all ranks, `shard` is the rank.
     """
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} is not a count; use 1 or more.")
     if not 0 <= rank < world:
         raise InputError(f"rank={rank} is not below world={world}.")
-    work = _Evaluation(dataset, transform, batch_size, rank, world)
-    count = len(range(rank, len(dataset), world))
-    tasks = [(step, rank) for step in range(-(-count // batch_size))]
+    work = _Evaluation(dataset, transform, batch_size)
+    tasks = [(step, rank) for step in range(rank, -(-len(dataset) // batch_size), world)]
     return (batch for batch in _run(work, tasks, workers=workers, pinned=pinned) if len(batch))
 
 
@@ -148,14 +147,11 @@ class _Evaluation:
     dataset: ImageDataset
     transform: Callable[[Tensor], Tensor]
     batch_size: int
-    rank: int
-    world: int
 
     def __call__(self, task: tuple[int, int]) -> Batch:
         step, shard = task
-        mine = range(self.rank, len(self.dataset), self.world)
         images, labels, indices = [], [], []
-        for index in mine[step * self.batch_size : (step + 1) * self.batch_size]:
+        for index in range(len(self.dataset))[step * self.batch_size : (step + 1) * self.batch_size]:
             try:
                 sample = self.dataset[index]
             except ImageError:
