@@ -34,6 +34,7 @@ def test_version_and_help(mambar_command):
         "pack",
         "doctor",
         "export",
+        "serve",
     ],
 )
 def test_every_verb_has_help(mambar_command, verb):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mambar.analysis.collect import CollectedNorms
 from mambar.analysis.distributions import NormDistribution
 from mambar.analysis.labels import FigureLabel
 from mambar.analysis.plots import DASHES, SERIES, Sheet, headline, label_text, wide_scale
@@ -25,7 +26,9 @@ def _mark(model: int) -> dict[str, Any]:
     return {"color": _colour(model), "marker": "os^D"[model % 4], "markersize": 3.5}
 
 
-def distribution_sheet(studies: Studies, layers: Mapping[str, Sequence[int]], label: FigureLabel) -> Sheet:
+def distribution_sheet(
+    norms: Mapping[str, CollectedNorms], layers: Mapping[str, Sequence[int]], label: FigureLabel
+) -> Sheet:
     """The density of token norms (both axes logarithmic), one chart a layer, a line a model, registers dotted.
 
     `layers` names the layers of each model; charts pair them in order.
@@ -34,12 +37,12 @@ def distribution_sheet(studies: Studies, layers: Mapping[str, Sequence[int]], la
     def chart(place: int) -> "Callable[[Axes], None]":
         def draw(axes: "Axes") -> None:
             numbers = []
-            for model, (name, found) in enumerate(studies.items()):
+            for model, (name, found) in enumerate(norms.items()):
                 if place >= len(layers[name]):
                     continue
-                at = found.norms.layers.index(layers[name][place])
-                _density(axes, found.norms.patches[at], _colour(model), "-", name)
-                _density(axes, found.norms.registers[at], _colour(model), ":", f"{name}, registers")
+                at = found.layers.index(layers[name][place])
+                _density(axes, found.patches[at], _colour(model), "-", name)
+                _density(axes, found.registers[at], _colour(model), ":", f"{name}, registers")
                 numbers.append(str(layers[name][place]))
             axes.set(xscale="log", yscale="log", xlabel="norm", ylabel="density")
             headline(axes, "Layer " + " and ".join(dict.fromkeys(numbers)))

@@ -28,6 +28,7 @@ from mambar.cli import (
     recipe,
     reproduce,
     segment,
+    serve,
     train,
 )
 from mambar.cli.console import PrintableFormatter, printable
@@ -55,6 +56,7 @@ app.command("recipe")(recipe.recipe)
 app.command("segment")(segment.segment)
 app.command("pack")(pack.pack)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 app.command("convert")(convert.convert)

@@ -1,0 +1,192 @@
+"""What one or two models see in one image, as arrays: classes, norms, feature and register maps, timing. No HTTP."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mambar.analysis.collect import CollectedNorms, collect_norms, model_device
+from mambar.analysis.feature_maps import feature_maps
+from mambar.analysis.norms import looking
+from mambar.analysis.register_maps import register_maps
+from mambar.analysis.study import fitting_vector, has_registers
+from mambar.analysis.subject import Subject
+from mambar.errors import InputError
+from mambar.evaluation.prediction import Guess
+from mambar.models.protocol import TokenModel, TokenTensor
+from mambar.models.vision_mamba import VisionMamba
+from mambar.nn import Tokens
+from mambar.version import __version__
+
+FORMAT_VERSION = 1
+METRIC = "cosine"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """What one model sees: the most probable classes (none without a classifier), and maps after every block.
+
+    norms: maps of the patch tokens, distributions of patches and registers. vector: what the feature maps compare with.
+    register_maps is None where a model has none. seconds: {"classes", "maps"}, measured.
+    """
+
+    name: str
+    random_weights: bool
+    guesses: tuple[Guess, ...]
+    norms: CollectedNorms
+    vector: str
+    feature_maps: Float[Tensor, "layers rows cols"]
+    register_maps: Float[Tensor, "layers registers rows cols"] | None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def num_layers(self) -> int:
+        """The number of blocks."""
+        return len(self.feature_maps)
+
+    def norm_maps(self) -> Float[Tensor, "layers rows cols"]:
+        """The L2 norm of each patch token after every block."""
+        return self.norms.maps[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """One image as the first model reads it, and a view of each model."""
+
+    name: str
+    image: UInt8[Tensor, "channels height width"]
+    views: tuple[View, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """The blocks of the first model, by which layers are counted."""
+        return self.views[0].num_layers
+
+    def layer(self, view: View, layer: int) -> int:
+        """The layer of a view at the same depth as `layer` of the first model: the same number where depths agree."""
+        if not 0 <= layer < self.num_layers:
+            raise InputError(f"layer {layer} does not exist; the model has layers 0 to {self.num_layers - 1}.")
+        return round(layer * (view.num_layers - 1) / max(self.num_layers - 1, 1))
+
+    def record(self, layer: int) -> dict[str, Any]:
+        """The result as a JSON object: classes, norms of all layers in numbers, and the maps of one layer."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "mambar": __version__,
+            "image": {"name": self.name, "height": self.image.shape[1], "width": self.image.shape[2]},
+            "models": [_view_record(view, self.layer(view, layer)) for view in self.views],
+        }
+
+
+def explain(
+    subjects: Sequence[Subject], image: UInt8[Tensor, "channels height width"], *, name: str, top: int = 5
+) -> Explanation:
+    """Looks at one image with every subject; the image is shown as the first one reads it."""
+    return Explanation(
+        name=name,
+        image=subjects[0].pixels(image),
+        views=tuple(_view(subject, image, top) for subject in subjects),
+    )
+
+
+def _view(subject: Subject, image: Tensor, top: int) -> View:
+    images = subject.read(image)[None]
+    begun = time.perf_counter()
+    guesses = _guesses(subject, images, top)
+    named = time.perf_counter()
+    seen = _Remembered(subject.model)
+    # The registers' mean where there are registers, as in the reports.
+    vector = fitting_vector(seen, images, "registers")
+    near = feature_maps(seen, images, vector=vector, metric=METRIC)[:, 0].cpu()
+    registers = register_maps(seen, images, metric=METRIC)[:, 0].cpu() if has_registers(seen, images) else None
+    norms = collect_norms(seen, [images], keep=1)
+    return View(
+        name=subject.name,
+        random_weights=subject.random_weights,
+        guesses=guesses,
+        norms=norms,
+        vector=vector,
+        feature_maps=near,
+        register_maps=registers,
+        seconds={"classes": named - begun, "maps": time.perf_counter() - named},
+    )
+
+
+def _guesses(subject: Subject, images: Tensor, top: int) -> tuple[Guess, ...]:
+    model = subject.model
+    if isinstance(model, VisionMamba) and model.num_classes < 1:
+        return ()
+    with looking(model):
+        probabilities = model.forward(images.to(model_device(model))).float().softmax(1)[0].cpu()
+    best = probabilities.topk(min(top, len(probabilities)))
+    names = subject.classes
+    return tuple(
+        Guess(name=names[index] if names else str(index), index=index, probability=probability)
+        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    )
+
+
+class _Remembered:
+    """A `TokenModel` that computes each kind of tokens of its one image once, on the model's device."""
+
+    def __init__(self, model: TokenModel) -> None:
+        self._model = model
+        self._tokens: dict[TokenTensor, list[Tokens]] = {}
+        self.num_layers, self.patch_size, self.dim = model.num_layers, model.patch_size, model.dim
+
+    def tokens(
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        layers: Sequence[int] | None = None,
+        *,
+        tensor: TokenTensor = "residual",
+    ) -> list[Tokens]:
+        """As `TokenModel.tokens`."""
+        if tensor not in self._tokens:
+            with looking(self._model):
+                self._tokens[tensor] = self._model.tokens(images.to(model_device(self._model)), tensor=tensor)
+        found = self._tokens[tensor]
+        return found if layers is None else [found[layer] for layer in layers]
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """As `TokenModel.forward`."""
+        return self._model.forward(images)
+
+
+def _view_record(view: View, layer: int) -> dict[str, Any]:
+    registers = view.register_maps
+    return {
+        "model": view.name,
+        "random_weights": view.random_weights,
+        "classes": [
+            {"name": guess.name, "index": guess.index, "probability": _number(guess.probability)}
+            for guess in view.guesses
+        ],
+        "seconds": dict(view.seconds),
+        "norms": [
+            {"layer": number, "patches": _finite(patches.record()), "registers": _finite(own.record())}
+            for number, patches, own in zip(view.norms.layers, view.norms.patches, view.norms.registers, strict=True)
+        ],
+        "layer": layer,
+        "norm_map": _rounded(view.norm_maps()[layer]),
+        "feature_map": {"vector": view.vector, "metric": METRIC, "values": _rounded(view.feature_maps[layer])},
+        "register_maps": None if registers is None else _rounded(registers[layer]),
+    }
+
+
+def _finite(record: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in record.items()}
+
+
+def _rounded(values: Tensor) -> Any:
+    """Nested lists of `_number`."""
+    return [_rounded(each) for each in values] if values.ndim else _number(float(values))
+
+
+def _number(value: float) -> float | None:
+    """Six significant digits; what is not finite is None, since JSON knows no NaN."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,209 @@
+"""The page itself in gradio's components: what is on it, and what happens when something on it changes.
+
+Importing this file imports gradio, which reads its environment then: `mambar.web.server` prepares that first.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio_client.utils import is_http_url_like
+
+from mambar.analysis import report
+from mambar.analysis.subject import Subject
+from mambar.data.images import read_image
+from mambar.data.photographs import photographs
+from mambar.errors import MambarError
+from mambar.version import __version__
+from mambar.web.explain import Explanation, explain
+from mambar.web.views import Choices, histogram_html, maps_html, share_html, verdict_html
+
+_SCALES = ("linear", "log")
+_RESAMPLINGS = {"tokens": "nearest", "smooth": "bicubic"}
+# An uploaded file is removed so many seconds after it came; looked after so often.
+_LOOK_EVERY, _KEEP_FOR = 60, 600
+_FORGET_AFTER = 1800
+
+
+class Desk:
+    """Looks at images for all visitors: one at a time, each built-in photograph once."""
+
+    def __init__(self, subjects: Sequence[Subject]) -> None:
+        self.subjects = tuple(subjects)
+        self._photographs = photographs()
+        self._seen: dict[str, Explanation] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        """The built-in photographs."""
+        return list(self._photographs)
+
+    def photograph(self, name: str) -> Explanation:
+        """What the models see in a built-in photograph; a name is looked up, never opened."""
+        with self._lock:
+            if name not in self._seen:
+                self._seen[name] = explain(self.subjects, self._photographs[name], name=name)
+            return self._seen[name]
+
+    def upload(self, path: Path) -> Explanation:
+        """What the models see in an uploaded file, whose own name is told to nobody."""
+        image = read_image(path.read_bytes(), name="The image")
+        with self._lock:
+            return explain(self.subjects, image, name="uploaded image")
+
+
+def _uploaded_path(payload: Any) -> str | None:
+    """The path of an upload, which gradio has checked; data in place of a path is refused.
+
+    gradio's own step would decode whatever Pillow knows, up to 179 megapixels, before `read_image` can refuse it.
+    """
+    if payload is None:
+        return None
+    if not payload.path:
+        raise gr.Error("Choose an image file.", print_exception=False)
+    return str(payload.path)
+
+
+def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
+    """The page for one subject, or for two side by side."""
+    desk = Desk(subjects)
+    names = [subject.name for subject in subjects]
+    layers = subjects[0].model.num_layers
+    with gr.Blocks(
+        title=f"mambar: {' and '.join(names)}", analytics_enabled=False, delete_cache=(_LOOK_EVERY, _KEEP_FOR)
+    ) as page:
+        seen = gr.State(None, time_to_live=_FORGET_AFTER)
+        gr.HTML(_head(subjects))
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                upload = gr.Image(
+                    label="Drop an image here (PNG, JPEG or WEBP, at most 5 MB)",
+                    type="filepath",
+                    sources=["upload", "clipboard"],
+                    image_mode=None,
+                    height=220,
+                    buttons=[],
+                    elem_id="upload",
+                )
+                # Set here and not in a subclass, for which gradio would write a stub file beside this one.
+                upload.preprocess = _uploaded_path
+                photograph = gr.Radio(
+                    choices=desk.names, value=desk.names[0], label="or take a photograph", elem_id="photographs"
+                )
+            with gr.Column(scale=3, min_width=280):
+                verdict = gr.HTML(elem_id="verdict")
+                layer = gr.Slider(
+                    0, max(layers - 1, 1), value=layers - 1, step=1, label="Layer", elem_id="layer", buttons=[]
+                )
+                with gr.Row():
+                    scale = gr.Radio(list(_SCALES), value="linear", label="Norm scale", elem_id="scale", min_width=180)
+                    resampling = gr.Radio(
+                        list(_RESAMPLINGS), value="tokens", label="Maps", elem_id="resampling", min_width=180
+                    )
+                compare = gr.Checkbox(
+                    value=len(subjects) > 1,
+                    label="Both models side by side",
+                    visible=len(subjects) > 1,
+                    elem_id="compare",
+                )
+        maps = gr.HTML(elem_id="maps")
+        histogram = gr.HTML(elem_id="histogram")
+        with gr.Row(elem_id="share-row"):
+            share_button = gr.Button("Share this view", elem_id="share-button", variant="secondary", min_width=180)
+            share = gr.HTML(elem_id="share")
+
+        settings = [layer, compare, scale, resampling]
+        shown = [verdict, maps, histogram, share]
+        heavy: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
+        light: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "drawing", "api_visibility": "private"}
+
+        def look(find: Callable[[Any], Explanation]) -> Callable[..., Any]:
+            def answer(source: Any, *chosen: Any) -> Any:
+                try:
+                    found = find(source)
+                except MambarError as error:
+                    raise gr.Error(str(error), print_exception=False) from error
+                return (found, *_drawn(found, _choices(layers, *chosen)))
+
+            return answer
+
+        def on_photograph(name: str, *chosen: Any) -> Any:
+            return (*look(desk.photograph)(name, *chosen), None)
+
+        def on_upload(path: str | None, *chosen: Any) -> Any:
+            if path is None:
+                raise gr.Error("Choose an image file.", print_exception=False)
+            return (*look(lambda given: desk.upload(Path(given)))(path, *chosen), None)
+
+        def on_settings(found: Explanation | None, *chosen: Any) -> Any:
+            found = found or desk.photograph(desk.names[0])
+            return _drawn(found, _choices(layers, *chosen))
+
+        def on_share(found: Explanation | None, *chosen: Any) -> str:
+            found = found or desk.photograph(desk.names[0])
+            return share_html(found, _choices(layers, *chosen))
+
+        gr.on([page.load, photograph.input], on_photograph, [photograph, *settings], [seen, *shown, upload], **heavy)
+        upload.upload(on_upload, [upload, *settings], [seen, *shown, photograph], **heavy)
+        gr.on(
+            [layer.input, compare.input, scale.input, resampling.input],
+            on_settings,
+            [seen, *settings],
+            shown,
+            trigger_mode="always_last",
+            show_progress="hidden",
+            **light,
+        )
+        share_button.click(on_share, [seen, *settings], share, **light)
+    for block in page.blocks.values():
+        _fetch_nothing(block)
+    return page
+
+
+def _fetch_nothing(block: Any) -> None:
+    """Keeps gradio from downloading where a visitor names an address in place of an uploaded file.
+
+    Any component's value may be such a file. gradio refuses addresses of private networks only.
+    """
+    keep = block.async_move_resource_to_block_cache
+
+    async def keep_file(path: Any) -> Any:
+        if is_http_url_like(str(path)):
+            raise gr.Error("Images are uploaded; none is fetched from elsewhere.", print_exception=False)
+        return await keep(path)
+
+    block.async_move_resource_to_block_cache = keep_file
+
+
+def _choices(layers: int, layer: Any, compare: Any, scale: Any, resampling: Any) -> Choices:
+    """What the visitor set; whatever does not make sense becomes the default."""
+    number = int(layer) if isinstance(layer, int | float) and abs(layer) < 1e6 else layers - 1
+    return Choices(
+        layer=min(max(number, 0), layers - 1),
+        compare=bool(compare),
+        scale="log" if scale == "log" else "linear",
+        resampling="bicubic" if resampling == "smooth" else "nearest",
+    )
+
+
+def _drawn(found: Explanation, choices: Choices) -> tuple[str, str, str, str]:
+    """Classes, maps and histogram; the links to save an older view go away."""
+    return verdict_html(found, choices), maps_html(found, choices), histogram_html(found, choices), ""
+
+
+def _head(subjects: Sequence[Subject]) -> report.Html:
+    names = " beside ".join(subject.name for subject in subjects)
+    sizes = " and ".join(dict.fromkeys("×".join(map(str, s.preprocessing.size)) for s in subjects))
+    return report.element(
+        "div",
+        report.element("h1", f"What {names} sees" if len(subjects) == 1 else f"What {names} see"),
+        report.element(
+            "p",
+            f"Classes, token norms, feature and register maps. Images are read at {sizes} pixels. ",
+            f"mambar {__version__}; nothing leaves this machine.",
+        ),
+        class_="mambar head",
+    )

@@ -1,0 +1,150 @@
+"""Serves the page: on this machine only unless asked otherwise, with every door of gradio closed that it leaves open.
+
+The settings and their reasons stand in docs/reliability.md; tests/web attacks the running page.
+"""
+
+import importlib.util
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mambar.analysis.subject import Subject
+from mambar.errors import InputError, MambarError
+
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"
+USER = "mambar"
+LEAST_PASSWORD = 8
+_LARGEST_UPLOAD = "5mb"
+# Visitors whose last result is remembered, and requests that wait at most.
+_MOST_VISITORS, _MOST_WAITING = 100, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A running page: its address, and how to end it."""
+
+    address: str
+    close: Callable[[], None]
+
+
+@contextmanager
+def serving(subjects: Sequence[Subject], *, port: int | None = None, password: str | None = None) -> Iterator[Served]:
+    """The page of one or two subjects, running in this process until the block ends.
+
+    Without `password` only programs on this machine reach it. With one, it listens on every network of the machine
+    and asks for the user `mambar` and that password; put a proxy with TLS before it. The working directory is an empty
+    one meanwhile, and gradio's variables in the environment are set aside. port: None takes a free one from 7860 on.
+
+    Raises `InputError` where gradio is missing, the password is short or the port is taken.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("The page needs the package gradio; install it with: pip install 'mambar[app]'.")
+    if password is not None and len(password) < LEAST_PASSWORD:
+        raise InputError(f"The password of a public page needs at least {LEAST_PASSWORD} characters.")
+    with _private_place() as place:
+        page = _launched(subjects, place, port, password)
+        try:
+            yield Served(address=f"http://{LOOPBACK}:{page.server_port}", close=page.close)
+        finally:
+            page.close(verbose=False)
+
+
+def wait_for_the_end() -> None:
+    """Returns at Ctrl-C; at SIGTERM the process ends with 143 after cleaning up."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    never = threading.Event()
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        # The system may hand a signal to any thread; the main one sees it when it wakes.
+        while not never.wait(0.5):
+            pass
+    except KeyboardInterrupt:
+        return
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _private_place() -> Iterator[Path]:
+    """A directory of this user alone for uploads, and an empty one to stand in: gradio may serve files of its own."""
+    before, kept = Path.cwd(), {name: value for name, value in os.environ.items() if name.startswith("GRADIO_")}
+    # mkdtemp makes both 0700.
+    with tempfile.TemporaryDirectory(prefix="mambar-page-", ignore_cleanup_errors=True) as directory:
+        uploads, empty = Path(directory) / "uploads", Path(directory) / "empty"
+        uploads.mkdir(mode=0o700)
+        empty.mkdir(mode=0o700)
+        for name in kept:
+            del os.environ[name]
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(uploads))
+        os.chdir(empty)
+        try:
+            yield uploads
+        finally:
+            os.chdir(before)
+            for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
+                os.environ.pop(name, None)
+            os.environ.update(kept)
+
+
+def _launched(subjects: Sequence[Subject], uploads: Path, port: int | None, password: str | None) -> Any:
+    from gradio import themes
+    from starlette.middleware import Middleware
+
+    from mambar.web.guard import OWN_NAMES, Guard
+    from mambar.web.page import build_page
+    from mambar.web.views import thumbnails_css
+
+    page = build_page(subjects)
+    page.queue(max_size=_MOST_WAITING, api_open=False)
+    css = resources.files("mambar.web").joinpath("page.css").read_text("utf-8")
+    hosts = OWN_NAMES if password is None else None
+    try:
+        page.launch(
+            server_name=LOOPBACK if password is None else EVERYWHERE,
+            server_port=port,
+            auth=None if password is None else [(USER, password)],
+            share=False,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            allowed_paths=[],
+            blocked_paths=[],
+            strict_cors=True,
+            max_file_size=_LARGEST_UPLOAD,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=[],
+            state_session_capacity=_MOST_VISITORS,
+            theme=themes.Base(
+                primary_hue="cyan", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ),
+            css=css + thumbnails_css("#photographs"),
+            app_kwargs={
+                "middleware": [Middleware(Guard, uploads=uploads, hosts=hosts)],
+                "docs_url": None,
+                "redoc_url": None,
+                "openapi_url": None,
+            },
+        )
+    except OSError as error:
+        where = f"port={port}" if port is not None else "Every port from 7860 to 7959"
+        raise InputError(f"{where} is taken; choose another with port=.") from error
+    if page.share or page.share_url:
+        page.close()
+        raise MambarError("The page was shared although it must not be; it is closed again.")
+    return page

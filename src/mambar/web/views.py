@@ -1,0 +1,171 @@
+"""An explanation as markup and files: bars, maps, a histogram. Every name in it is text, never markup."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mambar.analysis import report
+from mambar.analysis.collect import CollectedNorms
+from mambar.analysis.feature_maps import METRIC_NAMES
+from mambar.analysis.labels import FigureLabel, layer_name
+from mambar.analysis.map_rows import GalleryImage, Look, MapRow, draw_gallery, gallery_html
+from mambar.analysis.pixels import Resampling, photograph
+from mambar.analysis.plots import draw_panel, png, svg
+from mambar.analysis.study_figures import distribution_sheet
+from mambar.data.photographs import photographs
+from mambar.web.explain import METRIC, Explanation, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the visitor has set: the layer (from 0, of the first model), the second model, scale and resampling."""
+
+    layer: int
+    compare: bool = True
+    scale: Literal["linear", "log"] = "linear"
+    resampling: Resampling = "nearest"
+
+
+def verdict_html(explanation: Explanation, choices: Choices) -> report.Html:
+    """The classes of each model with bars, a note where weights are random, and how long it took."""
+    cards = []
+    for view in _shown(explanation, choices):
+        rows = [
+            report.element(
+                "li",
+                report.element("span", guess.name, class_="guess"),
+                report.element("span", f"{guess.probability:.1%}", class_="share"),
+                report.element("span", class_="bar", style=f"--share:{guess.probability:.4f}"),
+            )
+            for guess in view.guesses
+        ]
+        note = "random weights: this shows the page, not a finding" if view.random_weights else ""
+        parts = [report.element("h3", view.name)]
+        parts += [report.element("p", note, class_="warning")] if note else []
+        parts += [report.element("ol", *rows, class_="guesses")] if rows else []
+        parts += [] if rows else [report.element("p", "This model has no classifier.", class_="note")]
+        seconds = " · ".join(f"{name} {1000 * value:.0f} ms" for name, value in view.seconds.items())
+        parts.append(report.element("p", seconds, class_="note"))
+        cards.append(report.element("div", *parts, class_="card"))
+    return report.element("div", *cards, class_="mambar cards")
+
+
+def maps_html(explanation: Explanation, choices: Choices) -> report.Html:
+    """The image, the norm and feature maps of the chosen layer, all models in one scale, and every register's map."""
+    # The browser smooths the few pixels of a map better than a large picture could be sent.
+    kind = "mambar smooth" if choices.resampling == "bicubic" else "mambar"
+    return report.element("div", gallery_html(gallery(explanation, choices), Look()), class_=kind)
+
+
+def histogram_html(explanation: Explanation, choices: Choices) -> report.Html:
+    """How the norms of the chosen layer are distributed, patches and registers, a line a model."""
+    views = _shown(explanation, choices)
+    norms: Mapping[str, CollectedNorms] = {view.name: view.norms for view in views}
+    layers = {view.name: [explanation.layer(view, choices.layer)] for view in views}
+    label = _label(explanation, choices, metric="L2 norm of each token")
+    picture = svg(draw_panel(distribution_sheet(norms, layers, label), 0))
+    numbers = []
+    for view in views:
+        layer = explanation.layer(view, choices.layer)
+        patches, registers = view.norms.patches[layer], view.norms.registers[layer]
+        values = (patches.median, patches.quantile(0.99), patches.maximum, registers.median)
+        numbers.append((view.name, *(f"{value:.4g}" if value == value else "–" for value in values)))
+    table = report.table(("model", "median", "99 %", "maximum", "registers"), numbers)
+    chart = report.image(picture, description="histogram of token norms", media_type="image/svg+xml", class_="chart")
+    return report.element("div", chart, table, class_="mambar histogram")
+
+
+def share_html(explanation: Explanation, choices: Choices) -> report.Html:
+    """Two links that save what is shown: a picture and the numbers. The files live in the page itself."""
+    picture, numbers = share_png(explanation, choices), share_json(explanation, choices)
+    name = f"mambar-layer-{choices.layer}"
+    return report.element(
+        "div",
+        _save_link(picture, "image/png", f"{name}.png", "Save picture (PNG)"),
+        _save_link(numbers, "application/json", f"{name}.json", "Save numbers (JSON)"),
+        class_="mambar share",
+    )
+
+
+def share_png(explanation: Explanation, choices: Choices) -> bytes:
+    """Image, feature maps and norm maps of the chosen layer as one signed sheet."""
+    return png(draw_gallery(gallery(explanation, choices), Look(resampling=choices.resampling)))
+
+
+def share_json(explanation: Explanation, choices: Choices) -> bytes:
+    """The numbers behind the picture (see `Explanation.record`)."""
+    return (json.dumps(explanation.record(choices.layer), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def gallery(explanation: Explanation, choices: Choices) -> GalleryImage:
+    """The chosen layer of the shown models, as the reports draw it."""
+    views = _shown(explanation, choices)
+    at = {view.name: explanation.layer(view, choices.layer) for view in views}
+    text = " and ".join(dict.fromkeys(layer_name(at[view.name], view.num_layers) for view in views))
+    rows = [
+        MapRow(
+            name=f"Token norm, layer {' and '.join(dict.fromkeys(map(str, at.values())))}",
+            maps={view.name: view.norm_maps()[at[view.name]].numpy() for view in views},
+            scale=choices.scale,
+        ),
+        MapRow(
+            name=f"Feature map ({METRIC})",
+            maps={view.name: view.feature_maps[at[view.name]].numpy() for view in views},
+        ),
+    ]
+    vectors = " and ".join(dict.fromkeys(view.vector for view in views))
+    metric = f"norms: L2; maps: {METRIC_NAMES[METRIC]} to {vectors}, after the final norm"
+    return GalleryImage(
+        name=explanation.name,
+        image=explanation.image.numpy(),
+        rows=rows,
+        registers={
+            view.name: view.register_maps[at[view.name]].numpy() for view in views if view.register_maps is not None
+        },
+        label=_label(explanation, choices, metric=metric, layer=text),
+        register_label=_label(explanation, choices, metric=METRIC_NAMES[METRIC], layer=text, tensor="normed"),
+    )
+
+
+def thumbnails_css(selector: str) -> str:
+    """Rules that give the n-th option of a list of radio buttons the n-th built-in photograph as its picture."""
+    rules = []
+    for place, image in enumerate(photographs().values(), start=1):
+        side = min(image.shape[1:])
+        top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
+        data, media_type = photograph(image[:, top : top + side, left : left + side].numpy(), longest=128)
+        rules.append(
+            f"{selector} label:nth-of-type({place})::before {{ background-image: url({_data(data, media_type)}); }}"
+        )
+    return "\n".join(rules)
+
+
+def _shown(explanation: Explanation, choices: Choices) -> Sequence[View]:
+    return explanation.views if choices.compare else explanation.views[:1]
+
+
+def _label(
+    explanation: Explanation, choices: Choices, *, metric: str, layer: str | None = None, tensor: str = "residual"
+) -> FigureLabel:
+    views = _shown(explanation, choices)
+    return FigureLabel(
+        tensor=tensor,
+        layer=layer or str(choices.layer),
+        metric=metric,
+        model=" and ".join(view.name for view in views),
+        data=explanation.name,
+        random_weights=any(view.random_weights for view in views),
+    )
+
+
+def _save_link(data: bytes, media_type: str, name: str, text: str) -> report.Html:
+    # Made here from base64 and constants alone; `report.element` would take a data address for text.
+    return report.Html(
+        f'<a class="save" download="{report.text(name)}" href="{_data(data, media_type)}">{report.text(text)}</a>'
+    )
+
+
+def _data(data: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
