@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from mambar.data import Preprocessing, Shapes
 from mambar.data.transforms import to_pillow
+from mambar.errors import RecipeError
 from mambar.hub import save_model
 from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.recipes.index import recipe as recipe_named
@@ -114,12 +115,12 @@ def start(tmp_path_factory):
     return directory
 
 
-def tuned(name, start, sources, out, *changes):
+def tuned(name, start, sources, out, *changes, source=None):
     """(weights before, weights after two steps) of a recipe that starts from `start`."""
     changes = ["batch_size=24", "max_steps=2", "warmup_epochs=0", "shards=1", "precision=fp32", *changes]
     recipe = recipe_named(name).with_text([f"start_from={start}", *changes])
     run(recipe, data=sources / "folder", out=out, device="cpu", workers=0)
-    return load_file(start / "model.safetensors"), load_file(out / "model.safetensors")
+    return load_file((source or start) / "model.safetensors"), load_file(out / "model.safetensors")
 
 
 @pytest.fixture
@@ -179,3 +180,18 @@ def test_a_later_stage_can_begin_alone(tmp_path, sources, start, no_report):
     before, after = load_file(start / "model.safetensors"), load_file(result.checkpoint)
     name = "blocks.1.mixer.in_proj.weight"
     assert 0 < float((before[name] - after[name]).abs().max()) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_stage_can_begin_at_a_checkpoint_of_another_run(tmp_path, sources, start, no_report):
+    options = ["image_size=32", "lr=1e-3"]
+    tuned("finetune", start, sources, tmp_path / "first", *options)
+    (checkpoint,) = (tmp_path / "first" / "checkpoints").glob("step-00000002")
+    still = ["lr=1e-12", "min_lr=0", "warmup_lr=0", "weight_decay=0", "image_size=32", "max_steps=1"]
+    _, after = tuned("finetune", checkpoint, sources, tmp_path / "second", *still, source=start)
+    expected = load_file(tmp_path / "first" / "model.safetensors")
+    assert all(torch.allclose(expected[name], after[name], atol=1e-9, rtol=0) for name in expected)
+    (best,) = (tmp_path / "first" / "checkpoints").glob("best-*")
+    with pytest.raises(RecipeError, match="does not say what its model is"):
+        tuned("finetune", best, sources, tmp_path / "third", *still, source=start)
+    assert not (tmp_path / "third").exists()

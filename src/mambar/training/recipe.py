@@ -78,7 +78,8 @@ class Stage:
     smoothing: float = 0.0
     eval_crop: float = 1.0
 
-    # "weights" or "ema" of the stage before (a first stage: fresh weights), or a path to start from.
+    # "weights" or "ema" of the stage before (a first stage: fresh weights), or where to start from: a run, a file, a
+    # hub id, a released model's name, or the checkpoints/step-… directory of a run.
     start_from: str = "weights"
 
     def __post_init__(self) -> None:

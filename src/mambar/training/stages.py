@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -12,8 +13,8 @@ from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.errors import CheckpointError, DataError, RecipeError
 from mambar.hub.create import create_model
-from mambar.hub.files import load
-from mambar.models.config import VARIANTS
+from mambar.hub.files import fill, load
+from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training import durable
 from mambar.training.directory import RunDirectory
@@ -192,10 +193,23 @@ def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:
 
 
 def _starting_model(source: str) -> VisionMamba:
-    """A model to start from: a path, a hub id, or the name of a released one (downloaded)."""
+    """A model to start from: a path, a hub id, the name of a released one (downloaded), or a run's checkpoint."""
     if source in ("weights", "ema"):
         raise RecipeError("model='same' needs start_from: a run directory, a file, or a released model's name.")
-    return create_model(source, pretrained=True) if source in VARIANTS else load(source)
+    if source in VARIANTS:
+        return create_model(source, pretrained=True)
+    path = Path(source)
+    return _from_checkpoint(path) if (path / "state.json").is_file() else load(source)
+
+
+def _from_checkpoint(path: Path) -> VisionMamba:
+    """The last weights of a `checkpoints/step-N` directory."""
+    checkpoint = CheckpointStore(path.parent).read(path)
+    if "config" not in checkpoint.scalars:
+        raise RecipeError(f"start_from={path} does not say what its model is; give a step-… directory beside it.")
+    model = VisionMamba(VisionMambaConfig.from_dict(checkpoint.scalars["config"]))
+    fill(model, checkpoint.part("model"), origin=str(path))
+    return model
 
 
 def _open(recipe: Recipe) -> _Sets:
