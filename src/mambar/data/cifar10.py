@@ -72,7 +72,8 @@ class Cifar10Jpeg:
     Each image is decoded once and then kept (`PixelMemory`).
     """
 
-    name = "cifar10"
+    # Figures show the name: compression is part of what a network has seen.
+    name = "cifar10 (JPEG copies)"
 
     def __init__(self, root: Path | str, split: str) -> None:
         _check_split(split)

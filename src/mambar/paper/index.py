@@ -9,10 +9,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
+from mambar.analysis.plots import png
 from mambar.errors import InputError
 from mambar.hub.files import json_bytes, write_atomically
 from mambar.paper.claim import BUDGETS, Budget, Provenance, Result
 from mambar.paper.context import Context
+from mambar.paper.plot import draw_results
 from mambar.paper.render import provenance, render
 from mambar.paper.sweep import Cell, recorded, train_cells
 from mambar.paper.time_budget import within
@@ -123,7 +125,7 @@ def _write_tables(tables: Mapping[str, ModuleType], context: Context) -> None:
 
 
 def write(results: Sequence[Result], table: ModuleType, directory: Path) -> None:
-    """results.json, and the table in three formats, each with where its numbers come from."""
+    """results.json, the table in three formats, with where its numbers come from, and its runs drawn as table.png."""
     directory.mkdir(parents=True, exist_ok=True)
     content = {"format_version": 1, "title": table.TITLE, "results": [asdict(result) for result in results]}
     write_atomically(directory / "results.json", json_bytes(content))
@@ -131,6 +133,9 @@ def write(results: Sequence[Result], table: ModuleType, directory: Path) -> None
     write_atomically(directory / "table.md", markdown.encode())
     write_atomically(directory / "table.html", render(table.CLAIMS, results, format="html").encode())
     write_atomically(directory / "table.csv", render(table.CLAIMS, results, format="csv").encode())
+    drawn = draw_results(results)
+    if drawn is not None:
+        write_atomically(directory / "table.png", png(drawn))
 
 
 def read(directory: Path) -> list[Result]:

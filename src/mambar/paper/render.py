@@ -59,7 +59,11 @@ def _table(claims: Sequence[Claim], results: Sequence[Result]) -> tuple[list[str
     rows = []
     for row, column in dict.fromkeys([(c.row, c.column) for c in claims] + [(r.row, r.column) for r in results]):
         published = {c.version: c for c in claims if (c.row, c.column) == (row, column)}
-        line = [row, column, *(_claimed(published.get(version)) for version in versions)]
+        line = [
+            " ".join(row.split()),
+            " ".join(column.split()),
+            *(_claimed(published.get(version)) for version in versions),
+        ]
         for budget in reversed(shown):
             result = cells.get((row, column, budget))
             line.append(_measured(result))
@@ -93,8 +97,9 @@ def _number(value: float) -> str:
 
 
 def _safe(row: Sequence[str]) -> list[str]:
-    """Cells that no spreadsheet takes for a formula."""
-    return ["'" + cell if cell[:1] in ("=", "@", "\t", "\r") else cell for cell in row]
+    """Cells that no spreadsheet takes for a formula; behind the two names, a sign begins a number."""
+    started = [("=", "@", "+", "-") if place < 2 else ("=", "@") for place in range(len(row))]
+    return ["'" + cell if cell[:1] in starts else cell for cell, starts in zip(row, started, strict=True)]
 
 
 def _html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

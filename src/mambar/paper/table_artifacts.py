@@ -9,17 +9,28 @@ stream of 1,000 validation images; an outlier lies above median + 10 median abso
 canvases (the second command pastes images on larger plain ones) it is known where the background is.
 """
 
+import json
+import logging
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final
 
-from mambar.analysis.study import Study
+from mambar.analysis.options import AnalysisOptions
+from mambar.analysis.pictures import gallery_of
+from mambar.analysis.plots import png
+from mambar.analysis.study import Study, study
+from mambar.analysis.subject import open_subject
+from mambar.data.catalog import open_dataset
+from mambar.hub.files import json_bytes, write_atomically
 from mambar.paper.claim import Claim, Result
 from mambar.paper.context import Context
 from mambar.paper.networks import base_recipe
-from mambar.paper.pair import analysed_pair, pair_cells
-from mambar.paper.sweep import recorded, train_cells
+from mambar.paper.pair import pair_cells
+from mambar.paper.plot import draw_layers
+from mambar.paper.sweep import Cell, directory_of, seeds_of, train_cells
+from mambar.training.log import read_metrics
+
+logger = logging.getLogger("mambar.paper")
 
 TITLE: Final = "Artifacts of Vim (one register) and Mamba-R (several), by seed"
 CLAIMS: Final[tuple[Claim, ...]] = ()
@@ -27,20 +38,16 @@ cells = pair_cells
 
 
 def measure(context: Context) -> list[Result]:
-    """Trains both networks with every seed and looks into each finished pair."""
-    train_cells(cells(context), context)
-    table = recorded(cells(context), context)
+    """Trains both networks with every seed and looks into each finished one; what was looked into is read."""
+    chosen = cells(context)
     found: dict[tuple[str, str], dict[int, float]] = {}
-    for row, by_seed in table.items():
+    for row, by_seed in train_cells(chosen, context).items():
         found[row, "top-1, %"] = by_seed
-    both = [seed for seed in context.seeds if all(seed in table.get(cell.row, {}) for cell in cells(context))]
-    for seed in both:
-        one = replace(context, seeds=(seed,))
-        analysis = analysed_pair(one, probes=("ridge",), num_images=200 if context.budget == "smoke" else 1000)
-        for row, study in zip(("Vim", "Mamba-R"), analysis.studies.values(), strict=True):
-            for column, value in _numbers(study):
-                if math.isfinite(value):
-                    found.setdefault((row, column), {})[seed] = value
+    for cell in chosen:
+        for seed in found.get((cell.row, "top-1, %"), {}):
+            for column, value in _looked_into(cell, seed, context).items():
+                found.setdefault((cell.row, column), {})[seed] = value
+    _draw(chosen, context)
     data = base_recipe(context).data
     columns = list(dict.fromkeys(column for _, column in found))
     return [
@@ -53,6 +60,39 @@ def measure(context: Context) -> list[Result]:
         )
         for (row, column), by_seed in sorted(found.items(), key=lambda item: columns.index(item[0][1]))
     ]
+
+
+def _draw(chosen: list[Cell], context: Context) -> None:
+    """layers.png: the looks into the layers that were taken while the finished runs were trained."""
+    rows = {
+        cell.row: [
+            read_metrics(directory_of(cell, seed, context) / "metrics.jsonl") for seed in seeds_of(cell, context)
+        ]
+        for cell in chosen
+    }
+    figure = draw_layers(rows, data=f"{base_recipe(context).data}, training batches")
+    if figure is not None:
+        directory = context.out / context.name
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / "layers.png", png(figure))
+
+
+def _looked_into(cell: Cell, seed: int, context: Context) -> dict[str, float]:
+    """The columns of one run, those left out that are undefined; they are kept beside the run's directory."""
+    directory = directory_of(cell, seed, context)
+    kept = directory.with_name(f"{directory.name}.artifacts.json")
+    if kept.is_file():
+        content: dict[str, float] = json.loads(kept.read_text("utf-8"))["columns"]
+        return content
+    logger.info("Looking into %s, seed %d.", cell.row, seed)
+    options = AnalysisOptions(num_images=64 if context.budget == "smoke" else 1000, gallery=1, added_registers=0)
+    recipe = cell.recipe
+    dataset = open_dataset(recipe.data, "val", **{**recipe.data_options, "limit": options.num_images})
+    subject = open_subject(directory, device=context.device)
+    study_of = study(subject, dataset, gallery_of(dataset, 1, seed=seed), options, workers=context.workers)
+    columns = {column: value for column, value in _numbers(study_of) if math.isfinite(value)}
+    write_atomically(kept, json_bytes({"format_version": 1, "num_images": options.num_images, "columns": columns}))
+    return columns
 
 
 def _numbers(study: Study) -> Iterator[tuple[str, float]]:

@@ -1,0 +1,107 @@
+"""Results drawn: every run as a point, the mean with its interval, one chart a column; drawing only."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from mambar.analysis.labels import FigureLabel
+from mambar.analysis.plots import DASHES, SERIES, Sheet, draw_sheet, label_text
+from mambar.paper.claim import Result
+from mambar.paper.statistics import half_width
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Fields of a run's looks into the layers (metrics.jsonl) → the title of their chart.
+_BY_LAYER: Final = {
+    "norm_mean": "Mean norm by layer, last look",
+    "norm_max": "Largest norm by layer, last look",
+    "outlier_share": "Outliers by layer, last look, %",
+}
+Rows = Sequence[Mapping[str, Any]]
+
+
+def draw_results(results: Sequence[Result]) -> "Figure | None":
+    """One chart a column, one line a row; None where nothing was measured. Only results of one budget go together."""
+    if not results:
+        return None
+    columns = list(dict.fromkeys(result.column for result in results))
+    rows = list(dict.fromkeys(result.row for result in results))
+    panels = [partial(_column, found=[r for r in results if r.column == column], rows=rows) for column in columns]
+    where = results[0].provenance
+    seeds = sorted({seed for result in results for seed in result.provenance.seeds})
+    text = f"{where.data}, budget {results[0].budget}, commit {where.commit}, seeds {', '.join(map(str, seeds))}"
+    label = FigureLabel(data=text, metric="points are runs, bars 95 % intervals of the mean (Student's t)")
+    # Room for the names of the rows beside the chart.
+    size = (3.4 + 0.08 * max(map(len, rows)), max(1.8, 0.34 * len(rows) + 1.0))
+    return draw_sheet(Sheet(panels=panels, label=label, columns=min(2, len(columns)), size=size))
+
+
+def draw_layers(runs: Mapping[str, Sequence[Rows]], *, data: str) -> "Figure | None":
+    """What the looks into the layers saw during training: network → the metrics.jsonl rows of each of its runs.
+
+    Norms are of image tokens in the residual stream of a training batch; an outlier lies above median + 10 MAD of its
+    layer. None where no run was looked into.
+    """
+    looks = {
+        network: [[row for row in rows if row["kind"] == "health"] for rows in of_runs]
+        for network, of_runs in runs.items()
+    }
+    looks = {network: [rows for rows in of_runs if rows] for network, of_runs in looks.items()}
+    if not any(looks.values()):
+        return None
+    panels = [partial(_layers, looks=looks, field=name, title=title) for name, title in _BY_LAYER.items()]
+    panels.append(partial(_course, looks=looks))
+    label = FigureLabel(tensor="residual", metric="one line a seed; outliers above median + 10 MAD", data=data)
+    return draw_sheet(Sheet(panels=panels, label=label, columns=2, size=(4.4, 2.9)))
+
+
+def _column(axes: "Axes", *, found: Sequence[Result], rows: Sequence[str]) -> None:
+    several = len({result.row for result in found}) > 1
+    for result in found:
+        place = len(rows) - 1 - rows.index(result.row)
+        width = half_width(result.values)
+        axes.plot(result.values, [place] * len(result.values), "o", color=SERIES[0], markersize=4, alpha=0.6)
+        if width is not None:
+            axes.errorbar(result.mean, place, xerr=width, fmt="|", color=SERIES[5], capsize=3, markersize=10)
+    axes.set_yticks(range(len(rows)), [label_text(row) for row in reversed(rows)])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_title(label_text(found[0].column))
+    axes.grid(axis="y", visible=not several)
+
+
+def _layers(axes: "Axes", *, looks: Mapping[str, Sequence[Rows]], field: str, title: str) -> None:
+    factor = 100 if field == "outlier_share" else 1
+    for place, (network, of_runs) in enumerate(looks.items()):
+        for number, rows in enumerate(of_runs):
+            values = [factor * value for value in rows[-1][field]]
+            axes.plot(
+                range(len(values)),
+                values,
+                color=SERIES[place],
+                linestyle=DASHES[place],
+                marker="o",
+                markersize=3,
+                label=label_text(network) if not number else None,
+            )
+    axes.set_xlabel("layer, from 0")
+    axes.set_title(title)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _course(axes: "Axes", *, looks: Mapping[str, Sequence[Rows]]) -> None:
+    for place, (network, of_runs) in enumerate(looks.items()):
+        for number, rows in enumerate(of_runs):
+            axes.plot(
+                [row["step"] for row in rows],
+                [100 * row["outlier_share"][-1] for row in rows],
+                color=SERIES[place],
+                linestyle=DASHES[place],
+                label=label_text(network) if not number else None,
+            )
+    axes.set_xlabel("step")
+    axes.set_title("Outliers of the last layer over training, %")
+    axes.set_ylim(bottom=0)
+    axes.legend()

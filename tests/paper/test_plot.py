@@ -1,0 +1,46 @@
+"""Drawn results: every run a point at its value, an interval only where there are several."""
+
+import pytest
+
+from mambar.analysis.plots import png
+from mambar.paper.claim import Provenance, Result
+from mambar.paper.plot import draw_layers, draw_results
+
+
+def result(row, values, column="top-1, %", seeds=None):
+    seeds = tuple(range(len(values))) if seeds is None else seeds
+    where = Provenance(command="c", commit="abc", machine="m", date="2026-01-01", data="some $data", seeds=seeds)
+    return Result(row=row, column=column, budget="small", values=values, provenance=where)
+
+
+def test_points_are_runs_and_bars_need_several():
+    figure = draw_results([result("first", (70.0, 72.0)), result("second", (75.0,))])
+    (axes,) = figure.axes
+    points = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in points] == [[70.0, 72.0], [75.0]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["second", "first"]
+    assert len(axes.containers) == 1
+    assert axes.containers[0].lines[0].get_xdata() == pytest.approx([71.0])
+    assert "seeds 0, 1" in figure.get_supxlabel() and r"\$data" in figure.get_supxlabel()
+
+
+def test_a_chart_for_every_column_and_none_for_nothing():
+    figure = draw_results([result("first", (1.0,)), result("first", (2.0,), column="norm")])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["top-1, %", "norm"]
+    assert draw_results([]) is None
+
+
+def look(step, share):
+    return {"kind": "health", "step": step, "norm_mean": [1.0, 2.0], "norm_max": [2.0, 9.0], "outlier_share": share}
+
+
+def test_looks_into_layers_are_one_line_a_seed():
+    rows = [{"kind": "training", "step": 1}, look(10, [0.0, 0.01]), look(20, [0.0, 0.02])]
+    figure = draw_layers({"Vim": [rows, rows], "Mamba-R": [rows, []]}, data="d")
+    assert len(figure.axes) == 4
+    assert [len(axes.get_lines()) for axes in figure.axes] == [3, 3, 3, 3]
+    by_layer, course = figure.axes[2].get_lines()[0], figure.axes[3].get_lines()[0]
+    assert list(by_layer.get_ydata()) == [0.0, 2.0]
+    assert list(course.get_xdata()) == [10, 20] and list(course.get_ydata()) == [1.0, 2.0]
+    assert png(figure)[:4] == b"\x89PNG"
+    assert draw_layers({"Vim": [[]]}, data="d") is None
