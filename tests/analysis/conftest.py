@@ -4,53 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from hostile_names import HOSTILE
 from mambar.nn.registers import Tokens
-
-# Strings that try to become markup, formulas, terminal codes or paths.
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</title><script>alert(1)</script>",
-    "</style><img src=x onerror=alert(1)>",
-    '"><img src=x onerror=alert(1)>',
-    "'><svg onload=alert(1)>",
-    '" onmouseover="alert(1)',
-    "' onfocus='alert(1)' autofocus='",
-    "javascript:alert(1)",
-    "data:text/html,<script>alert(1)</script>",
-    "<a href=javascript:alert(1)>x</a>",
-    "<iframe src=//evil.example>",
-    "<!-- comment",
-    "--><b>",
-    "]]><b>",
-    "<![CDATA[<b>]]>",
-    "<?xml version='1.0'?>",
-    "&lt;script&gt;",
-    "&#60;script&#62;",
-    "&amp;&quot;&apos;",
-    "<b",
-    "</p></div></body></html>",
-    "<base href=//evil.example>",
-    "<meta http-equiv=refresh content=0>",
-    "<style>*{display:none}</style>",
-    "<math><mtext></math>",
-    "=cmd|' /C calc'!A0",
-    "+1+1",
-    "@SUM(1)",
-    "-2+3",
-    "$x^2$",
-    r"\$\frac{1}{0}$",
-    "$\\undefined{",
-    "\x1b[31mred\x1b[0m",
-    "\x00null\x07bell",
-    "line\nbreak\r\nand\ttab",
-    "\u202egnp.exe",
-    "\ud800 lone surrogate",
-    "%3Cscript%3E",
-    "../../etc/passwd",
-    "a" * 5000,
-    "\u732b \U0001f408 \u0642\u0637",
-    "{{7*7}} ${7*7} {0.__class__}",
-]
 
 
 def pytest_generate_tests(metafunc):

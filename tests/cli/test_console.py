@@ -39,3 +39,13 @@ def test_an_error_about_a_hostile_name_is_one_printable_line(name, capsys):
         main(["predict", name, "none.png"])
     line = capsys.readouterr().err
     assert stop.value.code == 2 and line.count("\n") == 1 and line.removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    "address", ["https://me:planted@host/x", "s3://me:planted@host", "data=https:/me:planted@host/x"]
+)
+def test_the_password_of_an_address_is_not_printed(address, capsys):
+    assert "planted" not in printable(f"There is nothing at {address}.") and "@host" in printable(address)
+    with pytest.raises(SystemExit):
+        main(["train", "folder", f"data={address.removeprefix('data=')}"])
+    assert "planted" not in capsys.readouterr().err

@@ -133,3 +133,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypat
         write_atomically(target, b"new")
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_class_name_that_is_no_text_comes_back(tmp_path):
+    config = VisionMambaConfig(image_size=16, patch_size=8, dim=8, depth=1, num_registers=2, num_classes=2, state=4)
+    # What Python makes of a folder called by the byte E9.
+    classes = ["caf\udce9", "naïve 猫"]
+    mambar.save_model(tmp_path / "run", VisionMamba(config), classes=classes)
+    assert list(mambar.load(tmp_path / "run").classes) == classes
+    assert "naïve 猫" in (tmp_path / "run" / "config.json").read_text("utf-8")

@@ -79,4 +79,4 @@ def description(model: VisionMamba) -> str:
         "preprocessing": preprocessing.to_dict(),
         "config": model.config.to_dict(),
     }
-    return json.dumps(content, ensure_ascii=False)
+    return json.dumps(content)

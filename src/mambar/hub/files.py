@@ -70,7 +70,8 @@ def sync_directory(directory: Path) -> None:
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """Readable JSON, one way for every file of the house."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    # A class named by a folder whose name is no text holds surrogates; \udcXX means the same in JSON.
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def save_model(
