@@ -40,7 +40,7 @@ def test_p5_two_shards_on_one_and_two_processes_have_the_same_bits(tmp_path, unb
 @pytest.mark.rel
 @pytest.mark.slow
 @pytest.mark.parametrize("precision, bound", [("fp32", 1e-6), ("fp64", 1e-12)])
-def test_p5_four_shards_differ_by_less_than_the_bound(tmp_path, precision, bound):
+def test_p5_four_shards_differ_by_less_than_the_bound(tmp_path, precision, bound, record_property):
     from mambar.training.state import CheckpointStore
 
     recipe = runs.tiny(shards=4, precision=precision)
@@ -48,10 +48,14 @@ def test_p5_four_shards_differ_by_less_than_the_bound(tmp_path, precision, bound
     assert runs.finish(*runs.start_group(recipe, tmp_path / "two", world=2)) == [0, 0]
     assert runs.finish(*runs.start_group(recipe, tmp_path / "four", world=4)) == [0] * 4
     one = CheckpointStore(tmp_path / "one" / "checkpoints").load()
+    largest = 0.0
     for name in ("two", "four"):
         other = CheckpointStore(tmp_path / name / "checkpoints").load()
         for key, tensor in one.tensors.items():
-            assert (tensor.double() - other.tensors[key].double()).abs().max() <= bound, key
+            difference = (tensor.double() - other.tensors[key].double()).abs().max()
+            assert difference <= bound, key
+            largest = max(largest, float(difference))
+    record_property("largest difference", largest)
 
 
 @pytest.mark.slow
@@ -201,23 +205,32 @@ def test_p6_without_restarts_the_run_fails_in_time_and_leaves_no_orphans(tmp_pat
 @pytest.mark.rel
 @pytest.mark.soak
 def test_p6_many_random_deaths(tmp_path, unbroken, record_property):
-    draw, deaths = random.Random(2), 0
-    for number in range(10):
+    draw, deaths, slow = random.Random(2), 0, (faults.slow_steps, 0.1)
+    for number in range(8):
         out = tmp_path / f"run-{number}"
-        for _ in range(10):
+        for _ in range(3):
+            before = runs.steps_in(out)
             group = runs.start_group(
-                runs.tiny(), out, world=2, resume=(out / "recipe.json").exists(), environment={"MAMBAR_TIMEOUT": "10"}
+                runs.tiny(),
+                out,
+                world=2,
+                befores={0: slow, 1: slow},
+                resume=(out / "recipe.json").exists(),
+                environment={"MAMBAR_TIMEOUT": "10"},
             )
+            # Each start gets time for a few more steps, else the run never progresses.
+            target = before + draw.randint(1, 3)
+            while runs.steps_in(out) < target and group[0].exitcode is None:
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.2))
             victim = draw.choice(group)
-            victim.join(draw.uniform(3, 9))
-            if all(process.exitcode == 0 for process in group):
-                break
-            deaths += victim.exitcode is None
-            for process in (victim, *group):
+            victim.kill()
+            victim.join()
+            deaths += victim.exitcode == -signal.SIGKILL
+            for process in group:
                 process.kill()
                 process.join()
-        else:
-            assert runs.finish(*runs.start_group(runs.tiny(), out, world=2, resume=True)) == [0, 0]
+        assert runs.finish(*runs.start_group(runs.tiny(), out, world=2, resume=True)) == [0, 0]
         assert runs.trace(out) == unbroken
     record_property("killed processes", deaths)
-    assert deaths >= 10
+    assert deaths >= 20

@@ -113,6 +113,24 @@ def test_p4_every_sample_once_an_epoch_in_the_same_order(tmp_path):
         assert len(counts) == 48 and set(counts.values()) == {1}
 
 
+@pytest.mark.slow
+def test_gradient_checkpointing_changes_no_bit_of_a_run(tmp_path, unbroken):
+    """Drop path and dropout drop the same in the second forward pass."""
+    assert run_to_the_end(tmp_path / "run", recipe=runs.tiny(grad_checkpointing=True)) == 1
+    assert runs.trace(tmp_path / "run") == unbroken
+
+
+@pytest.mark.soak
+def test_a_compiled_model_trains_the_same(tmp_path):
+    """Without dropout, whose masks a compiled model draws in its own way; drop path keeps its keys."""
+    losses = []
+    for name, compiled in (("plain", False), ("compiled", True)):
+        recipe = runs.tiny(compile=compiled, **{"config.dropout": 0.0})
+        assert run_to_the_end(tmp_path / name, recipe=recipe) == 1
+        losses.append([row["loss"] for row in runs.read_rows(tmp_path / name) if row["kind"] == "training"])
+    assert len(losses[0]) == 9 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def fill(disk: Path, left: int) -> Path:
     """A file that leaves so many bytes free."""
     file = disk / "filler"
