@@ -1,17 +1,20 @@
 """`mambar doctor`: what is here, what can run and why not, and whether the numbers are right."""
 
 import importlib.metadata
+import os
 import platform
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mambar.cli.arguments import AsJson, print_json
+from mambar.cli.console import say
 from mambar.version import __version__
 
 _PACKAGES = (
     *("torch", "torchvision", "timm", "numpy", "safetensors", "triton", "llvmlite", "cuda-core"),
-    *("transformers", "onnxruntime", "gradio"),
+    *("transformers", "onnx", "onnxruntime", "openvino", "gradio"),
 )
 
 
@@ -28,7 +31,7 @@ def doctor(
     }
     found.update(_devices())
     found["backends"] = _backends()
-    found["cache"] = _cache()
+    found["caches"] = _caches()
     failures: list[str] = []
     if not quick:
         from mambar.bench.self_test import self_test
@@ -41,11 +44,11 @@ def doctor(
     else:
         for name, value in found.items():
             if isinstance(value, dict):
-                typer.echo(name)
+                say(name)
                 for key, text in value.items():
-                    typer.echo(f"  {key:36} {text}")
+                    say(f"  {key:36} {text}")
             else:
-                typer.echo(f"{name:10} {value}")
+                say(f"{name:10} {value}")
     if failures:
         typer.echo(f"mambar: the self-test failed: {', '.join(failures)}", err=True)
     return 1 if failures else 0
@@ -64,32 +67,49 @@ def _devices() -> dict[str, object]:
     from mambar.bench.machine import processor
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    reason = "none that PyTorch sees" if torch.version.cuda else "none: this build of PyTorch has no CUDA"
     return {
         "processor": f"{processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
-        "gpus": ", ".join(gpus) or "none that PyTorch sees",
+        "gpus": ", ".join(gpus) or reason,
+        "mps": "ready" if torch.backends.mps.is_available() else "not an Apple GPU",
     }
 
 
 def _backends() -> dict[str, str]:
+    """Every backend by op and device; those of a GPU too where none is, with the reason."""
     import torch
 
     from mambar.ops import available_backends
     from mambar.ops.dispatch import OPS
 
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return {
-        f"{op} on {device}: {backend.name}": backend.missing or "ready"
-        for op in OPS
-        for device in devices
-        for backend in available_backends(op, device)
-    }
+    found = {}
+    for op in OPS:
+        for device in ("cpu", "cuda"):
+            for backend in available_backends(op, device):
+                there = device == "cpu" or torch.cuda.is_available()
+                if not there and "cuda" not in (backend.devices or ()):
+                    continue
+                reason = None if there else "PyTorch sees no GPU"
+                found[f"{op} on {device}: {backend.name}"] = backend.missing or reason or "ready"
+    return found
 
 
-def _cache() -> str:
+def _caches() -> dict[str, str]:
+    """Where things are kept between runs: our kernels and weights, and what the libraries below keep."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     from mambar.cache import cache_directory
     from mambar.errors import InputError
 
     try:
-        return str(cache_directory())
+        own = str(cache_directory())
     except InputError as error:
-        return f"unusable: {error}"
+        own = f"unusable: {error}"
+    triton = os.environ.get("TRITON_CACHE_DIR") or str(Path.home() / ".triton" / "cache")
+    return {
+        "mambar (MAMBAR_CACHE)": own,
+        "Hugging Face (HF_HUB_CACHE)": HF_HUB_CACHE,
+        "torch.compile (TORCHINDUCTOR_CACHE_DIR)": os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir(),
+        "Triton (TRITON_CACHE_DIR)": triton,
+    }

@@ -32,7 +32,9 @@ _ONNX_ONLY = ("opset", "scan")
 def export(
     run: Annotated[str, typer.Argument(help="A run directory, a model file, a hub id owner/name, or a model's name.")],
     assignments: Assignments = None,
-    format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(_ENDINGS)}.")] = "onnx",
+    format: Annotated[
+        str, typer.Option("--format", help=f"One of {', '.join(_ENDINGS)}.", autocompletion=lambda: list(_ENDINGS))
+    ] = "onnx",
     int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits (onnx), with what that costs.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     as_json: AsJson = False,

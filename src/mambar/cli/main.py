@@ -46,21 +46,26 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("demo")(demo.demo)
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("analyze")(analyze.analyze)
-app.command("reproduce")(reproduce.reproduce)
-app.command("recipe")(recipe.recipe)
-app.command("segment")(segment.segment)
-app.command("pack")(pack.pack)
-app.command("export")(export.export)
-app.command("serve")(serve.serve)
-app.command("doctor")(doctor.doctor)
-app.command("bench")(bench.bench)
-app.command("convert")(convert.convert)
-app.command("info")(info.info)
+# In the order of the work: try, train, look, use, and what is around it; with the line that `mambar --help` shows.
+_VERBS = {
+    "demo": (demo.demo, "Train a small Mamba-R and its Vim twin, compare them."),
+    "train": (train.train, "Train a recipe, or go on with a run."),
+    "evaluate": (evaluate.evaluate, "Top-1, top-5 and per class on held-out images."),
+    "predict": (predict.predict, "Name what is on images."),
+    "analyze": (analyze.analyze, "Look for artifacts: norms, maps, outliers, probes."),
+    "reproduce": (reproduce.reproduce, "A table or figure of the paper, ours beside it."),
+    "recipe": (recipe.recipe, "List the recipes, or show one resolved."),
+    "segment": (segment.segment, "Name every pixel of images."),
+    "pack": (pack.pack, "Write a folder of images as tar shards."),
+    "export": (export.export, "ONNX, torch.export, AOTInductor, OpenVINO, transformers."),
+    "serve": (serve.serve, "A page that shows what a model sees in an image."),
+    "doctor": (doctor.doctor, "What is here, what can run, are the numbers right."),
+    "bench": (bench.bench, "Speed of the ops and models on this machine."),
+    "convert": (convert.convert, "Released checkpoints to ours, and back."),
+    "info": (info.info, "What a model is and what it costs."),
+}
+for _name, (_verb, _line) in _VERBS.items():
+    app.command(_name, short_help=_line)(_verb)
 
 
 def _version(asked: bool) -> bool:
