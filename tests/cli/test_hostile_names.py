@@ -126,9 +126,10 @@ def test_reports_have_the_elements_of_plain_names(walked):
 
 @pytest.mark.slow
 def test_terminals_get_nothing_to_obey(walked):
-    _, printed, _ = walked
+    place, printed, _ = walked
     for verb, text in printed.items():
         assert all(line.isprintable() for line in text.splitlines()), verb
+    assert f"report: {place / 'run' / 'report.html'}" in printed["train"]
     assert "script" in printed["evaluate"] and "script" in printed["predict"]
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mambar.cli.arguments import AsJson, Assignments, parse, print_json
+from mambar.cli.console import say
 from mambar.errors import InputError
 
 
@@ -46,6 +47,7 @@ def train(
 
     from mambar.recipes.run import resume as resume_run
     from mambar.recipes.run import run
+    from mambar.training.distributed_environment import rank
 
     shared = {"device": options.device, "workers": options.workers}
     if resume is not None:
@@ -64,6 +66,10 @@ def train(
         )
     if as_json:
         print_json({"directory": str(result.directory), "metrics": dict(result.metrics)})
+    elif rank() == 0:
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+        say(f"{result.directory}: {numbers}")
+        say(f"report: {result.directory / 'report.html'}")
     return 0
 
 
