@@ -140,10 +140,13 @@ def draw_gallery(shown: GalleryImage, look: Look) -> "Figure":
     """The image and its rows as one sheet, for a paper or slides."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     models = list(shown.rows[0].maps)
     rows, columns = len(models), len(shown.rows) + 1
-    figure = Figure(figsize=(1.9 * columns, 2.05 * rows + 0.75), layout="constrained")
+    # A square picture is lower than its column, and its title then stands above what the layout had kept free.
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 0.96))
+    figure = Figure(figsize=(1.9 * columns, 2.05 * rows + 0.85), layout=layout)
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
     for line, name in enumerate(models):
