@@ -25,7 +25,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 # What a block may need that a test machine lacks; the reader sees it as the block's title.
-MARKERS = {"needs a GPU", "needs ImageNet", "needs ADE20K", "needs the network", "serves until stopped"}
+MARKERS = (
+    r"needs (a GPU|ImageNet|ADE20K|the network)",
+    r"(one|two|four|eight) GPUs?, (about )?\w+ (minutes?|hours?|days?)",
+    r"serves until stopped",
+)
 # Words that stand for something of the reader's own; the test has it under that very name.
 RUN, IMAGES, IMAGE = "RUN", "PATH", "IMAGE"
 # Less of the same, put behind the words of the document: every word is still parsed and obeyed.
@@ -62,7 +66,8 @@ def blocks(page: Path) -> Iterator[Block]:
         assert language in ("python", "sh", "text", "bibtex"), (
             f"{where}: say python, sh, text or bibtex, not {language!r}."
         )
-        assert not title or title in MARKERS, f"{where}: {title!r} is no marker; known are {sorted(MARKERS)}."
+        known = any(re.fullmatch(marker, title) for marker in MARKERS)
+        assert known or not title, f"{where}: {title!r} is no marker; known are {', '.join(MARKERS)}."
         yield Block(page, int(where.rpartition(":")[2]), language, title, found["text"])
 
 
@@ -120,14 +125,17 @@ def test_blocks_are_counted():
     found = [block for page in PAGES for block in blocks(page)]
     marked = [block for block in found if block.title]
     run = [block for page in PAGES for block in runnable(page)]
-    assert len(run) >= 20 and len(run) > 2 * len(marked)
+    # Studies on GPUs carry markers by nature; what a laptop can run must stay the larger part.
+    assert len(run) >= 25 and len(run) > len(marked)
     # Fences that the pattern above missed would go unrun.
     fences = sum(len(re.findall(r"^ *```", page.read_text("utf-8"), re.MULTILINE)) for page in PAGES)
     assert fences == 2 * len(found)
 
 
 @pytest.mark.parametrize(
-    "info", ['python title="needs luck"', "pyton", "", "python hidden", 'sh title="needs a gpu"'], ids=repr
+    "info",
+    ['python title="needs luck"', "pyton", "", "python hidden", 'sh title="needs a gpu"', 'sh title="a GPU"'],
+    ids=repr,
 )
 def test_an_unknown_marker_fails(info, tmp_path):
     (tmp_path / "page.md").write_text(f"```{info}\nx\n```\n")
