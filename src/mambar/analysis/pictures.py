@@ -59,7 +59,7 @@ def pictures_from(paths: Sequence[str | Path], *, limit: int = 1000) -> Pictures
 
 
 def gallery_of(dataset: ImageDataset, count: int, *, seed: int) -> Pictures:
-    """`count` images of a dataset, drawn by `seed`, named by number and class."""
+    """`count` images of a dataset, drawn by `seed`, named by number and class; the figure's label names the data."""
     if isinstance(dataset, Pictures):
         return Pictures(name=dataset.name, images=dict(list(dataset.images.items())[:count]))
     chosen = permutation(len(dataset), key(seed, "gallery"))[:count]
@@ -67,7 +67,7 @@ def gallery_of(dataset: ImageDataset, count: int, *, seed: int) -> Pictures:
     for index in sorted(chosen.tolist()):
         sample = dataset[index]
         kind = f", {dataset.classes[sample.label]}" if 0 <= sample.label < len(dataset.classes) else ""
-        images[f"{dataset.name} {index}{kind}"] = sample.image
+        images[f"image {index}{kind}"] = sample.image
     return Pictures(name=dataset.name, images=images)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
 
 from mambar.analysis.labels import FigureLabel
@@ -33,8 +34,7 @@ def draw_results(results: Sequence[Result]) -> "Figure | None":
     seeds = sorted({seed for result in results for seed in result.provenance.seeds})
     text = f"{where.data}, budget {results[0].budget}, commit {where.commit}, seeds {', '.join(map(str, seeds))}"
     label = FigureLabel(data=text, metric="points are runs, bars 95 % intervals of the mean (Student's t)")
-    # Room for the names of the rows beside the chart.
-    size = (3.4 + 0.08 * max(map(len, rows)), max(1.8, 0.34 * len(rows) + 1.0))
+    size = (5.6, max(1.8, 0.42 * len(rows) + 1.0))
     return draw_sheet(Sheet(panels=panels, label=label, columns=min(2, len(columns)), size=size))
 
 
@@ -65,7 +65,7 @@ def _column(axes: "Axes", *, found: Sequence[Result], rows: Sequence[str]) -> No
         axes.plot(result.values, [place] * len(result.values), "o", color=SERIES[0], markersize=4, alpha=0.6)
         if width is not None:
             axes.errorbar(result.mean, place, xerr=width, fmt="|", color=SERIES[5], capsize=3, markersize=10)
-    axes.set_yticks(range(len(rows)), [label_text(row) for row in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [fill(label_text(row), 24) for row in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_title(label_text(found[0].column))
     axes.grid(axis="y", visible=not several)

@@ -5,7 +5,7 @@
         data_options.canvas=64 image_size=64 config.patch_size=4
 
 Beyond the paper, which shows single networks and images (arXiv 2405.14858). Norms are of image tokens in the residual
-stream of 1,000 validation images; an outlier lies above median + 10 median absolute deviations of its layer. On
+stream of 400 validation images; an outlier lies above median + 10 median absolute deviations of its layer. On
 canvases (the second command pastes images on larger plain ones) it is known where the background is.
 """
 
@@ -43,10 +43,11 @@ def measure(context: Context) -> list[Result]:
     found: dict[tuple[str, str], dict[int, float]] = {}
     for row, by_seed in train_cells(chosen, context).items():
         found[row, "top-1, %"] = by_seed
-    for cell in chosen:
-        for seed in found.get((cell.row, "top-1, %"), {}):
-            for column, value in _looked_into(cell, seed, context).items():
-                found.setdefault((cell.row, column), {})[seed] = value
+    for seed in context.seeds:
+        for cell in chosen:
+            if seed in found.get((cell.row, "top-1, %"), {}):
+                for column, value in _looked_into(cell, seed, context).items():
+                    found.setdefault((cell.row, column), {})[seed] = value
     _draw(chosen, context)
     data = base_recipe(context).data
     columns = list(dict.fromkeys(column for _, column in found))
@@ -85,7 +86,7 @@ def _looked_into(cell: Cell, seed: int, context: Context) -> dict[str, float]:
         content: dict[str, float] = json.loads(kept.read_text("utf-8"))["columns"]
         return content
     logger.info("Looking into %s, seed %d.", cell.row, seed)
-    options = AnalysisOptions(num_images=64 if context.budget == "smoke" else 1000, gallery=1, added_registers=0)
+    options = AnalysisOptions(num_images=64 if context.budget == "smoke" else 400, gallery=1, added_registers=0)
     recipe = cell.recipe
     dataset = open_dataset(recipe.data, "val", **{**recipe.data_options, "limit": options.num_images})
     subject = open_subject(directory, device=context.device)
@@ -111,5 +112,8 @@ def _numbers(study: Study) -> Iterator[tuple[str, float]]:
         yield "background, % of pixels", 100 * there.background
         yield "longest 5 % on background, last layer, %", 100 * study.truth[2].layers[-1].outlier_background
         yield "ROC-AUC of the norm for background, last layer", there.auc
+    for group in () if study.local is None else study.local.groups:
+        yield f"place of {group.group} guessed, %", 100 * group.position_accuracy
+        yield f"pixels of {group.group} explained, %", 100 * group.explained
     for probe in study.probes:
         yield f"linear probe of {probe.name}, %", 100 * probe.accuracy
