@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -92,6 +93,18 @@ def test_timms_features(name):
     final, intermediates = whole.forward_intermediates(images)
     assert len(timm.models.FeatureInfo(whole.feature_info, 3).channels()) == len(intermediates)
     torch.testing.assert_close(final, whole.forward_features(images))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(os.environ.get("MAMBAR_SHAPES")), reason="nothing is traced through the shape-checking hook")
+@pytest.mark.parametrize("name", NAMES)
+def test_timms_export(name):
+    """test_model_forward of the exported program, as timm's list has it for torch.export."""
+    model = timm.create_model(name, **SHORT).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        program = torch.export.export(model, (images,), strict=False)
+        torch.testing.assert_close(program.module()(images), model(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
