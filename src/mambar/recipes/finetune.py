@@ -32,7 +32,8 @@ RECIPE = Recipe(
             augment="rand-m9-mstd0.5-inc1",
             smoothing=0.1,
             eval_crop=0.95,
-            start_from="PATH",
+            # No default: the command says what to start from.
+            start_from="weights",
         ),
     ),
     deliver="best",

@@ -16,7 +16,8 @@ RECIPE = Recipe(
     name="finetune_384",
     model="same",
     data="imagenet",
-    stages=(dataclasses.replace(FINETUNE, image_size=384, drop_path=0.5, clip=1.0, start_from="PATH"),),
+    # No default: the command says what to start from.
+    stages=(dataclasses.replace(FINETUNE, image_size=384, drop_path=0.5, clip=1.0, start_from="weights"),),
     shards=16,
     grad_checkpointing=True,
 )
