@@ -12,7 +12,6 @@ from mambar.segmentation.upernet import UPerHead
 
 
 @runtime_checkable
-@runtime_checkable
 class Decoder(Protocol):
     """Maps of the tapped layers (one size) → logits at a size of its own."""
 
