@@ -1,4 +1,4 @@
-"""The decoders: UPerNet gives a logit every 4 pixels, the linear one every patch; what each makes of the tapped layers' maps."""
+"""What each decoder makes of the tapped layers: UPerNet a logit every 4 pixels, the linear one every patch."""
 
 import pytest
 import torch
