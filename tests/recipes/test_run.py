@@ -96,6 +96,7 @@ def test_three_stages_give_the_same_numbers_from_folder_and_shards_on_one_and_tw
     assert "tench" in (tmp_path / "two" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_folder_is_what_imagenet_looks_like(sources):
     files = sorted((sources / "folder" / "val").rglob("*.JPEG"))
     assert len(files) == 23 and {file.parent.name for file in files} == set(IDS)
