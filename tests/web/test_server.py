@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import re
+import socket
 import stat
 import subprocess
 import sys
@@ -259,6 +260,36 @@ def test_fifty_at_once(running):
     with concurrent.futures.ThreadPoolExecutor(50) as visitors:
         assert sum(visitors.map(visit, range(50))) == 50
     assert memory(running) - before < 300e6
+
+
+def test_old_uploads_are_removed(running, tmp_path):
+    """The same page, but for the times: looked after each second, kept for one."""
+    code = (
+        "import sys, time, pathlib, urllib.request\n"
+        "from mambar.analysis.subject import open_subject\n"
+        "from mambar.web import page, server\n"
+        "page._LOOK_EVERY = page._KEEP_FOR = 1\n"
+        "with server.serving([open_subject(sys.argv[1])], port=int(sys.argv[2])) as served:\n"
+        '    head = b\'Content-Disposition: form-data; name="files"; filename="a.png"\'\n'
+        "    body = b'--x\\r\\n' + head + b'\\r\\n\\r\\nabc\\r\\n--x--\\r\\n'\n"
+        "    kind = {'Content-Type': 'multipart/form-data; boundary=x'}\n"
+        "    request = urllib.request.Request(served.address + '/gradio_api/upload', body, kind)\n"
+        "    import json; path = pathlib.Path(json.load(urllib.request.urlopen(request))[0])\n"
+        "    print('there', path.is_file())\n"
+        "    for _ in range(120):\n"
+        "        if not path.exists(): break\n"
+        "        time.sleep(0.5)\n"
+        "    print('gone', not path.exists())\n"
+    )
+    command = [sys.executable, "-c", code, str(running.secret.parent.parent / "vim"), str(free_port())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.stdout.split() == ["there", "True", "gone", "True"], done.stderr
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
 
 
 def foreign(lines):

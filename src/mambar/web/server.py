@@ -1,6 +1,6 @@
 """Serves the page: on this machine only unless asked otherwise, with every door of gradio closed that it leaves open.
 
-The settings and their reasons stand in docs/reliability.md; tests/web attacks the running page.
+The reasons stand in docs/decisions/0006-what-the-page-lets-in.md; tests/web attacks the running page.
 """
 
 import importlib.util
