@@ -130,6 +130,9 @@ def test_blocks_are_counted():
     # Fences that the pattern above missed would go unrun.
     fences = sum(len(re.findall(r"^ *```", page.read_text("utf-8"), re.MULTILINE)) for page in PAGES)
     assert fences == 2 * len(found)
+    # So would code that is only indented.
+    fenced = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+    assert not [page.name for page in PAGES if re.search(r"\n\n {4,}\S", fenced.sub("", page.read_text("utf-8")))]
 
 
 @pytest.mark.parametrize(
