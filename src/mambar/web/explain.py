@@ -178,8 +178,9 @@ def _view_record(view: View, layer: int) -> dict[str, Any]:
     }
 
 
-def _finite(record: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in record.items()}
+def _finite(record: Mapping[str, int | float]) -> dict[str, int | float | None]:
+    """Counts as they are, numbers as `_number` gives them."""
+    return {name: value if isinstance(value, int) else _number(value) for name, value in record.items()}
 
 
 def _rounded(values: Tensor) -> Any:
