@@ -180,7 +180,11 @@ def _norms(analysis: Analysis, save: Save) -> report.Html:
     layers = analysis.layers()
     by_layer = _charts("norms-by-layer", norm_sheet(analysis.studies, replace(label, layer="all")), save)
     some = replace(label, layer=_layer_text(analysis))
-    shapes = _charts("norm-distributions", distribution_sheet({name: found.norms for name, found in analysis.studies.items()}, layers, some), save)
+    shapes = _charts(
+        "norm-distributions",
+        distribution_sheet({name: found.norms for name, found in analysis.studies.items()}, layers, some),
+        save,
+    )
     rows = [
         (name, layer, *(f"{value:.4g}" for value in _numbers(found, layer)))
         for name, found in analysis.studies.items()
