@@ -94,6 +94,15 @@ def test_the_shared_files(found):
     ]
 
 
+def test_a_class_named_by_bytes_that_are_no_text_is_shared():
+    names = ("a", "b", "\udcff")
+    subject = Subject(
+        name="x", model=VisionMamba(SMALL).eval(), preprocessing=Preprocessing(image_size=32), classes=names
+    )
+    explained = explain([subject], photographs("chelsea")["chelsea"], name="chelsea")
+    assert "\\udcff" in views.share_json(explained, Choices(layer=0)).decode()
+
+
 def test_every_photograph_has_its_thumbnail():
     css = views.thumbnails_css("#p")
     count = len(photographs())

@@ -96,7 +96,9 @@ def share_png(explanation: Explanation, choices: Choices) -> bytes:
 
 def share_json(explanation: Explanation, choices: Choices) -> bytes:
     """The numbers behind the picture (see `Explanation.record`)."""
-    return (json.dumps(explanation.record(choices.layer), indent=1, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(explanation.record(choices.layer), indent=1, ensure_ascii=False) + "\n").encode(
+        "utf-8", "backslashreplace"
+    )
 
 
 def gallery(explanation: Explanation, choices: Choices) -> GalleryImage:
