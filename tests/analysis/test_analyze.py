@@ -55,6 +55,7 @@ def text_of(path):
     return page, " ".join(words)
 
 
+@pytest.mark.slow
 def test_report_shows_every_part_of_both_models(shapes):
     page, words = text_of(shapes.report)
     for heading in ("Gallery", "Norms", "Outliers", "Registers", "What tokens carry", "Against the truth"):
@@ -65,6 +66,7 @@ def test_report_shows_every_part_of_both_models(shapes):
     assert "<script" not in page and "http://" not in page and "https://" not in page
 
 
+@pytest.mark.slow
 def test_every_figure_is_there_as_png_and_svg(shapes):
     figures = {path.name for path in (shapes.report.parent / "figures").iterdir()}
     names = {name.rpartition(".")[0] for name in figures}
@@ -73,6 +75,7 @@ def test_every_figure_is_there_as_png_and_svg(shapes):
     assert sheets | {"gallery-00", "registers-00-a"} <= names
 
 
+@pytest.mark.slow
 def test_numbers_are_strict_json_and_equal_the_arrays(shapes):
     folder = shapes.report.parent
     numbers = json.loads((folder / "numbers.json").read_text("utf-8"), parse_constant=pytest.fail)
@@ -87,6 +90,7 @@ def test_numbers_are_strict_json_and_equal_the_arrays(shapes):
     assert numbers["format_version"] == 1 and numbers["options"]["gallery"] == 1
 
 
+@pytest.mark.slow
 def test_planted_outliers_are_found_and_moved(shapes):
     vim = shapes.analysis.studies["vim"]
     trained, moved = vim.added[0], vim.added[-1]
@@ -95,6 +99,7 @@ def test_planted_outliers_are_found_and_moved(shapes):
     assert np.isfinite(trained.top1) and trained.num_images == 24
 
 
+@pytest.mark.slow
 def test_random_weights_are_named_in_the_report(tmp_path):
     options = AnalysisOptions(gallery=1, num_images=2, image_size=64, added_registers=0)
     files = []
@@ -169,6 +174,7 @@ def test_wrong_options_are_refused(wrong):
         AnalysisOptions(**wrong)
 
 
+@pytest.mark.slow
 def test_nothing_is_written_outside(shapes):
     folder = Path(shapes.report).parent
     assert {path.name for path in folder.iterdir()} == {"report.html", "numbers.json", "arrays.npz", "figures"}
