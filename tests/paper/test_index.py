@@ -30,7 +30,7 @@ def test_wrong_names_and_missing_data(tmp_path):
 
 @pytest.mark.slow
 def test_register_count_smoke_and_resume(tmp_path, monkeypatch):
-    results = index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))["table_register_count"]
+    results = index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))
     assert [result.row for result in results] == ["n = 1 (Vim)", "n = 4"]
     assert all(result.budget == "smoke" and len(result.values) == 2 for result in results)
     directory = tmp_path / "smoke" / "table_register_count"
@@ -42,7 +42,7 @@ def test_register_count_smoke_and_resume(tmp_path, monkeypatch):
         raise AssertionError("a finished cell was run again")
 
     monkeypatch.setattr(importlib.import_module("mambar.recipes.run"), "run", run)
-    again = index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))["table_register_count"]
+    again = index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))
     assert [result.values for result in again] == [result.values for result in results]
     cell = next((tmp_path / "smoke" / "cells").glob("*/cell.json"))
     content = json.loads(cell.read_text())
@@ -55,9 +55,9 @@ def test_register_count_smoke_and_resume(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_tables_side_by_side_share_runs_and_give_the_same_numbers(tmp_path):
     one = index.reproduce("table_register_count", out=tmp_path / "one")
-    names = "table_register_count,table_register_design"
-    two = index.reproduce(names, out=tmp_path / "two", jobs=2)
-    values = [[result.values for result in found["table_register_count"]] for found in (one, two)]
+    names = ("table_register_count", "table_register_design")
+    two = index.reproduce_together(names, out=tmp_path / "two", jobs=2)
+    values = [[result.values for result in found] for found in (one, two["table_register_count"])]
     assert values[0] == values[1]
     # Two counts and three designs, one of which is the larger count.
     assert len(list((tmp_path / "two" / "smoke" / "cells").glob("*/cell.json"))) == 4
@@ -68,7 +68,7 @@ def test_tables_side_by_side_share_runs_and_give_the_same_numbers(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in index.NAMES if name != "table_register_count"])
 def test_smoke(name, tmp_path):
-    results = index.reproduce(name, out=tmp_path)[name]
+    results = index.reproduce(name, out=tmp_path)
     assert results
     table = index.module(name)
     assert render(table.CLAIMS, results)

@@ -25,7 +25,7 @@ def reproduce(
     """
     from mambar.paper.claim import Budget
     from mambar.paper.index import module, names
-    from mambar.paper.index import reproduce as run
+    from mambar.paper.index import reproduce_together as run
     from mambar.paper.render import render
 
     if listing or not name:
@@ -40,7 +40,7 @@ def reproduce(
     if options.precision != "auto":
         fields.append(f"precision={options.precision}")
     results = run(
-        name,
+        name.split(","),
         budget=cast(Budget, given.get("budget", "smoke")),
         data=options.data,
         out=options.out or "runs/reproduce",

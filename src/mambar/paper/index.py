@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
+from typing import TypedDict, Unpack
 
 from mambar.analysis.plots import png
 from mambar.errors import InputError
@@ -51,8 +52,30 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(f"mambar.paper.{name}")
 
 
-def reproduce(
-    name: str,
+class Options(TypedDict, total=False):
+    """What `reproduce` and `reproduce_together` take beside names."""
+
+    budget: Budget
+    data: str | Path | None
+    out: str | Path
+    device: str
+    fields: Sequence[str]
+    seeds: Sequence[int]
+    other_seeds: int | None
+    more: bool
+    workers: int
+    jobs: int
+    minutes: float | None
+    fit: bool
+
+
+def reproduce(name: str, **options: Unpack[Options]) -> list[Result]:
+    """Measures the cells of one table or figure; see `reproduce_together` for the options."""
+    return reproduce_together((name,), **options)[name]
+
+
+def reproduce_together(
+    names: Sequence[str],
     *,
     budget: Budget = "smoke",
     data: str | Path | None = None,
@@ -69,21 +92,22 @@ def reproduce(
 ) -> dict[str, list[Result]]:
     """Measures the cells of tables and figures that the budget pays for; finished ones are read, not run again.
 
-    Gives the results by name. `name` may be several, separated by commas: their runs are trained together, and shared
-    where they are the same. Writes results.json and the table as Markdown, HTML and CSV into `out`/BUDGET/NAME, tables
-    anew after each run. budget: "smoke" (a CPU, minutes, proves the path), "small" (one GPU; comparable among its own
-    rows), "full" (the paper's data and recipe). fields: `field=value` texts for every recipe. seeds, other_seeds: of
-    rows that decide, and how many of them the others get. more: rows beyond the paper's. jobs: runs side by side, each
-    a process. minutes: what all training may take; a short trial measures the speed first, and what does not fit is
-    refused, or with `fit` gets as many epochs as do. Raises `InputError` for data that are missing.
+    Gives the results by name. The runs of all are trained together, and shared where they are the same. Writes
+    results.json and the table as Markdown, HTML and CSV into `out`/BUDGET/NAME, tables anew after each run.
+
+    budget: "smoke" (a CPU, minutes, proves the path), "small" (one GPU; comparable among its own rows), "full" (the
+    paper's data and recipe). fields: `field=value` texts for every recipe. seeds, other_seeds: of rows that decide, and
+    how many of them the others get. more: rows beyond the paper's. jobs: runs side by side, each a process. minutes:
+    what all training may take; a short trial measures the speed first, and what does not fit is refused, or with `fit`
+    gets as many epochs as do. Raises `InputError` for data that are missing.
     """
-    chosen = {part: module(part) for part in name.split(",")}
+    chosen = {name: module(name) for name in names}
     if budget not in BUDGETS:
         raise InputError(f"budget={budget!r} is not known; choose one of {', '.join(BUDGETS)}.")
     if len(set(seeds)) != len(seeds) or not seeds:
         raise InputError(f"seeds={list(seeds)} must be different whole numbers, at least one.")
     context = Context(
-        name=name,
+        name=",".join(chosen),
         budget=budget,
         out=Path(out) / budget,
         data=None if data is None else str(data),
