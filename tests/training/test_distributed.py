@@ -163,6 +163,8 @@ if scenario == "forgetful" and not first:
 runs.here(runs.tiny(), out, workers=workers)
 """
 SCENARIOS = ["rank 0", "rank 1", "worker", "rank 0 in a save", "rank 1 in an evaluation"]
+# In every run of the suite; the others in the soak.
+SAMPLED = {"rank 1", "worker", "rank 0 in a save"}
 
 
 def under_torchrun(tmp_path, scenario, *, restarts):
@@ -181,7 +183,10 @@ def under_torchrun(tmp_path, scenario, *, restarts):
 
 @pytest.mark.rel
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    "scenario",
+    [scenario if scenario in SAMPLED else pytest.param(scenario, marks=pytest.mark.soak) for scenario in SCENARIOS],
+)
 def test_p6_a_dead_process_is_restarted_and_changes_nothing(tmp_path, unbroken, scenario):
     code, out = under_torchrun(tmp_path, scenario, restarts=2)
     assert code == 0, (tmp_path / "log").read_text()[-3000:]
