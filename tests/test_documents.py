@@ -37,6 +37,8 @@ SHORTER = {
     "train digits": ["max_steps=2"],
     "train folder": ["epochs=1", "batch_size=4", "image_size=32", "config.depth=2"],
     "train finetune": ["epochs=1", "max_steps=2"],
+    "train upernet_shapes": ["epochs=1", "max_steps=2", "data_options.val_limit=4"],
+    "train upernet_shapes_vim": ["epochs=1", "max_steps=2", "data_options.val_limit=4"],
     "analyze": ["num_images=4", "gallery=2", "added_registers=0"],
 }
 

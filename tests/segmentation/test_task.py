@@ -83,17 +83,10 @@ def scenes(tmp_path_factory):
     return root
 
 
-def no_report():
-    """Reports are tested below, and take longer than these runs."""
-    from mambar.segmentation import report
-
-    report.write_report = lambda *arguments, **named: None
-
-
 @pytest.fixture(scope="module")
 def unbroken(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "run"
-    assert runs.finish(runs.start(tiny(scenes), out, before=(no_report,))) == [0]
+    assert runs.finish(runs.start(tiny(scenes), out, before=(runs.no_segmentation_report,))) == [0]
     return runs.trace(out)
 
 
@@ -103,7 +96,7 @@ def test_p4_killed_and_resumed_equals_unbroken(scenes, unbroken, tmp_path):
     out = tmp_path / "run"
     killed = 0
     for attempt in range(12):
-        process = runs.start(tiny(scenes), out, before=(no_report,), resume=attempt > 0)
+        process = runs.start(tiny(scenes), out, before=(runs.no_segmentation_report,), resume=attempt > 0)
         seen, deadline = runs.steps_in(out), time.monotonic() + 120
         while process.is_alive() and time.monotonic() < deadline and runs.steps_in(out) < seen + 2:
             time.sleep(0.01)
@@ -113,7 +106,7 @@ def test_p4_killed_and_resumed_equals_unbroken(scenes, unbroken, tmp_path):
         if process.exitcode == 0:
             break
     else:
-        assert runs.finish(runs.start(tiny(scenes), out, before=(no_report,), resume=True)) == [0]
+        assert runs.finish(runs.start(tiny(scenes), out, before=(runs.no_segmentation_report,), resume=True)) == [0]
     assert killed and runs.trace(out) == unbroken
 
 
@@ -121,7 +114,10 @@ def test_p4_killed_and_resumed_equals_unbroken(scenes, unbroken, tmp_path):
 @pytest.mark.rel
 def test_p5_two_processes_equal_one(scenes, unbroken, tmp_path):
     out = tmp_path / "run"
-    assert runs.finish(*runs.start_group(tiny(scenes), out, world=2, befores={0: (no_report,)})) == [0, 0]
+    assert runs.finish(*runs.start_group(tiny(scenes), out, world=2, befores={0: (runs.no_segmentation_report,)})) == [
+        0,
+        0,
+    ]
     found = runs.trace(out)
     assert (found.tensors, found.model) == (unbroken.tensors, unbroken.model)
     of_kind = [[row for row in each.metrics if row["kind"] == "evaluation"] for each in (found, unbroken)]

@@ -54,6 +54,13 @@ def tiny(**changes) -> Recipe:
     return recipe.but(**changes)
 
 
+def no_segmentation_report() -> None:
+    """For `before`: segmentation's report takes longer than these runs. Here, where a started process finds it."""
+    from mambar.segmentation import report
+
+    report.write_report = lambda *arguments, **named: None
+
+
 @dataclass
 class Trace:
     """Everything that a bit-identical run must reproduce."""
