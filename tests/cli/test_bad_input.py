@@ -209,7 +209,14 @@ def everything(place: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in place.rglob("*") if path.name != "runs"}
 
 
-@pytest.mark.parametrize("command", CASES)
+# The hook that checks types under `make shapes` speaks before the check of this one's own.
+HOOKED = {"reproduce table_costs budget=huge"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(case, marks=pytest.mark.wrong_shapes) if case in HOOKED else case for case in CASES],
+)
 def test_bad_input_is_one_line_and_leaves_no_trace(workplace, monkeypatch, command):
     monkeypatch.chdir(workplace)
     before = everything(workplace)

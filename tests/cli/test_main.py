@@ -189,6 +189,7 @@ def test_as_a_module():
     assert done.returncode == 0 and done.stdout.startswith("mambar ")
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error():
     done = subprocess.run(
         f"{sys.executable} -m mambar info | true", shell=True, capture_output=True, text=True, timeout=120

@@ -213,6 +213,7 @@ def bombs(released, state, directory) -> dict[str, tuple[pathlib.Path, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_in_little_memory(released, state, tmp_path):
     files = bombs(released, state, tmp_path)
     largest = max(path.stat().st_size for path, _ in files.values())

@@ -30,18 +30,18 @@ def test_what_does_not_fit_is_refused_or_cut(context, monkeypatch):
     # A rate at which 8.5 epochs of all eight runs take a minute.
     rated(monkeypatch, 8 * 1438 * 8.5 / 60 / 0.85)
     with pytest.raises(InputError, match=r"need about 1\.2 minutes here, minutes=1; epochs=8 fit"):
-        time_budget.within(1, fit=False, cells=table_register_count.cells, context=context)
-    cut = time_budget.within(1, fit=True, cells=table_register_count.cells, context=context)
+        time_budget.within(1.0, fit=False, cells=table_register_count.cells, context=context)
+    cut = time_budget.within(1.0, fit=True, cells=table_register_count.cells, context=context)
     assert cut.fields == ("epochs=10", "epochs=8")
     assert cut.deadline is not None and 50 < cut.deadline - time.monotonic() <= 60
     assert table_register_count.cells(cut)[0].recipe.stages[0].epochs == 8
-    whole = time_budget.within(2, fit=False, cells=table_register_count.cells, context=context)
+    whole = time_budget.within(2.0, fit=False, cells=table_register_count.cells, context=context)
     assert whole.fields == context.fields and whole.deadline is not None
 
 
 def test_not_even_one_epoch_and_fit_without_minutes_are_refused(context, monkeypatch):
     rated(monkeypatch, 1.0)
     with pytest.raises(InputError, match="take fewer runs"):
-        time_budget.within(1, fit=True, cells=table_register_count.cells, context=context)
+        time_budget.within(1.0, fit=True, cells=table_register_count.cells, context=context)
     with pytest.raises(InputError, match="needs minutes"):
         time_budget.within(None, fit=True, cells=table_register_count.cells, context=context)

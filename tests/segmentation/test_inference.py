@@ -67,6 +67,7 @@ def test_whole_equals_forward(model):
 
 
 @pytest.mark.parametrize("band", [700, 1 << 24])
+@pytest.mark.slow
 def test_scales_and_flip_equal_the_plain_way(model, monkeypatch, band):
     monkeypatch.setattr(room, "_BAND", band)
     pixels = image(40, 56)

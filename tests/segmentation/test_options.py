@@ -34,5 +34,9 @@ def test_published_settings_are_the_defaults():
     options = SegmentationOptions()
     assert (options.channels, options.auxiliary, options.auxiliary_weight) == (512, 256, 0.4)
     assert (options.window, options.stride, options.resize, options.most_of_one) == (512, 341, (2048, 512), 0.75)
+
+
+@pytest.mark.wrong_shapes
+def test_a_wrong_type_is_refused():
     with pytest.raises(RecipeError):
         SegmentationOptions(dropout="much")  # type: ignore[arg-type]

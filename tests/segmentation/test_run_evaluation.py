@@ -29,6 +29,7 @@ def test_every_labelled_pixel_counts_once(run):
     assert 0 <= result.miou <= 1 and result.confusion.sum(1).tolist()[0] > 0
 
 
+@pytest.mark.slow
 def test_windows_can_be_asked_for(run):
     settings = Inference(crop=16, stride=8, flip=True)
     other = evaluate_run(run, data="shapes", data_options=SCENES, inference=settings)

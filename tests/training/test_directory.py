@@ -141,6 +141,7 @@ def test_a_recipe_of_a_newer_version_is_refused(old):
 
 
 @pytest.mark.rel
+@pytest.mark.slow
 def test_p8_two_runs_in_one_directory_the_second_is_refused(tmp_path):
     out = tmp_path / "run"
     process = runs.start(runs.tiny(), out, before=(faults.slow_steps, 0.5))

@@ -96,6 +96,7 @@ def test_p4_workers_accumulation_and_repeats_may_not_change_it_either(tmp_path):
 
 
 @pytest.mark.rel
+@pytest.mark.slow
 def test_p4_every_sample_once_an_epoch_in_the_same_order(tmp_path):
     out, samples = tmp_path / "run", tmp_path / "samples"
     recording = (faults.record_samples, samples)

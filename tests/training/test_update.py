@@ -131,6 +131,7 @@ def test_p11_the_harness_would_notice_clipping_before_the_check():
     assert bad == 1 and spread == len(list(updater.model.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.rel
 @pytest.mark.parametrize("accumulation, shards", [(2, 1), (6, 1), (1, 3), (2, 3)])
 def test_accumulation_and_shards_equal_the_large_batch(accumulation, shards):

@@ -182,6 +182,7 @@ def test_every_element_is_written(backend, device, nan_memory):
 
 
 @pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.slow
 def test_the_same_bits_every_time(backend, device):
     tensors = scan_inputs(4, 70, 40, 16, device=device)
     first = with_gradients(scan_with(backend, delta_softplus=True), tensors)

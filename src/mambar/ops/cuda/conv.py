@@ -22,7 +22,7 @@ def _segment(x: Layout, channels: int, resident: int) -> int:
     blocks = batch * ceil_div(inner, THREADS * channels)
     places = resident * multiprocessors(x.device)
 
-    def time(segments: int) -> float:
+    def time(segments: int) -> int:
         return ceil_div(blocks * segments, places) * (ceil_div(length, segments) + START)
 
     return ceil_div(length, min(range(1, max(2, min(64, length // 16))), key=time))
