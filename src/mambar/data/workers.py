@@ -11,7 +11,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 
 _AHEAD = 2
 _PATIENCE = 2.0
+# Ctrl-C, and a scheduler's signals to the whole group, are for the parent: it saves, then closes the pipe.
+_THE_PARENTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class WorkerPool(Generic[Task, Result]):
@@ -38,7 +40,8 @@ class WorkerPool(Generic[Task, Result]):
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(make, ours, theirs), daemon=True)
-            process.start()
+            with _signals_held():
+                process.start()
             # Only the worker holds this end now: its death closes it.
             theirs.close()
             self._connections.append(ours)
@@ -102,14 +105,26 @@ class WorkerPool(Generic[Task, Result]):
         )
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Inside, the parent's signals wait; a process started here inherits that, until it ignores them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _THE_PARENTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(make: Callable[[Any], Any], parents: Connection, connection: Connection) -> None:
     # Else this worker would hold its own pipe open, and never read its end.
     parents.close()
-    # Ctrl-C, and a scheduler's signals to the whole group, are for the parent: it saves, then closes the pipe.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        number = getattr(signal, name, None)
-        if number is not None:
-            signal.signal(number, signal.SIG_IGN)
+    for number in _THE_PARENTS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _THE_PARENTS)
     torch.set_num_threads(1)
     try:
         while (task := connection.recv()) is not None:
