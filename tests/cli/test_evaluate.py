@@ -34,6 +34,7 @@ def segmenter(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_segmenter_gives_iou_of_every_class(segmenter, capsys):
     common = (segmenter, "data=shapes", "data_options.val_limit=2", *OPTIONS, "device=cpu")
     code, out, _ = evaluate(capsys, *common, "--json")

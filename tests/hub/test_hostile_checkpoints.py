@@ -243,6 +243,7 @@ def test_the_memory_limit_bites(tmp_path):
 @pytest.mark.parametrize(
     ("first", "count"), [(0, 100), pytest.param(1000, 10_000, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])]
 )
+@pytest.mark.slow
 def test_mutants_raise_one_error(released, first, count):
     free = 128 * MEGABYTE
     files = [released / "small.pth", released / "small.safetensors"]

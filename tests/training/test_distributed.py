@@ -31,6 +31,7 @@ def test_the_peak_of_memory_grows_with_what_is_taken():
 
 
 @pytest.mark.rel
+@pytest.mark.slow
 def test_p5_two_shards_on_one_and_two_processes_have_the_same_bits(tmp_path, unbroken):
     group = runs.start_group(runs.tiny(), tmp_path / "two", world=2)
     assert runs.finish(*group) == [0, 0]

@@ -78,6 +78,7 @@ def test_p4_a_kill_at_a_chosen_place_changes_nothing(tmp_path, unbroken, place, 
 @pytest.mark.parametrize(
     "what", ["optimizer", *(pytest.param(what, marks=pytest.mark.slow) for what in ("ema", "best"))]
 )
+@pytest.mark.slow
 def test_p4_the_harness_catches_a_resume_that_forgets(tmp_path, unbroken, what):
     out = tmp_path / "run"
     befores = [(faults.die_at, "save", 6), (faults.forget, what)]

@@ -105,6 +105,7 @@ def poison(updater, kind, value):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["loss", "gradient", "activation"])
+@pytest.mark.slow
 def test_p11_a_bad_number_changes_nothing_of_the_state(kind, value, precision):
     updater = make_updater(precision=precision, clip=1.0)
     assert step(updater).finite
