@@ -1,4 +1,4 @@
-# The commands of daily work; each is also what CI runs.
+# The commands of daily work.
 RUN = uv run
 
 .PHONY: check format shapes test soak test-gpu bench docs
