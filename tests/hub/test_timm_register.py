@@ -45,6 +45,7 @@ def test_importing_the_hub_registers_nothing():
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_timms_forward_and_configuration(name):
     """test_model_forward and test_model_default_cfgs_non_std."""
     model = timm.create_model(name, pretrained=False, **SHORT).eval()
@@ -79,6 +80,7 @@ def test_timms_backward(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_timms_features(name):
     """test_model_forward_features, test_model_forward_intermediates_features, test_model_forward_intermediates."""
     model = timm.create_model(name, features_only=True, depth=3, img_size=64).eval()
@@ -260,6 +262,7 @@ def official(config: VisionMambaConfig) -> dict[str, torch.Tensor]:
     return to_official(VisionMamba(config).state_dict(), source="mamba-reg", config=config)
 
 
+@pytest.mark.slow
 def test_released_weights_are_read_by_our_reader(monkeypatch, tmp_path):
     """`pretrained=True` of a released name converts, resizes and verifies; a changed file is refused."""
     config = VARIANTS["mambar_small_patch16_224"].but(depth=2)

@@ -126,6 +126,7 @@ def test_an_image_of_wrong_shape_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(dtype):
     """float32 takes the kernels where there are some, float64 the plain loop."""
     model = VisionMamba(SMALL.but(drop_path=0.0)).to(dtype).train()

@@ -148,6 +148,7 @@ def test_threads_do_not_share_the_name_in_force():
     assert seen == [None]
 
 
+@pytest.mark.slow
 def test_importing_the_ops_does_not_import_the_compiler():
     import subprocess
     import sys

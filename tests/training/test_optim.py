@@ -83,6 +83,7 @@ def test_a_frozen_backbone_trains_the_head_only_and_has_no_drop_path():
     assert torch.equal(model.forward_features(images), model.forward_features(images))
 
 
+@pytest.mark.slow
 def test_the_optimizers_state_comes_back_bit_for_bit():
     torch.manual_seed(0)
     model, stage = small(), Stage()
