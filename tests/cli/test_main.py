@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -28,15 +27,31 @@ def test_help_says_each_verb_in_a_whole_line(mambar_command):
     assert all(line.endswith(".") and not line.endswith("...") for line in verbs), out
 
 
-def test_help_costs_little():
-    """Under 0.6 s of processor time, the best of three; a busy machine does not change that."""
-    costs = []
-    for verb in ((), ("train",), ("serve",)):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "mambar", *verb, "--help"], check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(costs) < 0.6
+@pytest.mark.parametrize("again", ["before the line", "during the line"])
+def test_a_second_ctrl_c_on_the_way_out_leaves_one_line_and_the_code(monkeypatch, capfd, tmp_path, again):
+    """The second comes after the save, when signals are the system's again."""
+    from mambar.cli import main as command
+    from mambar.training.signals import Stopped
+
+    def stopped(*arguments, **named):
+        try:
+            raise Stopped("SIGINT", step=3, checkpoint=tmp_path / "step-00000003", out=tmp_path)
+        finally:
+            if again == "before the line":
+                raise KeyboardInterrupt
+
+    def pressed(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "app", stopped)
+    if again == "during the line":
+        monkeypatch.setattr(command.typer, "echo", pressed)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["train", "digits"])
+    assert ended.value.code == 130
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == (again == "before the line")
+    assert all(f"mambar train --resume {tmp_path}" in line for line in lines)
 
 
 @pytest.mark.parametrize(

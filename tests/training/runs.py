@@ -115,10 +115,14 @@ def _child(recipe, out, options, environment, log, before):
     if before is not None:
         before[0](*before[1:])
     try:
-        here(recipe, out, **options)
-    except MambarError as error:
-        (out.parent / f"{out.name}.error-{os.environ.get('RANK', '0')}").write_text(str(error))
-        os._exit(error.exit_code)
+        try:
+            here(recipe, out, **options)
+        except MambarError as error:
+            (out.parent / f"{out.name}.error-{os.environ.get('RANK', '0')}").write_text(str(error))
+            os._exit(error.exit_code)
+    except KeyboardInterrupt:
+        # Once more after the save, on the way out; the command line ends with the same code.
+        os._exit(130)
     os._exit(0)
 
 

@@ -1,5 +1,6 @@
 """P7: a signal is a wish that is granted between two steps: saved, named, resumed without a trace."""
 
+import contextlib
 import os
 import random
 import signal
@@ -52,7 +53,9 @@ def test_p7_a_second_ctrl_c_does_not_harm_the_save(tmp_path, unbroken):
     process = runs.start(runs.tiny(), out, before=(faults.slow_steps, 0.05))
     wait_for(out, 3, process)
     for _ in range(5):
-        os.kill(process.pid, signal.SIGINT)
+        # A run that saves at once may be gone before the last.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGINT)
         time.sleep(0.01)
     assert runs.finish(process) == [130]
     assert runs.finish(runs.start(runs.tiny(), out, resume=True)) == [0]

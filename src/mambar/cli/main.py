@@ -98,7 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Wherever they stand, these are meant for the whole command.
     everywhere = [argument for argument in given if argument in _EVERYWHERE]
     given = [*everywhere, *(argument for argument in given if argument not in _EVERYWHERE)]
-    sys.exit(_run(given, debug))
+    try:
+        code = _run(given, debug)
+    except KeyboardInterrupt:
+        # Pressed again while the line of the first was being printed.
+        code = 130
+    sys.exit(code)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
@@ -108,7 +113,9 @@ def _run(arguments: list[str], debug: bool) -> int:
     except MambarError as error:
         return _fail(error, str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort) as error:
-        return _fail(error, "Interrupted.", 130, debug)
+        # A second Ctrl-C on the way out does not hide what the first one has to say: how to go on.
+        first = error.__context__
+        return _fail(error, str(first) if isinstance(first, MambarError) else "Interrupted.", 130, debug)
     except BrokenPipeError:
         # The reader of our output has gone; nothing is left to say to it.
         with contextlib.suppress(OSError):
