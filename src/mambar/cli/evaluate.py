@@ -1,5 +1,6 @@
 """`mambar evaluate`: a classifier's top-1, top-5 and classes, or a segmenter's mIoU, on held-out images."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -61,9 +62,7 @@ def _classifier(run: str, fields: dict[str, str], common: dict[str, Any], *, as_
         print_json(result.to_dict())
         return
     say(f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  loss {result.loss:.4f}  ({result.count:,} images)")
-    width = max(map(len, result.per_class), default=0)
-    for name, share in result.per_class.items():
-        say(f"  {name:{width}}  " + ("no images" if share is None else f"{share:7.2%}"))
+    _say_classes(result.per_class, without="no images")
 
 
 def _segmenter(run: str, fields: dict[str, str], common: dict[str, Any], *, as_json: bool) -> None:
@@ -85,9 +84,13 @@ def _segmenter(run: str, fields: dict[str, str], common: dict[str, Any], *, as_j
         print_json(result.to_dict())
         return
     say(f"mIoU {result.miou:.2%}  pixel accuracy {result.pixel_accuracy:.2%}  boundary F {result.boundary_f:.2%}")
-    width = max(map(len, result.per_class), default=0)
-    for name, share in result.per_class.items():
-        say(f"  {name:{width}}  " + ("not there" if share is None else f"{share:7.2%}"))
+    _say_classes(result.per_class, without="not there")
+
+
+def _say_classes(shares: Mapping[str, float | None], *, without: str) -> None:
+    width = max(map(len, shares), default=0)
+    for name, share in shares.items():
+        say(f"  {name:{width}}  " + (without if share is None else f"{share:7.2%}"))
 
 
 def _number(name: str, value: str) -> float:

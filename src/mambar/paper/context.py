@@ -1,11 +1,12 @@
 """Where and how the cells of a table are measured: one context for a whole reproduction."""
 
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from mambar.paper.claim import Budget, Provenance
+from mambar.paper.claim import Budget, Provenance, Result
 from mambar.version import __version__
 
 
@@ -14,9 +15,8 @@ class Context:
     """The reproduction under way: its name and budget, its directory, the data and devices to use.
 
     fields: `field=value` texts that change every recipe (epochs=20). seeds: of the rows that decide; other_seeds: how
-    many of them the other rows get (None: all). more: the rows
-    beyond the paper's too. jobs: runs side by side, as separate processes, spread over the GPUs.
-    deadline: when runs are stopped and saved, a reading of `time.monotonic`.
+    many of them the other rows get (None: all). more: the rows beyond the paper's too. jobs: runs side by side, as
+    separate processes, spread over the GPUs. deadline: when runs are stopped and saved, a reading of `time.monotonic`.
     """
 
     name: str
@@ -44,6 +44,17 @@ class Context:
             date=date.today().isoformat(),
             data=data,
             seeds=seeds,
+        )
+
+    def result(self, row: str, column: str, by_seed: Mapping[int, float], *, data: str, note: str = "") -> Result:
+        """A cell of this reproduction: the values of its seeds, in their order."""
+        return Result(
+            row=row,
+            column=column,
+            budget=self.budget,
+            values=tuple(by_seed.values()),
+            provenance=self.provenance(data=data, seeds=tuple(by_seed)),
+            note=note,
         )
 
 

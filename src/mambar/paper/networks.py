@@ -1,6 +1,7 @@
 """The network, data and schedule that stand for the paper's at each budget."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from mambar.errors import InputError
 from mambar.paper.context import Context
@@ -42,6 +43,8 @@ _SMALL = Recipe(
     keep_checkpoints=1,
 )
 _SMOKE_BODY = {"patch_size": 2, "dim": 16, "depth": 2}
+# One register in the middle, read as it is.
+VIM: Final[Mapping[str, object]] = {"num_registers": 1, "placement": "middle", "head": "first", "reduce": 1}
 
 
 def base_recipe(context: Context) -> Recipe:
@@ -56,6 +59,13 @@ def base_recipe(context: Context) -> Recipe:
         wanted = "ImageNet" if context.budget == "full" else "CIFAR-10 (the .npz files' folder), or a folder"
         raise InputError(f"budget={context.budget} needs data=PATH of {wanted}.")
     return (BASE if context.budget == "full" else _SMALL).but(data=context.data).with_text(context.fields)
+
+
+def registers(context: Context, recipe: Recipe) -> dict[str, object]:
+    """Mamba-R's registers for a recipe's model: 12 and three times its width, or at `smoke` 4 and once."""
+    dim = dim_of(recipe)
+    count, width = (4, dim) if context.budget == "smoke" else (12, 3 * dim)
+    return {"num_registers": count, "reduce": reduction(dim, count, width)}
 
 
 def with_model(recipe: Recipe, fields: Mapping[str, object]) -> Recipe:

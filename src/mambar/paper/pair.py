@@ -10,21 +10,16 @@ from mambar.errors import MambarError
 from mambar.hub.files import CONFIG
 from mambar.paper.claim import Result
 from mambar.paper.context import Context
-from mambar.paper.networks import base_recipe, dim_of, reduction, with_model
+from mambar.paper.networks import VIM, base_recipe, registers, with_model
 from mambar.paper.sweep import Cell, directory_of, train_cells
-
-VIM = {"num_registers": 1, "placement": "middle", "head": "first", "reduce": 1}
 
 
 def pair_cells(context: Context) -> list[Cell]:
     """One cell for each of the two networks, named as the figures name them."""
     base = base_recipe(context)
-    dim = dim_of(base)
-    count = 4 if context.budget == "smoke" else 12
-    registers = {"num_registers": count, "reduce": reduction(dim, count, dim if context.budget == "smoke" else 3 * dim)}
     return [
         Cell(row="Vim", recipe=with_model(base, VIM)),
-        Cell(row="Mamba-R", recipe=with_model(base, registers)),
+        Cell(row="Mamba-R", recipe=with_model(base, registers(context, base))),
     ]
 
 
@@ -64,14 +59,7 @@ def analysed_pair(context: Context, **options: Any) -> Analysis:
 
 def one_result(context: Context, row: str, column: str, value: float, note: str = "") -> Result:
     """A cell of a figure: one value under the first seed."""
-    return Result(
-        row=row,
-        column=column,
-        budget=context.budget,
-        values=(value,),
-        provenance=context.provenance(data=base_recipe(context).data, seeds=context.seeds[:1]),
-        note=note,
-    )
+    return context.result(row, column, {context.seeds[0]: value}, data=base_recipe(context).data, note=note)
 
 
 def _free(directory: Path) -> Path:

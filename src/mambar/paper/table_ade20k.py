@@ -12,8 +12,7 @@ from typing import Final
 from mambar.errors import InputError
 from mambar.paper.claim import Claim, Known, Result
 from mambar.paper.context import Context
-from mambar.paper.networks import with_model
-from mambar.paper.pair import VIM
+from mambar.paper.networks import VIM, with_model
 from mambar.paper.sweep import Cell, Table, train_cells
 from mambar.recipes.upernet_ade20k import LARGE_RECIPE, RECIPE, SMALL_RECIPE
 from mambar.recipes.upernet_shapes import RECIPE as SCENES
@@ -60,16 +59,7 @@ def cells(context: Context) -> list[Cell]:
 def results(context: Context, table: Table) -> list[Result]:
     """The rows that are there, each with the seeds that are finished."""
     data = cells(context)[0].recipe.data
-    return [
-        Result(
-            row=row,
-            column=COLUMN,
-            budget=context.budget,
-            values=tuple(by_seed.values()),
-            provenance=context.provenance(data=data, seeds=tuple(by_seed)),
-        )
-        for row, by_seed in table.items()
-    ]
+    return [context.result(row, COLUMN, by_seed, data=data) for row, by_seed in table.items()]
 
 
 def measure(context: Context) -> list[Result]:

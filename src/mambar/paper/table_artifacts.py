@@ -52,13 +52,7 @@ def measure(context: Context) -> list[Result]:
     data = base_recipe(context).data
     columns = list(dict.fromkeys(column for _, column in found))
     return [
-        Result(
-            row=row,
-            column=column,
-            budget=context.budget,
-            values=tuple(by_seed.values()),
-            provenance=context.provenance(data=data, seeds=tuple(by_seed)),
-        )
+        context.result(row, column, by_seed, data=data)
         for (row, column), by_seed in sorted(found.items(), key=lambda item: columns.index(item[0][1]))
     ]
 

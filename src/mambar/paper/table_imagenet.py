@@ -11,7 +11,7 @@ from typing import Final
 from mambar.errors import InputError
 from mambar.paper.claim import Claim, Result
 from mambar.paper.context import Context
-from mambar.paper.networks import base_recipe, with_model
+from mambar.paper.networks import VIM, base_recipe, with_model
 from mambar.paper.sweep import Cell, train_cells
 
 TITLE: Final = "ImageNet-1k top-1"
@@ -70,21 +70,10 @@ def measure(context: Context) -> list[Result]:
 
 def _smoke(context: Context) -> list[Result]:
     base = base_recipe(context)
-    vim = {"num_registers": 1, "placement": "middle", "head": "first", "reduce": 1}
     cells = [
         Cell(row="Mamba-R Tiny 224", recipe=with_model(base, {"num_registers": 4, "reduce": 1})),
-        Cell(row="Vim Tiny 224", recipe=with_model(base, vim)),
+        Cell(row="Vim Tiny 224", recipe=with_model(base, VIM)),
     ]
     table = train_cells(cells, context)
-    where = context.provenance(data=base.data, seeds=context.seeds)
-    return [
-        Result(
-            row=row,
-            column=COLUMN,
-            budget="smoke",
-            values=tuple(by_seed[seed] for seed in context.seeds),
-            provenance=where,
-            note="stand-ins of width 16 on handwritten digits: proves the path only",
-        )
-        for row, by_seed in table.items()
-    ]
+    note = "stand-ins of width 16 on handwritten digits: proves the path only"
+    return [context.result(row, COLUMN, by_seed, data=base.data, note=note) for row, by_seed in table.items()]

@@ -10,7 +10,7 @@ from typing import Final
 
 from mambar.paper.claim import Claim, Result
 from mambar.paper.context import Context
-from mambar.paper.networks import base_recipe, dim_of, reduction, with_model
+from mambar.paper.networks import VIM, base_recipe, dim_of, reduction, with_model
 from mambar.paper.sweep import Cell, Table, train_cells
 
 TITLE: Final = "Number of registers (Base, ImageNet-1k top-1)"
@@ -35,13 +35,10 @@ def cells(context: Context) -> list[Cell]:
     """One cell a count; the reduction keeps n·(D/r) near that of 12 registers at r = 4."""
     base = base_recipe(context)
     dim = dim_of(base)
+    width = dim if context.budget == "smoke" else 3 * dim
     found = []
     for count in COUNTS[context.budget]:
-        if count == 1:
-            fields: dict[str, object] = {"num_registers": 1, "placement": "middle", "head": "first", "reduce": 1}
-        else:
-            width = 3 * dim if context.budget != "smoke" else dim
-            fields = {"num_registers": count, "reduce": reduction(dim, count, width)}
+        fields = VIM if count == 1 else {"num_registers": count, "reduce": reduction(dim, count, width)}
         row = "n = 1 (Vim)" if count == 1 else f"n = {count}"
         decides = context.budget != "small" or count in _DECIDING
         found.append(Cell(row=row, recipe=with_model(base, fields), decides=decides))
@@ -51,16 +48,7 @@ def cells(context: Context) -> list[Cell]:
 def results(context: Context, table: Table) -> list[Result]:
     """The rows that are there, each with the seeds that are finished."""
     data = base_recipe(context).data
-    return [
-        Result(
-            row=row,
-            column=COLUMN,
-            budget=context.budget,
-            values=tuple(by_seed.values()),
-            provenance=context.provenance(data=data, seeds=tuple(by_seed)),
-        )
-        for row, by_seed in table.items()
-    ]
+    return [context.result(row, COLUMN, by_seed, data=data) for row, by_seed in table.items()]
 
 
 def measure(context: Context) -> list[Result]:

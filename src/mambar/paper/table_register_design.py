@@ -10,7 +10,7 @@ from typing import Final
 
 from mambar.paper.claim import Claim, Result
 from mambar.paper.context import Context
-from mambar.paper.networks import base_recipe, dim_of, reduction, with_model
+from mambar.paper.networks import base_recipe, registers, with_model
 from mambar.paper.statistics import paired
 from mambar.paper.sweep import Cell, Table, train_cells
 
@@ -52,10 +52,7 @@ _DECIDING: Final = (DEFAULT, "all in the middle")
 def cells(context: Context) -> list[Cell]:
     """One cell a choice."""
     base = base_recipe(context)
-    dim = dim_of(base)
-    count = 4 if context.budget == "smoke" else 12
-    width = dim if context.budget == "smoke" else 3 * dim
-    default = {"num_registers": count, "reduce": reduction(dim, count, width)}
+    default = registers(context, base)
     rows = {"smoke": _SMOKE, "small": tuple(CHOICES) if context.more else _SMALL}.get(context.budget, tuple(CHOICES))
     return [
         Cell(
@@ -80,16 +77,7 @@ def results(context: Context, table: Table) -> list[Result]:
         if difference is not None:
             verdict = "decided" if difference.decided else "not decided"
             note = f"{row}: {difference.mean:+.2f} ± {difference.half_width:.2f} points to the default, {verdict}"
-        found.append(
-            Result(
-                row=row,
-                column=COLUMN,
-                budget=context.budget,
-                values=tuple(by_seed.values()),
-                provenance=context.provenance(data=data, seeds=tuple(by_seed)),
-                note=note,
-            )
-        )
+        found.append(context.result(row, COLUMN, by_seed, data=data, note=note))
     return found
 
 
