@@ -9,9 +9,11 @@ import sys
 import pytest
 import timm
 import timm.data
+import timm.models
 import timm.optim
 import timm.utils
 import torch
+from timm.models import FeatureGraphNet
 
 from mambar.data import EvalTransform, Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, InputError
@@ -95,6 +97,32 @@ def test_timms_features(name):
     final, intermediates = whole.forward_intermediates(images)
     assert len(timm.models.FeatureInfo(whole.feature_info, 3).channels()) == len(intermediates)
     torch.testing.assert_close(final, whole.forward_features(images))
+
+
+@pytest.mark.skipif(bool(os.environ.get("MAMBAR_SHAPES")), reason="nothing is traced through the shape-checking hook")
+@pytest.mark.parametrize("name", NAMES)
+def test_timms_symbolic_tracing(name):
+    """test_model_forward_fx and test_model_backward_fx: the traced graph is the model, at any size."""
+    model = timm.create_model(name, num_classes=42, drop_path_rate=0.5, **SHORT)
+    assert {names[-1] for names in timm.models.get_graph_node_names(model)} == {"head.classifier"}
+    traced = timm.models.create_feature_extractor(model, {"head.classifier": "out"})
+    for size in ((64, 64), (48, 96)):
+        images = torch.randn(2, 3, *size)
+        assert torch.equal(traced.eval()(images)["out"], model.eval()(images))
+    traced.train()(images)["out"].mean().backward()
+    assert [name for name, parameter in traced.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.skipif(bool(os.environ.get("MAMBAR_SHAPES")), reason="nothing is traced through the shape-checking hook")
+def test_timms_features_by_symbolic_tracing():
+    """test_model_forward_features_fx: any block's stream, patches and registers in sequence order."""
+    fields = {"dim": 32, "depth": 4, "patch_size": 8, "img_size": 32, "num_registers": 3, "reduce": 2}
+    model = timm.create_model("vision_mamba", **fields).eval()
+    images = torch.randn(2, 3, 32, 40)
+    streams = FeatureGraphNet(model, (0, 2))(images)
+    for stream, tokens in zip(streams, model.tokens(images, [0, 2]), strict=True):
+        apart = model.registers.split(stream, tokens.grid)
+        assert torch.equal(apart.patches, tokens.patches) and torch.equal(apart.registers, tokens.registers)
 
 
 @pytest.mark.slow

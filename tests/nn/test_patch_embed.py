@@ -22,7 +22,8 @@ def test_cropped_pixels_warn_once(caplog):
     embed = PatchEmbed(4, 3, 8)
     with caplog.at_level(logging.WARNING):
         assert embed.grid(torch.zeros(1, 3, 10, 13)) == (2, 3)
-        embed.grid(torch.zeros(1, 3, 10, 13))
+        embed(torch.zeros(1, 3, 10, 13))
+        embed(torch.zeros(1, 3, 10, 13))
     assert [record.message for record in caplog.records] == [
         "Images of 10x13 pixels are cropped to 8x12, a multiple of patch_size=4."
     ]
@@ -30,4 +31,4 @@ def test_cropped_pixels_warn_once(caplog):
 
 def test_an_image_without_a_patch_is_refused():
     with pytest.raises(InputError, match="3x9 pixels holds no patch of 4x4"):
-        PatchEmbed(4, 3, 8).grid(torch.zeros(1, 3, 3, 9))
+        PatchEmbed(4, 3, 8)(torch.zeros(1, 3, 3, 9))

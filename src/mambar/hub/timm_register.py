@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_function,
+    register_notrace_module,
+    resolve_pretrained_cfg,
+)
 from torch import Tensor, nn
 
 from mambar.data.preprocessing import Preprocessing
@@ -23,6 +30,12 @@ from mambar.hub.resize import transfer
 from mambar.hub.weights import WEIGHTS, released_file
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
+from mambar.nn.block import DropPath
+from mambar.nn.mixer import MambaMixer
+from mambar.nn.norm import RMSNorm
+from mambar.nn.patch_embed import PatchEmbed
+from mambar.nn.position_embed import PositionEmbed
+from mambar.nn.registers import RegisterTokens, split_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -182,3 +195,8 @@ def _register(name: str) -> None:
 
 for _name in (*VARIANTS, GENERIC):
     _register(_name)
+
+# What looks at shapes and types stays whole in timm's feature extraction by symbolic tracing (torch.fx).
+for _module in (PatchEmbed, PositionEmbed, RegisterTokens, RMSNorm, MambaMixer, DropPath):
+    register_notrace_module(_module)
+register_notrace_function(split_tokens)

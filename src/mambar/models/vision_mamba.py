@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +19,7 @@ from mambar.nn.mixer import MambaMixer
 from mambar.nn.norm import RMSNorm
 from mambar.nn.patch_embed import PatchEmbed
 from mambar.nn.position_embed import PositionEmbed, resize_positions
-from mambar.nn.registers import RegisterTokens, Tokens
+from mambar.nn.registers import RegisterTokens, Tokens, split_tokens
 
 
 class VisionMamba(nn.Module):
@@ -144,14 +143,9 @@ class VisionMamba(nn.Module):
         self, images: Float[Tensor, "batch channels height width"]
     ) -> tuple[Float[Tensor, "batch length dim"], tuple[int, int]]:
         """The token sequence in front of the first block, in at least float32, and its patch grid."""
-        if images.ndim != 4 or images.shape[1] != self.config.in_channels:
-            raise InputError(
-                f"images of shape {tuple(images.shape)} are not (batch, {self.config.in_channels}, height, width)."
-            )
         grid = self.patch_embed.grid(images)
         patches = self.pos_embed(self.patch_embed(images), grid)
-        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
-        return self.registers.insert(patches), grid
+        return self.registers(patches), grid
 
     def _through(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training:
@@ -175,8 +169,7 @@ class VisionMamba(nn.Module):
         grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "batch classes"]:
         """Logits from what `forward_features` gave; `pre_logits`: the features in front of the classifier."""
-        num_patches = tokens.shape[1] - self.config.num_registers
-        taken_apart = self.registers.split(tokens, grid or (1, num_patches))
+        taken_apart = split_tokens(tokens, self.config.placement, self.config.num_registers, grid)
         return self.head.features(taken_apart) if pre_logits else self.head(taken_apart)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:

@@ -26,11 +26,24 @@ class PatchEmbed(nn.Module):
         self._warned = False
 
     def grid(self, images: Float[Tensor, "batch channels height width"]) -> tuple[int, int]:
-        """The number of patch rows and columns; raises `InputError` where not one patch fits."""
+        """The number of patch rows and columns."""
         height, width = images.shape[-2:]
-        rows, cols = height // self.patch_size, width // self.patch_size
+        return height // self.patch_size, width // self.patch_size
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
+        """The patches' tokens; raises `InputError` for other shapes and where not one patch fits."""
+        self._check(images)
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise InputError(
+                f"images of shape {tuple(images.shape)} are not (batch, {self.in_channels}, height, width)."
+            )
         if torch.compiler.is_compiling():
-            return rows, cols
+            return
+        height, width = images.shape[-2:]
+        rows, cols = self.grid(images)
         if rows < 1 or cols < 1:
             raise InputError(
                 f"An image of {height}x{width} pixels holds no patch of {self.patch_size}x{self.patch_size}; "
@@ -46,7 +59,3 @@ class PatchEmbed(nn.Module):
                 cols * self.patch_size,
                 self.patch_size,
             )
-        return rows, cols
-
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
-        return self.proj(images).flatten(2).transpose(1, 2)

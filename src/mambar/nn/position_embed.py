@@ -24,7 +24,10 @@ def resize_positions(
 
 
 class PositionEmbed(nn.Module):
-    """A learned vector for every place of the patch grid; other grids get it resized."""
+    """A learned vector for every place of the patch grid, added to the patches; other grids get it resized.
+
+    Here the residual stream begins: the sum has at least float32, whatever the patches have.
+    """
 
     def __init__(self, dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -34,4 +37,5 @@ class PositionEmbed(nn.Module):
     def forward(
         self, patches: Float[Tensor, "batch patches dim"], grid: tuple[int, int]
     ) -> Float[Tensor, "batch patches dim"]:
-        return patches + resize_positions(self.weight, self.grid, grid)
+        placed = patches + resize_positions(self.weight, self.grid, grid)
+        return placed.to(torch.promote_types(placed.dtype, torch.float32))

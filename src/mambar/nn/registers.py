@@ -51,20 +51,30 @@ class RegisterTokens(nn.Module):
             start = in_front
         return torch.cat([*pieces, patches[:, start:]], dim=1)  # (B, M+n, D)
 
-    def split(self, tokens: Float[Tensor, "batch length dim"], grid: tuple[int, int]) -> Tokens:
-        """Undoes `insert`: takes the sequence apart into patches and registers.
+    def forward(self, patches: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch length dim"]:
+        return self.insert(patches)
 
-        Slices, not an index: their gradient is written in one order, so it has the same bits in every run.
-        """
-        rows, cols = grid
-        patches, registers, start = [], [], 0
-        for position in self.positions(rows * cols):
-            patches.append(tokens[:, start:position])
-            registers.append(tokens[:, position : position + 1])
-            start = position + 1
-        patches.append(tokens[:, start:])
-        return Tokens(
-            patches=torch.cat(patches, dim=1),
-            registers=torch.cat(registers, dim=1) if registers else tokens[:, :0],
-            grid=grid,
-        )
+    def split(self, tokens: Float[Tensor, "batch length dim"], grid: tuple[int, int]) -> Tokens:
+        """Undoes `insert`: takes the sequence apart into patches and registers."""
+        return split_tokens(tokens, self.placement, self.num_registers, grid)
+
+
+def split_tokens(
+    tokens: Float[Tensor, "batch length dim"], placement: str, num_registers: int, grid: tuple[int, int] | None = None
+) -> Tokens:
+    """Takes a sequence of patches and registers apart; without a grid the patches count as one row.
+
+    Slices, not an index: their gradient is written in one order, so it has the same bits in every run.
+    """
+    rows, cols = grid or (1, tokens.shape[1] - num_registers)
+    patches, registers, start = [], [], 0
+    for position in positions(placement, rows * cols, num_registers):
+        patches.append(tokens[:, start:position])
+        registers.append(tokens[:, position : position + 1])
+        start = position + 1
+    patches.append(tokens[:, start:])
+    return Tokens(
+        patches=torch.cat(patches, dim=1),
+        registers=torch.cat(registers, dim=1) if registers else tokens[:, :0],
+        grid=(rows, cols),
+    )
