@@ -28,6 +28,7 @@ def test_multiply_adds(name):
         {},
         {"head": "patches", "num_registers": 0},
         {"num_classes": 0, "reduce": 4},
+        {"num_registers": 1, "placement": "middle", "head": "widened"},
         {"bias": True, "conv_bias": False, "taps": 3, "state": 8, "expand": 3, "dt_rank": 5},
         {"image_size": (40, 24), "in_channels": 1, "head": "mean"},
     ],

@@ -9,6 +9,7 @@ from mambar.hub.convert import convert_checkpoint, infer_config, source_of, to_o
 from mambar.models import VisionMamba, VisionMambaConfig, variant
 from mambar.models.vision_mamba import drop_path_rates, layer_of
 from mambar.nn.block import DropPath
+from mambar.nn.heads import HEADS
 from mambar.ops import use_backend
 
 SEEN = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -141,7 +142,7 @@ def test_gradient_checkpointing_changes_nothing(dtype):
 
 
 def test_every_parameter_gets_a_gradient():
-    for head in ("registers", "mean", "first", "patches", "none"):
+    for head in HEADS:
         model = VisionMamba(SMALL.but(head=head, drop_path=0.0))
         model(torch.randn(2, 3, 32, 32)).square().sum().backward()
         assert [name for name, p in model.named_parameters() if p.grad is None] == []

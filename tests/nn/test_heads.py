@@ -31,6 +31,10 @@ def test_values_by_hand():
     reduced = torch.cat([module.read_out.reduce(TOKENS.registers[:, i]) for i in range(4)], dim=1)
     expected = reduced / (reduced.pow(2).mean(1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(module(TOKENS), expected)
+    module = head("widened")
+    wide = module.read_out.widen(TOKENS.registers[:, 0])
+    torch.testing.assert_close(module(TOKENS), wide / (wide.pow(2).mean(1, keepdim=True) + 1e-5).sqrt())
+    assert wide.shape == (2, 24)
 
 
 def test_bad_choices():

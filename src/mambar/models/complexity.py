@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mambar.models.config import VisionMambaConfig
+from mambar.nn.heads import WidenedHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,9 @@ def parameter_count(config: VisionMambaConfig) -> int:
 
 
 def _head(config: VisionMambaConfig) -> tuple[int, int]:
+    if config.head == "widened":
+        features = WidenedHead.FACTOR * config.dim
+        return features, config.dim * features + features
     if config.head != "registers":
         return config.dim, 0
     reduced = config.dim // config.reduce
@@ -58,6 +62,8 @@ def complexity(config: VisionMambaConfig) -> Complexity:
     macs += features * config.num_classes
     if config.head == "registers" and config.reduce > 1:
         macs += config.num_registers * dim * (dim // config.reduce)
+    elif config.head == "widened":
+        macs += dim * features
     states = 2 * config.depth * length * inner * config.state
     return Complexity(
         parameters=parameter_count(config),
