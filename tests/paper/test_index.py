@@ -31,7 +31,7 @@ def test_wrong_names_and_missing_data(tmp_path):
 @pytest.mark.slow
 def test_register_count_smoke_and_resume(tmp_path, monkeypatch):
     results = index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))
-    assert [result.row for result in results] == ["n = 1 (Vim)", "n = 4"]
+    assert [result.row for result in results] == ["n = 1 (Vim)", "n = 4", "n = 1 (Vim), output widened"]
     assert all(result.budget == "smoke" and len(result.values) == 2 for result in results)
     directory = tmp_path / "smoke" / "table_register_count"
     assert index.read(directory) == results
@@ -59,8 +59,8 @@ def test_tables_side_by_side_share_runs_and_give_the_same_numbers(tmp_path):
     two = index.reproduce_together(names, out=tmp_path / "two", jobs=2)
     values = [[result.values for result in found] for found in (one, two["table_register_count"])]
     assert values[0] == values[1]
-    # Two counts and three designs, one of which is the larger count.
-    assert len(list((tmp_path / "two" / "smoke" / "cells").glob("*/cell.json"))) == 4
+    # Two counts, the control and three designs, one of which is the larger count.
+    assert len(list((tmp_path / "two" / "smoke" / "cells").glob("*/cell.json"))) == 5
     default = two["table_register_design"][0]
     assert default.values == two["table_register_count"][1].values
 

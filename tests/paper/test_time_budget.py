@@ -22,13 +22,13 @@ def test_cost_is_counted_over_all_runs(context, caplog):
     caplog.set_level("INFO", "mambar.paper")
     same = time_budget.within(None, fit=False, cells=table_register_count.cells, context=context)
     assert same is context
-    # 4 counts × 2 seeds × 10 epochs × 1,438 images.
-    assert "8 runs of 10 epochs: 0.12 million images" in caplog.text
+    # 4 counts and the control × 2 seeds × 10 epochs × 1,438 images.
+    assert "10 runs of 10 epochs: 0.14 million images" in caplog.text
 
 
 def test_what_does_not_fit_is_refused_or_cut(context, monkeypatch):
-    # A rate at which 8.5 epochs of all eight runs take a minute.
-    rated(monkeypatch, 8 * 1438 * 8.5 / 60 / 0.85)
+    # A rate at which 8.5 epochs of all ten runs take a minute.
+    rated(monkeypatch, 10 * 1438 * 8.5 / 60 / 0.85)
     with pytest.raises(InputError, match=r"need about 1\.2 minutes here, minutes=1; epochs=8 fit"):
         time_budget.within(1.0, fit=False, cells=table_register_count.cells, context=context)
     cut = time_budget.within(1.0, fit=True, cells=table_register_count.cells, context=context)
