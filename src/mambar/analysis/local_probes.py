@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mambar.analysis.collect import Progress, model_device
 from mambar.analysis.norms import layer_indices, lengths, looking
 from mambar.analysis.outliers import MedianDeviation, OutlierRule
 from mambar.analysis.probes import wilson
-from mambar.analysis.ridge import fit_ridge
+from mambar.analysis.ridge import Ridge, fit_ridge
 from mambar.data.keys import key, permutation
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
@@ -23,6 +23,8 @@ from mambar.nn import Tokens
 
 # Tokens are many, so little penalty is needed; each strength costs a product of all tokens with all places.
 _STRENGTHS = (1e-6, 1e-4, 1e-2)
+# Images whose pixels are drawn together.
+_IMAGES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +135,11 @@ def local_probes(
     position = fit_ridge(local.tokens[fit].flatten(0, 1), places.repeat(len(fit), 1), strengths=_STRENGTHS)
     guessed = position.predict(local.tokens[held].flatten(0, 1)).argmax(1).reshape(len(held), num_patches)
     pixel = fit_ridge(local.tokens[fit].flatten(0, 1), local.pixels[fit].flatten(0, 1), strengths=_STRENGTHS)
-    drawn = pixel.predict(local.tokens[held].flatten(0, 1)).reshape(local.pixels[held].shape)
-    wanted = local.pixels[held].double()
 
     right = guessed == torch.arange(num_patches)
     away = _grid_distance(guessed, local.grid)
-    errors = (drawn - wanted).square().mean(-1)
-    spread = (wanted - pixel.offset).square().mean(-1)
+    by_part = [_pixel_errors(pixel, local, part) for part in held.split(_IMAGES)]
+    errors, spread = (torch.cat(parts) for parts in zip(*by_part, strict=True))
     groups = {"normal": ~outliers[held], "outlier": outliers[held], "all": torch.ones_like(outliers[held])}
     return LocalProbes(
         rule=rule.name,
@@ -149,6 +149,15 @@ def local_probes(
         num_images=count,
         groups=tuple(_group(name, mask, right, away, errors, spread) for name, mask in groups.items()),
     )
+
+
+def _pixel_errors(
+    pixel: Ridge, local: LocalTokens, images: Int64[Tensor, "images"]
+) -> tuple[Float[Tensor, "images patches"], Float[Tensor, "images patches"]]:
+    """Mean squared errors of the drawn patches, and of the mean patch in their place."""
+    wanted = local.pixels[images].double()
+    drawn = pixel.predict(local.tokens[images].flatten(0, 1)).reshape(wanted.shape)
+    return (drawn - wanted).square().mean(-1), (wanted - pixel.offset).square().mean(-1)
 
 
 def _grid_distance(guessed: Tensor, grid: tuple[int, int]) -> Float[Tensor, "images patches"]:

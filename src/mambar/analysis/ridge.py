@@ -1,6 +1,6 @@
 """Ridge regression in closed form, its strength chosen by leave-one-out errors that need no refitting."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor
 
 # Penalties in units of the number of samples, for features of unit variance.
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))
+
+# Targets looked at together.
+_COLUMNS = 64
 
 Score = Callable[[Tensor], Tensor]
 
@@ -40,29 +43,41 @@ def fit_ridge(
     The strength (in units of the number of samples) is the one with the largest `score` of the leave-one-out
     predictions (samples, targets); the default score is minus their squared error. Of equals the strongest wins.
     """
-    features, targets = features.double(), targets.double()
+    features = features.double()
     count = len(features)
-    mean, offset = features.mean(0), targets.mean(0)
+    mean = features.mean(0)
+    offset = torch.cat([block.double().mean(0) for block in targets.split(_COLUMNS, 1)])
     scale = features.std(0, correction=0)
     # A feature that never changes says nothing; dividing it by its rounding error would make it look loud.
     scale = torch.where(scale > 1e-12 * features.abs().amax(0).clamp_min(1e-300), scale, torch.inf)
     standard = (features - mean) / scale
-    centred = targets - offset
     left, squares, right = _decompose(standard)
-    projected = left.T @ centred  # (rank, targets)
-    best: tuple[float, float] | None = None
-    for strength in strengths:
+    projected = torch.cat([left.T @ (block - its) for block, its in _blocks(targets, offset)], 1)
+
+    def misses(strength: float) -> Iterator[Float[Tensor, "samples columns"]]:
+        """Leave-one-out predictions minus targets: leaving a sample out divides its miss by 1 - leverage."""
         shrink = squares / (squares + strength * count)
         leverage = (left.square() @ shrink + 1 / count).clamp_max(1 - 1e-9)[:, None]
-        fitted = left @ (shrink[:, None] * projected)
-        # Leaving one sample out moves its prediction away from its own target by leverage / (1 - leverage).
-        held_out = fitted + offset - leverage / (1 - leverage) * (centred - fitted)
-        value = float(score(held_out)) if score else -float((held_out - targets).square().sum())
+        for (block, its), part in zip(_blocks(targets, offset), projected.split(_COLUMNS, 1), strict=True):
+            yield (left @ (shrink[:, None] * part) + its - block) / (1 - leverage)
+
+    best: tuple[float, float] | None = None
+    for strength in strengths:
+        if score:
+            value = float(score(torch.cat(list(misses(strength)), 1) + targets))
+        else:
+            value = -sum(float(part.square().sum()) for part in misses(strength))
         if best is None or value >= best[0]:
             best = (value, strength)
     chosen = best[1] if best else strengths[0]
     weight = right @ (squares.sqrt() / (squares + chosen * count))[:, None].mul(projected)
     return Ridge(mean=mean, scale=scale, weight=weight, offset=offset, strength=chosen)
+
+
+def _blocks(targets: Tensor, offset: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Targets in float64 with their offsets, some columns at a time: all at once would be the most memory of all."""
+    for block, its in zip(targets.split(_COLUMNS, 1), offset.split(_COLUMNS), strict=True):
+        yield block.double(), its
 
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
