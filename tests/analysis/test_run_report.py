@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from mambar.analysis import FigureLabel, NormPanel, Prediction, compare_norms, write_run_report
-from mambar.analysis.confusion import confusion_table
-from mambar.errors import InputError
 
 
 def write(path, name="plain", **changes):
@@ -84,16 +82,6 @@ def test_environment_is_not_written(tmp_path, monkeypatch):
     page = write(tmp_path, recipe={"data": "https://user:planted-secret@host/data"})
     assert "planted-secret" not in page
     assert b"planted-secret" not in (tmp_path / "curves.png").read_bytes()
-
-
-def test_many_classes_become_a_picture():
-    html = confusion_table(np.eye(30, dtype=np.int64) * 4, [f"c{i}" for i in range(30)])
-    assert "<table" not in html and "data:image/png" in html and "No example was given a wrong class." in html
-
-
-def test_confusion_of_another_size_is_refused():
-    with pytest.raises(InputError, match="2 classes"):
-        confusion_table(np.eye(3, dtype=np.int64), ["a", "b"])
 
 
 def test_compare_norms_fills_the_rows(fake_model):

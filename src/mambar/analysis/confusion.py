@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Integer, Shaped
@@ -12,6 +13,10 @@ from mambar.errors import InputError
 
 # Above this many classes the cells are too small for numbers: the matrix becomes a picture.
 MOST_CLASSES_IN_CELLS = 20
+
+
+# What a matrix counts.
+Unit = Literal["examples", "pixels"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,8 +34,13 @@ class Prediction:
         return self.true == self.predicted
 
 
-def confusion_table(confusion: Integer[np.ndarray, "classes classes"], classes: Sequence[str]) -> report.Html:
-    """The matrix (rows: true class, columns: predicted) with counts, or as a picture where classes are many."""
+def confusion_table(
+    confusion: Integer[np.ndarray, "classes classes"], classes: Sequence[str], *, unit: Unit = "examples"
+) -> report.Html:
+    """The matrix (rows: true class, columns: predicted), or a picture of it where classes are many.
+
+    Cells of examples hold their number, cells of pixels, which are too many to read, per cent of the row.
+    """
     if confusion.shape != (len(classes), len(classes)):
         raise InputError(
             f"confusion has shape {confusion.shape} but there are {len(classes)} classes; "
@@ -38,18 +48,21 @@ def confusion_table(confusion: Integer[np.ndarray, "classes classes"], classes: 
         )
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     if len(classes) <= MOST_CLASSES_IN_CELLS:
-        matrix = _cells(confusion, shares, classes)
+        matrix = _cells(confusion, shares, classes, unit)
     else:
         picture = png(coloured(shares, low=0.0, high=1.0, colours="viridis"))
         matrix = report.image(picture, description="confusion matrix", class_="nearest")
     caption = "Rows: true class. Columns: predicted class. Shade: share of the row."
-    return report.join([report.figure(matrix, caption=caption), _confused_pairs(confusion, classes)])
+    if unit == "pixels" and len(classes) <= MOST_CLASSES_IN_CELLS:
+        caption += " Numbers: per cent of the true class's pixels."
+    return report.join([report.figure(matrix, caption=caption), _confused_pairs(confusion, classes, unit)])
 
 
 def _cells(
     confusion: Integer[np.ndarray, "classes classes"],
     shares: Shaped[np.ndarray, "classes classes"],
     classes: Sequence[str],
+    unit: Unit,
 ) -> report.Html:
     short = all(len(name) <= 3 for name in classes)
     columns = [name if short else str(index) for index, name in enumerate(classes)]
@@ -57,7 +70,7 @@ def _cells(
     head = report.element("tr", report.element("th"), *(report.element("th", name) for name in columns))
     rows = []
     for i, name in enumerate(names):
-        cells = (_cell(int(confusion[i, j]), float(shares[i, j])) for j in range(len(classes)))
+        cells = (_cell(int(confusion[i, j]), float(shares[i, j]), unit) for j in range(len(classes)))
         rows.append(report.element("tr", report.element("th", name, scope="row"), *cells))
     matrix = report.element(
         "table",
@@ -68,30 +81,34 @@ def _cells(
     return report.element("div", matrix, class_="scroll")
 
 
-def _cell(count: int, share: float) -> report.Html:
+def _cell(count: int, share: float, unit: Unit) -> report.Html:
     """One cell: white at 0, dark blue at 1; the square root keeps a few confusions visible."""
     depth = share**0.5
     red, green, blue = (round(255 + (dark - 255) * depth) for dark in (11, 60, 110))
     ink = "#ffffff" if depth > 0.55 else "#1c2430"
-    style = f"background:rgb({red},{green},{blue});color:{ink}"
-    return report.element("td", count if count else "·", style=style if count else "color:#9aa4b0")
+    text = str(count) if unit == "examples" else f"{100 * share:.0f}"
+    if text == "0":
+        return report.element("td", "·", style="color:#9aa4b0")
+    return report.element("td", text, style=f"background:rgb({red},{green},{blue});color:{ink}")
 
 
-def _confused_pairs(confusion: Integer[np.ndarray, "classes classes"], classes: Sequence[str]) -> report.Html:
+def _confused_pairs(
+    confusion: Integer[np.ndarray, "classes classes"], classes: Sequence[str], unit: Unit
+) -> report.Html:
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:5]
     pairs = [divmod(int(flat), len(classes)) for flat in order if wrong.flat[flat] > 0]
     if not pairs:
-        return report.element("p", "No example was given a wrong class.")
+        return report.element("p", f"None of the {unit} was given a wrong class.")
     rows = [
-        (classes[true], classes[predicted], int(wrong[true, predicted]), int(confusion[true].sum()))
+        (classes[true], classes[predicted], f"{wrong[true, predicted]:,}", f"{confusion[true].sum():,}")
         for true, predicted in pairs
     ]
     return report.join(
         [
             report.element("h3", "Most often confused"),
-            report.table(("true", "taken for", "times", "of"), rows),
+            report.table(("true", "taken for", unit, "of"), rows),
         ]
     )
 

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import UInt8
 
 from mambar.analysis import report
+from mambar.analysis.confusion import confusion_table
 from mambar.analysis.curves import collect_curves, draw_curves, draw_family, families
-from mambar.analysis.pixels import coloured, photograph, png
+from mambar.analysis.pixels import photograph, png
 from mambar.analysis.plots import png as figure_png
 from mambar.analysis.plots import svg
 from mambar.data.masks import IGNORE, Colour
@@ -31,8 +32,6 @@ _LOOKED_AT: Final = 48
 _SHOWN: Final = 4
 # Pixels of a picture's longer side.
 _LONGEST: Final = 384
-# Above this many classes the matrix becomes a picture.
-_MOST_IN_CELLS: Final = 20
 
 
 def write_report(
@@ -49,7 +48,7 @@ def write_report(
         report.tiles(_summary(result, model, len(val_set))),
         _curve_section(curves),
         _class_section(result, colours),
-        _confusion_section(result),
+        report.section("Confusion matrix", confusion_table(result.confusion, result.classes, unit="pixels")),
         _image_section(model, inference, val_set),
         report.section("Recipe", report.pairs(report.flattened(recipe.flat()))),
         report.element(
@@ -114,60 +113,6 @@ def _swatch(colour: Colour) -> report.Html:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.2%}"
-
-
-def _confusion_section(result: SegmentationResult) -> report.Html:
-    confusion = result.confusion
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    names = result.classes
-    if len(names) <= _MOST_IN_CELLS:
-        head = report.element("tr", report.element("th"), *(report.element("th", str(i)) for i in range(len(names))))
-        rows = [
-            report.element(
-                "tr",
-                report.element("th", f"{name}  {index}", scope="row"),
-                *(_cell(float(share)) for share in shares[index]),
-            )
-            for index, name in enumerate(names)
-        ]
-        body = (report.element("thead", head), report.element("tbody", *rows))
-        matrix = report.element("div", report.element("table", *body, class_="matrix"), class_="scroll")
-        caption = "Rows: true class. Columns: predicted class. Per cent of the true class's pixels."
-    else:
-        picture = png(coloured(shares, low=0.0, high=1.0, colours="viridis"))
-        matrix = report.image(picture, description="confusion matrix", class_="nearest")
-        caption = "Rows: true class. Columns: predicted class. Brightness: share of the true class's pixels."
-    return report.section("Confusion matrix", report.figure(matrix, caption=caption), _confused_pairs(result))
-
-
-def _cell(share: float) -> report.Html:
-    """One cell: white at 0, dark blue at 1; the square root keeps a few confusions visible."""
-    depth = share**0.5
-    red, green, blue = (round(255 + (dark - 255) * depth) for dark in (11, 60, 110))
-    ink = "#ffffff" if depth > 0.55 else "#1c2430"
-    shown = f"{100 * share:.0f}" if share >= 0.005 else "·"
-    style = f"background:rgb({red},{green},{blue});color:{ink}" if share >= 0.005 else "color:#9aa4b0"
-    return report.element("td", shown, style=style)
-
-
-def _confused_pairs(result: SegmentationResult) -> report.Html:
-    wrong = result.confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:5]
-    pairs = [divmod(int(flat), len(result.classes)) for flat in order if wrong.flat[flat] > 0]
-    rows = [
-        (
-            result.classes[true],
-            result.classes[taken],
-            f"{int(wrong[true, taken]):,}",
-            f"{wrong[true, taken] / result.confusion[true].sum():.1%}",
-        )
-        for true, taken in pairs
-    ]
-    if not rows:
-        return report.element("p", "No pixel was given a wrong class.")
-    header = ("true", "taken for", "pixels", "of the class")
-    return report.join([report.element("h3", "Most often confused"), report.table(header, rows)])
 
 
 def _image_section(model: Segmenter, inference: Inference, val_set: Stacked) -> report.Html:
