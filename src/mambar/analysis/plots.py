@@ -62,6 +62,10 @@ def styled(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
     return drawn
 
 
+# A legend's letters in points, and how many of them its line and the space around take.
+_LEGEND, _HANDLE = 8.5, 6
+
+
 def label_text(value: object) -> str:
     """`value` as text that matplotlib shows as it is: a dollar sign starts no formula."""
     return printable(value).replace("$", r"\$")
@@ -81,10 +85,17 @@ def new_axes(count: int, *, columns: int, size: tuple[float, float]) -> "tuple[F
 
 
 def headline(axes: "Axes", title: str, *, columns: int = 1) -> None:
-    """The title, and below it, still above the axes, what the lines mean where there are several."""
-    if len(axes.get_legend_handles_labels()[1]) < 2:
+    """The title, and below it, still above the axes, what the lines mean where there are several.
+
+    As many of the `columns` as fit the chart's width; a name too long for it loses its middle.
+    """
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) < 2:
         axes.set_title(label_text(title))
         return
+    most = _letters_across(axes)
+    while columns > 1 and columns * (_HANDLE + max(map(len, names))) > most:
+        columns -= 1
     legend = axes.legend(
         title=label_text(title),
         ncols=columns,
@@ -94,8 +105,27 @@ def headline(axes: "Axes", title: str, *, columns: int = 1) -> None:
         borderaxespad=0.1,
         borderpad=0.2,
         labelspacing=0.25,
+        fontsize=_LEGEND,
     )
     legend.get_title().set(fontweight="bold", fontsize=10)
+    for text in legend.get_texts():
+        text.set_text(_shortened(text.get_text(), most // columns - _HANDLE))
+
+
+def _letters_across(axes: "Axes") -> int:
+    """How many letters of a legend fit into a chart's width."""
+    figure, place = axes.get_figure(root=True), axes.get_subplotspec()
+    assert figure is not None and place is not None
+    inches = figure.get_size_inches()[0] / place.get_gridspec().ncols
+    # Letters of this face are 0.6 of their height wide; the vertical axis has its own numbers and name.
+    return int((inches - 0.8) * 72 / (0.6 * _LEGEND))
+
+
+def _shortened(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def wide_scale(axes: "Axes", values: Iterable[float]) -> None:

@@ -21,7 +21,12 @@ def not_run(studies: Studies, part: str) -> report.Html:
 
 
 def _percent(value: float, digits: int = 1) -> str:
-    return "–" if not math.isfinite(value) else f"{100 * value:.{digits}f} %"
+    # A number and its sign stay on one line.
+    return "–" if not math.isfinite(value) else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _times(value: float) -> str:
+    return "–" if not math.isfinite(value) else f"{_number(value)}×"
 
 
 def _number(value: float, digits: int = 3) -> str:
@@ -134,7 +139,7 @@ def truth_tables(studies: Studies) -> report.Html:
             row = statistics.layers[-1]
             correlation = f"{row.entropy_correlation:+.2f} ({row.entropy_low:+.2f} to {row.entropy_high:+.2f})"
             auc = f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})"
-            shares = (_percent(row.outlier_background), _percent(row.background), f"{_number(row.lift)}×")
+            shares = (_percent(row.outlier_background), _percent(row.background), _times(row.lift))
             rows.append((name, statistics.rule, row.layer, f"{row.outliers:,}", *shares, auc, correlation))
     missing = not_run(studies, "truth")
     if not rows:
@@ -174,7 +179,7 @@ def added_table(studies: Studies) -> report.Html:
             _percent(row.top1),
             _number(row.median),
             _number(row.maximum),
-            f"{_number(row.ratio)}×",
+            _times(row.ratio),
             _percent(row.outlier_share, 2),
             _number(row.register_median),
         )

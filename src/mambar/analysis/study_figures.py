@@ -93,10 +93,11 @@ def norm_sheet(studies: Studies, label: FigureLabel) -> Sheet:
                 axes.plot(found.norms.layers, registers, label=named, color=_colour(model), linestyle=DASHES[2])
                 values += registers.tolist()
         wide_scale(axes, values)
-        axes.set(xlabel="layer", ylabel="over the median of image tokens")
+        axes.set(xlabel="layer", ylabel="times the median")
         headline(axes, "Relative to the median token")
 
-    return Sheet(panels=[absolute, relative], label=label)
+    # Six lines of two models need room for what they mean.
+    return Sheet(panels=[absolute, relative], label=label, size=(4.4, 3.2 if len(studies) == 1 else 3.8))
 
 
 def outlier_sheet(studies: Studies, label: FigureLabel) -> Sheet:
