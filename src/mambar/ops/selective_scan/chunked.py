@@ -138,7 +138,8 @@ class _Tile:
     def walk(self, chunk: _Chunk, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
         """The decays and states of a chunk that starts from this state, in two buffers; its output is written."""
         steps = len(chunk.dt)
-        decays, states = self.decays[:steps], self.states[:steps]
+        whole = steps == self.steps
+        decays, states = (self.decays, self.states) if whole else (self.decays[:steps], self.states[:steps])
         torch.mul(chunk.dt, self.rates, out=decays).exp2_()
         torch.mul(chunk.drive, chunk.B, out=states)
         for decay, here in self.pairs[steps - 1 :: -1] if reverse else self.pairs[:steps]:
