@@ -44,14 +44,14 @@ def need(there: bool, what: str) -> None:
     pytest.skip(f"needs {what}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def need_program():
-    """A function that skips (in CI: fails) unless a program is installed; gives its path."""
+    """A function that skips (in CI: fails) unless a program is installed, under one of its names; gives its path."""
 
-    def look(name: str) -> str:
-        path = shutil.which(name)
-        need(path is not None, f"the program {name}")
-        return str(path)
+    def look(*names: str) -> str:
+        found = [path for path in map(shutil.which, names) if path is not None]
+        need(bool(found), f"the program {' or '.join(names)}")
+        return found[0]
 
     return look
 

@@ -46,9 +46,8 @@ def test_torch_export(tmp_path):
 
 
 @pytest.mark.slow
-def test_aotinductor(tmp_path):
-    if shutil.which("g++") is None:
-        pytest.skip("needs a C++ compiler")
+def test_aotinductor(tmp_path, need_program):
+    need_program("g++")
     report = export_model(tiny(), tmp_path / "model.aoti.pt2", format="aoti")
     assert report.passed and report.images == 256 and {1, 2, 7, 8} <= set(report.batches)
 

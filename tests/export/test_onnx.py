@@ -112,6 +112,7 @@ def test_the_model_is_left_as_it_was():
                 {"placement": "spread", "head": "none", "conv_bias": False, "num_registers": 5},
                 {"num_classes": 0, "in_channels": 1},
                 {"num_registers": 30},
+                {"head": "widened", "num_registers": 1},
             )
         ),
     ],

@@ -99,12 +99,9 @@ def stop_page(running: Running) -> int:
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory):
+def running(tmp_path_factory, need_program):
     """Two models side by side on a page that runs for all tests of this room."""
-    import shutil
-
-    if shutil.which("strace") is None:
-        pytest.skip("needs the program strace")
+    need_program("strace")
     directory = tmp_path_factory.mktemp("page")
     first = save_small(directory / "mamba-r")
     second = save_small(directory / "vim", seed=1, placement="middle", head="first", num_registers=1, reduce=1, depth=2)

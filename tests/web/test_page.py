@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import shutil
 import urllib.parse
 
 import numpy as np
@@ -24,12 +22,8 @@ _PATIENCE = 60_000
 
 
 @pytest.fixture(scope="module")
-def browser():
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("needs the program chromium, which CI must have")
-        pytest.skip("needs the program chromium")
+def browser(need_program):
+    path = need_program("chromium", "google-chrome")
     with playwright.sync_playwright() as control:
         found = control.chromium.launch(executable_path=path, args=_ARGUMENTS)
         yield found
