@@ -22,7 +22,7 @@ FLOORS = [
     {"models"},
     {"nn"},
     {"ops", "data"},
-    {"cache"},
+    {"cache", "memory"},
     {"errors", "version"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mambar.hub import load as load
     from mambar.hub import load_official as load_official
     from mambar.hub import save_model as save_model
+    from mambar.memory import keep_freed_memory as keep_freed_memory
     from mambar.models import TokenModel as TokenModel
     from mambar.models import VisionMamba as VisionMamba
     from mambar.models import VisionMambaConfig as VisionMambaConfig
@@ -41,6 +42,7 @@ _ROOMS = {
     "available_backends": "ops",
     "complexity": "models",
     "create_model": "hub",
+    "keep_freed_memory": "memory",
     "list_models": "hub",
     "load": "hub",
     "load_official": "hub",

@@ -33,6 +33,7 @@ from mambar.cli import (
 )
 from mambar.cli.console import PrintableFormatter, printable
 from mambar.errors import MambarError
+from mambar.memory import keep_freed_memory
 from mambar.version import __version__
 
 _EVERYWHERE = ("--debug", "--quiet", "-q")
@@ -107,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str], debug: bool) -> int:
+    keep_freed_memory()
     try:
         result = app(arguments, prog_name="mambar", standalone_mode=False)
         return result if isinstance(result, int) else 0

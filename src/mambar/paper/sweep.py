@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mambar.errors import InputError, MambarError
 from mambar.hub.files import json_bytes, write_atomically
+from mambar.memory import keep_freed_memory
 from mambar.models.config import variant
 from mambar.paper.context import Context
 from mambar.training.recipe import Recipe
@@ -262,6 +263,7 @@ def _visible() -> Iterator[str]:
 def main(arguments: Sequence[str]) -> int:
     """What `start` starts: one run, its recipe read from a file."""
     asked, directory, device, workers = arguments
+    keep_freed_memory()
     recipe = Recipe.from_json(Path(asked).read_text("utf-8"), source=asked)
     try:
         _run(recipe, Path(directory), device, int(workers))
