@@ -1,7 +1,10 @@
 """The CUDA kernels on a GPU: every tile, every way of loading, the same bits, nothing left unwritten.
 
-Run as a program (`compute-sanitizer python tests/ops/cuda/test_kernels.py`) it calls each kernel once on small shapes.
+Run as a program (`compute-sanitizer python tests/ops/cuda/test_kernels.py`) it calls each kernel once on small shapes;
+with the word `scans` behind it only kernels of our own run (initcheck takes what cuBLAS writes for unwritten).
 """
+
+import sys
 
 import pytest
 import torch
@@ -172,6 +175,7 @@ def test_a_captured_graph_replays_the_same():
 
 if __name__ == "__main__":
     for kind in (torch.bfloat16, torch.float32):
-        mix_once(mix_arguments(2, 21, 136, 8, dtype=kind), torch.randn(2, 21, 136, device="cuda").to(kind))
+        if sys.argv[1:] != ["scans"]:
+            mix_once(mix_arguments(2, 21, 136, 8, dtype=kind), torch.randn(2, 21, 136, device="cuda").to(kind))
         assert max(scan_both_ways(scan_arguments(2, 13, 40, dtype=kind, offset=1), True)) <= WORST[kind]
     torch.cuda.synchronize()
