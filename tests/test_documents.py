@@ -26,7 +26,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 # What a block may need that a test machine lacks; the reader sees it as the block's title.
 MARKERS = (
-    r"needs (a GPU|ImageNet|ADE20K|the network)",
+    r"needs (a GPU|ImageNet|ADE20K|the network|trained networks)",
     r"(one|two|four|eight) GPUs?, (about )?\w+ (minutes?|hours?|days?)",
     r"serves until stopped",
 )
