@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,18 @@ def test_help_says_each_verb_in_a_whole_line(mambar_command):
     verbs = out[out.index("Commands:") :].splitlines()[1:]
     assert [line.split()[0] for line in verbs] == list(_VERBS)
     assert all(line.endswith(".") and not line.endswith("...") for line in verbs), out
+
+
+@pytest.mark.soak
+def test_help_costs_little():
+    """Under 0.6 s of processor time, the best of three; a busy machine does not change that."""
+    costs = []
+    for verb in ((), ("train",), ("serve",)):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "mambar", *verb, "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(costs) < 0.6
 
 
 @pytest.mark.parametrize("again", ["before the line", "during the line"])
