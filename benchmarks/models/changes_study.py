@@ -6,10 +6,11 @@ Each NAME is a kind of network, each RUN a run directory, one a seed, in the sam
 `--images` held-out images of `--data`; what stands in the table is the change of it, in points, paired with the same
 network unchanged, and its 95 % interval over the seeds. The first kind's change minus the second's closes each row.
 
-Bits: every number of a tensor is rounded to a grid of 2^bits - 1 steps between ± its largest magnitude (for activations
-that of `--calibration` other images): one scale a tensor, the plainest quantisation and the one that outliers hurt.
-`weights` are the four projections of each mixer; `activations` the inputs of in_proj and out_proj beside; `stream` the
-residual stream between the blocks beside, where the long tokens live.
+Bits: every number of a tensor is rounded to one of 2^bits - 1 even values between ± its largest magnitude (for
+activations that of `--calibration` held-out images, of which few are also among those counted): one scale a tensor,
+the plainest quantisation and the one that outliers hurt. `weights` are the four projections of each mixer;
+`activations` the inputs of in_proj and out_proj beside; `stream` the residual stream between the blocks beside, where
+the long tokens live.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def seen(model: mambar.VisionMamba, images: Tensor) -> None:
 
 
 def rounded(values: Tensor, largest: Tensor, bits: int) -> Tensor:
-    """The values on a symmetric grid of 2^bits - 1 steps between ± `largest`; what lies beyond is cut off."""
+    """The values on a symmetric grid of 2^bits - 1 places between ± `largest`; what lies beyond is cut off."""
     most = 2 ** (bits - 1) - 1
     step = largest.clamp_min(1e-12) / most
     return (values / step).round().clamp(-most, most) * step
@@ -125,7 +126,7 @@ def measured(run: Path, data: str, options: argparse.Namespace) -> dict[str, flo
     assert model.preprocessing is not None
     side = model.preprocessing.size[0]
     images, labels = held_out_images(model, data=data, count=options.images)
-    # Every stride has other images; the few that both have do no harm to a largest value.
+    # Another stride over the same images; what both have does no harm to a largest value.
     calibration = held_out_images(model, data=data, count=options.calibration)[0]
     found = {"as trained": top1(model, images, labels)}
     for size in options.sizes:
@@ -164,27 +165,16 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     lines = [f"| | {' | '.join(names)} | {names[0]} minus {names[1]} |", f"|---|{'---|' * (len(names) + 1)}"]
     reached = [[each["as trained"] for each in results[name]] for name in names]
     cells = [shown(values).lstrip("+") for values in reached]
-    lines.append(f"| top-1 as trained, % | {' | '.join(cells)} | {shown(differences(*reached[:2]))} |")
+    apart = paired(*reached[:2])
+    lines.append(f"| top-1 as trained, % | {' | '.join(cells)} | {'–' if apart is None else apart.text()} |")
     rows = dict.fromkeys(row for found in results.values() for each in found for row in each)
     for row in rows:
         if row != "as trained":
             changes = [change(results[name], row) for name in names]
             first, second = changes[:2]
-            apart = "–" if first is None or second is None else decided(first, second)
-            lines.append(f"| {row} | {' | '.join(map(shown, changes))} | {apart} |")
+            apart = None if first is None or second is None else paired(first, second)
+            lines.append(f"| {row} | {' | '.join(map(shown, changes))} | {'–' if apart is None else apart.text()} |")
     return "\n".join(lines)
-
-
-def differences(first: list[float], second: list[float]) -> list[float]:
-    """Seed by seed."""
-    return [a - b for a, b in zip(first, second, strict=True)]
-
-
-def decided(first: list[float], second: list[float]) -> str:
-    """The paired difference and whether its interval leaves zero out."""
-    found = paired(first, second)
-    word = "" if found is None else ", decided" if found.decided else ", not decided"
-    return shown(differences(first, second)) + word
 
 
 def main() -> None:

@@ -35,6 +35,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
 from scan_cpu_llvm import sequential
 
 DIM, INNER, STATE, RANK, TOKENS = 768, 1536, 16, 48, 208
+# A block's matrix products, (inside, out): in_proj, each direction's x_proj and dt_proj, out_proj.
+PRODUCTS = [(DIM, 2 * INNER), *2 * [(INNER, RANK + 2 * STATE), (RANK, INNER)], (INNER, DIM)]
 
 
 def by_loop(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, reverse):
@@ -90,50 +92,54 @@ def step(model: nn.Module, images: Tensor, scan: Callable[..., Tensor] | None, b
 def products(batch: int, *, training: bool) -> float:
     """Seconds of one block's matrix products, each at its best of five."""
     rows = batch * TOKENS
-    shapes = [(rows, DIM, 2 * INNER), (rows, INNER, DIM)]
-    shapes += 2 * [(rows, INNER, RANK + 2 * STATE), (rows, RANK, INNER)]
     total = 0.0
-    for one, inside, other in shapes:
-        total += _best(torch.randn(one, inside), torch.randn(other, inside).t())
+    for inside, other in PRODUCTS:
+        total += _product(torch.randn(rows, inside), torch.randn(other, inside).t())
         if training:
-            total += _best(torch.randn(one, other), torch.randn(other, inside))
-            total += _best(torch.randn(one, other).t(), torch.randn(one, inside))
+            total += _product(torch.randn(rows, other), torch.randn(other, inside))
+            total += _product(torch.randn(rows, other).t(), torch.randn(rows, inside))
     return total
 
 
-def _best(left: Tensor, right: Tensor) -> float:
+def _product(left: Tensor, right: Tensor) -> float:
     out = torch.empty(left.shape[0], right.shape[1])
+    return _best(lambda: torch.mm(left, right, out=out))
+
+
+def _best(work: Work) -> float:
     best = float("inf")
     for _ in range(5):
         start = time.process_time()
-        torch.mm(left, right, out=out)
+        work()
         best = min(best, time.process_time() - start)
     return best
 
 
 def products_in_a_row(batch: int, depth: int) -> float:
     """Seconds of all blocks' products as a forward pass has them: each on other operands than the one before it."""
-    rows = batch * TOKENS
-    shapes = [(DIM, 2 * INNER), *2 * [(INNER, RANK + 2 * STATE), (RANK, INNER)], (INNER, DIM)]
-    operands = [torch.randn(rows, inside) for inside, _ in shapes]
-    weights = [[torch.randn(other, inside) for inside, other in shapes] for _ in range(depth)]
-    best = float("inf")
-    for _ in range(5):
-        start = time.process_time()
+    operands = [torch.randn(batch * TOKENS, inside) for inside, _ in PRODUCTS]
+    weights = [[torch.randn(other, inside) for inside, other in PRODUCTS] for _ in range(depth)]
+
+    def forward_pass() -> None:
         for block in weights:
             for operand, weight in zip(operands, block, strict=True):
                 F.linear(operand, weight)
-        best = min(best, time.process_time() - start)
-    return best
+
+    return _best(forward_pass)
+
+
+def scans(batch: int, *, training: bool) -> float:
+    """Seconds of one block's scans at the port floor."""
+    states = 2 * batch * TOKENS * INNER * STATE
+    seconds = states / floor_states_per_second()
+    if training:
+        seconds += states / floor_states_per_second(backward=True)
+    return seconds
 
 
 def floor_seconds(batch: int, depth: int, *, training: bool) -> float:
     """Products and scans of the blocks, nothing else."""
-    states = 2 * batch * TOKENS * INNER * STATE
-    scans = states / floor_states_per_second()
-    if training:
-        scans += states / floor_states_per_second(backward=True)
-    return depth * (products(batch, training=training) + scans)
+    return depth * (products(batch, training=training) + scans(batch, training=training))
 
 
 def kept_bytes(model: nn.Module, images: Tensor) -> int:
@@ -206,8 +212,8 @@ def main() -> None:
         ours = found["ours"].median
         in_a_row = "-"
         if not training:
-            products_there = products_in_a_row(batch, options.depth)
-            in_a_row = ours / (products_there + floor - options.depth * products(batch, training=False))
+            there = products_in_a_row(batch, options.depth) + options.depth * scans(batch, training=False)
+            in_a_row = ours / there
         slow = [found[peer].median for peer in peers]
         label = f"{name}, batch {batch}"
         rows.append(

@@ -31,7 +31,7 @@ def test_examples_are_counted():
 
 
 def test_pixels_are_per_cent_of_their_row():
-    html = confusion_table(CONFUSION, ["pavement", "sky", "tree"], unit="pixels")
+    html = confusion_table(CONFUSION, ["pavement", "sky", "tree"], unit="pixel")
     matrix, pairs = html.split("Most often confused")
     # Long names stand before the rows only; columns have their numbers.
     assert cells(matrix) == [
@@ -44,7 +44,7 @@ def test_pixels_are_per_cent_of_their_row():
 
 def test_many_classes_become_a_picture():
     html = confusion_table(np.eye(30, dtype=np.int64) * 4, [f"c{i}" for i in range(30)])
-    assert "<table" not in html and "data:image/png" in html and "None of the examples was given a wrong class." in html
+    assert "<table" not in html and "data:image/png" in html and "No example was given a wrong class." in html
 
 
 def test_confusion_of_another_size_is_refused():

@@ -13,10 +13,8 @@ from mambar.errors import InputError
 
 # Above this many classes the cells are too small for numbers: the matrix becomes a picture.
 MOST_CLASSES_IN_CELLS = 20
-
-
 # What a matrix counts.
-Unit = Literal["examples", "pixels"]
+Unit = Literal["example", "pixel"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +33,7 @@ class Prediction:
 
 
 def confusion_table(
-    confusion: Integer[np.ndarray, "classes classes"], classes: Sequence[str], *, unit: Unit = "examples"
+    confusion: Integer[np.ndarray, "classes classes"], classes: Sequence[str], *, unit: Unit = "example"
 ) -> report.Html:
     """The matrix (rows: true class, columns: predicted), or a picture of it where classes are many.
 
@@ -53,7 +51,7 @@ def confusion_table(
         picture = png(coloured(shares, low=0.0, high=1.0, colours="viridis"))
         matrix = report.image(picture, description="confusion matrix", class_="nearest")
     caption = "Rows: true class. Columns: predicted class. Shade: share of the row."
-    if unit == "pixels" and len(classes) <= MOST_CLASSES_IN_CELLS:
+    if unit == "pixel" and len(classes) <= MOST_CLASSES_IN_CELLS:
         caption += " Numbers: per cent of the true class's pixels."
     return report.join([report.figure(matrix, caption=caption), _confused_pairs(confusion, classes, unit)])
 
@@ -86,7 +84,7 @@ def _cell(count: int, share: float, unit: Unit) -> report.Html:
     depth = share**0.5
     red, green, blue = (round(255 + (dark - 255) * depth) for dark in (11, 60, 110))
     ink = "#ffffff" if depth > 0.55 else "#1c2430"
-    text = str(count) if unit == "examples" else f"{100 * share:.0f}"
+    text = str(count) if unit == "example" else f"{100 * share:.0f}"
     if text == "0":
         return report.element("td", "·", style="color:#9aa4b0")
     return report.element("td", text, style=f"background:rgb({red},{green},{blue});color:{ink}")
@@ -100,7 +98,7 @@ def _confused_pairs(
     order = np.argsort(-wrong, axis=None, kind="stable")[:5]
     pairs = [divmod(int(flat), len(classes)) for flat in order if wrong.flat[flat] > 0]
     if not pairs:
-        return report.element("p", f"None of the {unit} was given a wrong class.")
+        return report.element("p", f"No {unit} was given a wrong class.")
     rows = [
         (classes[true], classes[predicted], f"{wrong[true, predicted]:,}", f"{confusion[true].sum():,}")
         for true, predicted in pairs
@@ -108,7 +106,7 @@ def _confused_pairs(
     return report.join(
         [
             report.element("h3", "Most often confused"),
-            report.table(("true", "taken for", unit, "of"), rows),
+            report.table(("true", "taken for", f"{unit}s", "of"), rows),
         ]
     )
 

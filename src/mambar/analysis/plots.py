@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Colours that stay apart for the colour-blind (Okabe and Ito); the dashes keep them apart in grey.
 SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#4d4d4d")
 DASHES: Final = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+# A legend's letters in points, and how many of them its line and the space around take.
+_LEGEND, _HANDLE = 8.5, 6
 _STYLE: Final[dict[Any, Any]] = {
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -33,7 +35,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "grid.color": "#e6eaee",
     "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": _LEGEND,
     "lines.linewidth": 1.5,
     "svg.hashsalt": "mambar",
 }
@@ -60,10 +62,6 @@ def styled(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
             return draw(*args, **kwargs)
 
     return drawn
-
-
-# A legend's letters in points, and how many of them its line and the space around take.
-_LEGEND, _HANDLE = 8.5, 6
 
 
 def label_text(value: object) -> str:
@@ -105,7 +103,6 @@ def headline(axes: "Axes", title: str, *, columns: int = 1) -> None:
         borderaxespad=0.1,
         borderpad=0.2,
         labelspacing=0.25,
-        fontsize=_LEGEND,
     )
     legend.get_title().set(fontweight="bold", fontsize=10)
     for text in legend.get_texts():

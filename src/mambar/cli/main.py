@@ -85,6 +85,7 @@ def options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
 ) -> None:
     """Mamba-R: vision Mamba with register tokens. Train, evaluate and look into it."""
+    keep_freed_memory()
     level = logging.DEBUG if debug else logging.ERROR if quiet else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter())
@@ -108,7 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str], debug: bool) -> int:
-    keep_freed_memory()
     try:
         result = app(arguments, prog_name="mambar", standalone_mode=False)
         return result if isinstance(result, int) else 0

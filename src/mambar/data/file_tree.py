@@ -146,7 +146,7 @@ class ZipArchive:
             with self._archive().open(info) as member:
                 # The header may lie: one byte more than it says is enough to know.
                 data = member.read(info.file_size + 1)
-        # Damage shows as BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError (encrypted) and others.
+        # Damage and encryption show as many kinds of exception: zipfile's own, zlib's, Python's.
         except Exception as error:
             raise ImageError(f"{one_line(path)} in {self.path} cannot be read: {one_line(str(error))}.") from error
         if len(data) != info.file_size:

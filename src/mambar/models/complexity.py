@@ -32,22 +32,26 @@ def parameter_count(config: VisionMambaConfig) -> int:
     direction = inner * (config.taps + config.conv_bias) + inner * (rank + 2 * state)
     direction += rank * inner + inner + inner * state + inner
     mixer = 3 * dim * inner + 2 * direction + (2 * inner + dim) * config.bias
-    features, read_out = _head(config)
+    features, read_out, _ = _head(config)
     classifier = features * config.num_classes + config.num_classes
     tokens = dim * (rows * cols + 2 * config.num_registers)
     patch = config.in_channels * config.patch_size**2 * dim + dim
     return patch + tokens + config.depth * (mixer + dim) + dim + read_out + classifier
 
 
-def _head(config: VisionMambaConfig) -> tuple[int, int]:
+def _head(config: VisionMambaConfig) -> tuple[int, int, int]:
+    """The features, parameters and multiply-adds of the read-out."""
+    dim = config.dim
+    if config.head == "registers":
+        reduced = dim // config.reduce
+        features = config.num_registers * reduced
+        if config.reduce == 1:
+            return features, 0, 0
+        return features, dim * reduced + features, config.num_registers * dim * reduced
     if config.head == "widened":
-        features = WidenedHead.FACTOR * config.dim
-        return features, config.dim * features + features
-    if config.head != "registers":
-        return config.dim, 0
-    reduced = config.dim // config.reduce
-    features = config.num_registers * reduced
-    return features, (config.dim * reduced + features if config.reduce > 1 else 0)
+        features = WidenedHead.FACTOR * dim
+        return features, dim * features + features, dim * features
+    return dim, 0, 0
 
 
 def complexity(config: VisionMambaConfig) -> Complexity:
@@ -57,13 +61,9 @@ def complexity(config: VisionMambaConfig) -> Complexity:
     length = patches + config.num_registers
     per_token = 3 * dim * inner
     per_token += 2 * inner * (config.rank + 2 * config.state + config.rank + config.taps)
-    features, _ = _head(config)
+    features, _, read_out = _head(config)
     macs = patches * config.in_channels * config.patch_size**2 * dim + config.depth * length * per_token
-    macs += features * config.num_classes
-    if config.head == "registers" and config.reduce > 1:
-        macs += config.num_registers * dim * (dim // config.reduce)
-    elif config.head == "widened":
-        macs += dim * features
+    macs += read_out + features * config.num_classes
     states = 2 * config.depth * length * inner * config.state
     return Complexity(
         parameters=parameter_count(config),

@@ -169,6 +169,7 @@ class VisionMamba(nn.Module):
         grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "batch classes"]:
         """Logits from what `forward_features` gave; `pre_logits`: the features in front of the classifier."""
+        # The function behind `registers.split`: symbolic tracing keeps a function whole, a method it enters.
         taken_apart = split_tokens(tokens, self.registers.placement, self.registers.num_registers, grid)
         return self.head.features(taken_apart) if pre_logits else self.head(taken_apart)
 

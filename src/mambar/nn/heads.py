@@ -9,6 +9,11 @@ from mambar.nn.norm import RMSNorm
 from mambar.nn.registers import Tokens
 
 
+def _need_registers(head: str, num_registers: int) -> None:
+    if num_registers < 1:
+        raise InputError(f"head={head!r} needs num_registers >= 1; got 0. Choose head='patches' instead.")
+
+
 class RegisterHead(nn.Module):
     """The paper's register head: every register through one shared linear map, concatenated, normalised.
 
@@ -18,8 +23,7 @@ class RegisterHead(nn.Module):
 
     def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
         super().__init__()
-        if num_registers < 1:
-            raise InputError("head='registers' needs num_registers >= 1; got 0. Choose head='patches' instead.")
+        _need_registers("registers", num_registers)
         if dim % reduce:
             raise InputError(f"reduce={reduce} must divide dim={dim}; choose a divisor of {dim}.")
         self.num_features = num_registers * (dim // reduce)
@@ -35,8 +39,7 @@ class MeanHead(nn.Module):
 
     def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
         super().__init__()
-        if num_registers < 1:
-            raise InputError("head='mean' needs num_registers >= 1; got 0. Choose head='patches' instead.")
+        _need_registers("mean", num_registers)
         self.num_features = dim
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
@@ -48,8 +51,7 @@ class FirstHead(nn.Module):
 
     def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
         super().__init__()
-        if num_registers < 1:
-            raise InputError("head='first' needs num_registers >= 1; got 0. Choose head='patches' instead.")
+        _need_registers("first", num_registers)
         self.num_features = dim
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
@@ -67,8 +69,7 @@ class WidenedHead(nn.Module):
 
     def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
         super().__init__()
-        if num_registers < 1:
-            raise InputError("head='widened' needs num_registers >= 1; got 0. Choose head='patches' instead.")
+        _need_registers("widened", num_registers)
         self.num_features = self.FACTOR * dim
         self.widen = nn.Linear(dim, self.num_features, bias=False)
         self.norm = RMSNorm(self.num_features)

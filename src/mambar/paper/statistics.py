@@ -21,6 +21,10 @@ class Paired:
         """Whether the interval leaves zero out."""
         return abs(self.mean) > self.half_width
 
+    def text(self, unit: str = "") -> str:
+        """Mean and interval, and whether that decides: "-1.50 ± 6.35 points, not decided"."""
+        return f"{self.mean:+.2f} ± {self.half_width:.2f}{unit}, {'decided' if self.decided else 'not decided'}"
+
 
 def half_width(values: Sequence[float]) -> float | None:
     """Half of the 95 % interval of the mean (Student's t); None for a single value."""

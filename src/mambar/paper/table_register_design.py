@@ -73,10 +73,7 @@ def results(context: Context, table: Table) -> list[Result]:
         common = [seed for seed in by_seed if seed in reference]
         both = [by_seed[seed] for seed in common], [reference[seed] for seed in common]
         difference = None if row == DEFAULT else paired(*both)
-        note = ""
-        if difference is not None:
-            verdict = "decided" if difference.decided else "not decided"
-            note = f"{row}: {difference.mean:+.2f} ± {difference.half_width:.2f} points to the default, {verdict}"
+        note = "" if difference is None else f"{row}: {difference.text(' points to the default')}"
         found.append(context.result(row, COLUMN, by_seed, data=data, note=note))
     return found
 

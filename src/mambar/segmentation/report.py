@@ -48,7 +48,7 @@ def write_report(
         report.tiles(_summary(result, model, len(val_set))),
         _curve_section(curves),
         _class_section(result, colours),
-        report.section("Confusion matrix", confusion_table(result.confusion, result.classes, unit="pixels")),
+        report.section("Confusion matrix", confusion_table(result.confusion, result.classes, unit="pixel")),
         _image_section(model, inference, val_set),
         report.section("Recipe", report.pairs(report.flattened(recipe.flat()))),
         report.element(
