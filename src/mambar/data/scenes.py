@@ -1,6 +1,7 @@
 """One scene of the shapes data: soft backgrounds, clutter, filled outlines with shadows, and the mask.
 
 Everything is drawn in fractions of the image, so a key gives the same scene at every size (fine grain aside).
+Colours lie apart, a plane each: numpy is fast along rows and slow along three neighbours.
 Only `Generator.random` is drawn from: its values are fixed by the bit stream.
 """
 
@@ -42,14 +43,14 @@ def below(count: int, generator: np.random.Generator) -> int:
 
 def background(
     kind: str, height: int, width: int, generator: np.random.Generator
-) -> Float[np.ndarray, "height width 3"]:
+) -> Float[np.ndarray, "3 height width"]:
     """A low-information background: at most a soft drift or a faint grain of one colour."""
     if kind == "mixed":
         kind = BACKGROUNDS[below(len(BACKGROUNDS) - 1, generator)]
-    base = _colour(generator, saturation=(0.05, 0.55), value=(0.3, 0.9))
-    other = base + 0.4 * (_colour(generator, saturation=(0.1, 0.6), value=(0.25, 0.9)) - base)
+    base = _colour(generator, saturation=(0.05, 0.55), value=(0.3, 0.9))[:, None, None]
+    other = base + 0.4 * (_colour(generator, saturation=(0.1, 0.6), value=(0.25, 0.9))[:, None, None] - base)
     if kind == "plain":
-        return np.broadcast_to(base, (height, width, 3)).astype(np.float32)
+        return np.broadcast_to(base, (3, height, width)).astype(np.float32)
     if kind == "gradient":
         turn = between(0.0, 2 * math.pi, generator)
         along = _ramp(height) * math.sin(turn), _ramp(width) * math.cos(turn)
@@ -59,19 +60,19 @@ def background(
     else:
         share = 0.5 * _noise(3, height, width, generator)
         share = share + 0.4 * (generator.random((height, width), dtype=np.float32) - 0.5)
-    return base + share[:, :, None].astype(np.float32) * (other - base)
+    return base + share.astype(np.float32) * (other - base)
 
 
-def scatter(canvas: Float[np.ndarray, "height width 3"], clutter: float, generator: np.random.Generator) -> None:
+def scatter(canvas: Float[np.ndarray, "3 height width"], clutter: float, generator: np.random.Generator) -> None:
     """Draw faint short strokes into the canvas, up to 40 at clutter 1: they belong to no class."""
     count = round(40 * clutter * float(generator.random()))
-    height, width = canvas.shape[:2]
+    height, width = canvas.shape[1:]
     side = min(height, width)
     for _ in range(count):
         row, col = height * float(generator.random()), width * float(generator.random())
         turn, half = between(0.0, math.pi, generator), between(0.02, 0.07, generator) * side
         thick = max(between(0.006, 0.014, generator) * side, 0.5)
-        colour = _colour(generator, saturation=(0.1, 0.7), value=(0.2, 0.95))
+        colour = _colour(generator, saturation=(0.1, 0.7), value=(0.2, 0.95))[:, None, None]
         window = _window(canvas, row, col, half + thick + 1)
         if window is None:
             continue
@@ -79,19 +80,19 @@ def scatter(canvas: Float[np.ndarray, "height width 3"], clutter: float, generat
         along = across * math.cos(turn) + down * math.sin(turn)
         aside = down * math.cos(turn) - across * math.sin(turn)
         distance = np.hypot(np.maximum(np.abs(along) - half, 0.0), aside) - thick
-        cover = 0.5 * np.clip(0.5 - distance, 0.0, 1.0)[:, :, None]
+        cover = 0.5 * np.clip(0.5 - distance, 0.0, 1.0)
         part += cover * (colour - part)
 
 
 def paint(
-    canvas: Float[np.ndarray, "height width 3"],
+    canvas: Float[np.ndarray, "3 height width"],
     mask: UInt8[np.ndarray, "height width"],
     thing: Thing,
     name: str,
     generator: np.random.Generator,
 ) -> None:
     """Draw one thing with anti-aliased edges and a soft shadow into the canvas, and its class into the mask."""
-    side = min(canvas.shape[:2])
+    side = min(canvas.shape[1:])
     radius = thing.radius * side
     row, col = thing.row * side, thing.col * side
     offset = max(round(0.06 * radius), 1)
@@ -104,10 +105,10 @@ def paint(
     distance = OUTLINES[name](x, y) * radius
     # The shadow is the same outline moved down and right by whole pixels, with a soft edge.
     shade = np.clip(0.5 - distance / (2.0 * offset), 0.0, 1.0)
-    part[offset:, offset:] *= 1.0 - _SHADOW * shade[:-offset, :-offset, None]
+    part[:, offset:, offset:] *= 1.0 - _SHADOW * shade[:-offset, :-offset]
     cover = np.clip(0.5 - distance, 0.0, 1.0)
     colours = _fill(x, y, _contrasting(part, generator), generator)
-    part += cover[:, :, None] * (colours - part)
+    part += cover * (colours - part)
     target = _window_of(mask, row, col, radius + offset + 2)
     target[cover >= 0.5] = thing.label + 1
 
@@ -119,7 +120,7 @@ def radius_for(share: float, name: str) -> float:
 
 def _window_of(array: np.ndarray, row: float, col: float, reach: float) -> np.ndarray:
     top, left = max(math.floor(row - reach), 0), max(math.floor(col - reach), 0)
-    return array[top : max(math.ceil(row + reach), 0), left : max(math.ceil(col + reach), 0)]
+    return array[..., top : max(math.ceil(row + reach), 0), left : max(math.ceil(col + reach), 0)]
 
 
 def _window(
@@ -130,15 +131,15 @@ def _window(
     if not part.size:
         return None
     top, left = max(math.floor(row - reach), 0), max(math.floor(col - reach), 0)
-    down = np.arange(top, top + part.shape[0], dtype=np.float32)[:, None] + np.float32(0.5 - row)
-    across = np.arange(left, left + part.shape[1], dtype=np.float32)[None, :] + np.float32(0.5 - col)
+    down = np.arange(top, top + part.shape[1], dtype=np.float32)[:, None] + np.float32(0.5 - row)
+    across = np.arange(left, left + part.shape[2], dtype=np.float32)[None, :] + np.float32(0.5 - col)
     return part, down, across
 
 
 def _fill(x: np.ndarray, y: np.ndarray, colour: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     fill = _FILLS[below(len(_FILLS), generator)]
     second = np.clip(colour * between(0.55, 0.8, generator) + between(0.0, 0.25, generator), 0, 1)
-    second = second.astype(np.float32)
+    colour, second = colour[:, None, None], second.astype(np.float32)[:, None, None]
     if fill == "flat":
         return colour
     if fill == "gradient":
@@ -148,12 +149,13 @@ def _fill(x: np.ndarray, y: np.ndarray, colour: np.ndarray, generator: np.random
     else:
         rate = between(7.0, 12.0, generator)
         share = np.clip(3.0 * np.sin(rate * x) * np.sin(rate * y) - 0.6, 0.0, 1.0)
-    return colour + share[:, :, None] * (second - colour)
+    return colour + share * (second - colour)
 
 
 def _contrasting(part: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A colour that stands out from the mean of what is there."""
-    around = part.mean(axis=(0, 1))
+    # A mean, added up pixel by pixel: `mean` of a plane adds in another order, and rounds otherwise.
+    around = np.add.accumulate(part.reshape(3, -1), axis=1)[:, -1] / np.float32(part[0].size)
     colour = around
     for _ in range(12):
         colour = _colour(generator, saturation=(0.35, 0.95), value=(0.15, 1.0))

@@ -109,7 +109,7 @@ class Shapes:
             fill = numpy_generator(key(scene, "fill", number))
             paint(canvas, mask, thing, self.classes[thing.label], fill)
         pixels = (np.clip(canvas, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-        return Sample(torch.from_numpy(pixels).permute(2, 0, 1), label, torch.from_numpy(mask))
+        return Sample(torch.from_numpy(pixels), label, torch.from_numpy(mask))
 
     def _things(self, label: int, generator: np.random.Generator) -> list[Thing]:
         height, width = (length / min(self.size) for length in self.size)
