@@ -47,7 +47,7 @@ def test_processes_start_torchrun_with_what_its_restarts_need(mambar_command, to
     ((command, environment),) = torchrun
     assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
     assert command[3:] == [
-        *("--standalone", "--nproc_per_node=4", "--max-restarts=3", "-m", "mambar"),
+        *("--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=4", "--max-restarts=3", "-m", "mambar"),
         *("train", "mambar_base", "data=/x", "stages.0.epochs=1"),
     ]
     assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1" and int(environment["OMP_NUM_THREADS"]) >= 1

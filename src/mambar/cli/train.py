@@ -77,11 +77,11 @@ def _under_torchrun(processes: int, restarts: int) -> int:
     """Starts the same command under torchrun, with what its restarts need.
 
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE is read by torchrun's agent before our program starts; without it a
-    restart can wait for ever.
+    restart can wait for ever. The processes meet at 127.0.0.1: a machine's own name need not lead anywhere.
     """
     own = _without_options(sys.argv[1:], ("--processes", "--max-restarts"))
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
         *(f"--nproc_per_node={processes}", f"--max-restarts={restarts}", "-m", "mambar", *own),
     ]
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}

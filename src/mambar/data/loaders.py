@@ -215,7 +215,9 @@ def _pinned_ahead(batches: Generator[Batch, None, None]) -> Generator[Batch, Non
     # The first in this thread: it starts the processes.
     batch = fetch()
     try:
-        with ThreadPoolExecutor(1) as thread:
+        # The thread's GPU is this process's own, not the first of the machine.
+        own = (torch.cuda.current_device(),)
+        with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=own) as thread:
             while batch is not None:
                 coming = thread.submit(fetch)
                 yield batch

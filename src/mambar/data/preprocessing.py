@@ -83,8 +83,10 @@ class Preprocessing:
         self, pixels: UInt8[Tensor, "*batch channels height width"]
     ) -> Float[Tensor, "*batch channels height width"]:
         """float32 (pixels / 255 - mean) / std on the pixels' device; one by one or as a batch, equal bits."""
-        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
-        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        # Made here and sent: with `device=` the copy would wait until the GPU has nothing left to do.
+        mean, std = (
+            torch.tensor(values)[:, None, None].to(pixels.device, non_blocking=True) for values in (self.mean, self.std)
+        )
         return pixels.contiguous().to(torch.float32).div_(255.0).sub_(mean).div_(std)
 
     def denormalize(

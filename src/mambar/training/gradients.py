@@ -151,9 +151,9 @@ class AveragedGradients:
 
     def open_step(self) -> None:
         """Forgets the step before; the memory stays where DDP's buckets are."""
-        for parameter in self._parameters:
-            if parameter.grad is not None:
-                parameter.grad.zero_()
+        gradients = self._gradients()
+        if gradients:
+            torch._foreach_zero_(gradients)  # pyright: ignore[reportPrivateImportUsage]
         self._extras.zero_()
 
     def open_shard(self) -> None:
@@ -183,8 +183,7 @@ class AveragedGradients:
 
     def multiply(self, factor: float) -> None:
         """Multiplies all gradients."""
-        for gradient in self._gradients():
-            gradient.mul_(factor)
+        torch._foreach_mul_(self._gradients(), factor)  # pyright: ignore[reportPrivateImportUsage]
 
     def hand_over(self) -> None:
         """They are there already."""

@@ -107,7 +107,8 @@ class Updater:
             last = number == mine[-1]
             self._backward(prepared, drop_key, last=last)
             if last:
-                gradients.add(2, torch.tensor(wishes.flags(), device=self.processes.device))
+                # Sent, not made there: that would wait for the backward pass before the sums are even asked for.
+                gradients.add(2, torch.tensor(wishes.flags()).to(self.processes.device, non_blocking=True))
             gradients.close_shard(last=last)
         if self.scale.value != 1:
             gradients.multiply(1 / self.scale.value)
