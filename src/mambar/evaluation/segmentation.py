@@ -177,7 +177,7 @@ def _mean_share(part: Tensor, whole: Tensor) -> float:
 def _border_counts(guess: Tensor, truth: Tensor, num_classes: int, tolerance: int) -> Int64[Tensor, "classes 4"]:
     valid = truth != IGNORE
     counts = torch.zeros(num_classes, 4, dtype=torch.int64, device=truth.device)
-    present = torch.cat([guess[valid], truth[valid]]).unique()
+    present = torch.bincount(torch.cat([guess[valid], truth[valid]]), minlength=num_classes).nonzero().flatten()
     for label in present.tolist():
         guessed, true = _border((guess == label) & valid, valid), _border((truth == label) & valid, valid)
         near_true, near_guessed = _widened(true, tolerance), _widened(guessed, tolerance)

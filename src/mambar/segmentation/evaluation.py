@@ -42,7 +42,7 @@ def evaluate(
     for batch in batches:
         labels = batch.images[:, 3].to(device)
         for number, predicted, missed in _predictions(model, batch, labels, inference, preprocessing, autocast):
-            counts = counts + count(predicted, labels[number], len(classes))
+            counts = counts + count(predicted, batch.images[number, 3].to(predicted.device), len(classes))
             surprise += missed.cpu()
     model.train(was_training)
     counts = SegmentationCounts.from_flat(total(counts.flat()), len(classes))
@@ -65,8 +65,11 @@ def _predictions(
         images = preprocessing.normalize(batch.images[:, :3].to(labels.device)).to(next(model.parameters()).dtype)
         with autocast():
             logits = model(images)
-        for number, each in enumerate(logits.float().softmax(1)):
-            yield number, each.argmax(0), _surprise(each, labels[number])
+        shares = logits.float().softmax(1)
+        # Counting is dozens of small steps an image, each of which a shared GPU lets wait; these images are small.
+        predicted = shares.argmax(1).cpu()
+        missed = torch.stack([_surprise(each, truth) for each, truth in zip(shares, labels, strict=True)]).cpu()
+        yield from zip(range(len(batch)), predicted, missed, strict=True)
         return
     for number in range(len(batch)):
         predicted, missed = [], torch.zeros(1, dtype=torch.float64, device=labels.device)
