@@ -67,3 +67,10 @@ def test_a_limit_keeps_the_same_few():
     assert len(part) == 30 and part.classes == whole.classes and part.name == "shapes"
     assert part.fingerprint() == open_dataset("shapes", "train", limit=30, num_images=100, image_size=8).fingerprint()
     assert len(open_dataset("shapes", "train", limit=1000, num_images=100, image_size=8)) == 100
+
+
+def test_a_limit_of_its_own_for_val():
+    options = {"num_images": 100, "image_size": 8, "val_limit": 20}
+    assert len(open_dataset("shapes", "train", **options)) == 100
+    assert len(open_dataset("shapes", "val", **options)) == 20
+    assert len(open_dataset("shapes", "val", limit=30, **options)) == 20

@@ -37,7 +37,13 @@ _OPTIONS = {"shapes": Shapes}
 
 
 def open_dataset(
-    data: str | Path, split: str, *, limit: int | None = None, canvas: int | None = None, **options: Any
+    data: str | Path,
+    split: str,
+    *,
+    limit: int | None = None,
+    val_limit: int | None = None,
+    canvas: int | None = None,
+    **options: Any,
 ) -> ImageDataset:
     """The split ("train" or "val") of the dataset that `data` names: a built-in's name, or a path.
 
@@ -46,8 +52,8 @@ def open_dataset(
     stores it, what Hugging Face's `save_to_disk` wrote, a folder of tar shards, class folders called by WordNet ids
     (ImageNet) or by anything else. "./digits" is a path, "digits" is not.
 
-    `limit` keeps that many images at most, always the same ones; `canvas` pastes each at a random place on a plain
-    canvas of so many pixels a side, with the mask of where it lies.
+    `limit` keeps that many images at most, always the same ones; `val_limit` acts on "val" in its place. `canvas`
+    pastes each at a random place on a plain canvas of so many pixels a side, with the mask of where it lies.
     """
     if split not in SPLITS:
         raise DataError(f"split={split!r} is unknown; use {' or '.join(SPLITS)}.")
@@ -62,6 +68,8 @@ def open_dataset(
     except TypeError as error:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise DataError(f"data={data} cannot be opened with {one_line(given)}: {one_line(str(error))}.") from error
+    if split == "val" and val_limit is not None:
+        limit = val_limit
     kept = dataset if limit is None else _limited(dataset, limit, split)
     return kept if canvas is None else OnCanvas(kept, split, size=canvas)
 
