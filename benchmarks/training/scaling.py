@@ -1,0 +1,339 @@
+"""Training on data of ImageNet's layout with one GPU and with two, through `mambar train` itself: speed and scaling.
+
+    PYTHONPATH=src python benchmarks/training/scaling.py --out scaling.md        # two GPUs, about three minutes
+    PYTHONPATH=src python benchmarks/training/scaling.py --device cpu --smoke    # does it run at all
+
+Draws scenes of shapes as JPEGs of ImageNet's usual size under ImageNet's class ids, packs them with `mambar pack`, and
+trains Mamba-R Base from the shards on one and on two processes: the recipe's stage at 224 pixels, 128 images a GPU,
+bf16, `parallel=ddp`, average and augmentations as published. A step counts from --warm on; its time, taken by the run
+itself, holds everything from waiting for the loader to the weights' update. Last, all three stages of the recipe,
+unchanged but for --short steps each, run from the folder on all GPUs. Speed does not depend on what is learnt: the
+labels mean nothing, and the accuracy is none.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mambar
+
+SIDES = (375, 500)
+PER_GPU = 128
+GOAL = "1.9x"
+COLUMNS = ("images/s, median step", "all counted steps", "a GPU", "peak GiB", "scaling", "goal", "whole command, s")
+# A network and steps that two CPU cores finish in seconds.
+TINY = {"patch_size": 16, "dim": 16, "depth": 1, "num_registers": 2, "reduce": 2, "state": 4}
+
+
+class Failed(Exception):
+    """A command that ended badly or not at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a run left: its rows of metrics.jsonl, and the seconds from start to end of the command."""
+
+    rows: list[dict[str, Any]]
+    seconds: float
+
+
+# Data
+
+
+def draw_one(folder: Path, sides: tuple[int, int], ids: tuple[str, ...], split: str, count: int, number: int) -> None:
+    """One scene as a JPEG under the class id that its number falls on."""
+    from PIL import Image
+
+    from mambar.data.shapes import Shapes
+
+    sample = Shapes(split=split, image_size=sides, num_images=count)[number]
+    own = ids[number % len(ids)]
+    path = folder / split / own / f"{own}_{number}.JPEG"
+    Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(path, quality=90)
+
+
+def draw(folder: Path, *, sides: tuple[int, int], classes: int, images: int, jobs: int) -> None:
+    """Both splits: `images` to train, one a class to evaluate."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    ids = tuple(ImageNetInfo().label_names()[:classes])
+    for split in ("train", "val"):
+        for own in ids:
+            (folder / split / own).mkdir(parents=True)
+    with ProcessPoolExecutor(jobs) as pool:
+        for split, count in (("train", images), ("val", classes)):
+            work = partial(draw_one, folder, sides, ids, split, count)
+            for _ in pool.map(work, range(count), chunksize=max(1, min(64, count // jobs))):
+                pass
+
+
+def first_weights(out: Path, classes: int, config: dict[str, Any]) -> None:
+    """Fresh weights of Base, for a stage that starts in the middle."""
+    from mambar.hub.create import create_model
+    from mambar.hub.files import save_model
+
+    name = "mambar_base_patch16_224"
+    out.mkdir()
+    save_model(out, create_model(name, num_classes=classes, **config), name=name)
+
+
+# Commands
+
+
+def mambar_command(*arguments: str, log: Path, limit: float) -> float:
+    """Runs `mambar …` in a process of its own; its seconds. Failed with the end of what it said, otherwise."""
+    path = os.pathsep.join([str(Path(mambar.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    tell(f"mambar {' '.join(arguments)}")
+    started = time.perf_counter()
+    with log.open("wb") as file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "mambar", *arguments],
+            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            code: int | None = child.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            if child.poll() is None:
+                end(child)
+    seconds = time.perf_counter() - started
+    tell(f"  {seconds:.1f} s, " + ("ended by force" if code is None else f"exit code {code}"))
+    if code != 0:
+        said = log.read_text("utf-8", errors="replace").splitlines()[-40:]
+        why = f"had not ended after {limit:.0f} s" if code is None else f"ended with {code}"
+        raise Failed("\n".join([f"mambar {' '.join(arguments)} {why}:", *said]))
+    return seconds
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Asks a command to stop, then ends it with all that it started."""
+    started = descendants(child.pid)
+    child.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(10)
+    for pid in (child.pid, *started):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    child.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below one, which may be in sessions of their own."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        # Gone between the listing and now.
+        with contextlib.suppress(OSError):
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+    below, found = [pid], []
+    while below:
+        below = [child for child, parent in parents.items() if parent in below]
+        found += below
+    return found
+
+
+def trained(place: Path, name: str, data: Path, fields: list[str], *, processes: int, limit: float) -> Finished:
+    """Runs `mambar train mambar_base` and reads what it logged."""
+    from mambar.training.log import read_metrics
+
+    out = place / name
+    command = ["train", "mambar_base", f"data={data}", f"out={out}", "parallel=ddp", "log_every=1", *fields]
+    command += ["--processes", str(processes)]
+    seconds = mambar_command(*command, log=place / f"{name}.log", limit=limit)
+    return Finished(
+        rows=[row for row in read_metrics(out / "metrics.jsonl") if row["kind"] == "training"], seconds=seconds
+    )
+
+
+def second_stage() -> list[str]:
+    """The last stage with the fields of the second: the recipe's stage at 224 pixels, alone."""
+    from mambar.recipes.index import recipe
+
+    _, second, last = (dataclasses.asdict(stage) for stage in recipe("mambar_base").stages)
+    changed = [name for name in second if second[name] != last[name] and name != "batch_size"]
+    return [f"stages.2.{name}={second[name]}" for name in changed]
+
+
+# What is measured
+
+
+def throughput(rows: list[dict[str, Any]], images: int, warm: int) -> tuple[float, float]:
+    """Images a second of the median step, and of all steps together, after the first `warm` ones."""
+    speeds = [row["images_per_second"] for row in rows[warm:]]
+    if not speeds:
+        raise Failed(f"{len(rows)} steps were logged, {warm} of them to warm up: nothing is left to measure.")
+    return statistics.median(speeds), images * len(speeds) / sum(images / speed for speed in speeds)
+
+
+def tell(text: str) -> None:
+    """A line of progress."""
+    print(f"[{time.perf_counter() - START:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; --smoke makes everything small."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="a tiny network and a few steps")
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[1, 2], help="one a GPU; the first is compared with"
+    )
+    parser.add_argument("--steps", type=int, default=80, help="of each measured run")
+    parser.add_argument("--warm", type=int, default=20, help="of these, not counted")
+    parser.add_argument("--short", type=int, default=3, help="steps of each stage in the last run; 0: leave it out")
+    parser.add_argument("--workers", type=int, help="loader processes of each process; none: what the cores allow")
+    parser.add_argument("--limit", type=float, default=150, help="seconds after which a command is ended")
+    parser.add_argument("--place", type=Path, help="where data and runs go for the time; needs 10 GB")
+    parser.add_argument("--out", type=Path, help="the page to write")
+    options = parser.parse_args(arguments)
+    most = max(options.processes)
+    options.per_gpu, options.sides, options.classes, options.config = PER_GPU, SIDES, 1000, {}
+    options.small = []
+    if options.smoke:
+        options.per_gpu, options.sides, options.classes, options.config = 4, (48, 64), 4, TINY
+        options.steps, options.warm, options.short = 6, 2, min(options.short, 2)
+        options.small = [f"config.{name}={value}" for name, value in TINY.items()]
+    if not 0 <= options.warm < options.steps:
+        parser.error(f"--warm {options.warm} leaves none of --steps {options.steps} to measure")
+    if options.workers is None:
+        options.workers = max(1, (os.cpu_count() or 1) // most - 2)
+    # One epoch, whole rounds of repeated augmentation, and no less than the batches of the unchanged stages.
+    options.images = max(-(-options.steps * options.per_gpu * most // 256) * 256, 4 * options.per_gpu * 8)
+    return options
+
+
+def prepare(place: Path, options: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """The folder, the shards packed from it, and the weights that the measured stage starts from."""
+    folder, shards, start = place / "folder", place / "shards", place / "start"
+    tell(f"drawing {options.images:,} images of {options.sides[1]} x {options.sides[0]} pixels")
+    draw(folder, sides=options.sides, classes=options.classes, images=options.images, jobs=max(1, os.cpu_count() or 1))
+    mambar_command("pack", str(folder), str(shards), log=place / "pack.log", limit=options.limit)
+    first_weights(start, options.classes, options.config)
+    return folder, shards, start
+
+
+def one_stage(place: Path, shards: Path, start: Path, processes: int, options: argparse.Namespace) -> Finished:
+    """The measured stage on so many processes."""
+    fields = [
+        *(*second_stage(), "stage=2", f"stages.2.start_from={start}", f"stages.2.max_steps={options.steps}"),
+        *(f"stages.2.batch_size={options.per_gpu * processes}", f"shards={processes}", "eval_every=1000"),
+        *(f"device={options.device}", f"workers={options.workers}", *options.small),
+    ]
+    if options.smoke:
+        fields.append("stages.2.image_size=32")
+    if options.device == "cuda":
+        fields.append("precision=bf16")
+    return trained(place, f"processes-{processes}", shards, fields, processes=processes, limit=options.limit)
+
+
+def three_stages(place: Path, folder: Path, processes: int, options: argparse.Namespace) -> Finished:
+    """All stages, a few steps each, from the folder."""
+    fields = [f"device={options.device}", f"workers={options.workers}", "eval_every=1000", *options.small]
+    for stage in range(3):
+        fields.append(f"stages.{stage}.max_steps={options.short}")
+        if options.smoke:
+            fields += [f"stages.{stage}.image_size=32", f"stages.{stage}.batch_size={options.per_gpu * 8}"]
+    return trained(place, "stages", folder, fields, processes=processes, limit=options.limit)
+
+
+def scaling_rows(found: dict[int, Finished], options: argparse.Namespace) -> list[Any]:
+    """One row a number of processes; what failed is *not run*."""
+    from mambar.bench.table import Row
+
+    rows, base = [], None
+    kind = "GPU" if options.device == "cuda" else "process"
+    for processes in options.processes:
+        name = f"{processes} {kind}" + ("s" if processes > 1 and kind == "GPU" else "es" if processes > 1 else "")
+        if processes not in found:
+            rows.append(Row(name=name))
+            continue
+        run, images = found[processes], options.per_gpu * processes
+        median, whole = throughput(run.rows, images, options.warm)
+        base = base or (processes, median)
+        scaling = f"{median / base[1]:.2f}x" if base[0] == options.processes[0] else None
+        goal = GOAL if (base[0], processes) == (1, 2) and not options.smoke else "-"
+        peak = max(row["memory_gib"] for row in run.rows)
+        cells = (median, whole, median / processes, peak, scaling, goal, run.seconds)
+        rows.append(Row(name=name, cells=cells))
+    return rows
+
+
+def page(found: dict[int, Finished], stages: Finished | None, options: argparse.Namespace) -> str:
+    """The Markdown page."""
+    import torch
+
+    from mambar.bench.machine import describe
+    from mambar.bench.table import markdown
+
+    what = "a tiny network (smoke)" if options.smoke else "Mamba-R Base at 224 pixels, bf16"
+    lines = [f"# Training of {what}, from tar shards of ImageNet's layout", "", describe(options.device)]
+    if options.device == "cuda" and torch.cuda.device_count() > 1:
+        direct = torch.cuda.can_device_access_peer(0, 1)
+        lines.append(
+            f"{torch.cuda.device_count()} GPUs, which {'reach' if direct else 'do not reach'} each other directly"
+        )
+    lines += [
+        "",
+        f"{options.per_gpu} images a GPU and step; steps {options.warm + 1} to {options.steps}; {options.workers} "
+        f"loader processes a GPU on {os.cpu_count()} cores; `parallel=ddp`.",
+        "",
+        markdown(COLUMNS, scaling_rows(found, options)),
+    ]
+    if stages is not None:
+        losses = [row["loss"] for row in stages.rows]
+        steps = [sum(row["stage"] == stage for row in stages.rows) for stage in range(3)]
+        lines.append(
+            f"The recipe's three stages from the folder on {max(options.processes)} processes: "
+            f"{steps[0]} + {steps[1]} + {steps[2]} steps, loss {losses[0]:.3f} at the first and {losses[-1]:.3f} at "
+            f"the last, {stages.seconds:.0f} s in all."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Measures and prints; 1 where a command failed."""
+    options = options_of()
+    found: dict[int, Finished] = {}
+    stages: Finished | None = None
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory(dir=options.place) as temporary:
+        place = Path(temporary)
+        try:
+            folder, shards, start = prepare(place, options)
+            for processes in options.processes:
+                try:
+                    found[processes] = one_stage(place, shards, start, processes, options)
+                except Failed as failure:
+                    failures.append(str(failure))
+            if options.short:
+                stages = three_stages(place, folder, max(options.processes), options)
+        except Failed as failure:
+            failures.append(str(failure))
+    for text in failures:
+        print(text, "\n", file=sys.stderr)
+    text = page(found, stages, options)
+    tell("done")
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text, encoding="utf-8")
+    return 1 if failures else 0
+
+
+START = time.perf_counter()
+
+if __name__ == "__main__":
+    sys.exit(main())
