@@ -1,14 +1,15 @@
 """Dense features of Mamba-R and Vim on procedural scenes: mIoU of a frozen probe and of fine-tuning, three seeds.
 
-    python benchmarks/segmentation/shapes_study.py --out runs/shapes_study --jobs 6   # GPU
+    python benchmarks/segmentation/shapes_study.py --out runs/shapes_study --jobs 6 --minutes 8   # 2 GPUs
     python benchmarks/segmentation/shapes_study.py --out /tmp/study --smoke           # CPU, does it run at all
 
 For each backbone (Mamba-R with 12 registers; Vim, the same network with one in the middle) and seed: train it to
 classify scenes, then (a) freeze it and train one linear layer on its patch tokens, (b) train UPerNet and the backbone
 together.
 Finished runs are not repeated: started again with the same --out, it goes on. Results: study.json and study.md there,
-written anew after each network. With --jobs, networks are trained side by side, each in a process of its own, spread
-over the GPUs.
+written anew after each network, and row.json of each network, after each of its parts. With --jobs, networks are
+trained side by side, each in a process of its own, spread over the GPUs. With --minutes, a part whose share of them is
+over is measured as far as it came; the rows say how many epochs were made.
 """
 
 import argparse
@@ -16,20 +17,28 @@ import dataclasses
 import json
 import os
 import queue
+import signal
 import statistics
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from mambar.bench.machine import describe
+from mambar.data.samplers import steps_per_epoch
 from mambar.recipes.run import run
 from mambar.recipes.upernet_shapes import AUGMENTATION
+from mambar.training.directory import stored_recipe
 from mambar.training.distributed import choose_device
+from mambar.training.log import read_metrics
 from mambar.training.recipe import Recipe, Stage
+from mambar.training.signals import Stopped
 
 SIDE = 128
 BODY = {"patch_size": 8, "dim": 128, "depth": 8}
@@ -59,7 +68,7 @@ CLASSIFY = Stage(
 )
 SEGMENT = Stage(
     image_size=SIDE,
-    epochs=6,
+    epochs=4,
     batch_size=64,
     lr=5e-4,
     min_lr=0.0,
@@ -70,6 +79,10 @@ SEGMENT = Stage(
     clip=1.0,
     drop_path=0.05,
 )
+# The share of the minutes after which each part stops training; measuring it takes some seconds more.
+ENDS = {"study_classify": 0.42, "study_frozen": 0.58, "study_fine_tuned": 0.92}
+MEASURED = {"study_classify": ("top1",)}
+OF_MASKS = ("miou", "pixel_accuracy", "boundary_f")
 
 
 def classifier(name: str, seed: int, *, smoke: bool) -> Recipe:
@@ -114,10 +127,47 @@ def segmenter(name: str, seed: int, backbone: Path, *, frozen: bool, smoke: bool
     return recipe.but(epochs=1, batch_size=8, **changes) if smoke else recipe
 
 
-def finished(recipe: Recipe, out: Path, device: str, workers: int) -> dict[str, float]:
-    """The metrics of a run; one that is there already is resumed or read."""
-    result = run(recipe, out=out, device=device, workers=workers, resume=(out / "recipe.json").exists())
-    return dict(result.metrics)
+def finished(recipe: Recipe, out: Path, given: argparse.Namespace) -> dict[str, float]:
+    """The metrics of a run and the epochs it made; one that is there already is resumed or read."""
+    if (out / "result.json").is_file():
+        # Perhaps ended early: read it as it is.
+        recipe = stored_recipe(out)
+    until = None if given.until is None else given.until - 60 * given.minutes * (1 - ENDS[recipe.name])
+    options = {"out": out, "device": given.device, "workers": given.workers}
+    try:
+        with stopped_at(until):
+            result = run(recipe, resume=(out / "recipe.json").exists(), **options)
+    except Stopped as stopped:
+        if until is None or time.time() < until:
+            raise
+        result = run(recipe.but(max_steps=stopped.step), resume=True, **options)
+    step = [row["step"] for row in read_metrics(out / "metrics.jsonl") if row["kind"] == "evaluation"][-1]
+    images, stage = recipe.data_options["num_images"], recipe.stages[0]
+    epochs = step / steps_per_epoch(images, batch_size=stage.batch_size, repeats=stage.repeats)
+    names = MEASURED.get(recipe.name, OF_MASKS)
+    return {"epochs": round(epochs, 3), **{name: result.metrics[name] for name in names}}
+
+
+@contextmanager
+def stopped_at(until: float | None) -> Iterator[None]:
+    """Asks the run inside to save and stop, by SIGUSR1, once the clock (seconds since 1970) says `until`."""
+    # Where no run listens to it, it is nothing.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    over = threading.Event()
+
+    def watch() -> None:
+        if until is None or over.wait(max(0.0, until - time.time())):
+            return
+        while not over.wait(1.0):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def main() -> None:
@@ -128,8 +178,14 @@ def main() -> None:
     parser.add_argument("--only", nargs=2, metavar=("BACKBONE", "SEED"), help="one network, without a table")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument(
+        "--minutes", type=float, help="the whole study ends within so many, with --jobs of all networks"
+    )
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--smoke", action="store_true", help="a few images: whether it runs, not what it finds")
     given = parser.parse_args()
+    if given.minutes is not None and given.until is None:
+        given.until = time.time() + 60 * given.minutes
     if given.only:
         train_network(given.only[0], int(given.only[1]), given)
         return
@@ -164,18 +220,18 @@ def place_of(name: str, seed: int, out: Path) -> Path:
 
 
 def train_network(name: str, seed: int, given: argparse.Namespace) -> None:
-    """Classifier, frozen probe and fine-tuned segmenter of one network; row.json holds what came out."""
+    """Classifier, frozen probe and fine-tuned segmenter of one network; row.json holds what came out so far."""
     place = place_of(name, seed, given.out)
     place.mkdir(parents=True, exist_ok=True)
-    start = classifier(name, seed, smoke=given.smoke)
-    top1 = finished(start, place / "classify", given.device, given.workers)["top1"]
-    row = {"backbone": name, "seed": seed, "smoke": given.smoke, "top1": top1}
+    row: dict = {"backbone": name, "seed": seed, "smoke": given.smoke}
+    parts = [(classifier(name, seed, smoke=given.smoke), place / "classify")]
     for frozen in (True, False):
         recipe = segmenter(name, seed, place / "classify", frozen=frozen, smoke=given.smoke)
-        metrics = finished(recipe, place / recipe.name, given.device, given.workers)
-        row[recipe.name] = {key: metrics[key] for key in ("miou", "pixel_accuracy", "boundary_f")}
-    (place / "row.json").write_text(json.dumps(row) + "\n", "utf-8")
-    print(json.dumps(row), flush=True)
+        parts.append((recipe, place / recipe.name))
+    for recipe, out in parts:
+        row[recipe.name] = finished(recipe, out, given)
+        (place / "row.json").write_text(json.dumps(row) + "\n", "utf-8")
+        print(json.dumps(row), flush=True)
 
 
 def train_apart(name: str, seed: int, slot: int, given: argparse.Namespace) -> str | None:
@@ -187,13 +243,15 @@ def train_apart(name: str, seed: int, slot: int, given: argparse.Namespace) -> s
         environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
     command = [sys.executable, __file__, "--out", str(given.out), "--only", name, str(seed)]
     command += ["--device", given.device, "--workers", str(given.workers), *(["--smoke"] if given.smoke else [])]
+    if given.minutes is not None:
+        command += ["--minutes", str(given.minutes), "--until", str(given.until)]
     with (place / "log.txt").open("ab") as log:
         code = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
     return f"{name}, seed {seed}: exit code {code}, see {place / 'log.txt'}" if code else None
 
 
 def finished_rows(given: argparse.Namespace) -> list[dict]:
-    """The rows of the networks that are finished."""
+    """The rows of the networks, each as far as it came."""
     places = [place_of(name, seed, given.out) / "row.json" for seed in range(given.seeds) for name in BACKBONES]
     return [json.loads(path.read_text("utf-8")) for path in places if path.is_file()]
 
@@ -202,31 +260,31 @@ def write(out: Path, rows: list[dict], *, smoke: bool, machine: str) -> None:
     """study.json with every run, study.md with mean and range over seeds."""
     content = {"format_version": 1, "smoke": smoke, "machine": machine, "scenes": SCENES, "runs": rows}
     (out / "study.json").write_text(json.dumps(content, indent=1, default=str) + "\n", "utf-8")
+    columns = {
+        "top-1": ("study_classify", "top1"),
+        "frozen probe mIoU": ("study_frozen", "miou"),
+        "fine-tuned mIoU": ("study_fine_tuned", "miou"),
+        "fine-tuned boundary F": ("study_fine_tuned", "boundary_f"),
+    }
     lines = [
-        "| backbone | seeds | frozen probe mIoU | fine-tuned mIoU | fine-tuned boundary F |",
-        "|---|---|---|---|---|",
+        "| backbone | " + " | ".join([*columns, "epochs"]) + " |",
+        "|---" * (len(columns) + 2) + "|",
     ]
     for name in BACKBONES:
         mine = [row for row in rows if row["backbone"] == name]
-        if not mine:
-            continue
-        cells = [
-            spread([row[kind][number] for row in mine])
-            for kind, number in (
-                ("study_frozen", "miou"),
-                ("study_fine_tuned", "miou"),
-                ("study_fine_tuned", "boundary_f"),
-            )
-        ]
-        lines.append(f"| {name} | {len(mine)} | " + " | ".join(cells) + " |")
+        cells = [spread([row[kind][number] for row in mine if kind in row]) for kind, number in columns.values()]
+        epochs = (sorted({row[kind]["epochs"] for row in mine if kind in row}) for kind in ENDS)
+        made = " + ".join(" or ".join(f"{number:g}" for number in numbers) or "0" for numbers in epochs)
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {made} |")
     note = "\nSmoke run: these numbers mean nothing.\n" if smoke else ""
     (out / "study.md").write_text("\n".join(lines) + "\n" + note, "utf-8")
 
 
 def spread(values: list[float]) -> str:
-    """Mean and range in per cent."""
-    mean = statistics.fmean(values)
-    return f"{mean:.2%} ({min(values):.2%} to {max(values):.2%})"
+    """Mean, range and number of values, in per cent."""
+    if not values:
+        return "*not run*"
+    return f"{statistics.fmean(values):.2%} ({min(values):.2%} to {max(values):.2%}, n = {len(values)})"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from mambar.training.signals import Stopped
 from training import faults, runs
 
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143}
@@ -98,3 +99,8 @@ def test_p7_the_harness_catches_a_run_that_does_not_listen(tmp_path):
     wait_for(out, 3, process)
     os.kill(process.pid, signal.SIGTERM)
     assert runs.finish(process) != [143]
+
+
+def test_a_stop_says_where_and_how(tmp_path):
+    stop = Stopped("SIGUSR1", step=7, checkpoint=tmp_path / "step-00000007", out=tmp_path)
+    assert stop.step == 7 and stop.exit_code == 143 and "after step 7" in str(stop)

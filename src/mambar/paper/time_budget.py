@@ -57,7 +57,7 @@ def within(
 
 
 def measured_rate(work: Sequence[Work], context: Context) -> float:
-    """Training images a second of all that run side by side together, watched for ten seconds after their start.
+    """Training images a second of all that run side by side together, watched for ten seconds after their first steps.
 
     The trial's runs lie in a directory of their own, which is removed.
     """
@@ -69,7 +69,8 @@ def measured_rate(work: Sequence[Work], context: Context) -> float:
     processes = [start(item, slot, context) for slot, item in enumerate(trial)]
     try:
         until = time.monotonic() + _LONGEST_START
-        while not all(_steps(item) for item in trial):
+        # Not before the batches are used up that were made while the network was: two a loader process.
+        while not all(_steps(item) > 2 * context.workers for item in trial):
             for item, process in zip(trial, processes, strict=True):
                 if process.poll() is not None:
                     raise MambarError(f"{item.title}: the trial ended: {last_words(item)}")

@@ -23,6 +23,8 @@ class Stopped(MambarError):
             f"Stopped by {name} after step {step}; saved to {checkpoint}. Go on with: mambar train --resume {out}"
         )
         self.exit_code = _EXIT_CODES[name]
+        # The last step that was made, counted over all stages.
+        self.step = step
 
 
 class Wishes:
