@@ -197,7 +197,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--short", type=int, default=3, help="steps of each stage in the last run; 0: leave it out")
     parser.add_argument("--workers", type=int, help="loader processes of each process; none: what the cores allow")
     parser.add_argument("--limit", type=float, default=150, help="seconds after which a command is ended")
-    parser.add_argument("--place", type=Path, help="where data and runs go for the time; needs 10 GB")
+    parser.add_argument("--place", type=Path, help="where data and runs go for the time; needs 12 GB")
     parser.add_argument("--out", type=Path, help="the page to write")
     options = parser.parse_args(arguments)
     most = max(options.processes)
