@@ -1,12 +1,14 @@
 """What a grid costs is said first; what does not fit is refused, or cut to what does."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from mambar.errors import InputError
 from mambar.paper import table_register_count, time_budget
 from mambar.paper.context import Context
+from mambar.paper.sweep import runs
 
 
 @pytest.fixture
@@ -45,3 +47,25 @@ def test_not_even_one_epoch_and_fit_without_minutes_are_refused(context, monkeyp
         time_budget.within(1.0, fit=True, cells=table_register_count.cells, context=context)
     with pytest.raises(InputError, match="needs minutes"):
         time_budget.within(None, fit=True, cells=table_register_count.cells, context=context)
+
+
+def test_of_runs_side_by_side_the_slowest_is_waited_for(context, monkeypatch):
+    class Ended:
+        def poll(self):
+            return None
+
+        def kill(self):
+            pass
+
+    # Steps told of, look by look: one run makes 10 while it is watched, the other 30.
+    made = {"0": iter([2, 4, 14]), "1": iter([2, 4, 34])}
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(time_budget, "start", lambda item, slot, context: Ended())
+    monkeypatch.setattr(time_budget, "stop", lambda processes: None)
+    monkeypatch.setattr(time_budget, "_steps", lambda item: next(made[item.directory.name]))
+    monkeypatch.setattr(time_budget.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time_budget.time, "monotonic", lambda: float(next(clock)))
+    work = list(runs(table_register_count.cells(context), context).values())[:2]
+    batch = work[0].recipe.stages[0].batch_size
+    both = time_budget.measured_rate(work, replace(context, jobs=2))
+    assert both == 2 * 10 * batch / 10
