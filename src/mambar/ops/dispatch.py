@@ -131,9 +131,13 @@ def _in_force() -> str | None:
 
 def mode() -> Mode:
     """Whether the call runs now, or is being compiled or exported."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if _exports():
         return "exported"
     return "compiled" if torch.compiler.is_compiling() else "eager"
+
+
+def _exports() -> bool:
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def _choose(
@@ -167,6 +171,8 @@ def _choose(
 # Dynamo runs a function with this mark and keeps its result as a constant. Setting it through torch.compiler
 # would import all of torch._dynamo, four seconds, with mambar.ops.
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# Dynamo of torch 2.11 takes torch.compiler.is_exporting for true whenever it compiles.
+_exports._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _in_force._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
