@@ -141,6 +141,42 @@ def test_gradient_checkpointing_changes_nothing(dtype):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def answer_and_gradients(device, dtype, *, watch, train):
+    """Of a model whose blocks and norms are watched or not; also how many calls were seen."""
+    torch.manual_seed(0)
+    model = VisionMamba(SMALL).to(device).train(train)
+    images = torch.randn(2, 3, 32, 32).to(device)
+    calls = []
+    for block in model.blocks if watch else ():
+        block.register_forward_hook(lambda *given: calls.append(given[-1]))
+        block.norm.register_forward_pre_hook(lambda *given: calls.append(given[-1][0]))
+    torch.manual_seed(1)
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        answer = model(images)
+    answer.float().square().sum().backward()
+    return [answer, *(p.grad for p in model.parameters())], calls
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_watched_model_gives_the_same_numbers(device, dtype, train):
+    """Blocks that nobody watches are not called: their sums are made in the norm of the next.
+
+    On a CPU to the bit; a GPU's kernel that adds on the way sums its squares in another order.
+    """
+    plain, nothing = answer_and_gradients(device, dtype, watch=False, train=train)
+    watched, seen = answer_and_gradients(device, dtype, watch=True, train=train)
+    assert nothing == [] and len(seen) == 2 * SMALL.depth
+    assert all(torch.equal(seen[2 * index + 1], seen[2 * index + 2]) for index in range(SMALL.depth - 1))
+    for one, other in zip(plain, watched, strict=True):
+        if device == "cpu":
+            assert torch.equal(one, other)
+        else:
+            apart = (one - other).double().norm() / other.double().norm().clamp_min(1e-30)
+            assert apart <= (1e-5 if dtype == torch.float32 else 2e-2)
+
+
 def test_every_parameter_gets_a_gradient():
     for head in HEADS:
         model = VisionMamba(SMALL.but(head=head, drop_path=0.0))

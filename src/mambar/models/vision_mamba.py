@@ -13,7 +13,7 @@ from mambar.errors import InputError
 from mambar.models.config import VisionMambaConfig
 from mambar.models.protocol import TokenTensor
 from mambar.nn import init
-from mambar.nn.block import MambaBlock
+from mambar.nn.block import MambaBlock, chain
 from mambar.nn.heads import Head
 from mambar.nn.mixer import MambaMixer
 from mambar.nn.norm import RMSNorm
@@ -157,9 +157,19 @@ class VisionMamba(nn.Module):
     ) -> Float[Tensor, "batch length dim"]:
         """All tokens after the final norm, in sequence order (patches and registers interleaved)."""
         x, _ = self.embed(images)
+        unwatched = self._unwatched(x)
+        if unwatched:
+            return self.norm(chain(unwatched, x))
         for block in self.blocks:
             x = self._through(block, x)
         return self.norm(x)
+
+    def _unwatched(self, x: Tensor) -> list[MambaBlock]:
+        """The blocks, where nobody needs them to be called one by one; none for checkpointing and tracing."""
+        if (self.grad_checkpointing and self.training) or not isinstance(x, Tensor):
+            return []
+        blocks = [block for block in self.blocks if type(block) is MambaBlock and not block.watched]
+        return blocks if len(blocks) == self.num_layers else []
 
     def forward_head(
         self,

@@ -1,6 +1,7 @@
 """Floor 2: the parts of which the models are made."""
 
 from mambar.nn.block import MambaBlock as MambaBlock
+from mambar.nn.block import chain as chain
 from mambar.nn.heads import HEADS as HEADS
 from mambar.nn.heads import Head as Head
 from mambar.nn.heads import RegisterHead as RegisterHead

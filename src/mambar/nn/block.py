@@ -1,5 +1,7 @@
 """One residual block: normalise, mix, add."""
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -32,7 +34,8 @@ class DropPath(nn.Module):
 class MambaBlock(nn.Module):
     """x + drop_path(mixer(norm(x))), the residual stream x in at least float32.
 
-    The released code computes the numerically equal chain add → norm → mixer.
+    The released code computes the numerically equal chain add → norm → mixer, which reads the stream once less: see
+    `chain`.
     """
 
     def __init__(
@@ -56,3 +59,24 @@ class MambaBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
         return x + self.drop_path(self.branch(x))
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody waits for what this block or its norm gives, by a hook."""
+        return any(
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+            for module in (self, self.norm)
+        )
+
+
+def chain(blocks: Iterable[MambaBlock], x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
+    """The stream behind the last block, as from the blocks one after the other.
+
+    Each block's sum is left to the norm of the next, which finds both in one pass over memory. No block is called, so
+    none of them may be `watched`.
+    """
+    branch: Tensor | None = None
+    for block in blocks:
+        normed, x = (block.norm(x), x) if branch is None else block.norm.add(x, branch)
+        branch = block.drop_path(block.dropout(block.mixer(normed)))
+    return x if branch is None else x + branch

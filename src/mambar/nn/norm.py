@@ -20,10 +20,21 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Float[Tensor, "*rest dim"]) -> Float[Tensor, "*rest dim"]:
+    def _dtype(self, x: Tensor) -> torch.dtype:
         own = self.weight.dtype
-        dtype = own if own == torch.float64 else autocast_dtype(x.device.type) or own
-        return ops.rms_norm(x, self.weight, eps=self.eps, dtype=dtype)
+        return own if own == torch.float64 else autocast_dtype(x.device.type) or own
+
+    def forward(self, x: Float[Tensor, "*rest dim"]) -> Float[Tensor, "*rest dim"]:
+        return ops.rms_norm(x, self.weight, eps=self.eps, dtype=self._dtype(x))
+
+    def add(
+        self, x: Float[Tensor, "*rest dim"], branch: Float[Tensor, "*rest dim"]
+    ) -> tuple[Float[Tensor, "*rest dim"], Float[Tensor, "*rest dim"]]:
+        """The sum of both normalised, and the sum: the numbers of `forward(x + branch)` in one pass over memory."""
+        if branch.dtype == self._dtype(x):
+            return ops.add_rms_norm(branch, x, self.weight, eps=self.eps)
+        total = x + branch
+        return self(total), total
 
     def extra_repr(self) -> str:
         """The size and eps, for `print(model)`."""
