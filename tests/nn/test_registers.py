@@ -24,10 +24,12 @@ def test_split_undoes_insert(placement, rows, cols, num_registers):
     module = register_tokens(num_registers, placement)
     patches = torch.randn(2, rows * cols, 3, dtype=torch.float64)
     sequence = module.insert(patches)
-    apart = module.split(sequence, (rows, cols))
     assert sequence.shape == (2, rows * cols + num_registers, 3)
-    assert torch.equal(apart.patches, patches)
-    assert torch.equal(apart.registers, (module.embedding + module.position).expand(2, -1, -1))
+    for learns in (True, False):
+        with torch.set_grad_enabled(learns):
+            apart = module.split(sequence, (rows, cols))
+        assert torch.equal(apart.patches, patches)
+        assert torch.equal(apart.registers, (module.embedding + module.position).expand(2, -1, -1))
 
 
 @pytest.mark.parametrize("case", golden_cases.cases("layout"), ids=str)

@@ -132,11 +132,12 @@ class _Sample:
                 self.held.append((keys[index], self.seen + index, some[:, place].clone(), others[:, place].clone()))
             self.held = sorted(self.held, key=lambda entry: entry[0])[: self.size]
         self.seen += maps.shape[1]
-        self.empty = maps[:, :0].cpu(), registers[:, :0].cpu()
+        self.empty = maps[:, :0], registers[:, :0]
 
     def result(self) -> tuple[tuple[int, ...], Tensor, Tensor]:
         if not self.held:
-            return (), *self.empty
+            maps, registers = self.empty
+            return (), maps.cpu(), registers.cpu()
         ordered = sorted(self.held, key=lambda entry: entry[1])
         maps = torch.stack([entry[2] for entry in ordered], dim=1)
         return (

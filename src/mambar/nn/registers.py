@@ -1,5 +1,6 @@
 """Register tokens: put between the patches, and found again after the blocks."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.nn.placement import positions
+from mambar.ops.dispatch import mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +66,14 @@ def split_tokens(
 ) -> Tokens:
     """Takes a sequence of patches and registers apart; without a grid the patches count as one row.
 
-    Slices, not an index: their gradient is written in one order, so it has the same bits in every run.
+    Where a gradient may be wanted by slices, not by an index: theirs is written in one order, so it has the same bits
+    in every run. Without one by an index, which costs two calls instead of two for each register.
     """
     rows, cols = grid or (1, tokens.shape[1] - num_registers)
+    if num_registers and type(tokens) is Tensor and not torch.is_grad_enabled() and mode() == "eager":
+        indices = _indices(placement, rows * cols, num_registers, tokens.device)
+        of_patches, of_registers = (tokens.index_select(1, index) for index in indices)
+        return Tokens(patches=of_patches, registers=of_registers, grid=(rows, cols))
     patches, registers, start = [], [], 0
     for position in positions(placement, rows * cols, num_registers):
         patches.append(tokens[:, start:position])
@@ -78,3 +85,11 @@ def split_tokens(
         registers=torch.cat(registers, dim=1) if registers else tokens[:, :0],
         grid=(rows, cols),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _indices(placement: str, num_patches: int, num_registers: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the patches and where the registers stand in the sequence."""
+    of_registers = positions(placement, num_patches, num_registers)
+    of_patches = sorted(set(range(num_patches + num_registers)) - set(of_registers))
+    return torch.tensor(of_patches, device=device), torch.tensor(of_registers, device=device)
