@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
     keep_whole(checkpoints);
 
     if (threadIdx.x < 2)
-        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barriers + 8 * threadIdx.x), "r"(WARPS) : "memory");
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barriers + 8 * threadIdx.x), "r"(THREADS) : "memory");
     // Turns of the second walk since the start: which barrier, which phase of it, which part of `parts`.
     int turns = 0;
 
@@ -412,7 +412,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
                     parts[(((turns & (RING - 1)) * STEPS + k) * WARPS + warp) * 32 + lane] = sums[k];
                 }
                 __syncwarp();
-                if (lane == 0) arrive(barriers + 8 * (turns & 1));
+                arrive(barriers + 8 * (turns & 1));
                 if (chunk < chunks - 1) add_warps(chunk + 1, turns - 1);
             }
         }
