@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -270,3 +271,16 @@ def poison_epoch(epoch: int, times: int) -> None:
 
     first = epoch
     ClassificationTask.prepare, ClassificationTask.loss = noting, poisoned
+
+
+def slow_report(seconds: float) -> None:
+    """The report takes this much longer."""
+    from mambar.training import report
+
+    real = report.write_report
+
+    def slowly(*arguments, **named):
+        time.sleep(seconds)
+        return real(*arguments, **named)
+
+    report.write_report = slowly

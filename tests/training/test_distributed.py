@@ -38,6 +38,19 @@ def test_p5_two_shards_on_one_and_two_processes_have_the_same_bits(tmp_path, unb
     assert runs.trace(tmp_path / "two") == unbroken
 
 
+@pytest.mark.slow
+def test_a_report_may_take_longer_than_processes_wait_for_each_other(tmp_path):
+    group = runs.start_group(
+        runs.tiny(),
+        tmp_path / "two",
+        world=2,
+        befores={0: (faults.slow_report, 14)},
+        environment={"MAMBAR_TIMEOUT": "10"},
+    )
+    assert runs.finish(*group) == [0, 0]
+    assert (tmp_path / "two" / "model.safetensors").is_file() and (tmp_path / "two" / "result.json").is_file()
+
+
 @pytest.mark.rel
 @pytest.mark.slow
 @pytest.mark.parametrize("precision, bound", [("fp32", 1e-6), ("fp64", 1e-12)])

@@ -173,18 +173,20 @@ class SegmentationTask:
         }
         return Measured(metrics=metrics, detail=result)
 
-    def hand_over(
-        self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset
-    ) -> None:
-        """The segmenter (without the auxiliary head) and the report with its best and worst images."""
-        from mambar.segmentation.report import write_report
-
+    def save(self, out: Path, model: nn.Module, *, recipe: Recipe, val_set: ImageDataset) -> None:
+        """The segmenter, without the auxiliary head."""
         assert isinstance(val_set, Stacked)
         segmenter = _segmenter(model)
         segmenter.classes, segmenter.palette = self.classes, val_set.dataset.palette
         segmenter.preprocessing = self.preprocessing
-        inference = self.options.inference()
-        save_segmenter(out, segmenter, name=recipe.model, inference=inference, force=True)
+        save_segmenter(out, segmenter, name=recipe.model, inference=self.options.inference(), force=True)
+
+    def report(self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset) -> None:
+        """report.html with the best and worst images."""
+        from mambar.segmentation.report import write_report
+
+        assert isinstance(val_set, Stacked)
+        segmenter, inference = _segmenter(model), self.options.inference()
         write_report(out, recipe=recipe, model=segmenter, inference=inference, measured=measured, val_set=val_set)
 
 

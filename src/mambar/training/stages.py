@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -41,8 +42,12 @@ def run_stages(directory: RunDirectory, *, device: str, workers: int) -> RunResu
     done = _finished(directory)
     if done is not None:
         return done
-    with denormals_as_zero(), listening() as wishes, processes(device) as group:
-        return _Run(directory, group, wishes, workers).to_the_end()
+    with denormals_as_zero(), listening() as wishes:
+        with processes(device) as group:
+            result, report = _Run(directory, group, wishes, workers).to_the_end()
+        # The processes have parted: nobody waits, with a limit, for a report that takes its time.
+        report()
+    return result
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ class _Run:
             facts=self.facts,
         )
 
-    def to_the_end(self) -> RunResult:
+    def to_the_end(self) -> tuple[RunResult, Callable[[], None]]:
+        """The result, whose weights are written, and what is still to be done, by rank 0 alone."""
         checkpoint = self._last_checkpoint()
         position = Position()
         if checkpoint is not None:
@@ -147,19 +153,25 @@ class _Run:
                 )
             trainer.learner.start_from(previous.learner.weights(source), previous.learner.backbone.config)
 
-    def _deliver(self, trainer: Trainer) -> RunResult:
+    def _deliver(self, trainer: Trainer) -> tuple[RunResult, Callable[[], None]]:
         recipe, out = self.recipe, self.directory.path
         model, measured = self._delivered(trainer)
         metrics = {name: float(value) for name, value in measured.metrics.items()}
+        task, step = trainer.task, trainer.position.total
         if self.group.is_first:
             # The parameters' precision of a float64 run is not kept.
             model = model.float().cpu()
-            trainer.task.hand_over(out, model, recipe=recipe, measured=measured, val_set=self.sets.val)
-            result = {"format_version": _RESULT_FORMAT, "metrics": metrics, "step": trainer.position.total}
-            durable.publish_file(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
-            self.around.metrics.close()
+            task.save(out, model, recipe=recipe, val_set=self.sets.val)
         self.group.wait()
-        return RunResult(metrics=metrics, checkpoint=out / "model.safetensors", recipe=recipe)
+
+        def report() -> None:
+            if self.group.is_first:
+                task.report(out, model, recipe=recipe, measured=measured, val_set=self.sets.val)
+                result = {"format_version": _RESULT_FORMAT, "metrics": metrics, "step": step}
+                durable.publish_file(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+                self.around.metrics.close()
+
+        return RunResult(metrics=metrics, checkpoint=out / "model.safetensors", recipe=recipe), report
 
     def _delivered(self, trainer: Trainer) -> tuple[nn.Module, Measured]:
         """The weights that the recipe wants handed over, and what the validation images say of them."""

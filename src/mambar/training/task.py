@@ -123,10 +123,12 @@ class Task(Protocol):
         """Measures the model on held-out images."""
         ...
 
-    def hand_over(
-        self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset
-    ) -> None:
-        """Writes the finished model (on the CPU) and its report into the run directory."""
+    def save(self, out: Path, model: nn.Module, *, recipe: Recipe, val_set: ImageDataset) -> None:
+        """Writes the finished model (on the CPU) into the run directory."""
+        ...
+
+    def report(self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset) -> None:
+        """Writes the report of the model that `save` has written."""
         ...
 
 
@@ -246,15 +248,17 @@ class ClassificationTask:
         metrics = {"top1": result.top1, "top5": result.top5, "val_loss": result.loss}
         return Measured(metrics=metrics, detail=result)
 
-    def hand_over(
-        self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset
-    ) -> None:
-        """config.json, model.safetensors and the report with confusion matrix, examples and token norms."""
-        from mambar.training.report import write_report
-
+    def save(self, out: Path, model: nn.Module, *, recipe: Recipe, val_set: ImageDataset) -> None:
+        """config.json and model.safetensors."""
         assert isinstance(model, VisionMamba)
         save_model(out, model, name=recipe.model, classes=self.classes, preprocessing=self.preprocessing, force=True)
         model.classes, model.preprocessing = self.classes, self.preprocessing
+
+    def report(self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset) -> None:
+        """report.html with confusion matrix, examples and token norms."""
+        from mambar.training.report import write_report
+
+        assert isinstance(model, VisionMamba)
         write_report(out, recipe=recipe, model=model, measured=measured, val_set=val_set)
 
     def _normalized(self, images: Tensor) -> Tensor:
