@@ -51,6 +51,14 @@ def test_tables_take_any_name_with_a_dot():
 
 
 @pytest.mark.parametrize(
+    "text, value",
+    [("64,32", (64, 32)), ("[64, 32]", (64, 32)), ("0.5,none", "0.5,none"), ("a,b", "a,b"), ("", ""), ("7", 7)],
+)
+def test_tables_take_lists_with_and_without_brackets(text, value):
+    assert ONE.with_text([f"task_options.resize={text}"]).task_options["resize"] == value
+
+
+@pytest.mark.parametrize(
     "recipe, assignment, match",
     [
         (ONE, "epocs=2", "'epocs' is not a field.*'epochs'"),

@@ -3,6 +3,7 @@
 Needs no torch, so that a wrong name or value is answered at once.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -67,17 +68,17 @@ def parse(kind: Any, text: str, *, name: str) -> Any:
 
 
 def literal(text: str) -> Any:
-    """Text as the JSON value that it spells (none, numbers, true, lists), else the text itself."""
+    """Text as the JSON value that it spells (none, numbers, true, lists; no brackets needed), else the text."""
     if text.lower() in ("none", "null"):
         return None
     lowered = {"true": True, "false": False}.get(text.lower())
     if lowered is not None:
         return lowered
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return tuple(value) if isinstance(value, list) else value
+    for spelled in (text, f"[{text}]") if "," in text else (text,):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(spelled)
+            return tuple(value) if isinstance(value, list) else value
+    return text
 
 
 def _convert(kind: Any, value: Any) -> tuple[bool, Any]:
