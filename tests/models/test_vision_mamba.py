@@ -177,6 +177,46 @@ def test_a_watched_model_gives_the_same_numbers(device, dtype, train):
             assert apart <= (1e-5 if dtype == torch.float32 else 2e-2)
 
 
+def calls_by_hook_on_all(model, calls):
+    return torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, given: calls.append(module) if module in set(model.blocks) else None
+    )
+
+
+def calls_by_compile_in_place(model, calls):
+    for block in model.blocks:
+        block.compile(backend=lambda graph, given: lambda *values: calls.append(graph) or graph(*values))
+
+
+def calls_by_another_forward(model, calls):
+    for block in model.blocks:
+        own = block.forward
+        block.forward = lambda x, own=own: calls.append(own) or own(x)
+
+
+def calls_by_another_norm(model, calls):
+    for block in model.blocks:
+        own = block.norm
+        block.norm = torch.nn.Sequential(own)
+        own.register_forward_hook(lambda *given: calls.append(given))
+
+
+@pytest.mark.parametrize(
+    "watch", [calls_by_hook_on_all, calls_by_compile_in_place, calls_by_another_forward, calls_by_another_norm]
+)
+def test_whoever_stands_in_a_blocks_place_is_called(watch):
+    model = VisionMamba(SMALL).eval()
+    images = torch.randn(2, 3, 32, 32)
+    plain, calls = model(images), []
+    handle = watch(model, calls)
+    try:
+        torch.testing.assert_close(model(images), plain)
+    finally:
+        if handle is not None:
+            handle.remove()
+    assert len(calls) == SMALL.depth
+
+
 def test_every_parameter_gets_a_gradient():
     for head in HEADS:
         model = VisionMamba(SMALL.but(head=head, drop_path=0.0))

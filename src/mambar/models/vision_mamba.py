@@ -168,7 +168,11 @@ class VisionMamba(nn.Module):
         """The blocks, where nobody needs them to be called one by one; none for checkpointing and tracing."""
         if (self.grad_checkpointing and self.training) or not isinstance(x, Tensor):
             return []
-        blocks = [block for block in self.blocks if type(block) is MambaBlock and not block.watched]
+        blocks = [
+            block
+            for block in self.blocks
+            if type(block) is MambaBlock and type(block.norm) is RMSNorm and not block.watched
+        ]
         return blocks if len(blocks) == self.num_layers else []
 
     def forward_head(

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from mambar.nn.mixer import MambaMixer
 from mambar.nn.norm import RMSNorm
@@ -62,11 +63,16 @@ class MambaBlock(nn.Module):
 
     @property
     def watched(self) -> bool:
-        """Whether somebody waits for what this block or its norm gives, by a hook."""
-        return any(
-            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-            for module in (self, self.norm)
-        )
+        """Whether somebody waits for calls of this block or its norm: by a hook, or with a function in their place."""
+        return any(_watched(module) for module in (self, self.norm))
+
+
+def _watched(module: nn.Module) -> bool:
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    if hooks or torch.compiler.is_compiling():
+        return bool(hooks)
+    # `module.compile()`, tools that put their own `forward` before a module's, hooks on all modules there are.
+    return bool(module._compiled_call_impl or "forward" in vars(module) or _has_any_global_hook())
 
 
 def chain(blocks: Iterable[MambaBlock], x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
