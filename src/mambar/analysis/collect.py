@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mambar.analysis.distributions import DistributionCounter, NormDistribution
 from mambar.analysis.norms import layer_indices, lengths, looking
 from mambar.data import key
+from mambar.data.transfer import sent
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 
@@ -77,7 +78,7 @@ def collect_norms(
     total, done = None, 0
     with looking(model):
         for images in batches:
-            found = model.tokens(images.to(device, non_blocking=True), indices, tensor=tensor)
+            found = model.tokens(sent(images, device), indices, tensor=tensor)
             rows, cols = found[0].grid
             maps = torch.stack([lengths(tokens.patches) for tokens in found]).unflatten(-1, (rows, cols))
             registers = torch.stack([lengths(tokens.registers) for tokens in found])

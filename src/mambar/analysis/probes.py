@@ -18,6 +18,7 @@ from mambar.analysis.collect import Progress, model_device
 from mambar.analysis.norms import layer_indices, lengths, looking
 from mambar.analysis.ridge import fit_ridge
 from mambar.data.keys import key, permutation
+from mambar.data.transfer import sent
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.nn import Tokens
@@ -85,7 +86,7 @@ def pool_features(
     labels = []
     with looking(model):
         for images, targets in batches:
-            images = images.to(device, non_blocking=True)
+            images = sent(images, device)
             ranked = model.tokens(images, indices, tensor=ranking)[0]
             tokens = ranked if features == ranking else model.tokens(images, indices, tensor=features)[0]
             norms = lengths(ranked.patches)

@@ -18,6 +18,7 @@ from torch import Tensor
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.data.samplers import epoch_order, steps_per_epoch
+from mambar.data.transfer import sent
 from mambar.data.workers import WorkerPool
 from mambar.errors import DataError, ImageError, InputError
 
@@ -39,9 +40,9 @@ class Batch:
         """The batch on a device; a pinned one is copied without waiting."""
         return replace(
             self,
-            images=self.images.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            indices=self.indices.to(device, non_blocking=True),
+            images=sent(self.images, device),
+            labels=sent(self.labels, device),
+            indices=sent(self.indices, device),
         )
 
     def pin_memory(self) -> "Batch":

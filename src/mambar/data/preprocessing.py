@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from mambar.data.transfer import sent
 from mambar.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -84,9 +85,7 @@ class Preprocessing:
     ) -> Float[Tensor, "*batch channels height width"]:
         """float32 (pixels / 255 - mean) / std on the pixels' device; one by one or as a batch, equal bits."""
         # Made here and sent: with `device=` the copy would wait until the GPU has nothing left to do.
-        mean, std = (
-            torch.tensor(values)[:, None, None].to(pixels.device, non_blocking=True) for values in (self.mean, self.std)
-        )
+        mean, std = (sent(torch.tensor(values)[:, None, None], pixels.device) for values in (self.mean, self.std))
         return pixels.contiguous().to(torch.float32).div_(255.0).sub_(mean).div_(std)
 
     def denormalize(

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.data.keys import torch_generator
+from mambar.data.transfer import sent
 from mambar.nn.block import DropPath
 
 
@@ -30,7 +31,7 @@ class KeyedDropPath:
             return
         drawn = torch.rand(len(self.layers), images, generator=torch_generator(key))
         kept = (drawn >= self.rates[:, None]).float()[:, :, None, None]
-        self.masks = kept.to(self.device, non_blocking=True)
+        self.masks = sent(kept, self.device)
         self.window(0, images)
 
     def window(self, start: int, stop: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mambar.data.keys import key
 from mambar.data.loaders import Batch
+from mambar.data.transfer import sent
 from mambar.training.distributed import Processes
 from mambar.training.ema import Ema
 from mambar.training.optim import Optimizer
@@ -108,7 +109,7 @@ class Updater:
             self._backward(prepared, drop_key, last=last)
             if last:
                 # Sent, not made there: that would wait for the backward pass before the sums are even asked for.
-                gradients.add(2, torch.tensor(wishes.flags()).to(self.processes.device, non_blocking=True))
+                gradients.add(2, sent(torch.tensor(wishes.flags()), self.processes.device))
             gradients.close_shard(last=last)
         if self.scale.value != 1:
             gradients.multiply(1 / self.scale.value)
