@@ -75,7 +75,7 @@ def measured_rate(work: Sequence[Work], context: Context) -> float:
                 if process.poll() is not None:
                     raise MambarError(f"{item.title}: the trial ended: {last_words(item)}")
             if time.monotonic() > until:
-                raise MambarError(f"the trial made no steps within {_LONGEST_START:.0f} s; try fewer jobs.")
+                raise MambarError(f"the trial made too few steps within {_LONGEST_START:.0f} s; try fewer jobs.")
             time.sleep(0.5)
         before, since = [_steps(item) for item in trial], time.monotonic()
         time.sleep(_WATCHED)
