@@ -36,6 +36,7 @@ from mambar.recipes.run import run
 from mambar.recipes.upernet_shapes import AUGMENTATION
 from mambar.training.directory import stored_recipe
 from mambar.training.distributed import choose_device
+from mambar.training.durable import publish_file
 from mambar.training.log import read_metrics
 from mambar.training.recipe import Recipe, Stage
 from mambar.training.signals import Stopped
@@ -230,7 +231,8 @@ def train_network(name: str, seed: int, given: argparse.Namespace) -> None:
         parts.append((recipe, place / recipe.name))
     for recipe, out in parts:
         row[recipe.name] = finished(recipe, out, given)
-        (place / "row.json").write_text(json.dumps(row) + "\n", "utf-8")
+        # Whole or not there: other networks' ends read it at any time.
+        publish_file(place / "row.json", (json.dumps(row) + "\n").encode())
         print(json.dumps(row), flush=True)
 
 
