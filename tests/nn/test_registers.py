@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import golden_cases
 from mambar.nn.placement import PLACEMENTS
-from mambar.nn.registers import RegisterTokens
+from mambar.nn.registers import RegisterTokens, _indices
 
 
 def register_tokens(num_registers, placement, dim=3):
@@ -30,6 +30,20 @@ def test_split_undoes_insert(placement, rows, cols, num_registers):
             apart = module.split(sequence, (rows, cols))
         assert torch.equal(apart.patches, patches)
         assert torch.equal(apart.registers, (module.embedding + module.position).expand(2, -1, -1))
+
+
+@pytest.mark.gpu
+def test_a_captured_split_keeps_nothing_for_later():
+    module = register_tokens(3, "evenly").cuda()
+    sequence = module.insert(torch.randn(2, 16, 3, dtype=torch.float64, device="cuda")).detach()
+    _indices.cache_clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        captured = module.split(sequence, (4, 4))
+    assert _indices.cache_info().currsize == 0
+    graph.replay()
+    apart = module.split(sequence, (4, 4))
+    assert torch.equal(captured.patches, apart.patches) and torch.equal(captured.registers, apart.registers)
 
 
 @pytest.mark.parametrize("case", golden_cases.cases("layout"), ids=str)

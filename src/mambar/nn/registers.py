@@ -67,10 +67,12 @@ def split_tokens(
     """Takes a sequence of patches and registers apart; without a grid the patches count as one row.
 
     Where a gradient may be wanted by slices, not by an index: theirs is written in one order, so it has the same bits
-    in every run. Without one by an index, which costs two calls instead of two for each register.
+    in every run. Without one by an index, which costs two calls instead of two for each register; not inside a CUDA
+    graph, which would read the index's memory as long as it lives.
     """
     rows, cols = grid or (1, tokens.shape[1] - num_registers)
-    if num_registers and type(tokens) is Tensor and not torch.is_grad_enabled() and mode() == "eager":
+    now = type(tokens) is Tensor and mode() == "eager" and not torch.is_grad_enabled()
+    if num_registers and now and not (tokens.is_cuda and torch.cuda.is_current_stream_capturing()):
         indices = _indices(placement, rows * cols, num_registers, tokens.device)
         of_patches, of_registers = (tokens.index_select(1, index) for index in indices)
         return Tokens(patches=of_patches, registers=of_registers, grid=(rows, cols))
