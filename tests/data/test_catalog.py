@@ -52,7 +52,7 @@ def test_errors_say_what_to_do(tmp_path):
     (tmp_path / "empty").mkdir()
     refuses(tmp_path / "empty", "no class sub-folders")
     refuses("digits", "split='test'", split="test")
-    refuses("digits", "has no option 'image_size'; it takes none", image_size=3)
+    refuses("digits", r"has no option 'image_size'; it takes limit, val_limit, canvas\.", image_size=3)
     refuses("shapes", "no option 'imagesize'; did you mean image_size", imagesize=3)
     refuses("shapes", "no option 'split_seed'; it takes image_size", split_seed=3)
     refuses("shapes", "cannot be opened with image_size='big'", image_size="big")
@@ -74,3 +74,16 @@ def test_a_limit_of_its_own_for_val():
     assert len(open_dataset("shapes", "train", **options)) == 100
     assert len(open_dataset("shapes", "val", **options)) == 20
     assert len(open_dataset("shapes", "val", limit=30, **options)) == 20
+
+
+@pytest.mark.parametrize("name", ["limit", "val_limit"])
+@pytest.mark.parametrize("count", [0, -1, 2.5, "x", True])
+def test_a_limit_that_is_no_count_is_refused_by_its_name(name, count):
+    for split in ("train", "val"):
+        with pytest.raises(DataError, match=f"^{name}={count!r} is not a count"):
+            open_dataset("shapes", split, num_images=10, image_size=8, **{name: count})
+
+
+def test_a_limit_written_wrongly_is_guessed():
+    with pytest.raises(DataError, match="did you mean val_limit"):
+        open_dataset("shapes", "val", val_limt=5)

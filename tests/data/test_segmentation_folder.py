@@ -214,6 +214,8 @@ def test_unknown_split_and_limit():
         open_segmentation("mosaics", "test")
     with pytest.raises(DataError, match="limit=0"):
         open_segmentation("mosaics", "train", limit=0)
+    with pytest.raises(DataError, match=r"^val_limit='x' is not a count"):
+        open_segmentation("mosaics", "val", val_limit="x")
 
 
 def test_class_lines():

@@ -8,7 +8,7 @@ from typing import Any
 
 from mambar.data.canvas import OnCanvas
 from mambar.data.cifar10 import Cifar10, Cifar10Jpeg, has_npz
-from mambar.data.dataset import ImageDataset, Subset
+from mambar.data.dataset import ImageDataset, Subset, limit_of
 from mambar.data.digits import Digits
 from mambar.data.folder import SPLITS, ImageFolder
 from mambar.data.hf_datasets import PREFIX, HubImages, saved_to_disk
@@ -34,6 +34,8 @@ def _cifar10(split: str, *, root: Path | str = Path("data"), download: bool = Fa
 DATASETS: dict[str, Callable[..., ImageDataset]] = {"digits": Digits, "shapes": _shapes, "cifar10": _cifar10}
 # What to look at for the names of the options, where it is not the opener itself.
 _OPTIONS = {"shapes": Shapes}
+# Options of every dataset.
+_FOR_ALL = ("limit", "val_limit", "canvas")
 
 
 def open_dataset(
@@ -60,16 +62,16 @@ def open_dataset(
     opener, arguments, accepted = _find(data)
     for name in options:
         if name not in accepted:
-            near = difflib.get_close_matches(name, accepted, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(accepted) or 'none'}."
+            names = [*accepted, *_FOR_ALL]
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(names)}."
             raise DataError(f"data={data} has no option {one_line(name)!r}; {hint}")
     try:
         dataset = opener(*arguments, split, **options)
     except TypeError as error:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise DataError(f"data={data} cannot be opened with {one_line(given)}: {one_line(str(error))}.") from error
-    if split == "val" and val_limit is not None:
-        limit = val_limit
+    limit = limit_of(split, limit, val_limit)
     kept = dataset if limit is None else _limited(dataset, limit, split)
     return kept if canvas is None else OnCanvas(kept, split, size=canvas)
 
@@ -113,8 +115,6 @@ def _option_names(opener: Callable[..., Any]) -> list[str]:
 
 
 def _limited(dataset: ImageDataset, limit: int, split: str) -> ImageDataset:
-    if limit < 1:
-        raise DataError(f"limit={limit} is not a count; use 1 or more.")
     if limit >= len(dataset):
         return dataset
     chosen = permutation(len(dataset), key(_LIMIT_SEED, "limit", split))[:limit]

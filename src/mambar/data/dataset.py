@@ -10,6 +10,7 @@ from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 
 from mambar.data.keys import key, permutation
+from mambar.data.names import one_line
 from mambar.errors import DataError
 
 
@@ -97,3 +98,11 @@ def stratified_split(
         order = permutation(len(members), key(seed, "split", int(label)))
         chosen[members[order[:count]]] = True
     return np.flatnonzero(~chosen).astype(np.int64), np.flatnonzero(chosen).astype(np.int64)
+
+
+def limit_of(split: str, limit: int | None, val_limit: int | None) -> int | None:
+    """How many images of a split are kept at most: `limit`, or `val_limit` of "val" where it is given."""
+    for name, count in (("limit", limit), ("val_limit", val_limit)):
+        if count is not None and (type(count) is not int or count < 1):
+            raise DataError(f"{name}={one_line(repr(count))} is not a count; use 1 or more.")
+    return val_limit if split == "val" and val_limit is not None else limit

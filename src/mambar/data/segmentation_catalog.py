@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mambar.data import ade20k, voc
-from mambar.data.dataset import Sample, Subset
+from mambar.data.dataset import Sample, Subset, limit_of
 from mambar.data.file_tree import FileTree, only_folder, open_tree
 from mambar.data.images import MAX_PIXELS
 from mambar.data.keys import key, permutation
@@ -115,12 +115,9 @@ def open_segmentation(
         _refuse_unknown(str(data), options, accepted)
         listing = finder(tree, split, **options)
         dataset = MaskedImages(listing, split, name=Path(data).name or str(data), max_pixels=max_pixels)
-    if split == "val" and val_limit is not None:
-        limit = val_limit
+    limit = limit_of(split, limit, val_limit)
     if limit is None or limit >= len(dataset):
         return dataset
-    if limit < 1:
-        raise DataError(f"limit={limit} is not a count; use 1 or more.")
     order = permutation(len(dataset), key(0, "limit", split))
     return Part(dataset, sorted(order[:limit].tolist()))
 
