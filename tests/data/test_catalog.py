@@ -76,6 +76,7 @@ def test_a_limit_of_its_own_for_val():
     assert len(open_dataset("shapes", "val", limit=30, **options)) == 20
 
 
+@pytest.mark.wrong_shapes
 @pytest.mark.parametrize("name", ["limit", "val_limit"])
 @pytest.mark.parametrize("count", [0, -1, 2.5, "x", True])
 def test_a_limit_that_is_no_count_is_refused_by_its_name(name, count):

@@ -214,6 +214,10 @@ def test_unknown_split_and_limit():
         open_segmentation("mosaics", "test")
     with pytest.raises(DataError, match="limit=0"):
         open_segmentation("mosaics", "train", limit=0)
+
+
+@pytest.mark.wrong_shapes
+def test_a_limit_that_is_no_number():
     with pytest.raises(DataError, match=r"^val_limit='x' is not a count"):
         open_segmentation("mosaics", "val", val_limit="x")
 

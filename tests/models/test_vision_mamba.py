@@ -214,7 +214,8 @@ def test_whoever_stands_in_a_blocks_place_is_called(watch):
     finally:
         if handle is not None:
             handle.remove()
-    assert len(calls) == SMALL.depth
+    # The hook of `make shapes` cuts a block's graph into several.
+    assert len(calls) >= SMALL.depth if watch is calls_by_compile_in_place else len(calls) == SMALL.depth
 
 
 def test_every_parameter_gets_a_gradient():
