@@ -23,9 +23,9 @@ from mambar.analysis import (
     report,
     token_norms,
 )
-from mambar.analysis.norm_panels import panel
-from mambar.analysis.register_maps import map_similarity
-from mambar.data.photographs import photographs
+from mambar.analysis.draw.norm_panels import panel
+from mambar.analysis.measure.register_maps import map_similarity
+from mambar.data.synthetic.photographs import photographs
 
 
 def main(source: str, out: Path) -> None:

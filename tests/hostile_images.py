@@ -1,4 +1,4 @@
-"""Reads damaged and forged images in a process of its own, with little memory; run by tests/data/test_images.py.
+"""Reads damaged and forged images in a process of its own, with little memory; run by tests/data/loading/test_images.py.
 
     python hostile_images.py FREE_BYTES READER FIRST COUNT FILE...
 
@@ -15,8 +15,8 @@ from hostile_loading import limit_memory, mutate, resident
 
 
 def main(free: str, reader: str, first: str, count: str, *files: str) -> None:
-    from mambar.data.images import read_image
-    from mambar.data.masks import read_mask
+    from mambar.data.loading.images import read_image
+    from mambar.data.segmentation.masks import read_mask
     from mambar.errors import ImageError
 
     read = {"read_image": read_image, "read_mask": lambda data: read_mask(data, name="mutant")}[reader]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import mambar
-from mambar.data.transforms import Preprocessing
+from mambar.data.transforms.classification import Preprocessing
 from mambar.models import VisionMamba, VisionMambaConfig
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -28,8 +28,8 @@ from mambar.data import (
     pack_folder,
     read_image,
 )
-from mambar.data.loaders import training_batches
-from mambar.data.photographs import photographs
+from mambar.data.loading.loaders import training_batches
+from mambar.data.synthetic.photographs import photographs
 
 SIDES = (500, 375)
 

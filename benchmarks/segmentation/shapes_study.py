@@ -31,15 +31,15 @@ from pathlib import Path
 import torch
 
 from mambar.bench.machine import describe
-from mambar.data.samplers import steps_per_epoch
+from mambar.data.loading.samplers import steps_per_epoch
 from mambar.recipes.run import run
 from mambar.recipes.upernet_shapes import AUGMENTATION
-from mambar.training.directory import stored_recipe
-from mambar.training.distributed import choose_device
-from mambar.training.durable import publish_file
-from mambar.training.log import read_metrics
+from mambar.training.checkpoint.durable import publish_file
+from mambar.training.checkpoint.run_directory import stored_recipe
+from mambar.training.distributed.process_group import choose_device
+from mambar.training.loop.signals import Stopped
+from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe, Stage
-from mambar.training.signals import Stopped
 
 SIDE = 128
 BODY = {"patch_size": 8, "dim": 128, "depth": 8}

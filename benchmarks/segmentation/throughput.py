@@ -17,7 +17,7 @@ from torch import nn
 
 from mambar.bench.machine import describe
 from mambar.bench.timing import interleaved
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.hub.create import create_model
 from mambar.models.timm_vit import TimmViT
 from mambar.segmentation import Inference, Segmenter, predict

@@ -56,7 +56,7 @@ def draw_one(folder: Path, sides: tuple[int, int], ids: tuple[str, ...], split: 
     """One scene as a JPEG under the class id that its number falls on."""
     from PIL import Image
 
-    from mambar.data.shapes import Shapes
+    from mambar.data.synthetic.shapes import Shapes
 
     sample = Shapes(split=split, image_size=sides, num_images=count)[number]
     own = ids[number % len(ids)]
@@ -148,7 +148,7 @@ def descendants(pid: int) -> list[int]:
 
 def trained(place: Path, name: str, data: Path, fields: list[str], *, processes: int, limit: float) -> Finished:
     """Runs `mambar train mambar_base` and reads what it logged."""
-    from mambar.training.log import read_metrics
+    from mambar.training.metrics_log import read_metrics
 
     out = place / name
     command = ["train", "mambar_base", f"data={data}", f"out={out}", "parallel=ddp", "log_every=1", *fields]

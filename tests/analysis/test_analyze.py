@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from mambar.analysis.analyze import analyze
+from mambar.analysis.analyzed_model import open_subject
 from mambar.analysis.options import AnalysisOptions, default_layers
-from mambar.analysis.subject import open_subject
 from mambar.data import Preprocessing
 from mambar.errors import InputError
 from mambar.hub import save_model

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import golden_cases
-from mambar.analysis import feature_maps, register_maps, register_norms, token_norms
-from mambar.analysis.collect import collect_norms
+from mambar.analysis import register_norms, token_norms
+from mambar.analysis.measure import feature_maps, register_maps
+from mambar.analysis.measure.collect import collect_norms
 from mambar.hub.convert import convert_checkpoint, infer_config, source_of
 from mambar.models import VisionMamba
 

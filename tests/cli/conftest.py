@@ -7,7 +7,7 @@ from PIL import Image
 
 import mambar
 from mambar.cli.main import main
-from mambar.data.transforms import Preprocessing
+from mambar.data.transforms.classification import Preprocessing
 from mambar.models import VisionMamba, VisionMambaConfig
 
 SMALL = VisionMambaConfig(image_size=16, patch_size=8, dim=16, depth=1, num_registers=2, num_classes=3)

@@ -12,7 +12,7 @@ from PIL import Image
 
 import mambar
 from mambar.cli.main import main
-from mambar.data.transforms import Preprocessing
+from mambar.data.transforms.classification import Preprocessing
 from mambar.models import VisionMamba, VisionMambaConfig
 
 pytestmark = pytest.mark.rel

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mambar.cli import main
-from mambar.data.preprocessing import Preprocessing
-from mambar.data.segmentation_catalog import open_segmentation
+from mambar.data.segmentation.registry import open_segmentation
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.hub.files import save_model
 from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.segmentation import Inference, Segmenter

@@ -44,7 +44,7 @@ def test_help_costs_little():
 def test_a_second_ctrl_c_on_the_way_out_leaves_one_line_and_the_code(monkeypatch, capfd, tmp_path, again):
     """The second comes after the save, when signals are the system's again."""
     from mambar.cli import main as command
-    from mambar.training.signals import Stopped
+    from mambar.training.loop.signals import Stopped
 
     def stopped(*arguments, **named):
         try:

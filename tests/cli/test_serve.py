@@ -49,7 +49,7 @@ def test_public_asks_for_the_password_and_a_taken_port_is_said(trained, tmp_path
     pytest.importorskip("gradio", reason="gradio is the extra app")
     probe = (
         "import json, sys, urllib.request, urllib.error\n"
-        "from mambar.analysis.subject import open_subject\n"
+        "from mambar.analysis.analyzed_model import open_subject\n"
         "from mambar.errors import InputError\n"
         "from mambar.web.server import serving\n"
         "subjects = [open_subject(sys.argv[1])]\n"

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mambar.data.dataset import ImageDataset, Subset, stratified_split
-from mambar.data.shapes import Shapes
+from mambar.data.synthetic.shapes import Shapes
 from mambar.errors import DataError
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(np.array)

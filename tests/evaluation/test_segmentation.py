@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mambar.data.masks import IGNORE
+from mambar.data.segmentation.masks import IGNORE
 from mambar.errors import DataError, InputError
 from mambar.evaluation.segmentation import SegmentationCounts, count, image_iou, summarize
 

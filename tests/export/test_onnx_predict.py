@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mambar.data import EvalTransform, Preprocessing
-from mambar.data.images import read_image
+from mambar.data.loading.images import read_image
 from mambar.errors import CheckpointError, ImageError
 from mambar.evaluation.prediction import predict_file
 from mambar.export import export_onnx

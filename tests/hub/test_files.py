@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mambar
-from mambar.data.transforms import Preprocessing
+from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
 from mambar.hub.files import CONFIG, WEIGHTS, write_atomically
 from mambar.models import VisionMamba, VisionMambaConfig

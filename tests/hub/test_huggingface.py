@@ -217,7 +217,7 @@ def test_a_run_directory_works_through_timms_wrapper(model, photograph, tmp_path
 @pytest.mark.slow
 def test_trainer_on_a_folder(directory, tmp_path):
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
-    from mambar.data.images import read_image
+    from mambar.data.loading.images import read_image
 
     for index in range(8):
         kind = tmp_path / "images" / ("ant" if index % 2 else "bee")

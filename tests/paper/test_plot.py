@@ -2,7 +2,7 @@
 
 import pytest
 
-from mambar.analysis.plots import png
+from mambar.analysis.draw.plots import png
 from mambar.paper.claim import Provenance, Result
 from mambar.paper.plot import draw_layers, draw_results
 

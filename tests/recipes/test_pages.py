@@ -5,7 +5,7 @@ import pytest
 from mambar.errors import RecipeError
 from mambar.models.config import VARIANTS
 from mambar.recipes.index import PAGES, names, page, recipe
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.training.recipe import Recipe
 
 # REFERENCE: the published stages of Base (official README and code), typed once more here.

@@ -11,13 +11,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mambar.data import Preprocessing, Shapes
-from mambar.data.transforms import to_pillow
+from mambar.data.transforms.classification import to_pillow
 from mambar.errors import RecipeError
 from mambar.hub import save_model
 from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.recipes.index import recipe as recipe_named
 from mambar.recipes.run import run
-from mambar.training.log import read_metrics
+from mambar.training.metrics_log import read_metrics
 
 IDS = ("n01440764", "n01443537", "n01484850")
 SHORT = [

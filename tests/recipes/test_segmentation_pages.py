@@ -5,7 +5,7 @@ import pytest
 from mambar.models.config import VARIANTS
 from mambar.recipes.index import PAGES, recipe
 from mambar.segmentation import SegmentationOptions, SegmentationTask
-from mambar.training.schedule import LearningRate
+from mambar.training.loop.schedule import LearningRate
 
 SEGMENTING = [name for name in PAGES if recipe(name).task == "segmentation"]
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from mambar.data.loaders import Batch
-from mambar.data.masks import IGNORE
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.loading.loaders import Batch
+from mambar.data.segmentation.masks import IGNORE
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import DataError
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.evaluation import evaluate

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, InputError
 from mambar.hub.files import save_model
 from mambar.segmentation import Inference, Segmenter, is_segmenter, load_segmenter, load_with_inference, save_segmenter

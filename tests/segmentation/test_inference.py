@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.segmentation import Inference, Segmenter, predict, probabilities
 from mambar.segmentation import inference as room
@@ -164,7 +164,7 @@ def test_settings_round_trip():
 LARGE = """
 from pathlib import Path
 import torch
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.segmentation import Inference, Segmenter, predict
 

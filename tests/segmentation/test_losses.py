@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mambar.data.masks import IGNORE
+from mambar.data.segmentation.masks import IGNORE
 from mambar.segmentation.losses import dice_loss, pixel_cross_entropy, right_pixels
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mambar.data.masks import IGNORE, palette
+from mambar.data.segmentation.masks import IGNORE, palette
 from mambar.segmentation.overlays import borders, coloured_labels, errors, index_png, painted, with_legend
 
 LABELS = np.array([[0, 0, 1], [0, 2, IGNORE]], dtype=np.uint8)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mambar.data.preprocessing import Preprocessing
-from mambar.data.segmentation_catalog import open_segmentation
-from mambar.data.segmentation_transforms import Stacked
+from mambar.data.segmentation.registry import open_segmentation
+from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.data.transforms.segmentation import Stacked
 from mambar.evaluation.segmentation import count, image_iou, summarize
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.inference import predict

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mambar.data.preprocessing import Preprocessing
-from mambar.data.segmentation_catalog import open_segmentation
+from mambar.data.segmentation.registry import open_segmentation
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import DataError
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.files import save_segmenter

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import ImageError, InputError
 from mambar.segmentation import Inference, Segmenter, segment
 

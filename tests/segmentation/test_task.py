@@ -8,11 +8,11 @@ import time
 import pytest
 import torch
 
-from mambar.data.ade20k import write_scene_parse
-from mambar.data.loaders import Batch
-from mambar.data.preprocessing import Preprocessing
-from mambar.data.segmentation_catalog import open_segmentation
-from mambar.data.segmentation_transforms import Stacked
+from mambar.data.loading.loaders import Batch
+from mambar.data.segmentation.ade20k import write_scene_parse
+from mambar.data.segmentation.registry import open_segmentation
+from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.data.transforms.segmentation import Stacked
 from mambar.errors import DataError, InputError, RecipeError
 from mambar.evaluation.segmentation import count, summarize
 from mambar.segmentation import (
@@ -24,7 +24,7 @@ from mambar.segmentation import (
     load_segmenter,
     segment,
 )
-from mambar.training.optim import groups
+from mambar.training.loop.optim import groups
 from mambar.training.recipe import Recipe, Stage
 from training import runs
 

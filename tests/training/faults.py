@@ -17,7 +17,9 @@ def die(marker: Path | None = None) -> None:
 
 def die_at(place: str, number: int, marker: Path | None = None) -> None:
     """SIGKILL of this process at the given call of a function of the run."""
-    from mambar.training import durable, state, trainer
+    from mambar.training.checkpoint import durable
+    from mambar.training.checkpoint import store as state
+    from mambar.training.loop import trainer
 
     counted = {"n": 0}
 
@@ -60,7 +62,7 @@ def _deadly_iterator(make, number, marker):
 
 def die_in_worker(epoch: int, step: int, marker: Path) -> None:
     """SIGKILL of the loader worker that is to make this step's images."""
-    from mambar.data import loaders
+    from mambar.data.loading import loaders
 
     make, parent = loaders._Training.__call__, os.getpid()
 
@@ -74,9 +76,9 @@ def die_in_worker(epoch: int, step: int, marker: Path) -> None:
 
 def forget(what: str) -> None:
     """The negative controls: a resume that loses a part of the state."""
-    from mambar.training.learner import Learner
-    from mambar.training.optim import Optimizer
-    from mambar.training.position import Position
+    from mambar.training.loop.context import Position
+    from mambar.training.loop.optim import Optimizer
+    from mambar.training.loop.train_state import Learner
 
     if what == "optimizer":
         Optimizer.load = lambda self, state, **named: None
@@ -103,7 +105,7 @@ def slow_steps(seconds: float) -> None:
     """Makes every step take a while, so that a signal can hit it."""
     import time
 
-    from mambar.training.update import Updater
+    from mambar.training.loop.update import Updater
 
     call = Updater.__call__
 
@@ -189,7 +191,7 @@ class _Spoil(torch.autograd.Function):
 
 def spike(step: int, rate: float) -> None:
     """One learning rate that is far too high, the first time that step comes."""
-    from mambar.training.schedule import LearningRate
+    from mambar.training.loop.schedule import LearningRate
 
     at = LearningRate.at
     state = {"left": 1}
@@ -211,7 +213,7 @@ def all_of(*faults) -> None:
 
 def signal_in_evaluation(number: int) -> None:
     """SIGTERM to this process at the given validation batch."""
-    from mambar.training import trainer
+    from mambar.training.loop import trainer
 
     make, counted = trainer.evaluation_batches, {"n": 0}
 
@@ -229,8 +231,8 @@ def deaf() -> None:
     """The negative control of the signals: nobody catches them."""
     from contextlib import contextmanager
 
-    from mambar.training import stages
-    from mambar.training.signals import Wishes
+    from mambar.training.loop import stages
+    from mambar.training.loop.signals import Wishes
 
     @contextmanager
     def nobody():

@@ -13,7 +13,7 @@ from mambar.training.recipe import Recipe, Stage
 
 # Forked from a process that has imported everything and computed nothing: a start takes a tenth of a second.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mambar.training.stages", "sklearn.datasets"])
+CONTEXT.set_forkserver_preload(["mambar.training.loop.stages", "sklearn.datasets"])
 
 # What a clock and the machine decide.
 TIMES = ("images_per_second", "memory_gib")
@@ -81,8 +81,8 @@ class Trace:
 
 def trace(out: Path) -> Trace:
     """The trace of a finished run: metrics without times, all tensors by hash, the position, the weights' hash."""
-    from mambar.training.log import read_metrics
-    from mambar.training.state import CheckpointStore
+    from mambar.training.checkpoint.store import CheckpointStore
+    from mambar.training.metrics_log import read_metrics
 
     rows = [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(out / "metrics.jsonl")]
     checkpoint = CheckpointStore(out / "checkpoints").load()
@@ -188,7 +188,7 @@ def tree_hash(directory: Path) -> str:
 
 
 def read_rows(out: Path) -> list:
-    from mambar.training.log import read_metrics
+    from mambar.training.metrics_log import read_metrics
 
     return read_metrics(out / "metrics.jsonl")
 

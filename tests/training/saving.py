@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mambar.training.stages", "sklearn.datasets"])
+CONTEXT.set_forkserver_preload(["mambar.training.loop.stages", "sklearn.datasets"])
 
 CALLS = ("write", "fsync", "rename", "unlink", "unlinkat", "mkdir", "rmdir")
 
@@ -31,13 +31,13 @@ def is_right(checkpoint) -> bool:
 
 
 def good_saver(directory: Path, step: int) -> None:
-    from mambar.training.state import CheckpointStore
+    from mambar.training.checkpoint.store import CheckpointStore
 
     CheckpointStore(directory, keep=2).save(step, tensors_of(step), {"position": step})
 
 
 def best_saver(directory: Path, step: int) -> None:
-    from mambar.training.state import CheckpointStore
+    from mambar.training.checkpoint.store import CheckpointStore
 
     CheckpointStore(directory).save_best(step, tensors_of(step), {"value": step})
 
@@ -50,7 +50,7 @@ def bad_saver(directory: Path, step: int) -> None:
 
 
 def good_loader(directory: Path):
-    from mambar.training.state import CheckpointStore
+    from mambar.training.checkpoint.store import CheckpointStore
 
     store = CheckpointStore(directory)
     store.prepare()
@@ -58,7 +58,7 @@ def good_loader(directory: Path):
 
 
 def best_loader(directory: Path):
-    from mambar.training.state import CheckpointStore
+    from mambar.training.checkpoint.store import CheckpointStore
 
     store = CheckpointStore(directory)
     store.prepare()

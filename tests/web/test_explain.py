@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from mambar.analysis import feature_maps, register_maps, register_norms, token_norms
-from mambar.analysis.subject import Subject
+from mambar.analysis import register_norms, token_norms
+from mambar.analysis.analyzed_model import Subject
+from mambar.analysis.measure import feature_maps, register_maps
 from mambar.data import Preprocessing
-from mambar.data.photographs import photographs
+from mambar.data.synthetic.photographs import photographs
 from mambar.errors import InputError
 from mambar.evaluation.prediction import predict_image
 from mambar.models import VisionMamba, VisionMambaConfig

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mambar.analysis.subject import Subject
+from mambar.analysis.analyzed_model import Subject
 from mambar.data import Preprocessing
-from mambar.data.photographs import photographs
+from mambar.data.synthetic.photographs import photographs
 from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.web import views
 from mambar.web.explain import explain

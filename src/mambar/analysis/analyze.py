@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from mambar.analysis.analysis_numbers import Analysis
-from mambar.analysis.analysis_report import write_analysis
+from mambar.analysis.analyze_model import study
+from mambar.analysis.analyzed_model import Subject, open_subject
+from mambar.analysis.draw.analysis_report import write_analysis
+from mambar.analysis.images import Pictures, built_in_pictures, gallery_of, pictures_from
+from mambar.analysis.numbers import Analysis
 from mambar.analysis.options import AnalysisOptions
-from mambar.analysis.pictures import Pictures, built_in_pictures, gallery_of, pictures_from
-from mambar.analysis.study import study
-from mambar.analysis.subject import Subject, open_subject
 from mambar.data import ImageDataset
-from mambar.data.catalog import open_dataset
+from mambar.data.registry import open_dataset
 from mambar.errors import InputError
 
 logger = logging.getLogger("mambar.analysis.analyze")

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mambar.analysis.feature_maps import Metric
-from mambar.analysis.pixels import COLOURS, Resampling
-from mambar.analysis.probes import METHODS
+from mambar.analysis.draw.color_maps import COLOURS, Resampling
+from mambar.analysis.measure.feature_maps import Metric
+from mambar.analysis.measure.probes import METHODS
 from mambar.errors import InputError
 from mambar.models.protocol import TokenTensor
 

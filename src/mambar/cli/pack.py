@@ -18,7 +18,7 @@ def pack(
     options = parse(assignments, allowed=("shard_megabytes",))
     megabytes = whole_number("shard_megabytes", options.fields.get("shard_megabytes", "256"), 4)
 
-    from mambar.data.packing import pack_folder
+    from mambar.data.shards.pack import pack_folder
 
     packed = pack_folder(folder, out, shard_bytes=megabytes * 1_000_000)
     counts = ", ".join(f"{count:,} images to {split}" for split, count in packed.images.items())

@@ -40,7 +40,7 @@ def serve(
 
     from dataclasses import replace
 
-    from mambar.analysis.subject import open_subject
+    from mambar.analysis.analyzed_model import open_subject
     from mambar.web.server import USER, serving, wait_for_the_end
 
     sources = [model, *([fields["compare"]] if "compare" in fields else [])]

@@ -47,7 +47,7 @@ def train(
 
     from mambar.recipes.run import resume as resume_run
     from mambar.recipes.run import run
-    from mambar.training.distributed_environment import rank
+    from mambar.training.distributed.environment import rank
 
     shared = {"device": options.device, "workers": options.workers}
     if resume is not None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from mambar.data.loaders import Batch
+from mambar.data.loading.loaders import Batch
 from mambar.errors import DataError
 from mambar.evaluation.metrics import LossSum, confusion_counts, top_k_hits
 

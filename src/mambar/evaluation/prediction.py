@@ -7,8 +7,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mambar.data.images import read_image
-from mambar.data.transforms import EvalTransform, Preprocessing
+from mambar.data.loading.images import read_image
+from mambar.data.transforms.classification import EvalTransform, Preprocessing
 from mambar.errors import InputError
 from mambar.models.vision_mamba import VisionMamba
 

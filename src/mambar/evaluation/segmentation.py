@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Int64, Integer
 from torch import Tensor
 
-from mambar.data.masks import IGNORE
+from mambar.data.segmentation.masks import IGNORE
 from mambar.errors import DataError, InputError
 
 # How far a border may be off, as a share of the image's diagonal (the boundary F-score's convention).

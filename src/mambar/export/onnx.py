@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mambar.errors import InputError
-from mambar.export.landing import landing
+from mambar.export.atomic_output import landing
 from mambar.export.parity import NUM_IMAGES, TOLERANCE, ParityReport, Run, compare, probe_images, require, write_report
 from mambar.export.program import traced
 from mambar.export.scan_loop import ScanMixer, translations
-from mambar.export.twin import description, input_size, traceable_twin
+from mambar.export.traceable import description, input_size, traceable_twin
 from mambar.models.vision_mamba import VisionMamba
 
 OPSET = 20

@@ -1,6 +1,6 @@
 """Class names and probabilities from an exported `.onnx`, without torch: numpy, Pillow and onnxruntime suffice.
 
-Preprocessing is `EvalTransform`'s to the bit (tested); images are read as warily as in `mambar.data.images`, of
+Preprocessing is `EvalTransform`'s to the bit (tested); images are read as warily as in `mambar.data.loading.images`, of
 which this file repeats what it needs, because that room imports torch.
 """
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mambar.errors import InputError
-from mambar.export.landing import landing
+from mambar.export.atomic_output import landing
 from mambar.export.onnx import export_onnx
 from mambar.export.parity import NUM_IMAGES, ParityReport, Run, compare, probe_images, require, write_report
-from mambar.export.twin import input_size, traceable_twin
+from mambar.export.traceable import input_size, traceable_twin
 from mambar.models.vision_mamba import VisionMamba
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from mambar.export.landing import landing
+from mambar.export.atomic_output import landing
 from mambar.export.parity import NUM_IMAGES, ParityReport, compare, probe_images, require, write_report
-from mambar.export.twin import description, input_size, traceable_twin
+from mambar.export.traceable import description, input_size, traceable_twin
 from mambar.models.vision_mamba import VisionMamba
 
 # Beside the program in its archive: class names and preprocessing.

@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mambar.data.transforms import Preprocessing
+from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
 from mambar.hub.safetensors_file import read_safetensors
-from mambar.hub.soundness import describing, first_non_finite, refuse_unsound, shortened
+from mambar.hub.weight_checks import describing, first_non_finite, refuse_unsound, shortened
 from mambar.models.complexity import parameter_count
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba

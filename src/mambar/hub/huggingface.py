@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import DiskError, InputError
 from mambar.hub.card import model_card
 from mambar.hub.files import save_model

@@ -13,8 +13,8 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from mambar.data.preprocessing import Preprocessing
-from mambar.data.transforms import EvalTransform
+from mambar.data.transforms.classification import EvalTransform
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.models.config import VisionMambaConfig
 

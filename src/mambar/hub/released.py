@@ -8,8 +8,8 @@ from torch import Tensor
 from mambar.errors import CheckpointError
 from mambar.hub.convert import convert_checkpoint, infer_config, source_of, unwrap
 from mambar.hub.safetensors_file import read_safetensors
-from mambar.hub.soundness import describing, refuse_unsound
 from mambar.hub.unpickle import read_pickled_checkpoint
+from mambar.hub.weight_checks import describing, refuse_unsound
 from mambar.models.vision_mamba import VisionMamba
 
 

@@ -21,7 +21,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointMismatch, InputError
 from mambar.hub.convert import convert_checkpoint, infer_config, source_of, unwrap
 from mambar.hub.files import CONFIG, read_directory_weights, read_json

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 
 from mambar.errors import CheckpointError
-from mambar.hub.soundness import shortened
+from mambar.hub.weight_checks import shortened
 
 # Large with its optimizer has some three thousand records of about a hundred bytes each in the directory.
 _MOST_DIRECTORY_BYTES = 2_000_000

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.models.protocol import TokenTensor
 from mambar.nn.registers import Tokens

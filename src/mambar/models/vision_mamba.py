@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mambar.data.transforms import Preprocessing
+from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import InputError
 from mambar.models.config import VisionMambaConfig
 from mambar.models.protocol import TokenTensor

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypedDict, Unpack
 
-from mambar.analysis.plots import png
+from mambar.analysis.draw.plots import png
 from mambar.errors import InputError
 from mambar.hub.files import json_bytes, write_atomically
 from mambar.paper.claim import BUDGETS, Budget, Provenance, Result

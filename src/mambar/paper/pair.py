@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mambar.analysis.analysis_numbers import Analysis
+from mambar.analysis.numbers import Analysis
 from mambar.analysis.options import AnalysisOptions
 from mambar.errors import MambarError
 from mambar.hub.files import CONFIG

@@ -5,8 +5,8 @@ from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
 
-from mambar.analysis.labels import FigureLabel
-from mambar.analysis.plots import DASHES, SERIES, Sheet, draw_sheet, label_text
+from mambar.analysis.draw.plots import DASHES, SERIES, Sheet, draw_sheet, label_text
+from mambar.analysis.figure_label import FigureLabel
 from mambar.paper.claim import Result
 from mambar.paper.statistics import half_width
 

@@ -15,12 +15,12 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
+from mambar.analysis.analyze_model import Study, study
+from mambar.analysis.analyzed_model import open_subject
+from mambar.analysis.draw.plots import png
+from mambar.analysis.images import gallery_of
 from mambar.analysis.options import AnalysisOptions
-from mambar.analysis.pictures import gallery_of
-from mambar.analysis.plots import png
-from mambar.analysis.study import Study, study
-from mambar.analysis.subject import open_subject
-from mambar.data.catalog import open_dataset
+from mambar.data.registry import open_dataset
 from mambar.hub.files import json_bytes, write_atomically
 from mambar.paper.claim import Claim, Result
 from mambar.paper.context import Context
@@ -28,7 +28,7 @@ from mambar.paper.networks import base_recipe
 from mambar.paper.pair import pair_cells
 from mambar.paper.plot import draw_layers
 from mambar.paper.sweep import Cell, directory_of, seeds_of, train_cells
-from mambar.training.log import read_metrics
+from mambar.training.metrics_log import read_metrics
 
 logger = logging.getLogger("mambar.paper")
 

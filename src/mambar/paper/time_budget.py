@@ -12,7 +12,7 @@ from pathlib import Path
 from mambar.errors import InputError, MambarError
 from mambar.paper.context import Context
 from mambar.paper.sweep import Cell, Work, last_words, runs, start, stop
-from mambar.training.log import read_metrics
+from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe
 from mambar.training.task import task_class
 

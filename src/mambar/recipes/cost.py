@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from mambar.data.samplers import steps_per_epoch
+from mambar.data.loading.samplers import steps_per_epoch
 from mambar.errors import InputError
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.training.recipe import Recipe

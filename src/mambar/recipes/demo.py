@@ -65,11 +65,11 @@ def run_demo(
 
 
 def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> Path:
-    from mambar.analysis.run_report import write_run_report
+    from mambar.analysis.draw.run_report import write_run_report
     from mambar.data import open_dataset
     from mambar.hub import load
     from mambar.recipes.evaluation import evaluate_run
-    from mambar.training.log import read_metrics
+    from mambar.training.metrics_log import read_metrics
     from mambar.training.report import example_predictions
 
     first = next(iter(runs))
@@ -96,9 +96,9 @@ def _norm_panels(models: "Mapping[str, VisionMamba]") -> "dict[str, list[NormPan
     import torch
 
     from mambar.analysis import FigureLabel
-    from mambar.analysis.norm_panels import compare_norms
+    from mambar.analysis.draw.norm_panels import compare_norms
     from mambar.data import open_dataset
-    from mambar.data.photographs import photographs
+    from mambar.data.synthetic.photographs import photographs
 
     digits = open_dataset("digits", "val")
     pixels = [digits[index].image for index in range(4)]

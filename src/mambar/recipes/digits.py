@@ -9,7 +9,7 @@ registers and the register head.
 
 import dataclasses
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.training.recipe import Recipe, Stage
 
 BODY = {"patch_size": 2, "dim": 64, "depth": 4}

@@ -14,7 +14,7 @@ from mambar.errors import DataError, InputError
 from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
 from mambar.models.vision_mamba import VisionMamba
-from mambar.training.directory import stored_recipe
+from mambar.training.checkpoint.run_directory import stored_recipe
 
 
 def evaluate_run(

@@ -8,7 +8,7 @@ PATH holds a folder a class, or train/ and val/ with a folder a class each. The 
 classes differs.
 """
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.training.recipe import Recipe, Stage
 
 RECIPE = Recipe(

@@ -8,7 +8,7 @@ Positions of patches are resized bicubically, those of registers are kept.
 
 import dataclasses
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.recipes.stages import FINETUNE
 from mambar.training.recipe import Recipe
 

@@ -7,7 +7,7 @@ PATH holds a folder a class, or train/ and val/ with a folder a class each. With
 `finetune` is better.
 """
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.training.recipe import Recipe, Stage
 
 RECIPE = Recipe(

@@ -4,7 +4,7 @@ import importlib
 from typing import Final
 
 from mambar.errors import RecipeError
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.training.fields import suggestion
 from mambar.training.recipe import Recipe
 

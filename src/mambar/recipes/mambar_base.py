@@ -8,7 +8,7 @@ processes. Departures: the learning rate moves every step, not every epoch; both
 (config.official_backward_bias=true starts the backward one as the released code does).
 """
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.recipes.stages import FINETUNE, INTERMEDIATE, PRETRAIN
 from mambar.training.recipe import Recipe
 

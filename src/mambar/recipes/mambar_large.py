@@ -7,7 +7,7 @@
 
 import dataclasses
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.recipes.stages import FINETUNE, INTERMEDIATE, PRETRAIN
 from mambar.training.recipe import Recipe
 

@@ -5,7 +5,7 @@ mambar train mambar_small data=/data/imagenet --processes 8
 
 import dataclasses
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.recipes.stages import FINETUNE, INTERMEDIATE, PRETRAIN
 from mambar.training.recipe import Recipe
 

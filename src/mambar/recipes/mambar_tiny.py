@@ -7,7 +7,7 @@ What is not explained below is as in the published stages of Base (`recipes/stag
 
 import dataclasses
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.recipes.stages import PRETRAIN
 from mambar.training.recipe import Recipe
 

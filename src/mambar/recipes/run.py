@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mambar.recipes.index import recipe as recipe_named
-from mambar.training.directory import stored_recipe
+from mambar.training.checkpoint.run_directory import stored_recipe
 from mambar.training.recipe import Recipe
 from mambar.training.result import RunResult
 from mambar.training.run import train

@@ -5,7 +5,7 @@
 The backgrounds hold little information, the setting in which the paper finds artifacts in vision Mamba.
 """
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.training.recipe import Recipe, Stage
 
 RECIPE = Recipe(

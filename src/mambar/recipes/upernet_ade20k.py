@@ -15,7 +15,7 @@ norms, A_log and D. The backbone starts from the released weights, which are dow
 import dataclasses
 from typing import Final
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.training.recipe import Recipe, Stage
 
 STAGE: Final = Stage(

@@ -11,7 +11,7 @@ network, trained to classify), and only one linear layer and the norm in front o
 
 import dataclasses
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.training.recipe import Recipe, Stage
 
 BODY = {"patch_size": 4, "dim": 64, "depth": 6}

@@ -9,7 +9,7 @@ smoothing 0.1 and erasing 0.25 (DeiT's). There is no script for Base.
 
 import dataclasses
 
-from mambar.recipes.page import Page
+from mambar.recipes.listing import Page
 from mambar.training.recipe import Recipe, Stage
 
 _DEIT = Stage(

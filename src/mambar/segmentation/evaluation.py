@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from mambar.data.loaders import Batch
-from mambar.data.masks import IGNORE
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.loading.loaders import Batch
+from mambar.data.segmentation.masks import IGNORE
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import DataError
 from mambar.evaluation.segmentation import SegmentationCounts, SegmentationResult, count, summarize
 from mambar.segmentation.inference import Inference, probabilities

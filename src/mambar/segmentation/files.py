@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, InputError
 from mambar.hub.files import CONFIG, WEIGHTS, json_bytes, read_json, refuse_newer, write_atomically
 from mambar.hub.safetensors_file import read_safetensors
-from mambar.hub.soundness import describing, first_non_finite, refuse_unsound
+from mambar.hub.weight_checks import describing, first_non_finite, refuse_unsound
 from mambar.models.complexity import parameter_count
 from mambar.models.config import VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba

@@ -16,8 +16,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from mambar.data.preprocessing import Preprocessing
-from mambar.data.transforms import from_pillow, to_pillow
+from mambar.data.transforms.classification import from_pillow, to_pillow
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.segmentation.resample import bilinear, resample, support
 from mambar.segmentation.segmenter import Segmenter

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mambar.data.masks import IGNORE
+from mambar.data.segmentation.masks import IGNORE
 
 
 def pixel_cross_entropy(

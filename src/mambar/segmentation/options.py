@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mambar.data.preprocessing import Preprocessing
-from mambar.data.segmentation_transforms import SegmentationTransform
+from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.data.transforms.segmentation import SegmentationTransform
 from mambar.errors import RecipeError
 from mambar.segmentation.inference import Inference
 from mambar.training import fields

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from mambar.analysis.labels import printable
-from mambar.data.masks import IGNORE, Colour
+from mambar.analysis.figure_label import printable
+from mambar.data.segmentation.masks import IGNORE, Colour
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont

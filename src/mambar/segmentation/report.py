@@ -8,21 +8,21 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from mambar.analysis import report
-from mambar.analysis.confusion import confusion_table
-from mambar.analysis.curves import collect_curves, draw_curves, draw_family, families
-from mambar.analysis.pixels import photograph, png
-from mambar.analysis.plots import png as figure_png
-from mambar.analysis.plots import svg
-from mambar.data.masks import IGNORE, Colour
-from mambar.data.segmentation_transforms import Stacked
+from mambar.analysis.draw import html as report
+from mambar.analysis.draw.color_maps import photograph, png
+from mambar.analysis.draw.confusion import confusion_table
+from mambar.analysis.draw.curves import collect_curves, draw_curves, draw_family, families
+from mambar.analysis.draw.plots import png as figure_png
+from mambar.analysis.draw.plots import svg
+from mambar.data.segmentation.masks import IGNORE, Colour
+from mambar.data.transforms.segmentation import Stacked
 from mambar.errors import ImageError
 from mambar.evaluation.segmentation import SegmentationResult, image_iou
 from mambar.hub.files import write_atomically
 from mambar.segmentation.inference import Inference, predict
 from mambar.segmentation.overlays import coloured_labels, errors, painted
 from mambar.segmentation.segmenter import Segmenter
-from mambar.training.log import read_metrics
+from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe
 from mambar.training.task import Measured
 from mambar.version import __version__

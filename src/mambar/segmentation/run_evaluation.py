@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 
-from mambar.data.loaders import evaluation_batches
-from mambar.data.segmentation_catalog import open_segmentation
-from mambar.data.segmentation_transforms import Stacked
+from mambar.data.loading.loaders import evaluation_batches
+from mambar.data.segmentation.registry import open_segmentation
+from mambar.data.transforms.segmentation import Stacked
 from mambar.errors import DataError
 from mambar.evaluation.segmentation import SegmentationResult
 from mambar.segmentation.evaluation import evaluate
 from mambar.segmentation.files import load_with_inference
 from mambar.segmentation.inference import Inference
-from mambar.training.directory import stored_recipe
+from mambar.training.checkpoint.run_directory import stored_recipe
 
 
 def evaluate_run(

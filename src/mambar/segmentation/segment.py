@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from mambar.data.images import read_image
-from mambar.data.masks import Colour, palette
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.loading.images import read_image
+from mambar.data.segmentation.masks import Colour, palette
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.hub.files import json_bytes, write_atomically
 from mambar.segmentation.inference import Inference, predict
@@ -79,7 +79,7 @@ class Segmentation:
 
         Raises `InputError` where one of them exists, unless `force`; `DiskError` where the disk does not take them.
         """
-        from mambar.analysis.pixels import png
+        from mambar.analysis.draw.color_maps import png
 
         directory = Path(directory)
         sheet = np.asarray(with_legend(self.overlay(), self.legend()))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mambar.data.preprocessing import Preprocessing
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel
 from mambar.nn.heads import RegisterHead

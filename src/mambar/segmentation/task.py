@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
-from mambar.data.loaders import Batch
-from mambar.data.masks import IGNORE
-from mambar.data.preprocessing import Preprocessing
-from mambar.data.segmentation_catalog import BUILT_IN, open_segmentation
-from mambar.data.segmentation_transforms import Stacked
+from mambar.data.loading.loaders import Batch
+from mambar.data.segmentation.masks import IGNORE
+from mambar.data.segmentation.registry import BUILT_IN, open_segmentation
+from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.data.transforms.segmentation import Stacked
 from mambar.errors import RecipeError
 from mambar.models.protocol import TokenModel
 from mambar.segmentation.evaluation import evaluate

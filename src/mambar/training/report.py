@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mambar.analysis import FigureLabel, Prediction, write_run_report
-from mambar.analysis.norm_panels import compare_norms
+from mambar.analysis.draw.norm_panels import compare_norms
 from mambar.data.dataset import ImageDataset
-from mambar.data.transforms import EvalTransform
+from mambar.data.transforms.classification import EvalTransform
 from mambar.evaluation.classification import ClassificationResult, examples
 from mambar.models.vision_mamba import VisionMamba
-from mambar.training.log import read_metrics
+from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe
 from mambar.training.task import Measured
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mambar.errors import InputError
-from mambar.training.directory import claim
-from mambar.training.distributed_environment import rank, restarts
+from mambar.training.checkpoint.run_directory import claim
+from mambar.training.distributed.environment import rank, restarts
 from mambar.training.recipe import Recipe
 from mambar.training.result import RunResult
 
@@ -32,7 +32,7 @@ def train(
     again = resume or (restarts() > 0 and (out / "recipe.json").exists())
     directory = claim(out, recipe, resume=again, override=override, writes=rank() == 0)
     try:
-        from mambar.training.stages import run_stages
+        from mambar.training.loop.stages import run_stages
 
         return run_stages(directory, device=device, workers=_workers(workers))
     except InputError:

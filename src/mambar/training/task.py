@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from mambar.data import open_dataset
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
-from mambar.data.loaders import Batch
-from mambar.data.mixup import Mixup, soft_targets
-from mambar.data.preprocessing import Preprocessing
-from mambar.data.transforms import EvalTransform, TrainTransform
+from mambar.data.loading.loaders import Batch
+from mambar.data.transforms.classification import EvalTransform, TrainTransform
+from mambar.data.transforms.mixup import Mixup, soft_targets
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.evaluation.classification import ClassificationResult, evaluate
 from mambar.hub.files import save_model
 from mambar.models.vision_mamba import VisionMamba
-from mambar.training.optim import freeze_backbone
+from mambar.training.loop.optim import freeze_backbone
 from mambar.training.recipe import Recipe, Stage
 
 

@@ -9,12 +9,12 @@ from typing import Any
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mambar.analysis.collect import CollectedNorms, collect_norms, model_device
-from mambar.analysis.feature_maps import feature_maps
-from mambar.analysis.norms import looking
-from mambar.analysis.register_maps import register_maps
-from mambar.analysis.study import fitting_vector, has_registers
-from mambar.analysis.subject import Subject
+from mambar.analysis.analyze_model import fitting_vector, has_registers
+from mambar.analysis.analyzed_model import Subject
+from mambar.analysis.measure.collect import CollectedNorms, collect_norms, model_device
+from mambar.analysis.measure.feature_maps import feature_maps
+from mambar.analysis.measure.norms import looking
+from mambar.analysis.measure.register_maps import register_maps
 from mambar.errors import InputError
 from mambar.evaluation.prediction import Guess
 from mambar.models.protocol import TokenModel, TokenTensor

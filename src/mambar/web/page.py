@@ -11,10 +11,10 @@ from typing import Any
 import gradio as gr
 from gradio_client.utils import is_http_url_like
 
-from mambar.analysis import report
-from mambar.analysis.subject import Subject
-from mambar.data.images import read_image
-from mambar.data.photographs import photographs
+from mambar.analysis.analyzed_model import Subject
+from mambar.analysis.draw import html as report
+from mambar.data.loading.images import read_image
+from mambar.data.synthetic.photographs import photographs
 from mambar.errors import MambarError
 from mambar.version import __version__
 from mambar.web.explain import Explanation, explain

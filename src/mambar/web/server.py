@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mambar.analysis.subject import Subject
+from mambar.analysis.analyzed_model import Subject
 from mambar.errors import InputError, MambarError
 
 LOOPBACK = "127.0.0.1"

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mambar.analysis import report
-from mambar.analysis.collect import CollectedNorms
-from mambar.analysis.feature_maps import METRIC_NAMES
-from mambar.analysis.labels import FigureLabel, layer_name
-from mambar.analysis.map_rows import GalleryImage, Look, MapRow, draw_gallery, gallery_html
-from mambar.analysis.pixels import Resampling, photograph
-from mambar.analysis.plots import draw_panel, png, svg
-from mambar.analysis.study_figures import distribution_sheet
-from mambar.data.photographs import photographs
+from mambar.analysis.draw import html as report
+from mambar.analysis.draw.color_maps import Resampling, photograph
+from mambar.analysis.draw.figures import distribution_sheet
+from mambar.analysis.draw.image_maps import GalleryImage, Look, MapRow, draw_gallery, gallery_html
+from mambar.analysis.draw.plots import draw_panel, png, svg
+from mambar.analysis.figure_label import FigureLabel, layer_name
+from mambar.analysis.measure.collect import CollectedNorms
+from mambar.analysis.measure.feature_maps import METRIC_NAMES
+from mambar.data.synthetic.photographs import photographs
 from mambar.web.explain import METRIC, Explanation, View
 
 

@@ -10,7 +10,7 @@ from mambar.ops.bidirectional_mix.direction import Direction
 from mambar.ops.bidirectional_mix.llvm_scans import Scan, ScanGradients, scan_both, scan_both_backward
 from mambar.ops.causal_conv1d import llvm as convolution
 from mambar.ops.llvm.products import linear, matmul
-from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY
+from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY
 
 
 def empty_saved(xz: Tensor, ahead: Direction, behind: Direction) -> list[Tensor]:

@@ -7,7 +7,7 @@ from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
 from mambar.ops.llvm.vectors import Block, Vectors, int64
 from mambar.ops.selective_scan import llvm_backward as scan
-from mambar.ops.selective_scan.llvm_walk import Walk
+from mambar.ops.selective_scan.llvm_scan_loop import Walk
 
 VECTORS_PER_BLOCK = scan.VECTORS_PER_BLOCK
 

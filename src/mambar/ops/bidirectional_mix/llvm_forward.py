@@ -7,10 +7,10 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.places import Place, Rows
+from mambar.ops.llvm.memory_layout import Place, Rows
 from mambar.ops.llvm.vectors import Block, Vectors, int64
 from mambar.ops.selective_scan import llvm_forward as scan
-from mambar.ops.selective_scan.llvm_walk import Walk
+from mambar.ops.selective_scan.llvm_scan_loop import Walk
 
 VECTORS_PER_BLOCK = scan.VECTORS_PER_BLOCK
 

@@ -11,7 +11,7 @@ from mambar.ops.llvm.launch import address, launch, rows, streams, sum_parts
 from mambar.ops.llvm.machine import current_machine
 from mambar.ops.selective_scan import llvm_backward as scan_backward
 from mambar.ops.selective_scan.llvm import in_time
-from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, padded
+from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, padded
 
 
 @dataclass(frozen=True, kw_only=True)

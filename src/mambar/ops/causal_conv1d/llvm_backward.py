@@ -11,7 +11,7 @@ from llvmlite import ir
 from mambar.ops.causal_conv1d.llvm_forward import Convolution
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.places import Place
+from mambar.ops.llvm.memory_layout import Place
 from mambar.ops.llvm.vectors import Block, Vectors, int64
 
 VECTORS_PER_BLOCK = 4

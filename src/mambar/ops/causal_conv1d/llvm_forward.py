@@ -6,7 +6,7 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.places import Place, Tile
+from mambar.ops.llvm.memory_layout import Place, Tile
 from mambar.ops.llvm.vectors import Block, Vectors, int64
 
 VECTORS_PER_BLOCK = 4

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mambar.ops.llvm import floor, sums
+from mambar.ops.llvm import roofline as floor
+from mambar.ops.llvm import sums
 from mambar.ops.llvm.compiler import KernelModule, compiled
 from mambar.ops.llvm.functions import channel_blocks
 from mambar.ops.llvm.machine import Machine, current_machine

@@ -7,7 +7,7 @@ from mambar.ops.llvm.functions import channel_blocks
 from mambar.ops.llvm.launch import address, launch, rows, streams, sum_parts
 from mambar.ops.llvm.machine import current_machine
 from mambar.ops.selective_scan import llvm_backward, llvm_forward
-from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, padded
+from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, padded
 
 
 def empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) -> list[Tensor]:

@@ -14,9 +14,9 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction, channel_blocks
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.places import Place, Rows
+from mambar.ops.llvm.memory_layout import Place, Rows
 from mambar.ops.llvm.vectors import Block, Vectors, element, int64
-from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, Walk, padded_length
+from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, Walk, padded_length
 
 VECTORS_PER_BLOCK = 2
 STATES_AT_ONCE = 2

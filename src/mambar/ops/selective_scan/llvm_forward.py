@@ -10,9 +10,9 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.places import Place, Rows, Tile
+from mambar.ops.llvm.memory_layout import Place, Rows, Tile
 from mambar.ops.llvm.vectors import Block, Vectors, int64
-from mambar.ops.selective_scan.llvm_walk import CHECKPOINT_EVERY, Walk
+from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, Walk
 
 VECTORS_PER_BLOCK = 4
 ROWS_AHEAD = 4

@@ -1,0 +1,1 @@
+"""Figures and report pages from arrays that `mambar.analysis.measure` returned."""

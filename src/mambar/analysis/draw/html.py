@@ -1,0 +1,131 @@
+"""Building blocks of a self-contained HTML page: no script, no network, everything escaped.
+
+A string is text and is escaped wherever it goes; only `Html` is markup. `Html` is made by `element` and the
+functions below, so a class name or a file name cannot become an element or an attribute.
+"""
+
+import base64
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Final
+
+from mambar.analysis.figure_label import printable
+
+CONTENT_SECURITY_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_VOID_ELEMENTS = frozenset({"img", "meta", "br", "hr", "col"})
+
+
+class Html(str):
+    """Text that is markup already and not escaped again; made by `element`, never from what a user gave."""
+
+    __slots__ = ()
+
+
+def text(value: object) -> Html:
+    """`value` as escaped text."""
+    return value if isinstance(value, Html) else Html(html.escape(printable(value), quote=True))
+
+
+def join(children: Iterable[object]) -> Html:
+    """The children one after another, each escaped unless it is `Html`."""
+    return Html("".join(text(child) for child in children))
+
+
+def element(name: str, /, *children: object, **attributes: object) -> Html:
+    """The element `name` with escaped children and attributes (`class_`: `class`; `row_span`: `row-span`)."""
+    pairs = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{text(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in _VOID_ELEMENTS:
+        return Html(f"<{name}{pairs}>")
+    return Html(f"<{name}{pairs}>{join(children)}</{name}>")
+
+
+def image(data: bytes, *, description: str, media_type: str = "image/png", class_: str | None = None) -> Html:
+    """An image that lives in the page; `description` is read out where it cannot be seen."""
+    source = f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+    # The source is made here from base64 alone, so it is joined without the escaping of `text`.
+    named = "" if class_ is None else f' class="{text(class_)}"'
+    return Html(f'<img src="{source}" alt="{text(description)}"{named}>')
+
+
+def figure(*content: object, caption: object, class_: str | None = None) -> Html:
+    """A figure with its caption."""
+    return element("figure", *content, element("figcaption", caption), class_=class_)
+
+
+def section(title: str, *content: object) -> Html:
+    """A section of the page under a heading."""
+    return element("section", element("h2", title), *content)
+
+
+def tiles(values: Mapping[str, object]) -> Html:
+    """The few figures a reader looks for first."""
+    return element(
+        "div",
+        *(element("div", element("b", value), element("span", name), class_="tile") for name, value in values.items()),
+        class_="tiles",
+    )
+
+
+def table(header: Sequence[object], rows: Iterable[Sequence[object]], *, class_: str | None = None) -> Html:
+    """A table that scrolls sideways where the page is narrow."""
+    given = [tuple(row) for row in rows]
+    kinds = ["words" if all(_is_words(cell) for cell in column) else "numbers" for column in zip(*given, strict=True)]
+    kinds = kinds or ["words"] * len(header)
+    names = (element("th", cell, scope="col", class_=kind) for cell, kind in zip(header, kinds, strict=True))
+    lines = (
+        element("tr", *(element("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)))
+        for row in given
+    )
+    head, body = element("thead", element("tr", *names)), element("tbody", *lines)
+    return element("div", element("table", head, body, class_=class_), class_="scroll")
+
+
+def _is_words(cell: object) -> bool:
+    """Whether a cell reads from the left: text that does not begin like a number."""
+    return isinstance(cell, str) and cell[:1].isalpha()
+
+
+def pairs(values: Mapping[str, object]) -> Html:
+    """Names and values in two columns: settings, choices."""
+    rows = (element("tr", element("td", name), element("td", value)) for name, value in values.items())
+    return element("div", element("table", element("tbody", *rows), class_="pairs"), class_="columns")
+
+
+def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings under dotted names, lists of plain values on one line: `stages.0.lr`."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{key}.")
+        elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+            flat |= flattened({str(index): item for index, item in enumerate(value)}, f"{key}.")
+        elif isinstance(value, list | tuple):
+            flat[key] = ", ".join(str(item) for item in value)
+        else:
+            flat[key] = "–" if value is None else value
+    return flat
+
+
+def page(title: str, *content: object) -> bytes:
+    """The whole page as UTF-8: no script, nothing loaded from elsewhere."""
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{text(CONTENT_SECURITY_POLICY)}">'),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="referrer", content="no-referrer"),
+        element("title", title),
+        Html(f"<style>{_style()}</style>"),
+    )
+    document = element("html", head, element("body", element("main", *content)), lang="en")
+    return f"<!doctype html>\n{document}\n".encode()
+
+
+def _style() -> str:
+    return resources.files("mambar.analysis.draw").joinpath("report.css").read_text("utf-8")

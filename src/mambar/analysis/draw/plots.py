@@ -1,0 +1,190 @@
+"""Figures of numbers that were computed elsewhere: curves, distributions, maps; drawing only.
+
+Figures are made with matplotlib's objects, never through pyplot, so nothing global is opened or left open.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, ParamSpec
+
+from mambar.analysis.figure_label import FigureLabel, printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours that stay apart for the colour-blind (Okabe and Ito); the dashes keep them apart in grey.
+SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#4d4d4d")
+DASHES: Final = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+# A legend's letters in points, and how many of them its line and the space around take.
+_LEGEND, _HANDLE = 8.5, 6
+_STYLE: Final[dict[Any, Any]] = {
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#5a6675",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6eaee",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": _LEGEND,
+    "lines.linewidth": 1.5,
+    "svg.hashsalt": "mambar",
+}
+
+P = ParamSpec("P")
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A class name in a script that the font lacks shows boxes; that is no news for the log.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def styled(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
+    """`draw` in the house's style, whatever settings the caller's matplotlib has."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> "Figure":
+        with _style():
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def label_text(value: object) -> str:
+    """`value` as text that matplotlib shows as it is: a dollar sign starts no formula."""
+    return printable(value).replace("$", r"\$")
+
+
+def new_axes(count: int, *, columns: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
+    """A figure of `count` axes of `size` (width, height) inches each, bound to no window."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(1, min(columns, count))
+    rows = max(1, -(-count // columns))
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
+    return figure, axes
+
+
+def headline(axes: "Axes", title: str, *, columns: int = 1) -> None:
+    """The title, and below it, still above the axes, what the lines mean where there are several.
+
+    As many of the `columns` as fit the chart's width; a name too long for it loses its middle.
+    """
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) < 2:
+        axes.set_title(label_text(title))
+        return
+    most = _letters_across(axes)
+    while columns > 1 and columns * (_HANDLE + max(map(len, names))) > most:
+        columns -= 1
+    legend = axes.legend(
+        title=label_text(title),
+        ncols=columns,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        alignment="left",
+        borderaxespad=0.1,
+        borderpad=0.2,
+        labelspacing=0.25,
+    )
+    legend.get_title().set(fontweight="bold", fontsize=10)
+    for text in legend.get_texts():
+        text.set_text(_shortened(text.get_text(), most // columns - _HANDLE))
+
+
+def _letters_across(axes: "Axes") -> int:
+    """How many letters of a legend fit into a chart's width."""
+    figure, place = axes.get_figure(root=True), axes.get_subplotspec()
+    assert figure is not None and place is not None
+    inches = figure.get_size_inches()[0] / place.get_gridspec().ncols
+    # Letters of this face are 0.6 of their height wide; the vertical axis has its own numbers and name.
+    return int((inches - 0.8) * 72 / (0.6 * _LEGEND))
+
+
+def _shortened(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def wide_scale(axes: "Axes", values: Iterable[float]) -> None:
+    """A logarithmic vertical axis where the values span more than a factor of 20."""
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) > 20 * min(positive):
+        axes.set_yscale("log")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sheet:
+    """Charts that belong together: on one sheet for a file, one by one for a page that may be narrow."""
+
+    panels: "Sequence[Callable[[Axes], None]]"
+    label: FigureLabel
+    columns: int = 2
+    size: tuple[float, float] = (4.4, 3.2)
+
+
+@styled
+def draw_sheet(sheet: Sheet) -> "Figure":
+    """All charts on one sheet, signed with the label."""
+    figure, axes = new_axes(len(sheet.panels), columns=sheet.columns, size=sheet.size)
+    for panel, axis in zip(sheet.panels, axes, strict=True):
+        panel(axis)
+    sign(figure, sheet.label.line())
+    return figure
+
+
+@styled
+def draw_panel(sheet: Sheet, number: int) -> "Figure":
+    """One of the charts alone; its page says the label."""
+    figure, axes = new_axes(1, columns=1, size=sheet.size)
+    sheet.panels[number](axes[0])
+    return figure
+
+
+def sign(figure: "Figure", line: str) -> None:
+    """Writes the figure's label (`FigureLabel.line`) below it, broken to its width."""
+    from textwrap import fill
+
+    characters = max(40, int(figure.get_size_inches()[0] * 17))
+    text = fill(label_text(line), characters)
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="#5a6675")
+
+
+def png(figure: "Figure", *, dpi: int = 150) -> bytes:
+    """The figure as a PNG file, the same bytes for the same numbers."""
+    return _saved(figure, format="png", dpi=dpi, metadata={"Software": None})
+
+
+def svg(figure: "Figure") -> bytes:
+    """The figure as an SVG file without a date, letters as outlines."""
+    return _saved(figure, format="svg", metadata={"Date": None})
+
+
+def _saved(figure: "Figure", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    with _style():
+        if figure.get_layout_engine() is not None:
+            # The layout is found once and kept: finding it takes longer than drawing.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        figure.savefig(stream, **options)
+    return stream.getvalue()

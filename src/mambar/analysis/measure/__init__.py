@@ -1,0 +1,1 @@
+"""Norms, outliers, maps and probes of token models, as arrays."""

@@ -1,0 +1,109 @@
+"""How near every image token is to a global vector: the paper's feature maps, with each choice named."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mambar.analysis.measure.norms import layer_indices, looking
+from mambar.errors import InputError
+from mambar.models.protocol import TokenModel, TokenTensor
+from mambar.models.vision_mamba import VisionMamba
+from mambar.nn import RegisterHead, Tokens
+
+Metric = Literal["l2", "cosine", "dot"]
+
+
+def _l2(locals_: Tensor, vector: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(locals_ - vector[:, None], dim=-1)
+
+
+def _cosine(locals_: Tensor, vector: Tensor) -> Tensor:
+    return nn.functional.cosine_similarity(locals_, vector[:, None], dim=-1)
+
+
+def _dot(locals_: Tensor, vector: Tensor) -> Tensor:
+    return (locals_ * vector[:, None]).sum(-1)
+
+
+_METRICS: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {"l2": _l2, "cosine": _cosine, "dot": _dot}
+METRIC_NAMES: Final = {
+    "l2": "L2 distance (small: alike)",
+    "cosine": "cosine similarity (large: alike)",
+    "dot": "dot product (large: alike)",
+}
+# What the tokens are compared with; "register:3" is the register numbered 3 from 0.
+GLOBAL_VECTORS: Final = {
+    "registers": "mean of the registers",
+    "first": "first register (class token)",
+    "patches": "mean of the image tokens",
+    "head": "mean of the registers, all tokens through the register head's reduce layer",
+    "register:k": "register k",
+}
+
+
+def compare(
+    local_tokens: Float[Tensor, "batch patches dim"], vector: Float[Tensor, "batch dim"], metric: Metric = "l2"
+) -> Float[Tensor, "batch patches"]:
+    """The metric between each local token and its image's vector, in at least float32.
+
+    l2 is a distance (small: alike); cosine and dot are similarities (large: alike).
+    """
+    if metric not in _METRICS:
+        raise InputError(f"metric={metric!r} is not known; choose one of {', '.join(_METRICS)}.")
+    wide = torch.promote_types(local_tokens.dtype, torch.float32)
+    return _METRICS[metric](local_tokens.to(wide), vector.to(wide))
+
+
+def global_vector(tokens: Tokens, name: str) -> Float[Tensor, "batch dim"]:
+    """The named vector of each image: registers (their mean), first, patches (their mean) or register:k."""
+    if name == "patches":
+        return tokens.patches.mean(1)
+    count = tokens.registers.shape[1]
+    if not count:
+        raise InputError(f"global_vector={name!r} needs a register; this model has none. Choose 'patches'.")
+    if name == "registers":
+        return tokens.registers.mean(1)
+    if name == "first":
+        return tokens.registers[:, 0]
+    kind, _, number = name.partition(":")
+    if kind == "register" and number.isdecimal() and int(number) < count:
+        return tokens.registers[:, int(number)]
+    choices = f"registers, first, patches, head, register:0 to register:{count - 1}"
+    raise InputError(f"global_vector={name!r} is not known; choose one of {choices}.")
+
+
+def feature_maps(
+    model: TokenModel,
+    images: Float[Tensor, "batch channels height width"],
+    layers: Sequence[int] | None = None,
+    *,
+    vector: str = "registers",
+    metric: Metric = "l2",
+    tensor: TokenTensor = "normed",
+) -> Float[Tensor, "layers batch rows cols"]:
+    """How near each image token is to the image's global `vector` (see `GLOBAL_VECTORS`), layer by layer.
+
+    The paper shows such maps of "global" against "local" outputs without saying layer, normalisation or sign (arXiv
+    2405.14858): here the tokens go through the final norm unless `tensor` is "residual" (before it) or "mixer".
+    """
+    with looking(model):
+        maps = []
+        for tokens in model.tokens(images, layer_indices(model, layers), tensor=tensor):
+            seen = reduced_tokens(model, tokens) if vector == "head" else tokens
+            name = "registers" if vector == "head" else vector
+            near = compare(seen.patches, global_vector(seen, name), metric)
+            maps.append(near.unflatten(1, tokens.grid))
+    return torch.stack(maps)
+
+
+def reduced_tokens(model: TokenModel, tokens: Tokens) -> Tokens:
+    """All tokens through the shared linear layer of a Mamba-R's register head (for r = 1 as they are)."""
+    read_out = model.head.read_out if isinstance(model, VisionMamba) else None
+    if not isinstance(read_out, RegisterHead):
+        raise InputError("global_vector='head' needs a model with a register head; choose 'registers' or 'first'.")
+    return Tokens(
+        patches=read_out.reduce(tokens.patches), registers=read_out.reduce(tokens.registers), grid=tokens.grid
+    )

@@ -1,0 +1,169 @@
+"""Which inner channels write the outliers, and what registers added at test time do to norms and accuracy."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from mambar.analysis.measure.collect import model_device
+from mambar.analysis.measure.norms import layer_indices, lengths, looking
+from mambar.analysis.measure.outliers import MedianDeviation, OutlierRule, median, outlier_mask
+from mambar.analysis.measure.probes import wilson
+from mambar.analysis.measure.test_time_registers import RegisterNeurons, UntrainedRegisters
+from mambar.errors import InputError
+from mambar.models.protocol import TokenModel
+from mambar.models.vision_mamba import VisionMamba
+from mambar.nn import MambaBlock
+
+
+def find_register_neurons(
+    model: VisionMamba,
+    batches: Iterable[Float[Tensor, "_ channels height width"]],
+    *,
+    layer: int = -1,
+    count: int = 10,
+    rule: OutlierRule | None = None,
+) -> RegisterNeurons:
+    """The `count` inner channels, in layers up to `layer`, that write most into the tokens that are outliers there.
+
+    A channel's score is the mean size of its activation at outliers minus that at other patches, times the length
+    of its column in the output projection: what it adds to the stream. Outliers are found batch by batch by
+    `rule`; raises `InputError` where there is none.
+    """
+    rule = rule or MedianDeviation()
+    last = layer_indices(model, [layer])[0]
+    sums = torch.zeros(2, last + 1, model.config.inner, dtype=torch.float64)
+    totals = [0, 0]
+    device = model_device(model)
+    with looking(model):
+        for images in batches:
+            inner, grid, norms = _inner_activations(model, images.to(device), last)
+            outliers = outlier_mask(norms[None], rule)[0].flatten(1).cpu()
+            for index, values in enumerate(inner):
+                sizes = model.registers.split(values, grid).patches.abs().double().cpu()
+                sums[0, index] += sizes[outliers].sum(0)
+                sums[1, index] += sizes[~outliers].sum(0)
+            totals = [totals[0] + int(outliers.sum()), totals[1] + int((~outliers).sum())]
+    if not totals[0]:
+        raise InputError(f"No token is an outlier by the rule {rule.name!r}; there is nothing to move.")
+    difference = sums[0] / totals[0] - sums[1] / max(totals[1], 1)
+    columns = [block.mixer.out_proj.weight.detach().norm(dim=0) for block in _blocks(model, last)]
+    scores = difference * torch.stack(columns).double().cpu()
+    best = scores.flatten().topk(min(count, scores.numel()))
+    pairs = [divmod(int(flat), scores.shape[1]) for flat in best.indices]
+    return RegisterNeurons(channels=tuple(pairs), scores=tuple(best.values.tolist()))
+
+
+def _blocks(model: VisionMamba, last: int) -> list[MambaBlock]:
+    return [block for block in model.blocks[: last + 1] if isinstance(block, MambaBlock)]
+
+
+def _inner_activations(
+    model: VisionMamba, images: Tensor, last: int
+) -> tuple[list[Tensor], tuple[int, int], Float[Tensor, "batch rows cols"]]:
+    """What stands in front of each output projection (batch, length, inner), the grid, the norms after `last`."""
+    seen: list[Tensor] = []
+
+    def remember(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0].detach())
+
+    handles = [block.mixer.out_proj.register_forward_pre_hook(remember) for block in _blocks(model, last)]
+    try:
+        tokens = model.tokens(images, [last])[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen, tokens.grid, lengths(tokens.patches).unflatten(1, tokens.grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedRegistersResult:
+    """A network with registers added at test time, or without: accuracy, and the norms after one layer.
+
+    top1: share (0-1) of images right, with its 95 % interval; NaN without labels. median, maximum, ratio: norms of
+    the image tokens. outlier_share: by the threshold that the rule gives for the *first* network of the table.
+    register_median: of all registers, trained and added.
+    """
+
+    name: str
+    top1: float
+    top1_low: float
+    top1_high: float
+    num_images: int
+    layer: int
+    median: float
+    maximum: float
+    ratio: float
+    outlier_share: float
+    register_median: float
+
+    def record(self) -> dict[str, object]:
+        """The result as a JSON object."""
+        return asdict(self)
+
+
+def register_variants(model: VisionMamba, neurons: RegisterNeurons | None, num_registers: int) -> dict[str, TokenModel]:
+    """The network as it is, with added registers of every fill, and with outlier activations moved into them."""
+    fills = ["zero", "mean", *(["copy"] if model.config.num_registers else [])]
+    variants: dict[str, TokenModel] = {"as trained": model}
+    for fill in fills:
+        variants[f"{num_registers} added ({fill})"] = UntrainedRegisters(model, num_registers, fill=fill)
+    if neurons is not None:
+        moved = UntrainedRegisters(model, num_registers, fill="zero", neurons=neurons)
+        variants[f"{num_registers} added (zero), {len(neurons.channels)} channels moved"] = moved
+    return variants
+
+
+def try_registers(
+    variants: Mapping[str, TokenModel],
+    batches: Sequence[tuple[Float[Tensor, "_ channels height width"], Int64[Tensor, "_"]]],
+    *,
+    layer: int = -1,
+    rule: OutlierRule | None = None,
+) -> list[AddedRegistersResult]:
+    """Accuracy and norms of every variant on the same labelled images (a label below 0: no label)."""
+    rule = rule or MedianDeviation()
+    limit: float | None = None
+    results = []
+    for name, model in variants.items():
+        norms, registers, right, labelled = _measure(model, batches, layer)
+        limit = rule.threshold(norms) if limit is None else limit
+        middle, highest = median(norms), float(norms.max())
+        low, high = wilson(right, labelled)
+        results.append(
+            AddedRegistersResult(
+                name=name,
+                top1=right / labelled if labelled else float("nan"),
+                top1_low=low,
+                top1_high=high,
+                num_images=sum(len(images) for images, _ in batches),
+                layer=layer_indices(model, [layer])[0],
+                median=middle,
+                maximum=highest,
+                ratio=highest / middle if middle else float("nan"),
+                outlier_share=float((norms > limit).double().mean()),
+                register_median=median(registers),
+            )
+        )
+    return results
+
+
+def _measure(
+    model: TokenModel, batches: Sequence[tuple[Tensor, Tensor]], layer: int
+) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "registers"], int, int]:
+    device = model_device(model)
+    norms, registers, right, labelled = [], [], 0, 0
+    with looking(model):
+        for images, labels in batches:
+            moved = images.to(device)
+            tokens = model.tokens(moved, [layer])[0]
+            norms.append(lengths(tokens.patches).flatten().double().cpu())
+            registers.append(lengths(tokens.registers).flatten().double().cpu())
+            known = labels >= 0
+            if known.any():
+                guessed = model.forward(moved).argmax(1).cpu()
+                right += int((guessed == labels.cpu())[known].sum())
+                labelled += int(known.sum())
+    return torch.cat(norms), torch.cat(registers), right, labelled

@@ -1,0 +1,120 @@
+"""An analysis as a whole, and its numbers as files: JSON for tables, npz for arrays."""
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mambar.analysis.analyze_model import Study
+from mambar.analysis.figure_label import FigureLabel
+from mambar.analysis.images import Pictures
+from mambar.analysis.options import AnalysisOptions, default_layers
+from mambar.version import __version__
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Analysis:
+    """What was found, and what it was found on. The names of the studies are those of the models, all different."""
+
+    studies: Mapping[str, Study]
+    gallery: Pictures
+    data: str
+    options: AnalysisOptions
+
+    @property
+    def random_weights(self) -> list[str]:
+        """The models whose weights were never trained."""
+        return [name for name, found in self.studies.items() if found.subject.random_weights]
+
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """The layers that are shown, for each model."""
+        return {
+            name: shown_layers(found.subject.model.num_layers, self.options) for name, found in self.studies.items()
+        }
+
+    def label(self, **fields: Any) -> FigureLabel:
+        """A figure's label with what all figures share."""
+        names = " and ".join(self.studies)
+        label = FigureLabel(
+            model=names, data=self.data, seed=self.options.seed, random_weights=bool(self.random_weights)
+        )
+        return replace(label, **fields)
+
+
+def shown_layers(num_layers: int, options: AnalysisOptions) -> tuple[int, ...]:
+    """The layers asked for, those a model has not left out; its default layers where none is left."""
+    asked = [layer % num_layers for layer in options.layers or () if -num_layers <= layer < num_layers]
+    return tuple(dict.fromkeys(asked)) or default_layers(num_layers)
+
+
+def numbers_json(analysis: Analysis) -> bytes:
+    """All numbers as JSON; what is not finite is null."""
+    models = {}
+    for name, found in analysis.studies.items():
+        models[name] = {
+            "random_weights": found.subject.random_weights,
+            "preprocessing": found.subject.preprocessing.to_dict(),
+            "num_images": found.norms.num_images,
+            "layers": list(found.norms.layers),
+            "tensor": found.norms.tensor,
+            "norms": [layer.record() for layer in found.norms.patches],
+            "register_norms": [layer.record() for layer in found.norms.registers],
+            "outliers": [statistics.record() for statistics in found.outliers],
+            "register_groups": None if found.register_groups is None else found.register_groups.tolist(),
+            "pooling_probes": [result.record() for result in found.probes],
+            "local_probes": None if found.local is None else found.local.record(),
+            "truth": [statistics.record() for statistics in found.truth],
+            "map_truth": [asdict(result) for result in found.map_truth],
+            "added_registers": [result.record() for result in found.added],
+            "not_run": found.not_run,
+        }
+    content = {
+        "format_version": FORMAT_VERSION,
+        "mambar": __version__,
+        "data": analysis.data,
+        "options": asdict(analysis.options),
+        "models": models,
+    }
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=True, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON has not."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def arrays_npz(analysis: Analysis) -> bytes:
+    """The arrays as a compressed npz file: `model0_…`, `model1_…`, and the models' names in order."""
+    arrays: dict[str, Any] = {}
+    for number, found in enumerate(analysis.studies.values()):
+        given = {
+            "norm_maps": found.norms.maps,
+            "kept": np.asarray(found.norms.kept, dtype=np.int64),
+            "register_norms": found.norms.register_norms,
+            "mean_map": found.norms.mean_map,
+            "histograms": np.stack([layer.counts for layer in found.norms.patches]),
+            "gallery_norms": found.gallery_norms,
+            "feature_map": found.feature_map,
+            "register_maps": found.register_maps,
+            "register_similarity": found.register_similarity,
+        }
+        for name, values in given.items():
+            if values is not None:
+                arrays[f"model{number}_{name}"] = np.asarray(values)
+    arrays["models"] = np.asarray(list(analysis.studies))
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()

@@ -1,0 +1,184 @@
+"""The user's images: one sub-folder a class, in `train/` and `val/` or in one folder that is split here."""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from mambar.data.dataset import Sample, stratified_split
+from mambar.data.loading.images import MAX_PIXELS, SUFFIXES, read_image
+from mambar.data.loading.unreadable_images import Damage
+from mambar.data.names import PackedNames, one_line
+from mambar.errors import DataError
+
+logger = logging.getLogger("mambar.data")
+
+SPLITS = ("train", "val")
+_OTHER_IMAGES = frozenset({".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg"})
+
+
+class ImageFolder:
+    """Images in class sub-folders, labelled by the sorted folder names.
+
+    With `root/train` (and `root/val`) these are the splits; a missing `val` is cut from `train`, and
+    without either from the folder itself: `val_fraction` of every class, chosen by `split_seed`, the same
+    in every run.
+
+    An unreadable image is counted and named once (`damage`). The training split puts another of its class in
+    its place, always the same one; the validation split raises ImageError, and evaluation leaves it out. More
+    than 10 and more than 1 % bad images are a DataError.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str,
+        *,
+        val_fraction: float = 0.2,
+        split_seed: int = 0,
+        upright: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.root = Path(root)
+        self.split = split
+        self.upright = upright
+        self.max_pixels = max_pixels
+        listing = _list_split(self.root, split, val_fraction, split_seed)
+        self.folder, self.classes, self.paths, self.labels = listing
+        self.name = self.root.name or str(self.root)
+        self.damage = Damage(self.labels, source=str(self.folder), substitute=split == "train")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.damage.read(self._read, index)
+
+    def path(self, index: int) -> Path:
+        """Where a sample's image lies."""
+        return self.folder / self.paths[index]
+
+    def fingerprint(self) -> str:
+        """sha256 of the classes and of every image's relative path and label; tar shards of it have the same."""
+        return listing_fingerprint(self.classes, self.paths, self.labels)
+
+    def _read(self, index: int) -> Sample:
+        path = self.path(index)
+        image = read_image(path, upright=self.upright, max_pixels=self.max_pixels)
+        return Sample(image, int(self.labels[index]))
+
+
+def listing_fingerprint(classes: tuple[str, ...], paths: PackedNames, labels: Int64[np.ndarray, "samples"]) -> str:
+    """sha256 of a labelled list of files; contents are not read."""
+    digest = hashlib.sha256()
+    for name in classes:
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    digest.update(paths.text.tobytes())
+    digest.update(paths.offsets.astype("<i8").tobytes())
+    digest.update(labels.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The sorted names of the class sub-folders; DataError when there is no folder or nothing in it."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
+        raise DataError(f"data={folder} {reason}; give a folder with one sub-folder of images per class.") from error
+    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    if not names:
+        found = "images but no class sub-folders" if _loose_images(entries) else "no class sub-folders"
+        raise DataError(f"data={folder} has {found}; put each class's images into a sub-folder of its own.")
+    return names
+
+
+def _list_split(
+    root: Path, split: str, val_fraction: float, split_seed: int
+) -> tuple[Path, tuple[str, ...], PackedNames, Int64[np.ndarray, "samples"]]:
+    if split not in SPLITS:
+        raise DataError(f"split={split!r} is unknown; a folder has {' and '.join(SPLITS)}.")
+    if not root.exists():
+        raise DataError(f"data={root} does not exist; give a folder with one sub-folder of images per class.")
+    has_train, has_val = (root / "train").is_dir(), (root / "val").is_dir()
+    if has_val and not has_train:
+        raise DataError(f"data={root} has val/ but no train/; add train/ with the same class sub-folders.")
+    folder = root / split if has_val else root / "train" if has_train else root
+    classes = class_folders(folder)
+    if has_val:
+        _check_same_classes(root, class_folders(root / "train"), class_folders(root / "val"))
+    paths, labels = _list_images(folder, classes)
+    if not has_val:
+        if has_train:
+            logger.info("%s has no val/; %.0f %% of every class are held out.", root, 100 * val_fraction)
+        part = _own_split(folder, classes, labels, val_fraction, split_seed)[SPLITS.index(split)]
+        paths, labels = [paths[index] for index in part], labels[part]
+    return folder, tuple(classes), PackedNames.of(paths), labels
+
+
+def _own_split(
+    folder: Path, classes: list[str], labels: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    counts = np.bincount(labels, minlength=len(classes))
+    if counts.min() < 2:
+        lonely = classes[int(counts.argmin())]
+        raise DataError(
+            f"class {one_line(lonely)!r} in {folder} has 1 image, too few to split; add some, or give train/ and val/."
+        )
+    return stratified_split(labels, fraction=fraction, seed=seed)
+
+
+def _check_same_classes(root: Path, train: list[str], val: list[str]) -> None:
+    only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
+    if only_train or only_val:
+        where, name = ("train", only_train[0]) if only_train else ("val", only_val[0])
+        raise DataError(
+            f"data={root}: class {one_line(name)!r} is only in {where}/ ({len(train)} classes in train/, {len(val)} in "
+            "val/); both need the same sub-folders."
+        )
+
+
+def _list_images(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
+    paths: list[str] = []
+    labels: list[int] = []
+    others: list[str] = []
+    for label, name in enumerate(classes):
+        found = _images_below(folder, name, others)
+        if not found:
+            raise DataError(
+                f"class {one_line(name)!r} in {folder} has no images (PNG, JPEG, WEBP); add some or remove the folder."
+            )
+        paths += found
+        labels += [label] * len(found)
+    if others:
+        logger.warning(
+            "%d files in %s are of a kind that is not read, such as %r; convert them to PNG, JPEG or WEBP.",
+            len(others),
+            folder,
+            one_line(others[0]),
+        )
+    return paths, np.array(labels, dtype=np.int64)
+
+
+def _images_below(folder: Path, name: str, others: list[str]) -> list[str]:
+    """Relative paths, with forward slashes, of the images in a class folder and its sub-folders, sorted."""
+    found: list[str] = []
+    for place, folders, files in os.walk(folder / name):
+        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
+        relative = Path(place).relative_to(folder).as_posix()
+        for file in files:
+            suffix = os.path.splitext(file)[1].lower()  # noqa: PTH122
+            if file.startswith("."):
+                continue
+            if suffix in SUFFIXES:
+                found.append(f"{relative}/{file}")
+            elif suffix in _OTHER_IMAGES:
+                others.append(f"{relative}/{file}")
+    return sorted(found)
+
+
+def _loose_images(entries: list[os.DirEntry[str]]) -> bool:
+    return any(Path(entry.name).suffix.lower() in SUFFIXES for entry in entries)

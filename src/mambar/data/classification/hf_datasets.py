@@ -1,0 +1,133 @@
+"""Image classification sets in the format of Hugging Face `datasets`, from the hub or from `save_to_disk`.
+
+Only bytes are taken from it: they are decoded by `read_image`, with its limits, as those of every other source.
+`datasets` is imported where it is needed (extra `data`); from version 4 on it runs no code of a data set's author.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mambar.data.dataset import Sample, stratified_split
+from mambar.data.loading.images import MAX_PIXELS, read_image
+from mambar.data.loading.unreadable_images import Damage
+from mambar.data.names import one_line
+from mambar.errors import DataError, ImageError
+
+PREFIX: Final = "hf:"
+_VALIDATION: Final = ("validation", "val", "valid", "test")
+_MARKS: Final = ("dataset_dict.json", "dataset_info.json")
+
+
+class HubImages:
+    """A split of a set on the hub (`hf:NAME`) or of a folder that `save_to_disk` wrote.
+
+    `val` is the split called validation, val, valid or test, whichever comes first; where there is none,
+    `val_fraction` of every class of the training split, chosen by `split_seed`. `image` and `label` name the columns
+    (none: the only one of that kind); the label must be a ClassLabel. `subset` and `revision` are those of the hub.
+    Unreadable images are treated as in `ImageFolder`.
+    """
+
+    def __init__(
+        self,
+        source: Path | str,
+        split: str,
+        *,
+        image: str | None = None,
+        label: str | None = None,
+        subset: str | None = None,
+        revision: str | None = None,
+        val_fraction: float = 0.2,
+        split_seed: int = 0,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        datasets = _library()
+        self.source, self.split, self.max_pixels = str(source), split, max_pixels
+        self.name = self.source.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]
+        whole = _open(datasets, self.source, subset, revision)
+        held_out = next((name for name in _VALIDATION if name in whole), None)
+        if "train" not in whole:
+            raise DataError(f"data={self.source} has no split called train; it has {one_line(', '.join(whole))}.")
+        chosen = whole[held_out if split == "val" and held_out is not None else "train"]
+        self._image = _column(chosen, datasets.Image, image, f"data={self.source}: image")
+        self._label = _column(chosen, datasets.ClassLabel, label, f"data={self.source}: label")
+        self.classes = tuple(str(name) for name in chosen.features[self._label].names)
+        labels = np.asarray(chosen[self._label], dtype=np.int64)
+        self._rows = np.flatnonzero(labels >= 0)
+        if held_out is None:
+            parts = stratified_split(labels[self._rows], fraction=val_fraction, seed=split_seed)
+            self._rows = self._rows[parts[("train", "val").index(split)]]
+        self.labels = labels[self._rows]
+        if not len(self.labels):
+            raise DataError(f"data={self.source} has no labelled images in {split}; look at its card.")
+        # Bytes, not pictures: what is decoded is decoded by us.
+        self._table: Any = chosen.cast_column(self._image, datasets.Image(decode=False))
+        self._content = str(chosen._fingerprint)
+        self.damage = Damage(self.labels, source=self.source, substitute=split == "train")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.damage.read(self._read, index)
+
+    def _read(self, index: int) -> Sample:
+        row = int(self._rows[index])
+        stored = self._table[row][self._image]
+        name = f"image {row} of {self.source}"
+        if not stored or stored.get("bytes") is None:
+            path = (stored or {}).get("path")
+            if not path:
+                raise ImageError(f"{name} is empty (0 bytes); replace or remove it.")
+            pixels = read_image(Path(path), max_pixels=self.max_pixels)
+        else:
+            pixels = read_image(stored["bytes"], name=name, max_pixels=self.max_pixels)
+        return Sample(pixels, int(self.labels[index]))
+
+    def fingerprint(self) -> str:
+        """sha256 of the table's own fingerprint, the classes, the chosen rows and their labels."""
+        digest = hashlib.sha256(repr((self._content, self.classes)).encode())
+        digest.update(self._rows.astype("<i8").tobytes() + self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def saved_to_disk(path: Path) -> bool:
+    """True when the folder is one that `save_to_disk` wrote."""
+    return any((path / mark).is_file() for mark in _MARKS)
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError("data=hf:NAME needs Hugging Face's datasets: pip install 'mambar[data]'.") from None
+    return datasets
+
+
+def _open(datasets: Any, source: str, subset: str | None, revision: str | None) -> Any:
+    try:
+        if source.startswith(PREFIX):
+            return datasets.load_dataset(source.removeprefix(PREFIX), subset, revision=revision)
+        found = datasets.load_from_disk(source)
+    # Whatever the library raises for a missing, private or damaged set; it has no common root.
+    except Exception as error:
+        reason = one_line(str(error), limit=160) or type(error).__name__
+        raise DataError(f"data={source} cannot be opened: {reason.rstrip('.')}.") from error
+    return found if isinstance(found, datasets.DatasetDict) else {"train": found}
+
+
+def _column(table: Any, kind: type[Any], asked: str | None, what: str) -> str:
+    """The asked-for column, or the only one of its kind."""
+    fitting = [name for name, feature in table.features.items() if isinstance(feature, kind)]
+    if asked is not None and asked not in fitting:
+        raise DataError(
+            f"{what}={one_line(asked)} is no {kind.__name__} column; it has {one_line(', '.join(fitting))}."
+        )
+    if asked is None and len(fitting) != 1:
+        raise DataError(
+            f"{what} column is not clear: {len(fitting)} columns are {kind.__name__} "
+            f"({one_line(', '.join(fitting)) or 'none'}); name one with data_options.{what.rpartition(' ')[2]}=NAME."
+        )
+    return asked or fitting[0]

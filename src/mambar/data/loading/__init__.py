@@ -1,0 +1,1 @@
+"""Reading images from files, and batching them with worker processes."""

@@ -1,0 +1,229 @@
+"""Files by relative path, in a folder or inside a zip archive that is never unpacked.
+
+A member of an archive is a name and bytes: nothing is written, links and devices are passed over, and sizes are
+held against limits before and while they are read. Paths have forward slashes and never leave the tree.
+"""
+
+import os
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Protocol, runtime_checkable
+
+from mambar.data.loading.images import MAX_BYTES
+from mambar.data.names import one_line
+from mambar.errors import DataError, ImageError
+
+# A photograph hardly shrinks and a mask up to some hundredfold; a bomb shrinks a thousandfold.
+MOST_RATIO = 500
+MOST_MEMBERS = 2_000_000
+
+
+@runtime_checkable
+@runtime_checkable
+class FileTree(Protocol):
+    """Where a dataset's files lie."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        ...
+
+    def folders(self, path: str = "") -> list[str]:
+        """The names of the folders in folder `path`, sorted; none where there is no such folder."""
+        ...
+
+    def files(self, path: str = "") -> list[str]:
+        """The files in folder `path` and below, relative to it, sorted; hidden ones are left out."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """A file's bytes; ImageError where there is no such file, or it is too large."""
+        ...
+
+    def text(self, path: str) -> str | None:
+        """A small file's text (UTF-8, else Latin-1), None where there is no such file."""
+        ...
+
+
+def open_tree(path: Path | str) -> FileTree:
+    """The tree at `path`: a folder, or a `.zip`; DataError for anything else."""
+    path = Path(path)
+    if path.is_dir():
+        return Directory(path)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return ZipArchive(path)
+    reason = "is no folder and no .zip" if path.exists() else "does not exist"
+    raise DataError(f"data={path} {reason}; give the folder or the zip archive that holds the data.")
+
+
+def only_folder(tree: FileTree) -> FileTree | None:
+    """The folder in which everything lies, as in released archives; None where there are several, or files."""
+    inside = tree.folders()
+    if len(inside) != 1 or any("/" not in file for file in tree.files()):
+        return None
+    return Below(tree, inside[0])
+
+
+class Directory:
+    """A folder on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def name(self) -> str:
+        """The folder's path."""
+        return str(self.root)
+
+    def folders(self, path: str = "") -> list[str]:
+        """See `FileTree`."""
+        place = self.root / path
+        if not place.is_dir():
+            return []
+        return sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+
+    def files(self, path: str = "") -> list[str]:
+        """See `FileTree`; links to folders are not followed."""
+        found = []
+        for place, folders, files in os.walk(self.root / path):
+            folders[:] = [folder for folder in folders if not folder.startswith(".")]
+            below = Path(place).relative_to(self.root / path)
+            found += [(below / file).as_posix() for file in files if not file.startswith(".")]
+        return sorted(found)
+
+    def read(self, path: str) -> bytes:
+        """See `FileTree`."""
+        place = self.root / path
+        try:
+            status = place.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"{one_line(str(place))} is not a regular file; replace or remove it.")
+            if status.st_size > MAX_BYTES:
+                raise ImageError(f"{one_line(str(place))} has {status.st_size} bytes; at most {MAX_BYTES} are read.")
+            return place.read_bytes()
+        except (OSError, ValueError) as error:
+            if isinstance(error, ImageError):
+                raise
+            reason = getattr(error, "strerror", None) or "its name cannot be used"
+            raise ImageError(f"{one_line(str(place))} cannot be opened: {reason}; check the path.") from error
+
+    def text(self, path: str) -> str | None:
+        """See `FileTree`."""
+        return _decoded(self.read(path)) if (self.root / path).is_file() else None
+
+
+class ZipArchive:
+    """A zip archive whose members are read in place; each process opens it for itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+        self.members = self._checked_members()
+
+    @property
+    def name(self) -> str:
+        """The archive's path."""
+        return str(self.path)
+
+    def folders(self, path: str = "") -> list[str]:
+        """See `FileTree`."""
+        start = f"{path}/" if path else ""
+        inside = (name[len(start) :] for name in self.members if name.startswith(start))
+        return sorted({name.split("/")[0] for name in inside if "/" in name})
+
+    def files(self, path: str = "") -> list[str]:
+        """See `FileTree`."""
+        start = f"{path}/" if path else ""
+        return sorted(name[len(start) :] for name in self.members if name.startswith(start))
+
+    def read(self, path: str) -> bytes:
+        """See `FileTree`."""
+        info = self.members.get(path)
+        if info is None:
+            raise ImageError(f"{one_line(path)} is not in {self.path}; check the archive.")
+        try:
+            with self._archive().open(info) as member:
+                # The header may lie: one byte more than it says is enough to know.
+                data = member.read(info.file_size + 1)
+        # Damage and encryption show as many kinds of exception: zipfile's own, zlib's, Python's.
+        except Exception as error:
+            raise ImageError(f"{one_line(path)} in {self.path} cannot be read: {one_line(str(error))}.") from error
+        if len(data) != info.file_size:
+            raise ImageError(f"{one_line(path)} in {self.path} is not of the size its header says; get it anew.")
+        return data
+
+    def text(self, path: str) -> str | None:
+        """See `FileTree`."""
+        return _decoded(self.read(path)) if path in self.members else None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_opened": None}
+
+    def _archive(self) -> zipfile.ZipFile:
+        # After a fork the file position would be shared with the parent.
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                self._opened = os.getpid(), zipfile.ZipFile(self.path)
+            except (OSError, zipfile.BadZipFile, ValueError) as error:
+                raise DataError(f"data={self.path} is no readable zip archive: {one_line(str(error))}.") from error
+        return self._opened[1]
+
+    def _checked_members(self) -> dict[str, zipfile.ZipInfo]:
+        found: dict[str, zipfile.ZipInfo] = {}
+        infos = self._archive().infolist()
+        if len(infos) > MOST_MEMBERS:
+            raise DataError(f"data={self.path} has {len(infos)} members; at most {MOST_MEMBERS} are looked at.")
+        for info in infos:
+            mode = info.external_attr >> 16
+            plain = stat.S_IFMT(mode) in (0, stat.S_IFREG) and not info.is_dir()
+            parts = PurePosixPath(info.filename).parts
+            inside = bool(parts) and not info.filename.startswith("/") and ".." not in parts
+            if not plain or not inside or any(part.startswith((".", "__MACOSX")) for part in parts):
+                continue
+            if info.file_size > MAX_BYTES or info.file_size > MOST_RATIO * max(info.compress_size, 1000):
+                raise DataError(
+                    f"{one_line(info.filename)} in {self.path} unpacks from {info.compress_size} to {info.file_size} "
+                    f"bytes; at most {MAX_BYTES} and {MOST_RATIO} times are read. Refused."
+                )
+            found["/".join(parts)] = info
+        return found
+
+
+class Below:
+    """A folder of another tree as a tree of its own."""
+
+    def __init__(self, tree: FileTree, path: str) -> None:
+        self.tree = tree
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The other tree's name and the folder."""
+        return f"{self.tree.name}/{self.path}"
+
+    def folders(self, path: str = "") -> list[str]:
+        """See `FileTree`."""
+        return self.tree.folders(self._inside(path))
+
+    def files(self, path: str = "") -> list[str]:
+        """See `FileTree`."""
+        return self.tree.files(self._inside(path))
+
+    def read(self, path: str) -> bytes:
+        """See `FileTree`."""
+        return self.tree.read(self._inside(path))
+
+    def text(self, path: str) -> str | None:
+        """See `FileTree`."""
+        return self.tree.text(self._inside(path))
+
+    def _inside(self, path: str) -> str:
+        return f"{self.path}/{path}" if path else self.path
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")

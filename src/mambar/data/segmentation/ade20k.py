@@ -1,0 +1,157 @@
+"""ADE20K in its released layouts: SceneParse150 (150 classes), and the full archive mapped to the same classes.
+
+SceneParse150 (`ADEChallengeData2016`): images/{training,validation}, annotations/…, where 0 is "other" (ignored) and k
+is class k - 1. Full archive (`ADE20K_2021_17_01`, `ADE20K_2016_07_26`): images in folders by scene, beside each a
+`_seg.png` whose red and green hold the object class and blue the instance, and a `.json` or `_atr.txt` that names them.
+Its own index is a pickle and is not read. All of it may lie in a folder or in the downloaded .zip.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from mambar.data.loading.file_tree import FileTree
+from mambar.data.names import one_line
+from mambar.data.segmentation.ade20k_classes import CLASSES, FULL_NAMES, OTHER_NAMES
+from mambar.data.segmentation.folder import CLASSES as CLASS_FILE
+from mambar.data.segmentation.folder import class_lines, table_of
+from mambar.data.segmentation.masked_images import Listing, SegmentationDataset, by_table, masks_of
+from mambar.data.segmentation.masks import IGNORE, LabelTable, read_mask
+from mambar.errors import DataError, ImageError
+
+_SPLITS = {"train": "training", "val": "validation"}
+
+
+def looks_like_scene_parse(tree: FileTree) -> bool:
+    """Whether the folders of SceneParse150 are there."""
+    return "training" in tree.folders("images") and "training" in tree.folders("annotations")
+
+
+def looks_like_full_ade20k(tree: FileTree) -> bool:
+    """Whether the folders of the full archive are there."""
+    return _full_root(tree) is not None
+
+
+def find_scene_parse(tree: FileTree, split: str) -> Listing:
+    """A split of SceneParse150, or of other data in its layout: `classes.txt` beside it names classes 1, 2, …"""
+    folder = _SPLITS[split]
+    images = [path for path in tree.files(f"images/{folder}") if path.lower().endswith((".jpg", ".jpeg", ".png"))]
+    if not images:
+        raise DataError(f"data={tree.name} has no images in images/{folder}; unpack ADEChallengeData2016 whole.")
+    masks = masks_of(images, tree.files(f"annotations/{folder}"))
+    own = tree.text(CLASS_FILE)
+    if own is not None:
+        source = f"{tree.name}/{CLASS_FILE}"
+        table = table_of(class_lines(own, source=source), source=source, zero_ignored=True)
+    else:
+        values = {0: IGNORE, **{label + 1: label for label in range(len(CLASSES))}}
+        table = LabelTable(classes=CLASSES, values=values, hint=f"or name the classes in {CLASS_FILE}")
+    return Listing(
+        tree=tree,
+        images=[f"images/{folder}/{path}" for path in images],
+        masks=[f"annotations/{folder}/{path}" if path else "" for path in masks],
+        table=table,
+        read=by_table(table),
+    )
+
+
+def find_full_ade20k(tree: FileTree, split: str) -> Listing:
+    """A split of the full archive; objects that are none of the 150 classes are ignored."""
+    root = _full_root(tree)
+    if root is None:
+        raise DataError(f"data={tree.name} is no full ADE20K; it needs images/ADE/training or images/training.")
+    folder = f"{root}/{_SPLITS[split]}"
+    files = tree.files(folder)
+    images = [f"{folder}/{path}" for path in files if path.endswith(".jpg")]
+    if not images:
+        raise DataError(f"data={tree.name} has no images in {folder}.")
+    there = {path for path in files if path.endswith("_seg.png")}
+    masks = [f"{image[:-4]}_seg.png" if image[len(folder) + 1 : -4] + "_seg.png" in there else "" for image in images]
+    return Listing(tree=tree, images=images, masks=masks, table=LabelTable(classes=CLASSES), read=read_full_mask)
+
+
+def read_full_mask(tree: FileTree, path: str, max_pixels: int) -> UInt8[np.ndarray, "height width"]:
+    """Labels of a `_seg.png`: class number = red / 10 · 256 + green, named by the image's .json or _atr.txt."""
+    stored = read_mask(tree.read(path), name=path, max_pixels=max_pixels)
+    if stored.ndim != 3:
+        raise ImageError(f"{one_line(path)} is no ADE20K mask: it has no colours.")
+    stem = path.removesuffix("_seg.png")
+    text = tree.text(f"{stem}.json")
+    if text is not None:
+        numbers = stored[..., 0].astype(np.int64) // 10 * 256 + stored[..., 1]
+        labels = {number: _label(name) for number, name in _named_numbers(text, f"{stem}.json").items()}
+        return _looked_up(numbers, labels)
+    text = tree.text(f"{stem}_atr.txt")
+    if text is None:
+        raise ImageError(f"{one_line(path)} has neither a .json nor an _atr.txt that names its objects.")
+    instances = np.unique(stored[..., 2], return_inverse=True)[1].reshape(stored.shape[:2])
+    return _looked_up(instances, _named_instances(text))
+
+
+def _full_root(tree: FileTree) -> str | None:
+    for root in ("images/ADE", "images"):
+        if "training" in tree.folders(root) and tree.folders(f"{root}/training"):
+            return root
+    return None
+
+
+def _named_numbers(text: str, name: str) -> dict[int, str]:
+    try:
+        objects = json.loads(text)["annotation"]["object"]
+        objects = [objects] if isinstance(objects, dict) else objects
+        return {int(each["name_ndx"]): str(each["name"]) for each in objects}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ImageError(f"{one_line(name)} is no annotation of ADE20K: {type(error).__name__}.") from error
+
+
+def _named_instances(text: str) -> dict[int, int]:
+    """Instance → label of an _atr.txt: number # part level # occluded # name # …; parts of objects are left out."""
+    labels = {}
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split("#")]
+        if len(parts) > 3 and parts[0].isdecimal() and parts[1] == "0":
+            labels[int(parts[0])] = _label(parts[3])
+    return labels
+
+
+def _label(name: str) -> int:
+    """The label of an object of the full archive, which lists its synonyms; `IGNORE` for other classes."""
+    words = ", ".join(word.strip() for word in name.lower().split(","))
+    return FULL_NAMES.get(words, OTHER_NAMES.get(words, IGNORE))
+
+
+def _looked_up(numbers: np.ndarray, labels: dict[int, int]) -> UInt8[np.ndarray, "height width"]:
+    table = np.full(int(numbers.max(initial=0)) + 1, IGNORE, dtype=np.uint8)
+    for number, label in labels.items():
+        if 0 <= number < len(table):
+            table[number] = label
+    return table[numbers]
+
+
+def write_scene_parse(dataset: SegmentationDataset, root: Path, split: str, *, limit: int | None = None) -> None:
+    """Writes a dataset in the layout of SceneParse150, PNG images and masks, with its `classes.txt`.
+
+    For trying ADE20K's path without ADE20K. Existing files of the same names are an error, not overwritten.
+    """
+    folder = _SPLITS[split]
+    images, masks = root / "images" / folder, root / "annotations" / folder
+    for place in (images, masks):
+        place.mkdir(parents=True, exist_ok=True)
+    names = root / CLASS_FILE
+    text = "".join(f"{name}\n" for name in dataset.classes)
+    if names.exists() and names.read_text("utf-8") != text:
+        raise DataError(f"{names} names other classes; choose an empty folder.")
+    names.write_text(text, "utf-8")
+    for index in range(min(len(dataset), limit or len(dataset))):
+        sample = dataset[index]
+        if sample.mask is None:
+            raise DataError(f"sample {index} of {dataset.name} has no mask.")
+        name = f"{PurePosixPath(dataset.name).name}_{split}_{index:08d}.png"
+        labels = sample.mask.numpy()
+        stored = np.where(labels == IGNORE, 0, labels + 1).astype(np.uint8)
+        for place, pixels in ((images, sample.image.permute(1, 2, 0).numpy()), (masks, stored)):
+            with (place / name).open("xb") as file:
+                Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")

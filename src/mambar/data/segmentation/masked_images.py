@@ -1,0 +1,132 @@
+"""Images with masks as a dataset, whatever the layout they were found in."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from mambar.data.dataset import ImageDataset, Sample
+from mambar.data.loading.file_tree import FileTree
+from mambar.data.loading.images import MAX_PIXELS, read_image
+from mambar.data.loading.unreadable_images import Damage
+from mambar.data.names import PackedNames, one_line
+from mambar.data.segmentation.masks import Colour, LabelTable, read_mask
+from mambar.errors import DataError, ImageError
+
+SPLITS = ("train", "val")
+# What may follow an image's name in its mask's.
+MASK_ENDINGS = ("", "_mask", "_seg", "_label", "_labels", "_gt")
+
+# (tree, path, most pixels) → the label of every pixel.
+MaskReader = Callable[[FileTree, str, int], UInt8[np.ndarray, "height width"]]
+
+
+@runtime_checkable
+class SegmentationDataset(ImageDataset, Protocol):
+    """Samples whose mask holds a label for every pixel: an index into `classes`, or `IGNORE`."""
+
+    @property
+    def palette(self) -> tuple[Colour, ...]:
+        """A colour a class, for showing."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The images of one split and their masks, paths in `tree`; "" where a mask is missing."""
+
+    tree: FileTree
+    images: Sequence[str]
+    masks: Sequence[str]
+    table: LabelTable
+    read: MaskReader
+
+
+class MaskedImages:
+    """A `SegmentationDataset` of image and mask files.
+
+    An image without a mask, of another size than its mask, or one of the two unreadable, or a value that the classes do
+    not have: counted and named once (`damage`). Training puts another image in its place, evaluation leaves it out;
+    more than 10 and more than 1 % are a DataError.
+    """
+
+    def __init__(self, listing: Listing, split: str, *, name: str, max_pixels: int = MAX_PIXELS) -> None:
+        if not any(listing.masks):
+            raise DataError(
+                f"data={listing.tree.name} has {len(listing.images)} images for {split} and no mask of them."
+            )
+        self.tree, self.table, self.read_labels = listing.tree, listing.table, listing.read
+        self.images, self.masks = PackedNames.of(listing.images), PackedNames.of(listing.masks)
+        self.split, self.name, self.max_pixels = split, name, max_pixels
+        nothing_to_tell = np.zeros(len(self.images), dtype=np.int64)
+        self.damage = Damage(nothing_to_tell, source=self.tree.name, substitute=split == "train")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each label."""
+        return self.table.classes
+
+    @property
+    def palette(self) -> tuple[Colour, ...]:
+        """A colour a class."""
+        return self.table.palette
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.damage.read(self._read, index)
+
+    def fingerprint(self) -> str:
+        """sha256 of classes, table and the paths of images and masks; contents are not read."""
+        digest = hashlib.sha256()
+        table = (self.table.classes, sorted(self.table.values.items()), sorted(self.table.colours.items()))
+        digest.update(repr(table).encode("utf-8", "surrogateescape"))
+        for names in (self.images, self.masks):
+            digest.update(names.text.tobytes())
+            digest.update(names.offsets.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _read(self, index: int) -> Sample:
+        path, mask_path = self.images[index], self.masks[index]
+        name = f"{self.tree.name}/{path}"
+        if not mask_path:
+            raise ImageError(f"{one_line(name)} has no mask; add one, or remove the image.")
+        data = self.tree.read(path)
+        labels = self.read_labels(self.tree, mask_path, self.max_pixels)
+        image = read_image(data, name=name, max_pixels=self.max_pixels)
+        if tuple(image.shape[1:]) != labels.shape and tuple(image.shape[1:]) == labels.shape[::-1]:
+            # The mask was drawn on the pixels as stored, before EXIF turned the picture.
+            image = read_image(data, name=name, upright=False, max_pixels=self.max_pixels)
+        if tuple(image.shape[1:]) != labels.shape:
+            raise ImageError(
+                f"{one_line(name)} has {image.shape[2]}x{image.shape[1]} pixels, its mask {one_line(mask_path)} "
+                f"{labels.shape[1]}x{labels.shape[0]}; make them the same size (masks without smoothing)."
+            )
+        return Sample(image, 0, torch.from_numpy(labels))
+
+
+def by_table(table: LabelTable) -> MaskReader:
+    """Reads masks of numbers or colours by `table`."""
+
+    def read(tree: FileTree, path: str, max_pixels: int) -> UInt8[np.ndarray, "height width"]:
+        name = f"{tree.name}/{path}"
+        stored = read_mask(tree.read(path), name=name, colours=bool(table.colours), max_pixels=max_pixels)
+        return table.labels(stored, name=name)
+
+    return read
+
+
+def masks_of(images: Sequence[str], masks: Sequence[str]) -> list[str]:
+    """For each image the mask of the same name (or with one of `MASK_ENDINGS`), "" where there is none."""
+    known = {str(PurePosixPath(mask).with_suffix("")): mask for mask in masks if mask.lower().endswith(".png")}
+    found = []
+    for image in images:
+        stem = str(PurePosixPath(image).with_suffix(""))
+        found.append(next((known[stem + end] for end in MASK_ENDINGS if stem + end in known), ""))
+    return found

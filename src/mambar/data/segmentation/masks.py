@@ -1,0 +1,177 @@
+"""Masks: an image of values or colours becomes a label for every pixel, by one small table a dataset.
+
+Labels are 0 … K-1 in the order of the class names; `IGNORE` marks pixels that are neither trained nor counted. What
+a table does not know is an ImageError that names the value, the file and the way out.
+"""
+
+import colorsys
+import io
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import UInt8, UInt16
+from PIL import Image
+
+from mambar.data.loading.images import MAX_PIXELS
+from mambar.data.names import one_line
+from mambar.errors import DataError, ImageError
+
+# Neither trained nor counted; hence at most 255 classes.
+IGNORE = 255
+MOST_CLASSES = 255
+
+Colour = tuple[int, int, int]
+StoredMask = (
+    UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"] | UInt8[np.ndarray, "height width 3"]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """What a dataset's masks mean, checked when made.
+
+    values: stored number → label, for masks of numbers. colours: stored colour → label, for masks of colours. palette:
+    a colour a class, for showing. `hint` ends the message about an unknown value.
+    """
+
+    classes: tuple[str, ...]
+    values: Mapping[int, int] = field(default_factory=dict)
+    colours: Mapping[Colour, int] = field(default_factory=dict)
+    palette: tuple[Colour, ...] = ()
+    hint: str = "mend the mask, or list the value"
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise DataError("a dataset to segment needs at least one class; got none.")
+        if len(self.classes) > MOST_CLASSES:
+            raise DataError(f"{len(self.classes)} classes are too many; at most {MOST_CLASSES} can be told apart.")
+        if len(set(self.classes)) != len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise DataError(f"the class name {one_line(twice)!r} stands twice; give every class its own name.")
+        if not self.palette:
+            object.__setattr__(self, "palette", palette(len(self.classes)))
+
+    def labels(self, stored: StoredMask, *, name: str) -> UInt8[np.ndarray, "height width"]:
+        """The label of every pixel; ImageError for a value or colour that the table does not have."""
+        if stored.ndim == 3:
+            return self._of_colours(stored, name)
+        if not self.values:
+            raise ImageError(f"{one_line(name)} holds numbers, the classes have colours only; {self.hint}.")
+        found = self._by_value[stored]
+        if found.min(initial=0) < 0:
+            value = int(stored[found < 0].flat[0])
+            known = _ranges(self.values)
+            raise ImageError(f"{one_line(name)} holds the value {value}; known are {known}: {self.hint}.")
+        return found.astype(np.uint8)
+
+    def _of_colours(self, stored: np.ndarray, name: str) -> UInt8[np.ndarray, "height width"]:
+        if not self.colours:
+            gray = (stored[..., 0] == stored[..., 1]).all() and (stored[..., 0] == stored[..., 2]).all()
+            if gray and self.values:
+                return self.labels(np.ascontiguousarray(stored[..., 0]), name=name)
+            raise ImageError(f"{one_line(name)} holds colours, the classes have none; {self.hint}.")
+        codes, labels = self._by_code
+        wanted = colour_codes(stored)
+        place = np.searchsorted(codes, wanted).clip(max=len(codes) - 1)
+        unknown = codes[place] != wanted
+        if unknown.any():
+            red, green, blue = stored[unknown][0].tolist()
+            raise ImageError(
+                f"{one_line(name)} holds the colour #{red:02x}{green:02x}{blue:02x}, which no class has; {self.hint}."
+            )
+        return labels[place]
+
+    @cached_property
+    def _by_value(self) -> np.ndarray:
+        table = np.full(1 << 16, -1, dtype=np.int16)
+        for value, label in self.values.items():
+            table[value] = label
+        return table
+
+    @cached_property
+    def _by_code(self) -> tuple[np.ndarray, np.ndarray]:
+        coded = sorted(((r << 16) | (g << 8) | b, label) for (r, g, b), label in self.colours.items())
+        codes, labels = zip(*coded, strict=True)
+        return np.array(codes, dtype=np.uint32), np.array(labels, dtype=np.uint8)
+
+
+def read_mask(data: bytes, *, name: str, colours: bool = False, max_pixels: int = MAX_PIXELS) -> StoredMask:
+    """The numbers (height, width) or colours (height, width, 3) that a PNG holds.
+
+    Palette images give their numbers, with `colours` their colours; 16-bit gray keeps its 16 bits; transparency is
+    ignored. Raises ImageError for everything else: JPEG would blur classes into each other.
+    """
+    if not data:
+        raise ImageError(f"{one_line(name)} is empty (0 bytes); replace or remove it.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+                if image.width * image.height > max_pixels:
+                    raise ImageError(
+                        f"{one_line(name)} has {image.width}x{image.height} pixels; at most {max_pixels} are decoded."
+                    )
+                if getattr(image, "is_animated", False):
+                    raise ImageError(f"{one_line(name)} is animated; a mask is a still image.")
+                image.load()
+                return _stored(image, colours)
+        except (ImageError, MemoryError):
+            raise
+        # A damaged file raises OSError, ValueError, SyntaxError, struct.error, … depending on where.
+        except Exception as error:
+            damaged = "is it damaged, or a JPEG? " if not isinstance(error, Image.UnidentifiedImageError) else ""
+            raise ImageError(
+                f"{one_line(name)} cannot be read as a PNG; {damaged}Save masks as PNG without smoothing."
+            ) from error
+
+
+def _stored(image: Image.Image, colours: bool) -> StoredMask:
+    if image.mode.startswith("I"):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    if image.mode in ("L", "LA", "La"):
+        return np.asarray(image.getchannel(0))
+    if image.mode == "P" and not colours:
+        return np.asarray(image)
+    return np.asarray(image.convert("RGB"))
+
+
+def colour_codes(stored: UInt8[np.ndarray, "*place 3"]) -> np.ndarray:
+    """Each colour as one number, red first."""
+    wide = stored.astype(np.uint32)
+    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+
+
+def palette(count: int) -> tuple[Colour, ...]:
+    """`count` colours that stay apart: hues a golden angle apart, three steps of lightness and strength.
+
+    The same count gives the same colours, and more classes keep those of fewer.
+    """
+    colours: list[Colour] = []
+    for index in range(count):
+        hue = (0.58 + index * 0.6180339887) % 1.0
+        value = (0.90, 0.62, 0.98)[index % 3]
+        strength = (0.78, 0.85, 0.48)[(index // 3) % 3]
+        red, green, blue = colorsys.hsv_to_rgb(hue, strength, value)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colours)
+
+
+def index_values(count: int, *, ignore: Iterable[int] = (IGNORE,)) -> dict[int, int]:
+    """Stored number k is class k; the numbers in `ignore` are `IGNORE`."""
+    return {**{value: IGNORE for value in ignore}, **{label: label for label in range(count)}}
+
+
+def _ranges(values: Sequence[int] | Mapping[int, int]) -> str:
+    """Sorted numbers as text: 0-150, 255."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs[:8])

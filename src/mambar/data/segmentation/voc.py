@@ -1,0 +1,107 @@
+"""PASCAL VOC's layout: JPEGImages, SegmentationClass, and lists of names in ImageSets/Segmentation.
+
+Tools that export "VOC" write the same folders with their own classes beside them: a `labelmap.txt`
+(`name:r,g,b::` a line), `class_names.txt` or `classes.txt` is read in place of VOC's twenty.
+"""
+
+import re
+from typing import Final
+
+from mambar.data.loading.file_tree import Below, FileTree
+from mambar.data.loading.images import SUFFIXES
+from mambar.data.segmentation.folder import CLASSES, class_lines, table_of
+from mambar.data.segmentation.masked_images import Listing, by_table, masks_of
+from mambar.data.segmentation.masks import IGNORE, Colour, LabelTable, index_values
+from mambar.errors import DataError
+
+VOC_CLASSES: Final = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+_IMAGES, _MASKS, _LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
+_LABELMAP: Final = re.compile(r"(?P<name>[^:]+):(?P<r>\d{1,3}),(?P<g>\d{1,3}),(?P<b>\d{1,3}):[^:]*:[^:]*")
+
+
+def looks_like_voc(tree: FileTree) -> bool:
+    """Whether VOC's folders are there, at the top or in VOCdevkit/VOC2012."""
+    return _root(tree) is not None
+
+
+def find_voc(tree: FileTree, split: str) -> Listing:
+    """The images and masks that ImageSets/Segmentation lists for the split."""
+    root = _root(tree)
+    if root is None:
+        raise DataError(f"data={tree.name} has no {_IMAGES} and {_MASKS}; give the folder VOC2012.")
+    text = root.text(f"{_LISTS}/{split}.txt")
+    if text is None:
+        raise DataError(f"data={root.name} has no {_LISTS}/{split}.txt; add it with one image name a line.")
+    wanted = [line.strip() for line in text.splitlines() if line.strip()]
+    if not wanted:
+        raise DataError(f"{root.name}/{_LISTS}/{split}.txt lists no image.")
+    there = {
+        path.rpartition(".")[0]: path
+        for path in root.files(_IMAGES)
+        if f".{path.rpartition('.')[2].lower()}" in SUFFIXES
+    }
+    # A listed image that is not there is read and reported like any unreadable one.
+    images = [there.get(name, f"{name}.jpg") for name in wanted]
+    masks = masks_of(images, root.files(_MASKS))
+    table = _table(root)
+    return Listing(
+        tree=root,
+        images=[f"{_IMAGES}/{path}" for path in images],
+        masks=[f"{_MASKS}/{path}" if path else "" for path in masks],
+        table=table,
+        read=by_table(table),
+    )
+
+
+def voc_palette(count: int) -> tuple[Colour, ...]:
+    """VOC's colours: the bits of the class number spread over red, green and blue, highest first."""
+    found = []
+    for label in range(count):
+        bands = [0, 0, 0]
+        for place in range(8):
+            for band in range(3):
+                bands[band] |= (label >> (3 * place + band) & 1) << (7 - place)
+        found.append((bands[0], bands[1], bands[2]))
+    return tuple(found)
+
+
+def _root(tree: FileTree) -> FileTree | None:
+    places = ["", *tree.folders(), *(f"VOCdevkit/{name}" for name in tree.folders("VOCdevkit"))]
+    for place in places:
+        if {_IMAGES, _MASKS} <= set(tree.folders(place)):
+            return Below(tree, place) if place else tree
+    return None
+
+
+def _table(root: FileTree) -> LabelTable:
+    labelmap = root.text("labelmap.txt")
+    if labelmap is not None:
+        return _from_labelmap(labelmap, f"{root.name}/labelmap.txt")
+    for file in ("class_names.txt", CLASSES):
+        text = root.text(file)
+        if text is not None:
+            return table_of(class_lines(text.replace("_background_", "background"), source=file), source=file)
+    count = len(VOC_CLASSES)
+    return LabelTable(classes=VOC_CLASSES, values=index_values(count), palette=voc_palette(count))
+
+
+def _from_labelmap(text: str, source: str) -> LabelTable:
+    lines: list[tuple[str, Colour | None]] = []
+    for line in (line.strip() for line in text.splitlines()):
+        match = _LABELMAP.fullmatch(line)
+        if match:
+            lines.append((match["name"].strip(), (int(match["r"]), int(match["g"]), int(match["b"]))))
+    if not lines:
+        raise DataError(f"{source} has no line name:r,g,b::; write one a class, or remove the file.")
+    table = table_of(lines, source=source)
+    # VOC's border between objects.
+    return LabelTable(
+        classes=table.classes,
+        values=table.values,
+        colours={(224, 224, 192): IGNORE, **table.colours},
+        palette=table.palette,
+        hint=table.hint,
+    )

@@ -1,0 +1,106 @@
+"""WebDataset-layout tar files, read in any order: one sampler and one resume serve folders and tars.
+
+A sample is two neighbouring members, `KEY.jpg` (or png, webp) and `KEY.cls` (its label as text). Nothing is
+ever extracted: the index says where each image's bytes lie, and they are read from there. `pack_folder`
+(see packing) writes tars and index; for tars from elsewhere the index is built once.
+"""
+
+import hashlib
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+from mambar.data.classification.folder import SPLITS, listing_fingerprint
+from mambar.data.classification.imagenet import are_wordnet_ids, wordnet_names
+from mambar.data.dataset import Sample
+from mambar.data.loading.images import MAX_PIXELS, read_image
+from mambar.data.loading.unreadable_images import Damage
+from mambar.data.shards.index import ShardIndex, build_index, index_path, read_index, save_index, shard_files
+from mambar.errors import DataError, DiskError, ImageError
+
+
+class Shards:
+    """A split of a folder of tar shards; sample i is sample i of the folder they were packed from.
+
+    Class names that are WordNet ids become words, and EXIF orientation is then ignored as in `ImageNet`.
+    Every image's CRC-32 is checked when it is read; `verify` checks whole files. Unreadable images are
+    treated as in `ImageFolder`.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if split not in SPLITS:
+            raise DataError(f"split={split!r} is unknown; shards have {' and '.join(SPLITS)}.")
+        self.root = Path(root)
+        self.split = split
+        self.max_pixels = max_pixels
+        self.index = open_index(self.root, split)
+        wordnet = are_wordnet_ids(self.index.classes)
+        self.upright = not wordnet
+        self.classes = wordnet_names(self.index.classes) if wordnet else self.index.classes
+        self.name = self.root.name or str(self.root)
+        self.labels = self.index.labels
+        self.damage = Damage(self.labels, source=str(self.root), substitute=split == "train")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.damage.read(self._read, index)
+
+    def fingerprint(self) -> str:
+        """sha256 of the classes and of every image's name and label: that of the folder the shards came from."""
+        return listing_fingerprint(self.index.classes, self.index.paths, self.labels)
+
+    def verify(self) -> None:
+        """Read every shard whole; DataError names the first whose sha256 is not the index's."""
+        for shard in self.index.shards:
+            with (self.root / shard.name).open("rb") as file:
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
+            if actual != shard.sha256:
+                raise DataError(
+                    f"{self.root / shard.name} is damaged: sha256 {actual}, the index says {shard.sha256}; "
+                    "copy it anew."
+                )
+
+    def _read(self, index: int) -> Sample:
+        name = f"{self.index.paths[index]} in {self.root / self.index.shards[self.index.shard[index]].name}"
+        data = self._bytes(index, name)
+        image = read_image(data, name=name, upright=self.upright, max_pixels=self.max_pixels)
+        return Sample(image, int(self.labels[index]))
+
+    def _bytes(self, index: int, name: str) -> bytes:
+        shard = self.index.shards[self.index.shard[index]]
+        size = int(self.index.size[index])
+        try:
+            # Opened for each image: a handle that is kept would share its place with forked workers.
+            with (self.root / shard.name).open("rb") as file:
+                file.seek(int(self.index.offset[index]))
+                data = file.read(size)
+        except OSError as error:
+            raise ImageError(f"{name} cannot be read: {error.strerror}.") from error
+        if len(data) != size or zlib.crc32(data) != int(self.index.crc[index]):
+            raise ImageError(f"{name} is damaged: its checksum is not the index's.")
+        return data
+
+
+def open_index(root: Path, split: str) -> ShardIndex:
+    """The index of a split, from its file or, once, from the shards themselves."""
+    file = index_path(root, split)
+    files = shard_files(root, split)
+    if file.is_file():
+        index = read_index(file)
+        index.check_files(root)
+        return index
+    if not files:
+        raise DataError(f"data={root} has no {split} shards; they are called like {split}-000000.tar.")
+    index = build_index(root, files)
+    # In a read-only folder it is built anew next time.
+    with suppress(DiskError):
+        save_index(file, index)
+    return index

@@ -1,0 +1,263 @@
+"""Where in which tar each image lies: the index that makes shards readable in any order, and how it is built.
+
+The file `SPLIT.index.npz` holds plain arrays (never a pickle). Tars are walked, not extracted: only regular
+files count, a name is only a key, and offsets are held against the file's size.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt32
+
+from mambar.data.loading.images import MAX_BYTES, SUFFIXES
+from mambar.data.names import PackedNames, one_line
+from mambar.errors import DataError, DiskError
+
+FORMAT_VERSION = 1
+_ARRAYS = ("meta", "shard", "offset", "size", "crc", "labels", "path_text", "path_offsets")
+_MOST_MEMBERS = 50_000_000
+_MOST_CLASSES = 1_000_000
+_TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One tar file: its name in the folder, its bytes, its checksum."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """All samples of a split: image i is `size[i]` bytes at `offset[i]` of shard number `shard[i]`."""
+
+    classes: tuple[str, ...]
+    shards: tuple[ShardFile, ...]
+    shard: Int32[np.ndarray, "samples"]
+    offset: Int64[np.ndarray, "samples"]
+    size: Int64[np.ndarray, "samples"]
+    crc: UInt32[np.ndarray, "samples"]
+    labels: Int64[np.ndarray, "samples"]
+    paths: PackedNames
+
+    def __post_init__(self) -> None:
+        parts = (self.shard, self.offset, self.size, self.crc, self.labels, self.paths)
+        lengths = {len(part) for part in parts}
+        if len(lengths) != 1 or 0 in lengths or not self.shards or not self.classes:
+            raise DataError("its arrays are empty or differ in length.")
+        if not 0 <= self.shard.min() <= self.shard.max() < len(self.shards):
+            raise DataError("it names a shard that it does not list.")
+        if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise DataError(f"it has labels that are not among its {len(self.classes)} classes.")
+        if self.offset.min() < 0 or self.size.min() < 0 or self.size.max() > MAX_BYTES:
+            raise DataError("an offset or a size is out of range.")
+        ends = np.array([file.size for file in self.shards], dtype=np.int64)[self.shard]
+        if (self.offset > ends - self.size).any():
+            raise DataError("an image ends behind its shard.")
+
+    def check_files(self, root: Path) -> None:
+        """DataError when a shard is not there, or has another size than when the index was made."""
+        for shard in self.shards:
+            path = root / shard.name
+            actual = path.stat().st_size if path.is_file() else None
+            if actual != shard.size:
+                found = "is missing" if actual is None else f"has {actual} bytes"
+                raise DataError(
+                    f"{path} {found}, its index says {shard.size} bytes; copy it anew, or remove the index file "
+                    "to have it built again."
+                )
+
+
+def index_path(root: Path, split: str) -> Path:
+    """Where a split's index lies."""
+    return root / f"{split}.index.npz"
+
+
+def shard_files(root: Path, split: str) -> list[Path]:
+    """A split's tar files in order: those with the split's name as a word in theirs."""
+    word = re.compile(rf"(^|[^a-z]){split}([^a-z].*)?\.tar")
+    return sorted(path for path in root.glob("*.tar") if word.search(path.name) and path.is_file())
+
+
+def save_index(file: Path, index: ShardIndex) -> None:
+    """Write the index file, whole or not at all."""
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "classes": index.classes,
+        "shards": [asdict(shard) for shard in index.shards],
+    }
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
+        shard=index.shard,
+        offset=index.offset,
+        size=index.size,
+        crc=index.crc,
+        labels=index.labels,
+        path_text=index.paths.text,
+        path_offsets=index.paths.offsets,
+    )
+    temporary = file.with_name(f"{file.name}.{os.getpid()}{_TEMPORARY}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(buffer.getbuffer())
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DiskError(f"{file} ({buffer.getbuffer().nbytes} bytes) cannot be written: {error.strerror}.") from error
+
+
+def read_index(file: Path) -> ShardIndex:
+    """The index in a file; DataError when it is damaged or newer than this version."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays: dict[str, Any] = {name: stored[name] for name in _ARRAYS}
+        meta = json.loads(arrays["meta"].tobytes())
+        if meta["format_version"] > FORMAT_VERSION:
+            raise DataError(f"{file} is of a newer format ({meta['format_version']}); update mambar.")
+        shards = tuple(
+            ShardFile(str(shard["name"]), int(shard["size"]), str(shard["sha256"])) for shard in meta["shards"]
+        )
+        for shard in shards:
+            if PurePosixPath(shard.name).name != shard.name or "\\" in shard.name or "\0" in shard.name:
+                raise DataError(f"{file} names a shard outside its folder: {one_line(shard.name)!r}.")
+        return ShardIndex(
+            classes=tuple(str(name) for name in meta["classes"]),
+            shards=shards,
+            shard=arrays["shard"].astype(np.int32),
+            offset=arrays["offset"].astype(np.int64),
+            size=arrays["size"].astype(np.int64),
+            crc=arrays["crc"].astype(np.uint32),
+            labels=arrays["labels"].astype(np.int64),
+            paths=PackedNames(arrays["path_text"].astype(np.uint8), arrays["path_offsets"].astype(np.int64)),
+        )
+    # A damaged zip, array, or JSON text raises one of many.
+    except Exception as error:
+        if isinstance(error, DataError) and str(file) in str(error):
+            raise
+        raise DataError(
+            f"{file} is not a usable shard index: {one_line(str(error)).rstrip('.')}; remove it to have it built again."
+        ) from error
+
+
+def build_index(root: Path, files: list[Path]) -> ShardIndex:
+    """The index of WebDataset tars from elsewhere, read once from start to end.
+
+    Class names come from `classes.json` (a list) in the folder where there is one, else they are the numbers.
+    """
+    shards: list[ShardFile] = []
+    rows: list[tuple[int, int, int, int, int]] = []
+    names: list[str] = []
+    for number, path in enumerate(files):
+        shards.append(shard_record(path))
+        with path.open("rb") as stream:
+            for name, offset, size, label in _samples(path, shards[-1].size):
+                stream.seek(offset)
+                rows.append((number, offset, size, zlib.crc32(stream.read(size)), label))
+                names.append(name)
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
+    if not rows:
+        raise DataError(f"the tar files in {root} hold no images (KEY.jpg, png or webp beside KEY.cls).")
+    return ShardIndex(
+        classes=_class_names(root, int(columns[4].max()) + 1),
+        shards=tuple(shards),
+        shard=columns[0].astype(np.int32),
+        offset=columns[1],
+        size=columns[2],
+        crc=columns[3].astype(np.uint32),
+        labels=columns[4],
+        paths=PackedNames.of(names),
+    )
+
+
+def walk_tar(path: Path) -> list[tuple[str, int, int]]:
+    """(name, offset, size) of a tar's regular members; links, devices, sparse and oversized files are refused."""
+    total = path.stat().st_size
+    members: list[tuple[str, int, int]] = []
+    place = -1
+    try:
+        # "r:" opens uncompressed tars only; in others nothing could be found by offset.
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                # A negative size would lead tarfile round in circles.
+                if member.size < 0 or member.offset_data <= place or len(members) > _MOST_MEMBERS:
+                    raise DataError(f"{path} is not a sound tar file: its members run backwards.")
+                place = member.offset_data
+                if member.isdir():
+                    continue
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                    raise DataError(f"{path} holds {one_line(member.name)!r}, which is no regular file.")
+                if member.size > MAX_BYTES or place + member.size > total:
+                    raise DataError(f"{path}: {one_line(member.name)!r} of {member.size} bytes is too large.")
+                members.append((member.name, place, member.size))
+    except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError, MemoryError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not a plain tar file: {one_line(str(error))}.") from error
+    return members
+
+
+def _samples(path: Path, total: int) -> list[tuple[str, int, int, int]]:
+    """(name, offset, size, label) of every image in a tar."""
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, int] = {}
+    with path.open("rb") as stream:
+        for name, offset, size in walk_tar(path):
+            folder, _, base = name.rpartition("/")
+            stem, _, extension = base.partition(".")
+            known = f"{folder}/{stem}" if folder else stem
+            twice = known in images if f".{extension.lower()}" in SUFFIXES else known in labels
+            if f".{extension.lower()}" in SUFFIXES and not twice:
+                images[known] = (name, offset, size)
+            elif extension == "cls" and not twice:
+                stream.seek(offset)
+                labels[known] = _label(stream.read(min(size, 32)), path, name)
+            elif twice and (extension == "cls" or f".{extension.lower()}" in SUFFIXES):
+                raise DataError(f"{path} holds the sample {one_line(known)!r} twice.")
+    for known in images:
+        if known not in labels:
+            raise DataError(f"{path}: image {one_line(known)!r} has no label; add {one_line(known)}.cls.")
+    return [(*images[known], labels[known]) for known in images]
+
+
+def _label(text: bytes, path: Path, name: str) -> int:
+    try:
+        label = int(text.decode("ascii"))
+    except ValueError:
+        label = -1
+    if not 0 <= label < _MOST_CLASSES:
+        raise DataError(f"{path}: {one_line(name)!r} holds {one_line(repr(text))}, not a label from 0 up.")
+    return label
+
+
+def shard_record(path: Path) -> ShardFile:
+    """A tar file's name, size and checksum."""
+    with path.open("rb") as stream:
+        return ShardFile(path.name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def _class_names(root: Path, count: int) -> tuple[str, ...]:
+    file = root / "classes.json"
+    if not file.is_file():
+        return tuple(str(number) for number in range(count))
+    try:
+        names = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} is not a JSON list of class names: {one_line(str(error))}.") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) < count:
+        raise DataError(f"{file} is not a JSON list of at least {count} class names.")
+    return tuple(names)

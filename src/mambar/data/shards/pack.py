@@ -1,0 +1,165 @@
+"""From class folders to tar shards with an index; the folder itself is only read."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from mambar.data.classification.folder import SPLITS, ImageFolder
+from mambar.data.keys import key, permutation
+from mambar.data.loading.images import MAX_BYTES
+from mambar.data.names import PackedNames, one_line
+from mambar.data.shards.index import ShardIndex, index_path, save_index, shard_record
+from mambar.errors import DataError, DiskError, InputError
+
+logger = logging.getLogger("mambar.data")
+
+_BLOCK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What `pack_folder` wrote."""
+
+    images: dict[str, int]
+    shards: int
+    bytes: int
+    unreadable: int
+
+
+def pack_folder(
+    folder: Path | str,
+    out: Path | str,
+    *,
+    shard_bytes: int = 256_000_000,
+    val_fraction: float = 0.2,
+    split_seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Packed:
+    """Write both splits of a folder of class sub-folders as tar shards into the new folder `out`.
+
+    Files are copied byte for byte, in random order within the split, so that a reader which streams gets
+    mixed classes too; the index numbers them as the folder does. A file that cannot be opened is packed
+    empty, so the numbering stays. `out` appears when all is written, or not at all. `progress(done, total)`
+    is called per image.
+    """
+    source, target = Path(folder), Path(out)
+    if shard_bytes < _BLOCK:
+        raise InputError(f"shard_bytes={shard_bytes} is too small for a tar file; use at least a few millions.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"out={target} exists already; choose a new or empty folder, nothing is overwritten.")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"out={target} lies inside data={source}; choose a folder outside it.")
+    parts = [ImageFolder(source, split, val_fraction=val_fraction, split_seed=split_seed) for split in SPLITS]
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        packed = _pack(parts, temporary, shard_bytes, progress or (lambda done, total: None))
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+        return packed
+    except OSError as error:
+        if isinstance(error, DiskError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        raise DiskError(f"out={target} cannot be written: {error.strerror}; free some space.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _pack(parts: list[ImageFolder], out: Path, shard_bytes: int, progress: Callable[[int, int], None]) -> Packed:
+    total, done, unreadable, size, shards = sum(len(part) for part in parts), 0, 0, 0, 0
+    for part in parts:
+        writer = _Writer(out, part.split, shard_bytes)
+        for position, index in enumerate(permutation(len(part), key(0, "pack", part.split))):
+            data = _bytes_of(part.path(int(index)))
+            unreadable += not data
+            writer.add(position, int(index), data, part)
+            done += 1
+            progress(done, total)
+        index = writer.finish(part)
+        save_index(index_path(out, part.split), index)
+        size += sum(file.size for file in index.shards)
+        shards += len(index.shards)
+    (out / "classes.json").write_text(json.dumps(parts[0].classes), encoding="utf-8")
+    images = {part.split: len(part) for part in parts}
+    return Packed(images=images, shards=shards, bytes=size, unreadable=unreadable)
+
+
+class _Writer:
+    """Fills one tar after the other and notes where each image went."""
+
+    def __init__(self, out: Path, split: str, shard_bytes: int) -> None:
+        self.out = out
+        self.split = split
+        self.shard_bytes = shard_bytes
+        self.paths: list[Path] = []
+        self.tar: tarfile.TarFile | None = None
+        # One (index, shard, offset, size, crc) per image.
+        self.rows: list[tuple[int, int, int, int, int]] = []
+
+    def add(self, position: int, index: int, data: bytes, part: ImageFolder) -> None:
+        tar = self.tar
+        if tar is None or tar.offset >= self.shard_bytes:
+            tar = self._next()
+        suffix = part.path(index).suffix.lower().replace("jpeg", "jpg")
+        stem = f"{position:08d}"
+        start = self._append(tar, f"{stem}{suffix}", data)
+        self._append(tar, f"{stem}.cls", str(int(part.labels[index])).encode())
+        self.rows.append((index, len(self.paths) - 1, start, len(data), zlib.crc32(data)))
+
+    def finish(self, part: ImageFolder) -> ShardIndex:
+        self._close()
+        columns = np.array(sorted(self.rows), dtype=np.int64).T
+        return ShardIndex(
+            classes=part.classes,
+            shards=tuple(shard_record(path) for path in self.paths),
+            shard=columns[1].astype(np.int32),
+            offset=columns[2],
+            size=columns[3],
+            crc=columns[4].astype(np.uint32),
+            labels=part.labels,
+            paths=PackedNames(part.paths.text, part.paths.offsets),
+        )
+
+    def _append(self, tar: tarfile.TarFile, name: str, data: bytes) -> int:
+        # Nothing of the machine (owner, time, mode) goes into the file: equal images, equal bytes.
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        tar.addfile(member, BytesIO(data))
+        return tar.offset - -(-len(data) // _BLOCK) * _BLOCK
+
+    def _next(self) -> tarfile.TarFile:
+        self._close()
+        path = self.out / f"{self.split}-{len(self.paths):06d}.tar"
+        self.paths.append(path)
+        self.tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        return self.tar
+
+    def _close(self) -> None:
+        if self.tar is None:
+            return
+        self.tar.close()
+        with self.paths[-1].open("rb") as stream:
+            os.fsync(stream.fileno())
+        self.tar = None
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        if path.is_file() and path.stat().st_size <= MAX_BYTES:
+            return path.read_bytes()
+        reason = "not a regular file, or too large"
+    except OSError as error:
+        reason = str(error.strerror)
+    logger.warning("packed empty: %s cannot be opened: %s", one_line(str(path)), reason)
+    return b""

@@ -1,0 +1,1 @@
+"""Images drawn or composed on the fly, with exact masks."""

@@ -1,0 +1,123 @@
+"""Mosaics of photographed textures with exact masks: brick, grass and gravel, without a download.
+
+scikit-image's three 512-pixel textures are cut into cells with straight, oblique borders. Every cell has its own place,
+turn and brightness, so that a class is told by its pattern alone. The parts of the photographs that training and
+validation take never overlap.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from mambar.data.dataset import Sample
+from mambar.data.keys import key, numpy_generator
+from mambar.data.segmentation.masks import Colour
+from mambar.errors import DataError
+
+CLASSES: Final = ("brick", "grass", "gravel")
+# Raised when the same fields begin to give other pixels.
+_DRAWING: Final = 1
+_COUNTS: Final = {"train": 2_000, "val": 200}
+# Rows of the photographs that a split takes, with a gap between.
+_ROWS: Final = {"train": slice(0, 320), "val": slice(336, 512)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mosaics:
+    """Mosaics numbered 0 … num_images-1, each made when it is asked for.
+
+    image_size: a square's side in pixels, at most 120 (a validation patch turned by any angle must fit). cells: the
+    range of how many. num_images None: 2,000 to train, 200 to evaluate.
+    """
+
+    split: str = "train"
+    image_size: int = 96
+    num_images: int | None = None
+    cells: tuple[int, int] = (3, 8)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cells", tuple(self.cells))
+        if self.split not in _COUNTS:
+            raise DataError(f"split={self.split!r} is unknown; mosaics have train and val.")
+        if not 8 <= self.image_size <= 120:
+            raise DataError(f"image_size={self.image_size} is out of range; mosaics take 8 to 120 pixels.")
+        if self.num_images is not None and self.num_images < 1:
+            raise DataError(f"num_images={self.num_images} is not a count; use 1 or more.")
+        if not 1 <= self.cells[0] <= self.cells[1] <= 100:
+            raise DataError(f"cells={self.cells} is not a range; use 1 <= least <= most <= 100.")
+
+    @property
+    def name(self) -> str:
+        """What to call it in logs and reports."""
+        return "mosaics"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The textures."""
+        return CLASSES
+
+    @property
+    def palette(self) -> tuple[Colour, ...]:
+        """A colour a texture."""
+        return ((178, 70, 52), (88, 150, 60), (130, 130, 138))
+
+    def __len__(self) -> int:
+        return self.num_images or _COUNTS[self.split]
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"mosaics have {len(self)} images; there is no index {index}.")
+        generator = numpy_generator(key(self.seed, "mosaic", self.split, index))
+        side, (least, most) = self.image_size, self.cells
+        count = least + int(generator.integers(most - least + 1))
+        centres = generator.random((count, 2)) * side
+        # A different size for each cell: its centre pulls with a weight of its own.
+        weights = generator.random(count) * (side / 6) ** 2
+        labels = generator.integers(len(CLASSES), size=count)
+        rows, cols = np.mgrid[:side, :side] + 0.5
+        distance = (rows - centres[:, 0, None, None]) ** 2 + (cols - centres[:, 1, None, None]) ** 2
+        cell = (distance - weights[:, None, None]).argmin(0)
+        canvas = np.zeros((side, side), dtype=np.float64)
+        for number, label in enumerate(labels.tolist()):
+            patch = self._patch(label, generator)
+            canvas[cell == number] = patch[cell == number]
+        pixels = torch.from_numpy(np.clip(canvas + 0.5, 0, 255).astype(np.uint8))
+        mask = torch.from_numpy(labels.astype(np.uint8)[cell])
+        return Sample(pixels.expand(3, -1, -1), 0, mask)
+
+    def fingerprint(self) -> str:
+        """sha256 of the fields and of the photographs."""
+        digest = hashlib.sha256(json.dumps({"drawing": _DRAWING, "num": len(self), **asdict(self)}).encode())
+        for photograph in _photographs():
+            digest.update(photograph.tobytes())
+        return digest.hexdigest()
+
+    def _patch(self, label: int, generator: np.random.Generator) -> np.ndarray:
+        """A turned piece of a texture, its mean and contrast drawn anew."""
+        photograph = _photographs()[label][_ROWS[self.split]].astype(np.float64)
+        side = self.image_size
+        # Nearest pixels of a turned square: no interpolation that could tell the angle.
+        angle = generator.random() * 2 * np.pi
+        reach = side / np.sqrt(2)
+        room = np.array(photograph.shape) - 2 * reach - 1
+        middle = reach + generator.random(2) * room
+        rows, cols = np.mgrid[:side, :side] - (side - 1) / 2
+        down = middle[0] + np.cos(angle) * rows - np.sin(angle) * cols
+        right = middle[1] + np.sin(angle) * rows + np.cos(angle) * cols
+        patch = photograph[np.rint(down).astype(int), np.rint(right).astype(int)]
+        spread = patch.std() + 1e-6
+        return 100 + 56 * generator.random() + (patch - patch.mean()) / spread * (30 + 20 * generator.random())
+
+
+@cache
+def _photographs() -> tuple[np.ndarray, ...]:
+    from skimage import data
+
+    loaders: Any = data
+    return tuple(np.asarray(getattr(loaders, name)(), dtype=np.uint8) for name in CLASSES)

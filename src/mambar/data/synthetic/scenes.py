@@ -1,0 +1,195 @@
+"""One scene of the shapes data: soft backgrounds, clutter, filled outlines with shadows, and the mask.
+
+Everything is drawn in fractions of the image, so a key gives the same scene at every size (fine grain aside).
+Colours lie apart, a plane each: numpy is fast along rows and slow along three neighbours.
+Only `Generator.random` is drawn from: its values are fixed by the bit stream.
+"""
+
+import colorsys
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from mambar.data.synthetic.outlines import OUTLINES, area
+
+BACKGROUNDS = ("plain", "gradient", "clouds", "grain", "mixed")
+_FILLS = ("flat", "gradient", "stripes", "dots")
+_SHADOW = 0.28
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object of a scene: its outline, its centre and radius in units of the image's shorter side, its turn."""
+
+    label: int
+    row: float
+    col: float
+    radius: float
+    turn: float
+
+
+def between(low: float, high: float, generator: np.random.Generator) -> float:
+    """A uniform draw."""
+    return low + (high - low) * float(generator.random())
+
+
+def below(count: int, generator: np.random.Generator) -> int:
+    """A uniform draw of 0 … count-1."""
+    return int(generator.random() * count)
+
+
+def background(
+    kind: str, height: int, width: int, generator: np.random.Generator
+) -> Float[np.ndarray, "3 height width"]:
+    """A low-information background: at most a soft drift or a faint grain of one colour."""
+    if kind == "mixed":
+        kind = BACKGROUNDS[below(len(BACKGROUNDS) - 1, generator)]
+    base = _colour(generator, saturation=(0.05, 0.55), value=(0.3, 0.9))[:, None, None]
+    other = base + 0.4 * (_colour(generator, saturation=(0.1, 0.6), value=(0.25, 0.9))[:, None, None] - base)
+    if kind == "plain":
+        return np.broadcast_to(base, (3, height, width)).astype(np.float32)
+    if kind == "gradient":
+        turn = between(0.0, 2 * math.pi, generator)
+        along = _ramp(height) * math.sin(turn), _ramp(width) * math.cos(turn)
+        share = 0.5 + 0.5 * (along[0][:, None] + along[1][None, :])
+    elif kind == "clouds":
+        share = 0.65 * _noise(3, height, width, generator) + 0.35 * _noise(7, height, width, generator)
+    else:
+        share = 0.5 * _noise(3, height, width, generator)
+        share = share + 0.4 * (generator.random((height, width), dtype=np.float32) - 0.5)
+    return base + share.astype(np.float32) * (other - base)
+
+
+def scatter(canvas: Float[np.ndarray, "3 height width"], clutter: float, generator: np.random.Generator) -> None:
+    """Draw faint short strokes into the canvas, up to 40 at clutter 1: they belong to no class."""
+    count = round(40 * clutter * float(generator.random()))
+    height, width = canvas.shape[1:]
+    side = min(height, width)
+    for _ in range(count):
+        row, col = height * float(generator.random()), width * float(generator.random())
+        turn, half = between(0.0, math.pi, generator), between(0.02, 0.07, generator) * side
+        thick = max(between(0.006, 0.014, generator) * side, 0.5)
+        colour = _colour(generator, saturation=(0.1, 0.7), value=(0.2, 0.95))[:, None, None]
+        window = _window(canvas, row, col, half + thick + 1)
+        if window is None:
+            continue
+        part, down, across = window
+        along = across * math.cos(turn) + down * math.sin(turn)
+        aside = down * math.cos(turn) - across * math.sin(turn)
+        distance = np.hypot(np.maximum(np.abs(along) - half, 0.0), aside) - thick
+        cover = 0.5 * np.clip(0.5 - distance, 0.0, 1.0)
+        part += cover * (colour - part)
+
+
+def paint(
+    canvas: Float[np.ndarray, "3 height width"],
+    mask: UInt8[np.ndarray, "height width"],
+    thing: Thing,
+    name: str,
+    generator: np.random.Generator,
+) -> None:
+    """Draw one thing with anti-aliased edges and a soft shadow into the canvas, and its class into the mask."""
+    side = min(canvas.shape[1:])
+    radius = thing.radius * side
+    row, col = thing.row * side, thing.col * side
+    offset = max(round(0.06 * radius), 1)
+    window = _window(canvas, row, col, radius + offset + 2)
+    if window is None:
+        return
+    part, down, across = window
+    cos, sin = math.cos(thing.turn) / radius, math.sin(thing.turn) / radius
+    x, y = across * cos + down * sin, down * cos - across * sin
+    distance = OUTLINES[name](x, y) * radius
+    # The shadow is the same outline moved down and right by whole pixels, with a soft edge.
+    shade = np.clip(0.5 - distance / (2.0 * offset), 0.0, 1.0)
+    part[:, offset:, offset:] *= 1.0 - _SHADOW * shade[:-offset, :-offset]
+    cover = np.clip(0.5 - distance, 0.0, 1.0)
+    colours = _fill(x, y, _contrasting(part, generator), generator)
+    part += cover * (colours - part)
+    target = _window_of(mask, row, col, radius + offset + 2)
+    target[cover >= 0.5] = thing.label + 1
+
+
+def radius_for(share: float, name: str) -> float:
+    """The radius, in units of a square image's side, that gives an outline this share of the image's area."""
+    return math.sqrt(share / area(name))
+
+
+def _window_of(array: np.ndarray, row: float, col: float, reach: float) -> np.ndarray:
+    top, left = max(math.floor(row - reach), 0), max(math.floor(col - reach), 0)
+    return array[..., top : max(math.ceil(row + reach), 0), left : max(math.ceil(col + reach), 0)]
+
+
+def _window(
+    canvas: np.ndarray, row: float, col: float, reach: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The part of the canvas around a point, and its pixels' offsets from that point (down, across)."""
+    part = _window_of(canvas, row, col, reach)
+    if not part.size:
+        return None
+    top, left = max(math.floor(row - reach), 0), max(math.floor(col - reach), 0)
+    down = np.arange(top, top + part.shape[1], dtype=np.float32)[:, None] + np.float32(0.5 - row)
+    across = np.arange(left, left + part.shape[2], dtype=np.float32)[None, :] + np.float32(0.5 - col)
+    return part, down, across
+
+
+def _fill(x: np.ndarray, y: np.ndarray, colour: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    fill = _FILLS[below(len(_FILLS), generator)]
+    second = np.clip(colour * between(0.55, 0.8, generator) + between(0.0, 0.25, generator), 0, 1)
+    colour, second = colour[:, None, None], second.astype(np.float32)[:, None, None]
+    if fill == "flat":
+        return colour
+    if fill == "gradient":
+        share = np.clip(0.5 + 0.5 * (x * 0.6 + y * 0.8), 0.0, 1.0)
+    elif fill == "stripes":
+        share = np.clip(0.5 + 1.5 * np.sin(between(7.0, 13.0, generator) * x), 0.0, 1.0)
+    else:
+        rate = between(7.0, 12.0, generator)
+        share = np.clip(3.0 * np.sin(rate * x) * np.sin(rate * y) - 0.6, 0.0, 1.0)
+    return colour + share * (second - colour)
+
+
+def _contrasting(part: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A colour that stands out from the mean of what is there."""
+    # A mean, added up pixel by pixel: `mean` of a plane adds in another order, and rounds otherwise.
+    around = np.add.accumulate(part.reshape(3, -1), axis=1)[:, -1] / np.float32(part[0].size)
+    colour = around
+    for _ in range(12):
+        colour = _colour(generator, saturation=(0.35, 0.95), value=(0.15, 1.0))
+        if float(np.abs(colour - around).sum()) > 0.75:
+            break
+    return colour
+
+
+def _colour(
+    generator: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]
+) -> np.ndarray:
+    hue = float(generator.random())
+    rgb = colorsys.hsv_to_rgb(hue, between(*saturation, generator), between(*value, generator))
+    return np.array(rgb, dtype=np.float32)
+
+
+def _ramp(length: int) -> np.ndarray:
+    return np.linspace(-1.0, 1.0, length, dtype=np.float32) / math.sqrt(2)
+
+
+@lru_cache(maxsize=64)
+def _spread(knots: int, length: int) -> np.ndarray:
+    """(length, knots) weights of a smooth interpolation between equally spaced knots."""
+    place = np.linspace(0, knots - 1, length)
+    left = np.minimum(place.astype(int), knots - 2)
+    share = place - left
+    share = share * share * (3 - 2 * share)
+    weights = np.zeros((length, knots), dtype=np.float32)
+    weights[np.arange(length), left] = 1 - share
+    weights[np.arange(length), left + 1] += share
+    return weights
+
+
+def _noise(knots: int, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
+    """Smooth noise in 0 … 1 between knots² random values."""
+    values = generator.random((knots, knots), dtype=np.float32)
+    return _spread(knots, height) @ values @ _spread(knots, width).T

@@ -1,0 +1,198 @@
+"""From stored pixels to a model's input: the evaluation crop and the training augmentations.
+
+The chain of DeiT III ("3-Augment", arXiv 2204.07118) as used for Mamba-R: random resized crop, flip, one of
+gray / solarise / blur, colour jitter; RandAugment stands in for "one of three" in the last stage. Pillow does
+the work, because the published figures were made so, but for the random crop: torch's kernel for bytes takes a
+quarter of the time, and no value differs by more than one level of 255. `tests/data/transforms/test_classification.py` holds
+each step against torchvision's or timm's for the same draws.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from mambar.data.keys import key as derived_key
+from mambar.data.keys import numpy_generator, seeded_globals
+from mambar.data.transforms.augment import (
+    color_jitter,
+    erase,
+    padded_crop_box,
+    resized_crop_box,
+    shifted,
+    three_augment,
+)
+from mambar.data.transforms.preprocessing import Preprocessing as Preprocessing
+from mambar.errors import InputError, RecipeError
+
+CROPS = ("resized", "shift", "center")
+_RAND_AUGMENT = re.compile(r"rand(-(m|n|mstd|mmax|inc|p)\d+(\.\d+)?)*")
+
+
+def to_pillow(image: UInt8[Tensor, "channels height width"]) -> Image.Image:
+    """The same pixels as a Pillow image (1 channel: gray, 3: RGB)."""
+    pixels = image.permute(1, 2, 0).contiguous().numpy()  # (height, width, channels)
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def from_pillow(image: Image.Image) -> UInt8[Tensor, "channels height width"]:
+    """The same pixels as a tensor."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """Resize so that the crop fits, cut it from the centre, normalise: timm's and DeiT's evaluation.
+
+    The image is scaled to image_size / crop along the side that is short for the wanted shape, with Pillow's
+    anti-aliased interpolation.
+    """
+
+    preprocessing: Preprocessing
+
+    def pixels(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "channels crop_height crop_width"]:
+        """The crop before normalisation."""
+        height, width = self.preprocessing.size
+        scaled = _scaled_size(image.shape[1], image.shape[2], self.preprocessing)
+        if scaled == (height, width) == tuple(image.shape[1:]):
+            return image
+        picture = to_pillow(image).resize((scaled[1], scaled[0]), self.preprocessing.resampling)
+        top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
+        return from_pillow(picture.crop((left, top, left + width, top + height)))
+
+    def __call__(
+        self, image: UInt8[Tensor, "channels height width"]
+    ) -> Float[Tensor, "channels crop_height crop_width"]:
+        """The model's input."""
+        return self.preprocessing.normalize(self.pixels(image))
+
+
+def _scaled_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    rows, cols = (int(side / preprocessing.crop) for side in preprocessing.size)
+    if rows == cols:
+        # torchvision's rule for a square: the long side is rounded down.
+        if height < width:
+            return rows, int(rows * width / height)
+        return int(rows * height / width), rows
+    factor = max(rows / height, cols / width)
+    return max(round(height * factor), rows), max(round(width * factor), cols)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTransform:
+    """The training chain; every draw comes from the key, so (image, key) fixes the pixels.
+
+    `crop`: "resized" (an area in `scale` with a shape in `ratio`, resized to the input), "shift" (the
+    evaluation crop, moved by up to `padding` pixels over a border of zeros: gentle, for small images) or
+    "center" (the evaluation crop). `flip` is the chance of a left-right flip; keep it 0 for digits and
+    letters. `augment`: "none", "three" (gray, solarise or blur, one of them every time) or timm's
+    RandAugment by its string, such as "rand-m9-mstd0.5-inc1". `jitter` is the range of brightness, contrast
+    and saturation around 1. `erasing` is the chance of a rectangle of the mean colour.
+    """
+
+    preprocessing: Preprocessing
+    crop: str = "resized"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    padding: int = 1
+    flip: float = 0.5
+    augment: str = "none"
+    jitter: float = 0.0
+    erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise RecipeError(f"crop={self.crop!r} is unknown; use one of {', '.join(CROPS)}.")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise RecipeError(f"scale={self.scale} is not a range of area shares; use 0 < least <= most <= 1.")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise RecipeError(f"ratio={self.ratio} is not a range of width / height; use 0 < least <= most.")
+        if self.padding < 0:
+            raise RecipeError(f"padding={self.padding} is not a number of pixels; use 0 or more.")
+        for name in ("flip", "erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name}={getattr(self, name)} is not a probability; use 0 to 1.")
+        if not 0 <= self.jitter <= 1:
+            raise RecipeError(f"jitter={self.jitter} is out of range; use 0 (none) to 1.")
+        if self.augment not in ("none", "three") and not _RAND_AUGMENT.fullmatch(self.augment):
+            raise RecipeError(
+                f"augment={self.augment!r} is unknown; use none, three, or RandAugment: rand-m9-mstd0.5-inc1."
+            )
+        if self.augment.startswith("rand"):
+            # Import timm here, once, and not in every worker process.
+            self._rand_augment()
+
+    def pixels(
+        self, image: UInt8[Tensor, "channels height width"], key: int
+    ) -> UInt8[Tensor, "channels crop_height crop_width"]:
+        """The augmented pixels, to be normalised later as a batch (on a GPU); erasing must be 0."""
+        if self.erasing:
+            raise InputError(f"erasing={self.erasing} needs normalised images; call the transform, not its pixels.")
+        return self._augmented(image, key)
+
+    def __call__(
+        self, image: UInt8[Tensor, "channels height width"], key: int
+    ) -> Float[Tensor, "channels crop_height crop_width"]:
+        """The model's input for one image and its key."""
+        normal = self.preprocessing.normalize(self._augmented(image, key))
+        if self.erasing:
+            generator = numpy_generator(derived_key(key, "erasing"))
+            if generator.random() < self.erasing:
+                normal = erase(normal, generator)
+        return normal
+
+    def _augmented(self, image: Tensor, key: int) -> Tensor:
+        generator = numpy_generator(key)
+        if self.crop == "resized":
+            image = self._resized_crop(image, generator)
+            if generator.random() < self.flip:
+                image = image.flip(-1)
+        else:
+            image = EvalTransform(preprocessing=self.preprocessing).pixels(image)
+            top, left = self.padding, self.padding
+            if self.crop == "shift" and self.padding:
+                top, left = padded_crop_box(self.padding, generator)
+            image = shifted(image, top - self.padding, left - self.padding, flipped=generator.random() < self.flip)
+        if self.augment == "none" and not self.jitter:
+            return image
+        return from_pillow(self._recoloured(to_pillow(image), key, generator))
+
+    def _resized_crop(self, image: Tensor, generator: np.random.Generator) -> Tensor:
+        height, width = self.preprocessing.size
+        top, left, rows, cols = resized_crop_box(image.shape[1], image.shape[2], self.scale, self.ratio, generator)
+        part = image[:, top : top + rows, left : left + cols]
+        if self.preprocessing.interpolation not in ("bilinear", "bicubic"):
+            return from_pillow(to_pillow(part).resize((width, height), self.preprocessing.resampling))
+        mode = self.preprocessing.interpolation
+        return torch.nn.functional.interpolate(part[None], size=(height, width), mode=mode, antialias=True)[0]
+
+    def _recoloured(self, picture: Image.Image, key: int, generator: np.random.Generator) -> Image.Image:
+        if self.augment == "three":
+            picture = three_augment(picture, generator)
+        elif self.augment != "none":
+            with seeded_globals(derived_key(key, "randaugment")):
+                picture = self._rand_augment()(picture)
+        return color_jitter(picture, self.jitter, generator) if self.jitter else picture
+
+    def _rand_augment(self) -> Any:
+        return _rand_augment(self.augment, self.preprocessing)
+
+
+@lru_cache(maxsize=8)
+def _rand_augment(augment: str, preprocessing: Preprocessing) -> Any:
+    from timm.data.auto_augment import rand_augment_transform
+
+    fill = tuple(min(255, round(255 * value)) for value in preprocessing.mean)
+    options = {
+        "translate_const": int(min(preprocessing.size) * 0.45),
+        "img_mean": fill,
+        "interpolation": preprocessing.resampling,
+    }
+    return rand_augment_transform(augment, options)

@@ -1,0 +1,97 @@
+"""What happens to an image before a model sees it: size, crop, normalisation. It travels with the weights."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from mambar.data.loading.to_device import sent
+from mambar.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes a model's input at evaluation.
+
+    `image_size` in pixels (a square's side, or (height, width)); `crop` is the share of the resized image
+    that the centre crop keeps (1.0: all; 0.875: a margin is cut); `mean` and `std` of pixel values in 0…1.
+    """
+
+    image_size: int | tuple[int, int] = 224
+    crop: float = 1.0
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image_size, list):
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        if min(self.size) < 1:
+            raise InputError(f"image_size={self.image_size} is not a size in pixels; use 1 or more.")
+        if not 0 < self.crop <= 1:
+            raise InputError(f"crop={self.crop} is not a share of the image; use more than 0 and at most 1.")
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(
+                f"interpolation={self.interpolation!r} is unknown; use one of {', '.join(INTERPOLATIONS)}."
+            )
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or not all(s > 0 for s in self.std):
+            raise InputError(f"mean={self.mean} and std={self.std} must have 1 or 3 values each, std above 0.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the input in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        """Pillow's name of the interpolation."""
+        return INTERPOLATIONS[self.interpolation]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for JSON; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """The preprocessing that `to_dict` described; an unknown field is an InputError."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise InputError(f"preprocessing has no field {name!r}; it has {', '.join(known)}.")
+        # JSON has lists where Python has tuples.
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"preprocessing={dict(values)} cannot be used: {error}.") from error
+
+    def normalize(
+        self, pixels: UInt8[Tensor, "*batch channels height width"]
+    ) -> Float[Tensor, "*batch channels height width"]:
+        """float32 (pixels / 255 - mean) / std on the pixels' device; one by one or as a batch, equal bits."""
+        # Made here and sent: with `device=` the copy would wait until the GPU has nothing left to do.
+        mean, std = (sent(torch.tensor(values)[:, None, None], pixels.device) for values in (self.mean, self.std))
+        return pixels.contiguous().to(torch.float32).div_(255.0).sub_(mean).div_(std)
+
+    def denormalize(
+        self, images: Float[Tensor, "*batch channels height width"]
+    ) -> UInt8[Tensor, "*batch channels height width"]:
+        """The pixels a normalised image came from, for showing it."""
+        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.std, device=images.device)[:, None, None]
+        return images.float().mul(std).add_(mean).mul_(255.0).round_().clamp_(0, 255).to(torch.uint8)

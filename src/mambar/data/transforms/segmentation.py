@@ -1,0 +1,172 @@
+"""Augmentation of an image and its mask together: one tensor of four bytes a pixel, red, green, blue and label.
+
+So nothing can be cropped or flipped in one and not in the other, loaders need not know of masks, and only bytes travel
+to the device. The chain is that of the published ADE20K training (mmsegmentation's): scale, crop in which no class
+fills too much, flip, photometric distortion. Scaling is Pillow's bilinear, anti-aliased where the image shrinks
+(mmsegmentation's OpenCV is not); labels take the nearest pixel.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from mambar.data.dataset import Sample
+from mambar.data.keys import numpy_generator
+from mambar.data.segmentation.masked_images import SegmentationDataset
+from mambar.data.segmentation.masks import IGNORE
+from mambar.data.transforms.classification import from_pillow, to_pillow
+from mambar.errors import DataError, RecipeError
+
+_CROPS_TRIED = 10
+# Ranges of mmsegmentation's PhotoMetricDistortion; a hue of 180 OpenCV steps is Pillow's 256.
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 18 * 256 / 180
+
+
+class Stacked:
+    """A dataset whose images carry their labels as a fourth channel."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.dataset.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each label."""
+        return self.dataset.classes
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.dataset[index]
+        if sample.mask is None:
+            raise DataError(f"sample {index} of {self.name} has no mask; segmentation needs one for every image.")
+        return Sample(torch.cat([sample.image, sample.mask[None]]), sample.label)
+
+    def fingerprint(self) -> str:
+        """The dataset's."""
+        return self.dataset.fingerprint()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationTransform:
+    """The training chain; every draw comes from the key, so (image, key) fixes the pixels.
+
+    image_size: the crop, (height, width) in pixels or a square's side; smaller images are filled up with `fill` and
+    `IGNORE` at the right and below. resize: (long, short) side that an image is scaled into before `ratio` acts; None
+    keeps its size. ratio: range of the further factor. most_of_one: a crop in which one class fills more than this
+    share of the labelled pixels is drawn again, up to ten times. flip: chance of a left-right flip. distort:
+    brightness, contrast, saturation and hue, each one time in two.
+    """
+
+    image_size: int | tuple[int, int] = 512
+    resize: tuple[int, int] | None = (2048, 512)
+    ratio: tuple[float, float] = (0.5, 2.0)
+    most_of_one: float = 0.75
+    flip: float = 0.5
+    distort: bool = True
+    fill: tuple[int, int, int] = (124, 116, 104)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio[0] <= self.ratio[1] <= 20:
+            raise RecipeError(f"ratio={self.ratio} is not a range of factors; use 0 < least <= most <= 20.")
+        if not 0 < self.most_of_one <= 1:
+            raise RecipeError(f"most_of_one={self.most_of_one} is not a share; use more than 0 and at most 1.")
+        if not 0 <= self.flip <= 1:
+            raise RecipeError(f"flip={self.flip} is not a probability; use 0 to 1.")
+        if min(self.size) < 1:
+            raise RecipeError(f"image_size={self.image_size} is not a size in pixels; use 1 or more.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a crop."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    def __call__(self, stacked: UInt8[Tensor, "4 height width"], key: int) -> UInt8[Tensor, "4 rows cols"]:
+        """The augmented pixels and labels."""
+        generator = numpy_generator(key)
+        stacked = self._scaled(stacked, generator)
+        stacked = self._cropped(stacked, generator)
+        if generator.random() < self.flip:
+            stacked = stacked.flip(-1)
+        if self.distort:
+            image = from_pillow(distorted(to_pillow(stacked[:3]), generator))
+            stacked = torch.cat([image, stacked[3:]])
+        return stacked.contiguous()
+
+    def pixels(self, stacked: UInt8[Tensor, "4 height width"], key: int) -> UInt8[Tensor, "4 rows cols"]:
+        """The same: what this transform gives is not normalised."""
+        return self(stacked, key)
+
+    def _scaled(self, stacked: Tensor, generator: np.random.Generator) -> Tensor:
+        height, width = stacked.shape[1:]
+        factor = generator.uniform(*self.ratio)
+        if self.resize is not None:
+            factor *= min(max(self.resize) / max(height, width), min(self.resize) / min(height, width))
+        size = max(round(height * factor), 1), max(round(width * factor), 1)
+        if size == (height, width):
+            return stacked
+        image = to_pillow(stacked[:3]).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        labels = to_pillow(stacked[3:]).resize((size[1], size[0]), Image.Resampling.NEAREST)
+        return torch.cat([from_pillow(image), from_pillow(labels)])
+
+    def _cropped(self, stacked: Tensor, generator: np.random.Generator) -> Tensor:
+        rows, cols = self.size
+        height, width = stacked.shape[1:]
+        piece = stacked
+        for _ in range(_CROPS_TRIED):
+            top = int(generator.integers(max(height - rows, 0) + 1))
+            left = int(generator.integers(max(width - cols, 0) + 1))
+            piece = stacked[:, top : top + rows, left : left + cols]
+            if self.most_of_one >= 1 or largest_share(piece[3]) < self.most_of_one:
+                break
+        if tuple(piece.shape[1:]) == (rows, cols):
+            return piece
+        filled = torch.tensor([*self.fill, IGNORE], dtype=torch.uint8)[:, None, None].repeat(1, rows, cols)
+        filled[:, : piece.shape[1], : piece.shape[2]] = piece
+        return filled
+
+
+def largest_share(labels: UInt8[Tensor, "height width"]) -> float:
+    """The share of the labelled pixels that the most frequent class has; 1 where only one or none is there."""
+    counts = torch.bincount(labels.flatten(), minlength=IGNORE + 1)[:IGNORE]
+    several = int((counts > 0).sum()) > 1
+    return float(counts.max()) / float(counts.sum()) if several else 1.0
+
+
+def distorted(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """Brightness, contrast (before or after colour), saturation and hue, each with probability one half."""
+    draws = generator.random(5)
+    amounts = generator.uniform(-1, 1, size=4)
+    steps = np.arange(256, dtype=np.float64)
+    if draws[0] < 0.5:
+        image = image.point(_table(steps + amounts[0] * _BRIGHTNESS) * 3)
+    contrast = _table(steps * _between(_CONTRAST, amounts[1])) * 3 if draws[1] < 0.5 else None
+    contrast_first = draws[2] < 0.5
+    if contrast and contrast_first:
+        image = image.point(contrast)
+    keep = [int(step) for step in steps]
+    saturation = _table(steps * _between(_SATURATION, amounts[2])) if draws[3] < 0.5 else keep
+    hue = [int(step) for step in (steps + round(amounts[3] * _HUE)) % 256] if draws[4] < 0.5 else keep
+    if saturation is not keep or hue is not keep:
+        image = image.convert("HSV").point([*hue, *saturation, *keep]).convert("RGB")
+    if contrast and not contrast_first:
+        image = image.point(contrast)
+    return image
+
+
+def _between(bounds: tuple[float, float], amount: float) -> float:
+    """`amount` from -1 to 1 as a number within the bounds."""
+    return bounds[0] + (bounds[1] - bounds[0]) * (amount + 1) / 2
+
+
+def _table(values: np.ndarray) -> list[int]:
+    return [int(value) for value in np.clip(np.rint(values), 0, 255)]

@@ -1,0 +1,82 @@
+"""A model made ready for tracing: its own modules, sharing the weights, in evaluation mode and float32."""
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.errors import InputError
+from mambar.models.vision_mamba import VisionMamba
+from mambar.nn.block import MambaBlock
+from mambar.nn.mixer import MambaMixer
+
+
+def traceable_twin(
+    model: VisionMamba, *, mixer: Callable[[MambaMixer], nn.Module] | None = None, any_size: bool = False
+) -> VisionMamba:
+    """A float32 copy of the model on the CPU that shares what memory it can; the model itself stays as it is.
+
+    `mixer` makes another module of each block's mixer, one that computes the same. `any_size`: positions are
+    always resized, since a traced program cannot ask whether it must.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    # Parameters without gradient, on the same memory: of those that learn, AOTInductor (torch 2.15) bakes the
+    # example's batch into the program.
+    frozen = {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
+    twin = copy.deepcopy(model, dict(frozen))
+    if any(each.dtype != torch.float32 or each.device.type != "cpu" for each in tensors):
+        twin = copy.deepcopy(twin).to(device="cpu", dtype=torch.float32)
+    twin.set_grad_checkpointing(False)
+    if mixer is not None:
+        for block in twin.blocks:
+            assert isinstance(block, MambaBlock)
+            block.register_module("mixer", mixer(block.mixer))
+    if any_size:
+        twin.register_module("pos_embed", ResizedPositions(twin.pos_embed.weight, twin.pos_embed.grid))
+    return twin.eval()
+
+
+class ResizedPositions(nn.Module):
+    """`PositionEmbed` whose table is resized to every grid, its own included, where that changes nothing."""
+
+    def __init__(self, weight: nn.Parameter, grid: tuple[int, int]) -> None:
+        super().__init__()
+        table = weight.detach().reshape(1, *grid, weight.shape[-1]).permute(0, 3, 1, 2).contiguous()
+        self.register_buffer("table", table)
+
+    def forward(
+        self, patches: Float[Tensor, "batch patches dim"], grid: tuple[int, int]
+    ) -> Float[Tensor, "batch patches dim"]:
+        table = self.get_buffer("table")
+        resized = functional.interpolate(table, size=grid, mode="bicubic", align_corners=False)
+        return patches + resized.flatten(2).transpose(1, 2)
+
+
+def input_size(model: VisionMamba, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) in pixels of the example input: as asked, else as the model was built."""
+    height, width = model.config.but(image_size=image_size).size if image_size is not None else model.config.size
+    patch = model.patch_size
+    if height % patch or width % patch:
+        raise InputError(
+            f"image_size={(height, width)} is no multiple of the patch of {patch} pixels; "
+            f"use {(height // patch * patch, width // patch * patch)}."
+        )
+    return height, width
+
+
+def description(model: VisionMamba) -> str:
+    """What a program needs beside the weights, as JSON: class names and preprocessing."""
+    preprocessing = model.preprocessing or Preprocessing(image_size=model.config.image_size)
+    content: dict[str, Any] = {
+        "format_version": 1,
+        "classes": list(model.classes) if model.classes else None,
+        "preprocessing": preprocessing.to_dict(),
+        "config": model.config.to_dict(),
+    }
+    return json.dumps(content)

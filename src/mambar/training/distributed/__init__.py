@@ -1,0 +1,1 @@
+"""Process groups, gradient reduction and sharded parameters."""

@@ -1,0 +1,137 @@
+"""The processes of one run: who I am, and the few things we exchange. One process needs no process group."""
+
+import datetime
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mambar.errors import BackendUnavailable, InputError
+from mambar.training.distributed import environment
+
+# Seconds after which a process that waits for a dead one gives up.
+TIMEOUT: Final = 120
+# Numbers gathered at a time: bounds the memory of an exchange (64 MiB of float32 from each process).
+_PIECE: Final = 1 << 24
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Rank and number of the processes, and the device of this one."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    @property
+    def peak_memory(self) -> float | None:
+        """The most memory so far in GiB: what PyTorch took of a GPU, elsewhere all of this process; None if unknown."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        try:
+            import resource
+        except ImportError:
+            return None
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # Linux counts in KiB, macOS in bytes.
+        return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+    def shards(self, count: int) -> range:
+        """The virtual shards of this process, round robin."""
+        if count % self.world:
+            raise InputError(
+                f"shards={count} cannot be spread evenly over {self.world} processes; use a multiple of "
+                f"{self.world}, for example shards={max(count // self.world, 1) * self.world}."
+            )
+        return range(self.rank, count, self.world)
+
+    def add_in_order(self, total: Tensor, mine: Tensor) -> None:
+        """Adds every process's flat `mine` to `total`, rank by rank: the same bits in every process."""
+        if self.world == 1:
+            total.add_(mine)
+            return
+        for start in range(0, mine.numel(), _PIECE):
+            part = mine[start : start + _PIECE]
+            parts = [torch.empty_like(part) for _ in range(self.world)]
+            dist.all_gather(parts, part)
+            for other in parts:
+                total[start : start + _PIECE].add_(other)
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """The sum over all processes; exact for whole numbers."""
+        if self.world > 1:
+            counts = counts.to(self.device)
+            dist.all_reduce(counts)
+        return counts
+
+    def share(self, value: Any) -> Any:
+        """What rank 0 has, in every process (plain data only)."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process has, in the order of ranks (plain data only)."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Returns once every process is here."""
+        if self.world > 1:
+            self.sum(torch.zeros(1))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda` or `mps` stands for in this process."""
+    local = environment.local_rank()
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailable("device=cuda: torch sees no CUDA device here; use device=cpu.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise BackendUnavailable("device=mps: torch sees no Apple GPU here; use device=cpu.")
+    if name == "cuda":
+        if local >= torch.cuda.device_count():
+            raise BackendUnavailable(
+                f"process {local} of this machine has no GPU of its own: there are "
+                f"{torch.cuda.device_count()}; start no more processes than GPUs."
+            )
+        return torch.device("cuda", local)
+    if name not in ("cpu", "mps"):
+        raise InputError(f"device={name!r} is not known; choose auto, cpu, cuda or mps.")
+    return torch.device(name)
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """The processes torchrun started (or this one alone), joined for the length of the block."""
+    chosen = choose_device(device)
+    world = environment.world()
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world == 1:
+        yield Processes(device=chosen)
+        return
+    seconds = int(os.environ.get("MAMBAR_TIMEOUT", str(TIMEOUT)))
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=seconds))
+    try:
+        yield Processes(rank=dist.get_rank(), world=world, device=chosen)
+    finally:
+        dist.destroy_process_group()

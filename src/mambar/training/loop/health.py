@@ -1,0 +1,92 @@
+"""What goes on inside a model: activation norms, outliers, step sizes; and the first module with a bad number."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mambar.analysis.measure.outliers import MedianDeviation
+from mambar.models.vision_mamba import VisionMamba
+from mambar.nn.mixer import DirectionalScan
+
+
+def first_bad_module(model: nn.Module, run: Callable[[], Tensor]) -> str | None:
+    """The name of the first thing that holds NaN or Inf, None if nothing does.
+
+    In this order: a parameter; a module's output in the forward pass that `run` makes (it gives the loss); a
+    parameter's gradient in the backward pass, the one reached first. Gradients end as they were before.
+    """
+    for name, parameter in model.named_parameters():
+        if not _finite(parameter):
+            return f"parameter {name}"
+    with _watched(model) as found, torch.enable_grad():
+        loss = run()
+    if found:
+        return f"module {found[0]}"
+    if not _finite(loss):
+        return "the loss"
+    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, [parameter for _, parameter in parameters], allow_unused=True)
+    for (name, _), gradient in reversed(list(zip(parameters, gradients, strict=True))):
+        if gradient is not None and not _finite(gradient):
+            return f"gradient of {name}"
+    return None
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[list[str]]:
+    found: list[str] = []
+    handles = []
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and isinstance(output, Tensor) and not _finite(output):
+                found.append(name)
+
+        return look
+
+    for name, module in model.named_modules():
+        if name:
+            handles.append(module.register_forward_hook(hook(name)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor.detach()).all())
+
+
+@torch.inference_mode()
+def measure(model: VisionMamba, images: Float[Tensor, "batch channels height width"]) -> dict[str, list[float]]:
+    """One number a layer: mean and largest norm of the image tokens, share of outliers, step sizes, decay rates.
+
+    Measured on the residual stream in evaluation mode; an outlier has a norm above the median plus ten times the
+    median absolute deviation of its layer. `dt_*` are the steps at a zero input, softplus of the bias; `A_*` the
+    rates -exp(A_log). The model's mode is put back, and no random number is drawn.
+    """
+    was_training = model.training
+    model.eval()
+    rule = MedianDeviation()
+    found: dict[str, list[float]] = {
+        name: [] for name in ("norm_mean", "norm_max", "outlier_share", "dt_min", "dt_max", "A_min", "A_max")
+    }
+    for tokens in model.tokens(images):
+        norms = tokens.patches.float().norm(dim=-1).flatten().cpu()
+        found["norm_mean"].append(float(norms.mean()))
+        found["norm_max"].append(float(norms.max()))
+        found["outlier_share"].append(float((norms > rule.threshold(norms)).float().mean()))
+    for block in model.blocks:
+        scans = [scan for scan in block.modules() if isinstance(scan, DirectionalScan)]
+        steps = torch.cat([nn.functional.softplus(scan.dt_proj.bias.float()) for scan in scans])
+        rates = torch.cat([-torch.exp(scan.A_log.float()) for scan in scans])
+        for name, values in (("dt", steps), ("A", rates)):
+            found[f"{name}_min"].append(float(values.min()))
+            found[f"{name}_max"].append(float(values.max()))
+    model.train(was_training)
+    return found

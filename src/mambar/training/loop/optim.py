@@ -1,0 +1,121 @@
+"""AdamW with the groups of parameters that share a weight decay and a learning-rate scale."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mambar.models.vision_mamba import VisionMamba, layer_of
+from mambar.training.recipe import DecayGroups, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters by name, with their weight decay and their share of the learning rate."""
+
+    names: tuple[str, ...]
+    weight_decay: float
+    scale: float
+
+
+def is_decayed(name: str, parameter: Tensor, exempt: Iterable[str], rule: DecayGroups) -> bool:
+    """Whether weight decay acts on a parameter.
+
+    official: all but 1-D tensors, biases and the names the model exempts (positions, registers). A_log carries
+    a no-decay mark in the released code that its optimiser ignores, so there it *is* decayed. corrected: A_log
+    is exempt too, as mamba's authors meant it. `tests/training/loop/test_optim.py` holds the official rule against
+    the golden manifest.
+    """
+    if parameter.ndim <= 1 or name.endswith(".bias") or name in set(exempt):
+        return False
+    return rule == "official" or not name.endswith(".A_log")
+
+
+def groups(backbone: VisionMamba, stage: Stage, *, model: nn.Module | None = None, prefix: str = "") -> list[Group]:
+    """The trainable parameters in groups, in a fixed order.
+
+    `model` is what a task made of the backbone, `prefix` what stands in front of the backbone's names there; its other
+    parameters count as the last layer.
+    """
+    exempt = {prefix + name for name in backbone.no_weight_decay()}
+    last = backbone.num_layers + 1
+    found: dict[tuple[float, float], list[str]] = {}
+    for name, parameter in (model or backbone).named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed = is_decayed(name, parameter, exempt, stage.decay_groups)
+        depth = _depth(name.removeprefix(prefix), backbone.num_layers) if name.startswith(prefix) else last
+        scale = stage.layer_decay ** (last - depth)
+        found.setdefault((stage.weight_decay if decayed else 0.0, scale), []).append(name)
+    return [Group(names=tuple(names), weight_decay=decay, scale=scale) for (decay, scale), names in found.items()]
+
+
+def _depth(name: str, num_layers: int) -> int:
+    # The final norm learns like the last block (timm's rule), the head at the full rate.
+    return num_layers if name.startswith("norm.") else layer_of(name, num_layers)
+
+
+class Optimizer:
+    """AdamW over named groups, whose state is stored by parameter name."""
+
+    def __init__(self, model: nn.Module, parts: list[Group], stage: Stage) -> None:
+        parameters = dict(model.named_parameters())
+        self.parts = parts
+        self.names = [name for part in parts for name in part.names]
+        self.parameters = [parameters[name] for name in self.names]
+        on_known_device = all(parameter.device.type in ("cpu", "cuda") for parameter in self.parameters)
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": [parameters[name] for name in part.names], "weight_decay": part.weight_decay}
+                for part in parts
+            ],
+            lr=stage.peak_lr,
+            betas=stage.betas,
+            eps=stage.eps,
+            fused=on_known_device,
+        )
+
+    def step(self, lr: float) -> None:
+        """One update with the gradients at hand."""
+        for group, part in zip(self.adamw.param_groups, self.parts, strict=True):
+            group["lr"] = lr * part.scale
+        self.adamw.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments and step counts: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.step`."""
+        return {
+            f"{name}.{key}": value
+            for name, parameter in zip(self.names, self.parameters, strict=True)
+            for key, value in self.adamw.state.get(parameter, {}).items()
+        }
+
+    def load(
+        self, state: Mapping[str, Tensor], *, cut: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    ) -> None:
+        """Takes over what `state` gave; `cut` gives a process's part of a full tensor."""
+        self.adamw.state.clear()
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            own = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state}
+            if own:
+                # The fused update keeps its step count beside the parameter.
+                count = own.pop("step").to(parameter.device)
+                moments = {key: value.to(parameter.device) for key, value in own.items()}
+                if cut is not None:
+                    moments = {key: cut(value, parameter) for key, value in moments.items()}
+                self.adamw.state[parameter] = {"step": count, **moments}
+
+
+def freeze_backbone(model: VisionMamba) -> None:
+    """Lets only the head train: read-out, norm and classifier."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("head."))
+
+
+def set_training_mode(model: nn.Module) -> None:
+    """Training mode, except for parts that do not train: frozen features have no drop path."""
+    model.train()
+    for child in model.modules():
+        parameters = list(child.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            child.eval()

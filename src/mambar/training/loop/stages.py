@@ -1,0 +1,272 @@
+"""The stages of a run, one after the other, each starting from the last; then the delivered weights."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from mambar.data.dataset import ImageDataset
+from mambar.data.keys import key
+from mambar.errors import CheckpointError, DataError, RecipeError
+from mambar.hub.create import create_model
+from mambar.hub.files import fill, load
+from mambar.models.config import VARIANTS, VisionMambaConfig
+from mambar.models.vision_mamba import VisionMamba
+from mambar.training.checkpoint import durable
+from mambar.training.checkpoint.run_directory import RunDirectory
+from mambar.training.checkpoint.store import Checkpoint, CheckpointStore
+from mambar.training.distributed.process_group import Processes, processes
+from mambar.training.loop.context import Position, Surroundings
+from mambar.training.loop.precision import Numerics, denormals_as_zero
+from mambar.training.loop.signals import Wishes, listening
+from mambar.training.loop.trainer import Trainer
+from mambar.training.metrics_log import MetricsLog, progress
+from mambar.training.recipe import Recipe
+from mambar.training.result import RunResult
+from mambar.training.task import Measured, task_class
+from mambar.training.trackers import trackers
+from mambar.version import __version__
+
+_LOG = logging.getLogger("mambar.training")
+RESULT: Final = "result.json"
+_RESULT_FORMAT: Final = 1
+
+
+def run_stages(directory: RunDirectory, *, device: str, workers: int) -> RunResult:
+    """Trains from where `directory` is to the end; see `mambar.training.run.train`."""
+    done = _finished(directory)
+    if done is not None:
+        return done
+    with denormals_as_zero(), listening() as wishes:
+        with processes(device) as group:
+            result, report = _Run(directory, group, wishes, workers).to_the_end()
+        # The processes have parted: nobody waits, with a limit, for a report that takes its time.
+        report()
+    return result
+
+
+@dataclass(frozen=True)
+class _Sets:
+    train: ImageDataset
+    val: ImageDataset
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "classes": list(self.train.classes),
+            "train": self.train.fingerprint(),
+            "val": self.val.fingerprint(),
+        }
+
+
+class _Run:
+    def __init__(self, directory: RunDirectory, group: Processes, wishes: Wishes, workers: int) -> None:
+        recipe = directory.recipe
+        self.directory, self.recipe, self.group = directory, recipe, group
+        self.sets = _open(recipe)
+        self.facts = {
+            "data": self.sets.facts(),
+            "version": __version__,
+            "threads": torch.get_num_threads(),
+            "device": group.device.type,
+        }
+        store = CheckpointStore(directory.path / "checkpoints", keep=recipe.keep_checkpoints)
+        if group.is_first:
+            durable.sweep(directory.path)
+            store.prepare()
+        group.wait()
+        self.around = Surroundings(
+            processes=group,
+            numerics=Numerics.of(recipe.precision, group.device),
+            store=store,
+            metrics=MetricsLog(
+                directory.path / "metrics.jsonl", trackers=trackers(recipe, directory.path) if group.is_first else ()
+            ),
+            progress=progress(is_first=group.is_first),
+            wishes=wishes,
+            workers=workers,
+            facts=self.facts,
+        )
+
+    def to_the_end(self) -> tuple[RunResult, Callable[[], None]]:
+        """The result, whose weights are written, and what is still to be done, by rank 0 alone."""
+        checkpoint = self._last_checkpoint()
+        position = Position()
+        if checkpoint is not None:
+            _check_facts(checkpoint, self.facts)
+            position.update(checkpoint.scalars["position"])
+            _LOG.info("Going on after step %d from %s.", position.total, checkpoint.path)
+        if self.group.is_first:
+            self.around.metrics.begin(step=position.total, evaluated=position.total_evaluated)
+        trainer: Trainer | None = None
+        for index in range(position.stage, len(self.recipe.stages)):
+            previous, trainer = trainer, self._trainer(index, position)
+            if checkpoint is not None:
+                trainer.restore(checkpoint)
+                checkpoint = None
+            else:
+                self._start(trainer, index, previous)
+            del previous
+            trainer.run()
+            if index + 1 < len(self.recipe.stages):
+                position = Position(stage=index + 1, offset=position.total, skipped=position.skipped)
+        assert trainer is not None
+        return self._deliver(trainer)
+
+    def _last_checkpoint(self) -> Checkpoint | None:
+        store, group = self.around.store, self.group
+        if not group.is_first:
+            path = group.share(None)
+            return None if path is None else store.read(path)
+        checkpoint = store.load(repair=True)
+        group.share(None if checkpoint is None else checkpoint.path)
+        return checkpoint
+
+    def _trainer(self, index: int, position: Position) -> Trainer:
+        recipe = self.recipe
+        task = task_class(recipe.task).of(recipe, recipe.stages[index], classes=self.sets.train.classes)
+        backbone = build_model(recipe, index, num_classes=task.backbone_classes)
+        return Trainer(
+            recipe,
+            index,
+            task=task,
+            backbone=backbone,
+            train_set=self.sets.train,
+            val_set=self.sets.val,
+            around=self.around,
+            position=position,
+        )
+
+    def _start(self, trainer: Trainer, index: int, previous: Trainer | None) -> None:
+        source = self.recipe.stages[index].start_from
+        if source not in ("weights", "ema"):
+            loaded = _starting_model(source)
+            trainer.learner.start_from(loaded.state_dict(), loaded.config)
+        elif previous is not None:
+            if source == "ema" and previous.learner.ema is None:
+                raise RecipeError(
+                    f"stages.{index}.start_from=ema, but the stage before keeps no average; set its ema_decay."
+                )
+            trainer.learner.start_from(previous.learner.weights(source), previous.learner.backbone.config)
+
+    def _deliver(self, trainer: Trainer) -> tuple[RunResult, Callable[[], None]]:
+        recipe, out = self.recipe, self.directory.path
+        model, measured = self._delivered(trainer)
+        metrics = {name: float(value) for name, value in measured.metrics.items()}
+        task, step = trainer.task, trainer.position.total
+        if self.group.is_first:
+            # The parameters' precision of a float64 run is not kept.
+            model = model.float().cpu()
+            task.save(out, model, recipe=recipe, val_set=self.sets.val)
+        self.group.wait()
+
+        def report() -> None:
+            if self.group.is_first:
+                task.report(out, model, recipe=recipe, measured=measured, val_set=self.sets.val)
+                result = {"format_version": _RESULT_FORMAT, "metrics": metrics, "step": step}
+                durable.publish_file(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+                self.around.metrics.close()
+
+        return RunResult(metrics=metrics, checkpoint=out / "model.safetensors", recipe=recipe), report
+
+    def _delivered(self, trainer: Trainer) -> tuple[nn.Module, Measured]:
+        """The weights that the recipe wants handed over, and what the validation images say of them."""
+        learner = trainer.learner
+        best = trainer.best_path() if self.recipe.deliver == "best" else None
+        if best is not None:
+            learner.load_weights(self.around.store.read(best).part("model"))
+            return learner.finished("weights"), trainer.measure(learner.model)
+        averaged = learner.ema if self.recipe.deliver == "ema" else None
+        measured = trainer.measured or trainer.measure(learner.model if averaged is None else averaged.model)
+        return learner.finished("weights" if averaged is None else "ema"), measured
+
+
+def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:
+    """The model of stage `index` with the start values that the recipe's seed fixes.
+
+    model="same" takes the configuration of the model that the first stage starts from.
+    """
+    stage = recipe.stages[index]
+    fields = {
+        "image_size": stage.image_size,
+        "num_classes": num_classes,
+        "drop_path": stage.drop_path,
+        **recipe.config,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(recipe.seed, "init", index))
+        if recipe.model == "same":
+            return VisionMamba(_starting_model(recipe.stages[0].start_from).config.but(**fields))
+        return create_model(recipe.model, **fields)
+
+
+def _starting_model(source: str) -> VisionMamba:
+    """A model to start from: a path, a hub id, the name of a released one (downloaded), or a run's checkpoint."""
+    if source in ("weights", "ema"):
+        raise RecipeError("model='same' needs start_from: a run directory, a file, or a released model's name.")
+    if source in VARIANTS:
+        return create_model(source, pretrained=True)
+    path = Path(source)
+    return _from_checkpoint(path) if (path / "state.json").is_file() else load(source)
+
+
+def _from_checkpoint(path: Path) -> VisionMamba:
+    """The last weights of a `checkpoints/step-N` directory."""
+    checkpoint = CheckpointStore(path.parent).read(path)
+    if "config" not in checkpoint.scalars:
+        raise RecipeError(f"start_from={path} does not say what its model is; give a step-… directory beside it.")
+    model = VisionMamba(VisionMambaConfig.from_dict(checkpoint.scalars["config"]))
+    fill(model, checkpoint.part("model"), origin=str(path))
+    return model
+
+
+def _open(recipe: Recipe) -> _Sets:
+    task = task_class(recipe.task)
+    sets = _Sets(*(task.open(recipe, split) for split in ("train", "val")))
+    if sets.train.classes != sets.val.classes:
+        raise DataError(
+            f"{recipe.data}: the training and validation images have different classes "
+            f"({len(sets.train.classes)} and {len(sets.val.classes)}); give both the same class folders."
+        )
+    return sets
+
+
+def _check_facts(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
+    stored = checkpoint.scalars["facts"]
+    for name in ("classes", "train", "val"):
+        if stored["data"][name] != facts["data"][name]:
+            raise DataError(
+                f"the {name} data differ from those this run began with (stored in {checkpoint.path}); resume with the "
+                "same data, or start a new run elsewhere."
+            )
+    for name in ("threads", "device", "version"):
+        if stored[name] != facts[name]:
+            _LOG.warning(
+                "%s was %s and is now %s: the run goes on, but its last bits may differ from an unbroken run's.",
+                *(name, stored[name], facts[name]),
+            )
+
+
+def _finished(directory: RunDirectory) -> RunResult | None:
+    file = directory.path / RESULT
+    if not directory.resumed or not file.exists():
+        return None
+    try:
+        result = json.loads(file.read_text("utf-8"))
+        metrics = {str(name): float(value) for name, value in result["metrics"].items()}
+        version = int(result["format_version"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{file} is damaged; remove it and resume, the weights are still there.") from None
+    if version > _RESULT_FORMAT:
+        raise CheckpointError(f"{file} has format_version {version}, newer than {_RESULT_FORMAT}: update mambar.")
+    _LOG.info("The run in %s is finished already.", directory.path)
+    return RunResult(
+        metrics=metrics,
+        checkpoint=directory.path / "model.safetensors",
+        recipe=directory.recipe,
+        already_finished=True,
+    )

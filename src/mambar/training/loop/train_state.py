@@ -1,0 +1,147 @@
+"""What learns: a model with its average, its optimiser and the update, as one thing that can be saved and restored."""
+
+import copy
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambar.hub.resize import transfer
+from mambar.models.config import VisionMambaConfig
+from mambar.models.vision_mamba import VisionMamba
+from mambar.training.checkpoint.store import Checkpoint
+from mambar.training.distributed.parallel import layout
+from mambar.training.loop import health
+from mambar.training.loop.context import Surroundings
+from mambar.training.loop.ema import Ema
+from mambar.training.loop.optim import Optimizer, groups
+from mambar.training.loop.precision import LossScale
+from mambar.training.loop.update import Updater
+from mambar.training.recipe import Recipe, Stage
+from mambar.training.task import Task
+
+_LOG = logging.getLogger("mambar.training")
+
+
+class Learner:
+    """The model of one stage. First it may start from other weights; with `begin` it is ready to be updated."""
+
+    optimizer: Optimizer
+    update: Updater
+
+    def __init__(
+        self, recipe: Recipe, stage: Stage, *, task: Task, backbone: VisionMamba, around: Surroundings
+    ) -> None:
+        self.recipe, self.stage, self.task, self.around = recipe, stage, task, around
+        device, dtype = around.processes.device, around.numerics.storage
+        self.backbone = backbone.to(device=device, dtype=dtype)
+        self.backbone.set_grad_checkpointing(recipe.grad_checkpointing)
+        self.model = task.wrap(self.backbone).to(device=device, dtype=dtype)
+        if stage.freeze_backbone:
+            task.freeze(self.model)
+        self.ema = None if stage.ema_decay is None else Ema(self.model, stage.ema_decay)
+        self.lies = layout(recipe.parallel, around.processes)
+        self.scale = LossScale(active=around.numerics.name == "fp16")
+        # The model's build without its weights, where the weights themselves are cut over the processes.
+        self._shape: nn.Module | None = None
+        self._begun = False
+
+    def begin(self) -> None:
+        """Makes optimiser and update, and cuts the parameters over the processes where the recipe asks for it."""
+        if self._begun:
+            return
+        self._begun = True
+        recipe, stage, processes = self.recipe, self.stage, self.around.processes
+        if self.lies.cuts:
+            self._shape = copy.deepcopy(self.model).to("meta")
+            self.lies.shard(self.model)
+            if self.ema is not None:
+                self.lies.shard(self.ema.model)
+        if self.ema is not None:
+            self.ema.follow(self.model)
+        parts = groups(self.backbone, stage, model=self.model, prefix=self.task.backbone_prefix)
+        self.optimizer = Optimizer(self.model, parts, stage)
+        forward: Any = torch.compile(self.model) if recipe.compile else self.model
+        self.update = Updater(
+            self.model,
+            forward,
+            task=self.task,
+            optimizer=self.optimizer,
+            ema=self.ema,
+            scale=self.scale,
+            numerics=self.around.numerics,
+            processes=processes,
+            shards=recipe.shards,
+            accumulation=stage.accumulation,
+            clip=stage.clip,
+            parallel=recipe.parallel,
+            lies=self.lies,
+        )
+
+    def start_from(self, state: Mapping[str, Tensor], config: VisionMambaConfig) -> None:
+        """Takes the weights of another model (positions resized, a head of another shape starts fresh).
+
+        `state` may be that of a backbone, or of a model that the same task made of one.
+        """
+        prefix = self.task.backbone_prefix
+        made = bool(prefix) and any(name.startswith(prefix) for name in state)
+        inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        with torch.no_grad():
+            moved = transfer(self.backbone, inside if made else state, config)
+        if made:
+            rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
+            self.model.load_state_dict(rest, strict=False)
+        if moved.fresh:
+            _LOG.info("Fresh start values for %s.", ", ".join(moved.fresh))
+        if self.ema is not None:
+            self._fill(self.ema.model, self.model.state_dict())
+
+    def weights(self, which: str) -> dict[str, Tensor]:
+        """The model's tensors, or with "ema" their averages, in full."""
+        model = self.ema.model if which == "ema" and self.ema is not None else self.model
+        return {name: self.lies.whole(tensor) for name, tensor in model.state_dict().items()}
+
+    def finished(self, which: str) -> nn.Module:
+        """The model (with "ema" the averaged one) in full, as it is handed over."""
+        if self._shape is None:
+            return self.ema.model if which == "ema" and self.ema is not None else self.model
+        weights = self.weights(which)
+        model = self._shape.to_empty(device="cpu")
+        model.load_state_dict({name: tensor.cpu() for name, tensor in weights.items()})
+        return model
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, in full; where parameters are cut, all processes must call this."""
+        parts = {"model": self.weights("model"), "optimizer": self.optimizer.state()}
+        if self.ema is not None:
+            parts["ema"] = self.weights("ema")
+        whole = self.lies.whole
+        return {f"{part}.{name}": whole(value) for part, tensors in parts.items() for name, value in tensors.items()}
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Takes over the tensors and the loss scale of a checkpoint."""
+        self.begin()
+        self._fill(self.model, checkpoint.part("model"))
+        self.optimizer.load(checkpoint.part("optimizer"), cut=self.lies.cut)
+        if self.ema is not None:
+            self._fill(self.ema.model, checkpoint.part("ema"))
+        self.scale.load(checkpoint.scalars["scale"])
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over the model's tensors alone."""
+        self._fill(self.model, tensors)
+
+    def culprit(self) -> str | None:
+        """The first thing with a bad number in this process's shards of the last step."""
+        for batch, drop_key in self.update.shards_seen:
+            found = health.first_bad_module(self.model, partial(self.update.replay, batch, drop_key))
+            if found is not None:
+                return found
+        return None
+
+    def _fill(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        own = model.state_dict()
+        model.load_state_dict({name: self.lies.cut(tensor, own.get(name)) for name, tensor in tensors.items()})

@@ -1,0 +1,254 @@
+"""What a run says while it works: metrics.jsonl, and progress on the console."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+
+from mambar.errors import CheckpointError
+from mambar.training.checkpoint import durable
+from mambar.training.trackers import Tracker
+
+METRICS_FORMAT: Final = 1
+_LOG = logging.getLogger("mambar.training")
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, appended; after a resume it holds nothing beyond the resumed step."""
+
+    def __init__(self, path: Path, *, trackers: Sequence[Tracker] = ()) -> None:
+        self.path = path
+        self.trackers = trackers
+        self._file: int | None = None
+
+    def begin(self, *, step: int, evaluated: int) -> None:
+        """Drops the lines after `step`, evaluations after `evaluated`, and a torn last line; opens for appending."""
+        kept = [
+            row
+            for row in read_metrics(self.path)
+            if row["step"] <= (evaluated if row["kind"] == "evaluation" else step)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        if self.path.is_symlink() or not self.path.exists() or self.path.read_text("utf-8") != text:
+            durable.publish_file(self.path, text.encode())
+        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        self._file = os.open(self.path, flags)
+
+    def append(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Adds one line; numbers that are not finite are written as null."""
+        if self._file is None:
+            return
+        plain = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        data = (json.dumps({"format_version": METRICS_FORMAT, "kind": kind, **plain}) + "\n").encode()
+        try:
+            os.write(self._file, data)
+        except OSError as error:
+            raise durable.disk_error(self.path, len(data), error) from error
+        numbers = {name: value for name, value in plain.items() if isinstance(value, int | float)}
+        for tracker in self.trackers:
+            tracker.log(int(values["step"]), {f"{kind}/{name}": float(value) for name, value in numbers.items()})
+
+    def sync(self) -> None:
+        """Makes the lines so far durable; called before a checkpoint that refers to them."""
+        if self._file is None:
+            return
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise durable.disk_error(self.path, 0, error) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        for tracker in self.trackers:
+            tracker.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a torn last line is left out, a newer format raises CheckpointError."""
+    try:
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            version, _ = row["format_version"], (row["kind"], row["step"])
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines) - 1:
+                _LOG.warning("%s: line %d is damaged and left out.", path, number + 1)
+            continue
+        if not isinstance(version, int) or version > METRICS_FORMAT:
+            raise CheckpointError(
+                f"{path} has format_version {version}; this version reads up to {METRICS_FORMAT}: update mambar."
+            )
+        rows.append(row)
+    return rows
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Shows how far a run is."""
+
+    def begin(self, title: str, *, steps: int, done: int) -> None:
+        """A stage of `steps` steps starts, `done` of them are behind it."""
+        ...
+
+    def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
+        """A step is done; `images` is what this run processed in it."""
+        ...
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        ...
+
+    def end(self) -> None:
+        """The stage is over, in whatever way."""
+        ...
+
+
+class Silent:
+    """Shows nothing: the other processes of a run, and tests."""
+
+    def begin(self, title: str, *, steps: int, done: int) -> None:
+        """Nothing."""
+
+    def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
+
+
+class Lines:
+    """Plain lines through logging, one every few seconds: for files and pipes."""
+
+    def __init__(self, *, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+        self.title = ""
+        self.steps = 0
+        self.rate = _Rate()
+
+    def begin(self, title: str, *, steps: int, done: int) -> None:
+        """Starts the clock."""
+        self.title, self.steps = title, steps
+        self.rate = _Rate()
+        self.shown = time.monotonic()
+        self.first = done
+
+    def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
+        """Logs a line if the last one is a few seconds old."""
+        self.rate.add(images)
+        now = time.monotonic()
+        if now - self.shown < self.seconds and done < self.steps:
+            return
+        self.shown = now
+        shown = "" if accuracy is None else f", accuracy {accuracy:.1%}"
+        left = _duration(self.rate.seconds_a_step() * (self.steps - done))
+        _LOG.info(
+            "%s: step %d of %d, loss %.4f%s, %.0f images/s, %s left",
+            *(self.title, done, self.steps, loss, shown, self.rate.images_a_second(), left),
+        )
+
+    def say(self, text: str) -> None:
+        """Logs the line."""
+        _LOG.info("%s: %s", self.title, text)
+
+    def end(self) -> None:
+        """Nothing is left open."""
+
+
+class Bar:
+    """A progress bar with loss, accuracy, images/s and time left: for a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            refresh_per_second=4,
+        )
+        self.rate = _Rate()
+
+    def begin(self, title: str, *, steps: int, done: int) -> None:
+        """Draws the bar."""
+        self.rate = _Rate()
+        self.title = title
+        self.bar.start()
+        self.task = self.bar.add_task(title, total=steps, completed=done, numbers="")
+
+    def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
+        """Moves the bar on."""
+        self.rate.add(images)
+        shown = "" if accuracy is None else f" · acc {accuracy:.1%}"
+        numbers = f"loss {loss:.3f}{shown} · {self.rate.images_a_second():.0f} images/s"
+        self.bar.update(self.task, completed=done, numbers=numbers)
+
+    def say(self, text: str) -> None:
+        """Prints the line above the bar."""
+        from rich.text import Text
+
+        self.bar.console.print(Text(f"{self.title}: {text}"))
+
+    def end(self) -> None:
+        """Leaves the bar as it is."""
+        with contextlib.suppress(AttributeError):
+            self.bar.stop()
+
+
+def progress(*, is_first: bool) -> Progress:
+    """A bar on a terminal, lines elsewhere, nothing for the other processes."""
+    if not is_first:
+        return Silent()
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+class _Rate:
+    """Images a second over the last minute or so."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.images = 0
+        self.steps = 0
+
+    def add(self, images: int) -> None:
+        if time.monotonic() - self.started > 60 and self.steps > 1:
+            # Forget half of the past, so that the figure follows the machine.
+            self.started += (time.monotonic() - self.started) / 2
+            self.images //= 2
+            self.steps //= 2
+        self.images += images
+        self.steps += 1
+
+    def images_a_second(self) -> float:
+        return self.images / max(time.monotonic() - self.started, 1e-9)
+
+    def seconds_a_step(self) -> float:
+        return (time.monotonic() - self.started) / max(self.steps, 1)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

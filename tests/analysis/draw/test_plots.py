@@ -1,0 +1,39 @@
+"""Charts whose words fit beside them, whatever the models are called."""
+
+import pytest
+
+from mambar.analysis.draw.plots import Sheet, draw_sheet, headline
+from mambar.analysis.figure_label import FigureLabel
+
+LABEL = FigureLabel(tensor="residual", layer="all", metric="norm", model="m", data="d", seed=0)
+
+
+def chart(names, columns):
+    def draw(axes):
+        for place, name in enumerate(names):
+            axes.plot([0, 1], [place, place + 1], label=name)
+        headline(axes, "What is shown", columns=columns)
+
+    figure = draw_sheet(Sheet(panels=[draw, draw], label=LABEL))
+    figure.draw_without_rendering()
+    return figure
+
+
+@pytest.mark.parametrize("length", [3, 12, 23, 90])
+def test_legends_end_where_their_chart_ends(length):
+    names = [f"{kind}{('mambar_tiny_patch' * 6)[: length - 2]}{kind}" for kind in "abcd"]
+    figure = chart(names, columns=2)
+    half = figure.bbox.width / 2
+    for place, axes in enumerate(figure.axes):
+        legend = axes.get_legend()
+        assert legend.get_window_extent().x1 <= half * (place + 1) + 1
+        shown = [text.get_text() for text in legend.get_texts()]
+        assert all(text[0] == name[0] and text[-1] == name[-1] for text, name in zip(shown, names, strict=True))
+        assert (shown == names) == (length <= 23)
+        # A legend that takes the width away leaves no chart.
+        assert axes.get_window_extent().width > 0.75 * half
+
+
+def test_one_line_needs_no_legend():
+    axes = chart(["alone"], columns=2).axes[0]
+    assert axes.get_legend() is None and axes.get_title(loc="left") == "What is shown"

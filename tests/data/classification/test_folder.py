@@ -1,0 +1,134 @@
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.pictures import encoded, photo
+from mambar.data.classification.folder import ImageFolder
+from mambar.data.dataset import ImageDataset
+from mambar.data.loading.images import read_image
+from mambar.errors import DataError, ImageError
+
+BOTH = {"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 2}
+
+
+def refuses(root, match, split="train", **options):
+    with pytest.raises(DataError, match=match) as caught:
+        ImageFolder(root, split, **options)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_train_and_val_are_taken_as_they_are(make_folder):
+    root = make_folder(BOTH)
+    train, val = ImageFolder(root, "train"), ImageFolder(root, "val")
+    assert isinstance(train, ImageDataset)
+    assert (len(train), len(val)) == (5, 3)
+    assert train.classes == val.classes == ("cat", "dog") and train.name == "pictures"
+    assert [train[index].label for index in range(5)] == [0, 0, 0, 1, 1]
+    assert list(val.paths) == ["cat/000.jpg", "dog/000.jpg", "dog/001.jpg"]
+    assert torch.equal(val[2].image, read_image(root / "val/dog/001.jpg"))
+
+
+@pytest.mark.parametrize("place", ["", "train/"])
+def test_without_val_a_share_of_every_class_is_held_out(place, make_folder, caplog):
+    root = make_folder({f"{place}cat": 10, f"{place}dog": 5})
+    with caplog.at_level(logging.INFO, "mambar.data"):
+        train, val = ImageFolder(root, "train"), ImageFolder(root, "val")
+    assert ("held out" in caplog.text) == bool(place)
+    assert np.bincount(val.labels).tolist() == [2, 1] and np.bincount(train.labels).tolist() == [8, 4]
+    assert len({*train.paths} | {*val.paths}) == 15
+    assert list(ImageFolder(root, "val").paths) == list(val.paths)
+    assert len(ImageFolder(root, "val", val_fraction=0.5)) == 7
+    assert list(ImageFolder(root, "val", split_seed=1).paths) != list(val.paths)
+
+
+def test_all_formats_sub_folders_and_links_are_found(tmp_path, caplog):
+    root = tmp_path / "mixed"
+    (root / "a" / "deep").mkdir(parents=True)
+    for name, kind in (("1.JPG", "JPEG"), ("2.png", "PNG"), ("deep/3.webp", "WEBP"), ("4.jpeg", "JPEG")):
+        (root / "a" / name).write_bytes(encoded(photo(8, 8), kind))
+    (root / "a" / "5.png").symlink_to(root / "a" / "2.png")
+    for other in (".hidden.png", "notes.txt", "Thumbs.db", "old.bmp", ".DS_Store"):
+        (root / "a" / other).write_bytes(b"x")
+    (root / "b").symlink_to(root / "a", target_is_directory=True)
+    (root / ".cache").mkdir()
+    (root / "readme.txt").touch()
+    with caplog.at_level(logging.WARNING, "mambar.data"):
+        train = ImageFolder(root, "train", val_fraction=0.01)
+    assert train.classes == ("a", "b")
+    both = {*train.paths} | {*ImageFolder(root, "val", val_fraction=0.01).paths}
+    names = ("1.JPG", "2.png", "4.jpeg", "5.png", "deep/3.webp")
+    assert both == {f"{label}/{name}" for label in "ab" for name in names}
+    assert "2 files" in caplog.text and "old.bmp" in caplog.text
+    assert all(train[index].image.shape == (3, 8, 8) for index in range(len(train)))
+
+
+def test_exif_is_heeded_unless_not_wanted(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in "xy":
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            (tmp_path / name / f"{number}.jpg").write_bytes(encoded(photo(8, 16), exif=exif))
+    assert ImageFolder(tmp_path, "train")[0].image.shape == (3, 16, 8)
+    assert ImageFolder(tmp_path, "train", upright=False)[0].image.shape == (3, 8, 16)
+
+
+def test_wrong_layouts_are_refused_in_one_line(make_folder, tmp_path):
+    refuses(tmp_path / "none", "does not exist")
+    (tmp_path / "empty").mkdir()
+    refuses(tmp_path / "empty", "no class sub-folders")
+    (tmp_path / "file").touch()
+    refuses(tmp_path / "file", "not a directory")
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose" / "1.jpg").write_bytes(encoded(photo(8, 8)))
+    refuses(tmp_path / "loose", "images but no class sub-folders")
+    refuses(make_folder({"a": 3, "b": 0}, "hollow"), "class 'b' in .* has no images")
+    refuses(make_folder({"a": 3, "b": 1}, "single"), "class 'b' in .* has 1 image, too few to split")
+    refuses(make_folder({"val/a": 3}, "noval"), r"val/ but no train/")
+    refuses(make_folder({"train/a": 2, "train/b": 2, "val/a": 2}, "less"), r"class 'b' is only in train/")
+    refuses(make_folder({"train/a": 2, "val/a": 2, "val/c": 2}, "more"), r"class 'c' is only in val/")
+    refuses(make_folder({"a": 3, "b": 3}, "fine"), "split='test'", split="test")
+    refuses(tmp_path / "fine", "fraction=1.5", val_fraction=1.5)
+
+
+def test_hostile_class_names_stay_on_one_line(make_folder):
+    refuses(make_folder({"ok": 2, "evil\n\x1b[2Jname": 0}), r"evil\?\?\[2Jname")
+
+
+def test_bad_images_are_replaced_in_training_and_left_to_evaluation(make_folder):
+    root = make_folder(BOTH)
+    (root / "train/cat/000.jpg").write_bytes(b"not an image")
+    (root / "val/dog/000.jpg").unlink()
+    (root / "val/dog/000.jpg").symlink_to(root / "gone.jpg")
+    train, val = ImageFolder(root, "train"), ImageFolder(root, "val")
+    assert torch.equal(train[0].image, train[1].image) and train[0].label == 0
+    assert train.damage.num_bad == 1
+    with pytest.raises(ImageError, match="link to nothing"):
+        val[1]
+
+
+def test_too_many_bad_images_end_the_run(make_folder):
+    root = make_folder({"train/a": 15, "train/b": 2, "val/a": 1, "val/b": 1}, size=(8, 8))
+    for index in range(11):
+        (root / f"train/a/{index:03d}.jpg").write_bytes(b"")
+    train = ImageFolder(root, "train")
+    with pytest.raises(DataError, match=r"11 of the 17 images in .* cannot be read"):
+        [train[index] for index in range(17)]
+
+
+def test_the_fingerprint_is_that_of_the_listing(make_folder):
+    root = make_folder(BOTH)
+    first = ImageFolder(root, "train").fingerprint()
+    assert ImageFolder(root, "train").fingerprint() == first != ImageFolder(root, "val").fingerprint()
+    (root / "train/dog/001.jpg").rename(root / "train/dog/002.jpg")
+    assert ImageFolder(root, "train").fingerprint() != first
+
+
+def test_a_folder_travels_to_other_processes(make_folder):
+    train = ImageFolder(make_folder(BOTH), "train")
+    copy = pickle.loads(pickle.dumps(train))
+    assert torch.equal(copy[4].image, train[4].image) and copy.fingerprint() == train.fingerprint()

@@ -1,0 +1,238 @@
+"""P8: nothing is overwritten by surprise. Each case also counts the bytes that changed: none."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from mambar.errors import CheckpointError, DataError, InputError, RecipeError
+from mambar.training.checkpoint.run_directory import claim, stored_recipe
+from training import faults, runs
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """The report is not what these runs are about, and takes longer than they do."""
+    monkeypatch.setattr("mambar.training.report.write_report", lambda *arguments, **named: None)
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A directory with something in it."""
+    out = tmp_path / "old"
+    out.mkdir()
+    (out / "recipe.json").write_text(runs.tiny().to_json())
+    (out / "model.safetensors").write_bytes(b"precious")
+    (out / "metrics.jsonl").write_text("{}\n")
+    return out
+
+
+def refused(out, error, match, **options):
+    before = runs.tree_hash(out)
+    with pytest.raises(error, match=match) as caught:
+        claim(out, options.pop("recipe", runs.tiny()), resume=options.pop("resume", False), **options)
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    assert runs.tree_hash(out) == before
+
+
+@pytest.mark.rel
+@pytest.mark.parametrize("change", ["a byte", "a new file", "a removed file", "another link"])
+def test_p8_the_harness_sees_every_change(old, change):
+    (old / "link").symlink_to("model.safetensors")
+    before = runs.tree_hash(old)
+    if change == "a byte":
+        (old / "model.safetensors").write_bytes(b"Precious")
+    elif change == "a new file":
+        (old / "x").touch()
+    elif change == "a removed file":
+        (old / "metrics.jsonl").unlink()
+    else:
+        (old / "link").unlink()
+        (old / "link").symlink_to("recipe.json")
+    assert runs.tree_hash(old) != before
+
+
+@pytest.mark.rel
+@pytest.mark.parametrize("name", ["x", "recipe.json", "notes.txt", ".hidden", "checkpoints/step-00000001/state.json"])
+def test_p8_an_output_that_is_not_empty_is_refused(tmp_path, name):
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("precious")
+    refused(out, InputError, "is not empty.*--resume")
+
+
+@pytest.mark.rel
+def test_p8_an_output_that_is_a_file_or_a_link_is_refused(tmp_path, old):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with pytest.raises(InputError, match="not a directory"):
+        claim(file, runs.tiny(), resume=False)
+    assert file.read_text() == "precious"
+    link = tmp_path / "link"
+    link.symlink_to(old)
+    refused(link, InputError, "links are not followed")
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="links are not followed"):
+        claim(dangling, runs.tiny(), resume=False)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.rel
+def test_p8_a_link_in_place_of_a_file_is_replaced_not_followed(tmp_path):
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    out = tmp_path / "run"
+    claim(out, runs.tiny(), resume=False).release()
+    (out / "metrics.jsonl").symlink_to(target)
+    (out / "checkpoints").mkdir()
+    (out / "checkpoints" / "last.json.tmp.1").symlink_to(target)
+    runs.here(runs.tiny(epochs=0), out, resume=True)
+    assert target.read_text() == "precious"
+    assert not (out / "metrics.jsonl").is_symlink()
+
+
+@pytest.mark.rel
+@pytest.mark.parametrize(
+    "changes, names",
+    [
+        ({"lr": 0.5}, ["stages.0.lr 0.002 → 0.5"]),
+        ({"seed": 8}, ["seed 7 → 8"]),
+        ({"drop_path": 0.3, "shards": 4}, ["stages.0.drop_path", "shards"]),
+        ({"config.dim": 32}, ["config.dim 16 → 32"]),
+        ({"data_options.limit": 40}, ["data_options.limit"]),
+        ({"precision": "fp64"}, ["precision"]),
+    ],
+)
+def test_p8_resuming_with_a_changed_recipe_lists_the_changes(old, changes, names):
+    for name in names:
+        refused(old, RecipeError, name.replace(".", r"\."), recipe=runs.tiny(**changes), resume=True)
+
+
+@pytest.mark.rel
+@pytest.mark.parametrize("changes", [{"epochs": 9}, {"save_every": 1}, {"keep_checkpoints": 5}, {"log_every": 2}])
+def test_p8_what_does_not_touch_the_past_may_change(old, changes):
+    directory = claim(old, runs.tiny(**changes), resume=True)
+    assert directory.recipe == runs.tiny(**changes) == stored_recipe(old)
+    directory.release()
+
+
+@pytest.mark.rel
+def test_p8_other_changes_must_be_named(old):
+    directory = claim(old, runs.tiny(lr=0.5), resume=True, override=["lr"])
+    assert directory.recipe.stages[0].lr == 0.5
+    directory.release()
+
+
+def test_resuming_where_there_is_no_run_is_exit_2(tmp_path):
+    with pytest.raises(InputError, match=r"holds no recipe\.json"):
+        claim(tmp_path, None, resume=True)
+    with pytest.raises(InputError, match=r"holds no recipe\.json"):
+        claim(tmp_path / "nowhere", None, resume=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_recipe_of_a_newer_version_is_refused(old):
+    plain = json.loads((old / "recipe.json").read_text())
+    (old / "recipe.json").write_text(json.dumps({**plain, "format_version": 99}))
+    refused(old, RecipeError, "format_version 99", recipe=None, resume=True)
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+def test_p8_two_runs_in_one_directory_the_second_is_refused(tmp_path):
+    out = tmp_path / "run"
+    process = runs.start(runs.tiny(), out, before=(faults.slow_steps, 0.5))
+    while not (out / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    second = runs.start(runs.tiny(), out, resume=True)
+    assert runs.finish(second) == [2]
+    assert f"another run works in {out} (process {process.pid})" in runs.error_of(out)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    # The lock ended with its process.
+    claim(out, None, resume=True).release()
+
+
+@pytest.mark.rel
+def test_p8_the_lock_is_not_left_to_loader_processes(tmp_path):
+    """The negative control: a lock that children inherit would still be held after the run was killed."""
+    fcntl = pytest.importorskip("fcntl")
+    out = tmp_path / "run"
+    directory = claim(out, runs.tiny(), resume=False)
+    child = os.fork()
+    if child == 0:
+        os.close(0)
+        time.sleep(30)
+        os._exit(0)
+    directory.release()
+    with (out / ".lock").open("r+") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_a_start_that_died_before_its_recipe_was_written_leaves_an_empty_directory(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".lock").touch()
+    (out / "recipe.json.tmp.1").touch()
+    claim(out, runs.tiny(), resume=False).release()
+    assert stored_recipe(out) == runs.tiny()
+
+
+@pytest.mark.rel
+def test_p8_a_finished_run_says_so_and_changes_nothing(tmp_path):
+    out = tmp_path / "run"
+    first = runs.here(runs.tiny(epochs=1), out)
+    before = runs.tree_hash(out)
+    again = runs.here(None, out, resume=True)
+    assert again.already_finished and again.metrics == first.metrics
+    assert runs.tree_hash(out) == before
+
+
+@pytest.mark.rel
+def test_p8_other_data_than_at_the_start_are_refused(tmp_path):
+    out = tmp_path / "run"
+    assert runs.finish(runs.start(runs.tiny(), out, before=(faults.die_at, "save", 3))) == [-signal.SIGKILL]
+    moved = runs.tiny(**{"data_options.limit": 40})
+    with pytest.raises(DataError, match="the train data differ"):
+        runs.here(moved, out, resume=True, override=["data_options.limit"])
+
+
+@pytest.mark.rel
+def test_p8_a_metric_that_is_no_number_or_ties_is_never_best(tmp_path):
+    from mambar.training.loop.context import Position
+
+    position = Position(metrics={"top1": float("nan")})
+    restored = Position()
+    restored.update(json.loads(json.dumps(position.to_dict(), allow_nan=False)))
+    assert restored.metrics["top1"] != restored.metrics["top1"] and restored.best is None
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+def test_p8_best_after_a_resume_is_still_the_best(tmp_path, unbroken):
+    """The official code resets the best score on resume, so a worse model overwrites the best."""
+    from mambar.training.checkpoint.store import CheckpointStore
+
+    out = tmp_path / "run"
+    befores = [
+        (faults.all_of, (faults.scores, 0.9, 0.5, 0.9), (faults.die_at, "last.json", 4)),
+        (faults.scores, 0.5, 0.9),
+    ]
+    assert runs.finish(runs.start(runs.tiny(), out, before=befores[0])) == [-signal.SIGKILL]
+    assert runs.finish(runs.start(runs.tiny(), out, before=befores[1], resume=True)) == [0]
+    best = CheckpointStore(out / "checkpoints").load_best()
+    # 0.9 came first at step 3; 0.5 is worse and 0.9 only ties.
+    assert (best.step, best.scalars["value"]) == (3, 0.9)
+
+
+def test_a_damaged_result_is_one_line(tmp_path):
+    out = tmp_path / "run"
+    runs.here(runs.tiny(epochs=0), out)
+    (out / "result.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"result\.json is damaged"):
+        runs.here(None, out, resume=True)

@@ -1,0 +1,106 @@
+"""P7: a signal is a wish that is granted between two steps: saved, named, resumed without a trace."""
+
+import contextlib
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from mambar.training.loop.signals import Stopped
+from training import faults, runs
+
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143}
+COUNTS = [pytest.param(1, id="few"), pytest.param(7, marks=pytest.mark.soak, id="many")]
+
+
+def wait_for(out, steps, process):
+    deadline = time.monotonic() + 120
+    while runs.steps_in(out) < steps and process.exitcode is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def check_message(out, name):
+    text = runs.error_of(out)
+    assert "\n" not in text and f"Stopped by {name} after step" in text
+    assert f"mambar train --resume {out}" in text
+
+
+@pytest.mark.rel
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", ["SIGINT", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGTERM", "SIGUSR1"))])
+def test_p7_stopped_by_a_signal_and_resumed_it_is_the_unbroken_run(tmp_path, unbroken, name, count, record_property):
+    draw = random.Random(name)
+    for number in range(count):
+        out = tmp_path / f"run-{number}"
+        log = tmp_path / f"log-{number}"
+        process = runs.start(runs.tiny(), out, before=(faults.slow_steps, 0.05), log=log)
+        wait_for(out, draw.randint(1, 7), process)
+        os.kill(process.pid, getattr(signal, name))
+        assert runs.finish(process) == [SIGNALS[name]]
+        check_message(out, name)
+        assert "Traceback" not in (log.read_text() if log.exists() else "")
+        assert (out / "checkpoints" / "last.json").exists()
+        assert runs.finish(runs.start(runs.tiny(), out, resume=True)) == [0]
+        assert runs.trace(out) == unbroken
+    record_property(name, count)
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+def test_p7_a_second_ctrl_c_does_not_harm_the_save(tmp_path, unbroken):
+    out = tmp_path / "run"
+    process = runs.start(runs.tiny(), out, before=(faults.slow_steps, 0.05))
+    wait_for(out, 3, process)
+    for _ in range(5):
+        # A run that saves at once may be gone before the last.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.01)
+    assert runs.finish(process) == [130]
+    assert runs.finish(runs.start(runs.tiny(), out, resume=True)) == [0]
+    assert runs.trace(out) == unbroken
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+def test_p7_all_processes_agree_on_the_step(tmp_path, unbroken):
+    """Only rank 1 is told; both save and stop at the same step."""
+    out = tmp_path / "run"
+    slow = (faults.slow_steps, 0.05)
+    group = runs.start_group(runs.tiny(), out, world=2, befores={0: slow, 1: slow})
+    wait_for(out, 4, group[0])
+    os.kill(group[1].pid, signal.SIGTERM)
+    assert runs.finish(*group) == [143, 143]
+    assert runs.error_of(out, 0) == runs.error_of(out, 1)
+    assert runs.finish(runs.start(runs.tiny(), out, resume=True)) == [0]
+    assert runs.trace(out) == unbroken
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+def test_p7_a_signal_during_an_evaluation_saves_before_it_and_repeats_it(tmp_path, unbroken):
+    out = tmp_path / "run"
+    process = runs.start(runs.tiny(), out, before=(faults.signal_in_evaluation, 8))
+    assert runs.finish(process) == [143]
+    rows = runs.read_rows(out)
+    assert not [row for row in rows if row["kind"] == "evaluation" and row["step"] == rows[-1]["step"]]
+    assert runs.finish(runs.start(runs.tiny(), out, resume=True)) == [0]
+    assert runs.trace(out) == unbroken
+
+
+@pytest.mark.rel
+def test_p7_the_harness_catches_a_run_that_does_not_listen(tmp_path):
+    out = tmp_path / "run"
+    process = runs.start(
+        runs.tiny(), out, before=(faults.all_of, (faults.deaf,), (faults.slow_steps, 0.05)), log=tmp_path / "log"
+    )
+    wait_for(out, 3, process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert runs.finish(process) != [143]
+
+
+def test_a_stop_says_where_and_how(tmp_path):
+    stop = Stopped("SIGUSR1", step=7, checkpoint=tmp_path / "step-00000007", out=tmp_path)
+    assert stop.step == 7 and stop.exit_code == 143 and "after step 7" in str(stop)

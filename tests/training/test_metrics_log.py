@@ -1,0 +1,66 @@
+import json
+import logging
+
+import pytest
+
+from mambar.errors import CheckpointError
+from mambar.training.metrics_log import Lines, MetricsLog, read_metrics
+
+
+def row(step, kind="training", **values):
+    return json.dumps({"format_version": 1, "kind": kind, "step": step, **values}) + "\n"
+
+
+def test_lines_come_back_and_numbers_exactly(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.begin(step=0, evaluated=0)
+    log.append("training", {"step": 1, "loss": 0.1 + 0.2, "grad_norm": float("nan")})
+    log.sync()
+    log.close()
+    [found] = read_metrics(log.path)
+    assert found["loss"] == 0.1 + 0.2 and found["grad_norm"] is None
+
+
+def test_a_resume_cuts_what_is_beyond_its_step_and_a_torn_last_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(row(1) + row(2) + row(2, "evaluation") + row(3) + row(3, "evaluation") + '{"format_ver')
+    log = MetricsLog(path)
+    log.begin(step=3, evaluated=2)
+    log.append("training", {"step": 4})
+    log.close()
+    assert [(found["kind"], found["step"]) for found in read_metrics(path)] == [
+        ("training", 1),
+        ("training", 2),
+        ("evaluation", 2),
+        ("training", 3),
+        ("training", 4),
+    ]
+
+
+def test_a_torn_line_is_tolerated_and_a_damaged_one_named(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(row(1) + "garbage\n" + row(2) + "{")
+    assert [found["step"] for found in read_metrics(path)] == [1, 2]
+    assert "line 2 is damaged" in caplog.text
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(row(1).replace('"format_version": 1', '"format_version": 9'))
+    with pytest.raises(CheckpointError, match="format_version 9"):
+        read_metrics(path)
+
+
+def test_no_file_is_no_rows(tmp_path):
+    assert read_metrics(tmp_path / "none") == []
+
+
+def test_plain_lines_say_loss_accuracy_speed_and_time_left(caplog):
+    caplog.set_level(logging.INFO)
+    lines = Lines(seconds=0.0)
+    lines.begin("digits", steps=4, done=0)
+    lines.step(1, loss=2.5, accuracy=0.25, images=32)
+    lines.say("top1 0.9")
+    lines.end()
+    assert "digits: step 1 of 4, loss 2.5000, accuracy 25.0%" in caplog.text
+    assert "images/s" in caplog.text and "left" in caplog.text and "digits: top1 0.9" in caplog.text
