@@ -14,9 +14,9 @@ from torch.nn import functional as F
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps), times a learned gain."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, embed_dim: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.weight = nn.Parameter(torch.ones(embed_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
@@ -40,33 +40,33 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 class DirectionalScan(nn.Module):
     """One direction: look at the last few tokens, decide dt, B and C, then scan."""
 
-    def __init__(self, inner: int, rank: int, state: int = 16, taps: int = 4) -> None:
+    def __init__(self, d_inner: int, dt_rank: int, d_state: int = 16, d_conv: int = 4) -> None:
         super().__init__()
-        self.rank, self.state, self.taps = rank, state, taps
-        self.conv_weight = nn.Parameter(torch.randn(inner, taps) / math.sqrt(taps))
-        self.conv_bias = nn.Parameter(torch.zeros(inner))
-        self.x_proj = nn.Linear(inner, rank + 2 * state, bias=False)
-        self.dt_proj = nn.Linear(rank, inner)
-        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, state + 1)).repeat(inner, 1))
-        self.D = nn.Parameter(torch.ones(inner))
+        self.dt_rank, self.d_state, self.d_conv = dt_rank, d_state, d_conv
+        self.conv_weight = nn.Parameter(torch.randn(d_inner, d_conv) / math.sqrt(d_conv))
+        self.conv_bias = nn.Parameter(torch.zeros(d_inner))
+        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, d_inner)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(d_inner, 1))
+        self.D = nn.Parameter(torch.ones(d_inner))
 
     def forward(self, x: Tensor) -> Tensor:
-        past = F.pad(x.transpose(1, 2), (self.taps - 1, 0))  # zeros in front: causal
+        past = F.pad(x.transpose(1, 2), (self.d_conv - 1, 0))  # zeros in front: causal
         x = F.silu(F.conv1d(past, self.conv_weight[:, None], self.conv_bias, groups=x.shape[-1])).transpose(1, 2)
-        dt, B, C = self.x_proj(x).split([self.rank, self.state, self.state], dim=-1)
+        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return selective_scan(x, F.softplus(self.dt_proj(dt)), -torch.exp(self.A_log), B, C, self.D)
 
 
 class MambaMixer(nn.Module):
     """Project in, scan both ways, gate, average, project out."""
 
-    def __init__(self, dim: int, expand: int = 2, state: int = 16, taps: int = 4) -> None:
+    def __init__(self, embed_dim: int, expand: int = 2, d_state: int = 16, d_conv: int = 4) -> None:
         super().__init__()
-        inner, rank = expand * dim, math.ceil(dim / 16)
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.forward_scan = DirectionalScan(inner, rank, state, taps)
-        self.backward_scan = DirectionalScan(inner, rank, state, taps)
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        d_inner, dt_rank = expand * embed_dim, math.ceil(embed_dim / 16)
+        self.in_proj = nn.Linear(embed_dim, 2 * d_inner, bias=False)
+        self.forward_scan = DirectionalScan(d_inner, dt_rank, d_state, d_conv)
+        self.backward_scan = DirectionalScan(d_inner, dt_rank, d_state, d_conv)
+        self.out_proj = nn.Linear(d_inner, embed_dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
@@ -78,10 +78,10 @@ class MambaMixer(nn.Module):
 class MambaBlock(nn.Module):
     """x + mixer(norm(x))."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, embed_dim: int) -> None:
         super().__init__()
-        self.norm = RMSNorm(dim)
-        self.mixer = MambaMixer(dim)
+        self.norm = RMSNorm(embed_dim)
+        self.mixer = MambaMixer(embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.mixer(self.norm(x))
@@ -92,25 +92,29 @@ class MambaR(nn.Module):
 
     def __init__(
         self,
-        image_size: int = 224,
+        img_size: int = 224,
         patch_size: int = 16,
-        dim: int = 192,
+        embed_dim: int = 192,
         depth: int = 24,
         num_registers: int = 12,
-        reduce: int = 1,
+        register_reduction: int = 1,
         num_classes: int = 1000,
     ) -> None:
         super().__init__()
-        patches = (image_size // patch_size) ** 2
-        self.patch_embed = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-        self.pos_embed = nn.Parameter(torch.randn(1, patches, dim) * 0.02)
-        self.registers = nn.Parameter(torch.randn(1, num_registers, dim) * 0.02)
-        self.register_position = nn.Parameter(torch.randn(1, num_registers, dim) * 0.02)
-        self.blocks = nn.ModuleList(MambaBlock(dim) for _ in range(depth))
-        self.norm = RMSNorm(dim)
-        features = num_registers * (dim // reduce)
-        self.reduce = nn.Linear(dim, dim // reduce, bias=False) if reduce > 1 else nn.Identity()
-        self.reduce_norm = RMSNorm(features) if reduce > 1 else nn.Identity()
+        patches = (img_size // patch_size) ** 2
+        self.patch_embed = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size)
+        self.pos_embed = nn.Parameter(torch.randn(1, patches, embed_dim) * 0.02)
+        self.registers = nn.Parameter(torch.randn(1, num_registers, embed_dim) * 0.02)
+        self.register_position = nn.Parameter(torch.randn(1, num_registers, embed_dim) * 0.02)
+        self.blocks = nn.ModuleList(MambaBlock(embed_dim) for _ in range(depth))
+        self.norm = RMSNorm(embed_dim)
+        features = num_registers * (embed_dim // register_reduction)
+        self.reduce = (
+            nn.Linear(embed_dim, embed_dim // register_reduction, bias=False)
+            if register_reduction > 1
+            else nn.Identity()
+        )
+        self.reduce_norm = RMSNorm(features) if register_reduction > 1 else nn.Identity()
         self.classifier = nn.Linear(features, num_classes)
         # Evenly: one register after each of the first n runs of P // (n+1) patches.
         run = patches // (num_registers + 1)
@@ -131,6 +135,6 @@ class MambaR(nn.Module):
 
 
 if __name__ == "__main__":
-    model = MambaR(image_size=64, dim=64, depth=2, reduce=4, num_classes=10)
+    model = MambaR(img_size=64, embed_dim=64, depth=2, register_reduction=4, num_classes=10)
     logits = model(torch.randn(2, 3, 64, 64))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, logits {tuple(logits.shape)}")

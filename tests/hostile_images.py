@@ -1,4 +1,4 @@
-"""Reads damaged and forged images in a process of its own, with little memory; run by tests/data/loading/test_images.py.
+"""Reads damaged and forged images in a process with little memory; run by tests/data/loading/test_images.py.
 
     python hostile_images.py FREE_BYTES READER FIRST COUNT FILE...
 

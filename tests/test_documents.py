@@ -35,7 +35,7 @@ RUN, IMAGES, IMAGE = "RUN", "PATH", "IMAGE"
 # Less of the same, put behind the words of the document: every word is still parsed and obeyed.
 SHORTER = {
     "train digits": ["max_steps=2"],
-    "train folder": ["epochs=1", "batch_size=4", "image_size=32", "config.depth=2"],
+    "train folder": ["epochs=1", "batch_size=4", "img_size=32", "config.depth=2"],
     "train finetune": ["epochs=1", "max_steps=2"],
     "train upernet_shapes": ["epochs=1", "max_steps=2", "data_options.val_limit=4"],
     "train upernet_shapes_vim": ["epochs=1", "max_steps=2", "data_options.val_limit=4"],
@@ -89,7 +89,7 @@ def workplace(tmp_path_factory):
             Image.fromarray(pixels.numpy()).save(place / IMAGES / name / f"{number:03d}.jpg")
     shutil.copy(place / IMAGES / "cat" / "000.jpg", place / IMAGE)
     small = recipe("folder").but(
-        epochs=1, batch_size=4, image_size=32, config={"depth": 2, "patch_size": 8, "num_registers": 4}
+        epochs=1, batch_size=4, img_size=32, config={"depth": 2, "patch_size": 8, "num_registers": 4}
     )
     mambar.run(small, data=place / IMAGES, out=place / RUN, device="cpu", workers=0)
     return place

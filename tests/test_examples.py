@@ -28,12 +28,12 @@ def test_minimal(tmp_path):
 
 @pytest.mark.slow
 def test_classify(tmp_path):
-    config = VisionMambaConfig(image_size=16, patch_size=8, dim=16, depth=1, num_registers=2, num_classes=3)
+    config = VisionMambaConfig(img_size=16, patch_size=8, embed_dim=16, depth=1, num_registers=2, num_classes=3)
     mambar.save_model(
         tmp_path / "run",
         VisionMamba(config),
         classes=["ant", "bee", "cat"],
-        preprocessing=Preprocessing(image_size=16),
+        preprocessing=Preprocessing(img_size=16),
     )
     Image.fromarray(np.zeros((20, 20, 3), dtype=np.uint8)).save(tmp_path / "image.png")
     done = run("classify.py", tmp_path / "run", tmp_path / "image.png", directory=tmp_path)

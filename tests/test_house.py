@@ -22,7 +22,7 @@ FLOORS = [
     {"models"},
     {"nn"},
     {"ops", "data"},
-    {"cache", "memory"},
+    {"cache", "memory", "deprecated"},
     {"errors", "version"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

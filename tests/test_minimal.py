@@ -34,12 +34,12 @@ def the_page():
 @pytest.mark.parametrize(("num_registers", "reduce"), [(12, 4), (3, 1), (1, 1)])
 def test_equal_to_the_package(num_registers, reduce):
     sizes = {
-        "image_size": 48,
+        "img_size": 48,
         "patch_size": 8,
-        "dim": 32,
+        "embed_dim": 32,
         "depth": 2,
         "num_registers": num_registers,
-        "reduce": reduce,
+        "register_reduction": reduce,
         "num_classes": 5,
     }
     page = the_page().MambaR(**sizes).double()

@@ -90,12 +90,12 @@ def rows_of(dataset: ImageDataset, seconds: float) -> list[tuple[str, float]]:
     check(encoded[0])
     tensors = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in encoded]
     many = len(samples)
-    small, large = Preprocessing(image_size=128), Preprocessing(image_size=224)
+    small, large = Preprocessing(img_size=128), Preprocessing(img_size=224)
     three = {"augment": "three", "jitter": 0.3}
     chains = {
         "stage 1: 128 pixels, 3-Augment, jitter 0.3": TrainTransform(preprocessing=small, **three),
         "stage 2: 224 pixels, 3-Augment, jitter 0.3": TrainTransform(preprocessing=large, **three),
-        "stage 3: 224 pixels, RandAugment": TrainTransform(preprocessing=large, augment="rand-m9-mstd0.5-inc1"),
+        "stage 3: 224 pixels, RandAugment": TrainTransform(preprocessing=large, auto_augment="rand-m9-mstd0.5-inc1"),
     }
     evaluation = EvalTransform(preprocessing=large)
     rows = [
@@ -143,10 +143,10 @@ def main() -> None:
             shards = open_dataset(Path(place) / "shards", "train")
             if not all(torch.equal(train[index].image, shards[index].image) for index in range(len(train))):
                 raise SystemExit("folder and shards differ: no figure is given")
-            chain = TrainTransform(preprocessing=Preprocessing(image_size=224), augment="three", jitter=0.3)
+            chain = TrainTransform(preprocessing=Preprocessing(img_size=224), auto_augment="three", color_jitter=0.3)
             rows.append(("whole from tar shards, stage 2", loaded(shards, chain.pixels, 32, options.seconds)))
     if options.cifar10 is not None:
-        shift = TrainTransform(preprocessing=Preprocessing(image_size=32), crop="shift", padding=4)
+        shift = TrainTransform(preprocessing=Preprocessing(img_size=32), train_crop="shift", crop_padding=4)
         rows.append(
             (
                 "CIFAR-10, 32 pixels, shift and flip",

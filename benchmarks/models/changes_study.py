@@ -131,7 +131,7 @@ def measured(run: Path, data: str, options: argparse.Namespace) -> dict[str, flo
     found = {"as trained": top1(model, images, labels)}
     for size in options.sizes:
         if size != side:
-            few = held_out_images(model, data=data, image_size=size, count=options.images)
+            few = held_out_images(model, data=data, img_size=size, count=options.images)
             found[f"{size} pixels"] = top1(model, *few)
     trained = model.registers.placement
     for placement in PLACEMENTS:

@@ -42,12 +42,12 @@ from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe, Stage
 
 SIDE = 128
-BODY = {"patch_size": 8, "dim": 128, "depth": 8}
+BODY = {"patch_size": 8, "embed_dim": 128, "depth": 8}
 BACKBONES = {
-    "Mamba-R, 12 registers": ("mambar_tiny_patch16_224", {**BODY, "num_registers": 12, "reduce": 4}),
+    "Mamba-R, 12 registers": ("mambar_tiny_patch16_224", {**BODY, "num_registers": 12, "register_reduction": 4}),
     "Vim, 1 middle register": ("vim_tiny_patch16_224", BODY),
 }
-SCENES = {"image_size": SIDE, "num_images": 20_000, "background": "mixed", "clutter": 0.3}
+SCENES = {"img_size": SIDE, "num_images": 20_000, "background": "mixed", "clutter": 0.3}
 SHARED = {
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
@@ -55,20 +55,20 @@ SHARED = {
     "keep_checkpoints": 1,
 }
 CLASSIFY = Stage(
-    image_size=SIDE,
+    img_size=SIDE,
     epochs=10,
     batch_size=128,
     lr=1e-3,
     min_lr=1e-5,
     warmup_epochs=1.0,
     weight_decay=0.05,
-    clip=1.0,
-    crop="shift",
-    padding=8,
-    drop_path=0.05,
+    clip_grad=1.0,
+    train_crop="shift",
+    crop_padding=8,
+    drop_path_rate=0.05,
 )
 SEGMENT = Stage(
-    image_size=SIDE,
+    img_size=SIDE,
     epochs=4,
     batch_size=64,
     lr=5e-4,
@@ -77,8 +77,8 @@ SEGMENT = Stage(
     schedule="linear",
     weight_decay=0.01,
     decay_groups="corrected",
-    clip=1.0,
-    drop_path=0.05,
+    clip_grad=1.0,
+    drop_path_rate=0.05,
 )
 # The share of the minutes after which each part stops training; measuring it takes some seconds more.
 ENDS = {"study_classify": 0.42, "study_frozen": 0.58, "study_fine_tuned": 0.92}
@@ -110,7 +110,7 @@ def segmenter(name: str, seed: int, backbone: Path, *, frozen: bool, smoke: bool
     stage = dataclasses.replace(SEGMENT, start_from=str(backbone))
     if frozen:
         options = {**options, "decoder": "linear", "auxiliary": 0}
-        stage = dataclasses.replace(stage, freeze_backbone=True, drop_path=0.0, epochs=2, lr=2e-3)
+        stage = dataclasses.replace(stage, freeze_backbone=True, drop_path_rate=0.0, epochs=2, lr=2e-3)
     recipe = Recipe(
         name="study_frozen" if frozen else "study_fine_tuned",
         model=model,
@@ -144,7 +144,7 @@ def finished(recipe: Recipe, out: Path, given: argparse.Namespace) -> dict[str, 
         result = run(recipe.but(max_steps=stopped.step), resume=True, **options)
     step = [row["step"] for row in read_metrics(out / "metrics.jsonl") if row["kind"] == "evaluation"][-1]
     images, stage = recipe.data_options["num_images"], recipe.stages[0]
-    epochs = step / steps_per_epoch(images, batch_size=stage.batch_size, repeats=stage.repeats)
+    epochs = step / steps_per_epoch(images, batch_size=stage.batch_size, repeats=stage.aug_repeats)
     names = MEASURED.get(recipe.name, OF_MASKS)
     return {"epochs": round(epochs, 3), **{name: result.metrics[name] for name in names}}
 

@@ -29,9 +29,9 @@ CLASSES = 150
 
 def mamba(side: int, *, smoke: bool) -> nn.Module:
     """Mamba-R Base, or its smallest relative."""
-    small = {"dim": 48, "depth": 4, "num_registers": 4} if smoke else {}
+    small = {"embed_dim": 48, "depth": 4, "num_registers": 4} if smoke else {}
     name = "mambar_tiny_patch16_224" if smoke else "mambar_base_patch16_224"
-    return create_model(name, image_size=side, num_classes=0, **small)
+    return create_model(name, img_size=side, num_classes=0, **small)
 
 
 def vit(side: int, *, smoke: bool) -> nn.Module:
@@ -114,7 +114,7 @@ def look(
 ) -> None:
     """Sliding windows over one image."""
     model.eval()
-    predict(segmenter, pixels, settings, preprocessing=Preprocessing(image_size=512), autocast=autocast)
+    predict(segmenter, pixels, settings, preprocessing=Preprocessing(img_size=512), autocast=autocast)
     model.train()
 
 

@@ -34,7 +34,7 @@ PER_GPU = 128
 GOAL = "1.9x"
 COLUMNS = ("images/s, median step", "all counted steps", "a GPU", "peak GiB", "scaling", "goal", "whole command, s")
 # A network and steps that two CPU cores finish in seconds.
-TINY = {"patch_size": 16, "dim": 16, "depth": 1, "num_registers": 2, "reduce": 2, "state": 4}
+TINY = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_registers": 2, "register_reduction": 2, "d_state": 4}
 
 
 class Failed(Exception):
@@ -58,7 +58,7 @@ def draw_one(folder: Path, sides: tuple[int, int], ids: tuple[str, ...], split: 
 
     from mambar.data.synthetic.shapes import Shapes
 
-    sample = Shapes(split=split, image_size=sides, num_images=count)[number]
+    sample = Shapes(split=split, img_size=sides, num_images=count)[number]
     own = ids[number % len(ids)]
     path = folder / split / own / f"{own}_{number}.JPEG"
     Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(path, quality=90)
@@ -234,7 +234,7 @@ def one_stage(place: Path, shards: Path, start: Path, processes: int, options: a
         *(f"device={options.device}", f"workers={options.workers}", *options.small),
     ]
     if options.smoke:
-        fields.append("stages.2.image_size=32")
+        fields.append("stages.2.img_size=32")
     if options.device == "cuda":
         fields.append("precision=bf16")
     return trained(place, f"processes-{processes}", shards, fields, processes=processes, limit=options.limit)
@@ -246,7 +246,7 @@ def three_stages(place: Path, folder: Path, processes: int, options: argparse.Na
     for stage in range(3):
         fields.append(f"stages.{stage}.max_steps={options.short}")
         if options.smoke:
-            fields += [f"stages.{stage}.image_size=32", f"stages.{stage}.batch_size={options.per_gpu * 8}"]
+            fields += [f"stages.{stage}.img_size=32", f"stages.{stage}.batch_size={options.per_gpu * 8}"]
     return trained(place, "stages", folder, fields, processes=processes, limit=options.limit)
 
 

@@ -20,7 +20,7 @@ class FakeModel(nn.Module):
 
     def __init__(self, num_layers=3, patch_size=2, num_registers=2, num_classes=3):
         super().__init__()
-        self.num_layers, self.patch_size, self.num_registers, self.dim = (
+        self.num_layers, self.patch_size, self.num_registers, self.embed_dim = (
             num_layers,
             patch_size,
             num_registers,

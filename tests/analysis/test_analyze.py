@@ -17,13 +17,13 @@ from mambar.models import VisionMamba, VisionMambaConfig
 from op_inputs import without_shape_hook
 
 OPTIONS = AnalysisOptions(gallery=1, num_images=24, batch_size=8, added_registers=2)
-SHAPES = {"image_size": 32, "num_classes": 3, "num_images": 24}
+SHAPES = {"img_size": 32, "num_classes": 3, "num_images": 24}
 
 
 def model(num_registers, seed=0, **fields):
     torch.manual_seed(seed)
     config = VisionMambaConfig(
-        image_size=32, patch_size=8, dim=16, depth=3, num_registers=num_registers, num_classes=3, **fields
+        img_size=32, patch_size=8, embed_dim=16, depth=3, num_registers=num_registers, num_classes=3, **fields
     )
     return VisionMamba(config).eval()
 
@@ -32,11 +32,11 @@ def model(num_registers, seed=0, **fields):
 def runs(tmp_path_factory):
     """Two saved models: a Mamba-R, and a Vim in which one channel writes long tokens."""
     folder = tmp_path_factory.mktemp("runs")
-    vim = model(1, placement="middle", head="first")
+    vim = model(1, placement="middle", head="token")
     with torch.no_grad():
         vim.blocks[1].mixer.out_proj.weight[:, 3] *= 3e4
-    preprocessing = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3)
-    for name, network in {"mambar": model(4, reduce=2), "vim": vim}.items():
+    preprocessing = Preprocessing(img_size=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    for name, network in {"mambar": model(4, register_reduction=2), "vim": vim}.items():
         save_model(folder / name, network, classes=("disc", "square", "triangle"), preprocessing=preprocessing)
     return folder
 
@@ -101,7 +101,7 @@ def test_planted_outliers_are_found_and_moved(shapes):
 
 @pytest.mark.slow
 def test_random_weights_are_named_in_the_report(tmp_path):
-    options = AnalysisOptions(gallery=1, num_images=2, image_size=64, added_registers=0)
+    options = AnalysisOptions(gallery=1, num_images=2, img_size=64, added_registers=0)
     files = []
     for name in ("<img src=x onerror=alert(1)>.png", "b.png"):
         files.append(tmp_path / name)
@@ -133,10 +133,10 @@ def test_unreadable_requests_write_nothing(tmp_path, runs):
 def test_subjects_by_name_file_and_timm(runs):
     by_file = open_subject(runs / "vim" / "model.safetensors")
     assert by_file.classes == ("disc", "square", "triangle") and not by_file.random_weights
-    first, second = (open_subject("vim_tiny_patch16_224", image_size=32, seed=seed) for seed in (0, 0))
+    first, second = (open_subject("vim_tiny_patch16_224", img_size=32, seed=seed) for seed in (0, 0))
     image = torch.rand(1, 3, 32, 32)
     assert first.random_weights and torch.equal(first.model(image), second.model(image))
-    timm = open_subject("timm/deit_tiny_patch16_224", image_size=32)
+    timm = open_subject("timm/deit_tiny_patch16_224", img_size=32)
     assert timm.grid == (2, 2) and timm.random_weights
     with pytest.raises(InputError, match="did you mean 'vim_tiny_patch16_224'"):
         open_subject("vim_tiny_patch16_225")
@@ -144,11 +144,11 @@ def test_subjects_by_name_file_and_timm(runs):
 
 def test_grey_models_read_colour_and_colour_models_read_grey(tmp_path):
     torch.manual_seed(0)
-    grey = VisionMamba(VisionMambaConfig(image_size=16, patch_size=8, dim=8, depth=1, in_channels=1, num_registers=1))
-    save_model(tmp_path / "grey", grey, preprocessing=Preprocessing(image_size=16, mean=(0.5,), std=(0.5,)))
+    grey = VisionMamba(VisionMambaConfig(img_size=16, patch_size=8, embed_dim=8, depth=1, in_chans=1, num_registers=1))
+    save_model(tmp_path / "grey", grey, preprocessing=Preprocessing(img_size=16, mean=(0.5,), std=(0.5,)))
     subject = open_subject(tmp_path / "grey")
     assert subject.read(torch.zeros(3, 20, 20, dtype=torch.uint8)).shape == (1, 16, 16)
-    colour = open_subject("vim_tiny_patch16_224", image_size=32)
+    colour = open_subject("vim_tiny_patch16_224", img_size=32)
     assert colour.read(torch.zeros(1, 40, 40, dtype=torch.uint8)).shape == (3, 32, 32)
 
 

@@ -10,7 +10,7 @@ from mambar.cli.main import main
 from mambar.data.transforms.classification import Preprocessing
 from mambar.models import VisionMamba, VisionMambaConfig
 
-SMALL = VisionMambaConfig(image_size=16, patch_size=8, dim=16, depth=1, num_registers=2, num_classes=3)
+SMALL = VisionMambaConfig(img_size=16, patch_size=8, embed_dim=16, depth=1, num_registers=2, num_classes=3)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def trained(tmp_path):
         tmp_path / "run",
         VisionMamba(SMALL),
         classes=["ant", "bee", "cat"],
-        preprocessing=Preprocessing(image_size=16),
+        preprocessing=Preprocessing(img_size=16),
     )
     return tmp_path / "run"
 

@@ -32,12 +32,12 @@ def test_bad_ones(assignment, message):
 
 
 def test_sizes_and_truths():
-    assert arguments.image_size("224") == 224
-    assert arguments.image_size("224x384") == (224, 384)
+    assert arguments.img_size("224") == 224
+    assert arguments.img_size("224x384") == (224, 384)
     assert arguments.truth("pretrained", "Yes") is True
     for bad in ("0", "2x", "1x2x3", "wide"):
         with pytest.raises(InputError):
-            arguments.image_size(bad)
+            arguments.img_size(bad)
     with pytest.raises(InputError, match="must be true or false"):
         arguments.truth("pretrained", "maybe")
 

@@ -31,8 +31,8 @@ def workplace(tmp_path_factory):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(place / name)
 
     torch.manual_seed(0)
-    config = VisionMambaConfig(image_size=16, patch_size=8, dim=16, depth=1, num_registers=2, num_classes=3)
-    preprocessing = Preprocessing(image_size=16)
+    config = VisionMambaConfig(img_size=16, patch_size=8, embed_dim=16, depth=1, num_registers=2, num_classes=3)
+    preprocessing = Preprocessing(img_size=16)
     mambar.save_model(place / "model", VisionMamba(config), classes=["a", "b", "c"], preprocessing=preprocessing)
     for name in ("two/a", "two/b", "split/train/a", "split/train/b"):
         for number in range(4):
@@ -90,10 +90,10 @@ CASES = {
     "train digits lr=-1": "lr",
     "train digits batch_size=0": "batch_size",
     "train digits batch_size=1.5": "batch_size",
-    "train digits image_size=0": "image_size",
-    "train digits image_size=100000000": "image_size",
+    "train digits img_size=0": "img_size",
+    "train digits img_size=100000000": "img_size",
     "train digits config.depth=0": "depth",
-    "train digits config.dim=-8": "dim",
+    "train digits config.embed_dim=-8": "dim",
     "train digits config.placement=nowhere": "placement",
     "train digits config.head=cls": "head",
     "train digits model=resnet50": "resnet50",
@@ -168,8 +168,8 @@ CASES = {
     "analyze model num_images=0 out=new": "num_images",
     "analyze model compare=nowhere out=new": "nowhere",
     "info mambar_huge": "mambar_huge",
-    "info mambar_base_patch16_224 image_size=8": "image_size",
-    "info mambar_base_patch16_224 image_size=1x2x3": "image_size",
+    "info mambar_base_patch16_224 img_size=8": "img_size",
+    "info mambar_base_patch16_224 img_size=1x2x3": "img_size",
     "recipe zzz": "mambar recipe --list",
     "recipe digits epochs=x": "epochs",
     "convert nowhere out": "nowhere",

@@ -12,8 +12,8 @@ from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.files import save_segmenter
 
-BODY = {"image_size": 32, "patch_size": 8, "dim": 16, "depth": 4, "num_registers": 2, "reduce": 2}
-SCENES = {"image_size": 32, "num_images": 8, "num_classes": 2}
+BODY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_registers": 2, "register_reduction": 2}
+SCENES = {"img_size": 32, "num_images": 8, "num_classes": 2}
 OPTIONS = [f"data_options.{name}={value}" for name, value in SCENES.items()]
 
 
@@ -29,7 +29,7 @@ def segmenter(tmp_path):
     scenes = open_segmentation("shapes", "val", **SCENES)
     model = Segmenter(VisionMamba(VisionMambaConfig(**BODY, num_classes=0)), num_classes=3, channels=8)
     model.classes, model.palette = scenes.classes, scenes.palette
-    model.preprocessing = Preprocessing(image_size=32)
+    model.preprocessing = Preprocessing(img_size=32)
     save_segmenter(tmp_path / "run", model, name="tiny", inference=Inference(crop=32, stride=32), force=False)
     return tmp_path / "run"
 
@@ -62,7 +62,7 @@ def test_a_classifier_takes_the_options_of_data(tmp_path, capsys):
     scenes = open_segmentation("shapes", "val", **SCENES)
     names = scenes.classes[1:]
     model = VisionMamba(VisionMambaConfig(**BODY, num_classes=2))
-    save_model(tmp_path / "run", model, name="tiny", classes=names, preprocessing=Preprocessing(image_size=32))
+    save_model(tmp_path / "run", model, name="tiny", classes=names, preprocessing=Preprocessing(img_size=32))
     code, out, _ = evaluate(capsys, tmp_path / "run", "data=shapes", *OPTIONS, "device=cpu", "--json")
     assert code == 0 and set(json.loads(out)["per_class"]) == set(names)
     code, _, err = evaluate(capsys, tmp_path / "run", "data=shapes", "flip=true", "device=cpu")

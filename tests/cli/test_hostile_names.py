@@ -74,7 +74,7 @@ def run(*arguments) -> tuple[str, str]:
     return out.getvalue(), error.getvalue()
 
 
-SMALL = ("image_size=16", "config.depth=1", "batch_size=4", "max_steps=2", "eval_every=1", "workers=0", "device=cpu")
+SMALL = ("img_size=16", "config.depth=1", "batch_size=4", "max_steps=2", "eval_every=1", "workers=0", "device=cpu")
 
 
 def walk(place: Path, names) -> dict[str, str]:
@@ -83,7 +83,7 @@ def walk(place: Path, names) -> dict[str, str]:
     image = next(path for path in sorted(data.rglob("*.png")))
     printed = {}
     printed["train"] = "".join(
-        run("train", "folder", f"data={data}", f"out={place / 'run'}", *SMALL, "track=tensorboard")
+        run("train", "folder", f"data={data}", f"out={place / 'run'}", *SMALL, "trackers=tensorboard")
     )
     printed["evaluate"] = "".join(run("evaluate", place / "run"))
     printed["predict"] = "".join(run("predict", place / "run", image, f"top={len(names)}"))

@@ -121,7 +121,7 @@ def test_every_verb_has_help(mambar_command, verb):
         (("train", "--resume", "no/where"), "recipe.json"),
         (("train", "folder", "data=no/where"), "no/where"),
         (("info", "mambar_huge"), "There is no model 'mambar_huge'"),
-        (("info", "mambar_base_patch16_224", "image_size=8"), "holds no patch"),
+        (("info", "mambar_base_patch16_224", "img_size=8"), "holds no patch"),
         (("evaluate", "no/where/at/all"), "There is no model at"),
         (("convert", "no.pth", "out"), "There is no file no.pth"),
         (("predict", "run"), ""),
@@ -168,7 +168,7 @@ def test_predict_refuses_what_is_no_image(mambar_command, trained, tmp_path):
 def test_info(mambar_command, trained):
     code, out, _ = mambar_command("info", "mambar_base_patch16_224", "--json")
     assert code == 0 and json.loads(out)["complexity"]["parameters"] == 99_301_096
-    code, out, _ = mambar_command("info", trained, "image_size=32x16")
+    code, out, _ = mambar_command("info", trained, "img_size=32x16")
     assert code == 0 and "4 x 2" in out
     code, out, _ = mambar_command("info")
     assert code == 0 and len(out.splitlines()) == 7
@@ -177,7 +177,7 @@ def test_info(mambar_command, trained):
 def test_convert_there_and_back(mambar_command, trained, tmp_path):
     code, out, _ = mambar_command("convert", "--official", trained, tmp_path / "released.safetensors")
     assert code == 0, out
-    code, _, err = mambar_command("convert", tmp_path / "released.safetensors", tmp_path / "back", "image_size=16")
+    code, _, err = mambar_command("convert", tmp_path / "released.safetensors", tmp_path / "back", "img_size=16")
     assert code == 0, err
     ours, back = mambar.load(trained).state_dict(), mambar.load(tmp_path / "back").state_dict()
     assert all(torch.equal(ours[name], back[name]) for name in ours)

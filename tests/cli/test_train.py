@@ -15,10 +15,10 @@ from training.runs import steps_in
 TINY = Recipe(
     name="tiny",
     model="mambar_tiny_patch16_224",
-    config={"patch_size": 4, "dim": 16, "depth": 1, "num_registers": 2, "reduce": 2, "state": 4},
+    config={"patch_size": 4, "embed_dim": 16, "depth": 1, "num_registers": 2, "register_reduction": 2, "d_state": 4},
     data="digits",
     data_options={"limit": 20},
-    stages=(Stage(image_size=8, epochs=1, batch_size=10, crop="center"),),
+    stages=(Stage(img_size=8, epochs=1, batch_size=10, train_crop="center"),),
 )
 
 
@@ -74,8 +74,16 @@ def test_a_resumed_run_changes_only_what_is_named(mambar_command, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.soak)])
 def test_p7_a_signal_reaches_the_processes_and_the_run_goes_on_where_it_was(tmp_path, name, code):
-    fields = ["precision=fp32", "shards=2", "save_every=1000", "log_every=1", "epochs=3", "batch_size=64", "workers=0"]
-    fields += ["image_size=8", "config.dim=16", "config.depth=2", "data_options.limit=1000", "seed=1"]
+    fields = [
+        "precision=fp32",
+        "num_shards=2",
+        "save_every=1000",
+        "log_every=1",
+        "epochs=3",
+        "batch_size=64",
+        "workers=0",
+    ]
+    fields += ["img_size=8", "config.embed_dim=16", "config.depth=2", "data_options.limit=1000", "seed=1"]
 
     def start(*arguments):
         command = [sys.executable, "-m", "mambar", "train", *map(str, arguments)]

@@ -11,7 +11,7 @@ LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(np.array)
 
 
 def test_a_subset_is_a_dataset():
-    whole = Shapes(image_size=8, num_images=10)
+    whole = Shapes(img_size=8, num_images=10)
     part = Subset(whole, [7, 3], name="two")
     assert isinstance(part, ImageDataset)
     assert len(part) == 2 and part.classes == whole.classes
@@ -22,7 +22,7 @@ def test_a_subset_is_a_dataset():
 @pytest.mark.parametrize("indices", [[-1], [10], [0, 11]])
 def test_a_subset_stays_inside(indices):
     with pytest.raises(DataError, match="use 0 to 9"):
-        Subset(Shapes(image_size=8, num_images=10), indices, name="x")
+        Subset(Shapes(img_size=8, num_images=10), indices, name="x")
 
 
 @given(LABELS, st.floats(0.05, 0.95), st.integers(0, 10))

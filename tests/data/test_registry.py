@@ -22,7 +22,7 @@ def refuses(data, match, split="train", **options):
 
 def test_names_open_what_is_built_in():
     assert isinstance(open_dataset("digits", "val"), Digits)
-    shapes = open_dataset("shapes", "val", image_size=32, num_images=50)
+    shapes = open_dataset("shapes", "val", img_size=32, num_images=50)
     assert isinstance(shapes, Shapes) and shapes.split == "val" and len(shapes) == 50
 
 
@@ -52,25 +52,25 @@ def test_errors_say_what_to_do(tmp_path):
     (tmp_path / "empty").mkdir()
     refuses(tmp_path / "empty", "no class sub-folders")
     refuses("digits", "split='test'", split="test")
-    refuses("digits", r"has no option 'image_size'; it takes limit, val_limit, canvas\.", image_size=3)
-    refuses("shapes", "no option 'imagesize'; did you mean image_size", imagesize=3)
-    refuses("shapes", "no option 'split_seed'; it takes image_size", split_seed=3)
-    refuses("shapes", "cannot be opened with image_size='big'", image_size="big")
+    refuses("digits", r"has no option 'img_size'; it takes limit, val_limit, canvas\.", img_size=3)
+    refuses("shapes", "no option 'imagesize'; did you mean img_size", imagesize=3)
+    refuses("shapes", "no option 'split_seed'; it takes img_size", split_seed=3)
+    refuses("shapes", "cannot be opened with img_size='big'", img_size="big")
     refuses("shapes", "limit=0", limit=0)
     refuses("cifar10", "CIFAR-10 is not complete", root=tmp_path)
 
 
 def test_a_limit_keeps_the_same_few():
-    whole = open_dataset("shapes", "train", num_images=100, image_size=8)
-    part = open_dataset("shapes", "train", limit=30, num_images=100, image_size=8)
+    whole = open_dataset("shapes", "train", num_images=100, img_size=8)
+    part = open_dataset("shapes", "train", limit=30, num_images=100, img_size=8)
     assert isinstance(part, Subset) and isinstance(part, ImageDataset)
     assert len(part) == 30 and part.classes == whole.classes and part.name == "shapes"
-    assert part.fingerprint() == open_dataset("shapes", "train", limit=30, num_images=100, image_size=8).fingerprint()
-    assert len(open_dataset("shapes", "train", limit=1000, num_images=100, image_size=8)) == 100
+    assert part.fingerprint() == open_dataset("shapes", "train", limit=30, num_images=100, img_size=8).fingerprint()
+    assert len(open_dataset("shapes", "train", limit=1000, num_images=100, img_size=8)) == 100
 
 
 def test_a_limit_of_its_own_for_val():
-    options = {"num_images": 100, "image_size": 8, "val_limit": 20}
+    options = {"num_images": 100, "img_size": 8, "val_limit": 20}
     assert len(open_dataset("shapes", "train", **options)) == 100
     assert len(open_dataset("shapes", "val", **options)) == 20
     assert len(open_dataset("shapes", "val", limit=30, **options)) == 20
@@ -82,7 +82,7 @@ def test_a_limit_of_its_own_for_val():
 def test_a_limit_that_is_no_count_is_refused_by_its_name(name, count):
     for split in ("train", "val"):
         with pytest.raises(DataError, match=f"^{name}={count!r} is not a count"):
-            open_dataset("shapes", split, num_images=10, image_size=8, **{name: count})
+            open_dataset("shapes", split, num_images=10, img_size=8, **{name: count})
 
 
 def test_a_limit_written_wrongly_is_guessed():

@@ -17,7 +17,9 @@ from mambar.models import VisionMamba, VisionMambaConfig
 # Nothing can be traced through the shape-checking hook (`make shapes`).
 pytestmark = pytest.mark.skipif(bool(os.environ.get("MAMBAR_SHAPES")), reason="the shape-checking hook is in the way")
 
-TINY = VisionMambaConfig(image_size=(16, 24), patch_size=8, dim=8, depth=1, num_registers=2, num_classes=8, state=4)
+TINY = VisionMambaConfig(
+    img_size=(16, 24), patch_size=8, embed_dim=8, depth=1, num_registers=2, num_classes=8, d_state=4
+)
 
 
 def tiny() -> VisionMamba:

@@ -21,7 +21,14 @@ onnx = pytest.importorskip("onnx")
 pytestmark = pytest.mark.skipif(bool(os.environ.get("MAMBAR_SHAPES")), reason="the shape-checking hook is in the way")
 
 SMALL = VisionMambaConfig(
-    image_size=(32, 48), patch_size=8, dim=16, depth=2, num_registers=3, reduce=2, num_classes=10, state=4
+    img_size=(32, 48),
+    patch_size=8,
+    embed_dim=16,
+    depth=2,
+    num_registers=3,
+    register_reduction=2,
+    num_classes=10,
+    d_state=4,
 )
 
 
@@ -35,7 +42,7 @@ def trained_looking(config=SMALL) -> VisionMamba:
                 parameter.mul_(1.5)
         model.head.classifier.weight.mul_(20)
     model.classes = tuple(f"class {index}" for index in range(config.num_classes))
-    model.preprocessing = Preprocessing(image_size=config.image_size, crop=0.9)
+    model.preprocessing = Preprocessing(img_size=config.img_size, crop_pct=0.9)
     return model.eval()
 
 
@@ -103,14 +110,14 @@ def test_the_model_is_left_as_it_was():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"placement": "middle", "head": "first", "num_registers": 1, "reduce": 1},
+        {"placement": "middle", "head": "token", "num_registers": 1, "register_reduction": 1},
         *(
             pytest.param(fields, marks=pytest.mark.slow)
             for fields in (
-                {"placement": "begin", "head": "mean", "bias": True},
-                {"placement": "end", "head": "patches", "average": False},
-                {"placement": "spread", "head": "none", "conv_bias": False, "num_registers": 5},
-                {"num_classes": 0, "in_channels": 1},
+                {"placement": "begin", "head": "register_mean", "bias": True},
+                {"placement": "end", "head": "avg", "average": False},
+                {"placement": "spread", "head": "avg_all", "conv_bias": False, "num_registers": 5},
+                {"num_classes": 0, "in_chans": 1},
                 {"num_registers": 30},
                 {"head": "widened", "num_registers": 1},
             )
@@ -123,9 +130,9 @@ def test_every_kind_of_model_is_traced_right(fields):
     torch.manual_seed(0)
     model = VisionMamba(SMALL.but(depth=1, **fields)).eval()
     twin = onnx_export.traceable_twin(model, mixer=onnx_export.ScanMixer, any_size=True)
-    graph = onnx_export.traced(twin, model.config.in_channels, (32, 48), patch=8).module(check_guards=False)
+    graph = onnx_export.traced(twin, model.config.in_chans, (32, 48), patch=8).module(check_guards=False)
     for size in ((32, 48), (40, 16), (16, 16)):
-        images = torch.randn(2, model.config.in_channels, *size)
+        images = torch.randn(2, model.config.in_chans, *size)
         with torch.no_grad():
             torch.testing.assert_close(graph(images), model(images), rtol=1e-5, atol=1e-5)
 
@@ -174,7 +181,7 @@ def test_nothing_is_overwritten_by_surprise(exported, tmp_path):
     model, path, _ = exported
     with pytest.raises(InputError, match="exists already"):
         export_onnx(model, path)
-    for wrong, words in (({"scan": "magic"}, "loop or doubling"), ({"image_size": 33}, "multiple of the patch")):
+    for wrong, words in (({"scan": "magic"}, "loop or doubling"), ({"img_size": 33}, "multiple of the patch")):
         with pytest.raises(InputError, match=words):
             export_onnx(model, tmp_path / "new.onnx", **wrong)
 

@@ -24,7 +24,9 @@ pytest.importorskip("onnxruntime")
 # Nothing can be traced through the shape-checking hook (`make shapes`).
 pytestmark = pytest.mark.skipif(bool(os.environ.get("MAMBAR_SHAPES")), reason="the shape-checking hook is in the way")
 
-SMALL = VisionMambaConfig(image_size=(24, 32), patch_size=8, dim=16, depth=1, num_registers=2, num_classes=4, state=4)
+SMALL = VisionMambaConfig(
+    img_size=(24, 32), patch_size=8, embed_dim=16, depth=1, num_registers=2, num_classes=4, d_state=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def exported(tmp_path_factory):
     with torch.no_grad():
         model.head.classifier.weight.mul_(50)
     model.classes = ("ant", "bee", "<c>", "日本")
-    model.preprocessing = Preprocessing(image_size=(24, 32), crop=0.9, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    model.preprocessing = Preprocessing(img_size=(24, 32), crop_pct=0.9, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     export_onnx(model, directory / "model.onnx", check=False)
     return model, directory / "model.onnx"
 
@@ -137,12 +139,12 @@ def changed(path, target, **entries):
     "entries",
     [
         {"none": True},
-        {"format_version": 2},
+        {"format_version": 3},
         {"classes": 3},
-        {"preprocessing": {"image_size": 10**9}},
-        {"preprocessing": {"image_size": [24]}},
-        {"preprocessing": {"crop": 1e-9}},
-        {"preprocessing": {"crop": float("nan")}},
+        {"preprocessing": {"img_size": 10**9}},
+        {"preprocessing": {"img_size": [24]}},
+        {"preprocessing": {"crop_pct": 1e-9}},
+        {"preprocessing": {"crop_pct": float("nan")}},
         {"preprocessing": {"interpolation": "magic"}},
         {"preprocessing": {"std": [0, 0, 0]}},
         {"preprocessing": {"mean": []}},

@@ -5,7 +5,7 @@ import torch
 from mambar.export import parity
 from mambar.models import VisionMamba, VisionMambaConfig
 
-TINY = VisionMambaConfig(image_size=16, patch_size=8, dim=8, depth=1, num_registers=2, num_classes=8, state=4)
+TINY = VisionMambaConfig(img_size=16, patch_size=8, embed_dim=8, depth=1, num_registers=2, num_classes=8, d_state=4)
 
 
 def report(change, *, tolerance=1e-5, tmp_path, count=20, **options):

@@ -10,13 +10,13 @@ from mambar.data import Preprocessing
 from mambar.hub.card import NOT_RUN, escaped, model_card
 from mambar.models import VisionMamba, VisionMambaConfig
 
-TINY = VisionMambaConfig(image_size=16, patch_size=8, dim=8, depth=1, num_registers=2, num_classes=3, state=4)
+TINY = VisionMambaConfig(img_size=16, patch_size=8, embed_dim=8, depth=1, num_registers=2, num_classes=3, d_state=4)
 
 
 def tiny(classes=("ant", "bee", "cat")) -> VisionMamba:
     torch.manual_seed(0)
     model = VisionMamba(TINY)
-    model.classes, model.preprocessing = classes, Preprocessing(image_size=16, crop=0.875)
+    model.classes, model.preprocessing = classes, Preprocessing(img_size=16, crop_pct=0.875)
     return model
 
 

@@ -17,7 +17,7 @@ def released(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_there_and_back(case):
     state = released(case)
-    config = infer_config(state, image_size=tuple(case.config["img_size"]))
+    config = infer_config(state, img_size=tuple(case.config["img_size"]))
     source = source_of(state)
     back = to_official(convert_checkpoint(state, source=source, config=config), source=source, config=config)
     assert set(back) == set(state)
@@ -26,18 +26,18 @@ def test_there_and_back(case):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_everything_is_inferred(case):
-    config = infer_config(released(case), image_size=tuple(case.config["img_size"]))
+    config = infer_config(released(case), img_size=tuple(case.config["img_size"]))
     expected = case.config
     names = {
         "patch_size": "patch_size",
-        "in_channels": "in_chans",
-        "dim": "embed_dim",
+        "in_chans": "in_chans",
+        "embed_dim": "embed_dim",
         "depth": "depth",
         "num_registers": "num_registers",
-        "reduce": "reduce",
+        "register_reduction": "reduce",
         "num_classes": "num_classes",
-        "state": "d_state",
-        "taps": "d_conv",
+        "d_state": "d_state",
+        "d_conv": "d_conv",
         "expand": "expand",
         "dt_rank": "dt_rank",
     }
@@ -48,7 +48,7 @@ def test_everything_is_inferred(case):
 def test_a_grid_that_does_not_match_raises():
     state = released(golden_cases.cases("mambar_model")[0])
     with pytest.raises(CheckpointMismatch, match="position table has"):
-        infer_config(state, image_size=(4, 4 * 99))
+        infer_config(state, img_size=(4, 4 * 99))
     state["pos_embed"] = state["pos_embed"][:, :-1]
     with pytest.raises(CheckpointMismatch, match="no square grid"):
         infer_config(state)
@@ -56,7 +56,7 @@ def test_a_grid_that_does_not_match_raises():
 
 def test_keys_of_both_sides_are_named():
     state = released(CASES[0])
-    config = infer_config(state, image_size=tuple(CASES[0].config["img_size"]))
+    config = infer_config(state, img_size=tuple(CASES[0].config["img_size"]))
     state["surplus"] = state.pop("norm_f.weight")
     with pytest.raises(CheckpointMismatch, match=r"missing norm_f\.weight; unexpected surplus"):
         convert_checkpoint(state, source="mamba-reg", config=config)
@@ -65,14 +65,14 @@ def test_keys_of_both_sides_are_named():
 @pytest.mark.wrong_shapes
 def test_an_unknown_source_is_named():
     state = released(CASES[0])
-    config = infer_config(state, image_size=tuple(CASES[0].config["img_size"]))
+    config = infer_config(state, img_size=tuple(CASES[0].config["img_size"]))
     with pytest.raises(InputError, match="choose 'mamba-reg' or 'vim'"):
         convert_checkpoint(state, source="vit", config=config)
 
 
 def test_a_wrong_shape_is_named():
     state = released(CASES[0])
-    config = infer_config(state, image_size=tuple(CASES[0].config["img_size"]))
+    config = infer_config(state, img_size=tuple(CASES[0].config["img_size"]))
     state["layers.0.mixer.D_b"] = state["layers.0.mixer.D_b"][:-1]
     with pytest.raises(CheckpointMismatch, match=r"layers\.0\.mixer\.D_b has shape"):
         convert_checkpoint(state, source="mamba-reg", config=config)

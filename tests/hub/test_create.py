@@ -18,8 +18,8 @@ def test_names():
 
 
 def test_fields_change_a_variant():
-    model = mambar.create_model("mambar_tiny_patch16_224", image_size=64, num_classes=7, depth=2, placement="spread")
-    assert model.config.image_size == 64 and model.registers.placement == "spread"
+    model = mambar.create_model("mambar_tiny_patch16_224", img_size=64, num_classes=7, depth=2, placement="spread")
+    assert model.config.img_size == 64 and model.registers.placement == "spread"
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 7)
 
 
@@ -36,7 +36,7 @@ def test_wrong_names():
 def released(tmp_path, monkeypatch):
     """A small stand-in of a released file where the hub's cache would have it."""
     monkeypatch.setenv("MAMBAR_CACHE", str(tmp_path / "cache"))
-    config = VARIANTS["mambar_small_patch16_224"].but(dim=16, depth=1, image_size=32, num_classes=10)
+    config = VARIANTS["mambar_small_patch16_224"].but(dim=16, depth=1, img_size=32, num_classes=10)
     model = VisionMamba(config)
     path = tmp_path / "hub" / "snapshots" / "a1b2c3" / "mambar_small_patch16_224.pth"
     path.parent.mkdir(parents=True)
@@ -53,7 +53,7 @@ def test_pretrained(released, caplog):
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(loaded.eval()(images), model.eval()(images))
     assert "carry no licence" in caplog.text
-    larger = mambar.create_model("mambar_small_patch16_224", pretrained=True, image_size=48, num_classes=3)
+    larger = mambar.create_model("mambar_small_patch16_224", pretrained=True, img_size=48, num_classes=3)
     assert larger.pos_embed.weight.shape[1] == 9
     assert torch.equal(larger.registers.embedding, model.registers.embedding)
 

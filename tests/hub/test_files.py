@@ -13,13 +13,13 @@ from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputE
 from mambar.hub.files import CONFIG, WEIGHTS, write_atomically
 from mambar.models import VisionMamba, VisionMambaConfig
 
-SMALL = VisionMambaConfig(image_size=16, patch_size=8, dim=16, depth=1, num_registers=2, num_classes=3)
+SMALL = VisionMambaConfig(img_size=16, patch_size=8, embed_dim=16, depth=1, num_registers=2, num_classes=3)
 
 
 @pytest.fixture
 def saved(tmp_path):
     model = VisionMamba(SMALL).eval()
-    preprocessing = Preprocessing(image_size=16, crop=0.9, mean=(0.5,) * 3, std=(0.25,) * 3)
+    preprocessing = Preprocessing(img_size=16, crop_pct=0.9, mean=(0.5,) * 3, std=(0.25,) * 3)
     mambar.save_model(tmp_path / "run", model, classes=["ant", "bee", "<c>"], preprocessing=preprocessing)
     return model, tmp_path / "run"
 
@@ -30,7 +30,7 @@ def test_a_model_comes_back_with_names_and_preprocessing(saved):
     images = torch.randn(1, 3, 16, 16)
     assert torch.equal(loaded(images), model(images))
     assert loaded.classes == ("ant", "bee", "<c>")
-    assert loaded.preprocessing.crop == 0.9 and loaded.config == SMALL
+    assert loaded.preprocessing.crop_pct == 0.9 and loaded.config == SMALL
     assert not loaded.training
     assert torch.equal(mambar.load(directory / WEIGHTS)(images), model(images))
 
@@ -136,7 +136,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypat
 
 
 def test_a_class_name_that_is_no_text_comes_back(tmp_path):
-    config = VisionMambaConfig(image_size=16, patch_size=8, dim=8, depth=1, num_registers=2, num_classes=2, state=4)
+    config = VisionMambaConfig(
+        img_size=16, patch_size=8, embed_dim=8, depth=1, num_registers=2, num_classes=2, d_state=4
+    )
     # What Python makes of a folder called by the byte E9.
     classes = ["caf\udce9", "naïve 猫"]
     mambar.save_model(tmp_path / "run", VisionMamba(config), classes=classes)

@@ -31,7 +31,7 @@ from mambar.models import VisionMamba, VisionMambaConfig
 
 pytestmark = pytest.mark.rel
 
-SMALL = VisionMambaConfig(image_size=16, patch_size=8, dim=8, depth=1, num_registers=2, num_classes=3, state=4)
+SMALL = VisionMambaConfig(img_size=16, patch_size=8, embed_dim=8, depth=1, num_registers=2, num_classes=3, d_state=4)
 MEGABYTE = 1 << 20
 
 
@@ -359,18 +359,18 @@ def test_pickles_of_other_things_are_refused(tmp_path, content):
 
 
 HUGE = 10**400
-COUNTS = ("dim", "depth", "image_size", "state", "num_classes", "num_registers")
+COUNTS = ("dim", "depth", "img_size", "state", "num_classes", "num_registers")
 NO_COUNT = (10**9, HUGE, -1, 0, 2.5, "8", None, [], {}, True)
 NO_RATE = (float("nan"), float("inf"), "0", None, 1, -1, HUGE)
 NO_KEY = ("", "x" * 1000, None, 3, ["registers"])
-NO_PREPROCESSING = (None, 3, [], {}, {"image_size": 10**9}, {"image_size": "x"}, {"mean": []})
+NO_PREPROCESSING = (None, 3, [], {}, {"img_size": 10**9}, {"img_size": "x"}, {"mean": []})
 DESCRIPTIONS = [
     *({"config": {field: value}} for field in COUNTS for value in NO_COUNT),
     *({"config": {field: value}} for field in ("drop_path", "norm_eps", "dropout") for value in NO_RATE),
     *({"config": {field: value}} for field in ("head", "placement") for value in NO_KEY),
     {"config": {"unknown": 1}},
-    {"config": {"image_size": [16, 16, 16]}},
-    {"config": {"image_size": [10**6, 10**6]}},
+    {"config": {"img_size": [16, 16, 16]}},
+    {"config": {"img_size": [10**6, 10**6]}},
     *({"preprocessing": value} for value in NO_PREPROCESSING),
     *({"preprocessing": {"std": value}} for value in ([0, 0, 0], [float("nan")] * 3, "abc", None, [1])),
     *({"classes": value} for value in ("abc", 3, {"a": 1}, ["a", "b"], ["a", "b", 3], [["a"], "b", "c"])),
@@ -391,7 +391,7 @@ def test_nonsense_in_a_description_is_one_line(run_directory, change):
     assert kind != "unexpected", message
 
 
-@pytest.mark.parametrize("fields", [{"image_size": 10**9}, {"crop": 1e-9}], ids=str)
+@pytest.mark.parametrize("fields", [{"img_size": 10**9}, {"crop": 1e-9}], ids=str)
 def test_a_description_that_would_blow_up_every_image_is_refused(run_directory, fields):
     content = json.loads((run_directory / CONFIG).read_text())
     content["mambar"]["preprocessing"] |= fields

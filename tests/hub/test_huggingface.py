@@ -14,7 +14,7 @@ from mambar.hub import huggingface as hf  # noqa: E402
 from mambar.models import VisionMamba, VisionMambaConfig  # noqa: E402
 
 TINY = VisionMambaConfig(
-    image_size=32, patch_size=8, dim=16, depth=4, num_registers=3, reduce=2, num_classes=5, state=4
+    img_size=32, patch_size=8, embed_dim=16, depth=4, num_registers=3, register_reduction=2, num_classes=5, d_state=4
 )
 
 
@@ -25,7 +25,7 @@ def model() -> VisionMamba:
     with torch.no_grad():
         model.head.classifier.weight.mul_(30)
     model.classes = ("ant", "bee", "cat", "dog", "<e>")
-    model.preprocessing = Preprocessing(image_size=32, crop=0.9, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    model.preprocessing = Preprocessing(img_size=32, crop_pct=0.9, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     return model
 
 
@@ -83,7 +83,7 @@ def test_hidden_size_and_its_like_are_named_as_everywhere(directory):
     config = transformers.AutoConfig.from_pretrained(directory)
     assert isinstance(config, hf.MambarConfig)
     assert (config.hidden_size, config.num_hidden_layers, config.num_channels) == (16, 4, 3)
-    assert hf.MambarConfig(hidden_size=24, num_labels=7).model_config().dim == 24
+    assert hf.MambarConfig(hidden_size=24, num_labels=7).model_config().embed_dim == 24
     assert hf.MambarConfig().model_config() == VisionMambaConfig()
     with pytest.raises(InputError, match="placement"):
         hf.MambarModel(hf.MambarConfig(placement="nowhere", depth=1))

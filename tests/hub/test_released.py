@@ -21,7 +21,7 @@ def released(case):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_logits_of_any_released_model(case):
-    model = mambar.load_official(released(case), image_size=tuple(case.config["img_size"])).double().eval()
+    model = mambar.load_official(released(case), img_size=tuple(case.config["img_size"])).double().eval()
     with torch.no_grad():
         golden_cases.assert_near(model(case["input"].double()), case["logits"], 1e-10)
 
@@ -36,7 +36,7 @@ def test_files(tmp_path, wrap, suffix):
     else:
         # The released files pickle an argparse.Namespace beside the weights.
         torch.save({"model": state, "args": argparse.Namespace(lr=1e-3)} if wrap == "model" else state, path)
-    model = mambar.load_official(path, image_size=tuple(case.config["img_size"]))
+    model = mambar.load_official(path, img_size=tuple(case.config["img_size"]))
     assert torch.equal(model.registers.embedding, state["cls_token"])
 
 
@@ -86,4 +86,4 @@ def test_missing_keys():
     state = released(CASES[0])
     del state["norm_f.weight"]
     with pytest.raises(CheckpointMismatch, match=r"missing norm_f\.weight"):
-        mambar.load_official(state, image_size=tuple(CASES[0].config["img_size"]))
+        mambar.load_official(state, img_size=tuple(CASES[0].config["img_size"]))

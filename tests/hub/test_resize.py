@@ -17,9 +17,9 @@ def test_golden_start_of_fine_tuning(case):
     old = infer_config(ckpt)
     new = case.config["new"]
     config = old.but(
-        image_size=new["grid"] * old.patch_size,
+        img_size=new["grid"] * old.patch_size,
         num_registers=new["n"],
-        reduce=new["r"],
+        register_reduction=new["r"],
         num_classes=new["classes"],
     )
     model = VisionMamba(config).double().eval()
@@ -38,7 +38,7 @@ def test_golden_start_of_fine_tuning(case):
 
 
 def test_another_body_is_refused():
-    small = VisionMambaConfig(image_size=32, patch_size=8, dim=32, depth=2, num_registers=2, num_classes=3)
+    small = VisionMambaConfig(img_size=32, patch_size=8, embed_dim=32, depth=2, num_registers=2, num_classes=3)
     model = VisionMamba(small.but(dim=48))
     with pytest.raises(CheckpointMismatch, match="the model needs"):
         transfer(model, VisionMamba(small).state_dict(), small)

@@ -21,7 +21,9 @@ from mambar.hub import convert_checkpoint, files, timm_register, to_official, we
 from mambar.models import VARIANTS, VisionMamba, VisionMambaConfig
 
 NAMES = sorted(VARIANTS)
-TINY = VisionMambaConfig(image_size=32, patch_size=8, dim=32, depth=3, num_registers=3, reduce=2, num_classes=5)
+TINY = VisionMambaConfig(
+    img_size=32, patch_size=8, embed_dim=32, depth=3, num_registers=3, register_reduction=2, num_classes=5
+)
 # A full-size Large holds 1.4 GB; two blocks and a small image show the same properties of every size.
 SHORT = {"depth": 2, "img_size": 64}
 
@@ -30,7 +32,7 @@ SHORT = {"depth": 2, "img_size": 64}
 def run_directory(tmp_path):
     torch.manual_seed(3)
     model = VisionMamba(TINY)
-    preprocessing = Preprocessing(image_size=32, crop=0.875, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    preprocessing = Preprocessing(img_size=32, crop_pct=0.875, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     files.save_model(tmp_path / "run", model, classes=list("abcde"), preprocessing=preprocessing)
     return tmp_path / "run", model.eval()
 
@@ -116,7 +118,7 @@ def test_timms_symbolic_tracing(name):
 @pytest.mark.skipif(bool(os.environ.get("MAMBAR_SHAPES")), reason="nothing is traced through the shape-checking hook")
 def test_timms_features_by_symbolic_tracing():
     """test_model_forward_features_fx: any block's stream, patches and registers in sequence order."""
-    fields = {"dim": 32, "depth": 4, "patch_size": 8, "img_size": 32, "num_registers": 3, "reduce": 2}
+    fields = {"embed_dim": 32, "depth": 4, "patch_size": 8, "img_size": 32, "num_registers": 3, "register_reduction": 2}
     model = timm.create_model("vision_mamba", **fields).eval()
     images = torch.randn(2, 3, 32, 40)
     streams = FeatureGraphNet(model, (0, 2))(images)
@@ -149,7 +151,7 @@ def test_full_size_forward_at_224(name):
 @pytest.mark.parametrize("indices", [(0,), (0, 2), (-1,), (1, -1), 2])
 @pytest.mark.parametrize("norm", [False, True])
 def test_any_features_and_no_idle_parameter(indices, norm):
-    fields = {"dim": 32, "depth": 4, "patch_size": 8, "img_size": 32, "num_registers": 3, "reduce": 2}
+    fields = {"embed_dim": 32, "depth": 4, "patch_size": 8, "img_size": 32, "num_registers": 3, "register_reduction": 2}
     torch.manual_seed(0)
     model = timm.create_model(
         "vision_mamba", features_only=True, out_indices=indices, feature_cfg={"norm": norm}, **fields
@@ -170,10 +172,10 @@ def test_names_of_timm_and_ours_build_the_same_model():
         "mambar_tiny_patch16_224", img_size=(64, 96), in_chans=1, drop_path_rate=0.1, drop_rate=0.2, depth=2
     )
     ours = timm.create_model(
-        "mambar_tiny_patch16_224", image_size=(64, 96), in_channels=1, drop_path=0.1, head_dropout=0.2, depth=2
+        "mambar_tiny_patch16_224", img_size=(64, 96), in_chans=1, drop_path_rate=0.1, drop_rate=0.2, depth=2
     )
-    assert theirs.config == ours.config and theirs.config.image_size == (64, 96) and theirs.config.in_channels == 1
-    assert timm.create_model("mambar_tiny_patch16_224", depth=1, global_pool="avg").config.head == "patches"
+    assert theirs.config == ours.config and theirs.config.img_size == (64, 96) and theirs.config.in_chans == 1
+    assert timm.create_model("mambar_tiny_patch16_224", depth=1, global_pool="avg").config.head == "avg"
     for wrong in ({"global_pool": ""}, {"num_heads": 3}):
         with pytest.raises(InputError):
             timm.create_model("mambar_tiny_patch16_224", depth=1, **wrong)
@@ -272,7 +274,7 @@ def test_timms_saved_model_comes_back_after_a_change_of_size(run_directory, tmp_
     timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
     images = torch.randn(1, 3, 24, 40)
-    assert torch.equal(again(images), model(images)) and again.config.image_size == (24, 40)
+    assert torch.equal(again(images), model(images)) and again.config.img_size == (24, 40)
 
 
 def test_a_damaged_run_directory_is_refused(run_directory):

@@ -26,15 +26,15 @@ def test_multiply_adds(name):
     "fields",
     [
         {},
-        {"head": "patches", "num_registers": 0},
-        {"num_classes": 0, "reduce": 4},
+        {"head": "avg", "num_registers": 0},
+        {"num_classes": 0, "register_reduction": 4},
         {"num_registers": 1, "placement": "middle", "head": "widened"},
-        {"bias": True, "conv_bias": False, "taps": 3, "state": 8, "expand": 3, "dt_rank": 5},
-        {"image_size": (40, 24), "in_channels": 1, "head": "mean"},
+        {"bias": True, "conv_bias": False, "d_conv": 3, "d_state": 8, "expand": 3, "dt_rank": 5},
+        {"img_size": (40, 24), "in_chans": 1, "head": "register_mean"},
     ],
 )
 def test_parameters_equal_a_built_model(fields):
-    config = VisionMambaConfig(**{"image_size": 32, "patch_size": 8, "dim": 48, "depth": 2} | fields)
+    config = VisionMambaConfig(**{"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2} | fields)
     with torch.device("meta"):
         built = VisionMamba(config)
     assert complexity(config).parameters == sum(p.numel() for p in built.parameters())

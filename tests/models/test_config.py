@@ -17,13 +17,13 @@ def ours(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name):
     sizes, config = PUBLISHED[name]["config"], variant(ours(name))
-    assert (config.dim, config.depth, config.inner, config.rank) == tuple(
+    assert (config.embed_dim, config.depth, config.d_inner, config.effective_dt_rank) == tuple(
         sizes[key] for key in ("embed_dim", "depth", "d_inner", "dt_rank")
     )
-    assert (config.num_registers, config.reduce) == (sizes["num_registers"], sizes["reduce"])
+    assert (config.num_registers, config.register_reduction) == (sizes["num_registers"], sizes["reduce"])
     assert complexity(config).parameters == PUBLISHED[name]["num_parameters"]
     for size, count in PUBLISHED[name]["num_parameters_by_input_size"].items():
-        assert complexity(config.but(image_size=int(size))).parameters == count
+        assert complexity(config.but(img_size=int(size))).parameters == count
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -39,7 +39,7 @@ def test_all_variants_are_in_the_manifest():
 
 
 def test_round_trip_and_but():
-    config = variant("mambar_base_patch16_224").but(image_size=(224, 384), head="patches")
+    config = variant("mambar_base_patch16_224").but(img_size=(224, 384), head="avg")
     assert VisionMambaConfig.from_dict(config.to_dict()) == config
     assert config.grid == (14, 24)
 
@@ -47,13 +47,13 @@ def test_round_trip_and_but():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dim": 0}, "dim=0 must be a whole number of at least 1"),
+        ({"embed_dim": 0}, "dim=0 must be a whole number of at least 1"),
         pytest.param({"depth": 2.5}, "depth=2.5 must be a whole number", marks=pytest.mark.wrong_shapes),
-        ({"drop_path": 1.0}, "drop_path=1.0 must be at least 0 and below 1"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and below 1"),
         ({"placement": "even"}, "choose one of evenly"),
         ({"head": "cls"}, "choose one of registers"),
-        ({"image_size": 8}, "image_size=8 holds no patch of 16 pixels"),
-        ({"reduce": 5}, "reduce=5 must divide dim=192"),
+        ({"img_size": 8}, "img_size=8 holds no patch of 16 pixels"),
+        ({"register_reduction": 5}, "reduce=5 must divide dim=192"),
     ],
 )
 def test_bad_values(fields, message):

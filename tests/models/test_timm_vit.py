@@ -22,7 +22,7 @@ PREFIX = {
 
 def small(name, **fields):
     torch.manual_seed(0)
-    return create_timm_vit(name, image_size=56 if "14" in name else 64, num_classes=7, **{**SMALL, **fields}).eval()
+    return create_timm_vit(name, img_size=56 if "14" in name else 64, num_classes=7, **{**SMALL, **fields}).eval()
 
 
 def images(model, rows=4, cols=4):
@@ -35,7 +35,7 @@ def images(model, rows=4, cols=4):
 def test_tokens_are_the_streams_of_the_blocks(name):
     model = small(name)
     assert isinstance(model, TokenModel)
-    assert (model.num_layers, model.dim, model.num_registers, model.num_classes) == (3, 48, PREFIX[name], 7)
+    assert (model.num_layers, model.embed_dim, model.num_registers, model.num_classes) == (3, 48, PREFIX[name], 7)
     seen = {}
     for index, block in enumerate(model.model.blocks):
         block.register_forward_hook(lambda _, given, out, index=index: seen.update({index: (given[0], out)}))
@@ -79,7 +79,7 @@ def test_layers_in_the_order_asked_and_no_further():
 
 def test_preprocessing_is_timms():
     seen = small("vit_small_patch14_reg4_dinov2").preprocessing
-    assert (seen.image_size, seen.crop, seen.interpolation) == (56, 1.0, "bicubic")
+    assert (seen.img_size, seen.crop_pct, seen.interpolation) == (56, 1.0, "bicubic")
 
 
 @pytest.mark.wrong_shapes

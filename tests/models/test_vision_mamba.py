@@ -16,7 +16,14 @@ SEEN = {torch.float64: 1e-10, torch.float32: 2e-5}
 GRADIENT = {torch.float64: 1e-10, torch.float32: 1e-4}
 CASES = golden_cases.cases("mambar_model") + golden_cases.cases("vim_model") + golden_cases.cases("drop_path")
 SMALL = VisionMambaConfig(
-    image_size=32, patch_size=8, dim=32, depth=3, num_registers=3, reduce=2, num_classes=5, drop_path=0.2
+    img_size=32,
+    patch_size=8,
+    embed_dim=32,
+    depth=3,
+    num_registers=3,
+    register_reduction=2,
+    num_classes=5,
+    drop_path_rate=0.2,
 )
 
 
@@ -24,8 +31,8 @@ def golden_model(case, dtype):
     """The model of a golden case, its released state dict and where that came from."""
     released = {name.removeprefix("param/"): case[name] for name in case.tensors if name.startswith("param/")}
     height, width = case.config["img_size"]
-    config = infer_config(released, image_size=(height, width)).but(
-        drop_path=case.config.get("drop_path_rate", 0.0), norm_eps=case.config["norm_eps"]
+    config = infer_config(released, img_size=(height, width)).but(
+        drop_path_rate=case.config.get("drop_path_rate", 0.0), norm_eps=case.config["norm_eps"]
     )
     model = VisionMamba(config).to(dtype).eval()
     source = source_of(released)
@@ -104,7 +111,7 @@ def rejoin(model, tokens):
 
 
 def test_drop_path_rates_rise_linearly():
-    rates = drop_path_rates(variant("mambar_small_patch16_224").but(drop_path=0.1))
+    rates = drop_path_rates(variant("mambar_small_patch16_224").but(drop_path_rate=0.1))
     stored = golden_cases.manifest()["models"]["mambar_small_patch16_224"]["drop_path"]
     # The released code reads a block's rate where the next block starts, and the last one at the final norm.
     expected = [*stored["on_block_input"][1:], stored["on_final"]]
@@ -130,7 +137,7 @@ def test_an_image_of_wrong_shape_is_refused():
 @pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(dtype):
     """float32 takes the kernels where there are some, float64 the plain loop."""
-    model = VisionMamba(SMALL.but(drop_path=0.0)).to(dtype).train()
+    model = VisionMamba(SMALL.but(drop_path_rate=0.0)).to(dtype).train()
     images = torch.randn(2, 3, 32, 32, dtype=dtype)
     found = []
     for enable in (False, True):
@@ -220,7 +227,7 @@ def test_whoever_stands_in_a_blocks_place_is_called(watch):
 
 def test_every_parameter_gets_a_gradient():
     for head in HEADS:
-        model = VisionMamba(SMALL.but(head=head, drop_path=0.0))
+        model = VisionMamba(SMALL.but(head=head, drop_path_rate=0.0))
         model(torch.randn(2, 3, 32, 32)).square().sum().backward()
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
@@ -251,7 +258,7 @@ def test_reset_classifier():
     assert model.num_classes == model.config.num_classes == 11
     model.reset_classifier(0)
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, model.head_hidden_size)
-    model.reset_classifier(4, global_pool="patches")
+    model.reset_classifier(4, global_pool="avg")
     assert model.head_hidden_size == model.num_features == 32 and model.get_classifier().out_features == 4
 
 

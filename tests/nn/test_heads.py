@@ -23,9 +23,9 @@ def test_widths(name):
 
 
 def test_values_by_hand():
-    torch.testing.assert_close(head("mean")(TOKENS), TOKENS.registers.mean(1))
-    torch.testing.assert_close(head("first")(TOKENS), TOKENS.registers[:, 0])
-    torch.testing.assert_close(head("patches")(TOKENS), TOKENS.patches.mean(1))
+    torch.testing.assert_close(head("register_mean")(TOKENS), TOKENS.registers.mean(1))
+    torch.testing.assert_close(head("token")(TOKENS), TOKENS.registers[:, 0])
+    torch.testing.assert_close(head("avg")(TOKENS), TOKENS.patches.mean(1))
     torch.testing.assert_close(head("registers", reduce=1)(TOKENS), TOKENS.registers.reshape(2, 32))
     module = head("registers", reduce=2)
     reduced = torch.cat([module.read_out.reduce(TOKENS.registers[:, i]) for i in range(4)], dim=1)

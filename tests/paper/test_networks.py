@@ -18,12 +18,12 @@ def test_budgets_need_their_data(tmp_path):
         base_recipe(context(tmp_path, budget="small"))
     with pytest.raises(InputError, match="budget=full needs data=PATH of ImageNet"):
         base_recipe(context(tmp_path, budget="full"))
-    assert base_recipe(context(tmp_path, budget="full", data="/data")).stages[0].image_size == 128
+    assert base_recipe(context(tmp_path, budget="full", data="/data")).stages[0].img_size == 128
 
 
 def test_small_has_as_many_tokens_as_the_paper_and_more(tmp_path):
     recipe = base_recipe(context(tmp_path, budget="small", data="/data"))
-    config = variant(recipe.model).but(**recipe.config, image_size=recipe.stages[0].image_size)
+    config = variant(recipe.model).but(**recipe.config, img_size=recipe.stages[0].img_size)
     rows, cols = config.grid
     assert rows * cols == 256
 

@@ -25,7 +25,7 @@ def test_figures_and_tables_share_their_runs(context):
 def test_same_body_but_for_the_registers(context):
     vim, registers = (cell.recipe for cell in pair_cells(context))
     differing = vim.differences(registers)
-    assert set(differing) == {"config.num_registers", "config.placement", "config.head", "config.reduce"}
+    assert set(differing) == {"config.num_registers", "config.placement", "config.head", "config.register_reduction"}
 
 
 def test_unfinished_networks_are_said(context):

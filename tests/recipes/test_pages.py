@@ -10,7 +10,7 @@ from mambar.training.recipe import Recipe
 
 # REFERENCE: the published stages of Base (official README and code), typed once more here.
 PUBLISHED = {
-    "image_size": (128, 224, 224),
+    "img_size": (128, 224, 224),
     "epochs": (300, 100, 20),
     "batch_size": (1024, 1024, 512),
     "peak_lr": (1e-3, 4e-4, 1e-5),
@@ -18,18 +18,18 @@ PUBLISHED = {
     "warmup_epochs": (5, 5, 5),
     "warmup_lr": (1e-6, 1e-6, 1e-6),
     "weight_decay": (0.05, 0.05, 0.1),
-    "drop_path": (0.1, 0.4, 0.4),
+    "drop_path_rate": (0.1, 0.4, 0.4),
     "augment": ("three", "three", "rand-m9-mstd0.5-inc1"),
     "jitter": (0.3, 0.3, 0.0),
     "scale": ((0.08, 1.0),) * 3,
     "repeats": (3, 3, 1),
     "mixup": (0.8,) * 3,
     "cutmix": (1.0,) * 3,
-    "mix_prob": (1.0,) * 3,
-    "switch_prob": (0.5,) * 3,
+    "mixup_prob": (1.0,) * 3,
+    "mixup_switch_prob": (0.5,) * 3,
     "smoothing": (0.0, 0.0, 0.1),
     "erasing": (0.0,) * 3,
-    "eval_crop": (0.875, 0.875, 1.0),
+    "crop_pct": (0.875, 0.875, 1.0),
     "betas": ((0.9, 0.999),) * 3,
     "eps": (1e-8,) * 3,
     "clip": (None,) * 3,
@@ -61,7 +61,7 @@ def test_the_model_of_a_page_exists_and_takes_its_fields(name):
     if found.model == "same":
         return
     for stage in found.stages:
-        VARIANTS[found.model].but(image_size=stage.image_size, drop_path=stage.drop_path, **found.config)
+        VARIANTS[found.model].but(img_size=stage.img_size, drop_path_rate=stage.drop_path_rate, **found.config)
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name.startswith(("mambar_", "vim_"))])
@@ -99,6 +99,6 @@ def test_a_page_cannot_explain_what_the_recipe_does_not_have():
 def test_the_twin_of_digits_differs_in_its_registers_only():
     one, twin = recipe("digits"), recipe("digits_vim")
     changed = set(one.differences(twin))
-    assert changed == {"name", "model", "config.num_registers", "config.reduce"}
+    assert changed == {"name", "model", "config.num_registers", "config.register_reduction"}
     vim = VARIANTS[twin.model].but(**twin.config)
-    assert (vim.num_registers, vim.placement, vim.head) == (1, "middle", "first")
+    assert (vim.num_registers, vim.placement, vim.head) == (1, "middle", "token")

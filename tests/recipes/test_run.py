@@ -21,9 +21,16 @@ from mambar.training.metrics_log import read_metrics
 
 IDS = ("n01440764", "n01443537", "n01484850")
 SHORT = [
-    *("config.dim=32", "config.depth=2", "config.patch_size=8", "config.state=4"),
-    *("config.num_registers=3", "config.reduce=2", "shards=2", "log_every=1", "precision=fp32", "workers=1"),
-    *("stages.0.image_size=32", "stages.1.image_size=48", "stages.2.image_size=48"),
+    *("config.embed_dim=32", "config.depth=2", "config.patch_size=8", "config.d_state=4"),
+    *(
+        "config.num_registers=3",
+        "config.register_reduction=2",
+        "num_shards=2",
+        "log_every=1",
+        "precision=fp32",
+        "workers=1",
+    ),
+    *("stages.0.img_size=32", "stages.1.img_size=48", "stages.2.img_size=48"),
     *(f"stages.{stage}.{field}" for stage in range(3) for field in ("epochs=1", "warmup_epochs=0.5", "batch_size=24")),
 ]
 # What a clock and the machine decide.
@@ -35,7 +42,7 @@ def sources(tmp_path_factory):
     """72 training and 23 validation images of the shapes, laid out as ImageNet is, and the same as tar shards."""
     root = tmp_path_factory.mktemp("imagenet")
     for split, count in (("train", 72), ("val", 23)):
-        shapes = Shapes(split=split, image_size=56, num_images=count, num_classes=3)
+        shapes = Shapes(split=split, img_size=56, num_images=count, num_classes=3)
         for index in range(count):
             sample = shapes[index]
             folder = root / "folder" / split / IDS[sample.label]
@@ -109,16 +116,23 @@ def start(tmp_path_factory):
     """A trained model's directory: two blocks, 32 pixels, the three classes of `sources`' ids and one more."""
     directory = tmp_path_factory.mktemp("start") / "model"
     config = VisionMambaConfig(
-        image_size=32, patch_size=8, dim=16, depth=2, num_registers=2, reduce=2, state=4, num_classes=4
+        img_size=32,
+        patch_size=8,
+        embed_dim=16,
+        depth=2,
+        num_registers=2,
+        register_reduction=2,
+        d_state=4,
+        num_classes=4,
     )
     torch.manual_seed(3)
-    save_model(directory, VisionMamba(config), classes=["a", "b", "c", "d"], preprocessing=Preprocessing(image_size=32))
+    save_model(directory, VisionMamba(config), classes=["a", "b", "c", "d"], preprocessing=Preprocessing(img_size=32))
     return directory
 
 
 def tuned(name, start, sources, out, *changes, source=None):
     """(weights before, weights after two steps) of a recipe that starts from `start`."""
-    changes = ["batch_size=24", "max_steps=2", "warmup_epochs=0", "shards=1", "precision=fp32", *changes]
+    changes = ["batch_size=24", "max_steps=2", "warmup_epochs=0", "num_shards=1", "precision=fp32", *changes]
     recipe = recipe_named(name).with_text([f"start_from={start}", *changes])
     run(recipe, data=sources / "folder", out=out, device="cpu", workers=0)
     return load_file((source or start) / "model.safetensors"), load_file(out / "model.safetensors")
@@ -135,7 +149,7 @@ def test_finetuning_starts_from_a_checkpoint_and_may_leave_the_backbone_alone(
     tmp_path, sources, start, no_report, frozen
 ):
     before, after = tuned(
-        "finetune", start, sources, tmp_path / "run", "image_size=32", f"freeze_backbone={frozen}", "lr=1e-2"
+        "finetune", start, sources, tmp_path / "run", "img_size=32", f"freeze_backbone={frozen}", "lr=1e-2"
     )
     # A head for the data's three classes, not the model's four.
     assert (before["head.classifier.weight"].shape, after["head.classifier.weight"].shape) == ((4, 16), (3, 16))
@@ -147,7 +161,7 @@ def test_finetuning_starts_from_a_checkpoint_and_may_leave_the_backbone_alone(
 @pytest.mark.slow
 def test_layer_decay_moves_the_first_layers_least(tmp_path, sources, start, no_report):
     before, after = tuned(
-        *("finetune", start, sources, tmp_path / "run", "image_size=32", "layer_decay=0.1", "lr=1e-3"),
+        *("finetune", start, sources, tmp_path / "run", "img_size=32", "layer_decay=0.1", "lr=1e-3"),
         *("weight_decay=0", "min_lr=1e-3"),
     )
     # AdamW's first steps have the length of the learning rate, whatever the gradient.
@@ -160,7 +174,7 @@ def test_layer_decay_moves_the_first_layers_least(tmp_path, sources, start, no_r
 
 @pytest.mark.slow
 def test_a_larger_size_resizes_positions(tmp_path, sources, start, no_report):
-    before, after = tuned("finetune_384", start, sources, tmp_path / "run", "image_size=48", "lr=1e-6", "min_lr=1e-6")
+    before, after = tuned("finetune_384", start, sources, tmp_path / "run", "img_size=48", "lr=1e-6", "min_lr=1e-6")
     assert (before["pos_embed.weight"].shape, after["pos_embed.weight"].shape) == ((1, 16, 16), (1, 36, 16))
     assert before["registers.position"].shape == after["registers.position"].shape
     assert float((before["blocks.0.mixer.in_proj.weight"] - after["blocks.0.mixer.in_proj.weight"]).abs().max()) < 1e-5
@@ -170,9 +184,21 @@ def test_a_larger_size_resizes_positions(tmp_path, sources, start, no_report):
 def test_a_later_stage_can_begin_alone(tmp_path, sources, start, no_report):
     recipe = recipe_named("mambar_base").with_text(
         [
-            *("stage=2", f"stages.2.start_from={start}", "stages.2.max_steps=2", "stages.2.batch_size=24", "shards=1"),
-            *("config.dim=16", "config.depth=2", "config.patch_size=8", "config.state=4", "config.num_registers=2"),
-            *("config.reduce=2", "stages.2.image_size=48", "precision=fp32"),
+            *(
+                "stage=2",
+                f"stages.2.start_from={start}",
+                "stages.2.max_steps=2",
+                "stages.2.batch_size=24",
+                "num_shards=1",
+            ),
+            *(
+                "config.embed_dim=16",
+                "config.depth=2",
+                "config.patch_size=8",
+                "config.d_state=4",
+                "config.num_registers=2",
+            ),
+            *("config.register_reduction=2", "stages.2.img_size=48", "precision=fp32"),
         ]
     )
     assert [stage.name for stage in recipe.stages] == ["finetune"]
@@ -185,10 +211,10 @@ def test_a_later_stage_can_begin_alone(tmp_path, sources, start, no_report):
 
 @pytest.mark.slow
 def test_a_stage_can_begin_at_a_checkpoint_of_another_run(tmp_path, sources, start, no_report):
-    options = ["image_size=32", "lr=1e-3"]
+    options = ["img_size=32", "lr=1e-3"]
     tuned("finetune", start, sources, tmp_path / "first", *options)
     (checkpoint,) = (tmp_path / "first" / "checkpoints").glob("step-00000002")
-    still = ["lr=1e-12", "min_lr=0", "warmup_lr=0", "weight_decay=0", "image_size=32", "max_steps=1"]
+    still = ["lr=1e-12", "min_lr=0", "warmup_lr=0", "weight_decay=0", "img_size=32", "max_steps=1"]
     _, after = tuned("finetune", checkpoint, sources, tmp_path / "second", *still, source=start)
     expected = load_file(tmp_path / "first" / "model.safetensors")
     assert all(torch.allclose(expected[name], after[name], atol=1e-9, rtol=0) for name in expected)

@@ -29,8 +29,8 @@ def test_published_values_of_ade20k(name, peak, drop_path, layers):
     chosen = recipe(name)
     (stage,) = chosen.stages
     assert (stage.batch_size, stage.max_steps, stage.warmup_steps) == (16, 160_000, 1_500)
-    assert (stage.peak_lr, stage.weight_decay, stage.drop_path) == (peak, 0.01, drop_path)
-    assert (stage.schedule, stage.decay_groups, stage.layer_decay, stage.image_size) == ("linear", "corrected", 1, 512)
+    assert (stage.peak_lr, stage.weight_decay, stage.drop_path_rate) == (peak, 0.01, drop_path)
+    assert (stage.schedule, stage.decay_groups, stage.layer_decay, stage.img_size) == ("linear", "corrected", 1, 512)
     options = SegmentationOptions.of(chosen.task_options)
     assert (options.channels, options.auxiliary, options.auxiliary_weight) == (512, 256, 0.4)
     assert (options.resize, options.ratio, options.most_of_one) == ((2048, 512), (0.5, 2.0), 0.75)

@@ -13,7 +13,7 @@ class PatchModel(nn.Module):
 
     def __init__(self, dim=16, patch_size=8, depth=4, num_registers=2):
         super().__init__()
-        self.dim, self.patch_size, self.num_layers = dim, patch_size, depth
+        self.embed_dim, self.patch_size, self.num_layers = dim, patch_size, depth
         self.num_registers = num_registers
         self.patch_embed = nn.Conv2d(3, dim, patch_size, patch_size)
         self.blocks = nn.ModuleList(nn.Linear(dim, dim) for _ in range(depth))
@@ -50,6 +50,14 @@ def tiny_mamba():
     torch.manual_seed(0)
     return VisionMamba(
         VisionMambaConfig(
-            image_size=32, patch_size=8, dim=16, depth=4, num_registers=3, reduce=2, num_classes=5, state=4, dt_rank=2
+            img_size=32,
+            patch_size=8,
+            embed_dim=16,
+            depth=4,
+            num_registers=3,
+            register_reduction=2,
+            num_classes=5,
+            d_state=4,
+            dt_rank=2,
         )
     )

@@ -12,7 +12,7 @@ from mambar.errors import DataError
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.evaluation import evaluate
 
-SETTINGS = {"preprocessing": Preprocessing(image_size=16), "classes": ("a", "b", "c")}
+SETTINGS = {"preprocessing": Preprocessing(img_size=16), "classes": ("a", "b", "c")}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mambar.segmentation import Inference, Segmenter, is_segmenter, load_segment
 def model(tiny_mamba):
     model = Segmenter(tiny_mamba, num_classes=2, channels=8, broadcast=True)
     model.classes, model.palette = ("a", "b"), ((1, 2, 3), (4, 5, 6))
-    model.preprocessing = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    model.preprocessing = Preprocessing(img_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     return model.eval()
 
 
@@ -70,11 +70,11 @@ def test_damaged_weights_are_refused(saved):
         {"segmenter": {"channels": 10**6}},
         {"segmenter": {"chanels": 8}},
         {"segmenter": None},
-        {"backbone": {"dim": 10**6}},
+        {"backbone": {"embed_dim": 10**6}},
         {"classes": ["a"]},
         {"palette": [[1, 2, 3], [4, 5, 600]]},
         {"palette": [[1, 2], [4, 5]]},
-        {"preprocessing": {"image_size": "x"}},
+        {"preprocessing": {"img_size": "x"}},
         {"inference": {"stride": 10**9}},
         {"weights": None},
         {"kind": "classifier"},

@@ -14,7 +14,7 @@ from mambar.segmentation import Inference, Segmenter, predict, probabilities
 from mambar.segmentation import inference as room
 from mambar.segmentation.inference import window_starts
 
-PREPROCESSING = Preprocessing(image_size=32)
+PREPROCESSING = Preprocessing(img_size=32)
 
 
 @pytest.fixture
@@ -172,9 +172,9 @@ def peak():
     # Of this program alone: getrusage also remembers the process that started it.
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
-config = VisionMambaConfig(image_size=512, dim=16, depth=1, num_registers=2, reduce=2, state=4, num_classes=0)
+config = VisionMambaConfig(img_size=512, dim=16, depth=1, num_registers=2, reduce=2, state=4, num_classes=0)
 model = Segmenter(VisionMamba(config), num_classes=150, channels=8).eval()
-settings, preprocessing = Inference(crop=512, stride=341, batch=1), Preprocessing(image_size=512)
+settings, preprocessing = Inference(crop=512, stride=341, batch=1), Preprocessing(img_size=512)
 predict(model, torch.zeros(3, 512, 512, dtype=torch.uint8), settings, preprocessing=preprocessing)
 before = peak()
 labels, _ = predict(model, torch.zeros(3, {side}, 4000, dtype=torch.uint8), settings, preprocessing=preprocessing)

@@ -34,7 +34,7 @@ def run(tiny_mamba, tmp_path):
     val = Stacked(open_segmentation(root, "val"))
     model = Segmenter(tiny_mamba, num_classes=len(NAMES), channels=8).eval()
     model.classes, model.palette = val.classes, val.dataset.palette
-    model.preprocessing = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    model.preprocessing = Preprocessing(img_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     inference = Inference(crop=32, stride=32)
     counted = None
     for index in range(len(val)):

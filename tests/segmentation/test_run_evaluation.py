@@ -9,7 +9,7 @@ from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.files import save_segmenter
 from mambar.segmentation.run_evaluation import evaluate_run
 
-SCENES = {"image_size": 32, "num_images": 8, "val_limit": 4, "num_classes": 2}
+SCENES = {"img_size": 32, "num_images": 8, "val_limit": 4, "num_classes": 2}
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def run(tiny_mamba, tmp_path):
     scenes = open_segmentation("shapes", "val", **SCENES)
     model = Segmenter(tiny_mamba, num_classes=3, channels=8)
     model.classes, model.palette = scenes.classes, scenes.palette
-    model.preprocessing = Preprocessing(image_size=32)
+    model.preprocessing = Preprocessing(img_size=32)
     save_segmenter(tmp_path, model, name="tiny", inference=Inference(crop=32, stride=32), force=False)
     return tmp_path
 

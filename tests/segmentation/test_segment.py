@@ -17,7 +17,7 @@ from mambar.segmentation import Inference, Segmenter, segment
 def model(backbone):
     model = Segmenter(backbone, num_classes=3, channels=8)
     model.classes, model.palette = ("sky", "road", "tree"), ((0, 0, 255), (90, 90, 90), (0, 128, 0))
-    model.preprocessing = Preprocessing(image_size=32)
+    model.preprocessing = Preprocessing(img_size=32)
     return model
 
 

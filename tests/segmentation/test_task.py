@@ -47,27 +47,34 @@ def tiny(data, **changes):
         model="mambar_tiny_patch16_224",
         task="segmentation",
         task_options=OPTIONS,
-        config={"patch_size": 8, "dim": 16, "depth": 4, "num_registers": 2, "reduce": 2, "state": 4},
+        config={
+            "patch_size": 8,
+            "embed_dim": 16,
+            "depth": 4,
+            "num_registers": 2,
+            "register_reduction": 2,
+            "d_state": 4,
+        },
         data=str(data),
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         stages=(
             Stage(
-                image_size=24,
+                img_size=24,
                 epochs=2,
                 batch_size=4,
                 lr=2e-3,
                 warmup_steps=2,
                 schedule="linear",
                 decay_groups="corrected",
-                clip=1.0,
-                drop_path=0.2,
+                clip_grad=1.0,
+                drop_path_rate=0.2,
                 ema_decay=0.9,
             ),
         ),
         seed=7,
         precision="fp32",
-        shards=2,
+        num_shards=2,
         save_every=1,
         log_every=1,
     )
@@ -79,7 +86,7 @@ def scenes(tmp_path_factory):
     """Twelve training and five validation scenes in the layout of SceneParse150."""
     root = tmp_path_factory.mktemp("scenes")
     for split, number in (("train", 12), ("val", 5)):
-        write_scene_parse(open_segmentation("shapes", split, image_size=32, num_classes=3), root, split, limit=number)
+        write_scene_parse(open_segmentation("shapes", split, img_size=32, num_classes=3), root, split, limit=number)
     return root
 
 
@@ -159,7 +166,9 @@ def test_a_run_from_recipe_to_files(scenes, tmp_path):
 @pytest.mark.slow
 def test_frozen_stage_then_all_of_it(scenes, tmp_path):
     """Two stages: the second goes on from the first's decoder, too."""
-    frozen = dataclasses.replace(tiny(scenes).stages[0], name="frozen", epochs=1, freeze_backbone=True, drop_path=0.0)
+    frozen = dataclasses.replace(
+        tiny(scenes).stages[0], name="frozen", epochs=1, freeze_backbone=True, drop_path_rate=0.0
+    )
     whole = dataclasses.replace(frozen, name="whole", freeze_backbone=False, start_from="weights", lr=1e-9, min_lr=0.0)
     options = {**OPTIONS, "decoder": "linear", "auxiliary": 0}
     recipe = tiny(scenes, stages=(frozen, whole), task_options=options, eval_every=1)
@@ -172,9 +181,9 @@ def test_frozen_stage_then_all_of_it(scenes, tmp_path):
 def task(**changes):
     given = {
         "classes": ("a", "b", "c"),
-        "preprocessing": Preprocessing(image_size=24),
+        "preprocessing": Preprocessing(img_size=24),
         "options": SegmentationOptions.of(OPTIONS),
-        "image_size": 24,
+        "img_size": 24,
         "flip": 0.5,
     }
     return SegmentationTask(**(given | changes))
@@ -215,7 +224,7 @@ def test_the_decoder_follows_the_key_and_no_generator(make_backbone):
 
 
 def test_classifiers_begin_with_the_shares_of_the_classes(tiny_mamba):
-    recipe = tiny("shapes", data_options={"image_size": 32, "num_images": 40, "num_classes": 3})
+    recipe = tiny("shapes", data_options={"img_size": 32, "num_images": 40, "num_classes": 3})
     chosen = SegmentationTask.of(recipe, recipe.stages[0], classes=("background", "a", "b", "c"))
     model = chosen.wrap(tiny_mamba)
     dataset = open_segmentation("shapes", "train", **recipe.data_options)
@@ -249,7 +258,7 @@ def test_loss_and_its_parts(make_backbone):
 def test_evaluating_a_batch_equals_image_by_image(make_backbone, size):
     model = task().wrap(make_backbone()).segmenter
     settings = Inference(crop=24, stride=16)
-    given = {"classes": ("a", "b", "c"), "preprocessing": Preprocessing(image_size=24), "inference": settings}
+    given = {"classes": ("a", "b", "c"), "preprocessing": Preprocessing(img_size=24), "inference": settings}
     images = batch(3, size).images
     together = evaluate(model, [batch(3, size)], **given)
     labels, indices = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)

@@ -26,16 +26,16 @@ def test_bare_names_change_the_only_stage_and_dotted_ones_any():
         ("epochs=2", "epochs", 2),
         ("lr=1e-3", "lr", 1e-3),
         ("lr=1", "lr", 1.0),
-        ("image_size=224x160", "image_size", (224, 160)),
-        ("image_size=64", "image_size", 64),
-        ("clip=none", "clip", None),
-        ("clip=2", "clip", 2.0),
+        ("img_size=224x160", "img_size", (224, 160)),
+        ("img_size=64", "img_size", 64),
+        ("clip_grad=none", "clip", None),
+        ("clip_grad=2", "clip", 2.0),
         ("freeze_backbone=yes", "freeze_backbone", True),
         ("scale=0.3,0.9", "scale", (0.3, 0.9)),
         ("betas=(0.8, 0.9)", "betas", (0.8, 0.9)),
         ("schedule=linear", "schedule", "linear"),
         ("start_from=runs/old=1", "start_from", "runs/old=1"),
-        ("augment=rand-m9-mstd0.5-inc1", "augment", "rand-m9-mstd0.5-inc1"),
+        ("auto_augment=rand-m9-mstd0.5-inc1", "augment", "rand-m9-mstd0.5-inc1"),
     ],
 )
 def test_text_is_typed_by_the_field(assignment, name, value):
@@ -44,8 +44,10 @@ def test_text_is_typed_by_the_field(assignment, name, value):
 
 
 def test_tables_take_any_name_with_a_dot():
-    changed = ONE.with_text(["config.dim=64", "config.head=mean", "data_options.limit=10", "config.drop_path=0.1"])
-    assert dict(changed.config) == {"dim": 64, "head": "mean", "drop_path": 0.1}
+    changed = ONE.with_text(
+        ["config.embed_dim=64", "config.head=mean", "data_options.limit=10", "config.drop_path_rate=0.1"]
+    )
+    assert dict(changed.config) == {"embed_dim": 64, "head": "register_mean", "drop_path_rate": 0.1}
     assert dict(changed.data_options) == {"limit": 10}
     assert dict(ONE.config) == {}
 
@@ -75,8 +77,8 @@ def test_tables_take_lists_with_and_without_brackets(text, value):
         (ONE, "compile=maybe", "true or false"),
         (ONE, "epochs", "is not field=value"),
         (ONE, "=2", "is not field=value"),
-        (ONE, "shards=3", "batch_size=128 cannot be cut"),
-        (ONE, "deliver=ema", "ema_decay"),
+        (ONE, "num_shards=3", "batch_size=128 cannot be cut"),
+        (ONE, "final_weights=ema", "ema_decay"),
         (ONE, "scale=0.9,0.1", "rising order"),
         (ONE, "stages=2", "not a field"),
         (ONE, "seed=-1", "seed=-1"),
@@ -99,15 +101,15 @@ def test_a_later_stage_can_be_the_first_once_it_is_said_from_what():
 
 
 def test_json_there_and_back():
-    recipe = THREE.but(**{"stages.0.image_size": (64, 32), "config.dim": 64, "stages.2.clip": 0.1 + 0.2})
+    recipe = THREE.but(**{"stages.0.img_size": (64, 32), "config.embed_dim": 64, "stages.2.clip_grad": 0.1 + 0.2})
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert json.loads(recipe.to_json())["format_version"] == 1
+    assert json.loads(recipe.to_json())["format_version"] == 2
 
 
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"format_version": 2}, "format_version 2.*Install a newer"),
+        ({"format_version": 3}, "format_version 3.*Install a newer"),
         ({"format_version": None}, "format_version None"),
         ({"colour": 1}, "'colour' is not a field"),
         ({"stages": [{"epocs": 1}]}, "'epocs' is not a field.*'epochs'"),
@@ -138,9 +140,9 @@ def test_any_text_gives_a_recipe_or_a_recipe_error(name, value):
 
 
 def test_differences_name_every_changed_field():
-    changed = THREE.but(**{"stages.1.lr": 0.5, "seed": 4, "config.dim": 8})
+    changed = THREE.but(**{"stages.1.lr": 0.5, "seed": 4, "config.embed_dim": 8})
     assert THREE.differences(changed) == {
-        "config.dim": (None, 8),
+        "config.embed_dim": (None, 8),
         "stages.1.lr": (1e-4, 0.5),
         "seed": (0, 4),
     }
@@ -148,5 +150,5 @@ def test_differences_name_every_changed_field():
 
 
 def test_the_peak_is_scaled_with_the_batch():
-    assert Stage(lr=5e-4, lr_per=512, batch_size=1024).peak_lr == pytest.approx(1e-3)
+    assert Stage(lr=5e-4, lr_base_size=512, batch_size=1024).peak_lr == pytest.approx(1e-3)
     assert Stage(lr=1e-5, batch_size=512).peak_lr == 1e-5

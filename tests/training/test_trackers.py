@@ -35,13 +35,13 @@ def test_a_tracker_hears_the_numbers_of_the_log(tmp_path):
 )
 def test_one_that_is_not_installed_says_what_to_install(tmp_path, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=f"track={name} needs"):
+    with pytest.raises(InputError, match=f"trackers={name} needs"):
         trackers(runs.tiny(track=(name,)), tmp_path)
 
 
 def test_every_choice_of_the_recipe_has_a_tracker():
     for name in TRACKERS:
-        assert runs.tiny(track=(name,)).track == (name,)
+        assert runs.tiny(track=(name,)).trackers == (name,)
 
 
 def test_tensorboard_files_hold_the_numbers(tmp_path, need_package):

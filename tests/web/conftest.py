@@ -18,7 +18,7 @@ from mambar.models import VisionMamba, VisionMambaConfig
 
 HOSTILE = ("<img src=x onerror=document.title='owned'>", "{{value}} ${1+1}", "$x$ </script>", "ant", "日本")
 SMALL = VisionMambaConfig(
-    image_size=32, patch_size=8, dim=16, depth=4, num_registers=3, reduce=2, num_classes=5, state=4
+    img_size=32, patch_size=8, embed_dim=16, depth=4, num_registers=3, register_reduction=2, num_classes=5, d_state=4
 )
 
 
@@ -28,7 +28,7 @@ def save_small(directory: Path, *, seed: int = 0, **fields: object) -> Path:
     model = VisionMamba(SMALL.but(**fields))
     with torch.no_grad():
         model.head.classifier.weight.mul_(30)
-    mambar.save_model(directory, model, classes=HOSTILE, preprocessing=Preprocessing(image_size=32))
+    mambar.save_model(directory, model, classes=HOSTILE, preprocessing=Preprocessing(img_size=32))
     return directory
 
 
@@ -104,7 +104,9 @@ def running(tmp_path_factory, need_program):
     need_program("strace")
     directory = tmp_path_factory.mktemp("page")
     first = save_small(directory / "mamba-r")
-    second = save_small(directory / "vim", seed=1, placement="middle", head="first", num_registers=1, reduce=1, depth=2)
+    second = save_small(
+        directory / "vim", seed=1, placement="middle", head="token", num_registers=1, register_reduction=1, depth=2
+    )
     page = start_page(directory, str(first), f"compare={second}")
     yield page
     assert stop_page(page) == 143

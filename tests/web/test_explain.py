@@ -16,14 +16,14 @@ from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.web.explain import METRIC, explain
 
 SMALL = VisionMambaConfig(
-    image_size=32, patch_size=8, dim=16, depth=4, num_registers=3, reduce=2, num_classes=5, state=4
+    img_size=32, patch_size=8, embed_dim=16, depth=4, num_registers=3, register_reduction=2, num_classes=5, d_state=4
 )
 
 
 def subject(name="ours", **fields):
     torch.manual_seed(0)
     model = VisionMamba(SMALL.but(**fields)).eval()
-    model.preprocessing = Preprocessing(image_size=32, crop=0.9)
+    model.preprocessing = Preprocessing(img_size=32, crop_pct=0.9)
     return Subject(name=name, model=model, preprocessing=model.preprocessing, classes=tuple("abcde"))
 
 
@@ -54,7 +54,7 @@ def test_classes_are_those_of_predict(photograph):
 
 
 def test_a_model_without_registers_has_no_register_maps(photograph):
-    view = explain([subject(num_registers=0, head="patches", reduce=1)], photograph, name="x").views[0]
+    view = explain([subject(num_registers=0, head="avg", register_reduction=1)], photograph, name="x").views[0]
     assert view.register_maps is None and view.vector == "patches"
 
 

@@ -16,7 +16,7 @@ from mambar.web import views
 from mambar.web.explain import explain
 from mambar.web.views import Choices
 
-SMALL = VisionMambaConfig(image_size=32, patch_size=8, dim=16, depth=3, num_registers=2, num_classes=3, state=4)
+SMALL = VisionMambaConfig(img_size=32, patch_size=8, embed_dim=16, depth=3, num_registers=2, num_classes=3, d_state=4)
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "javascript:alert(1) $\\frac{1}$")
 
 
@@ -42,7 +42,7 @@ def found():
     for name in ("<b>ours</b>", "vim"):
         torch.manual_seed(len(name))
         model = VisionMamba(SMALL).eval()
-        subjects.append(Subject(name=name, model=model, preprocessing=Preprocessing(image_size=32), classes=HOSTILE))
+        subjects.append(Subject(name=name, model=model, preprocessing=Preprocessing(img_size=32), classes=HOSTILE))
     return explain(subjects, photographs("chelsea")["chelsea"], name="<i>chelsea</i>")
 
 
@@ -97,7 +97,7 @@ def test_the_shared_files(found):
 def test_a_class_named_by_bytes_that_are_no_text_is_shared():
     names = ("a", "b", "\udcff")
     subject = Subject(
-        name="x", model=VisionMamba(SMALL).eval(), preprocessing=Preprocessing(image_size=32), classes=names
+        name="x", model=VisionMamba(SMALL).eval(), preprocessing=Preprocessing(img_size=32), classes=names
     )
     explained = explain([subject], photographs("chelsea")["chelsea"], name="chelsea")
     assert "\\udcff" in views.share_json(explained, Choices(layer=0)).decode()

@@ -62,10 +62,10 @@ def analyze(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out={out} holds something already; choose a new directory.")
     shown, dataset = _given(data, images, options, data_options or {})
-    size = options.image_size
+    size = options.img_size
     subjects = []
     for source in [model] if compare is None else [model, compare]:
-        subject = open_subject(source, pretrained=pretrained, image_size=size, seed=options.seed, device=device)
+        subject = open_subject(source, pretrained=pretrained, img_size=size, seed=options.seed, device=device)
         if data is None and size is None and not images:
             subject = _at_grid(source, subject, pretrained=pretrained, seed=options.seed, device=device)
         subjects.append(_renamed(subject, [other.name for other in subjects]))
@@ -114,7 +114,7 @@ def _at_grid(
     side = min(28, max(14, *subject.grid)) * subject.model.patch_size
     if subject.preprocessing.size == (side, side):
         return subject
-    return open_subject(source, pretrained=pretrained, image_size=side, seed=seed, device=device)
+    return open_subject(source, pretrained=pretrained, img_size=side, seed=seed, device=device)
 
 
 def _renamed(subject: Subject, taken: Sequence[str]) -> Subject:

@@ -80,7 +80,7 @@ def batch_size_for(subject: Subject, options: AnalysisOptions) -> int:
     if options.batch_size is not None:
         return options.batch_size
     rows, cols = subject.grid
-    one = subject.model.num_layers * rows * cols * subject.model.dim * 4
+    one = subject.model.num_layers * rows * cols * subject.model.embed_dim * 4
     return max(1, min(64, _BATCH_BYTES // max(one, 1)))
 
 
@@ -176,7 +176,7 @@ def _few(reader: Reader, options: AnalysisOptions) -> Reader:
     subject = reader.subject
     height, width = subject.preprocessing.size
     rows, cols = subject.grid
-    one = 4 * max(len(subject.preprocessing.mean) * height * width, rows * cols * subject.model.dim)
+    one = 4 * max(len(subject.preprocessing.mean) * height * width, rows * cols * subject.model.embed_dim)
     return replace(reader, limit=max(8, min(options.num_images, _FEW_IMAGES, _FEW_BYTES // one)))
 
 

@@ -30,9 +30,9 @@ class Subject:
     random_weights: bool = False
     classes: tuple[str, ...] | None = None
 
-    def at_size(self, image_size: int | tuple[int, int]) -> "Subject":
+    def at_size(self, img_size: int | tuple[int, int]) -> "Subject":
         """The same model reading images of another size in pixels."""
-        return replace(self, preprocessing=replace(self.preprocessing, image_size=image_size))
+        return replace(self, preprocessing=replace(self.preprocessing, img_size=img_size))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -62,7 +62,7 @@ def open_subject(
     source: str | Path,
     *,
     pretrained: bool = False,
-    image_size: int | tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Subject:
@@ -77,22 +77,22 @@ def open_subject(
         name = Path(source).resolve().name
         subject = Subject(name=name, model=model, preprocessing=preprocessing, classes=model.classes)
     else:
-        subject = _named(str(source), pretrained=pretrained, image_size=image_size, seed=seed)
-    if image_size is not None:
-        subject = subject.at_size(image_size)
+        subject = _named(str(source), pretrained=pretrained, img_size=img_size, seed=seed)
+    if img_size is not None:
+        subject = subject.at_size(img_size)
     module: object = subject.model
     if isinstance(module, nn.Module):
         module.to(device).eval()
     return subject
 
 
-def _named(source: str, *, pretrained: bool, image_size: int | tuple[int, int] | None, seed: int) -> Subject:
+def _named(source: str, *, pretrained: bool, img_size: int | tuple[int, int] | None, seed: int) -> Subject:
     # A name alone says nothing of weights: the same name and seed always give the same ones.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source.startswith(_TIMM):
             try:
-                timm_model = create_timm_vit(source.removeprefix(_TIMM), pretrained=pretrained, image_size=image_size)
+                timm_model = create_timm_vit(source.removeprefix(_TIMM), pretrained=pretrained, img_size=img_size)
             except TypeError as error:
                 raise InputError(f"{source} takes no image size; choose a plain vision transformer.") from error
             preprocessing = timm_model.preprocessing
@@ -106,8 +106,8 @@ def _named(source: str, *, pretrained: bool, image_size: int | tuple[int, int] |
 
 
 def _preprocessing(model: VisionMamba) -> Preprocessing:
-    if model.config.in_channels == 3:
-        return Preprocessing(image_size=model.config.image_size)
-    if model.config.in_channels == 1:
-        return Preprocessing(image_size=model.config.image_size, mean=(0.5,), std=(0.5,))
-    raise InputError(f"The model reads {model.config.in_channels} channels; only gray and RGB images can be shown.")
+    if model.config.in_chans == 3:
+        return Preprocessing(img_size=model.config.img_size)
+    if model.config.in_chans == 1:
+        return Preprocessing(img_size=model.config.img_size, mean=(0.5,), std=(0.5,))
+    raise InputError(f"The model reads {model.config.in_chans} channels; only gray and RGB images can be shown.")

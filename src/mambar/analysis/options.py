@@ -15,7 +15,7 @@ class AnalysisOptions:
     """The choices of an analysis, all of them written into its report.
 
     tensor: whose norms. layers: shown in the gallery, from 0 (None: 4 of them, for 24 layers the paper's 7, 15, 19,
-    23). vector, metric, map_tensor: what the feature map compares (see `analysis.feature_maps`). image_size: pixels
+    23). vector, metric, map_tensor: what the feature map compares (see `analysis.feature_maps`). img_size: pixels
     (None: the model's own; for the built-in photographs 14 to 28 patches a side). num_images: most images for
     distributions, probes and truth; keep: most images whose maps are held. gallery: images shown. batch_size: None
     chooses by memory. scale: of the norm maps' colours. probes: methods, () for none. added_registers: how many are
@@ -27,7 +27,7 @@ class AnalysisOptions:
     vector: str = "registers"
     metric: Metric = "l2"
     map_tensor: TokenTensor = "normed"
-    image_size: int | tuple[int, int] | None = None
+    img_size: int | tuple[int, int] | None = None
     num_images: int = 1000
     keep: int = 1000
     gallery: int = 6

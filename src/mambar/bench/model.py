@@ -29,7 +29,7 @@ class ModelBench:
 
     name: str
     batch: int
-    image_size: int = 224
+    img_size: int = 224
     compiled: bool = False
 
 
@@ -40,8 +40,8 @@ def build(bench: ModelBench) -> nn.Module | None:
             return None
         import timm
 
-        return timm.create_model(bench.name.removeprefix("timm/"), img_size=bench.image_size)
-    return create_model(bench.name, image_size=bench.image_size)
+        return timm.create_model(bench.name.removeprefix("timm/"), img_size=bench.img_size)
+    return create_model(bench.name, img_size=bench.img_size)
 
 
 def parity(model: nn.Module, images: Tensor) -> float:
@@ -56,12 +56,12 @@ def parity(model: nn.Module, images: Tensor) -> float:
 
 def measure(bench: ModelBench, *, device: str, training: bool = True, rounds: int = 5) -> Row:
     """One row of `COLUMNS`: bfloat16 autocast on a GPU, float32 on a CPU; parity is checked before."""
-    title = f"{bench.name} {bench.image_size} px, batch {bench.batch}{', compiled' if bench.compiled else ''}"
+    title = f"{bench.name} {bench.img_size} px, batch {bench.batch}{', compiled' if bench.compiled else ''}"
     model = build(bench)
     if model is None:
         return Row(name=title)
     model = model.to(device)
-    images = torch.randn(bench.batch, 3, bench.image_size, bench.image_size, device=device)
+    images = torch.randn(bench.batch, 3, bench.img_size, bench.img_size, device=device)
     if not bench.name.startswith("timm/"):
         deviation = parity(model, images[:2])
         if not deviation < 1e-4:

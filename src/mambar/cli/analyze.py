@@ -23,7 +23,7 @@ def analyze(
 
     compare=MODEL shows two side by side in one scale; data=SET takes statistics, images=PATH,PATH shows pictures of
     your own (default: built-in photographs); pretrained=true loads weights for a bare name, which otherwise has
-    random ones. Others: layers=7,23 tensor=residual|mixer|normed vector= metric= image_size= num_images= probes=
+    random ones. Others: layers=7,23 tensor=residual|mixer|normed vector= metric= img_size= num_images= probes=
     scale=linear|log colours= data_options.NAME= seed= device= workers= out=.
     """
     from mambar.analysis.analyze import analyze as run

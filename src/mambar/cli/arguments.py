@@ -96,12 +96,12 @@ def whole_number(name: str, value: str, least: int = 0) -> int:
     return number
 
 
-def image_size(value: str) -> int | tuple[int, int]:
+def img_size(value: str) -> int | tuple[int, int]:
     """Pixels: `224`, or height and width as `224x384`."""
     parts = value.lower().split("x")
     if len(parts) not in (1, 2):
-        raise InputError(f"image_size={value!r} must be a number of pixels or HEIGHTxWIDTH.")
-    numbers = [whole_number("image_size", part, 1) for part in parts]
+        raise InputError(f"img_size={value!r} must be a number of pixels or HEIGHTxWIDTH.")
+    numbers = [whole_number("img_size", part, 1) for part in parts]
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 

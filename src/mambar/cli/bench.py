@@ -17,11 +17,11 @@ def bench(
 ) -> None:
     """Measure the ops, or whole models, and print a Markdown table.
 
-    Options: device=auto; ops: batch=8 length=208 dtype=float32|bfloat16|float16; model: name= batch= image_size=224
+    Options: device=auto; ops: batch=8 length=208 dtype=float32|bfloat16|float16; model: name= batch= img_size=224
     compiled=true; out=FILE writes the table as well.
     """
     options = parse(
-        assignments, allowed=("device", "batch", "length", "dtype", "name", "image_size", "compiled", "rounds", "out")
+        assignments, allowed=("device", "batch", "length", "dtype", "name", "img_size", "compiled", "rounds", "out")
     )
     if what not in ("ops", "model"):
         raise InputError(f"bench {what!r} is not known; choose ops or model.")
@@ -78,7 +78,7 @@ def _models(fields: dict[str, str], device: str) -> str:
             ModelBench(
                 name=name,
                 batch=whole_number("batch", fields.get("batch", "128" if gpu else "2"), 1),
-                image_size=whole_number("image_size", fields.get("image_size", "224"), 1),
+                img_size=whole_number("img_size", fields.get("img_size", "224"), 1),
                 compiled=truth("compiled", fields.get("compiled", "false")),
             ),
             device=device,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import Assignments, image_size, parse
+from mambar.cli.arguments import Assignments, img_size, parse
 from mambar.cli.console import say
 
 
@@ -18,20 +18,20 @@ def convert(
     official: Annotated[bool, typer.Option("--official", help="From ours to the released names.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
 ) -> None:
-    """Turn a released Mamba-R or Vim checkpoint into safetensors + config.json, or back (image_size=224)."""
-    options = parse(assignments, allowed=("image_size",))
+    """Turn a released Mamba-R or Vim checkpoint into safetensors + config.json, or back (img_size=224)."""
+    options = parse(assignments, allowed=("img_size",))
     if official:
         _to_official(source, target, force)
         return
     from mambar.hub import load_official, save_model
 
-    size = options.fields.get("image_size")
-    model = load_official(source, image_size=image_size(size) if size else None)
+    size = options.fields.get("img_size")
+    model = load_official(source, img_size=img_size(size) if size else None)
     save_model(target, model, force=force)
     config = model.config
     say(
         f"{target}: {sum(p.numel() for p in model.parameters()):,} parameters, {config.depth} blocks of width "
-        f"{config.dim}, {config.num_registers} registers, {config.num_classes} classes"
+        f"{config.embed_dim}, {config.num_registers} registers, {config.num_classes} classes"
     )
 
 

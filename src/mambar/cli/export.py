@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mambar.cli.arguments import AsJson, Assignments, image_size, parse, print_json, truth, whole_number
+from mambar.cli.arguments import AsJson, Assignments, img_size, parse, print_json, truth, whole_number
 from mambar.cli.console import say
 from mambar.errors import InputError
 
@@ -41,12 +41,12 @@ def export(
 ) -> None:
     """Export a model, hold the file against it on 256 images, and write the parity report beside it.
 
-    onnx takes any batch, height and width; torch-export, aoti and openvino any batch at one image_size=. out= names the
+    onnx takes any batch, height and width; torch-export, aoti and openvino any batch at one img_size=. out= names the
     file (default: export/ in the run, else the current directory). data=SET checks on its held-out images and says the
     accuracy, which --int8 does with the run's own data. Others: opset=20 scan=loop|doubling (onnx), pretrained=true for
     a bare name. Runs on the CPU.
     """
-    allowed = ("out", "data", "image_size", "pretrained", *_ONNX_ONLY)
+    allowed = ("out", "data", "img_size", "pretrained", *_ONNX_ONLY)
     options = parse(assignments, allowed=allowed)
     fields = options.fields
     if format not in _ENDINGS:
@@ -54,19 +54,19 @@ def export(
     onnx_fields = [name for name in _ONNX_ONLY if name in fields] + (["--int8"] if int8 else [])
     if onnx_fields and format != "onnx":
         raise InputError(f"{onnx_fields[0]} belongs to --format onnx; leave it away or choose that format.")
-    if "image_size" in fields and format == "transformers":
-        raise InputError("image_size belongs to traced formats; a transformers model reads any size.")
+    if "img_size" in fields and format == "transformers":
+        raise InputError("img_size belongs to traced formats; a transformers model reads any size.")
     path = options.out or _default_out(run, _ENDINGS[format], int8)
     chosen: dict[str, Any] = {"force": force}
-    if "image_size" in fields:
-        chosen["image_size"] = image_size(fields["image_size"])
+    if "img_size" in fields:
+        chosen["img_size"] = img_size(fields["img_size"])
     if format == "onnx":
         chosen |= {"int8": int8, "scan": fields.get("scan", "loop")}
         chosen["opset"] = whole_number("opset", fields.get("opset", "20"), 18)
     # A file in the way is found before minutes of work, not after them.
     _refuse_taken(path, force)
     model = _model(run, pretrained=truth("pretrained", fields.get("pretrained", "false")))
-    images, labels = _held_out(run, model, options.data, int8, chosen.get("image_size"))
+    images, labels = _held_out(run, model, options.data, int8, chosen.get("img_size"))
     if images is not None:
         chosen |= {"images": images, "labels": labels}
     logger.info("Exporting %s as %s and checking it; a Base model takes minutes.", run, format)
@@ -111,7 +111,7 @@ def _transformers(
         export_transformers(model, staged)
         loaded = MambarForImageClassification.from_pretrained(staged).eval()
         if images is None:
-            images = probe_images(NUM_IMAGES, model.config.in_channels, model.config.size)
+            images = probe_images(NUM_IMAGES, model.config.in_chans, model.config.size)
         report = compare(
             model,
             lambda batch: loaded(batch).logits,
@@ -162,4 +162,4 @@ def _held_out(
 
     if data is None and not (int8 and (Path(run) / "recipe.json").is_file()):
         return None, None
-    return held_out_images(model, run=None if data is not None else run, data=data, image_size=size)
+    return held_out_images(model, run=None if data is not None else run, data=data, img_size=size)

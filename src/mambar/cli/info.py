@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import AsJson, Assignments, image_size, parse, print_json
+from mambar.cli.arguments import AsJson, Assignments, img_size, parse, print_json
 
 
 def info(
@@ -15,12 +15,12 @@ def info(
     assignments: Assignments = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a model's sizes, parameters, multiply-adds, scan work and memory (image_size=224)."""
+    """Show a model's sizes, parameters, multiply-adds, scan work and memory (img_size=224)."""
     from mambar.hub.weights import WEIGHTS
     from mambar.models.complexity import complexity
     from mambar.models.config import VARIANTS, variant
 
-    options = parse(assignments, allowed=("image_size",))
+    options = parse(assignments, allowed=("img_size",))
     if not model:
         rows = {name: complexity(config) for name, config in VARIANTS.items()}
         if as_json:
@@ -36,19 +36,19 @@ def info(
         config = load(model).config
     else:
         config = variant(model)
-    if "image_size" in options.fields:
-        config = config.but(image_size=image_size(options.fields["image_size"]))
+    if "img_size" in options.fields:
+        config = config.but(img_size=img_size(options.fields["img_size"]))
     costs = complexity(config)
     if as_json:
         print_json({"name": model, "config": config.to_dict(), "complexity": vars(costs)})
         return
     rows, cols = config.grid
     height, width = config.size
-    head = f"{config.head}, reduced {config.reduce}-fold" if config.reduce > 1 else config.head
+    head = f"{config.head}, reduced {config.register_reduction}-fold" if config.register_reduction > 1 else config.head
     lines = {
         "image": f"{height} x {width} pixels, patches of {config.patch_size}: {rows} x {cols}",
         "tokens": f"{costs.length} ({config.num_registers} registers, placed {config.placement})",
-        "blocks": f"{config.depth}, width {config.dim}, inner {config.inner}, state {config.state}",
+        "blocks": f"{config.depth}, width {config.embed_dim}, inner {config.d_inner}, state {config.d_state}",
         "head": f"{head}, {config.num_classes} classes",
         "parameters": f"{costs.parameters:,}",
         "multiply-adds": f"{costs.linear_macs / 1e9:.2f} G an image, without the scans",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import Assignments, image_size, parse, pick_device, truth, whole_number
+from mambar.cli.arguments import Assignments, img_size, parse, pick_device, truth, whole_number
 from mambar.cli.console import say
 from mambar.errors import InputError
 
@@ -25,15 +25,15 @@ def serve(
 ) -> None:
     """Show classes, norms, feature and register maps of any image in the browser, on this machine only.
 
-    compare=MODEL shows a second model beside the first in one scale. Others: port= device= image_size= (a larger one
+    compare=MODEL shows a second model beside the first in one scale. Others: port= device= img_size= (a larger one
     gives finer maps) pretrained=true for a bare name. Ends with Ctrl-C.
     """
-    options = parse(assignments, allowed=("compare", "port", "device", "image_size", "pretrained"))
+    options = parse(assignments, allowed=("compare", "port", "device", "img_size", "pretrained"))
     fields = options.fields
     port = whole_number("port", fields["port"], 1) if "port" in fields else None
     if port is not None and port > 65535:
         raise InputError(f"port={port} must be at most 65535.")
-    size = image_size(fields["image_size"]) if "image_size" in fields else None
+    size = img_size(fields["img_size"]) if "img_size" in fields else None
     pretrained = truth("pretrained", fields.get("pretrained", "false"))
     device = pick_device(options.device)
     password = _password() if public else None
@@ -44,7 +44,7 @@ def serve(
     from mambar.web.server import USER, serving, wait_for_the_end
 
     sources = [model, *([fields["compare"]] if "compare" in fields else [])]
-    subjects = [open_subject(source, pretrained=pretrained, image_size=size, device=device) for source in sources]
+    subjects = [open_subject(source, pretrained=pretrained, img_size=size, device=device) for source in sources]
     if len({subject.name for subject in subjects}) < len(subjects):
         subjects[1] = replace(subjects[1], name=f"{subjects[1].name} (2)")
     logger.info("Starting the page; this takes some seconds.")

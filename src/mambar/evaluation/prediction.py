@@ -35,7 +35,7 @@ def predict_image(model: VisionMamba, image: UInt8[Tensor, "channels height widt
     """
     if model.num_classes < 1:
         raise InputError("The model has no classifier (num_classes=0), so it names nothing; train one first.")
-    transform = EvalTransform(preprocessing=model.preprocessing or Preprocessing(image_size=model.config.image_size))
+    transform = EvalTransform(preprocessing=model.preprocessing or Preprocessing(img_size=model.config.img_size))
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

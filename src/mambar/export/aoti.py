@@ -18,7 +18,7 @@ def export_aoti(
     model: VisionMamba,
     path: Path | str,
     *,
-    image_size: int | tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     check: bool = True,
     images: Tensor | None = None,
     labels: Tensor | None = None,
@@ -32,17 +32,17 @@ def export_aoti(
 
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise InputError("AOTInductor needs a C++ compiler (g++, or another named by CXX); install one, or use onnx.")
-    path, size = Path(path), input_size(model, image_size)
+    path, size = Path(path), input_size(model, img_size)
     with landing(path, force=force) as temporary:
         twin = traceable_twin(model)
-        program = traced(twin, model.config.in_channels, size)
+        program = traced(twin, model.config.in_chans, size)
         # Its own ending is asked for; the file is renamed when it lands.
         package = temporary.with_name("package.pt2")
         torch._inductor.aoti_compile_and_package(program, package_path=str(package))
         package.replace(temporary)
         loaded = torch._inductor.aoti_load_package(str(temporary))
         if images is None:
-            images = probe_images(NUM_IMAGES if check else 2, model.config.in_channels, size)
+            images = probe_images(NUM_IMAGES if check else 2, model.config.in_chans, size)
         report = compare(twin, loaded, temporary, name=path, format="aoti", images=images, labels=labels)
         require(report)
     write_report(path, report)

@@ -22,7 +22,7 @@ FORMATS: dict[str, tuple[Callable[..., ParityReport], str]] = {
 
 
 def export_model(model: VisionMamba, path: Path | str, *, format: str, **options: Any) -> ParityReport:
-    """Writes the model in a format of `FORMATS`; options are those of its function (image_size, check, force, …)."""
+    """Writes the model in a format of `FORMATS`; options are those of its function (img_size, check, force, …)."""
     if format not in FORMATS:
         raise InputError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}.")
     function, ending = FORMATS[format]

@@ -30,7 +30,7 @@ def export_onnx(
     model: VisionMamba,
     path: Path | str,
     *,
-    image_size: int | tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     opset: int = OPSET,
     check: bool = True,
     scan: Scan = "loop",
@@ -43,7 +43,7 @@ def export_onnx(
 
     Input `images` (batch, channels, height, width), normalised float32; output `logits`. Batch, height and width
     are dynamic. `scan="doubling"` is for runtimes that lack the standard operator Scan: its graph is bigger, some
-    twenty times slower, and fixed to `image_size`. `int8` stores the weights of the projections in eight bits (a
+    twenty times slower, and fixed to `img_size`. `int8` stores the weights of the projections in eight bits (a
     quarter of the bytes); what that costs stands in the report. On the spot the file is held against the model on
     256 images; beyond 1e-5, or with another top 5, `MambarError` is raised and nothing is written. `check=False`
     looks at two images only. `images` (normalised) and `labels` replace the drawn ones.
@@ -51,7 +51,7 @@ def export_onnx(
     _need_packages()
     if scan not in ("loop", "doubling"):
         raise InputError(f"scan={scan!r} is not known; choose loop or doubling.")
-    path, size = Path(path), input_size(model, image_size)
+    path, size = Path(path), input_size(model, img_size)
     any_size = scan == "loop" and model.config.placement != "random"
     with landing(path, force=force) as temporary:
         twin = traceable_twin(model, mixer=ScanMixer if scan == "loop" else None, any_size=any_size)
@@ -63,7 +63,7 @@ def export_onnx(
             quantize(temporary)
         _set_metadata(temporary, description(model))
         if images is None:
-            images = probe_images(NUM_IMAGES if check else 2, model.config.in_channels, size)
+            images = probe_images(NUM_IMAGES if check else 2, model.config.in_chans, size)
         report = compare(
             traceable_twin(model),
             onnx_runner(temporary),
@@ -82,7 +82,7 @@ def export_onnx(
 
 
 def _translated(twin: VisionMamba, model: VisionMamba, size: tuple[int, int], opset: int, any_size: bool) -> Any:
-    graph = traced(twin, model.config.in_channels, size, patch=model.patch_size if any_size else None)
+    graph = traced(twin, model.config.in_chans, size, patch=model.patch_size if any_size else None)
     with _quiet():
         program = torch.onnx.export(
             graph,

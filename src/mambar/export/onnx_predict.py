@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from mambar.deprecated import PREPROCESSING_FIELDS, translate
 from mambar.errors import CheckpointError, ImageError, InputError
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -71,12 +72,13 @@ class OnnxModel:
             raise CheckpointError(f"{self.path} has a damaged description: {type(error).__name__}.") from error
 
     def _read_description(self, content: dict[str, Any]) -> None:
-        if content["format_version"] != 1:
+        if content["format_version"] not in (1, 2):
             raise CheckpointError(f"{self.path} is of a newer format than this version reads: update mambar.")
-        seen = content["preprocessing"]
-        size = seen["image_size"]
+        # Files of version 0.1 (format 1) name the fields differently.
+        seen = translate(content["preprocessing"], PREPROCESSING_FIELDS)
+        size = seen["img_size"]
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        self.crop = float(seen["crop"])
+        self.crop = float(seen["crop_pct"])
         self.resampling = _RESAMPLING[seen["interpolation"]]
         self.mean = np.asarray(seen["mean"], np.float32)
         self.std = np.asarray(seen["std"], np.float32)

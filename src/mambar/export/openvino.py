@@ -20,7 +20,7 @@ def export_openvino(
     model: VisionMamba,
     path: Path | str,
     *,
-    image_size: int | tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     check: bool = True,
     images: Tensor | None = None,
     labels: Tensor | None = None,
@@ -35,17 +35,17 @@ def export_openvino(
         raise InputError("OpenVINO export needs the package openvino; install it with: pip install openvino.")
     import openvino
 
-    path, size = Path(path), input_size(model, image_size)
+    path, size = Path(path), input_size(model, img_size)
     weights = path.with_suffix(".bin")
     with TemporaryDirectory(prefix="mambar-openvino-") as directory:
         onnx = Path(directory) / "model.onnx"
-        export_onnx(model, onnx, image_size=size, scan="doubling", check=False)
+        export_onnx(model, onnx, img_size=size, scan="doubling", check=False)
         graph: Any = openvino.convert_model(str(onnx))
         with landing(weights, force=force) as temporary_bin, landing(path, force=force) as temporary:
             openvino.save_model(graph, str(temporary), compress_to_fp16=False)
             temporary.with_suffix(".bin").replace(temporary_bin)
             if images is None:
-                images = probe_images(NUM_IMAGES if check else 2, model.config.in_channels, size)
+                images = probe_images(NUM_IMAGES if check else 2, model.config.in_chans, size)
             run = _runner(graph)
             report = compare(
                 traceable_twin(model), run, temporary_bin, name=path, format="openvino", images=images, labels=labels

@@ -37,7 +37,7 @@ def export_program(
     model: VisionMamba,
     path: Path | str,
     *,
-    image_size: int | tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     check: bool = True,
     images: Tensor | None = None,
     labels: Tensor | None = None,
@@ -48,14 +48,14 @@ def export_program(
     The scan is traced as a graph of log depth, whose rounds depend on the number of tokens: hence one size.
     `images` (normalised) and `labels` replace the drawn ones that both are held against each other on.
     """
-    path, size = Path(path), input_size(model, image_size)
+    path, size = Path(path), input_size(model, img_size)
     with landing(path, force=force) as temporary:
         twin = traceable_twin(model)
-        program = traced(twin, model.config.in_channels, size)
+        program = traced(twin, model.config.in_chans, size)
         torch.export.save(program, temporary, extra_files={EXTRA_FILE: description(model)})
         loaded = torch.export.load(temporary).module()
         if images is None:
-            images = probe_images(NUM_IMAGES if check else 2, model.config.in_channels, size)
+            images = probe_images(NUM_IMAGES if check else 2, model.config.in_chans, size)
         report = compare(twin, loaded, temporary, name=path, format="torch-export", images=images, labels=labels)
         require(report)
     write_report(path, report)

@@ -58,13 +58,13 @@ class ResizedPositions(nn.Module):
         return patches + resized.flatten(2).transpose(1, 2)
 
 
-def input_size(model: VisionMamba, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
+def input_size(model: VisionMamba, img_size: int | tuple[int, int] | None) -> tuple[int, int]:
     """(height, width) in pixels of the example input: as asked, else as the model was built."""
-    height, width = model.config.but(image_size=image_size).size if image_size is not None else model.config.size
+    height, width = model.config.but(img_size=img_size).size if img_size is not None else model.config.size
     patch = model.patch_size
     if height % patch or width % patch:
         raise InputError(
-            f"image_size={(height, width)} is no multiple of the patch of {patch} pixels; "
+            f"img_size={(height, width)} is no multiple of the patch of {patch} pixels; "
             f"use {(height // patch * patch, width // patch * patch)}."
         )
     return height, width
@@ -72,9 +72,9 @@ def input_size(model: VisionMamba, image_size: int | tuple[int, int] | None) -> 
 
 def description(model: VisionMamba) -> str:
     """What a program needs beside the weights, as JSON: class names and preprocessing."""
-    preprocessing = model.preprocessing or Preprocessing(image_size=model.config.image_size)
+    preprocessing = model.preprocessing or Preprocessing(img_size=model.config.img_size)
     content: dict[str, Any] = {
-        "format_version": 1,
+        "format_version": 2,
         "classes": list(model.classes) if model.classes else None,
         "preprocessing": preprocessing.to_dict(),
         "config": model.config.to_dict(),

@@ -67,8 +67,9 @@ def _what(model: VisionMamba) -> str:
     height, width = config.size
     lines = [
         f"A vision Mamba with register tokens (Mamba-R, [arXiv 2405.14858](https://arxiv.org/abs/2405.14858)): "
-        f"{config.depth} blocks of width {config.dim}, {config.num_registers} registers placed `{config.placement}`, "
-        f"read by the head `{config.head}`; images of {height}x{width} pixels in patches of {config.patch_size}."
+        f"{config.depth} blocks of width {config.embed_dim}, {config.num_registers} registers placed "
+        f"`{config.placement}`, read by the head `{config.head}`; images of {height}x{width} pixels in patches of "
+        f"{config.patch_size}."
     ]
     if model.classes:
         shown = ", ".join(escaped(each) for each in model.classes[:_MOST_CLASSES])
@@ -79,8 +80,8 @@ def _what(model: VisionMamba) -> str:
     if model.preprocessing is not None:
         seen = model.preprocessing
         lines.append(
-            f"Images are resized ({seen.interpolation}), the central {seen.crop:.1%} is kept, and normalised with mean "
-            f"{_numbers(seen.mean)} and standard deviation {_numbers(seen.std)}."
+            f"Images are resized ({seen.interpolation}), the central {seen.crop_pct:.1%} is kept, and normalised with "
+            f"mean {_numbers(seen.mean)} and standard deviation {_numbers(seen.std)}."
         )
     return "\n\n".join(lines)
 

@@ -98,10 +98,10 @@ def source_of(state: Mapping[str, Tensor]) -> Source:
     return "mamba-reg" if "pos_embed_cls" in state else "vim"
 
 
-def infer_config(state: Mapping[str, Tensor], *, image_size: int | tuple[int, int] | None = None) -> VisionMambaConfig:
+def infer_config(state: Mapping[str, Tensor], *, img_size: int | tuple[int, int] | None = None) -> VisionMambaConfig:
     """Reads a whole configuration off the tensors of a released checkpoint.
 
-    `image_size`, where given, decides the grid and must fit the position table; without it the table must be
+    `img_size`, where given, decides the grid and must fit the position table; without it the table must be
     square. No `head.weight` means num_classes 0. Whether the two directions are averaged cannot be seen in
     tensors: the mean is assumed.
     """
@@ -123,23 +123,23 @@ def infer_config(state: Mapping[str, Tensor], *, image_size: int | tuple[int, in
     if len(blocks) != max(blocks) + 1:
         raise CheckpointMismatch(f"The checkpoint has layer {max(blocks)} but {len(blocks)} layers in all.")
     return VisionMambaConfig(
-        image_size=_image_size(patches, patch_size, image_size),
+        img_size=_img_size(patches, patch_size, img_size),
         patch_size=patch_size,
-        in_channels=state["patch_embed.proj.weight"].shape[1],
-        dim=dim,
+        in_chans=state["patch_embed.proj.weight"].shape[1],
+        embed_dim=dim,
         depth=max(blocks) + 1,
         num_registers=num_registers,
-        reduce=1 if neck is None else dim // max(neck.shape[0], 1),
+        register_reduction=1 if neck is None else dim // max(neck.shape[0], 1),
         num_classes=0 if head is None else head.shape[0],
-        state=state[mixer + "A_log"].shape[1],
-        taps=state[mixer + "conv1d.weight"].shape[-1],
+        d_state=state[mixer + "A_log"].shape[1],
+        d_conv=state[mixer + "conv1d.weight"].shape[-1],
         expand=state[mixer + "in_proj.weight"].shape[0] // (2 * dim),
         dt_rank=state[mixer + "dt_proj.weight"].shape[1],
         placement="middle" if source == "vim" else "evenly",
-        head="first" if source == "vim" else "registers",
-        bias=mixer + "in_proj.bias" in state,
+        head="token" if source == "vim" else "registers",
+        proj_bias=mixer + "in_proj.bias" in state,
         conv_bias=mixer + "conv1d.bias" in state,
-        average=True,
+        average_directions=True,
     )
 
 
@@ -204,21 +204,21 @@ def _registers_to_vim(state: State) -> State:
     return state
 
 
-def _image_size(patches: int, patch_size: int, image_size: int | tuple[int, int] | None) -> int | tuple[int, int]:
-    if image_size is None:
+def _img_size(patches: int, patch_size: int, img_size: int | tuple[int, int] | None) -> int | tuple[int, int]:
+    if img_size is None:
         side = round(patches**0.5)
         if side * side != patches:
             raise CheckpointMismatch(
-                f"The position table has {patches} rows, which is no square grid; give image_size=(height, width)."
+                f"The position table has {patches} rows, which is no square grid; give img_size=(height, width)."
             )
         return side * patch_size
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if (height // patch_size) * (width // patch_size) != patches:
         raise CheckpointMismatch(
-            f"image_size={image_size} has a grid of {height // patch_size}x{width // patch_size} patches, but the "
+            f"img_size={img_size} has a grid of {height // patch_size}x{width // patch_size} patches, but the "
             f"position table has {patches} rows; load it at its own size, then resize (mambar.hub.resize)."
         )
-    return image_size
+    return img_size
 
 
 def _require(state: Mapping[str, Tensor], *keys: str) -> None:

@@ -18,7 +18,7 @@ def create_model(
     name: str,
     *,
     pretrained: bool = False,
-    image_size: int | tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     **config_fields: Any,
 ) -> VisionMamba:
@@ -29,8 +29,8 @@ def create_model(
     unknown name or field, or where no weights were released.
     """
     fields = dict(config_fields)
-    if image_size is not None:
-        fields["image_size"] = image_size
+    if img_size is not None:
+        fields["img_size"] = img_size
     if num_classes is not None:
         fields["num_classes"] = num_classes
     config = variant(name).but(**fields)

@@ -25,7 +25,8 @@ from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 from mambar.version import __version__
 
-FORMAT_VERSION = 1
+# 1: version 0.1, whose configuration fields had other names.
+FORMAT_VERSION = 2
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # ImageNet-21k's class names fill about one megabyte.
 _MOST_JSON_BYTES = 16_000_000
@@ -115,19 +116,19 @@ def config_content(
 ) -> dict[str, Any]:
     """What stands in `config.json`: timm's keys, and ours under "mambar"."""
     rows, cols = config.size
-    preprocessing = preprocessing or Preprocessing(image_size=config.image_size)
+    preprocessing = preprocessing or Preprocessing(img_size=config.img_size)
     return {
         "architecture": name if name in VARIANTS else "vision_mamba",
         "num_classes": config.num_classes,
-        "num_features": config.dim,
+        "num_features": config.embed_dim,
         # timm and transformers' wrapper of it both look for names here.
         **({"label_names": list(classes)} if classes else {}),
         "model_args": {key: value for key, value in config.to_dict().items() if key != "num_classes"},
         "pretrained_cfg": {
-            "input_size": [config.in_channels, rows, cols],
+            "input_size": [config.in_chans, rows, cols],
             "fixed_input_size": False,
             "interpolation": preprocessing.interpolation,
-            "crop_pct": preprocessing.crop,
+            "crop_pct": preprocessing.crop_pct,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "num_classes": config.num_classes,
@@ -177,9 +178,9 @@ def load_directory(directory: Path, *, weights: Path | None = None) -> VisionMam
         _refuse_oversize(config, state, directory)
         classes = _class_names(ours.get("classes"), config)
         preprocessing = Preprocessing.from_dict(ours["preprocessing"])
-        if max(preprocessing.size) / preprocessing.crop > _LARGEST_IMAGE:
+        if max(preprocessing.size) / preprocessing.crop_pct > _LARGEST_IMAGE:
             raise InputError(
-                f"image_size={preprocessing.image_size} with crop={preprocessing.crop} resizes above {_LARGEST_IMAGE}."
+                f"img_size={preprocessing.img_size} with crop={preprocessing.crop_pct} resizes above {_LARGEST_IMAGE}."
             )
         model = VisionMamba(config)
     fill(model, state, origin=str(path))

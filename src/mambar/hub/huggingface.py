@@ -70,7 +70,7 @@ def export_transformers(model: VisionMamba, directory: Path | str, *, force: boo
     directory = Path(directory)
     if directory.exists() and any(directory.iterdir()) and not force:
         raise InputError(f"{directory} is not empty; choose another place or give --force.")
-    preprocessing = model.preprocessing or Preprocessing(image_size=model.config.image_size)
+    preprocessing = model.preprocessing or Preprocessing(img_size=model.config.img_size)
     try:
         to_transformers(model).save_pretrained(directory)
         MambarImageProcessor(preprocessing=preprocessing.to_dict()).save_pretrained(directory)

@@ -15,6 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from mambar.data.transforms.classification import EvalTransform
 from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, translate
 from mambar.errors import InputError
 from mambar.models.config import VisionMambaConfig
 
@@ -32,9 +33,10 @@ class MambarConfig(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = MODEL_TYPE
     attribute_map = {  # noqa: RUF012
-        "hidden_size": "dim",
+        "hidden_size": "embed_dim",
         "num_hidden_layers": "depth",
-        "num_channels": "in_channels",
+        "num_channels": "in_chans",
+        "image_size": "img_size",
     }
 
     def __init__(
@@ -46,9 +48,8 @@ class MambarConfig(BackboneConfigMixin, PreTrainedConfig):
         pyramid_norm: str = "group",
         **fields: Any,
     ) -> None:
-        for theirs, ours in self.attribute_map.items():
-            if theirs in fields:
-                fields[ours] = fields.pop(theirs)
+        # A config.json of version 0.1 has that version's names.
+        fields = translate(fields, {**MODEL_FIELDS, **self.attribute_map}, MODEL_VALUES)
         own = {name: fields.pop(name, default) for name, default in _FIELDS.items()}
         fields.pop("stage_names", None)
         if not fields.get("id2label") and fields.get("num_labels") is None:

@@ -165,9 +165,9 @@ class MambarBackbone(BackboneMixin, MambarPreTrainedModel):
         model.prune_intermediate_layers([max(last - 1, 0)], prune_norm=True, prune_head=True)
         self.model = self._own(model)
         self.pyramid = (
-            FeaturePyramid(config.dim, config.patch_size, norm=config.pyramid_norm) if config.pyramid else None
+            FeaturePyramid(config.embed_dim, config.patch_size, norm=config.pyramid_norm) if config.pyramid else None
         )
-        self.num_features = [config.dim] * (config.depth + 1)
+        self.num_features = [config.embed_dim] * (config.depth + 1)
         self.post_init()
 
     def forward(

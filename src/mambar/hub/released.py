@@ -14,12 +14,12 @@ from mambar.models.vision_mamba import VisionMamba
 
 
 def load_official(
-    state_or_path: Mapping[str, object] | str | Path, *, image_size: int | tuple[int, int] | None = None
+    state_or_path: Mapping[str, object] | str | Path, *, img_size: int | tuple[int, int] | None = None
 ) -> VisionMamba:
     """A `VisionMamba` from a released checkpoint; everything is inferred from its tensors.
 
     state_or_path: a `.pth` or `.safetensors` file, or a state dict, with or without the outer key "model".
-    image_size (pixels, or (height, width)) decides the grid of the position table and must fit it; without it the
+    img_size (pixels, or (height, width)) decides the grid of the position table and must fit it; without it the
     table must be square. That the two directions are averaged cannot be seen in tensors: it is assumed (the
     released Mamba-R code and Vim's models named div2 do). Raises `CheckpointMismatch` unless every key is
     accounted for, `CheckpointError` for a file that is unsafe or damaged.
@@ -29,7 +29,7 @@ def load_official(
     else:
         origin, state = state_or_path, read_official(Path(state_or_path))
     with describing(origin):
-        config = infer_config(state, image_size=image_size)
+        config = infer_config(state, img_size=img_size)
         # Before anything of the model's size is built: this proves that the tensors have that size.
         converted = convert_checkpoint(state, source=source_of(state), config=config)
         model = VisionMamba(config)

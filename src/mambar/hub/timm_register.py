@@ -22,6 +22,7 @@ from timm.models import (
 from torch import Tensor, nn
 
 from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, translate
 from mambar.errors import CheckpointMismatch, InputError
 from mambar.hub.convert import convert_checkpoint, infer_config, source_of, unwrap
 from mambar.hub.files import CONFIG, read_directory_weights, read_json
@@ -41,28 +42,17 @@ logger = logging.getLogger(__name__)
 
 GENERIC = "vision_mamba"
 
-# timm's argument → our field. Where both are given timm's name wins: ours then came from a config.json.
-_TIMM_NAMES = {
-    "img_size": "image_size",
-    "in_chans": "in_channels",
-    "drop_path_rate": "drop_path",
-    "drop_rate": "head_dropout",
-    "proj_drop_rate": "dropout",
-    "global_pool": "head",
-    "embed_dim": "dim",
-}
-_TIMM_POOLS = {"avg": "patches", "token": "first"}
 _SOURCES = ("state_dict", "file", "url", "hf_hub_id")
 
 
 def _pretrained_cfg(name: str) -> dict[str, Any]:
     config = VARIANTS.get(name, VisionMambaConfig())
-    seen = Preprocessing(image_size=config.image_size)
+    seen = Preprocessing(img_size=config.img_size)
     cfg: dict[str, Any] = {
-        "input_size": (config.in_channels, *config.size),
+        "input_size": (config.in_chans, *config.size),
         "num_classes": config.num_classes,
         "interpolation": seen.interpolation,
-        "crop_pct": seen.crop,
+        "crop_pct": seen.crop_pct,
         "mean": seen.mean,
         "std": seen.std,
         "first_conv": "patch_embed.proj",
@@ -85,13 +75,12 @@ def _architecture(base: VisionMambaConfig) -> Callable[..., VisionMamba]:
     """What `build_model_with_cfg` calls with timm's arguments."""
 
     def build(**arguments: Any) -> VisionMamba:
-        fields = dict(arguments)
-        for theirs, ours in _TIMM_NAMES.items():
-            if theirs in fields:
-                fields[ours] = fields.pop(theirs)
-        fields["head"] = _TIMM_POOLS.get(fields.get("head", base.head), fields.get("head", base.head))
-        if isinstance(fields.get("image_size"), list):
-            fields["image_size"] = tuple(fields["image_size"])
+        # `model_args` of a config.json that version 0.1 wrote have that version's names.
+        fields = translate(arguments, MODEL_FIELDS, MODEL_VALUES)
+        if "global_pool" in fields:
+            fields["head"] = fields.pop("global_pool")
+        if isinstance(fields.get("img_size"), list):
+            fields["img_size"] = tuple(fields["img_size"])
         return VisionMamba(base.but(**fields))
 
     return build
@@ -106,11 +95,11 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str
     assert isinstance(model, VisionMamba)
     tensors = unwrap(state)
     if "pos_embed.weight" in tensors:
-        source = model.config.but(image_size=_source_size(tensors, model))
+        source = model.config.but(img_size=_source_size(tensors, model))
     else:
         config = infer_config(tensors)
         tensors = convert_checkpoint(tensors, source=source_of(tensors), config=config)
-        source = model.config.but(image_size=config.image_size)
+        source = model.config.but(img_size=config.img_size)
     patches = tensors.pop("patch_embed.proj.weight")
     own = model.patch_embed.proj.weight
     transfer(model, {**tensors, "patch_embed.proj.weight": own}, source)
@@ -122,7 +111,7 @@ def _source_size(state: Mapping[str, Tensor], model: VisionMamba) -> tuple[int, 
     table, patch = state["pos_embed.weight"].shape[1], model.patch_size
     side = math.isqrt(table)
     saved = vars(model).get("pretrained_model_args") or {}
-    size = saved.get("image_size") or saved.get("img_size") or model.pretrained_cfg.get("input_size", (3, 0, 0))[1:]
+    size = saved.get("img_size") or saved.get("image_size") or model.pretrained_cfg.get("input_size", (3, 0, 0))[1:]
     size = (size, size) if isinstance(size, int) else tuple(size)
     for height, width in (size, model.config.size, (side * patch, side * patch)):
         if (height // patch) * (width // patch) == table:
@@ -134,10 +123,7 @@ def _source_size(state: Mapping[str, Tensor], model: VisionMamba) -> tuple[int, 
 
 
 def _create(name: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
-    for theirs, ours in _TIMM_NAMES.items():
-        if ours in arguments:
-            given = arguments.pop(ours)
-            arguments.setdefault(theirs, given)
+    arguments = translate(arguments, MODEL_FIELDS, MODEL_VALUES)
     verified = _verified_weights(name, arguments) if pretrained else None
     if verified is not None:
         overlay = {**(arguments.get("pretrained_cfg_overlay") or {}), "state_dict": verified, "source": None}

@@ -27,25 +27,25 @@ class Complexity:
 
 def parameter_count(config: VisionMambaConfig) -> int:
     """The number of parameters, from the sizes alone (equal to the sum over a built model: tested)."""
-    dim, inner, rank, state = config.dim, config.inner, config.rank, config.state
+    dim, inner, rank, state = config.embed_dim, config.d_inner, config.effective_dt_rank, config.d_state
     rows, cols = config.grid
-    direction = inner * (config.taps + config.conv_bias) + inner * (rank + 2 * state)
+    direction = inner * (config.d_conv + config.conv_bias) + inner * (rank + 2 * state)
     direction += rank * inner + inner + inner * state + inner
-    mixer = 3 * dim * inner + 2 * direction + (2 * inner + dim) * config.bias
+    mixer = 3 * dim * inner + 2 * direction + (2 * inner + dim) * config.proj_bias
     features, read_out, _ = _head(config)
     classifier = features * config.num_classes + config.num_classes
     tokens = dim * (rows * cols + 2 * config.num_registers)
-    patch = config.in_channels * config.patch_size**2 * dim + dim
+    patch = config.in_chans * config.patch_size**2 * dim + dim
     return patch + tokens + config.depth * (mixer + dim) + dim + read_out + classifier
 
 
 def _head(config: VisionMambaConfig) -> tuple[int, int, int]:
     """The features, parameters and multiply-adds of the read-out."""
-    dim = config.dim
+    dim = config.embed_dim
     if config.head == "registers":
-        reduced = dim // config.reduce
+        reduced = dim // config.register_reduction
         features = config.num_registers * reduced
-        if config.reduce == 1:
+        if config.register_reduction == 1:
             return features, 0, 0
         return features, dim * reduced + features, config.num_registers * dim * reduced
     if config.head == "widened":
@@ -57,14 +57,14 @@ def _head(config: VisionMambaConfig) -> tuple[int, int, int]:
 def complexity(config: VisionMambaConfig) -> Complexity:
     """Counts the costs of one image; batch and precision scale them."""
     rows, cols = config.grid
-    patches, dim, inner = rows * cols, config.dim, config.inner
+    patches, dim, inner = rows * cols, config.embed_dim, config.d_inner
     length = patches + config.num_registers
     per_token = 3 * dim * inner
-    per_token += 2 * inner * (config.rank + 2 * config.state + config.rank + config.taps)
+    per_token += 2 * inner * (config.effective_dt_rank + 2 * config.d_state + config.effective_dt_rank + config.d_conv)
     features, _, read_out = _head(config)
-    macs = patches * config.in_channels * config.patch_size**2 * dim + config.depth * length * per_token
+    macs = patches * config.in_chans * config.patch_size**2 * dim + config.depth * length * per_token
     macs += read_out + features * config.num_classes
-    states = 2 * config.depth * length * inner * config.state
+    states = 2 * config.depth * length * inner * config.d_state
     return Complexity(
         parameters=parameter_count(config),
         length=length,

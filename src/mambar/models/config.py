@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, accept_old_names, translate, translate_arguments
 from mambar.errors import InputError
 from mambar.nn.heads import HEADS
 from mambar.nn.placement import PLACEMENTS
 
 
+@accept_old_names(MODEL_FIELDS, MODEL_VALUES)
 @dataclass(frozen=True, kw_only=True)
 class VisionMambaConfig:
     """Sizes and choices of a `VisionMamba`, checked when made.
 
-    image_size: pixels, one number for squares or (height, width); decides the grid of the position table.
+    img_size: pixels, one number for squares or (height, width); decides the grid of the position table.
     reduce: width reduction r of the register head. state, taps, expand, dt_rank: state size, convolution width,
     inner width / dim, rank of the step-size projection (None: dim / 16, rounded up).
     placement: a key of `PLACEMENTS`. head: a key of `HEADS`. drop_path: rate of the last block, rising linearly
@@ -25,40 +27,49 @@ class VisionMambaConfig:
     released code does.
     """
 
-    image_size: int | tuple[int, int] = 224
+    img_size: int | tuple[int, int] = 224
     patch_size: int = 16
-    in_channels: int = 3
-    dim: int = 192
+    in_chans: int = 3
+    embed_dim: int = 192
     depth: int = 24
     num_registers: int = 12
-    reduce: int = 1
+    register_reduction: int = 1
     num_classes: int = 1000
-    state: int = 16
-    taps: int = 4
+    d_state: int = 16
+    d_conv: int = 4
     expand: int = 2
     dt_rank: int | None = None
     placement: str = "evenly"
     head: str = "registers"
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    head_dropout: float = 0.0
+    drop_path_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    drop_rate: float = 0.0
     norm_eps: float = 1e-5
-    bias: bool = False
+    proj_bias: bool = False
     conv_bias: bool = True
-    average: bool = True
+    average_directions: bool = True
     official_backward_bias: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.image_size, int):
-            height, width = self.image_size
-            object.__setattr__(self, "image_size", (int(height), int(width)))
-        for name in ("patch_size", "in_channels", "dim", "depth", "reduce", "state", "taps", "expand"):
+        if not isinstance(self.img_size, int):
+            height, width = self.img_size
+            object.__setattr__(self, "img_size", (int(height), int(width)))
+        for name in (
+            "patch_size",
+            "in_chans",
+            "embed_dim",
+            "depth",
+            "register_reduction",
+            "d_state",
+            "d_conv",
+            "expand",
+        ):
             _at_least(name, getattr(self, name), 1)
         for name in ("num_registers", "num_classes"):
             _at_least(name, getattr(self, name), 0)
         if self.dt_rank is not None:
             _at_least("dt_rank", self.dt_rank, 1)
-        for name in ("drop_path", "dropout", "head_dropout"):
+        for name in ("drop_path_rate", "proj_drop_rate", "drop_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
         if not self.norm_eps > 0:
@@ -69,16 +80,16 @@ class VisionMambaConfig:
             raise InputError(f"head={self.head!r} is not known; choose one of {', '.join(HEADS)}.")
         if min(self.grid) < 1:
             raise InputError(
-                f"image_size={self.image_size} holds no patch of {self.patch_size} pixels; "
-                "use a larger image_size or a smaller patch_size."
+                f"img_size={self.img_size} holds no patch of {self.patch_size} pixels; "
+                "use a larger img_size or a smaller patch_size."
             )
-        if self.head == "registers" and self.dim % self.reduce:
-            raise InputError(f"reduce={self.reduce} must divide dim={self.dim}.")
+        if self.head == "registers" and self.embed_dim % self.register_reduction:
+            raise InputError(f"register_reduction={self.register_reduction} must divide embed_dim={self.embed_dim}.")
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -87,34 +98,35 @@ class VisionMambaConfig:
         return height // self.patch_size, width // self.patch_size
 
     @property
-    def inner(self) -> int:
+    def d_inner(self) -> int:
         """Width between the mixer's projections."""
-        return self.expand * self.dim
+        return self.expand * self.embed_dim
 
     @property
-    def rank(self) -> int:
+    def effective_dt_rank(self) -> int:
         """Rank of the step-size projection."""
-        return math.ceil(self.dim / 16) if self.dt_rank is None else self.dt_rank
+        return math.ceil(self.embed_dim / 16) if self.dt_rank is None else self.dt_rank
 
     def but(self, **fields: Any) -> "VisionMambaConfig":
         """A changed copy; an unknown field raises `InputError` with the nearest right name."""
+        fields = translate_arguments(fields, MODEL_FIELDS, MODEL_VALUES)
         _known_fields(fields)
         return dataclasses.replace(self, **fields)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON can hold them."""
         fields = dataclasses.asdict(self)
-        if isinstance(self.image_size, tuple):
-            fields["image_size"] = list(self.image_size)
+        if isinstance(self.img_size, tuple):
+            fields["img_size"] = list(self.img_size)
         return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "VisionMambaConfig":
         """Undoes `to_dict`; an unknown field raises `InputError`."""
+        fields = translate(fields, MODEL_FIELDS, MODEL_VALUES)
         _known_fields(fields)
-        fields = dict(fields)
-        if isinstance(fields.get("image_size"), list):
-            fields["image_size"] = tuple(fields["image_size"])
+        if isinstance(fields.get("img_size"), list):
+            fields["img_size"] = tuple(fields["img_size"])
         return cls(**fields)
 
 
@@ -133,15 +145,15 @@ def _known_fields(fields: Mapping[str, Any]) -> None:
 
 
 def _vim(dim: int) -> VisionMambaConfig:
-    return VisionMambaConfig(dim=dim, num_registers=1, placement="middle", head="first")
+    return VisionMambaConfig(embed_dim=dim, num_registers=1, placement="middle", head="token")
 
 
 # The paper's sizes (arXiv 2405.14858) and Vim's, which are the same network with one register in the middle.
 VARIANTS: dict[str, VisionMambaConfig] = {
-    "mambar_tiny_patch16_224": VisionMambaConfig(dim=192, reduce=1),
-    "mambar_small_patch16_224": VisionMambaConfig(dim=384, reduce=2),
-    "mambar_base_patch16_224": VisionMambaConfig(dim=768, reduce=4),
-    "mambar_large_patch16_224": VisionMambaConfig(dim=1024, depth=48, num_registers=16, reduce=8),
+    "mambar_tiny_patch16_224": VisionMambaConfig(embed_dim=192, register_reduction=1),
+    "mambar_small_patch16_224": VisionMambaConfig(embed_dim=384, register_reduction=2),
+    "mambar_base_patch16_224": VisionMambaConfig(embed_dim=768, register_reduction=4),
+    "mambar_large_patch16_224": VisionMambaConfig(embed_dim=1024, depth=48, num_registers=16, register_reduction=8),
     "vim_tiny_patch16_224": _vim(192),
     "vim_small_patch16_224": _vim(384),
     "vim_base_patch16_224": _vim(768),

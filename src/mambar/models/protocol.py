@@ -28,7 +28,7 @@ class TokenModel(Protocol):
         ...
 
     @property
-    def dim(self) -> int:
+    def embed_dim(self) -> int:
         """The width of a token."""
         ...
 

@@ -52,7 +52,7 @@ class TimmViT(nn.Module):
         return int(height)
 
     @property
-    def dim(self) -> int:
+    def embed_dim(self) -> int:
         """The width of a token."""
         return int(self.model.embed_dim)
 
@@ -72,8 +72,8 @@ class TimmViT(nn.Module):
         cfg = self.model.pretrained_cfg
         height, width = self.model.patch_embed.img_size
         return Preprocessing(
-            image_size=height if height == width else (height, width),
-            crop=cfg["crop_pct"],
+            img_size=height if height == width else (height, width),
+            crop_pct=cfg["crop_pct"],
             interpolation=cfg["interpolation"],
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
@@ -147,7 +147,7 @@ def create_timm_vit(
     name: str,
     *,
     pretrained: bool = False,
-    image_size: int | tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     **timm_arguments: Any,
 ) -> TimmViT:
@@ -161,7 +161,7 @@ def create_timm_vit(
     if not timm.is_model(name.split(".")[0]):
         near = ", ".join(timm.list_models(f"{name[:6]}*")[:5]) or "see timm.list_models('*vit*')"
         raise InputError(f"timm has no model {name!r}; near it: {near}.")
-    arguments = {**timm_arguments, "img_size": image_size, "num_classes": num_classes}
+    arguments = {**timm_arguments, "img_size": img_size, "num_classes": num_classes}
     try:
         model = timm.create_model(name, pretrained=pretrained, **{"dynamic_img_size": True, **arguments})
     except TypeError:

@@ -40,34 +40,36 @@ class VisionMamba(nn.Module):
         self.classes: tuple[str, ...] | None = None
         self.preprocessing: Preprocessing | None = None
         self.grad_checkpointing = False
-        self.patch_embed = PatchEmbed(config.patch_size, config.in_channels, config.dim)
-        self.pos_embed = PositionEmbed(config.dim, config.grid)
-        self.registers = RegisterTokens(config.dim, config.num_registers, config.placement)
+        self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, config.embed_dim)
+        self.pos_embed = PositionEmbed(config.embed_dim, config.grid)
+        self.registers = RegisterTokens(config.embed_dim, config.num_registers, config.placement)
         self.blocks = nn.ModuleList(self._block(rate) for rate in drop_path_rates(config))
-        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
         self.head = Head(
             config.head,
-            dim=config.dim,
+            dim=config.embed_dim,
             num_registers=config.num_registers,
-            reduce=config.reduce,
+            reduce=config.register_reduction,
             num_classes=config.num_classes,
-            dropout=config.head_dropout,
+            dropout=config.drop_rate,
         )
         self.init_weights()
 
     def _block(self, drop_path: float) -> MambaBlock:
         config = self.config
         mixer = MambaMixer(
-            config.dim,
-            state=config.state,
-            taps=config.taps,
+            config.embed_dim,
+            state=config.d_state,
+            taps=config.d_conv,
             expand=config.expand,
-            rank=config.rank,
-            bias=config.bias,
+            rank=config.effective_dt_rank,
+            bias=config.proj_bias,
             conv_bias=config.conv_bias,
-            average=config.average,
+            average=config.average_directions,
         )
-        return MambaBlock(config.dim, mixer, drop_path=drop_path, dropout=config.dropout, norm_eps=config.norm_eps)
+        return MambaBlock(
+            config.embed_dim, mixer, drop_path=drop_path, dropout=config.proj_drop_rate, norm_eps=config.norm_eps
+        )
 
     def init_weights(self) -> None:
         """Draws fresh start values (see `mambar.nn.init`); the constructor has done it already."""
@@ -100,9 +102,9 @@ class VisionMamba(nn.Module):
         return self.config.patch_size
 
     @property
-    def dim(self) -> int:
+    def embed_dim(self) -> int:
         """The width of a token."""
-        return self.config.dim
+        return self.config.embed_dim
 
     @property
     def num_classes(self) -> int:
@@ -112,7 +114,7 @@ class VisionMamba(nn.Module):
     @property
     def num_features(self) -> int:
         """The width of what `forward_features` gives, as in timm."""
-        return self.config.dim
+        return self.config.embed_dim
 
     @property
     def head_hidden_size(self) -> int:
@@ -120,20 +122,15 @@ class VisionMamba(nn.Module):
         return self.head.num_features
 
     @property
-    def embed_dim(self) -> int:
-        """timm's name of `dim`."""
-        return self.config.dim
-
-    @property
     def in_chans(self) -> int:
         """timm's name of the configuration's `in_channels`."""
-        return self.config.in_channels
+        return self.config.in_chans
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """What timm's feature extraction asks of each block: channels, stride in pixels, module name."""
         return [
-            {"num_chs": self.dim, "reduction": self.patch_size, "module": f"blocks.{index}"}
+            {"num_chs": self.embed_dim, "reduction": self.patch_size, "module": f"blocks.{index}"}
             for index in range(self.num_layers)
         ]
 
@@ -290,7 +287,7 @@ class VisionMamba(nn.Module):
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
-            self.reset_classifier(0, "patches")
+            self.reset_classifier(0, "avg")
         return wanted
 
     def get_classifier(self) -> nn.Module:
@@ -308,11 +305,11 @@ class VisionMamba(nn.Module):
             like = self.pos_embed.weight
             self.head = Head(
                 config.head,
-                dim=config.dim,
+                dim=config.embed_dim,
                 num_registers=config.num_registers,
-                reduce=config.reduce,
+                reduce=config.register_reduction,
                 num_classes=num_classes,
-                dropout=config.head_dropout,
+                dropout=config.drop_rate,
             ).to(device=like.device, dtype=like.dtype)
         else:
             self.head.reset(num_classes)
@@ -339,7 +336,7 @@ class VisionMamba(nn.Module):
             raise InputError(f"patch_size={patch_size}: the patch size of a built model stays {self.patch_size}.")
         if img_size is None:
             return
-        config = self.config.but(image_size=img_size)
+        config = self.config.but(img_size=img_size)
         resized = resize_positions(self.pos_embed.weight.detach(), self.pos_embed.grid, config.grid)
         self.pos_embed.weight = nn.Parameter(resized, requires_grad=self.pos_embed.weight.requires_grad)
         self.pos_embed.grid = config.grid
@@ -351,7 +348,7 @@ class VisionMamba(nn.Module):
 def drop_path_rates(config: VisionMambaConfig) -> list[float]:
     """The rate of each block's output: linear from 0 to `drop_path`."""
     last = max(config.depth - 1, 1)
-    return [config.drop_path * index / last for index in range(config.depth)]
+    return [config.drop_path_rate * index / last for index in range(config.depth)]
 
 
 def layer_of(name: str, num_layers: int) -> int:

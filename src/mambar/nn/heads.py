@@ -11,7 +11,7 @@ from mambar.nn.registers import Tokens
 
 def _need_registers(head: str, num_registers: int) -> None:
     if num_registers < 1:
-        raise InputError(f"head={head!r} needs num_registers >= 1; got 0. Choose head='patches' instead.")
+        raise InputError(f"head={head!r} needs num_registers >= 1; got 0. Choose head='avg' instead.")
 
 
 class RegisterHead(nn.Module):
@@ -39,7 +39,7 @@ class MeanHead(nn.Module):
 
     def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
         super().__init__()
-        _need_registers("mean", num_registers)
+        _need_registers("register_mean", num_registers)
         self.num_features = dim
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
@@ -51,7 +51,7 @@ class FirstHead(nn.Module):
 
     def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
         super().__init__()
-        _need_registers("first", num_registers)
+        _need_registers("token", num_registers)
         self.num_features = dim
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
@@ -102,11 +102,11 @@ class TokenHead(nn.Module):
 
 HEADS: dict[str, type[nn.Module]] = {
     "registers": RegisterHead,
-    "mean": MeanHead,
-    "first": FirstHead,
+    "register_mean": MeanHead,
+    "token": FirstHead,
     "widened": WidenedHead,
-    "patches": PatchHead,
-    "none": TokenHead,
+    "avg": PatchHead,
+    "avg_all": TokenHead,
 }
 
 

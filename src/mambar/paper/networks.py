@@ -11,7 +11,7 @@ from mambar.training.recipe import Recipe, Stage
 
 # A network that a GPU trains in minutes on 32-pixel photographs, several side by side: 256 tokens, more than
 # ImageNet's 196 at 224 pixels, so that registers have a sequence to be spread over.
-_SMALL_BODY = {"patch_size": 2, "dim": 128, "depth": 8}
+_SMALL_BODY = {"patch_size": 2, "embed_dim": 128, "depth": 8}
 _SMALL = Recipe(
     name="small",
     model="mambar_tiny_patch16_224",
@@ -21,7 +21,7 @@ _SMALL = Recipe(
     std=(0.2470, 0.2435, 0.2616),
     stages=(
         Stage(
-            image_size=32,
+            img_size=32,
             epochs=20,
             batch_size=256,
             lr=1.5e-3,
@@ -29,12 +29,12 @@ _SMALL = Recipe(
             warmup_lr=1e-6,
             warmup_epochs=1.0,
             weight_decay=0.05,
-            clip=1.0,
-            crop="shift",
-            padding=4,
-            flip=0.5,
-            drop_path=0.05,
-            smoothing=0.1,
+            clip_grad=1.0,
+            train_crop="shift",
+            crop_padding=4,
+            hflip=0.5,
+            drop_path_rate=0.05,
+            label_smoothing=0.1,
         ),
     ),
     eval_every=4,
@@ -42,9 +42,9 @@ _SMALL = Recipe(
     log_every=20,
     keep_checkpoints=1,
 )
-_SMOKE_BODY = {"patch_size": 2, "dim": 16, "depth": 2}
+_SMOKE_BODY = {"patch_size": 2, "embed_dim": 16, "depth": 2}
 # One register in the middle, read as it is.
-VIM: Final[Mapping[str, object]] = {"num_registers": 1, "placement": "middle", "head": "first", "reduce": 1}
+VIM: Final[Mapping[str, object]] = {"num_registers": 1, "placement": "middle", "head": "token", "register_reduction": 1}
 
 
 def base_recipe(context: Context) -> Recipe:
@@ -83,4 +83,4 @@ def dim_of(recipe: Recipe) -> int:
     """The token width of the recipe's model."""
     from mambar.models.config import variant
 
-    return variant(recipe.model).but(**recipe.config).dim
+    return variant(recipe.model).but(**recipe.config).embed_dim

@@ -47,7 +47,7 @@ def cells(context: Context) -> list[Cell]:
         ]
     scenes = SCENES if context.data is None else SCENES.but(data=context.data, data_options={})
     if context.budget == "smoke":
-        scenes = with_model(scenes, {"dim": 16, "depth": 4}).but(epochs=1, max_steps=3, warmup_steps=1)
+        scenes = with_model(scenes, {"embed_dim": 16, "depth": 4}).but(epochs=1, max_steps=3, warmup_steps=1)
         scenes = scenes.but(**{"data_options.num_images": 48, "data_options.val_limit": 4})
     scenes = scenes.with_text(context.fields)
     return [

@@ -2,7 +2,7 @@
 
     mambar reproduce table_artifacts budget=small data=PATH seeds=0,1,2
     mambar reproduce table_artifacts budget=small data=PATH seeds=0,1,2 \\
-        data_options.canvas=64 image_size=64 config.patch_size=4
+        data_options.canvas=64 img_size=64 config.patch_size=4
 
 Beyond the paper, which shows single networks and images (arXiv 2405.14858). Norms are of image tokens in the residual
 stream of 400 validation images; an outlier lies above median + 10 median absolute deviations of its layer. On

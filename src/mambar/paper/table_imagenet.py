@@ -71,7 +71,7 @@ def measure(context: Context) -> list[Result]:
 def _smoke(context: Context) -> list[Result]:
     base = base_recipe(context)
     cells = [
-        Cell(row="Mamba-R Tiny 224", recipe=with_model(base, {"num_registers": 4, "reduce": 1})),
+        Cell(row="Mamba-R Tiny 224", recipe=with_model(base, {"num_registers": 4, "register_reduction": 1})),
         Cell(row="Vim Tiny 224", recipe=with_model(base, VIM)),
     ]
     table = train_cells(cells, context)

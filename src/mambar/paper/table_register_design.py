@@ -34,13 +34,13 @@ CHOICES: Final = {
     DEFAULT: {},
     "all at the beginning": {"placement": "begin"},
     "all in the middle": {"placement": "middle"},
-    "evenly, one register read": {"head": "first"},
+    "evenly, one register read": {"head": "token"},
     "truly even": {"placement": "spread"},
     "all at the end": {"placement": "end"},
     "random places": {"placement": "random"},
-    "evenly, mean of registers": {"head": "mean"},
-    "evenly, mean of patches": {"head": "patches"},
-    "no registers, mean of patches": {"head": "patches", "num_registers": 0},
+    "evenly, mean of registers": {"head": "register_mean"},
+    "evenly, mean of patches": {"head": "avg"},
+    "no registers, mean of patches": {"head": "avg", "num_registers": 0},
 }
 _SMOKE: Final = (DEFAULT, "all at the beginning", "evenly, mean of patches")
 # At `small`: the paper's rows and the plainest other head; the rest with more=true.

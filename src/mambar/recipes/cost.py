@@ -57,18 +57,18 @@ def stage_costs(recipe: Recipe, *, num_images: int | None = None, images_per_sec
     if count is None:
         raise InputError(f"data={recipe.data}: the number of its images is not known before it is opened; give it.")
     base = VARIANTS.get(recipe.model, VisionMambaConfig()).but(**recipe.config)
-    at_224, first = _length(base, 224), _length(base, recipe.stages[0].image_size)
+    at_224, first = _length(base, 224), _length(base, recipe.stages[0].img_size)
     parts = []
     for stage in recipe.stages:
-        each = steps_per_epoch(count, batch_size=stage.batch_size, repeats=stage.repeats)
+        each = steps_per_epoch(count, batch_size=stage.batch_size, repeats=stage.aug_repeats)
         planned = stage.epochs * each
         steps = planned if stage.max_steps is None else min(planned, stage.max_steps)
-        images, length = steps * stage.batch_size, _length(base, stage.image_size)
+        images, length = steps * stage.batch_size, _length(base, stage.img_size)
         hours = None if images_per_second is None else images * (length / first) / images_per_second / 3600
         parts.append(Cost(steps=steps, images=images, epochs_at_224=images / count * length / at_224, hours=hours))
     return parts
 
 
-def _length(config: VisionMambaConfig, image_size: int | tuple[int, int]) -> int:
-    rows, cols = config.but(image_size=image_size).grid
+def _length(config: VisionMambaConfig, img_size: int | tuple[int, int]) -> int:
+    rows, cols = config.but(img_size=img_size).grid
     return rows * cols + config.num_registers

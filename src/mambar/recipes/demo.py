@@ -129,4 +129,4 @@ def _norm_panels(models: "Mapping[str, VisionMamba]") -> "dict[str, list[NormPan
 def _reduced(picture: "Tensor") -> "Tensor":
     from mambar.data import EvalTransform, Preprocessing
 
-    return EvalTransform(preprocessing=Preprocessing(image_size=_PHOTOGRAPH_SIZE)).pixels(picture)
+    return EvalTransform(preprocessing=Preprocessing(img_size=_PHOTOGRAPH_SIZE)).pixels(picture)

@@ -12,8 +12,8 @@ import dataclasses
 from mambar.recipes.listing import Page
 from mambar.training.recipe import Recipe, Stage
 
-BODY = {"patch_size": 2, "dim": 64, "depth": 4}
-REGISTERS = {"num_registers": 4, "reduce": 2}
+BODY = {"patch_size": 2, "embed_dim": 64, "depth": 4}
+REGISTERS = {"num_registers": 4, "register_reduction": 2}
 
 RECIPE = Recipe(
     name="digits",
@@ -25,7 +25,7 @@ RECIPE = Recipe(
     interpolation="bilinear",
     stages=(
         Stage(
-            image_size=8,
+            img_size=8,
             epochs=18,
             batch_size=32,
             lr=2e-3,
@@ -33,12 +33,12 @@ RECIPE = Recipe(
             warmup_lr=1e-5,
             warmup_epochs=1.0,
             weight_decay=0.05,
-            clip=1.0,
-            crop="shift",
-            padding=1,
-            flip=0.0,
-            drop_path=0.05,
-            smoothing=0.1,
+            clip_grad=1.0,
+            train_crop="shift",
+            crop_padding=1,
+            hflip=0.0,
+            drop_path_rate=0.05,
+            label_smoothing=0.1,
         ),
     ),
     precision="fp32",

@@ -64,9 +64,9 @@ def evaluate_model(
     """Top-1, top-5 and per class of a model in memory; see `evaluate_run`."""
     model = model.to(device)
     dataset = _dataset(model, data, split, data_options or {})
-    preprocessing = model.preprocessing or Preprocessing(image_size=model.config.image_size)
+    preprocessing = model.preprocessing or Preprocessing(img_size=model.config.img_size)
     if crop is not None:
-        preprocessing = dataclasses.replace(preprocessing, crop=_share(crop))
+        preprocessing = dataclasses.replace(preprocessing, train_crop=_share(crop))
     batches = evaluation_batches(
         dataset,
         EvalTransform(preprocessing=preprocessing).pixels,
@@ -82,12 +82,12 @@ def held_out_images(
     *,
     run: str | Path | None = None,
     data: str | None = None,
-    image_size: int | tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     count: int = 256,
 ) -> tuple[Float[Tensor, "images channels height width"], Int64[Tensor, "images"]]:
     """`count` validation images (all, where there are fewer) of `data`, as the model reads them, and their classes.
 
-    Without `data` those that `run` was trained on. `image_size` in pixels instead of the preprocessing's. Which images
+    Without `data` those that `run` was trained on. `img_size` in pixels instead of the preprocessing's. Which images
     is always the same: an even stride over the split.
     """
     options: dict[str, Any] = {}
@@ -95,9 +95,9 @@ def held_out_images(
         recipe = stored_recipe(Path(run or "."))
         data, options = recipe.data, dict(recipe.data_options)
     dataset = _dataset(model, data, "val", options)
-    preprocessing = model.preprocessing or Preprocessing(image_size=model.config.image_size)
-    if image_size is not None:
-        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
+    preprocessing = model.preprocessing or Preprocessing(img_size=model.config.img_size)
+    if img_size is not None:
+        preprocessing = dataclasses.replace(preprocessing, img_size=img_size)
     transform = EvalTransform(preprocessing=preprocessing)
     taken = min(count, len(dataset))
     samples = [dataset[index * len(dataset) // taken] for index in range(taken)]

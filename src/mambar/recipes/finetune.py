@@ -17,7 +17,7 @@ RECIPE = Recipe(
     data="images",
     stages=(
         Stage(
-            image_size=224,
+            img_size=224,
             epochs=30,
             batch_size=64,
             lr=3e-4,
@@ -26,17 +26,17 @@ RECIPE = Recipe(
             weight_decay=0.05,
             decay_groups="corrected",
             layer_decay=0.75,
-            clip=1.0,
-            drop_path=0.1,
+            clip_grad=1.0,
+            drop_path_rate=0.1,
             scale=(0.3, 1.0),
-            augment="rand-m9-mstd0.5-inc1",
-            smoothing=0.1,
-            eval_crop=0.95,
+            auto_augment="rand-m9-mstd0.5-inc1",
+            label_smoothing=0.1,
+            crop_pct=0.95,
             # No default: the command says what to start from.
             start_from="weights",
         ),
     ),
-    deliver="best",
+    final_weights="best",
 )
 
 PAGE = Page(

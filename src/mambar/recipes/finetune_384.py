@@ -17,8 +17,8 @@ RECIPE = Recipe(
     model="same",
     data="imagenet",
     # No default: the command says what to start from.
-    stages=(dataclasses.replace(FINETUNE, image_size=384, drop_path=0.5, clip=1.0, start_from="weights"),),
-    shards=16,
+    stages=(dataclasses.replace(FINETUNE, img_size=384, drop_path_rate=0.5, clip_grad=1.0, start_from="weights"),),
+    num_shards=16,
     grad_checkpointing=True,
 )
 
@@ -35,8 +35,8 @@ PAGE = Page(
         "stages.0.lr": _AS_FINETUNE,
         "stages.0.batch_size": _AS_FINETUNE,
         "stages.0.weight_decay": _AS_FINETUNE,
-        "stages.0.augment": _AS_FINETUNE,
-        "stages.0.drop_path": "0.5, as our Large recipe before it",
-        "stages.0.clip": "1.0, as our Large recipe before it",
+        "stages.0.auto_augment": _AS_FINETUNE,
+        "stages.0.drop_path_rate": "0.5, as our Large recipe before it",
+        "stages.0.clip_grad": "1.0, as our Large recipe before it",
     },
 )

@@ -1,7 +1,7 @@
 """Training on a folder of own images from fresh weights, with settings that suit a few thousand images.
 
     mambar train folder data=PATH
-    mambar train folder data=PATH epochs=100 image_size=224 batch_size=32
+    mambar train folder data=PATH epochs=100 img_size=224 batch_size=32
 
 PATH holds a folder a class, or train/ and val/ with a folder a class each. With a trained model to start from,
 `finetune` is better.
@@ -17,7 +17,7 @@ RECIPE = Recipe(
     data="images",
     stages=(
         Stage(
-            image_size=64,
+            img_size=64,
             epochs=50,
             batch_size=32,
             lr=1e-3,
@@ -25,14 +25,14 @@ RECIPE = Recipe(
             warmup_epochs=3.0,
             weight_decay=0.05,
             decay_groups="corrected",
-            clip=1.0,
-            drop_path=0.05,
+            clip_grad=1.0,
+            drop_path_rate=0.05,
             scale=(0.4, 1.0),
-            jitter=0.2,
-            smoothing=0.1,
+            color_jitter=0.2,
+            label_smoothing=0.1,
         ),
     ),
-    deliver="best",
+    final_weights="best",
 )
 
 PAGE = Page(
@@ -42,7 +42,7 @@ PAGE = Page(
     command="mambar train folder data=PATH",
     expected="depends on the images",
     not_published={
-        "stages.0.image_size": "64: half an hour on two CPU cores for a thousand images; raise it on a GPU",
+        "stages.0.img_size": "64: half an hour on two CPU cores for a thousand images; raise it on a GPU",
         "config.depth": "12 layers: small data do not feed 24",
     },
 )

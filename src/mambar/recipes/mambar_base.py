@@ -17,7 +17,7 @@ RECIPE = Recipe(
     model="mambar_base_patch16_224",
     data="imagenet",
     stages=(PRETRAIN, INTERMEDIATE, FINETUNE),
-    shards=8,
+    num_shards=8,
 )
 
 PAGE = Page(

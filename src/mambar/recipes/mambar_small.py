@@ -14,11 +14,11 @@ RECIPE = Recipe(
     model="mambar_small_patch16_224",
     data="imagenet",
     stages=(
-        dataclasses.replace(PRETRAIN, drop_path=0.05),
-        dataclasses.replace(INTERMEDIATE, drop_path=0.1),
-        dataclasses.replace(FINETUNE, drop_path=0.1),
+        dataclasses.replace(PRETRAIN, drop_path_rate=0.05),
+        dataclasses.replace(INTERMEDIATE, drop_path_rate=0.1),
+        dataclasses.replace(FINETUNE, drop_path_rate=0.1),
     ),
-    shards=8,
+    num_shards=8,
 )
 
 _AS_BASE = "Base's value: the paper names one recipe and gives its numbers for Base only"
@@ -30,9 +30,9 @@ PAGE = Page(
     command="mambar train mambar_small data=/data/imagenet --processes 8",
     expected="81.1 % top-1 (paper v1, derived), 81.4 % (paper v2 and README); ours: not run",
     not_published={
-        "stages.0.drop_path": "0.05: a quarter of Base's parameters need less",
-        "stages.1.drop_path": "0.1, a quarter of Base's 0.4",
-        "stages.2.drop_path": "0.1, as in the stage before",
+        "stages.0.drop_path_rate": "0.05: a quarter of Base's parameters need less",
+        "stages.1.drop_path_rate": "0.1, a quarter of Base's 0.4",
+        "stages.2.drop_path_rate": "0.1, as in the stage before",
         "stages.0.epochs": _AS_BASE,
         "stages.1.epochs": _AS_BASE,
         "stages.2.epochs": _AS_BASE,

@@ -15,8 +15,8 @@ RECIPE = Recipe(
     name="mambar_tiny",
     model="mambar_tiny_patch16_224",
     data="imagenet",
-    stages=(dataclasses.replace(PRETRAIN, name="train", image_size=224, eval_crop=1.0),),
-    shards=8,
+    stages=(dataclasses.replace(PRETRAIN, name="train", img_size=224, crop_pct=1.0),),
+    num_shards=8,
 )
 
 PAGE = Page(
@@ -26,12 +26,12 @@ PAGE = Page(
     command="mambar train mambar_tiny data=/data/imagenet --processes 8",
     expected="77.4 % top-1 (paper v1, derived); ours: not run",
     not_published={
-        "stages.0.image_size": "the small network overfits little, so the cheap 128-pixel stage saves little",
+        "stages.0.img_size": "the small network overfits little, so the cheap 128-pixel stage saves little",
         "stages.0.epochs": "300, as the same group trains a network of this size",
-        "stages.0.drop_path": "0.1, the value of Base's first stage: there is less to regularise",
+        "stages.0.drop_path_rate": "0.1, the value of Base's first stage: there is less to regularise",
         "stages.0.lr": "the value of Base's first stage",
         "stages.0.weight_decay": "the value of Base's first stage",
-        "stages.0.augment": "the augmentation of Base's first stage",
-        "stages.0.eval_crop": "1.0, the crop of the published evaluations",
+        "stages.0.auto_augment": "the augmentation of Base's first stage",
+        "stages.0.crop_pct": "1.0, the crop of the published evaluations",
     },
 )

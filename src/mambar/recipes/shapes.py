@@ -11,22 +11,22 @@ from mambar.training.recipe import Recipe, Stage
 RECIPE = Recipe(
     name="shapes",
     model="mambar_tiny_patch16_224",
-    config={"patch_size": 4, "dim": 64, "depth": 6, "num_registers": 4, "reduce": 2},
+    config={"patch_size": 4, "embed_dim": 64, "depth": 6, "num_registers": 4, "register_reduction": 2},
     data="shapes",
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     stages=(
         Stage(
-            image_size=32,
+            img_size=32,
             epochs=10,
             batch_size=32,
             lr=2e-3,
             min_lr=1e-5,
             warmup_lr=1e-5,
-            clip=1.0,
-            crop="shift",
-            padding=2,
-            drop_path=0.05,
+            clip_grad=1.0,
+            train_crop="shift",
+            crop_padding=2,
+            drop_path_rate=0.05,
         ),
     ),
 )

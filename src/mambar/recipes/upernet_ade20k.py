@@ -20,7 +20,7 @@ from mambar.training.recipe import Recipe, Stage
 
 STAGE: Final = Stage(
     name="segment",
-    image_size=512,
+    img_size=512,
     # 1,263 iterations each; max_steps ends the last one.
     epochs=127,
     max_steps=160_000,
@@ -32,8 +32,8 @@ STAGE: Final = Stage(
     schedule="linear",
     weight_decay=0.01,
     decay_groups="corrected",
-    drop_path=0.2,
-    flip=0.5,
+    drop_path_rate=0.2,
+    hflip=0.5,
     start_from="mambar_base_patch16_224",
 )
 
@@ -75,18 +75,20 @@ LARGE_RECIPE = dataclasses.replace(
     RECIPE,
     name="upernet_ade20k_large",
     model="mambar_large_patch16_224",
-    stages=(dataclasses.replace(STAGE, start_from="mambar_large_patch16_224", lr=3e-5, drop_path=0.3),),
+    stages=(dataclasses.replace(STAGE, start_from="mambar_large_patch16_224", lr=3e-5, drop_path_rate=0.3),),
 )
 
 PROBE_RECIPE = dataclasses.replace(
     RECIPE,
     name="probe_ade20k",
     task_options={**OPTIONS, "decoder": "linear", "auxiliary": 0},
-    stages=(dataclasses.replace(STAGE, freeze_backbone=True, drop_path=0.0, lr=1e-3, epochs=32, max_steps=40_000),),
+    stages=(
+        dataclasses.replace(STAGE, freeze_backbone=True, drop_path_rate=0.0, lr=1e-3, epochs=32, max_steps=40_000),
+    ),
 )
 
 _OURS: Final = {
-    "stages.0.flip": "the published text says 'standard augmentation'; one half is mmsegmentation's default",
+    "stages.0.hflip": "the published text says 'standard augmentation'; one half is mmsegmentation's default",
     "task_options.norm": "published: batch normalisation over all GPUs; here groups, whose result does not depend on "
     "how a batch is cut into shards, processes and micro-batches",
     "save_every": "ours",
@@ -107,7 +109,7 @@ SMALL_PAGE = Page(
     source="as upernet_ade20k; rate and drop path of Base, as Small's are not published",
     command="mambar train upernet_ade20k_small data=ADEChallengeData2016",
     expected="paper: 45.3 mIoU (recalled; Vim Small + 0.4); ours: not run",
-    not_published={"stages.0.drop_path": "Base's", "stages.0.lr": "Base's"},
+    not_published={"stages.0.drop_path_rate": "Base's", "stages.0.lr": "Base's"},
 )
 
 LARGE_PAGE = Page(

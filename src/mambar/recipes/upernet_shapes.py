@@ -14,8 +14,8 @@ import dataclasses
 from mambar.recipes.listing import Page
 from mambar.training.recipe import Recipe, Stage
 
-BODY = {"patch_size": 4, "dim": 64, "depth": 6}
-REGISTERS = {"num_registers": 4, "reduce": 2}
+BODY = {"patch_size": 4, "embed_dim": 64, "depth": 6}
+REGISTERS = {"num_registers": 4, "register_reduction": 2}
 # Objects as they are, at their own size and colour; only moved, mirrored and a little scaled.
 AUGMENTATION = {"resize": None, "ratio": [0.8, 1.25], "most_of_one": 1.0, "distort": False}
 
@@ -25,13 +25,13 @@ RECIPE = Recipe(
     task="segmentation",
     config={**BODY, **REGISTERS},
     data="shapes",
-    data_options={"image_size": 48, "num_images": 3000, "val_limit": 200, "num_classes": 4, "area": [0.1, 0.25]},
+    data_options={"img_size": 48, "num_images": 3000, "val_limit": 200, "num_classes": 4, "area": [0.1, 0.25]},
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     task_options={**AUGMENTATION, "channels": 32, "auxiliary": 16, "dropout": 0.0, "window": 48, "stride": 32},
     stages=(
         Stage(
-            image_size=48,
+            img_size=48,
             epochs=8,
             batch_size=16,
             lr=3e-3,
@@ -41,8 +41,8 @@ RECIPE = Recipe(
             schedule="linear",
             weight_decay=0.01,
             decay_groups="corrected",
-            clip=1.0,
-            drop_path=0.05,
+            clip_grad=1.0,
+            drop_path_rate=0.05,
         ),
     ),
     precision="fp32",
@@ -55,7 +55,7 @@ PROBE_RECIPE = dataclasses.replace(
     RECIPE,
     name="probe_shapes",
     task_options={**AUGMENTATION, "decoder": "linear", "auxiliary": 0, "dropout": 0.0, "window": 48, "stride": 32},
-    stages=(dataclasses.replace(RECIPE.stages[0], freeze_backbone=True, drop_path=0.0, epochs=2),),
+    stages=(dataclasses.replace(RECIPE.stages[0], freeze_backbone=True, drop_path_rate=0.0, epochs=2),),
 )
 
 PAGE = Page(

@@ -14,31 +14,31 @@ from mambar.training.recipe import Recipe, Stage
 
 _DEIT = Stage(
     name="train",
-    image_size=224,
+    img_size=224,
     epochs=300,
     batch_size=1024,
     lr=5e-4,
-    lr_per=512,
+    lr_base_size=512,
     min_lr=1e-5,
     warmup_lr=1e-6,
     warmup_epochs=5.0,
     weight_decay=0.1,
     ema_decay=0.99996,
-    drop_path=0.0,
-    augment="rand-m9-mstd0.5-inc1",
-    erasing=0.25,
-    repeats=3,
+    drop_path_rate=0.0,
+    auto_augment="rand-m9-mstd0.5-inc1",
+    random_erase_prob=0.25,
+    aug_repeats=3,
     mixup=0.8,
     cutmix=1.0,
-    smoothing=0.1,
-    eval_crop=0.875,
+    label_smoothing=0.1,
+    crop_pct=0.875,
 )
 _DEFAULTS = "the default of Vim's training code, which is DeiT's, as recalled; its script does not set it"
 _SOURCE = "github.com/hustvl/Vim at dd0358a, vim/scripts"
 
 
 def _recipe(size: str, stage: Stage) -> Recipe:
-    return Recipe(name=f"vim_{size}", model=f"vim_{size}_patch16_224", data="imagenet", stages=(stage,), shards=8)
+    return Recipe(name=f"vim_{size}", model=f"vim_{size}_patch16_224", data="imagenet", stages=(stage,), num_shards=8)
 
 
 TINY = Page(
@@ -47,20 +47,22 @@ TINY = Page(
     source=_SOURCE + "/pt-vim-t.sh",
     command="mambar train vim_tiny data=/data/imagenet --processes 8",
     expected="76.1 % top-1 (Vim's paper); ours: not run",
-    not_published={"stages.0.lr": _DEFAULTS, "stages.0.epochs": _DEFAULTS, "stages.0.erasing": _DEFAULTS},
+    not_published={"stages.0.lr": _DEFAULTS, "stages.0.epochs": _DEFAULTS, "stages.0.random_erase_prob": _DEFAULTS},
 )
 
 SMALL = Page(
-    recipe=_recipe("small", dataclasses.replace(_DEIT, batch_size=512, lr=1e-3, weight_decay=0.05, drop_path=0.05)),
+    recipe=_recipe(
+        "small", dataclasses.replace(_DEIT, batch_size=512, lr=1e-3, weight_decay=0.05, drop_path_rate=0.05)
+    ),
     title="Vim Small on ImageNet-1k",
     source=_SOURCE + "/pt-vim-s.sh",
     command="mambar train vim_small data=/data/imagenet --processes 8",
     expected="80.5 % top-1 (Vim's paper); ours: not run",
-    not_published={"stages.0.epochs": _DEFAULTS, "stages.0.erasing": _DEFAULTS},
+    not_published={"stages.0.epochs": _DEFAULTS, "stages.0.random_erase_prob": _DEFAULTS},
 )
 
 BASE = Page(
-    recipe=_recipe("base", dataclasses.replace(_DEIT, weight_decay=0.05, drop_path=0.4, clip=1.0)),
+    recipe=_recipe("base", dataclasses.replace(_DEIT, weight_decay=0.05, drop_path_rate=0.4, clip_grad=1.0)),
     title="Vim Base on ImageNet-1k",
     source="ours: the repository has no script for Base",
     command="mambar train vim_base data=/data/imagenet --processes 8",
@@ -69,7 +71,7 @@ BASE = Page(
         "stages.0.epochs": "as Tiny and Small",
         "stages.0.lr": "as Tiny: the scaled peak is 1e-3 there too",
         "stages.0.weight_decay": "as Small",
-        "stages.0.drop_path": "0.4, what Mamba-R Base takes at 224 pixels",
-        "stages.0.clip": "1.0, against the divergence reported for Vim Base",
+        "stages.0.drop_path_rate": "0.4, what Mamba-R Base takes at 224 pixels",
+        "stages.0.clip_grad": "1.0, against the divergence reported for Vim Base",
     },
 )

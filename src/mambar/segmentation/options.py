@@ -34,7 +34,7 @@ class SegmentationOptions:
     # Share of a Dice loss that is added to the cross-entropy.
     dice: float = 0.0
 
-    # Augmentation: see `SegmentationTransform`; the crop is the stage's image_size, flip is the stage's flip.
+    # Augmentation: see `SegmentationTransform`; the crop is the stage's img_size, flip is the stage's flip.
     resize: tuple[int, int] | None = (2048, 512)
     ratio: tuple[float, float] = (0.5, 2.0)
     most_of_one: float = 0.75
@@ -64,7 +64,7 @@ class SegmentationOptions:
             raise RecipeError(f"task_options.class_weights={self.class_weights} must be 0 or more.")
         # The parts check the rest.
         self.inference()
-        self.transform(image_size=8, flip=0.5, preprocessing=Preprocessing())
+        self.transform(img_size=8, flip=0.5, preprocessing=Preprocessing())
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "SegmentationOptions":
@@ -91,16 +91,16 @@ class SegmentationOptions:
         )
 
     def transform(
-        self, *, image_size: int | tuple[int, int], flip: float, preprocessing: Preprocessing
+        self, *, img_size: int | tuple[int, int], flip: float, preprocessing: Preprocessing
     ) -> SegmentationTransform:
         """The training augmentation; images smaller than the crop are filled up with the mean colour."""
         mean = [round(255 * value) for value in preprocessing.mean] * 3
         return SegmentationTransform(
-            image_size=image_size,
+            img_size=img_size,
             resize=self.resize,
             ratio=self.ratio,
             most_of_one=self.most_of_one,
-            flip=flip,
+            hflip=flip,
             distort=self.distort,
             fill=(mean[0], mean[1], mean[2]),
         )

@@ -137,12 +137,14 @@ class Segmenter(nn.Module):
         self.preprocessing: Preprocessing | None = None
         self.backbone = backbone
         self.layers = self.config.taps(backbone.num_layers)
-        self.norms = nn.ModuleList(RMSNorm(backbone.dim) for _ in self.layers)
+        self.norms = nn.ModuleList(RMSNorm(backbone.embed_dim) for _ in self.layers)
         self.broadcast: nn.Module = nn.Identity()
         if broadcast:
-            self.broadcast = RegisterBroadcast(backbone.dim, _probe(backbone, self.layers[-1:]).registers.shape[1])
+            self.broadcast = RegisterBroadcast(
+                backbone.embed_dim, _probe(backbone, self.layers[-1:]).registers.shape[1]
+            )
         self.decoder = DECODERS[decoder](
-            backbone.dim,
+            backbone.embed_dim,
             backbone.patch_size,
             num_layers=len(self.layers),
             num_classes=num_classes,

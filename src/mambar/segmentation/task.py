@@ -42,7 +42,7 @@ class SegmentationTask:
         classes: Sequence[str],
         preprocessing: Preprocessing,
         options: SegmentationOptions,
-        image_size: int | tuple[int, int],
+        img_size: int | tuple[int, int],
         flip: float,
         init_key: int = 0,
         alike: bool = False,
@@ -56,7 +56,7 @@ class SegmentationTask:
         self.alike = alike
         # Gives the classes' shares of the training pixels, for the classifiers' start.
         self.shares = shares
-        self.transform = options.transform(image_size=image_size, flip=flip, preprocessing=preprocessing)
+        self.transform = options.transform(img_size=img_size, flip=flip, preprocessing=preprocessing)
         weights = options.class_weights
         if weights is not None and len(weights) != len(self.classes):
             raise RecipeError(
@@ -73,20 +73,24 @@ class SegmentationTask:
     def of(cls, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> "SegmentationTask":
         """The task of one stage; RecipeError for options and fields that make no sense together."""
         options = SegmentationOptions.of(recipe.task_options)
-        if options.norm == "batch" and (recipe.shards > 1 or stage.accumulation > 1):
+        if options.norm == "batch" and (recipe.num_shards > 1 or stage.grad_accum_steps > 1):
             raise RecipeError(
-                f"task_options.norm=batch with shards={recipe.shards}, accumulation={stage.accumulation}: the result "
-                "would depend on how a batch is cut; use norm=group, or one shard without accumulation."
+                f"task_options.norm=batch with num_shards={recipe.num_shards}, grad_accum_steps="
+                f"{stage.grad_accum_steps}: the result would depend on how a batch is cut; use norm=group, or one shard without accumulation."
             )
-        unused = [name for name in ("mixup", "cutmix", "smoothing", "erasing", "jitter") if getattr(stage, name)]
+        unused = [
+            name
+            for name in ("mixup", "cutmix", "label_smoothing", "random_erase_prob", "color_jitter")
+            if getattr(stage, name)
+        ]
         if unused:
             raise RecipeError(f"{unused[0]}={getattr(stage, unused[0])} has no effect on segmentation; leave it at 0.")
         return cls(
             classes=classes,
             preprocessing=preprocessing_of(recipe, stage),
             options=options,
-            image_size=stage.image_size,
-            flip=stage.flip,
+            img_size=stage.img_size,
+            flip=stage.hflip,
             init_key=key(recipe.seed, "decoder", stage.name),
             alike=recipe.data in BUILT_IN,
             shares=partial(_shares, recipe, len(classes)) if options.start_at_shares else None,

@@ -20,7 +20,7 @@ class SegmenterInTraining(nn.Module):
         self.auxiliary: FCNHead | None = None
         if auxiliary:
             self.auxiliary = FCNHead(
-                segmenter.backbone.dim,
+                segmenter.backbone.embed_dim,
                 num_classes=segmenter.num_classes,
                 channels=auxiliary,
                 norm=segmenter.config.norm,

@@ -9,10 +9,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from mambar.deprecated import (
+    MODEL_FIELDS,
+    MODEL_VALUES,
+    RECIPE_FIELDS,
+    STAGE_FIELDS,
+    accept_old_names,
+    translate,
+    translate_assignment,
+)
 from mambar.errors import RecipeError
 from mambar.training import fields
 
-RECIPE_FORMAT: Final = 1
+# 1: version 0.1, whose fields had other names.
+RECIPE_FORMAT: Final = 2
 # Of an input; far above what any scan of an image holds in memory, below what overflows a size.
 MOST_PIXELS_A_SIDE: Final = 8192
 
@@ -24,13 +34,14 @@ Parallel = Literal["exact", "ddp", "fsdp"]
 Delivered = Literal["last", "ema", "best"]
 
 
+@accept_old_names(STAGE_FIELDS)
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage of training: one input size, one optimiser, one schedule."""
 
     name: str = "train"
     # Pixels: a side, or (height, width).
-    image_size: int | tuple[int, int] = 224
+    img_size: int | tuple[int, int] = 224
     epochs: int = 30
     # Ends the stage early after so many steps; the schedule then spans these steps.
     max_steps: int | None = None
@@ -39,7 +50,7 @@ class Stage:
 
     # Peak learning rate; with lr_per it is lr · batch_size / lr_per (linear scaling).
     lr: float = 1e-4
-    lr_per: int | None = None
+    lr_base_size: int | None = None
     min_lr: float = 1e-6
     warmup_lr: float = 1e-6
     warmup_epochs: float = 1.0
@@ -53,30 +64,30 @@ class Stage:
     # Learning rate of a layer = peak · layer_decay ^ (layers above it); 1 is off.
     layer_decay: float = 1.0
     freeze_backbone: bool = False
-    clip: float | None = None
+    clip_grad: float | None = None
     ema_decay: float | None = None
     # Micro-batches into which a shard is cut to save memory; the result is that of the whole shard.
-    accumulation: int = 1
+    grad_accum_steps: int = 1
 
-    drop_path: float = 0.0
+    drop_path_rate: float = 0.0
     # resized: random resized crop; shift: the evaluation crop moved by up to `padding` pixels; center.
-    crop: Crop = "resized"
+    train_crop: Crop = "resized"
     # Smallest and largest share of the area that a resized crop keeps.
     scale: tuple[float, float] = (0.08, 1.0)
-    padding: int = 1
-    flip: float = 0.5
+    crop_padding: int = 1
+    hflip: float = 0.5
     # none, three (3-Augment), or RandAugment as rand-m9-mstd0.5-inc1.
-    augment: str = "none"
-    jitter: float = 0.0
+    auto_augment: str = "none"
+    color_jitter: float = 0.0
     # Probability of random erasing.
-    erasing: float = 0.0
-    repeats: int = 1
+    random_erase_prob: float = 0.0
+    aug_repeats: int = 1
     mixup: float = 0.0
     cutmix: float = 0.0
-    mix_prob: float = 1.0
-    switch_prob: float = 0.5
-    smoothing: float = 0.0
-    eval_crop: float = 1.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    label_smoothing: float = 0.0
+    crop_pct: float = 1.0
 
     # "weights" or "ema" of the stage before (a first stage: fresh weights), or where to start from: a run, a file, a
     # hub id, a released model's name, or the checkpoints/step-… directory of a run.
@@ -89,13 +100,14 @@ class Stage:
     @property
     def peak_lr(self) -> float:
         """The learning rate after warm-up, linear scaling included."""
-        return self.lr if self.lr_per is None else self.lr * self.batch_size / self.lr_per
+        return self.lr if self.lr_base_size is None else self.lr * self.batch_size / self.lr_base_size
 
 
 def _one_stage() -> tuple[Stage, ...]:
     return (Stage(),)
 
 
+@accept_old_names(RECIPE_FIELDS)
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One run from start to end: model, data, stages, and the rules that every stage shares.
@@ -124,7 +136,7 @@ class Recipe:
     precision: Precision = "auto"
     compile: bool = False
     grad_checkpointing: bool = False
-    shards: int = 1
+    num_shards: int = 1
     # exact: gradients are added shard by shard in one order, the same bits on any number of processes.
     # ddp: PyTorch's all-reduce, overlapped with the backward pass. fsdp: parameters sharded too.
     parallel: Parallel = "exact"
@@ -137,24 +149,24 @@ class Recipe:
     # Steps between looks into the layers (norms, outliers, step sizes); none looks never.
     health_every: int | None = None
     # Where numbers go beside metrics.jsonl: tensorboard, wandb, mlflow.
-    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     keep_checkpoints: int = 2
     on_save_error: Literal["stop", "continue"] = "stop"
     # Steps in a row without finite numbers before the run rolls back, and how often it may.
-    max_skips: int = 10
-    rollbacks: int = 2
+    max_consecutive_skips: int = 10
+    max_rollbacks: int = 2
     # Which weights the finished run hands over.
-    deliver: Delivered = "last"
+    final_weights: Delivered = "last"
 
     def __post_init__(self) -> None:
         _check_types(self, "recipe")
         for value, name, least in (
-            (self.shards, "shards", 1),
+            (self.num_shards, "num_shards", 1),
             (self.eval_every, "eval_every", 1),
             (self.log_every, "log_every", 1),
             (self.keep_checkpoints, "keep_checkpoints", 1),
-            (self.max_skips, "max_skips", 1),
-            (self.rollbacks, "rollbacks", 0),
+            (self.max_consecutive_skips, "max_consecutive_skips", 1),
+            (self.max_rollbacks, "max_rollbacks", 0),
             (1 if self.save_every is None else self.save_every, "save_every", 1),
             (1 if self.health_every is None else self.health_every, "health_every", 1),
         ):
@@ -165,10 +177,10 @@ class Recipe:
         if not self.stages:
             raise RecipeError("stages is empty; a recipe needs at least one stage.")
         for index, stage in enumerate(self.stages):
-            _check_split(stage, self.shards, f"stages.{index}." if len(self.stages) > 1 else "")
+            _check_split(stage, self.num_shards, f"stages.{index}." if len(self.stages) > 1 else "")
         last: Stage = list(self.stages)[-1]
-        if self.deliver == "ema" and last.ema_decay is None:
-            raise RecipeError("deliver='ema' needs ema_decay in the last stage; set it, or deliver=last.")
+        if self.final_weights == "ema" and last.ema_decay is None:
+            raise RecipeError("final_weights='ema' needs ema_decay in the last stage; set it, or final_weights=last.")
 
     def but(self, **changes: Any) -> "Recipe":
         """A changed copy: recipe fields bare, stage fields bare for one stage, else `stages.0.epochs`."""
@@ -236,6 +248,8 @@ class Recipe:
                 f"{source} has format_version {version!r}; this version of mambar reads up to "
                 f"{RECIPE_FORMAT}. Install a newer mambar."
             )
+        if version == 1:
+            plain = _from_version_1(plain)
         _refuse_unknown(plain, cls, source)
         stages = plain.get("stages", ())
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
@@ -253,7 +267,8 @@ class Recipe:
         tables: dict[str, dict[str, Any]] = {}
         mine: dict[str, Any] = {}
         of_stage: list[dict[str, Any]] = [{} for _ in self.stages]
-        for name, value in changes.items():
+        for given, value in changes.items():
+            name = _new_name(given)
             head, _, tail = name.partition(".")
             if head in ("config", "data_options", "task_options") and tail:
                 known = tables.setdefault(head, dict(getattr(self, head)))
@@ -297,6 +312,28 @@ class Recipe:
         raise RecipeError(f"{name!r} is not a field of recipe {self.name!r}; {hint}")
 
 
+def _from_version_1(plain: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = translate(plain, RECIPE_FIELDS)
+    if isinstance(recipe.get("config"), dict):
+        recipe["config"] = translate(recipe["config"], MODEL_FIELDS, MODEL_VALUES)
+    if isinstance(recipe.get("stages"), list):
+        stages = recipe["stages"]
+        recipe["stages"] = [translate(stage, STAGE_FIELDS) if isinstance(stage, dict) else stage for stage in stages]
+    return recipe
+
+
+def _new_name(name: str) -> str:
+    """The present name of a dotted field."""
+    prefix, dot, field_name = name.rpartition(".")
+    if prefix == "config":
+        return prefix + dot + translate_assignment(field_name, MODEL_FIELDS, prefix="config.")
+    if not prefix and field_name in RECIPE_FIELDS:
+        return translate_assignment(field_name, RECIPE_FIELDS)
+    if not prefix or prefix.startswith("stages."):
+        return prefix + dot + translate_assignment(field_name, STAGE_FIELDS, prefix=prefix + dot)
+    return name
+
+
 def _check_types(instance: Stage | Recipe, where: str) -> None:
     for name, kind in fields.field_types(type(instance)).items():
         value = getattr(instance, name)
@@ -308,15 +345,15 @@ def _check_types(instance: Stage | Recipe, where: str) -> None:
 
 
 def _check_stage(stage: Stage) -> None:
-    sides = stage.image_size if isinstance(stage.image_size, tuple) else (stage.image_size,)
+    sides = stage.img_size if isinstance(stage.img_size, tuple) else (stage.img_size,)
     low, high = stage.scale
     for good, name, allowed in (
-        (min(sides) >= 1 and max(sides) <= MOST_PIXELS_A_SIDE, "image_size", f"1 to {MOST_PIXELS_A_SIDE} pixels"),
+        (min(sides) >= 1 and max(sides) <= MOST_PIXELS_A_SIDE, "img_size", f"1 to {MOST_PIXELS_A_SIDE} pixels"),
         (stage.epochs >= 0, "epochs", "0 or more"),
         (stage.max_steps is None or stage.max_steps >= 0, "max_steps", "0 or more, or none"),
         (stage.batch_size >= 1, "batch_size", "1 or more"),
         (stage.lr > 0, "lr", "above 0"),
-        (stage.lr_per is None or stage.lr_per >= 1, "lr_per", "1 or more, or none"),
+        (stage.lr_base_size is None or stage.lr_base_size >= 1, "lr_base_size", "1 or more, or none"),
         (stage.min_lr >= 0, "min_lr", "0 or more"),
         (stage.warmup_lr >= 0, "warmup_lr", "0 or more"),
         (stage.warmup_epochs >= 0, "warmup_epochs", "0 or more"),
@@ -325,22 +362,22 @@ def _check_stage(stage: Stage) -> None:
         (all(0 <= beta < 1 for beta in stage.betas), "betas", "two numbers from 0 to below 1"),
         (stage.eps > 0, "eps", "above 0"),
         (0 < stage.layer_decay <= 1, "layer_decay", "above 0 and at most 1"),
-        (stage.clip is None or stage.clip > 0, "clip", "above 0, or none"),
+        (stage.clip_grad is None or stage.clip_grad > 0, "clip_grad", "above 0, or none"),
         (stage.ema_decay is None or 0 <= stage.ema_decay < 1, "ema_decay", "0 to below 1, or none"),
-        (stage.accumulation >= 1, "accumulation", "1 or more"),
-        (0 <= stage.drop_path < 1, "drop_path", "0 to below 1"),
+        (stage.grad_accum_steps >= 1, "grad_accum_steps", "1 or more"),
+        (0 <= stage.drop_path_rate < 1, "drop_path_rate", "0 to below 1"),
         (0 < low <= high <= 1, "scale", "two shares of the area in (0, 1], in rising order"),
-        (0 <= stage.flip <= 1, "flip", "a probability, 0 to 1"),
-        (0 <= stage.jitter <= 1, "jitter", "0 to 1"),
-        (stage.padding >= 0, "padding", "0 or more pixels"),
-        (0 <= stage.erasing <= 1, "erasing", "a probability, 0 to 1"),
-        (stage.repeats >= 1, "repeats", "1 or more"),
+        (0 <= stage.hflip <= 1, "hflip", "a probability, 0 to 1"),
+        (0 <= stage.color_jitter <= 1, "color_jitter", "0 to 1"),
+        (stage.crop_padding >= 0, "crop_padding", "0 or more pixels"),
+        (0 <= stage.random_erase_prob <= 1, "random_erase_prob", "a probability, 0 to 1"),
+        (stage.aug_repeats >= 1, "aug_repeats", "1 or more"),
         (stage.mixup >= 0, "mixup", "0 or more"),
         (stage.cutmix >= 0, "cutmix", "0 or more"),
-        (0 <= stage.mix_prob <= 1, "mix_prob", "a probability, 0 to 1"),
-        (0 <= stage.switch_prob <= 1, "switch_prob", "a probability, 0 to 1"),
-        (0 <= stage.smoothing < 1, "smoothing", "0 to below 1"),
-        (0 < stage.eval_crop <= 1, "eval_crop", "above 0 and at most 1"),
+        (0 <= stage.mixup_prob <= 1, "mixup_prob", "a probability, 0 to 1"),
+        (0 <= stage.mixup_switch_prob <= 1, "mixup_switch_prob", "a probability, 0 to 1"),
+        (0 <= stage.label_smoothing < 1, "label_smoothing", "0 to below 1"),
+        (0 < stage.crop_pct <= 1, "crop_pct", "above 0 and at most 1"),
         (bool(stage.start_from), "start_from", "weights, ema, or a path"),
     ):
         if not good:
@@ -348,11 +385,11 @@ def _check_stage(stage: Stage) -> None:
 
 
 def _check_split(stage: Stage, shards: int, prefix: str) -> None:
-    parts = shards * stage.accumulation
+    parts = shards * stage.grad_accum_steps
     if stage.batch_size % parts:
         raise RecipeError(
-            f"{prefix}batch_size={stage.batch_size} cannot be cut into shards={shards} × "
-            f"accumulation={stage.accumulation}; use a multiple of {parts}."
+            f"{prefix}batch_size={stage.batch_size} cannot be cut into num_shards={shards} × "
+            f"grad_accum_steps={stage.grad_accum_steps}; use a multiple of {parts}."
         )
 
 

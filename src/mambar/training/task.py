@@ -174,16 +174,16 @@ class ClassificationTask:
             mixing = Mixup(
                 mixup=stage.mixup,
                 cutmix=stage.cutmix,
-                prob=stage.mix_prob,
-                switch=stage.switch_prob,
-                smoothing=stage.smoothing,
+                prob=stage.mixup_prob,
+                switch=stage.mixup_switch_prob,
+                smoothing=stage.label_smoothing,
                 num_classes=len(classes),
             )
         return cls(
             classes=classes,
             preprocessing=preprocessing_of(recipe, stage),
             mixing=mixing,
-            smoothing=stage.smoothing,
+            smoothing=stage.label_smoothing,
             transform=train_transform_of(recipe, stage),
         )
 
@@ -208,7 +208,7 @@ class ClassificationTask:
 
     def train_transform(self) -> Callable[[Tensor, int], Tensor]:
         """The stage's augmentation. Without erasing, which acts on normalised images, pixels travel as bytes."""
-        return self.transform if self.transform.erasing else self.transform.pixels
+        return self.transform if self.transform.random_erase_prob else self.transform.pixels
 
     def eval_transform(self) -> Callable[[Tensor], Tensor]:
         """The evaluation crop, as bytes."""
@@ -268,8 +268,8 @@ class ClassificationTask:
 def preprocessing_of(recipe: Recipe, stage: Stage) -> Preprocessing:
     """What an image goes through before the model at evaluation."""
     return Preprocessing(
-        image_size=stage.image_size,
-        crop=stage.eval_crop,
+        img_size=stage.img_size,
+        crop_pct=stage.crop_pct,
         interpolation=recipe.interpolation,
         mean=recipe.mean,
         std=recipe.std,
@@ -280,11 +280,11 @@ def train_transform_of(recipe: Recipe, stage: Stage) -> TrainTransform:
     """The augmentation of a stage."""
     return TrainTransform(
         preprocessing=preprocessing_of(recipe, stage),
-        crop=stage.crop,
+        train_crop=stage.train_crop,
         scale=stage.scale,
-        padding=stage.padding,
-        flip=stage.flip,
-        augment=stage.augment,
-        jitter=stage.jitter,
-        erasing=stage.erasing,
+        crop_padding=stage.crop_padding,
+        hflip=stage.hflip,
+        auto_augment=stage.auto_augment,
+        color_jitter=stage.color_jitter,
+        random_erase_prob=stage.random_erase_prob,
     )

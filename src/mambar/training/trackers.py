@@ -91,4 +91,4 @@ TRACKERS: Final = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflo
 
 def trackers(recipe: Recipe, out: Path) -> list[Tracker]:
     """The trackers that the recipe names."""
-    return [TRACKERS[name](recipe, out) for name in recipe.track]
+    return [TRACKERS[name](recipe, out) for name in recipe.trackers]

@@ -136,7 +136,7 @@ class _Remembered:
     def __init__(self, model: TokenModel) -> None:
         self._model = model
         self._tokens: dict[TokenTensor, list[Tokens]] = {}
-        self.num_layers, self.patch_size, self.dim = model.num_layers, model.patch_size, model.dim
+        self.num_layers, self.patch_size, self.embed_dim = model.num_layers, model.patch_size, model.embed_dim
 
     def tokens(
         self,

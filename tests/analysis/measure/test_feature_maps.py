@@ -55,7 +55,9 @@ def test_maps_of_known_tokens(fake_model):
 
 
 def test_head_vector_goes_through_the_reduce_layer():
-    config = VisionMambaConfig(image_size=16, patch_size=8, dim=8, depth=2, num_registers=2, reduce=2, num_classes=3)
+    config = VisionMambaConfig(
+        img_size=16, patch_size=8, embed_dim=8, depth=2, num_registers=2, register_reduction=2, num_classes=3
+    )
     model = VisionMamba(config).eval()
     images = torch.rand(1, 3, 16, 16)
     tokens = model.tokens(images, [-1], tensor="normed")[0]

@@ -10,7 +10,7 @@ from mambar.errors import InputError
 from mambar.models import VisionMamba, VisionMambaConfig
 
 CONFIG = VisionMambaConfig(
-    image_size=16, patch_size=4, dim=16, depth=3, num_registers=1, placement="middle", head="first", num_classes=3
+    img_size=16, patch_size=4, embed_dim=16, depth=3, num_registers=1, placement="middle", head="token", num_classes=3
 )
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

@@ -7,7 +7,7 @@ from mambar.errors import InputError
 from mambar.models import TokenModel, VisionMamba, VisionMambaConfig
 
 CONFIG = VisionMambaConfig(
-    image_size=16, patch_size=4, dim=16, depth=3, num_registers=1, placement="middle", head="first", num_classes=3
+    img_size=16, patch_size=4, embed_dim=16, depth=3, num_registers=1, placement="middle", head="token", num_classes=3
 )
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -20,7 +20,7 @@ def vim():
 
 def test_it_is_a_token_model_of_more_registers(vim):
     model = UntrainedRegisters(vim, 2)
-    assert isinstance(model, TokenModel) and (model.num_layers, model.patch_size, model.dim) == (3, 4, 16)
+    assert isinstance(model, TokenModel) and (model.num_layers, model.patch_size, model.embed_dim) == (3, 4, 16)
     tokens = model.tokens(IMAGES, [0, -1])
     assert [found.registers.shape for found in tokens] == [(2, 3, 16)] * 2
     assert tokens[0].grid == (4, 4) and model(IMAGES).shape == (2, 3)
@@ -87,7 +87,7 @@ def test_wrong_choices_are_refused(vim):
         UntrainedRegisters(vim, 0)
     with pytest.raises(InputError, match="fill='noise'"):
         UntrainedRegisters(vim, 1, fill="noise")
-    bare = VisionMamba(CONFIG.but(num_registers=0, head="patches"))
+    bare = VisionMamba(CONFIG.but(num_registers=0, head="avg"))
     with pytest.raises(InputError, match="trained register"):
         UntrainedRegisters(bare, 1, fill="copy")
     assert UntrainedRegisters(bare, 1)(IMAGES).shape == (2, 3)

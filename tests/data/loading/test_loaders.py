@@ -23,10 +23,10 @@ from mambar.data.synthetic.shapes import Shapes
 from mambar.data.transforms.classification import EvalTransform, Preprocessing, TrainTransform
 from mambar.errors import DataError, InputError, MambarError
 
-SETTING = Preprocessing(image_size=12)
-TRAIN = TrainTransform(preprocessing=SETTING, augment="three", jitter=0.3, erasing=0.3)
+SETTING = Preprocessing(img_size=12)
+TRAIN = TrainTransform(preprocessing=SETTING, auto_augment="three", color_jitter=0.3, random_erase_prob=0.3)
 EVAL = EvalTransform(preprocessing=SETTING)
-SHAPES = Shapes(image_size=16, num_images=53)
+SHAPES = Shapes(img_size=16, num_images=53)
 
 
 class Numbers:
@@ -246,7 +246,7 @@ _ORPHANS = """
 import os, signal, sys
 from mambar.data import training_batches, evaluation_batches, Shapes
 import multiprocessing
-d = Shapes(image_size=16, num_images=4000)
+d = Shapes(img_size=16, num_images=4000)
 a = training_batches(d, lambda i, k: i, seed=0, epoch=0, batch_size=4, workers=2)
 b = evaluation_batches(d, lambda i: i, batch_size=4, workers=2)
 next(a), next(b)
@@ -311,9 +311,9 @@ def test_everything_travels_to_spawned_workers(tmp_path):
         "from mambar.data import *\n"
         "if __name__ == '__main__':\n"
         "    m.set_start_method('spawn')\n"
-        "    p = Preprocessing(image_size=12)\n"
-        "    t = TrainTransform(preprocessing=p, augment='three', jitter=0.3)\n"
-        "    d = open_dataset('shapes', 'train', image_size=16, num_images=40)\n"
+        "    p = Preprocessing(img_size=12)\n"
+        "    t = TrainTransform(preprocessing=p, auto_augment='three', color_jitter=0.3)\n"
+        "    d = open_dataset('shapes', 'train', img_size=16, num_images=40)\n"
         "    sums = [[float(b.images.double().sum()) for b in\n"
         "             training_batches(d, t, seed=0, epoch=0, batch_size=8, workers=w)] for w in (0, 2)]\n"
         "    assert sums[0] == sums[1] and len(sums[0]) == 5\n"
@@ -342,14 +342,14 @@ def test_images_of_different_shapes_are_refused():
     ("options", "match"),
     [
         ({"shards": 3}, "batch_size=10 cannot be cut into shards=3"),
-        ({"shards": 0}, "shards=0"),
+        ({"shards": 0}, "num_shards=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 54}, "batch_size=54 exceeds the 53 images"),
         ({"shards": 2, "my_shards": [2]}, "my_shards="),
         ({"first_step": 6}, "first_step=6"),
         ({"first_step": -1}, "first_step=-1"),
         ({"workers": -1}, "workers=-1"),
-        ({"repeats": 0}, "repeats=0"),
+        ({"repeats": 0}, "aug_repeats=0"),
     ],
 )
 def test_wrong_settings_are_refused_at_the_call(options, match):

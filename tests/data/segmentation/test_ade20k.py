@@ -92,15 +92,15 @@ def test_full_archive_without_good_names(tmp_path, text):
 
 def test_shapes_in_the_layout_come_back_as_they_were(tmp_path):
     for split in ("train", "val"):
-        write_scene_parse(open_segmentation("shapes", split, image_size=24), tmp_path, split, limit=3)
+        write_scene_parse(open_segmentation("shapes", split, img_size=24), tmp_path, split, limit=3)
     for split in ("train", "val"):
-        there = open_segmentation("shapes", split, image_size=24)
+        there = open_segmentation("shapes", split, img_size=24)
         back = open_segmentation(tmp_path, split)
         assert len(back) == 3 and back.classes == there.classes
         for index in range(3):
             assert torch.equal(back[index].image, there[index].image)
             assert torch.equal(back[index].mask, there[index].mask)
     with pytest.raises(FileExistsError):
-        write_scene_parse(open_segmentation("shapes", "val", image_size=24), tmp_path, "val", limit=1)
+        write_scene_parse(open_segmentation("shapes", "val", img_size=24), tmp_path, "val", limit=1)
     with pytest.raises(DataError, match="names other classes"):
-        write_scene_parse(open_segmentation("mosaics", "val", image_size=24), tmp_path, "val", limit=1)
+        write_scene_parse(open_segmentation("mosaics", "val", img_size=24), tmp_path, "val", limit=1)

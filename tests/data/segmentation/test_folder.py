@@ -198,7 +198,7 @@ def test_photographs_as_masks(tmp_path):
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
-        ("mosaics", {"image_size": 500}, "image_size=500"),
+        ("mosaics", {"img_size": 500}, "img_size=500"),
         ("mosaics", {"cell": 3}, "did you mean cells"),
         ("shapes", {"objects": "x"}, "cannot be made with|objects="),
         ("nowhere", {}, "does not exist"),

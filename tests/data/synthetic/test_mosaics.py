@@ -20,11 +20,11 @@ def test_splits_take_other_rows_of_the_photographs():
     # The largest patch, turned by any angle, stays inside.
     for split in ("train", "val"):
         for index in range(30):
-            sample = Mosaics(split=split, image_size=120, cells=(1, 3))[index]
+            sample = Mosaics(split=split, img_size=120, cells=(1, 3))[index]
             assert sample.image.shape == (3, 120, 120) and int(sample.mask.max()) < 3
 
 
 def test_every_class_occurs_about_equally():
-    masks = torch.stack([Mosaics(image_size=48)[index].mask for index in range(60)])
+    masks = torch.stack([Mosaics(img_size=48)[index].mask for index in range(60)])
     shares = np.bincount(masks.numpy().ravel(), minlength=3) / masks.numel()
     assert (abs(shares - 1 / 3) < 0.12).all()

@@ -29,12 +29,12 @@ def test_a_scene_is_its_number():
 
 
 def test_labels_are_balanced():
-    labels = [Shapes(image_size=8, num_classes=4)[index].label for index in range(40)]
+    labels = [Shapes(img_size=8, num_classes=4)[index].label for index in range(40)]
     assert np.bincount(labels).tolist() == [10] * 4
 
 
 def test_the_label_is_the_largest_thing_of_the_mask():
-    shapes = Shapes(image_size=64, objects=(1, 2), clutter=1.0)
+    shapes = Shapes(img_size=64, objects=(1, 2), clutter=1.0)
     for index in range(150):
         sample = shapes[index]
         counts = torch.bincount(sample.mask.flatten().long(), minlength=11)[1:]
@@ -42,7 +42,7 @@ def test_the_label_is_the_largest_thing_of_the_mask():
 
 
 def test_the_largest_thing_has_the_wanted_share_and_is_whole():
-    shapes = Shapes(image_size=96, objects=(1, 1), area=(0.1, 0.1))
+    shapes = Shapes(img_size=96, objects=(1, 1), area=(0.1, 0.1))
     shares = []
     for index in range(60):
         mask = shapes[index].mask == shapes[index].label + 1
@@ -53,7 +53,7 @@ def test_the_largest_thing_has_the_wanted_share_and_is_whole():
 
 
 def test_a_scene_is_the_same_at_every_size():
-    small, large = Shapes(image_size=48), Shapes(image_size=144)
+    small, large = Shapes(img_size=48), Shapes(img_size=144)
     overlaps = []
     for index in range(30):
         lesser, greater = small[index].mask, large[index].mask[1::3, 1::3]
@@ -62,7 +62,7 @@ def test_a_scene_is_the_same_at_every_size():
 
 
 def test_edges_are_smooth():
-    shapes = Shapes(image_size=64, objects=(1, 1), clutter=0.0, background="plain")
+    shapes = Shapes(img_size=64, objects=(1, 1), clutter=0.0, background="plain")
     between = 0
     for index in range(20):
         image, mask = shapes[index].image.float(), shapes[index].mask
@@ -84,7 +84,7 @@ def test_edges_are_smooth():
     index=st.integers(0, 9999),
 )
 def test_every_setting_draws(size, objects, area, kind, clutter, index):
-    shapes = Shapes(image_size=size, objects=objects, area=area, background=kind, clutter=clutter)
+    shapes = Shapes(img_size=size, objects=objects, area=area, background=kind, clutter=clutter)
     sample = shapes[index]
     assert sample.image.shape == (3, *size)
     assert sample.mask is not None and sample.mask.shape == size
@@ -93,7 +93,7 @@ def test_every_setting_draws(size, objects, area, kind, clutter, index):
 def test_the_fingerprint_tells_settings_apart():
     prints = {
         shapes.fingerprint()
-        for shapes in (Shapes(), Shapes(split="val"), Shapes(seed=1), Shapes(image_size=32), Shapes(clutter=0.3))
+        for shapes in (Shapes(), Shapes(split="val"), Shapes(seed=1), Shapes(img_size=32), Shapes(clutter=0.3))
     }
     assert len(prints) == 5
     assert Shapes().fingerprint() == Shapes(num_images=10_000).fingerprint()
@@ -103,8 +103,8 @@ def test_the_fingerprint_tells_settings_apart():
     "wrong",
     [
         {"split": "test"},
-        {"image_size": 4},
-        {"image_size": (64, 100_000)},
+        {"img_size": 4},
+        {"img_size": (64, 100_000)},
         {"num_images": 0},
         {"num_classes": 0},
         {"num_classes": 11},

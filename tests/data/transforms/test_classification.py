@@ -34,7 +34,7 @@ def test_evaluation_is_timms(size, crop, interpolation, shape):
     from timm.data.transforms_factory import transforms_imagenet_eval
 
     theirs = transforms_imagenet_eval(size, crop_pct=crop, interpolation=interpolation)
-    setting = Preprocessing(image_size=size, crop=crop, interpolation=interpolation)
+    setting = Preprocessing(img_size=size, crop_pct=crop, interpolation=interpolation)
     pixels = image(*shape)
     expected = theirs(to_pillow(pixels))
     ours = EvalTransform(preprocessing=setting)(pixels)
@@ -44,14 +44,14 @@ def test_evaluation_is_timms(size, crop, interpolation, shape):
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40), st.integers(1, 40), st.floats(0.2, 1.0))
 def test_evaluation_gives_the_size_whatever_comes(height, width, rows, cols, crop):
-    setting = Preprocessing(image_size=(rows, cols), crop=crop)
+    setting = Preprocessing(img_size=(rows, cols), crop_pct=crop)
     pixels = torch.zeros(3, height, width, dtype=torch.uint8)
     assert EvalTransform(preprocessing=setting)(pixels).shape == (3, rows, cols)
 
 
 def test_a_fitting_image_is_left_as_it_is():
     pixels = image(8, 8)
-    assert EvalTransform(preprocessing=Preprocessing(image_size=8)).pixels(pixels) is pixels
+    assert EvalTransform(preprocessing=Preprocessing(img_size=8)).pixels(pixels) is pixels
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
@@ -62,8 +62,8 @@ def test_the_resized_crop_is_torchvisions(interpolation, height, width):
     from torchvision.transforms.v2 import functional
 
     mode, kept = InterpolationMode(interpolation), interpolation in ("nearest", "lanczos")
-    setting = Preprocessing(image_size=32, interpolation=interpolation)
-    pixels, transform = image(height, width), TrainTransform(preprocessing=setting, flip=0.0)
+    setting = Preprocessing(img_size=32, interpolation=interpolation)
+    pixels, transform = image(height, width), TrainTransform(preprocessing=setting, hflip=0.0)
     off = []
     for k in range(40):
         box = resized_crop_box(height, width, transform.scale, transform.ratio, numpy_generator(k))
@@ -81,8 +81,8 @@ def test_the_resized_crop_is_torchvisions(interpolation, height, width):
 def test_randaugment_is_timms():
     from timm.data.auto_augment import rand_augment_transform
 
-    setting = Preprocessing(image_size=32)
-    transform = TrainTransform(preprocessing=setting, crop="center", flip=0.0, augment=RAND)
+    setting = Preprocessing(img_size=32)
+    transform = TrainTransform(preprocessing=setting, train_crop="center", hflip=0.0, auto_augment=RAND)
     options = {"translate_const": 14, "img_mean": (124, 116, 104), "interpolation": setting.resampling}
     theirs = rand_augment_transform(RAND, options)
     pixels, changed = image(32, 32), 0
@@ -102,16 +102,16 @@ def global_states():
 
 CHAINS = [
     {},
-    {"augment": "three", "jitter": 0.3},
-    {"augment": RAND, "erasing": 0.5},
-    {"crop": "shift", "padding": 4, "flip": 0.0},
-    {"crop": "center", "erasing": 1.0},
+    {"auto_augment": "three", "color_jitter": 0.3},
+    {"auto_augment": RAND, "random_erase_prob": 0.5},
+    {"train_crop": "shift", "crop_padding": 4, "hflip": 0.0},
+    {"train_crop": "center", "random_erase_prob": 1.0},
 ]
 
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_key_and_image_fix_the_result_and_nothing_else_moves(chain):
-    transform = TrainTransform(preprocessing=Preprocessing(image_size=16), **chain)
+    transform = TrainTransform(preprocessing=Preprocessing(img_size=16), **chain)
     pixels = image(20, 30)
     before = pixels.clone()
     first = [transform(pixels, k) for k in range(12)]
@@ -128,18 +128,18 @@ def test_key_and_image_fix_the_result_and_nothing_else_moves(chain):
 
 
 def test_pixels_normalised_later_are_the_same():
-    setting = Preprocessing(image_size=16)
-    transform = TrainTransform(preprocessing=setting, augment="three", jitter=0.3)
+    setting = Preprocessing(img_size=16)
+    transform = TrainTransform(preprocessing=setting, auto_augment="three", color_jitter=0.3)
     pixels = image(20, 30)
     batch = torch.stack([transform.pixels(pixels, k) for k in range(4)])
     whole = torch.stack([transform(pixels, k) for k in range(4)])
     assert torch.equal(setting.normalize(batch), whole)
     with pytest.raises(InputError, match="erasing"):
-        TrainTransform(preprocessing=setting, erasing=0.1).pixels(pixels, 0)
+        TrainTransform(preprocessing=setting, random_erase_prob=0.1).pixels(pixels, 0)
 
 
 def test_a_shift_moves_by_at_most_the_padding():
-    transform = TrainTransform(preprocessing=Preprocessing(image_size=8), crop="shift", padding=1, flip=0.0)
+    transform = TrainTransform(preprocessing=Preprocessing(img_size=8), train_crop="shift", crop_padding=1, hflip=0.0)
     pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
     pixels[:, 4, 4] = 255
     places = {tuple(transform.pixels(pixels, k)[0].nonzero()[0].tolist()) for k in range(100)}
@@ -147,33 +147,33 @@ def test_a_shift_moves_by_at_most_the_padding():
 
 
 def test_flips_come_as_often_as_asked():
-    setting = Preprocessing(image_size=8)
+    setting = Preprocessing(img_size=8)
     pixels = image(8, 8)
     for chance in (0.0, 0.5, 1.0):
-        transform = TrainTransform(preprocessing=setting, crop="center", flip=chance)
+        transform = TrainTransform(preprocessing=setting, train_crop="center", hflip=chance)
         flipped = sum(torch.equal(transform.pixels(pixels, k), pixels.flip(-1)) for k in range(400))
         assert abs(flipped - 400 * chance) <= 40
 
 
 def test_gray_images_pass():
-    setting = Preprocessing(image_size=8, mean=(0.5,), std=(0.5,))
-    transform = TrainTransform(preprocessing=setting, augment="three", jitter=0.3)
+    setting = Preprocessing(img_size=8, mean=(0.5,), std=(0.5,))
+    transform = TrainTransform(preprocessing=setting, auto_augment="three", color_jitter=0.3)
     assert transform(image(9, 9)[:1], 0).shape == (1, 8, 8)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"crop": "resize"},
+        {"train_crop": "resize"},
         {"scale": (0.0, 1.0)},
         {"scale": (0.9, 0.1)},
         {"ratio": (2.0, 1.0)},
-        {"padding": -1},
-        {"flip": 2.0},
-        {"erasing": float("nan")},
-        {"jitter": -0.1},
-        {"augment": "rand-m9-boom"},
-        {"augment": "randaugment"},
+        {"crop_padding": -1},
+        {"hflip": 2.0},
+        {"random_erase_prob": float("nan")},
+        {"color_jitter": -0.1},
+        {"auto_augment": "rand-m9-boom"},
+        {"auto_augment": "randaugment"},
     ],
 )
 def test_wrong_settings_are_refused(wrong):

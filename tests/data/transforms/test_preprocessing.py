@@ -11,7 +11,7 @@ from mambar.errors import InputError
 SIZES = st.one_of(st.integers(1, 999), st.tuples(st.integers(1, 999), st.integers(1, 999)))
 SETTINGS = st.builds(
     Preprocessing,
-    image_size=SIZES,
+    img_size=SIZES,
     crop=st.floats(0.01, 1.0),
     interpolation=st.sampled_from(sorted(INTERPOLATIONS)),
     mean=st.tuples(*[st.floats(0, 1)] * 3),
@@ -43,11 +43,11 @@ def test_gray_images_have_one_mean():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"image_size": 0},
-        {"image_size": (32, -1)},
-        {"crop": 0.0},
-        {"crop": 1.5},
-        {"crop": float("nan")},
+        {"img_size": 0},
+        {"img_size": (32, -1)},
+        {"train_crop": 0.0},
+        {"train_crop": 1.5},
+        {"train_crop": float("nan")},
         {"interpolation": "bicubik"},
         {"mean": (0.5, 0.5)},
         {"std": (0.0, 0.1, 0.1)},

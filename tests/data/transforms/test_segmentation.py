@@ -14,7 +14,7 @@ from mambar.data.transforms.classification import from_pillow
 from mambar.data.transforms.segmentation import SegmentationTransform, Stacked, distorted, largest_share
 from mambar.errors import DataError, RecipeError
 
-PLAIN = {"resize": None, "ratio": (1.0, 1.0), "most_of_one": 1.0, "flip": 0.0, "distort": False}
+PLAIN = {"resize": None, "ratio": (1.0, 1.0), "most_of_one": 1.0, "hflip": 0.0, "distort": False}
 
 
 def coded(height=40, width=56):
@@ -28,7 +28,7 @@ def coded(height=40, width=56):
 
 @pytest.mark.parametrize("ratio", [(1.0, 1.0), (1.0, 2.0)])
 def test_image_and_labels_go_together(ratio):
-    transform = SegmentationTransform(image_size=24, resize=None, ratio=ratio, distort=False, fill=(200, 0, 0))
+    transform = SegmentationTransform(img_size=24, resize=None, ratio=ratio, distort=False, fill=(200, 0, 0))
     stacked = coded()
     for key in range(40):
         out = transform(stacked, key)
@@ -40,7 +40,7 @@ def test_image_and_labels_go_together(ratio):
 
 
 def test_the_key_fixes_the_pixels():
-    transform = SegmentationTransform(image_size=32, resize=(80, 60))
+    transform = SegmentationTransform(img_size=32, resize=(80, 60))
     stacked = torch.cat([from_pillow(photo(50, 70)), torch.randint(0, 3, (1, 50, 70), dtype=torch.uint8)])
     assert torch.equal(transform(stacked, 7), transform(stacked, 7))
     assert not torch.equal(transform(stacked, 7), transform(stacked, 8))
@@ -51,19 +51,19 @@ def test_the_key_fixes_the_pixels():
 
 def test_nothing_to_do_gives_the_image_itself():
     stacked = coded(32, 32)
-    assert torch.equal(SegmentationTransform(image_size=32, **PLAIN)(stacked, 0), stacked)
+    assert torch.equal(SegmentationTransform(img_size=32, **PLAIN)(stacked, 0), stacked)
 
 
 def test_small_images_are_filled_up():
     stacked = coded(16, 40)
-    out = SegmentationTransform(image_size=32, **PLAIN)(stacked, 0)
+    out = SegmentationTransform(img_size=32, **PLAIN)(stacked, 0)
     assert torch.equal(out[:, :16], stacked[:, :, : out.shape[2]][:, :, :32]) or out.shape == (4, 32, 32)
     assert (out[3, 16:] == IGNORE).all() and out[:3, 20, 0].tolist() == [124, 116, 104]
 
 
 def test_resize_comes_first():
     """(long, short) = (200, 100): an image of 50×60 is scaled to 100×120, of 50×200 to 50×200."""
-    transform = SegmentationTransform(image_size=400, **{**PLAIN, "resize": (200, 100)})
+    transform = SegmentationTransform(img_size=400, **{**PLAIN, "resize": (200, 100)})
     for size, expected in (((50, 60), (100, 120)), ((50, 200), (50, 200)), ((60, 50), (120, 100))):
         labels = transform(torch.zeros(4, *size, dtype=torch.uint8), 0)[3]
         rows, cols = (labels != IGNORE).nonzero().amax(0) + 1
@@ -72,7 +72,7 @@ def test_resize_comes_first():
 
 def test_flip_turns_both():
     stacked = coded(32, 32)
-    out = SegmentationTransform(image_size=32, **{**PLAIN, "flip": 1.0})(stacked, 0)
+    out = SegmentationTransform(img_size=32, **{**PLAIN, "hflip": 1.0})(stacked, 0)
     assert torch.equal(out, stacked.flip(-1))
 
 
@@ -81,8 +81,8 @@ def test_crop_avoids_one_class_filling_it():
     labels = torch.zeros(1, 32, 128, dtype=torch.uint8)
     labels[..., 64:] = 1
     stacked = torch.cat([labels.expand(3, -1, -1), labels])
-    careful = SegmentationTransform(image_size=32, **{**PLAIN, "most_of_one": 0.75})
-    careless = SegmentationTransform(image_size=32, **PLAIN)
+    careful = SegmentationTransform(img_size=32, **{**PLAIN, "most_of_one": 0.75})
+    careless = SegmentationTransform(img_size=32, **PLAIN)
 
     def mixed(transform):
         return sum(largest_share(transform(stacked, key)[3]) < 0.75 for key in range(100))
@@ -98,7 +98,7 @@ def test_largest_share_by_hand():
 
 def test_distortion_keeps_labels_and_changes_colours():
     stacked = torch.cat([from_pillow(photo(32, 32)), torch.randint(0, 5, (1, 32, 32), dtype=torch.uint8)])
-    transform = SegmentationTransform(image_size=32, **{**PLAIN, "distort": True})
+    transform = SegmentationTransform(img_size=32, **{**PLAIN, "distort": True})
     changed = [transform(stacked, key) for key in range(30)]
     assert all(torch.equal(each[3], stacked[3]) for each in changed)
     same = sum(torch.equal(each[:3], stacked[:3]) for each in changed)
@@ -116,7 +116,7 @@ def test_distortion_stays_within_its_ranges():
 
 
 def test_stacked_dataset():
-    dataset = open_segmentation("mosaics", "val", image_size=24)
+    dataset = open_segmentation("mosaics", "val", img_size=24)
     stacked = Stacked(dataset)
     sample = stacked[3]
     assert sample.image.shape == (4, 24, 24) and torch.equal(sample.image[3], dataset[3].mask)
@@ -140,7 +140,7 @@ def test_stacked_dataset():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"ratio": (0.0, 1.0)}, {"ratio": (2.0, 1.0)}, {"most_of_one": 0.0}, {"flip": 2.0}, {"image_size": 0}],
+    [{"ratio": (0.0, 1.0)}, {"ratio": (2.0, 1.0)}, {"most_of_one": 0.0}, {"hflip": 2.0}, {"img_size": 0}],
 )
 def test_bad_fields(fields):
     with pytest.raises(RecipeError, match=next(iter(fields))):

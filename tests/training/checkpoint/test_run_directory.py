@@ -100,8 +100,8 @@ def test_p8_a_link_in_place_of_a_file_is_replaced_not_followed(tmp_path):
     [
         ({"lr": 0.5}, ["stages.0.lr 0.002 → 0.5"]),
         ({"seed": 8}, ["seed 7 → 8"]),
-        ({"drop_path": 0.3, "shards": 4}, ["stages.0.drop_path", "shards"]),
-        ({"config.dim": 32}, ["config.dim 16 → 32"]),
+        ({"drop_path_rate": 0.3, "shards": 4}, ["stages.0.drop_path_rate", "shards"]),
+        ({"config.embed_dim": 32}, ["config.dim 16 → 32"]),
         ({"data_options.limit": 40}, ["data_options.limit"]),
         ({"precision": "fp64"}, ["precision"]),
     ],

@@ -18,7 +18,7 @@ from training import faults, runs, saving
 
 def test_shards_go_round_robin():
     assert [list(Processes(rank=rank, world=2).shards(6)) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 5]]
-    with pytest.raises(InputError, match=r"shards=3 cannot be spread evenly over 2 processes.*shards=2"):
+    with pytest.raises(InputError, match=r"num_shards=3 cannot be spread evenly over 2 processes.*shards=2"):
         Processes(rank=0, world=2).shards(3)
 
 
@@ -78,7 +78,7 @@ def test_pytorchs_engines_train_the_same_and_resume(tmp_path, kind):
     from mambar.training.checkpoint.store import CheckpointStore
 
     # FSDP with checkpointed blocks, as Large needs it.
-    recipe = runs.tiny(shards=4, accumulation=2, parallel=kind, grad_checkpointing=kind == "fsdp")
+    recipe = runs.tiny(shards=4, grad_accum_steps=2, parallel=kind, grad_checkpointing=kind == "fsdp")
     plain = recipe.but(parallel="exact", grad_checkpointing=False)
     assert runs.finish(*runs.start_group(plain, tmp_path / "exact", world=2)) == [0, 0]
     out, slow = tmp_path / kind, (faults.slow_steps, 0.3)
@@ -141,7 +141,7 @@ def torchrun(script, *arguments, restarts, log):
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "OMP_NUM_THREADS": "1",
         "MAMBAR_TIMEOUT": "30",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [f"--max-restarts={restarts}", str(script), *map(str, arguments)]

@@ -51,7 +51,7 @@ def test_layers_are_measured_without_a_trace():
 
     torch.manual_seed(0)
     model = create_model(
-        "mambar_tiny_patch16_224", image_size=16, num_classes=3, patch_size=4, dim=16, depth=3, drop_path=0.5
+        "mambar_tiny_patch16_224", img_size=16, num_classes=3, patch_size=4, dim=16, depth=3, drop_path_rate=0.5
     ).train()
     images = torch.randn(4, 3, 16, 16)
     state = torch.get_rng_state()

@@ -11,11 +11,19 @@ from mambar.models.vision_mamba import VisionMamba
 from mambar.training.loop.optim import Optimizer, freeze_backbone, groups, is_decayed, set_training_mode
 from mambar.training.recipe import Stage
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "manifest.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "manifest.json"
 
 
 def small(**fields) -> VisionMamba:
-    base = {"image_size": 8, "num_classes": 5, "patch_size": 4, "dim": 16, "depth": 3, "num_registers": 2, "reduce": 2}
+    base = {
+        "img_size": 8,
+        "num_classes": 5,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depth": 3,
+        "num_registers": 2,
+        "register_reduction": 2,
+    }
     return create_model("mambar_tiny_patch16_224", **{**base, **fields})
 
 
@@ -73,7 +81,7 @@ def test_layer_decay_is_timms():
 
 
 def test_a_frozen_backbone_trains_the_head_only_and_has_no_drop_path():
-    model = small(drop_path=0.5)
+    model = small(drop_path_rate=0.5)
     freeze_backbone(model)
     parts = groups(model, Stage())
     assert {name.split(".")[0] for part in parts for name in part.names} == {"head"}

@@ -127,7 +127,7 @@ def test_a_compiled_model_trains_the_same(tmp_path):
     """Without dropout, whose masks a compiled model draws in its own way; drop path keeps its keys."""
     losses = []
     for name, compiled in (("plain", False), ("compiled", True)):
-        recipe = runs.tiny(compile=compiled, **{"config.dropout": 0.0})
+        recipe = runs.tiny(compile=compiled, **{"config.proj_drop_rate": 0.0})
         assert run_to_the_end(tmp_path / name, recipe=recipe) == 1
         losses.append([row["loss"] for row in runs.read_rows(tmp_path / name) if row["kind"] == "training"])
     assert len(losses[0]) == 9 and losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -177,8 +177,8 @@ def test_three_stages_each_start_from_the_last_and_resume_at_their_seam(tmp_path
         runs.tiny(),
         stages=(
             dataclasses.replace(one, name="first", epochs=1),
-            dataclasses.replace(one, name="second", image_size=12, epochs=1, start_from="ema"),
-            dataclasses.replace(one, name="third", image_size=12, epochs=1, ema_decay=None),
+            dataclasses.replace(one, name="second", img_size=12, epochs=1, start_from="ema"),
+            dataclasses.replace(one, name="third", img_size=12, epochs=1, ema_decay=None),
         ),
     )
     straight = tmp_path / "straight"

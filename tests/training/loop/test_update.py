@@ -22,22 +22,22 @@ from training import faults, runs
 CPU = torch.device("cpu")
 
 
-def make_updater(*, precision="fp32", shards=1, accumulation=1, clip=None, drop_path=0.0, lr=1e-3):
+def make_updater(*, precision="fp32", shards=1, grad_accum_steps=1, clip=None, drop_path_rate=0.0, lr=1e-3):
     torch.manual_seed(0)
     numerics = Numerics.of(precision, CPU)
     model = create_model(
         "mambar_tiny_patch16_224",
-        image_size=8,
+        img_size=8,
         num_classes=5,
         patch_size=4,
-        dim=16,
+        embed_dim=16,
         depth=2,
         num_registers=2,
-        reduce=2,
-        drop_path=drop_path,
+        register_reduction=2,
+        drop_path_rate=drop_path_rate,
     ).to(numerics.storage)
     stage = Stage(lr=lr)
-    preprocessing = Preprocessing(image_size=8)
+    preprocessing = Preprocessing(img_size=8)
     return Updater(
         model,
         model,
@@ -48,7 +48,7 @@ def make_updater(*, precision="fp32", shards=1, accumulation=1, clip=None, drop_
         numerics=numerics,
         processes=Processes(),
         shards=shards,
-        accumulation=accumulation,
+        grad_accum_steps=grad_accum_steps,
         clip=clip,
     )
 
@@ -137,9 +137,9 @@ def test_p11_the_harness_would_notice_clipping_before_the_check():
 @pytest.mark.parametrize("accumulation, shards", [(2, 1), (6, 1), (1, 3), (2, 3)])
 def test_accumulation_and_shards_equal_the_large_batch(accumulation, shards):
     """With drop path: its masks are drawn for the shard, however it is cut."""
-    whole = make_updater(precision="fp64", drop_path=0.3 if shards == 1 else 0.0)
+    whole = make_updater(precision="fp64", drop_path_rate=0.3 if shards == 1 else 0.0)
     parts = make_updater(
-        precision="fp64", drop_path=0.3 if shards == 1 else 0.0, accumulation=accumulation, shards=shards
+        precision="fp64", drop_path_rate=0.3 if shards == 1 else 0.0, grad_accum_steps=grad_accum_steps, shards=shards
     )
     for number in range(3):
         one = whole(batches(seed=number), StepKeys(seed=1, epoch=0, step=number), lr=1e-3, wishes=Wishes())
@@ -215,7 +215,7 @@ def test_p11_one_bad_process_and_all_decide_alike(tmp_path, kind):
 @pytest.mark.rel
 def test_p11_too_many_in_a_row_end_with_exit_4_and_a_sentence(tmp_path):
     out = tmp_path / "run"
-    recipe = runs.tiny(max_skips=2, rollbacks=0)
+    recipe = runs.tiny(max_consecutive_skips=2, rollbacks=0)
     process = runs.start(recipe, out, before=(faults.poison, "activation", (0, 1, 2)))
     assert runs.finish(process) == [4]
     text = runs.error_of(out)
@@ -232,7 +232,7 @@ def test_p11_too_many_in_a_row_end_with_exit_4_and_a_sentence(tmp_path):
 @pytest.mark.slow
 def test_p11_a_roll_back_goes_on_with_another_order_and_lower_rates(tmp_path):
     out = tmp_path / "run"
-    recipe = runs.tiny(max_skips=2, rollbacks=1, save_every=1)
+    recipe = runs.tiny(max_consecutive_skips=2, rollbacks=1, save_every=1)
     # Two bad steps in the second epoch, then the numbers are well again.
     process = runs.start(recipe, out, before=(faults.poison_epoch, 1, 2))
     assert runs.finish(process) == [0]
@@ -247,7 +247,7 @@ def test_p11_a_roll_back_goes_on_with_another_order_and_lower_rates(tmp_path):
 @pytest.mark.slow
 def test_p11_a_planted_learning_rate_spike_recovers(tmp_path):
     out = tmp_path / "run"
-    recipe = runs.tiny(max_skips=2, rollbacks=3, clip=None, save_every=2, ema_decay=None)
+    recipe = runs.tiny(max_consecutive_skips=2, rollbacks=3, clip=None, save_every=2, ema_decay=None)
     process = runs.start(recipe, out, before=(faults.spike, 5, 1e38))
     assert runs.finish(process) == [0]
     trace = runs.trace(out)
@@ -259,7 +259,7 @@ def test_p11_a_planted_learning_rate_spike_recovers(tmp_path):
 @pytest.mark.slow
 def test_p11_two_processes_roll_back_together(tmp_path):
     out = tmp_path / "run"
-    recipe = runs.tiny(max_skips=2, rollbacks=1, save_every=1)
+    recipe = runs.tiny(max_consecutive_skips=2, rollbacks=1, save_every=1)
     fault = (faults.poison_epoch, 1, 2)
     assert runs.finish(*runs.start_group(recipe, out, world=2, befores={0: fault, 1: fault})) == [0, 0]
     assert runs.finish(runs.start(recipe, tmp_path / "one", before=fault)) == [0]

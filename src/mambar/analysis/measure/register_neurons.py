@@ -34,7 +34,7 @@ def find_register_neurons(
     """
     rule = rule or MedianDeviation()
     last = layer_indices(model, [layer])[0]
-    sums = torch.zeros(2, last + 1, model.config.inner, dtype=torch.float64)
+    sums = torch.zeros(2, last + 1, model.config.d_inner, dtype=torch.float64)
     totals = [0, 0]
     device = model_device(model)
     with looking(model):

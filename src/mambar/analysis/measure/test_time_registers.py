@@ -89,9 +89,9 @@ class UntrainedRegisters(nn.Module):
         return self.model.patch_size
 
     @property
-    def dim(self) -> int:
+    def embed_dim(self) -> int:
         """The width of a token."""
-        return self.model.dim
+        return self.model.embed_dim
 
     def tokens(
         self,
@@ -133,7 +133,7 @@ class UntrainedRegisters(nn.Module):
         """Layer by layer, what the mixer added and the stream behind it, in the longer sequence."""
         apart = self.model.registers.split(sequence, grid)
         register = FILLS[self.fill](apart.patches, apart.registers)
-        x = sequence.new_empty(len(sequence), len(layout.own) + len(layout.added), self.dim)
+        x = sequence.new_empty(len(sequence), len(layout.own) + len(layout.added), self.embed_dim)
         x[:, list(layout.own)] = sequence
         x[:, list(layout.added)] = register
         for layer, block in enumerate(self.model.blocks):

@@ -31,12 +31,12 @@ _ROWS: Final = {"train": slice(0, 320), "val": slice(336, 512)}
 class Mosaics:
     """Mosaics numbered 0 … num_images-1, each made when it is asked for.
 
-    image_size: a square's side in pixels, at most 120 (a validation patch turned by any angle must fit). cells: the
+    img_size: a square's side in pixels, at most 120 (a validation patch turned by any angle must fit). cells: the
     range of how many. num_images None: 2,000 to train, 200 to evaluate.
     """
 
     split: str = "train"
-    image_size: int = 96
+    img_size: int = 96
     num_images: int | None = None
     cells: tuple[int, int] = (3, 8)
     seed: int = 0
@@ -45,8 +45,8 @@ class Mosaics:
         object.__setattr__(self, "cells", tuple(self.cells))
         if self.split not in _COUNTS:
             raise DataError(f"split={self.split!r} is unknown; mosaics have train and val.")
-        if not 8 <= self.image_size <= 120:
-            raise DataError(f"image_size={self.image_size} is out of range; mosaics take 8 to 120 pixels.")
+        if not 8 <= self.img_size <= 120:
+            raise DataError(f"img_size={self.img_size} is out of range; mosaics take 8 to 120 pixels.")
         if self.num_images is not None and self.num_images < 1:
             raise DataError(f"num_images={self.num_images} is not a count; use 1 or more.")
         if not 1 <= self.cells[0] <= self.cells[1] <= 100:
@@ -74,7 +74,7 @@ class Mosaics:
         if not 0 <= index < len(self):
             raise IndexError(f"mosaics have {len(self)} images; there is no index {index}.")
         generator = numpy_generator(key(self.seed, "mosaic", self.split, index))
-        side, (least, most) = self.image_size, self.cells
+        side, (least, most) = self.img_size, self.cells
         count = least + int(generator.integers(most - least + 1))
         centres = generator.random((count, 2)) * side
         # A different size for each cell: its centre pulls with a weight of its own.
@@ -101,7 +101,7 @@ class Mosaics:
     def _patch(self, label: int, generator: np.random.Generator) -> np.ndarray:
         """A turned piece of a texture, its mean and contrast drawn anew."""
         photograph = _photographs()[label][_ROWS[self.split]].astype(np.float64)
-        side = self.image_size
+        side = self.img_size
         # Nearest pixels of a turned square: no interpolation that could tell the angle.
         angle = generator.random() * 2 * np.pi
         reach = side / np.sqrt(2)

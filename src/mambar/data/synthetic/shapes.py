@@ -37,14 +37,14 @@ _SIDES = (8, 4096)
 class Shapes:
     """Scenes numbered 0 … num_images-1; train and val never share one.
 
-    `image_size` in pixels, (height, width) or a square's side; `objects` is the range of how many; `area` the
+    `img_size` in pixels, (height, width) or a square's side; `objects` is the range of how many; `area` the
     range of the largest object's share of the image (of its inscribed square, when it is not one);
     `background` one of "plain", "gradient", "clouds", "grain", "mixed"; `clutter` 0 (none) to 1 (dozens of
     faint strokes). `num_images` None: 10,000 to train, 2,000 to evaluate. Labels are balanced.
     """
 
     split: str = "train"
-    image_size: int | tuple[int, int] = 64
+    img_size: int | tuple[int, int] = 64
     num_images: int | None = None
     num_classes: int = 10
     objects: tuple[int, int] = (1, 3)
@@ -54,14 +54,14 @@ class Shapes:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "objects", "area"):
+        for name in ("img_size", "objects", "area"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         if self.split not in _COUNTS:
             raise DataError(f"split={self.split!r} is unknown; shapes have train and val.")
         if not _SIDES[0] <= min(self.size) <= max(self.size) <= _SIDES[1]:
-            raise DataError(f"image_size={self.image_size} is out of range; use {_SIDES[0]} to {_SIDES[1]} pixels.")
+            raise DataError(f"img_size={self.img_size} is out of range; use {_SIDES[0]} to {_SIDES[1]} pixels.")
         if self.num_images is not None and self.num_images < 1:
             raise DataError(f"num_images={self.num_images} is not a count; use 1 or more.")
         if not 1 <= self.num_classes <= len(OUTLINES):
@@ -89,7 +89,7 @@ class Shapes:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
 
     def __len__(self) -> int:
         return self.num_images or _COUNTS[self.split]

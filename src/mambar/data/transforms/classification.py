@@ -3,8 +3,8 @@
 The chain of DeiT III ("3-Augment", arXiv 2204.07118) as used for Mamba-R: random resized crop, flip, one of
 gray / solarise / blur, colour jitter; RandAugment stands in for "one of three" in the last stage. Pillow does
 the work, because the published figures were made so, but for the random crop: torch's kernel for bytes takes a
-quarter of the time, and no value differs by more than one level of 255. `tests/data/transforms/test_classification.py` holds
-each step against torchvision's or timm's for the same draws.
+quarter of the time, and no value differs by more than one level of 255.
+`tests/data/transforms/test_classification.py` holds each step against torchvision's or timm's for the same draws.
 """
 
 import re
@@ -51,7 +51,7 @@ def from_pillow(image: Image.Image) -> UInt8[Tensor, "channels height width"]:
 class EvalTransform:
     """Resize so that the crop fits, cut it from the centre, normalise: timm's and DeiT's evaluation.
 
-    The image is scaled to image_size / crop along the side that is short for the wanted shape, with Pillow's
+    The image is scaled to img_size / crop along the side that is short for the wanted shape, with Pillow's
     anti-aliased interpolation.
     """
 
@@ -75,7 +75,7 @@ class EvalTransform:
 
 
 def _scaled_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    rows, cols = (int(side / preprocessing.crop) for side in preprocessing.size)
+    rows, cols = (int(side / preprocessing.crop_pct) for side in preprocessing.size)
     if rows == cols:
         # torchvision's rule for a square: the long side is rounded down.
         if height < width:
@@ -98,34 +98,34 @@ class TrainTransform:
     """
 
     preprocessing: Preprocessing
-    crop: str = "resized"
+    train_crop: str = "resized"
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    padding: int = 1
-    flip: float = 0.5
-    augment: str = "none"
-    jitter: float = 0.0
-    erasing: float = 0.0
+    crop_padding: int = 1
+    hflip: float = 0.5
+    auto_augment: str = "none"
+    color_jitter: float = 0.0
+    random_erase_prob: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise RecipeError(f"crop={self.crop!r} is unknown; use one of {', '.join(CROPS)}.")
+        if self.train_crop not in CROPS:
+            raise RecipeError(f"train_crop={self.train_crop!r} is unknown; use one of {', '.join(CROPS)}.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise RecipeError(f"scale={self.scale} is not a range of area shares; use 0 < least <= most <= 1.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise RecipeError(f"ratio={self.ratio} is not a range of width / height; use 0 < least <= most.")
-        if self.padding < 0:
-            raise RecipeError(f"padding={self.padding} is not a number of pixels; use 0 or more.")
-        for name in ("flip", "erasing"):
+        if self.crop_padding < 0:
+            raise RecipeError(f"crop_padding={self.crop_padding} is not a number of pixels; use 0 or more.")
+        for name in ("hflip", "random_erase_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name}={getattr(self, name)} is not a probability; use 0 to 1.")
-        if not 0 <= self.jitter <= 1:
-            raise RecipeError(f"jitter={self.jitter} is out of range; use 0 (none) to 1.")
-        if self.augment not in ("none", "three") and not _RAND_AUGMENT.fullmatch(self.augment):
+        if not 0 <= self.color_jitter <= 1:
+            raise RecipeError(f"color_jitter={self.color_jitter} is out of range; use 0 (none) to 1.")
+        if self.auto_augment not in ("none", "three") and not _RAND_AUGMENT.fullmatch(self.auto_augment):
             raise RecipeError(
-                f"augment={self.augment!r} is unknown; use none, three, or RandAugment: rand-m9-mstd0.5-inc1."
+                f"auto_augment={self.auto_augment!r} is unknown; use none, three, or RandAugment: rand-m9-mstd0.5-inc1."
             )
-        if self.augment.startswith("rand"):
+        if self.auto_augment.startswith("rand"):
             # Import timm here, once, and not in every worker process.
             self._rand_augment()
 
@@ -133,8 +133,10 @@ class TrainTransform:
         self, image: UInt8[Tensor, "channels height width"], key: int
     ) -> UInt8[Tensor, "channels crop_height crop_width"]:
         """The augmented pixels, to be normalised later as a batch (on a GPU); erasing must be 0."""
-        if self.erasing:
-            raise InputError(f"erasing={self.erasing} needs normalised images; call the transform, not its pixels.")
+        if self.random_erase_prob:
+            raise InputError(
+                f"random_erase_prob={self.random_erase_prob} needs normalised images; call the transform itself."
+            )
         return self._augmented(image, key)
 
     def __call__(
@@ -142,25 +144,27 @@ class TrainTransform:
     ) -> Float[Tensor, "channels crop_height crop_width"]:
         """The model's input for one image and its key."""
         normal = self.preprocessing.normalize(self._augmented(image, key))
-        if self.erasing:
+        if self.random_erase_prob:
             generator = numpy_generator(derived_key(key, "erasing"))
-            if generator.random() < self.erasing:
+            if generator.random() < self.random_erase_prob:
                 normal = erase(normal, generator)
         return normal
 
     def _augmented(self, image: Tensor, key: int) -> Tensor:
         generator = numpy_generator(key)
-        if self.crop == "resized":
+        if self.train_crop == "resized":
             image = self._resized_crop(image, generator)
-            if generator.random() < self.flip:
+            if generator.random() < self.hflip:
                 image = image.flip(-1)
         else:
             image = EvalTransform(preprocessing=self.preprocessing).pixels(image)
-            top, left = self.padding, self.padding
-            if self.crop == "shift" and self.padding:
-                top, left = padded_crop_box(self.padding, generator)
-            image = shifted(image, top - self.padding, left - self.padding, flipped=generator.random() < self.flip)
-        if self.augment == "none" and not self.jitter:
+            top, left = self.crop_padding, self.crop_padding
+            if self.train_crop == "shift" and self.crop_padding:
+                top, left = padded_crop_box(self.crop_padding, generator)
+            image = shifted(
+                image, top - self.crop_padding, left - self.crop_padding, flipped=generator.random() < self.hflip
+            )
+        if self.auto_augment == "none" and not self.color_jitter:
             return image
         return from_pillow(self._recoloured(to_pillow(image), key, generator))
 
@@ -174,15 +178,15 @@ class TrainTransform:
         return torch.nn.functional.interpolate(part[None], size=(height, width), mode=mode, antialias=True)[0]
 
     def _recoloured(self, picture: Image.Image, key: int, generator: np.random.Generator) -> Image.Image:
-        if self.augment == "three":
+        if self.auto_augment == "three":
             picture = three_augment(picture, generator)
-        elif self.augment != "none":
+        elif self.auto_augment != "none":
             with seeded_globals(derived_key(key, "randaugment")):
                 picture = self._rand_augment()(picture)
-        return color_jitter(picture, self.jitter, generator) if self.jitter else picture
+        return color_jitter(picture, self.color_jitter, generator) if self.color_jitter else picture
 
     def _rand_augment(self) -> Any:
-        return _rand_augment(self.augment, self.preprocessing)
+        return _rand_augment(self.auto_augment, self.preprocessing)
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,7 @@
 """Mixup and CutMix of a batch with itself in reverse order, as timm's per-batch mode, drawn from a key.
 
-Mixup: arXiv 1710.09412. CutMix: arXiv 1905.04899. `tests/data/transforms/test_mixup.py` holds pixels and targets against
-`timm.data.Mixup` for the same draw.
+Mixup: arXiv 1710.09412. CutMix: arXiv 1905.04899. `tests/data/transforms/test_mixup.py` holds pixels and
+targets against `timm.data.Mixup` for the same draw.
 """
 
 import math

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mambar.data.loading.to_device import sent
+from mambar.deprecated import PREPROCESSING_FIELDS, accept_old_names, translate
 from mambar.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -22,29 +23,30 @@ INTERPOLATIONS = {
 }
 
 
+@accept_old_names(PREPROCESSING_FIELDS)
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How an image becomes a model's input at evaluation.
 
-    `image_size` in pixels (a square's side, or (height, width)); `crop` is the share of the resized image
+    `img_size` in pixels (a square's side, or (height, width)); `crop` is the share of the resized image
     that the centre crop keeps (1.0: all; 0.875: a margin is cut); `mean` and `std` of pixel values in 0…1.
     """
 
-    image_size: int | tuple[int, int] = 224
-    crop: float = 1.0
+    img_size: int | tuple[int, int] = 224
+    crop_pct: float = 1.0
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if isinstance(self.image_size, list):
-            object.__setattr__(self, "image_size", tuple(self.image_size))
+        if isinstance(self.img_size, list):
+            object.__setattr__(self, "img_size", tuple(self.img_size))
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
         object.__setattr__(self, "std", tuple(float(value) for value in self.std))
         if min(self.size) < 1:
-            raise InputError(f"image_size={self.image_size} is not a size in pixels; use 1 or more.")
-        if not 0 < self.crop <= 1:
-            raise InputError(f"crop={self.crop} is not a share of the image; use more than 0 and at most 1.")
+            raise InputError(f"img_size={self.img_size} is not a size in pixels; use 1 or more.")
+        if not 0 < self.crop_pct <= 1:
+            raise InputError(f"crop_pct={self.crop_pct} is not a share of the image; use more than 0 and at most 1.")
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(
                 f"interpolation={self.interpolation!r} is unknown; use one of {', '.join(INTERPOLATIONS)}."
@@ -55,7 +57,7 @@ class Preprocessing:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the input in pixels."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
 
     @property
     def resampling(self) -> Image.Resampling:
@@ -69,6 +71,7 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """The preprocessing that `to_dict` described; an unknown field is an InputError."""
+        values = translate(values, PREPROCESSING_FIELDS)
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:

@@ -60,18 +60,18 @@ class Stacked:
 class SegmentationTransform:
     """The training chain; every draw comes from the key, so (image, key) fixes the pixels.
 
-    image_size: the crop, (height, width) in pixels or a square's side; smaller images are filled up with `fill` and
+    img_size: the crop, (height, width) in pixels or a square's side; smaller images are filled up with `fill` and
     `IGNORE` at the right and below. resize: (long, short) side that an image is scaled into before `ratio` acts; None
     keeps its size. ratio: range of the further factor. most_of_one: a crop in which one class fills more than this
     share of the labelled pixels is drawn again, up to ten times. flip: chance of a left-right flip. distort:
     brightness, contrast, saturation and hue, each one time in two.
     """
 
-    image_size: int | tuple[int, int] = 512
+    img_size: int | tuple[int, int] = 512
     resize: tuple[int, int] | None = (2048, 512)
     ratio: tuple[float, float] = (0.5, 2.0)
     most_of_one: float = 0.75
-    flip: float = 0.5
+    hflip: float = 0.5
     distort: bool = True
     fill: tuple[int, int, int] = (124, 116, 104)
 
@@ -80,22 +80,22 @@ class SegmentationTransform:
             raise RecipeError(f"ratio={self.ratio} is not a range of factors; use 0 < least <= most <= 20.")
         if not 0 < self.most_of_one <= 1:
             raise RecipeError(f"most_of_one={self.most_of_one} is not a share; use more than 0 and at most 1.")
-        if not 0 <= self.flip <= 1:
-            raise RecipeError(f"flip={self.flip} is not a probability; use 0 to 1.")
+        if not 0 <= self.hflip <= 1:
+            raise RecipeError(f"hflip={self.hflip} is not a probability; use 0 to 1.")
         if min(self.size) < 1:
-            raise RecipeError(f"image_size={self.image_size} is not a size in pixels; use 1 or more.")
+            raise RecipeError(f"img_size={self.img_size} is not a size in pixels; use 1 or more.")
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of a crop."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
 
     def __call__(self, stacked: UInt8[Tensor, "4 height width"], key: int) -> UInt8[Tensor, "4 rows cols"]:
         """The augmented pixels and labels."""
         generator = numpy_generator(key)
         stacked = self._scaled(stacked, generator)
         stacked = self._cropped(stacked, generator)
-        if generator.random() < self.flip:
+        if generator.random() < self.hflip:
             stacked = stacked.flip(-1)
         if self.distort:
             image = from_pillow(distorted(to_pillow(stacked[:3]), generator))

@@ -176,11 +176,11 @@ class _Run:
     def _delivered(self, trainer: Trainer) -> tuple[nn.Module, Measured]:
         """The weights that the recipe wants handed over, and what the validation images say of them."""
         learner = trainer.learner
-        best = trainer.best_path() if self.recipe.deliver == "best" else None
+        best = trainer.best_path() if self.recipe.final_weights == "best" else None
         if best is not None:
             learner.load_weights(self.around.store.read(best).part("model"))
             return learner.finished("weights"), trainer.measure(learner.model)
-        averaged = learner.ema if self.recipe.deliver == "ema" else None
+        averaged = learner.ema if self.recipe.final_weights == "ema" else None
         measured = trainer.measured or trainer.measure(learner.model if averaged is None else averaged.model)
         return learner.finished("weights" if averaged is None else "ema"), measured
 
@@ -192,9 +192,9 @@ def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:
     """
     stage = recipe.stages[index]
     fields = {
-        "image_size": stage.image_size,
+        "img_size": stage.img_size,
         "num_classes": num_classes,
-        "drop_path": stage.drop_path,
+        "drop_path_rate": stage.drop_path_rate,
         **recipe.config,
     }
     with torch.random.fork_rng(devices=[]):

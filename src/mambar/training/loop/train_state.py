@@ -74,9 +74,9 @@ class Learner:
             scale=self.scale,
             numerics=self.around.numerics,
             processes=processes,
-            shards=recipe.shards,
-            accumulation=stage.accumulation,
-            clip=stage.clip,
+            shards=recipe.num_shards,
+            accumulation=stage.grad_accum_steps,
+            clip=stage.clip_grad,
             parallel=recipe.parallel,
             lies=self.lies,
         )

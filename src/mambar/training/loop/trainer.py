@@ -55,7 +55,7 @@ class Trainer:
         self.task, self.around, self.position = task, around, position
         self.train_set, self.val_set = train_set, val_set
         stage = self.stage
-        self.steps_per_epoch = steps_per_epoch(len(train_set), batch_size=stage.batch_size, repeats=stage.repeats)
+        self.steps_per_epoch = steps_per_epoch(len(train_set), batch_size=stage.batch_size, repeats=stage.aug_repeats)
         if not self.steps_per_epoch:
             raise InputError(
                 f"batch_size={stage.batch_size} exceeds the {len(train_set)} training images of "
@@ -119,9 +119,9 @@ class Trainer:
             epoch=epoch,
             first_step=first,
             batch_size=self.stage.batch_size,
-            shards=self.recipe.shards,
-            my_shards=self.around.processes.shards(self.recipe.shards),
-            repeats=self.stage.repeats,
+            shards=self.recipe.num_shards,
+            my_shards=self.around.processes.shards(self.recipe.num_shards),
+            repeats=self.stage.aug_repeats,
             workers=self.around.workers,
             pinned=self.around.processes.device.type == "cuda",
         )
@@ -160,7 +160,7 @@ class Trainer:
             )
         self._look_inside()
         self.around.progress.step(position.step, loss=outcome.loss, accuracy=outcome.hits / size, images=size)
-        if position.in_row >= self.recipe.max_skips:
+        if position.in_row >= self.recipe.max_consecutive_skips:
             self._roll_back()
 
     def _look_inside(self) -> None:
@@ -191,7 +191,7 @@ class Trainer:
             averaged = self.measure(self.learner.ema.model)
             metrics.update({f"ema_{name}": value for name, value in averaged.metrics.items()})
             candidates["ema"] = averaged.metrics[self.task.metric]
-            if self.recipe.deliver == "ema":
+            if self.recipe.final_weights == "ema":
                 chosen = averaged
         self.measured = chosen
         position.evaluated, position.metrics = position.step, metrics
@@ -207,7 +207,7 @@ class Trainer:
     def measure(self, model: nn.Module) -> Measured:
         """Measures a model on the validation images, every one exactly once over all processes."""
         processes = self.around.processes
-        micro_batch = self.stage.batch_size // self.recipe.shards // self.stage.accumulation
+        micro_batch = self.stage.batch_size // self.recipe.num_shards // self.stage.grad_accum_steps
         batches = evaluation_batches(
             self.val_set,
             self.task.eval_transform(),
@@ -311,9 +311,10 @@ class Trainer:
         found = processes.share(self._target() if processes.is_first else None)
         good = f"the last good checkpoint is {found}" if found else "there is no checkpoint"
         sentence = (
-            f"{recipe.max_skips} steps in a row without finite numbers up to step {failed_at}; first bad: {culprit}"
+            f"{recipe.max_consecutive_skips} steps in a row without finite numbers up to step {failed_at}; "
+            f"first bad: {culprit}"
         )
-        if found is None or course >= recipe.rollbacks:
+        if found is None or course >= recipe.max_rollbacks:
             raise NonFiniteError(f"{sentence}; {good}. Lower lr, set clip=1, or use precision=fp32.")
         checkpoint = store.read(found)
         skipped = position.skipped

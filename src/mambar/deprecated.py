@@ -1,0 +1,126 @@
+"""Names of version 0.1 that are still accepted: in files always, as arguments until version 0.3.
+
+Files with `format_version` 1 are translated silently. Python keywords raise a `DeprecationWarning`, `field=value` on
+the command line logs one line; both name the new field.
+"""
+
+import functools
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from mambar.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+# Old name → new name.
+MODEL_FIELDS = {
+    "dim": "embed_dim",
+    "state": "d_state",
+    "taps": "d_conv",
+    "in_channels": "in_chans",
+    "image_size": "img_size",
+    "drop_path": "drop_path_rate",
+    "dropout": "proj_drop_rate",
+    "head_dropout": "drop_rate",
+    "bias": "proj_bias",
+    "reduce": "register_reduction",
+    "average": "average_directions",
+}
+# Field → old value → new value.
+MODEL_VALUES = {"head": {"mean": "register_mean", "first": "token", "patches": "avg", "none": "avg_all"}}
+PREPROCESSING_FIELDS = {"image_size": "img_size", "crop": "crop_pct"}
+STAGE_FIELDS = {
+    "image_size": "img_size",
+    "drop_path": "drop_path_rate",
+    "clip": "clip_grad",
+    "accumulation": "grad_accum_steps",
+    "crop": "train_crop",
+    "padding": "crop_padding",
+    "flip": "hflip",
+    "augment": "auto_augment",
+    "jitter": "color_jitter",
+    "erasing": "random_erase_prob",
+    "repeats": "aug_repeats",
+    "mix_prob": "mixup_prob",
+    "switch_prob": "mixup_switch_prob",
+    "smoothing": "label_smoothing",
+    "eval_crop": "crop_pct",
+    "lr_per": "lr_base_size",
+}
+RECIPE_FIELDS = {
+    "shards": "num_shards",
+    "track": "trackers",
+    "deliver": "final_weights",
+    "rollbacks": "max_rollbacks",
+    "max_skips": "max_consecutive_skips",
+}
+
+
+def translate(
+    fields: Mapping[str, Any], names: Mapping[str, str], values: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The fields under their new names and with their new values; a field given under both names keeps the new."""
+    renamed = {names[name]: value for name, value in fields.items() if name in names}
+    renamed.update((name, value) for name, value in fields.items() if name not in names)
+    for name, table in (values or {}).items():
+        if isinstance(renamed.get(name), str):
+            renamed[name] = table.get(renamed[name], renamed[name])
+    return renamed
+
+
+def translate_arguments(
+    fields: Mapping[str, Any],
+    names: Mapping[str, str],
+    values: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    stacklevel: int = 3,
+) -> dict[str, Any]:
+    """`translate` with a `DeprecationWarning` for each old name or value; `InputError` for a field given twice."""
+    for old, new in _old_names(fields, names):
+        warnings.warn(f"{old}= is now {new}=; the old name ends with version 0.3.", DeprecationWarning, stacklevel)
+    for name, table in (values or {}).items():
+        value = fields.get(name)
+        if isinstance(value, str) and value in table:
+            message = f"{name}={value!r} is now {name}={table[value]!r}; the old value ends with version 0.3."
+            warnings.warn(message, DeprecationWarning, stacklevel)
+    return translate(fields, names, values)
+
+
+def translate_assignment(name: str, names: Mapping[str, str], *, prefix: str = "") -> str:
+    """The new name of a command-line field; logs one line where `name` is the old one."""
+    new = names.get(name, name)
+    if new != name:
+        logger.warning("%s%s= is now %s%s=; the old name ends with version 0.3.", prefix, name, prefix, new)
+    return new
+
+
+def accept_old_names(
+    names: Mapping[str, str], values: Mapping[str, Mapping[str, Any]] | None = None
+) -> Callable[[Decorated], Decorated]:
+    """A decorator for a function or a dataclass whose keyword arguments were renamed."""
+
+    def decorate(target: Decorated) -> Decorated:
+        function: Any = target.__init__ if isinstance(target, type) else target
+
+        @functools.wraps(function)
+        def accepting(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **translate_arguments(kwargs, names, values))
+
+        if isinstance(target, type):
+            target.__init__ = accepting  # type: ignore[method-assign]
+            return target  # type: ignore[return-value]
+        return accepting  # type: ignore[return-value]
+
+    return decorate
+
+
+def _old_names(fields: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
+    found = [(name, names[name]) for name in fields if name in names]
+    for old, new in found:
+        if new in fields:
+            raise InputError(f"{old} and {new} were both given and are the same field; give {new} only.")
+    return found
