@@ -23,7 +23,7 @@ def main(free: str, reader: str, first: str, count: str, *files: str) -> None:
     originals = [Path(file).read_bytes() for file in files]
     for data in originals:
         read(data)
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")
     before = resident("VmRSS")
     limit_memory(int(free))
     counted: Counter[str] = Counter()

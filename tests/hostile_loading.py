@@ -66,13 +66,13 @@ def resident(field: str) -> int:
 
     Not from getrusage: there a new process begins with its parent's peak.
     """
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def limit_memory(free: int) -> None:
     """From here on the process may take `free` more bytes of address space."""
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    now = int(Path("/proc/self/statm").read_text("utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + free, now + free))
 
 
@@ -95,7 +95,7 @@ def main(free: str, mode: str, *arguments: str) -> None:
     # What loading needs once, imports above all, is no growth.
     for original in known:
         outcome(original)
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")
     before = resident("VmRSS")
     limit_memory(int(free))
     counted: Counter[str] = Counter()

@@ -143,7 +143,7 @@ def test_blocks_are_counted():
     ids=repr,
 )
 def test_an_unknown_marker_fails(info, tmp_path):
-    (tmp_path / "page.md").write_text(f"```{info}\nx\n```\n")
+    (tmp_path / "page.md").write_text(f"```{info}\nx\n```\n", "utf-8")
     with pytest.raises(AssertionError, match=r"page\.md:1"):
         list(blocks(tmp_path / "page.md"))
 
@@ -171,7 +171,9 @@ def test_every_page_is_in_the_navigation():
 
 def test_the_api_page_has_every_public_name():
     named = {
-        line.rpartition(".")[2] for line in (ROOT / "docs" / "api.md").read_text().splitlines() if line[:3] == ":::"
+        line.rpartition(".")[2]
+        for line in (ROOT / "docs" / "api.md").read_text("utf-8").splitlines()
+        if line[:3] == ":::"
     }
     assert set(mambar.__all__) - {"__version__", "MambarError"} <= named
 
@@ -225,7 +227,7 @@ def test_the_site_builds_without_a_warning_or_a_network(tmp_path, need_program, 
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(source, tmp_path / name, ignore=ignore) if source.is_dir() else shutil.copy(source, tmp_path)
     build = [need_program("unshare"), "--net", sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-    done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, timeout=300, encoding="utf-8")
     assert done.returncode == 0 and "No issues found" in done.stdout + done.stderr, done.stdout + done.stderr
     pages = sorted((tmp_path / "site").rglob("*.html"))
     assert len(pages) > len(PAGES) - 2
@@ -235,8 +237,8 @@ def test_the_site_builds_without_a_warning_or_a_network(tmp_path, need_program, 
     api = (tmp_path / "site" / "api.html").read_text("utf-8")
     assert "batch length dim" in api or "batch rows cols" in api, "shapes are missing from the API page"
     # The negative control: a link to nothing stops the build.
-    (tmp_path / "docs" / "tour.md").write_text("# Tour\n\n[nowhere](nowhere.md)\n")
-    broken = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    (tmp_path / "docs" / "tour.md").write_text("# Tour\n\n[nowhere](nowhere.md)\n", "utf-8")
+    broken = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, timeout=300, encoding="utf-8")
     assert broken.returncode != 0
 
 

@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 def run(name, *arguments, directory):
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=directory, timeout=500)
+    return subprocess.run(command, capture_output=True, text=True, cwd=directory, timeout=500, encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ HEAVY = (
 
 def modules_after(code: str) -> set[str]:
     probe = f"import sys\n{code}\nprint('MODULES', *sorted(m.split('.')[0] for m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120, encoding="utf-8")
     assert "MODULES" in done.stdout, done.stderr
     return set(done.stdout.rsplit("MODULES", 1)[1].split())
 

@@ -30,7 +30,7 @@ print(faults())
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_large_block_is_taken_from_the_system_once(kept):
     command = [sys.executable, "-c", PROGRAM, "keep" if kept else "default"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, encoding="utf-8")
     # 100 MiB are 25,600 pages (50 where the system hands out large ones).
     pages = int(done.stdout)
     assert pages < 20 if kept else pages >= 50

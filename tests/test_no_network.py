@@ -45,7 +45,9 @@ print("EVERY MODULE IMPORTED")
 
 
 def python(code: str, *before: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*before, sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [*before, sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, encoding="utf-8"
+    )
 
 
 def test_no_help_opens_a_socket():
@@ -88,7 +90,7 @@ def test_no_process_of_an_import_reaches_for_an_address(need_program, tmp_path):
         trace = tmp_path / name
         done = python(code, strace, "-f", "-qq", "-e", "trace=socket,connect,sendto", "-o", str(trace))
         assert done.returncode == 0, done.stderr
-        return [line for line in trace.read_text().splitlines() if "AF_INET" in line]
+        return [line for line in trace.read_text("utf-8").splitlines() if "AF_INET" in line]
 
     assert addresses("imports", HELP + IMPORTS) == []
     assert addresses("control", "import socket; socket.socket()")

@@ -28,7 +28,7 @@ def wheel(tmp_path_factory):
     """The wheel, built from the tree without a network."""
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     (built,) = out.iterdir()
     return built
@@ -64,7 +64,7 @@ def test_it_is_pure_python_with_all_it_needs_and_no_more(wheel):
 
 
 def test_the_version_stands_in_one_place():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert "version" not in project and project["dynamic"] == ["version"]
     files = [path for folder in ("src", "docs") for path in (ROOT / folder).rglob("*.py")]
     assigned = re.compile(r"^__version__\s*=", re.MULTILINE)
@@ -77,7 +77,7 @@ def test_it_works_in_a_fresh_environment(wheel, tmp_path, need_program):
     venv.create(place, with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(place), "platbase": str(place)}))
     # The dependencies of this environment are lent; its own way to mambar, a .pth file, is not followed from there.
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
     python = str(place / "bin" / "python")
     install = [need_program("uv"), "pip", "install", "--offline", "--no-deps", "--python", python, str(wheel)]
     subprocess.run(install, check=True, capture_output=True, timeout=120)
@@ -91,6 +91,7 @@ def test_it_works_in_a_fresh_environment(wheel, tmp_path, need_program):
             capture_output=True,
             text=True,
             timeout=300,
+            encoding="utf-8",
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -29,7 +29,7 @@ from mambar.bench.timing import Work, interleaved
 from mambar.memory import keep_freed_memory
 from mambar.models import VARIANTS, VisionMamba
 from mambar.ops import use_backend
-from mambar.ops.llvm.launch import floor_states_per_second
+from mambar.ops.llvm.launch import roofline_states_per_second
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
 from scan_cpu_llvm import sequential
@@ -131,9 +131,9 @@ def products_in_a_row(batch: int, depth: int) -> float:
 def scans(batch: int, *, training: bool) -> float:
     """Seconds of one block's scans at the port floor."""
     states = 2 * batch * TOKENS * INNER * STATE
-    seconds = states / floor_states_per_second()
+    seconds = states / roofline_states_per_second()
     if training:
-        seconds += states / floor_states_per_second(backward=True)
+        seconds += states / roofline_states_per_second(backward=True)
     return seconds
 
 

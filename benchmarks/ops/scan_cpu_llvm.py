@@ -26,7 +26,7 @@ from mambar.bench.machine import describe
 from mambar.bench.table import Row, markdown
 from mambar.ops import selective_scan
 from mambar.ops.bidirectional_mix.llvm_scans import Scan, scan_both, scan_both_backward
-from mambar.ops.llvm.launch import floor_states_per_second
+from mambar.ops.llvm.launch import roofline_states_per_second
 
 Work = Callable[[], object]
 
@@ -156,9 +156,9 @@ def time_op(batch: int, rounds: int, *, with_loop: bool) -> None:
         "backward, two public calls": public_backward(ways),
         "backward, fused": backward,
     }
-    floors = {kind: floor_states_per_second(backward=kind == "backward") for kind in ("forward", "backward")}
+    floors = {kind: roofline_states_per_second(backward=kind == "backward") for kind in ("forward", "backward")}
     seconds = interleaved(works, rounds, time.process_time)
-    floors = {kind: max(rate, floor_states_per_second(backward=kind == "backward")) for kind, rate in floors.items()}
+    floors = {kind: max(rate, roofline_states_per_second(backward=kind == "backward")) for kind, rate in floors.items()}
     slow = interleaved({"loop": torch.no_grad()(lambda: loop(ways))}, 3, time.process_time)["loop"] if with_loop else []
     states = 2 * batch * LENGTH * INNER * STATE
     rows = []
@@ -199,7 +199,9 @@ def time_first_calls() -> None:
         environment = os.environ | {"MAMBAR_CACHE": directory}
         for name in ("compiling", "from the cache"):
             command = [sys.executable, "-c", FIRST_CALLS]
-            printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+            printed = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
+            ).stdout
             rows.append(Row(name=name, cells=tuple(float(value) for value in printed.split())))
     print("\nFirst call in a fresh process, seconds of CPU time (after importing torch and llvmlite)\n")
     print(markdown(["forward", "backward"], rows), flush=True)

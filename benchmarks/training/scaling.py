@@ -138,7 +138,7 @@ def descendants(pid: int) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*/stat"):
         # Gone between the listing and now.
         with contextlib.suppress(OSError):
-            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+            parents[int(entry.parent.name)] = int(entry.read_text("utf-8").rpartition(")")[2].split()[1])
     below, found = [pid], []
     while below:
         below = [child for child, parent in parents.items() if parent in below]

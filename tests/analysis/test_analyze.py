@@ -116,7 +116,7 @@ def test_random_weights_are_named_in_the_report(tmp_path):
 
 
 def test_a_directory_that_holds_something_is_left_alone(tmp_path, runs):
-    (tmp_path / "mine.txt").write_text("keep")
+    (tmp_path / "mine.txt").write_text("keep", "utf-8")
     with pytest.raises(InputError, match="holds something"):
         analyze(runs / "vim", out=tmp_path, options=OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

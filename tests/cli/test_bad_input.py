@@ -50,8 +50,8 @@ def workplace(tmp_path_factory):
     image("ok.png")
     (place / "hollow" / "a").mkdir()
     (place / "empty").mkdir()
-    (place / "text.txt").write_text("hello")
-    (place / "notes.png").write_text("hello")
+    (place / "text.txt").write_text("hello", "utf-8")
+    (place / "notes.png").write_text("hello", "utf-8")
     recipes = {
         "broken": "{",
         "list": "[]",
@@ -68,7 +68,7 @@ def workplace(tmp_path_factory):
     }
     for name, text in recipes.items():
         (place / "resumed" / name).mkdir(parents=True)
-        (place / "resumed" / name / "recipe.json").write_text(text)
+        (place / "resumed" / name / "recipe.json").write_text(text, "utf-8")
     return place
 
 

@@ -17,7 +17,7 @@ def test_onnx_with_its_report(mambar_command, trained):
     file = trained / "export" / "model.onnx"
     assert code == 0, err
     assert "checked on 262 images" in out and "images per second on this CPU" in out and "max |Δlogit|" in out
-    report = json.loads((trained / "export" / "model.onnx.parity.json").read_text())
+    report = json.loads((trained / "export" / "model.onnx.parity.json").read_text("utf-8"))
     assert report["passed"] and report["images"] == 256 + 6 and report["options"]["dynamic_size"] is True
     before = file.read_bytes()
     code, out, err = mambar_command("export", trained)
@@ -33,7 +33,7 @@ def test_transformers_directory(mambar_command, trained, tmp_path):
     code, out, err = mambar_command("export", trained, "--format", "transformers", f"out={tmp_path / 'hf'}")
     assert code == 0, err
     assert "same top 5 256" in out
-    assert json.loads((tmp_path / "hf.parity.json").read_text())["max_difference"] <= 1e-5
+    assert json.loads((tmp_path / "hf.parity.json").read_text("utf-8"))["max_difference"] <= 1e-5
     names = {path.name for path in (tmp_path / "hf").iterdir()}
     assert names == {"config.json", "model.safetensors", "preprocessor_config.json"}
     loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hf")
@@ -55,7 +55,7 @@ def test_the_other_formats(mambar_command, trained, need_program, format, file):
     code, out, err = mambar_command("export", trained, "--format", format)
     assert code == 0, err
     assert (trained / "export" / file).is_file() and f"model{file[5:]}: " in out and "checked on 256 images" in out
-    assert json.loads((trained / "export" / f"{file}.parity.json").read_text())["passed"]
+    assert json.loads((trained / "export" / f"{file}.parity.json").read_text("utf-8"))["passed"]
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_int8_shows_its_cost_on_labelled_images(mambar_command, tmp_path):
     run(small, out=tmp_path / "run", device="cpu", workers=0)
     code, out, err = mambar_command("export", tmp_path / "run", "--int8")
     assert code == 0, err
-    report = json.loads((tmp_path / "run" / "export" / "model-int8.onnx.parity.json").read_text())
+    report = json.loads((tmp_path / "run" / "export" / "model-int8.onnx.parity.json").read_text("utf-8"))
     assert report["tolerance"] is None and report["images"] >= 256 and report["format"] == "onnx int8"
     assert 0.1 < report["exported_accuracy"] <= 1 and "accuracy on them: " in out
     assert report["model_accuracy"] == pytest.approx(evaluate_run(tmp_path / "run").top1, abs=0.1)
@@ -115,7 +115,7 @@ def test_predicting_from_onnx_imports_no_torch(mambar_command, trained, picture)
         f"try: main(['predict', {str(file)!r}, {str(picture)!r}, '--json'])\n"
         "finally: print('HEAVY', *(sorted({'torch', 'timm', 'torchvision'} & set(sys.modules))), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120, encoding="utf-8")
     assert done.returncode == 0 and done.stderr.strip() == "HEAVY", done.stderr
     found = json.loads(done.stdout)[str(picture)]
     code, out, _ = mambar_command("predict", trained, picture, "--json")

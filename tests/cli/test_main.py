@@ -80,6 +80,7 @@ def test_completion(words, expected):
         text=True,
         timeout=60,
         check=False,
+        encoding="utf-8",
     )
     assert expected in done.stdout.split(), done.stderr
 
@@ -160,7 +161,7 @@ def test_predict(mambar_command, trained, picture):
 
 
 def test_predict_refuses_what_is_no_image(mambar_command, trained, tmp_path):
-    (tmp_path / "notes.png").write_text("not an image")
+    (tmp_path / "notes.png").write_text("not an image", "utf-8")
     code, _, err = mambar_command("predict", trained, tmp_path / "notes.png")
     assert code == 2 and "notes.png" in err and err.count("\n") == 1
 
@@ -213,13 +214,20 @@ def test_pack(mambar_command, tmp_path):
 
 
 def test_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "mambar", "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "mambar", "--version"], capture_output=True, text=True, timeout=60, encoding="utf-8"
+    )
     assert done.returncode == 0 and done.stdout.startswith("mambar ")
 
 
 @pytest.mark.slow
 def test_a_closed_pipe_is_no_error():
     done = subprocess.run(
-        f"{sys.executable} -m mambar info | true", shell=True, capture_output=True, text=True, timeout=120
+        f"{sys.executable} -m mambar info | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        encoding="utf-8",
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr

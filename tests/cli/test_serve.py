@@ -78,6 +78,7 @@ def test_public_asks_for_the_password_and_a_taken_port_is_said(trained, tmp_path
         timeout=300,
         cwd=tmp_path,
         env=environment,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     assert "config 401" in done.stdout and "asks True False" in done.stdout

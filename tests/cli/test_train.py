@@ -61,7 +61,7 @@ def test_one_process_needs_no_torchrun(mambar_command, torchrun):
 def test_a_resumed_run_changes_only_what_is_named(mambar_command, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
-    (out / "recipe.json").write_text(TINY.to_json())
+    (out / "recipe.json").write_text(TINY.to_json(), "utf-8")
     code, _, err = mambar_command("train", "--resume", out, "lr=0.5", "epochs=2")
     assert code == 2 and "stages.0.lr 0.0001 → 0.5" in err and "--override" in err and "epochs" not in err
     code, _, err = mambar_command("train", "--resume", out, "--override", "lr", "lr=0.5", "stages.0.batch_size=5")
@@ -88,7 +88,7 @@ def test_p7_a_signal_reaches_the_processes_and_the_run_goes_on_where_it_was(tmp_
     def start(*arguments):
         command = [sys.executable, "-m", "mambar", "train", *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with (tmp_path / "log").open("a") as log:
+        with (tmp_path / "log").open("a", encoding="utf-8") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     out, straight = tmp_path / "run", tmp_path / "straight"
@@ -98,9 +98,9 @@ def test_p7_a_signal_reaches_the_processes_and_the_run_goes_on_where_it_was(tmp_
     for _ in range(3):
         run.send_signal(getattr(signal, name))
         time.sleep(0.05)
-    assert run.wait(120) == code, (tmp_path / "log").read_text()
+    assert run.wait(120) == code, (tmp_path / "log").read_text("utf-8")
     stopped = steps_in(out)
     assert 5 <= stopped < 45 and list((out / "checkpoints").glob(f"step-{stopped:08d}"))
-    assert start("--resume", out, "--processes", 2).wait(300) == 0, (tmp_path / "log").read_text()
+    assert start("--resume", out, "--processes", 2).wait(300) == 0, (tmp_path / "log").read_text("utf-8")
     assert start("digits", f"out={straight}", *fields).wait(300) == 0
     assert (out / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()

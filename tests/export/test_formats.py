@@ -33,7 +33,9 @@ def test_torch_export(tmp_path):
     model.classes = tuple("abcdefgh")
     report = export_program(model, tmp_path / "model.pt2")
     assert (
-        report.passed and report.images == 256 and json.loads(report_path(tmp_path / "model.pt2").read_text())["passed"]
+        report.passed
+        and report.images == 256
+        and json.loads(report_path(tmp_path / "model.pt2").read_text("utf-8"))["passed"]
     )
     extra = {EXTRA_FILE: ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=extra)

@@ -59,7 +59,7 @@ def test_the_report_stands_beside_the_file(exported):
     assert report.max_difference <= 1e-5 and report.same_top5 == report.images == 256 + 6
     assert report.batches[:2] == (1, 2) and 7 in report.batches
     assert report.image_sizes[0] == (32, 48) and len(report.image_sizes) == 3
-    written = json.loads(report_path(path).read_text())
+    written = json.loads(report_path(path).read_text("utf-8"))
     assert written["passed"] is True and written["max_difference"] == report.max_difference
     assert written["sha256"] == report.sha256 and written["bytes"] == path.stat().st_size
     assert "images per second" in "\n".join(report.lines())

@@ -100,7 +100,7 @@ def test_torch_is_not_imported(exported, tmp_path):
         "from mambar.export.onnx_predict import OnnxModel\n"
         f"print(OnnxModel({str(path)!r}).predict({str(file)!r})[0].name.encode())"
     )
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("b'")
 

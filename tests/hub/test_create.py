@@ -62,7 +62,7 @@ def test_the_first_download_is_remembered(released):
     _, path = released
     mambar.create_model("mambar_small_patch16_224", pretrained=True)
     note = weights.cache_directory("weights") / "mambar_small_patch16_224.json"
-    assert '"revision": "a1b2c3"' in note.read_text()
+    assert '"revision": "a1b2c3"' in note.read_text("utf-8")
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(CheckpointError, match="was expected"):
         mambar.create_model("mambar_small_patch16_224", pretrained=True)

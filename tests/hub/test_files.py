@@ -60,9 +60,9 @@ def test_every_flipped_byte_is_refused(saved):
 
 def test_a_newer_format_is_refused(saved):
     _, directory = saved
-    content = json.loads((directory / CONFIG).read_text())
+    content = json.loads((directory / CONFIG).read_text("utf-8"))
     content["mambar"]["format_version"] = 99
-    (directory / CONFIG).write_text(json.dumps(content))
+    (directory / CONFIG).write_text(json.dumps(content), "utf-8")
     with pytest.raises(CheckpointError, match="update mambar"):
         mambar.load(directory)
 
@@ -70,7 +70,7 @@ def test_a_newer_format_is_refused(saved):
 @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, '{"mambar": 3}'])
 def test_a_damaged_config_is_one_line(saved, text):
     _, directory = saved
-    (directory / CONFIG).write_text(text)
+    (directory / CONFIG).write_text(text, "utf-8")
     with pytest.raises(CheckpointError) as caught:
         mambar.load(directory)
     assert "config.json" in str(caught.value) and "\n" not in str(caught.value)
@@ -78,9 +78,9 @@ def test_a_damaged_config_is_one_line(saved, text):
 
 def test_weights_outside_the_directory_are_refused(saved):
     _, directory = saved
-    content = json.loads((directory / CONFIG).read_text())
+    content = json.loads((directory / CONFIG).read_text("utf-8"))
     content["mambar"]["weights"] = {"file": "../elsewhere.safetensors"}
-    (directory / CONFIG).write_text(json.dumps(content))
+    (directory / CONFIG).write_text(json.dumps(content), "utf-8")
     with pytest.raises(CheckpointError, match="outside its own directory"):
         mambar.load(directory)
 

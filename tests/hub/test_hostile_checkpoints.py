@@ -69,7 +69,7 @@ def in_small_memory(free: int, *arguments) -> dict:
     command = [sys.executable, hostile_loading.__file__, str(free), *map(str, arguments)]
     # The limit counts addresses, and each thread's own arena of glibc's malloc reserves 64 MB of them unused.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, env=environment, encoding="utf-8")
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-500:]}"
     return json.loads(done.stdout)
 
@@ -382,20 +382,20 @@ DESCRIPTIONS = [
 
 @pytest.mark.parametrize("change", DESCRIPTIONS, ids=lambda change: repr(change)[:60])
 def test_nonsense_in_a_description_is_one_line(run_directory, change):
-    content = json.loads((run_directory / CONFIG).read_text())
+    content = json.loads((run_directory / CONFIG).read_text("utf-8"))
     ours = content["mambar"]
     for part, fields in change.items():
         ours[part] = {**ours[part], **fields} if isinstance(fields, dict) and fields and part != "classes" else fields
-    (run_directory / CONFIG).write_text(json.dumps(content))
+    (run_directory / CONFIG).write_text(json.dumps(content), "utf-8")
     kind, message = hostile_loading.outcome(run_directory)
     assert kind != "unexpected", message
 
 
 @pytest.mark.parametrize("fields", [{"img_size": 10**9}, {"crop": 1e-9}], ids=str)
 def test_a_description_that_would_blow_up_every_image_is_refused(run_directory, fields):
-    content = json.loads((run_directory / CONFIG).read_text())
+    content = json.loads((run_directory / CONFIG).read_text("utf-8"))
     content["mambar"]["preprocessing"] |= fields
-    (run_directory / CONFIG).write_text(json.dumps(content))
+    (run_directory / CONFIG).write_text(json.dumps(content), "utf-8")
     assert "resizes above" in refused(run_directory)
 
 

@@ -342,5 +342,5 @@ def test_no_weights_and_wrong_weights_are_named(run_directory):
     directory, _ = run_directory
     with pytest.raises(CheckpointMismatch, match="blocks"):
         timm.create_model(f"local-dir:{directory}", pretrained=True, depth=2)
-    config = json.loads((directory / "config.json").read_text())
+    config = json.loads((directory / "config.json").read_text("utf-8"))
     assert config["architecture"] == "vision_mamba" and "num_classes" not in config["model_args"]

@@ -35,7 +35,7 @@ def test_register_count_smoke_and_resume(tmp_path, monkeypatch):
     assert all(result.budget == "smoke" and len(result.values) == 2 for result in results)
     directory = tmp_path / "smoke" / "table_register_count"
     assert index.read(directory) == results
-    table = (directory / "table.md").read_text()
+    table = (directory / "table.md").read_text("utf-8")
     assert "not run" in table and "smoke (not comparable)" in table and "commit" in table
 
     def run(*arguments, **options):
@@ -45,9 +45,9 @@ def test_register_count_smoke_and_resume(tmp_path, monkeypatch):
     again = index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))
     assert [result.values for result in again] == [result.values for result in results]
     cell = next((tmp_path / "smoke" / "cells").glob("*/cell.json"))
-    content = json.loads(cell.read_text())
+    content = json.loads(cell.read_text("utf-8"))
     content["recipe"]["stages"][0]["lr"] = 1.0
-    cell.write_text(json.dumps(content))
+    cell.write_text(json.dumps(content), "utf-8")
     with pytest.raises(InputError, match="another recipe"):
         index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))
 

@@ -21,7 +21,7 @@ def finish(cell, seed, context, top1):
     directory = directory_of(cell, seed, context)
     directory.mkdir(parents=True)
     recipe = json.loads(cell.recipe.but(seed=seed).to_json())
-    (directory / "cell.json").write_text(json.dumps({"recipe": recipe, "metrics": {"top1": top1}}))
+    (directory / "cell.json").write_text(json.dumps({"recipe": recipe, "metrics": {"top1": top1}}), "utf-8")
 
 
 def test_rows_that_decide_get_all_seeds(context):
@@ -85,6 +85,6 @@ def test_twins_and_changed_recipes_are_refused(context):
         train_cells([cell, Cell(row=cell.row, recipe=cell.recipe.but(lr=1.0))], context)
     finish(cell, 0, context, 0.5)
     path = directory_of(cell, 0, context) / "cell.json"
-    path.write_text(path.read_text().replace('"clip": 1.0', '"clip": 2.0'))
+    path.write_text(path.read_text("utf-8").replace('"clip": 1.0', '"clip": 2.0'), "utf-8")
     with pytest.raises(InputError, match="another recipe"):
         recorded([cell], context)

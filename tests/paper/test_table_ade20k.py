@@ -31,7 +31,7 @@ def test_scenes_never_stand_in_a_published_row(tmp_path):
     directory = directory_of(cells[0], 0, here)
     directory.mkdir(parents=True)
     content = {"recipe": json.loads(cells[0].recipe.to_json()), "metrics": {"miou": 0.5, "pixel_accuracy": 0.9}}
-    (directory / "cell.json").write_text(json.dumps(content))
+    (directory / "cell.json").write_text(json.dumps(content), "utf-8")
     results = table_ade20k.results(here, recorded(cells, here))
     assert [(result.row, result.values) for result in results] == [("Mamba-R, scenes", (50.0,))]
     lines = render(table_ade20k.CLAIMS, results).splitlines()

@@ -60,6 +60,7 @@ def command(arguments):
         capture_output=True,
         text=True,
         timeout=500,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -72,7 +73,7 @@ def trained(source, out, processes):
     rows = [
         {name: value for name, value in row.items() if name not in OWN} for row in read_metrics(out / "metrics.jsonl")
     ]
-    return rows, load_file(out / "model.safetensors"), json.loads((out / "result.json").read_text())
+    return rows, load_file(out / "model.safetensors"), json.loads((out / "result.json").read_text("utf-8"))
 
 
 @pytest.mark.slow
@@ -100,7 +101,7 @@ def test_three_stages_give_the_same_numbers_from_folder_and_shards_on_one_and_tw
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
     # The last stages have the larger grid: 6 x 6 patches.
     assert weights["pos_embed.weight"].shape == (1, 36, 32)
-    assert "tench" in (tmp_path / "two" / "report.html").read_text()
+    assert "tench" in (tmp_path / "two" / "report.html").read_text("utf-8")
 
 
 @pytest.mark.slow

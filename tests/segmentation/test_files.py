@@ -82,11 +82,11 @@ def test_damaged_weights_are_refused(saved):
 )
 def test_nonsense_is_one_line(saved, change):
     path = saved / "config.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
     for name, value in change.items():
         mixed = isinstance(value, dict) and isinstance(content["mambar"][name], dict)
         content["mambar"][name] = {**content["mambar"][name], **value} if mixed else value
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), "utf-8")
     with pytest.raises((CheckpointError, InputError)) as caught:
         load_segmenter(saved)
     assert "\n" not in str(caught.value)
@@ -95,11 +95,11 @@ def test_nonsense_is_one_line(saved, change):
 def test_other_weights_are_named(saved, tiny_mamba):
     other = Segmenter(tiny_mamba, num_classes=2, channels=16, broadcast=True)
     other.classes, other.palette = ("a", "b"), ((1, 2, 3), (4, 5, 6))
-    config = (saved / "config.json").read_text()
+    config = (saved / "config.json").read_text("utf-8")
     save_segmenter(saved, other, name=None, inference=Inference(), force=True)
-    content, recorded = json.loads(config), json.loads((saved / "config.json").read_text())
+    content, recorded = json.loads(config), json.loads((saved / "config.json").read_text("utf-8"))
     content["mambar"]["weights"] = recorded["mambar"]["weights"]
-    (saved / "config.json").write_text(json.dumps(content))
+    (saved / "config.json").write_text(json.dumps(content), "utf-8")
     with pytest.raises(CheckpointMismatch, match="does not fit the segmenter"):
         load_segmenter(saved)
 

@@ -190,7 +190,9 @@ print(peak() - before)
 def test_memory_of_a_4000_pixel_image_is_bounded(side, most):
     """150 classes at 1,500 (4,000) × 4,000 pixels: the full logits alone would be 3,433 (9,155) MiB."""
     program = LARGE.format(side=side)
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert ended.returncode == 0, ended.stderr[-2000:]
     # Pixels as numbers 69 (183) MiB, labels and certainties 27 (73), coarse logits of two rows of windows 225, bands.
     assert float(ended.stdout) < most

@@ -30,7 +30,7 @@ def run(tiny_mamba, tmp_path):
             high = 256 if kind == "images" else len(NAMES)
             values = draw.integers(0, high, side).astype(np.uint8)
             Image.fromarray(values).save(root / kind / "validation" / f"{number}.png")
-    (root / "classes.txt").write_text("\n".join(NAMES))
+    (root / "classes.txt").write_text("\n".join(NAMES), "utf-8")
     val = Stacked(open_segmentation(root, "val"))
     model = Segmenter(tiny_mamba, num_classes=len(NAMES), channels=8).eval()
     model.classes, model.palette = val.classes, val.dataset.palette
@@ -48,7 +48,7 @@ def run(tiny_mamba, tmp_path):
 def written(run, out, *rows):
     model, val, inference, result = run
     out.mkdir()
-    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     recipe = Recipe(name="scenes", model="mambar_tiny_patch16_224", task="segmentation", data="scenes")
     measured = Measured(metrics={}, detail=result)
     write_report(out, recipe=recipe, model=model, inference=inference, measured=measured, val_set=val)

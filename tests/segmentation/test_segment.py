@@ -57,7 +57,7 @@ def test_files(model, tmp_path):
         assert np.array_equal(np.asarray(index), found.labels)
     with Image.open(paths[0]) as overlay:
         assert overlay.width % 70 == 0 and overlay.height > 40 * overlay.width // 70
-    written = json.loads(paths[2].read_text())
+    written = json.loads(paths[2].read_text("utf-8"))
     assert written["format_version"] == 1 and (written["width"], written["height"]) == (70, 40)
     assert sum(each["pixels"] for each in written["classes"]) == 2800
     first = written["classes"][0]
@@ -67,12 +67,12 @@ def test_files(model, tmp_path):
 @pytest.mark.rel
 def test_nothing_is_overwritten(model, tmp_path):
     found = segment(model, picture())
-    (tmp_path / "a.json").write_text("mine")
+    (tmp_path / "a.json").write_text("mine", "utf-8")
     with pytest.raises(InputError, match=r"already holds a.json"):
         found.write(tmp_path, "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json"]
     found.write(tmp_path, "a", force=True)
-    assert json.loads((tmp_path / "a.json").read_text())["width"] == 70
+    assert json.loads((tmp_path / "a.json").read_text("utf-8"))["width"] == 70
 
 
 def test_model_without_names(backbone):

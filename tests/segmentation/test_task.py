@@ -153,7 +153,7 @@ def test_a_run_from_recipe_to_files(scenes, tmp_path):
         labels = torch.from_numpy(segment(model, pixels[:3], inference=inference).labels)
         each = count(labels, pixels[3], 4)
         counted = each if counted is None else counted + each
-    metrics = json.loads((out / "result.json").read_text())["metrics"]
+    metrics = json.loads((out / "result.json").read_text("utf-8"))["metrics"]
     assert summarize(counted, model.classes).miou == pytest.approx(metrics["miou"], abs=1e-12)
     assert evaluate_run(out).miou == pytest.approx(metrics["miou"], abs=1e-12)
     with pytest.raises(DataError, match="has 3 classes"):

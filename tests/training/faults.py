@@ -123,7 +123,7 @@ def record_samples(file: Path) -> None:
     prepare = ClassificationTask.prepare
 
     def recording(self, batch, *, seed, epoch):
-        with file.open("a") as lines:
+        with file.open("a", encoding="utf-8") as lines:
             numbers = " ".join(str(int(index)) for index in batch.indices)
             lines.write(f"{epoch} {batch.step} {batch.shard} {numbers}\n")
         return prepare(self, batch, seed=seed, epoch=epoch)

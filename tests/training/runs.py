@@ -118,7 +118,7 @@ def _child(recipe, out, options, environment, log, before):
     os.environ.update(environment)
     # Only in an outer process group of its own can a whole run be killed without the test.
     os.setsid()
-    sys.stderr = log.open("a") if log else sys.stderr
+    sys.stderr = log.open("a", encoding="utf-8") if log else sys.stderr
     torch.set_num_threads(1)
     if before is not None:
         before[0](*before[1:])
@@ -126,7 +126,7 @@ def _child(recipe, out, options, environment, log, before):
         try:
             here(recipe, out, **options)
         except MambarError as error:
-            (out.parent / f"{out.name}.error-{os.environ.get('RANK', '0')}").write_text(str(error))
+            (out.parent / f"{out.name}.error-{os.environ.get('RANK', '0')}").write_text(str(error), "utf-8")
             os._exit(error.exit_code)
     except KeyboardInterrupt:
         # Once more after the save, on the way out; the command line ends with the same code.
@@ -181,7 +181,7 @@ def free_port() -> int:
 
 
 def error_of(out: Path, rank: int = 0) -> str:
-    return (out.parent / f"{out.name}.error-{rank}").read_text()
+    return (out.parent / f"{out.name}.error-{rank}").read_text("utf-8")
 
 
 def tree_hash(directory: Path) -> str:
@@ -204,7 +204,7 @@ def read_rows(out: Path) -> list:
 def steps_in(out: Path) -> int:
     """The training steps logged so far."""
     try:
-        lines = (out / "metrics.jsonl").read_text().splitlines()
+        lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
     except FileNotFoundError:
         return 0
     steps = 0

@@ -78,7 +78,7 @@ def _loop(save, directory: Path, ready: Path, first: int) -> None:
     while True:
         save(directory, step)
         # Acknowledged: from here on this save may not be lost.
-        (directory.parent / "acknowledged").write_text(str(step))
+        (directory.parent / "acknowledged").write_text(str(step), "utf-8")
         step += 1
 
 
@@ -95,7 +95,7 @@ def kill_while_saving(save, directory: Path, *, after: float, first: int) -> int
     process.join()
     assert process.exitcode == -signal.SIGKILL, f"the saver ended by itself: {process.exitcode}"
     file = directory.parent / "acknowledged"
-    return int(file.read_text() or -1) if file.exists() else -1
+    return int(file.read_text("utf-8") or -1) if file.exists() else -1
 
 
 def _once(save, directory: Path, step: int, go, answer) -> None:
@@ -127,7 +127,7 @@ def save_under_strace(save, directory: Path, step: int, log: Path, inject: str |
     answer_child.close()
     command = ["strace", "-f", "-y", "-o", str(log), "-e", "trace=" + ",".join((*CALLS, "openat"))]
     command += ["-e", inject] if inject else []
-    tracer = subprocess.Popen([*command, "-p", str(process.pid)], stderr=subprocess.PIPE, text=True)
+    tracer = subprocess.Popen([*command, "-p", str(process.pid)], stderr=subprocess.PIPE, text=True, encoding="utf-8")
     assert tracer.stderr is not None
     line = tracer.stderr.readline()
     assert "attached" in line, line
@@ -145,7 +145,7 @@ def save_under_strace(save, directory: Path, step: int, log: Path, inject: str |
 def calls_in(log: Path, directory: Path) -> list[tuple[str, str]]:
     """(call, line) of the traced calls that touch `directory`, in order."""
     found = []
-    for line in log.read_text(errors="replace").splitlines():
+    for line in log.read_text(errors="replace", encoding="utf-8").splitlines():
         match = re.match(r"\d+\s+(\w+)\((.*)", line)
         if match and match.group(1) in CALLS and str(directory) in line:
             found.append((match.group(1), line))

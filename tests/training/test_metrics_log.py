@@ -23,7 +23,7 @@ def test_lines_come_back_and_numbers_exactly(tmp_path):
 
 def test_a_resume_cuts_what_is_beyond_its_step_and_a_torn_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(row(1) + row(2) + row(2, "evaluation") + row(3) + row(3, "evaluation") + '{"format_ver')
+    path.write_text(row(1) + row(2) + row(2, "evaluation") + row(3) + row(3, "evaluation") + '{"format_ver', "utf-8")
     log = MetricsLog(path)
     log.begin(step=3, evaluated=2)
     log.append("training", {"step": 4})
@@ -39,14 +39,14 @@ def test_a_resume_cuts_what_is_beyond_its_step_and_a_torn_last_line(tmp_path):
 
 def test_a_torn_line_is_tolerated_and_a_damaged_one_named(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(row(1) + "garbage\n" + row(2) + "{")
+    path.write_text(row(1) + "garbage\n" + row(2) + "{", "utf-8")
     assert [found["step"] for found in read_metrics(path)] == [1, 2]
     assert "line 2 is damaged" in caplog.text
 
 
 def test_a_newer_format_is_refused(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(row(1).replace('"format_version": 1', '"format_version": 9'))
+    path.write_text(row(1).replace('"format_version": 1', '"format_version": 9'), "utf-8")
     with pytest.raises(CheckpointError, match="format_version 9"):
         read_metrics(path)
 

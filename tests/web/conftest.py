@@ -55,7 +55,7 @@ def start_page(directory: Path, *arguments: str, environment: dict[str, str] | N
     for name in ("home", "tmp"):
         (directory / name).mkdir()
     secret = directory / "home" / "secret.txt"
-    secret.write_text("the planted secret of this test")
+    secret.write_text("the planted secret of this test", "utf-8")
     port, trace, log = free_port(), directory / "trace", directory / "log"
     hostile = {
         **os.environ,
@@ -70,25 +70,25 @@ def start_page(directory: Path, *arguments: str, environment: dict[str, str] | N
     }
     command = [sys.executable, "-m", "mambar", "serve", *arguments, f"port={port}", "device=cpu"]
     watched = ["strace", "-f", "-qq", "-e", "trace=connect,bind,sendto,sendmsg", "-e", "signal=none", "-o", str(trace)]
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [*watched, *command], cwd=directory / "home", env=hostile, stdout=output, stderr=subprocess.STDOUT
         )
     for _ in range(600):
-        if "page: http" in log.read_text():
+        if "page: http" in log.read_text("utf-8"):
             break
         if process.poll() is not None:
-            raise AssertionError(log.read_text())
+            raise AssertionError(log.read_text("utf-8"))
         time.sleep(0.2)
     else:
         process.kill()
-        raise AssertionError(f"the page did not start: {log.read_text()}")
+        raise AssertionError(f"the page did not start: {log.read_text('utf-8')}")
     return Running(f"http://127.0.0.1:{port}", port, process, trace, secret, directory / "tmp")
 
 
 def stop_page(running: Running) -> int:
     """Ends the page as a terminal would; gives its exit code (strace hands it on)."""
-    children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()
+    children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text("utf-8").split()
     for child in children:
         os.kill(int(child), signal.SIGTERM)
     try:

@@ -101,7 +101,7 @@ def test_upload_then_another_photograph(visit, picture):
 
 
 def test_what_is_no_image_is_said(visit, tmp_path):
-    (tmp_path / "notes.png").write_text("not an image")
+    (tmp_path / "notes.png").write_text("not an image", "utf-8")
     visit.page.set_input_files("#upload input[type=file]", str(tmp_path / "notes.png"))
     visit.page.wait_for_selector("text=cannot be read as a PNG, JPEG or WEBP")
     assert "astronaut" in visit.text("maps")

@@ -208,8 +208,8 @@ def test_hostile_images_are_refused_in_a_line(running, kind):
 
 def memory(running):
     """Resident bytes of the page's process."""
-    child = open(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read().split()[0]  # noqa: PTH123, SIM115
-    line = next(line for line in open(f"/proc/{child}/status") if line.startswith("VmRSS"))  # noqa: PTH123, SIM115
+    child = open(f"/proc/{running.process.pid}/task/{running.process.pid}/children", encoding="utf-8").read().split()[0]  # noqa: PTH123, SIM115
+    line = next(line for line in open(f"/proc/{child}/status", encoding="utf-8") if line.startswith("VmRSS"))  # noqa: PTH123, SIM115
     return int(line.split()[1]) * 1024
 
 
@@ -226,7 +226,9 @@ def test_only_this_machine_by_its_own_name(running):
     for origin in ("http://evil.example", "null"):
         _, headers, _ = ask(running, "GET", "/config", headers={"Origin": origin})
         assert headers.get("access-control-allow-origin") not in (origin, "*")
-    listening = subprocess.run(["ss", "-Hltn", f"sport = :{running.port}"], capture_output=True, text=True, check=False)
+    listening = subprocess.run(
+        ["ss", "-Hltn", f"sport = :{running.port}"], capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     if listening.returncode == 0:
         assert listening.stdout.split()[3] == f"127.0.0.1:{running.port}"
 
@@ -284,7 +286,7 @@ def test_old_uploads_are_removed(running, tmp_path):
         "    print('gone', not path.exists())\n"
     )
     command = [sys.executable, "-c", code, str(running.secret.parent.parent / "vim"), str(free_port())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, encoding="utf-8")
     assert done.stdout.split() == ["there", "True", "gone", "True"], done.stderr
 
 
@@ -304,7 +306,7 @@ def foreign(lines):
 
 def test_nothing_left_this_machine(running):
     """Runs after the attacks above; strace has watched the page since its start."""
-    text = running.trace.read_text(errors="replace")
+    text = running.trace.read_text(errors="replace", encoding="utf-8")
     assert "bind(" in text and "127.0.0.1" in text
     assert foreign(text) == set()
 
@@ -318,4 +320,4 @@ def test_strace_would_see_it(tmp_path):
     )
     command = ["strace", "-f", "-qq", "-e", "trace=connect,bind", "-o", str(tmp_path / "trace"), sys.executable, "-c"]
     subprocess.run([*command, code], check=True)
-    assert foreign((tmp_path / "trace").read_text()) == {"192.0.2.1", "0.0.0.0"}
+    assert foreign((tmp_path / "trace").read_text("utf-8")) == {"192.0.2.1", "0.0.0.0"}

@@ -70,5 +70,7 @@ def commit() -> str:
 
 
 def _git(directory: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     return done.stdout.strip()

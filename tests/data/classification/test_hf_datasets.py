@@ -101,7 +101,7 @@ def test_what_cannot_be_opened_is_one_line(saved, tmp_path):
     for data in (saved("test"), tmp_path / "broken"):
         if data.name == "broken":
             data.mkdir()
-            (data / "dataset_info.json").write_text("{")
+            (data / "dataset_info.json").write_text("{", "utf-8")
         with pytest.raises(DataError, match="data=") as caught:
             open_dataset(data, "train")
         assert "\n" not in str(caught.value)

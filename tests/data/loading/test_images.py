@@ -216,7 +216,9 @@ print("GREW", peak() - before)
 
 
 def _growth(path, how: str) -> int:
-    done = subprocess.run([sys.executable, "-c", _WEIGH, str(path), how], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", _WEIGH, str(path), how], capture_output=True, text=True, timeout=120, encoding="utf-8"
+    )
     assert "GREW" in done.stdout, done.stderr
     return int(done.stdout.split()[1])
 
@@ -255,7 +257,7 @@ def damaged(directory, reader: str, first: int, count: int) -> dict:
         files.append(directory / name)
         files[-1].write_bytes(data)
     command = [sys.executable, hostile_images.__file__, str(FREE), reader, str(first), str(count), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, encoding="utf-8")
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-500:]}"
     return json.loads(done.stdout)
 

@@ -264,7 +264,9 @@ if sys.argv[1] == "terminated":
 @pytest.mark.parametrize("how", ["ends", "raises", "killed", "terminated"])
 def test_a_parent_that_ends_anyhow_leaves_no_worker(how):
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", _ORPHANS, how], capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", _ORPHANS, how], capture_output=True, text=True, timeout=100, encoding="utf-8"
+    )
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 4, done.stderr
     deadline = time.monotonic() + 10
@@ -276,7 +278,7 @@ def test_a_parent_that_ends_anyhow_leaves_no_worker(how):
 
 def running(pid):
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
     except OSError:
         return False
     return state != "Z"
@@ -320,8 +322,8 @@ def test_everything_travels_to_spawned_workers(tmp_path):
         "    print('EQUAL')\n"
     )
     script = tmp_path / "spawned.py"
-    script.write_text(code)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    script.write_text(code, "utf-8")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, encoding="utf-8")
     assert "EQUAL" in done.stdout, done.stderr
 
 

@@ -69,14 +69,14 @@ def test_foreign_shards_are_indexed(tmp_path):
     for number in range(3):
         data = files[index.shard[number]].read_bytes()
         assert data[index.offset[number] :][: index.size[number]] == PICTURE
-    (tmp_path / "classes.json").write_text(json.dumps(["x", "y", "z", "unused"]))
+    (tmp_path / "classes.json").write_text(json.dumps(["x", "y", "z", "unused"]), "utf-8")
     assert build_index(tmp_path, files).classes == ("x", "y", "z", "unused")
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{}", "[", '["only one"]', "[" * 100_000])
 def test_wrong_class_lists_are_refused(text, tmp_path):
     write_tar(tmp_path / "train-0.tar", pair("1", b"1"))
-    (tmp_path / "classes.json").write_text(text)
+    (tmp_path / "classes.json").write_text(text, "utf-8")
     with pytest.raises(DataError, match="JSON list"):
         build_index(tmp_path, shard_files(tmp_path, "train"))
 

@@ -48,7 +48,7 @@ def test_the_tars_are_webdatasets(make_folder, tmp_path):
     assert [name.partition(".")[0] for name in names] == [f"{n:08d}" for n in range(12) for _ in range(2)]
     # Mixed, so that a reader that streams does not meet one class after the other.
     assert sorted(labels) != labels and sorted(labels) == [0] * 7 + [1] * 5
-    assert json.loads((tmp_path / "tars/classes.json").read_text()) == ["cat", "dog"]
+    assert json.loads((tmp_path / "tars/classes.json").read_text("utf-8")) == ["cat", "dog"]
 
 
 def test_webdataset_itself_reads_them(make_folder, tmp_path, need_package):
@@ -89,8 +89,8 @@ def test_what_cannot_be_opened_is_packed_empty_and_behaves_as_in_the_folder(make
 def test_nothing_is_overwritten(make_folder, tmp_path):
     root = make_folder(BOTH)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "precious").write_text("x")
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "full" / "precious").write_text("x", "utf-8")
+    (tmp_path / "file").write_text("x", "utf-8")
     before = tree(tmp_path)
     for out in ("full", "file"):
         with pytest.raises(DataError, match="nothing is overwritten"):

@@ -79,7 +79,7 @@ def test_a_cache_behind_a_link_is_not_used(cache, tmp_path):
 
 
 def test_no_cache_is_no_failure(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", "utf-8")
     monkeypatch.setenv("MAMBAR_CACHE", str(tmp_path / "file"))
     program._cache_directory.cache_clear()
     assert program._cache_directory() is None

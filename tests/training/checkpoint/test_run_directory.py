@@ -23,9 +23,9 @@ def old(tmp_path):
     """A directory with something in it."""
     out = tmp_path / "old"
     out.mkdir()
-    (out / "recipe.json").write_text(runs.tiny().to_json())
+    (out / "recipe.json").write_text(runs.tiny().to_json(), "utf-8")
     (out / "model.safetensors").write_bytes(b"precious")
-    (out / "metrics.jsonl").write_text("{}\n")
+    (out / "metrics.jsonl").write_text("{}\n", "utf-8")
     return out
 
 
@@ -59,17 +59,17 @@ def test_p8_the_harness_sees_every_change(old, change):
 def test_p8_an_output_that_is_not_empty_is_refused(tmp_path, name):
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
-    (out / name).write_text("precious")
+    (out / name).write_text("precious", "utf-8")
     refused(out, InputError, "is not empty.*--resume")
 
 
 @pytest.mark.rel
 def test_p8_an_output_that_is_a_file_or_a_link_is_refused(tmp_path, old):
     file = tmp_path / "file"
-    file.write_text("precious")
+    file.write_text("precious", "utf-8")
     with pytest.raises(InputError, match="not a directory"):
         claim(file, runs.tiny(), resume=False)
-    assert file.read_text() == "precious"
+    assert file.read_text("utf-8") == "precious"
     link = tmp_path / "link"
     link.symlink_to(old)
     refused(link, InputError, "links are not followed")
@@ -83,14 +83,14 @@ def test_p8_an_output_that_is_a_file_or_a_link_is_refused(tmp_path, old):
 @pytest.mark.rel
 def test_p8_a_link_in_place_of_a_file_is_replaced_not_followed(tmp_path):
     target = tmp_path / "precious"
-    target.write_text("precious")
+    target.write_text("precious", "utf-8")
     out = tmp_path / "run"
     claim(out, runs.tiny(), resume=False).release()
     (out / "metrics.jsonl").symlink_to(target)
     (out / "checkpoints").mkdir()
     (out / "checkpoints" / "last.json.tmp.1").symlink_to(target)
     runs.here(runs.tiny(epochs=0), out, resume=True)
-    assert target.read_text() == "precious"
+    assert target.read_text("utf-8") == "precious"
     assert not (out / "metrics.jsonl").is_symlink()
 
 
@@ -135,8 +135,8 @@ def test_resuming_where_there_is_no_run_is_exit_2(tmp_path):
 
 
 def test_a_recipe_of_a_newer_version_is_refused(old):
-    plain = json.loads((old / "recipe.json").read_text())
-    (old / "recipe.json").write_text(json.dumps({**plain, "format_version": 99}))
+    plain = json.loads((old / "recipe.json").read_text("utf-8"))
+    (old / "recipe.json").write_text(json.dumps({**plain, "format_version": 99}), "utf-8")
     refused(old, RecipeError, "format_version 99", recipe=None, resume=True)
 
 
@@ -168,7 +168,7 @@ def test_p8_the_lock_is_not_left_to_loader_processes(tmp_path):
         time.sleep(30)
         os._exit(0)
     directory.release()
-    with (out / ".lock").open("r+") as file:
+    with (out / ".lock").open("r+", encoding="utf-8") as file:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -233,6 +233,6 @@ def test_p8_best_after_a_resume_is_still_the_best(tmp_path, unbroken):
 def test_a_damaged_result_is_one_line(tmp_path):
     out = tmp_path / "run"
     runs.here(runs.tiny(epochs=0), out)
-    (out / "result.json").write_text("{")
+    (out / "result.json").write_text("{", "utf-8")
     with pytest.raises(CheckpointError, match=r"result\.json is damaged"):
         runs.here(None, out, resume=True)

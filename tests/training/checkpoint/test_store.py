@@ -55,7 +55,7 @@ def test_what_was_saved_comes_back_bit_for_bit(store):
 def test_only_the_newest_are_kept_and_last_names_the_newest(store):
     save(store, 1, 2, 3, 4)
     assert sorted(path.name for path in store.directory.glob("step-*")) == ["step-00000003", "step-00000004"]
-    assert json.loads((store.directory / "last.json").read_text())["name"] == "step-00000004"
+    assert json.loads((store.directory / "last.json").read_text("utf-8"))["name"] == "step-00000004"
     assert store.load().step == 4
 
 
@@ -94,9 +94,9 @@ def test_temporaries_of_dead_processes_are_swept_and_of_living_ones_kept(store):
     (store.directory / "step-00000009.tmp.1").mkdir()
     dead = subprocess.Popen(["true"])
     dead.wait()
-    (store.directory / f"last.json.tmp.{dead.pid}").write_text("{")
+    (store.directory / f"last.json.tmp.{dead.pid}").write_text("{", "utf-8")
     (store.directory / f"step-00000009.tmp.{dead.pid}").mkdir()
-    (store.directory / f"step-00000009.tmp.{dead.pid}" / "state.json").write_text("{")
+    (store.directory / f"step-00000009.tmp.{dead.pid}" / "state.json").write_text("{", "utf-8")
     store.prepare()
     assert saving.leftovers(store.directory) == ["step-00000009.tmp.1"]
 
@@ -174,7 +174,7 @@ def test_p1_a_fault_at_any_system_call_of_a_save_loses_nothing(tmp_path, need_pr
     for name, number in points:
         saving.fresh(directory, template)
         answer = saving.save_under_strace(saver, directory, 3, log, f"inject={name}:{inject}:when={number}")
-        text = log.read_text(errors="replace")
+        text = log.read_text(errors="replace", encoding="utf-8")
         injected += answer is None if "KILL" in inject else "(INJECTED)" in text
         if "KILL" not in inject:
             # Also the answer's own write may be the one that fails; then the save is over.
@@ -196,7 +196,7 @@ def test_p1_a_fault_at_any_system_call_of_a_save_loses_nothing(tmp_path, need_pr
 
 
 def _count(log, name):
-    return len(re.findall(rf"^\d+\s+{name}\(", log.read_text(errors="replace"), re.M))
+    return len(re.findall(rf"^\d+\s+{name}\(", log.read_text(errors="replace", encoding="utf-8"), re.M))
 
 
 @pytest.mark.rel

@@ -145,7 +145,7 @@ def torchrun(script, *arguments, restarts, log):
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [f"--max-restarts={restarts}", str(script), *map(str, arguments)]
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
 
 
@@ -184,10 +184,10 @@ SAMPLED = {"rank 1", "worker", "rank 0 in a save"}
 def under_torchrun(tmp_path, scenario, *, restarts):
     """(exit code, what the processes left) of a run under torchrun with a fault in its first start."""
     script, pids, out = tmp_path / "script.py", tmp_path / "pids", tmp_path / "run"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT, "utf-8")
     pids.mkdir()
     code = torchrun(script, out, pids, scenario, restarts=restarts, log=tmp_path / "log").wait(400)
-    assert (tmp_path / "died").exists(), "the fault did not happen: " + (tmp_path / "log").read_text()[-3000:]
+    assert (tmp_path / "died").exists(), "the fault did not happen: " + (tmp_path / "log").read_text("utf-8")[-3000:]
     started = [int(path.name) for path in pids.iterdir()]
     assert len(started) == (4 if restarts else 2)
     time.sleep(1)
@@ -203,7 +203,7 @@ def under_torchrun(tmp_path, scenario, *, restarts):
 )
 def test_p6_a_dead_process_is_restarted_and_changes_nothing(tmp_path, unbroken, scenario):
     code, out = under_torchrun(tmp_path, scenario, restarts=2)
-    assert code == 0, (tmp_path / "log").read_text()[-3000:]
+    assert code == 0, (tmp_path / "log").read_text("utf-8")[-3000:]
     assert runs.trace(out) == unbroken
 
 

@@ -29,7 +29,7 @@ def small(**fields) -> VisionMamba:
 
 @pytest.mark.parametrize("name, source", [("mambar_base_patch16_224", "mamba-reg"), ("vim_tiny_patch16_224", "vim")])
 def test_the_official_rule_exempts_what_the_released_training_exempts(name, source):
-    manifest = json.loads(GOLDEN.read_text())
+    manifest = json.loads(GOLDEN.read_text("utf-8"))
     [entry] = [entry for key, entry in manifest["models"].items() if key.startswith(name)]
     with torch.device("meta"):
         model = VisionMamba(variant(name))

@@ -40,7 +40,7 @@ def test_p7_stopped_by_a_signal_and_resumed_it_is_the_unbroken_run(tmp_path, unb
         os.kill(process.pid, getattr(signal, name))
         assert runs.finish(process) == [SIGNALS[name]]
         check_message(out, name)
-        assert "Traceback" not in (log.read_text() if log.exists() else "")
+        assert "Traceback" not in (log.read_text("utf-8") if log.exists() else "")
         assert (out / "checkpoints" / "last.json").exists()
         assert runs.finish(runs.start(runs.tiny(), out, resume=True)) == [0]
         assert runs.trace(out) == unbroken

@@ -29,7 +29,7 @@ def run_to_the_end(out, *, befores=(), recipe=None, workers=0, most=40):
         code = runs.finish(process)[0]
         if code == 0:
             return attempt + 1
-        assert code == -signal.SIGKILL, (out.parent / "log").read_text()
+        assert code == -signal.SIGKILL, (out.parent / "log").read_text("utf-8")
     raise AssertionError("the run never ended")
 
 
@@ -104,7 +104,7 @@ def test_p4_every_sample_once_an_epoch_in_the_same_order(tmp_path):
     befores = [(faults.all_of, recording, (faults.die_at, "save", 4)), recording]
     assert run_to_the_end(out, befores=befores) == 2
     seen, repeated = {}, 0
-    for line in samples.read_text().splitlines():
+    for line in samples.read_text("utf-8").splitlines():
         epoch, step, shard, *numbers = map(int, line.split())
         repeated += (epoch, step, shard) in seen
         # What is computed again after the resume are the same samples.

@@ -42,13 +42,17 @@ def core() -> ModuleType:
 
 def compile_kernel(source: str, capability: tuple[int, int], **macros: int) -> bytes:
     """Machine code of `source`.cu with these macros for a GPU of this compute capability; needs no GPU."""
-    text = "".join((SOURCES / name).read_text() for name in _files(source))
     settings = core().ProgramOptions(
         arch=f"sm_{capability[0]}{capability[1]}",
         std="c++17",
         define_macro=[(name, str(value)) for name, value in macros.items()],
     )
-    return bytes(core().Program(text, "c++", settings).compile("cubin").code)
+    return bytes(core().Program(read_source(source), "c++", settings).compile("cubin").code)
+
+
+def read_source(source: str) -> str:
+    """The text of `source`.cu, after that of the headers it uses."""
+    return "".join((SOURCES / name).read_text("utf-8") for name in _files(source))
 
 
 @functools.cache

@@ -92,5 +92,5 @@ def fingerprint(module: str, dtype: str, machine: Machine) -> str:
     """
     ops = Path(__file__).parents[1]
     files = sorted([*ops.glob("llvm/*.py"), *ops.glob("*/llvm*.py")])
-    parts = [llvmlite.__version__, module, dtype, repr(machine), *(file.read_text() for file in files)]
+    parts = [llvmlite.__version__, module, dtype, repr(machine), *(file.read_text("utf-8") for file in files)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mambar.ops.llvm import roofline as floor
-from mambar.ops.llvm import sums
+from mambar.ops.llvm import roofline, sums
 from mambar.ops.llvm.compiler import KernelModule, compiled
 from mambar.ops.llvm.functions import channel_blocks
 from mambar.ops.llvm.machine import Machine, current_machine
@@ -81,13 +80,13 @@ def _at_whole_vectors(machine: Machine, tensor: Tensor) -> bool:
     )
 
 
-def floor_states_per_second(*, backward: bool = False, rounds: int = 200_000) -> float:
+def roofline_states_per_second(*, backward: bool = False, rounds: int = 200_000) -> float:
     """How many states one core can take a step with in a second, now: the best of five runs of the floor kernel."""
     arguments = {"num_tasks": 1, "rounds": rounds, "backward": int(backward)}
-    scratch_floats = floor.STATES * floor.VECTORS * current_machine().lanes
+    scratch_floats = roofline.STATES * roofline.VECTORS * current_machine().lanes
     best = float("inf")
     for _ in range(5):
         start = time.process_time()
-        launch(floor, torch.float32, arguments=arguments, scratch_floats=scratch_floats)
+        launch(roofline, torch.float32, arguments=arguments, scratch_floats=scratch_floats)
         best = min(best, time.process_time() - start)
-    return rounds * floor.VECTORS * current_machine().lanes / best
+    return rounds * roofline.VECTORS * current_machine().lanes / best

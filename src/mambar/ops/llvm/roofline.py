@@ -19,7 +19,7 @@ ARGUMENTS: tuple[str, ...] = ("num_tasks", "rounds", "backward")
 def write(machine: Machine, dtype: str) -> ir.Module:
     """The module with the kernel (`dtype` plays no part)."""
     del dtype
-    function = TaskFunction("floor", machine, ARGUMENTS)
+    function = TaskFunction("roofline", machine, ARGUMENTS)
     vectors = function.vectors(VECTORS)
 
     def task(_: ir.Value) -> None:
