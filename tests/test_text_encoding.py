@@ -84,7 +84,8 @@ def test_calls_without_an_encoding_are_found(source, found):
 # Under an ASCII locale; EncodingWarning reports text that mambar opens with the encoding of that locale.
 FIRST_FORWARD = """
 import locale, warnings
-assert locale.getpreferredencoding(False).lower() in ("ascii", "us-ascii", "ansi_x3.4-1968"), locale.getpreferredencoding()
+encoding = locale.getpreferredencoding(False)
+assert encoding.lower() in ("ascii", "us-ascii", "ansi_x3.4-1968"), encoding
 warnings.filterwarnings("error", category=EncodingWarning, module="mambar")
 import torch
 from mambar.models.config import VisionMambaConfig
