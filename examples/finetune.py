@@ -8,10 +8,10 @@ CHECKPOINT is a run directory or a file; without it the network starts from fres
 import sys
 
 from mambar import run
-from mambar.recipes import recipe
+from mambar.recipes import get_recipe
 
 if __name__ == "__main__":
     folder, *checkpoint = sys.argv[1:]
-    chosen = recipe("finetune").but(start_from=checkpoint[0]) if checkpoint else recipe("folder")
-    result = run(chosen.but(epochs=10), data=folder)
+    chosen = get_recipe("finetune").replace(start_from=checkpoint[0]) if checkpoint else get_recipe("folder")
+    result = run(chosen.replace(epochs=10), data=folder)
     print(f"{result.metrics['top1']:.2%} top-1, {result.directory}/report.html")

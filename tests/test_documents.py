@@ -18,7 +18,7 @@ from PIL import Image
 
 import mambar
 from mambar.cli.main import main
-from mambar.recipes import recipe
+from mambar.recipes import get_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -88,7 +88,7 @@ def workplace(tmp_path_factory):
             pixels = torch.randint(0, 255, (40, 48, 3), generator=generator, dtype=torch.uint8)
             Image.fromarray(pixels.numpy()).save(place / IMAGES / name / f"{number:03d}.jpg")
     shutil.copy(place / IMAGES / "cat" / "000.jpg", place / IMAGE)
-    small = recipe("folder").but(
+    small = get_recipe("folder").replace(
         epochs=1, batch_size=4, img_size=32, config={"depth": 2, "patch_size": 8, "num_registers": 4}
     )
     mambar.run(small, data=place / IMAGES, out=place / RUN, device="cpu", workers=0)

@@ -34,8 +34,8 @@ from mambar.bench.machine import describe
 from mambar.data.loading.samplers import steps_per_epoch
 from mambar.recipes.run import run
 from mambar.recipes.upernet_shapes import AUGMENTATION
-from mambar.training.checkpoint.durable import publish_file
-from mambar.training.checkpoint.run_directory import stored_recipe
+from mambar.training.checkpoint.atomic_files import write_atomically
+from mambar.training.checkpoint.run_directory import read_recipe
 from mambar.training.distributed.process_group import choose_device
 from mambar.training.loop.signals import Stopped
 from mambar.training.metrics_log import read_metrics
@@ -100,7 +100,7 @@ def classifier(name: str, seed: int, *, smoke: bool) -> Recipe:
         eval_every=100,
         **SHARED,
     )
-    return recipe.but(epochs=1, batch_size=16, **{"data_options.num_images": 32}) if smoke else recipe
+    return recipe.replace(epochs=1, batch_size=16, **{"data_options.num_images": 32}) if smoke else recipe
 
 
 def segmenter(name: str, seed: int, backbone: Path, *, frozen: bool, smoke: bool) -> Recipe:
@@ -125,14 +125,14 @@ def segmenter(name: str, seed: int, backbone: Path, *, frozen: bool, smoke: bool
         **SHARED,
     )
     changes = {"data_options.num_images": 16, "data_options.val_limit": 4}
-    return recipe.but(epochs=1, batch_size=8, **changes) if smoke else recipe
+    return recipe.replace(epochs=1, batch_size=8, **changes) if smoke else recipe
 
 
 def finished(recipe: Recipe, out: Path, given: argparse.Namespace) -> dict[str, float]:
     """The metrics of a run and the epochs it made; one that is there already is resumed or read."""
     if (out / "result.json").is_file():
         # Perhaps ended early: read it as it is.
-        recipe = stored_recipe(out)
+        recipe = read_recipe(out)
     until = None if given.until is None else given.until - 60 * given.minutes * (1 - ENDS[recipe.name])
     options = {"out": out, "device": given.device, "workers": given.workers}
     try:
@@ -141,7 +141,7 @@ def finished(recipe: Recipe, out: Path, given: argparse.Namespace) -> dict[str, 
     except Stopped as stopped:
         if until is None or time.time() < until:
             raise
-        result = run(recipe.but(max_steps=stopped.step), resume=True, **options)
+        result = run(recipe.replace(max_steps=stopped.step), resume=True, **options)
     step = [row["step"] for row in read_metrics(out / "metrics.jsonl") if row["kind"] == "evaluation"][-1]
     images, stage = recipe.data_options["num_images"], recipe.stages[0]
     epochs = step / steps_per_epoch(images, batch_size=stage.batch_size, repeats=stage.aug_repeats)
@@ -232,7 +232,7 @@ def train_network(name: str, seed: int, given: argparse.Namespace) -> None:
     for recipe, out in parts:
         row[recipe.name] = finished(recipe, out, given)
         # Whole or not there: other networks' ends read it at any time.
-        publish_file(place / "row.json", (json.dumps(row) + "\n").encode())
+        write_atomically(place / "row.json", (json.dumps(row) + "\n").encode())
         print(json.dumps(row), flush=True)
 
 

@@ -161,9 +161,9 @@ def trained(place: Path, name: str, data: Path, fields: list[str], *, processes:
 
 def second_stage() -> list[str]:
     """The last stage with the fields of the second: the recipe's stage at 224 pixels, alone."""
-    from mambar.recipes.index import recipe
+    from mambar.recipes.index import get_recipe
 
-    _, second, last = (dataclasses.asdict(stage) for stage in recipe("mambar_base").stages)
+    _, second, last = (dataclasses.asdict(stage) for stage in get_recipe("mambar_base").stages)
     changed = [name for name in second if second[name] != last[name] and name != "batch_size"]
     return [f"stages.2.{name}={second[name]}" for name in changed]
 

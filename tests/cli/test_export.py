@@ -61,10 +61,10 @@ def test_the_other_formats(mambar_command, trained, need_program, format, file):
 @pytest.mark.slow
 def test_int8_shows_its_cost_on_labelled_images(mambar_command, tmp_path):
     from mambar.recipes.evaluation import evaluate_run
-    from mambar.recipes.index import recipe
+    from mambar.recipes.index import get_recipe
     from mambar.recipes.run import run
 
-    small = recipe("digits").but(epochs=1)
+    small = get_recipe("digits").replace(epochs=1)
     run(small, out=tmp_path / "run", device="cpu", workers=0)
     code, out, err = mambar_command("export", tmp_path / "run", "--int8")
     assert code == 0, err

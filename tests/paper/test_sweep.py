@@ -20,7 +20,7 @@ def context(tmp_path):
 def finish(cell, seed, context, top1):
     directory = directory_of(cell, seed, context)
     directory.mkdir(parents=True)
-    recipe = json.loads(cell.recipe.but(seed=seed).to_json())
+    recipe = json.loads(cell.recipe.replace(seed=seed).to_json())
     (directory / "cell.json").write_text(json.dumps({"recipe": recipe, "metrics": {"top1": top1}}), "utf-8")
 
 
@@ -82,7 +82,7 @@ def test_paired_differences_use_common_seeds(context):
 def test_twins_and_changed_recipes_are_refused(context):
     cell = table_register_count.cells(context)[0]
     with pytest.raises(InputError, match="one name"):
-        train_cells([cell, Cell(row=cell.row, recipe=cell.recipe.but(lr=1.0))], context)
+        train_cells([cell, Cell(row=cell.row, recipe=cell.recipe.replace(lr=1.0))], context)
     finish(cell, 0, context, 0.5)
     path = directory_of(cell, 0, context) / "cell.json"
     path.write_text(path.read_text("utf-8").replace('"clip": 1.0', '"clip": 2.0'), "utf-8")

@@ -4,8 +4,8 @@ import pytest
 
 from mambar.errors import RecipeError
 from mambar.models.config import VARIANTS
-from mambar.recipes.index import PAGES, names, page, recipe
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
+from mambar.recipes.index import ENTRIES, get_entry, get_recipe
 from mambar.training.recipe import Recipe
 
 # REFERENCE: the published stages of Base (official README and code), typed once more here.
@@ -42,34 +42,34 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("field", PUBLISHED)
 def test_base_carries_the_published_stages_exactly(field):
-    stages = recipe("mambar_base").stages
+    stages = get_recipe("mambar_base").stages
     assert tuple(getattr(stage, field) for stage in stages) == PUBLISHED[field]
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_a_page_is_found_under_its_recipes_name_and_says_everything(name):
-    found = page(name)
-    assert found.recipe.name == name == recipe(name).name
+    found = get_entry(name)
+    assert found.recipe.name == name == get_recipe(name).name
     assert found.title and found.source and f"mambar train {name}" in found.command
     assert found.expected
     assert Recipe.from_json(found.recipe.to_json()) == found.recipe
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_the_model_of_a_page_exists_and_takes_its_fields(name):
-    found = recipe(name)
+    found = get_recipe(name)
     if found.model == "same":
         return
     for stage in found.stages:
         VARIANTS[found.model].but(img_size=stage.img_size, drop_path_rate=stage.drop_path_rate, **found.config)
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith(("mambar_", "vim_"))])
+@pytest.mark.parametrize("name", [name for name in ENTRIES if name.startswith(("mambar_", "vim_"))])
 def test_what_differs_from_the_published_stages_is_explained(name):
     """Every value of a Mamba-R page that is not Base's has its reason on the page."""
     if name.startswith("vim_") or name == "mambar_base":
         return
-    found, base = page(name), recipe("mambar_base")
+    found, base = get_entry(name), get_recipe("mambar_base")
     for index, stage in enumerate(found.recipe.stages):
         for field in dataclasses.fields(stage):
             if field.name == "name" or getattr(stage, field.name) == getattr(base.stages[index], field.name):
@@ -79,14 +79,14 @@ def test_what_differs_from_the_published_stages_is_explained(name):
 
 def test_an_unknown_name_brings_the_nearest():
     with pytest.raises(RecipeError, match="did you mean 'digits'"):
-        recipe("digit")
-    assert names() == list(PAGES)
+        get_recipe("digit")
+    assert recipe_names() == list(ENTRIES)
 
 
 def test_a_page_cannot_explain_what_the_recipe_does_not_have():
-    found = page("mambar_tiny")
+    found = get_entry("mambar_tiny")
     with pytest.raises(RecipeError, match=r"stages\.0\.colour"):
-        Page(
+        RecipeEntry(
             recipe=found.recipe,
             title="x",
             source="x",
@@ -97,7 +97,7 @@ def test_a_page_cannot_explain_what_the_recipe_does_not_have():
 
 
 def test_the_twin_of_digits_differs_in_its_registers_only():
-    one, twin = recipe("digits"), recipe("digits_vim")
+    one, twin = get_recipe("digits"), get_recipe("digits_vim")
     changed = set(one.differences(twin))
     assert changed == {"name", "model", "config.num_registers", "config.register_reduction"}
     vim = VARIANTS[twin.model].but(**twin.config)

@@ -15,7 +15,7 @@ from mambar.data.transforms.classification import to_pillow
 from mambar.errors import RecipeError
 from mambar.hub import save_model
 from mambar.models import VisionMamba, VisionMambaConfig
-from mambar.recipes.index import recipe as recipe_named
+from mambar.recipes.index import get_recipe
 from mambar.recipes.run import run
 from mambar.training.metrics_log import read_metrics
 
@@ -134,7 +134,7 @@ def start(tmp_path_factory):
 def tuned(name, start, sources, out, *changes, source=None):
     """(weights before, weights after two steps) of a recipe that starts from `start`."""
     changes = ["batch_size=24", "max_steps=2", "warmup_epochs=0", "num_shards=1", "precision=fp32", *changes]
-    recipe = recipe_named(name).with_text([f"start_from={start}", *changes])
+    recipe = get_recipe(name).with_overrides([f"start_from={start}", *changes])
     run(recipe, data=sources / "folder", out=out, device="cpu", workers=0)
     return load_file((source or start) / "model.safetensors"), load_file(out / "model.safetensors")
 
@@ -183,7 +183,7 @@ def test_a_larger_size_resizes_positions(tmp_path, sources, start, no_report):
 
 @pytest.mark.slow
 def test_a_later_stage_can_begin_alone(tmp_path, sources, start, no_report):
-    recipe = recipe_named("mambar_base").with_text(
+    recipe = get_recipe("mambar_base").with_overrides(
         [
             *(
                 "stage=2",

@@ -3,16 +3,16 @@
 import pytest
 
 from mambar.models.config import VARIANTS
-from mambar.recipes.index import PAGES, recipe
+from mambar.recipes.index import ENTRIES, get_recipe
 from mambar.segmentation import SegmentationOptions, SegmentationTask
 from mambar.training.loop.schedule import LearningRate
 
-SEGMENTING = [name for name in PAGES if recipe(name).task == "segmentation"]
+SEGMENTING = [name for name in ENTRIES if get_recipe(name).task == "segmentation"]
 
 
 @pytest.mark.parametrize("name", SEGMENTING)
 def test_the_task_takes_every_page(name):
-    chosen = recipe(name)
+    chosen = get_recipe(name)
     task = SegmentationTask.of(chosen, chosen.stages[0], classes=("a", "b"))
     assert task.options == SegmentationOptions.of(chosen.task_options)
 
@@ -26,7 +26,7 @@ def test_the_task_takes_every_page(name):
 )
 def test_published_values_of_ade20k(name, peak, drop_path, layers):
     """REFERENCE §5, typed once more here."""
-    chosen = recipe(name)
+    chosen = get_recipe(name)
     (stage,) = chosen.stages
     assert (stage.batch_size, stage.max_steps, stage.warmup_steps) == (16, 160_000, 1_500)
     assert (stage.peak_lr, stage.weight_decay, stage.drop_path_rate) == (peak, 0.01, drop_path)

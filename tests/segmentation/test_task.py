@@ -78,7 +78,7 @@ def tiny(data, **changes):
         save_every=1,
         log_every=1,
     )
-    return recipe.but(**changes)
+    return recipe.replace(**changes)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_classifiers_begin_with_the_shares_of_the_classes(tiny_mamba):
     for head in (model.segmenter.decoder, model.auxiliary):
         torch.testing.assert_close(head.classifier.bias.detach(), expected)
     options = {**OPTIONS, "start_at_shares": False}
-    plain = SegmentationTask.of(recipe.but(task_options=options), recipe.stages[0], classes=("a", "b", "c", "d"))
+    plain = SegmentationTask.of(recipe.replace(task_options=options), recipe.stages[0], classes=("a", "b", "c", "d"))
     assert plain.wrap(tiny_mamba).auxiliary.classifier.bias.abs().sum() == 0
 
 
@@ -299,7 +299,9 @@ def test_recipes_that_make_no_sense(changes, message):
 
 
 def test_options_from_the_command_line():
-    recipe = tiny("shapes").with_text(["task_options.scales=[0.5,1.0]", "task_options.resize=none", "warmup_steps=9"])
+    recipe = tiny("shapes").with_overrides(
+        ["task_options.scales=[0.5,1.0]", "task_options.resize=none", "warmup_steps=9"]
+    )
     options = SegmentationOptions.of(recipe.task_options)
     assert options.scales == (0.5, 1.0) and options.resize is None and recipe.stages[0].warmup_steps == 9
     assert Recipe.from_json(recipe.to_json()).task_options.keys() == recipe.task_options.keys()

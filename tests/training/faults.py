@@ -17,7 +17,7 @@ def die(marker: Path | None = None) -> None:
 
 def die_at(place: str, number: int, marker: Path | None = None) -> None:
     """SIGKILL of this process at the given call of a function of the run."""
-    from mambar.training.checkpoint import durable
+    from mambar.training.checkpoint import atomic_files
     from mambar.training.checkpoint import store as state
     from mambar.training.loop import trainer
 
@@ -34,11 +34,13 @@ def die_at(place: str, number: int, marker: Path | None = None) -> None:
         return wrapped
 
     if place == "last.json":
-        durable.publish_file = deadly(durable.publish_file, lambda path, data: path.name == "last.json")
+        atomic_files.write_atomically = deadly(
+            atomic_files.write_atomically, lambda path, data: path.name == "last.json"
+        )
     elif place == "save":
-        durable.publish_directory = deadly(durable.publish_directory)
+        atomic_files.write_directory_atomically = deadly(atomic_files.write_directory_atomically)
     elif place == "prune":
-        state.durable.remove_directory = deadly(state.durable.remove_directory)
+        state.atomic_files.remove_directory = deadly(state.atomic_files.remove_directory)
     elif place == "evaluation":
         trainer.evaluation_batches = _deadly_iterator(trainer.evaluation_batches, number, marker)
     elif place == "epoch edge":

@@ -31,7 +31,7 @@ def tiny(**changes) -> Recipe:
             "num_registers": 2,
             "register_reduction": 2,
             "d_state": 4,
-            "dropout": 0.1,
+            "proj_drop_rate": 0.1,
         },
         data="digits",
         data_options={"limit": 48},
@@ -59,7 +59,7 @@ def tiny(**changes) -> Recipe:
         save_every=2,
         log_every=1,
     )
-    return recipe.but(**changes)
+    return recipe.replace(**changes)
 
 
 def no_segmentation_report() -> None:

@@ -53,7 +53,7 @@ def good_loader(directory: Path):
     from mambar.training.checkpoint.store import CheckpointStore
 
     store = CheckpointStore(directory)
-    store.prepare()
+    store.create()
     return store.load()
 
 
@@ -61,7 +61,7 @@ def best_loader(directory: Path):
     from mambar.training.checkpoint.store import CheckpointStore
 
     store = CheckpointStore(directory)
-    store.prepare()
+    store.create()
     return store.load_best()
 
 

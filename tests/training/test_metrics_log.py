@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from mambar.errors import CheckpointError
-from mambar.training.metrics_log import Lines, MetricsLog, read_metrics
+from mambar.training.metrics_log import LogProgress, MetricsLog, read_metrics
 
 
 def row(step, kind="training", **values):
@@ -13,7 +13,7 @@ def row(step, kind="training", **values):
 
 def test_lines_come_back_and_numbers_exactly(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.begin(step=0, evaluated=0)
+    log.open(step=0, evaluated=0)
     log.append("training", {"step": 1, "loss": 0.1 + 0.2, "grad_norm": float("nan")})
     log.sync()
     log.close()
@@ -25,7 +25,7 @@ def test_a_resume_cuts_what_is_beyond_its_step_and_a_torn_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(row(1) + row(2) + row(2, "evaluation") + row(3) + row(3, "evaluation") + '{"format_ver', "utf-8")
     log = MetricsLog(path)
-    log.begin(step=3, evaluated=2)
+    log.open(step=3, evaluated=2)
     log.append("training", {"step": 4})
     log.close()
     assert [(found["kind"], found["step"]) for found in read_metrics(path)] == [
@@ -57,8 +57,8 @@ def test_no_file_is_no_rows(tmp_path):
 
 def test_plain_lines_say_loss_accuracy_speed_and_time_left(caplog):
     caplog.set_level(logging.INFO)
-    lines = Lines(seconds=0.0)
-    lines.begin("digits", steps=4, done=0)
+    lines = LogProgress(seconds=0.0)
+    lines.start("digits", steps=4, done=0)
     lines.step(1, loss=2.5, accuracy=0.25, images=32)
     lines.say("top1 0.9")
     lines.end()

@@ -13,9 +13,9 @@ THREE = dataclasses.replace(ONE, stages=(Stage(name="a"), Stage(name="b"), Stage
 
 
 def test_bare_names_change_the_only_stage_and_dotted_ones_any():
-    assert ONE.but(epochs=2, seed=3).stages[0].epochs == 2
-    assert ONE.but(**{"stages.0.epochs": 2}) == ONE.but(epochs=2)
-    changed = THREE.but(**{"stages.1.epochs": 2})
+    assert ONE.replace(epochs=2, seed=3).stages[0].epochs == 2
+    assert ONE.replace(**{"stages.0.epochs": 2}) == ONE.replace(epochs=2)
+    changed = THREE.replace(**{"stages.1.epochs": 2})
     assert [stage.epochs for stage in changed.stages] == [30, 2, 30]
     assert THREE.stages[1].epochs == 30
 
@@ -39,12 +39,12 @@ def test_bare_names_change_the_only_stage_and_dotted_ones_any():
     ],
 )
 def test_text_is_typed_by_the_field(assignment, name, value):
-    found = getattr(ONE.with_text([assignment]).stages[0], name)
+    found = getattr(ONE.with_overrides([assignment]).stages[0], name)
     assert found == value and type(found) is type(value)
 
 
 def test_tables_take_any_name_with_a_dot():
-    changed = ONE.with_text(
+    changed = ONE.with_overrides(
         ["config.embed_dim=64", "config.head=mean", "data_options.limit=10", "config.drop_path_rate=0.1"]
     )
     assert dict(changed.config) == {"embed_dim": 64, "head": "register_mean", "drop_path_rate": 0.1}
@@ -57,7 +57,7 @@ def test_tables_take_any_name_with_a_dot():
     [("64,32", (64, 32)), ("[64, 32]", (64, 32)), ("0.5,none", "0.5,none"), ("a,b", "a,b"), ("", ""), ("7", 7)],
 )
 def test_tables_take_lists_with_and_without_brackets(text, value):
-    assert ONE.with_text([f"task_options.resize={text}"]).task_options["resize"] == value
+    assert ONE.with_overrides([f"task_options.resize={text}"]).task_options["resize"] == value
 
 
 @pytest.mark.parametrize(
@@ -86,22 +86,22 @@ def test_tables_take_lists_with_and_without_brackets(text, value):
 )
 def test_what_is_wrong_is_one_line_with_the_right_name(recipe, assignment, match):
     with pytest.raises(RecipeError, match=match) as caught:
-        recipe.with_text([assignment])
+        recipe.with_overrides([assignment])
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
 def test_a_later_stage_can_be_the_first_once_it_is_said_from_what():
-    changed = THREE.with_text(["stages.2.start_from=runs/x", "stage=2"])
+    changed = THREE.with_overrides(["stages.2.start_from=runs/x", "stage=2"])
     assert [stage.name for stage in changed.stages] == ["c"]
-    assert THREE.with_text(["stage=0"]) == THREE
+    assert THREE.with_overrides(["stage=0"]) == THREE
     with pytest.raises(RecipeError, match=r"stages\.2\.start_from=PATH"):
-        THREE.with_text(["stage=2"])
+        THREE.with_overrides(["stage=2"])
     with pytest.raises(RecipeError, match="stages 0 to 2"):
-        THREE.with_text(["stage=3"])
+        THREE.with_overrides(["stage=3"])
 
 
 def test_json_there_and_back():
-    recipe = THREE.but(**{"stages.0.img_size": (64, 32), "config.embed_dim": 64, "stages.2.clip_grad": 0.1 + 0.2})
+    recipe = THREE.replace(**{"stages.0.img_size": (64, 32), "config.embed_dim": 64, "stages.2.clip_grad": 0.1 + 0.2})
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert json.loads(recipe.to_json())["format_version"] == 2
 
@@ -134,13 +134,13 @@ def test_what_is_no_json_object_is_refused(text):
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_any_text_gives_a_recipe_or_a_recipe_error(name, value):
     try:
-        ONE.with_text([f"{name}={value}"])
+        ONE.with_overrides([f"{name}={value}"])
     except RecipeError as error:
         assert str(error)
 
 
 def test_differences_name_every_changed_field():
-    changed = THREE.but(**{"stages.1.lr": 0.5, "seed": 4, "config.embed_dim": 8})
+    changed = THREE.replace(**{"stages.1.lr": 0.5, "seed": 4, "config.embed_dim": 8})
     assert THREE.differences(changed) == {
         "config.embed_dim": (None, 8),
         "stages.1.lr": (1e-4, 0.5),

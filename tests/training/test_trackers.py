@@ -5,7 +5,7 @@ import pytest
 
 from mambar.errors import InputError
 from mambar.training.metrics_log import MetricsLog
-from mambar.training.trackers import TRACKERS, trackers
+from mambar.training.trackers import TRACKERS
 from training import runs
 
 
@@ -23,7 +23,7 @@ class Listening:
 def test_a_tracker_hears_the_numbers_of_the_log(tmp_path):
     tracker = Listening()
     log = MetricsLog(tmp_path / "metrics.jsonl", trackers=[tracker])
-    log.begin(step=0, evaluated=0)
+    log.open(step=0, evaluated=0)
     log.append("training", {"step": 3, "loss": 0.5, "grad_norm": float("inf"), "layers": [1.0]})
     log.close()
     assert tracker.heard == [(3, {"training/step": 3.0, "training/loss": 0.5})]
@@ -36,19 +36,19 @@ def test_a_tracker_hears_the_numbers_of_the_log(tmp_path):
 def test_one_that_is_not_installed_says_what_to_install(tmp_path, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=f"trackers={name} needs"):
-        trackers(runs.tiny(track=(name,)), tmp_path)
+        make_trackers(runs.tiny(trackers=(name,)), tmp_path)
 
 
 def test_every_choice_of_the_recipe_has_a_tracker():
     for name in TRACKERS:
-        assert runs.tiny(track=(name,)).trackers == (name,)
+        assert runs.tiny(trackers=(name,)).trackers == (name,)
 
 
 def test_tensorboard_files_hold_the_numbers(tmp_path, need_package):
     need_package("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (tracker,) = trackers(runs.tiny(track=("tensorboard",)), tmp_path)
+    (tracker,) = make_trackers(runs.tiny(trackers=("tensorboard",)), tmp_path)
     for step in (1, 2):
         tracker.log(step, {"training/loss": step / 4})
     tracker.close()
@@ -80,8 +80,8 @@ def test_services_get_the_recipe_and_the_numbers_and_nothing_else(tmp_path, monk
     service = Service()
     monkeypatch.setitem(sys.modules, name, service)
     monkeypatch.setenv("HF_TOKEN", "secret-of-mine")
-    recipe = runs.tiny(track=(name,))
-    (tracker,) = trackers(recipe, tmp_path / "run-7")
+    recipe = runs.tiny(trackers=(name,))
+    (tracker,) = make_trackers(recipe, tmp_path / "run-7")
     tracker.log(3, {"training/loss": 0.5})
     tracker.close()
     said = repr(service.calls)

@@ -22,19 +22,19 @@ def recipe(
 
     --speed is what a run shows on the console (images/s) and keeps in metrics.jsonl, or what `mambar bench` measures.
     """
-    from mambar.recipes.index import names, page
+    from mambar.recipes.index import get_entry, recipe_names
 
     if listing or not name:
-        for known in names():
-            typer.echo(f"{known:16} {page(known).title}")
+        for known in recipe_names():
+            typer.echo(f"{known:16} {get_entry(known).title}")
         return
-    found = page(name)
+    found = get_entry(name)
     options = parse(assignments)
-    resolved = found.recipe.with_text(options.assignments)
+    resolved = found.recipe.with_overrides(options.assignments)
     changes = {key: value for key in ("data", "seed") if (value := getattr(options, key)) is not None}
     if options.precision != "auto":
         changes["precision"] = options.precision
-    resolved = resolved.but(**changes)
+    resolved = resolved.replace(**changes)
     if as_json:
         typer.echo(resolved.to_json(), nl=False)
         return
@@ -43,7 +43,7 @@ def recipe(
     for line in _cost_lines(resolved, images, speed):
         typer.echo(line)
     typer.echo()
-    for field, value in resolved.flat().items():
+    for field, value in resolved.to_flat_dict().items():
         note = found.not_published.get(field)
         typer.echo(f"{field:28} {value!r}" + (f"   (not published; ours: {note})" if note else ""))
 

@@ -53,9 +53,9 @@ def train(
     if resume is not None:
         result = resume_run(resume, changes=options.assignments, data=options.data, override=override or (), **shared)
     else:
-        from mambar.recipes.index import recipe
+        from mambar.recipes.index import get_recipe
 
-        chosen = recipe(name).with_text(options.assignments)
+        chosen = get_recipe(name).with_overrides(options.assignments)
         result = run(
             chosen,
             data=options.data,

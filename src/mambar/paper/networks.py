@@ -53,12 +53,12 @@ def base_recipe(context: Context) -> Recipe:
     The context's fields change it. Raises `InputError` where the budget needs data that were not given.
     """
     if context.budget == "smoke":
-        recipe = DIGITS.but(config=_SMOKE_BODY, epochs=1, max_steps=8)
-        return (recipe if context.data is None else recipe.but(data=context.data)).with_text(context.fields)
+        recipe = DIGITS.replace(config=_SMOKE_BODY, epochs=1, max_steps=8)
+        return (recipe if context.data is None else recipe.replace(data=context.data)).with_overrides(context.fields)
     if context.data is None:
         wanted = "ImageNet" if context.budget == "full" else "CIFAR-10 (the .npz files' folder), or a folder"
         raise InputError(f"budget={context.budget} needs data=PATH of {wanted}.")
-    return (BASE if context.budget == "full" else _SMALL).but(data=context.data).with_text(context.fields)
+    return (BASE if context.budget == "full" else _SMALL).replace(data=context.data).with_overrides(context.fields)
 
 
 def registers(context: Context, recipe: Recipe) -> dict[str, object]:
@@ -70,7 +70,7 @@ def registers(context: Context, recipe: Recipe) -> dict[str, object]:
 
 def with_model(recipe: Recipe, fields: Mapping[str, object]) -> Recipe:
     """The recipe with fields of the model changed."""
-    return recipe.but(config={**recipe.config, **fields})
+    return recipe.replace(config={**recipe.config, **fields})
 
 
 def reduction(dim: int, num_registers: int, width: int) -> int:

@@ -101,7 +101,7 @@ def recorded(cells: Sequence[Cell], context: Context) -> Table:
     table: Table = {}
     for cell in cells:
         for seed in seeds_of(cell, context):
-            recipe = cell.recipe.but(seed=seed)
+            recipe = cell.recipe.replace(seed=seed)
             value = _recorded(directory_of(cell, seed, context), recipe)
             if value is not None:
                 table.setdefault(cell.row, {})[seed] = value
@@ -114,7 +114,7 @@ def runs(cells: Sequence[Cell], context: Context) -> dict[Path, Work]:
     for cell in cells:
         for seed in seeds_of(cell, context):
             directory = directory_of(cell, seed, context)
-            work = Work(title=f"{cell.row}, seed {seed}", recipe=cell.recipe.but(seed=seed), directory=directory)
+            work = Work(title=f"{cell.row}, seed {seed}", recipe=cell.recipe.replace(seed=seed), directory=directory)
             found.setdefault(directory, work)
     return dict(sorted(found.items(), key=lambda item: -_num_registers(item[1].recipe)))
 
@@ -128,7 +128,7 @@ def directory_of(cell: Cell, seed: int, context: Context) -> Path:
     """The run directory of one recipe and seed, the same from every table that asks for it."""
     config = variant(cell.recipe.model).but(**cell.recipe.config)
     words = f"n{config.num_registers}-{config.placement}-{config.head}"
-    plain = json.loads(cell.recipe.but(seed=0).to_json())
+    plain = json.loads(cell.recipe.replace(seed=0).to_json())
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
     return context.out / "cells" / f"{re.sub(r'[^a-z0-9-]', '-', words)}-{digest}-seed{seed}"
 

@@ -42,14 +42,14 @@ def cells(context: Context) -> list[Cell]:
         if context.data is None:
             raise InputError("budget=full needs data=PATH of ADE20K (the folder, or the downloaded .zip).")
         return [
-            Cell(row=row, recipe=recipe.but(data=context.data).with_text(context.fields))
+            Cell(row=row, recipe=recipe.replace(data=context.data).with_overrides(context.fields))
             for row, recipe in _FULL.items()
         ]
-    scenes = SCENES if context.data is None else SCENES.but(data=context.data, data_options={})
+    scenes = SCENES if context.data is None else SCENES.replace(data=context.data, data_options={})
     if context.budget == "smoke":
-        scenes = with_model(scenes, {"embed_dim": 16, "depth": 4}).but(epochs=1, max_steps=3, warmup_steps=1)
-        scenes = scenes.but(**{"data_options.num_images": 48, "data_options.val_limit": 4})
-    scenes = scenes.with_text(context.fields)
+        scenes = with_model(scenes, {"embed_dim": 16, "depth": 4}).replace(epochs=1, max_steps=3, warmup_steps=1)
+        scenes = scenes.replace(**{"data_options.num_images": 48, "data_options.val_limit": 4})
+    scenes = scenes.with_overrides(context.fields)
     return [
         Cell(row="Mamba-R, scenes", recipe=scenes),
         Cell(row="Vim (one register), scenes", recipe=with_model(scenes, VIM)),

@@ -99,7 +99,7 @@ def measured_rate(work: Sequence[Work], context: Context) -> float:
 def _endless(recipe: Recipe) -> Recipe:
     """The same work, told of every few steps, without ends of epochs in between."""
     looks = None if recipe.health_every is None else min(recipe.health_every, 20)
-    return recipe.but(epochs=1000, log_every=2, eval_every=1000, save_every=10**9, health_every=looks)
+    return recipe.replace(epochs=1000, log_every=2, eval_every=1000, save_every=10**9, health_every=looks)
 
 
 def _steps(work: Work) -> int:

@@ -1,7 +1,7 @@
-"""What to run: one page a recipe, and the function that runs it."""
+"""Recipes: what to train, one module each, and the functions that run them."""
 
-from mambar.recipes.index import names as names
-from mambar.recipes.index import page as page
-from mambar.recipes.index import recipe as recipe
+from mambar.recipes.index import get_entry as get_entry
+from mambar.recipes.index import get_recipe as get_recipe
+from mambar.recipes.index import recipe_names as recipe_names
 from mambar.recipes.run import resume as resume
 from mambar.recipes.run import run as run

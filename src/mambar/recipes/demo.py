@@ -52,8 +52,8 @@ def run_demo(
         raise InputError(f"out={out} is not empty; choose another place.")
     fields = list(fields)
     recipes = {
-        _NAMES[0]: (RECIPE.with_text(fields), "mambar"),
-        _NAMES[1]: (VIM_RECIPE.with_text(fields), "vim"),
+        _NAMES[0]: (RECIPE.with_overrides(fields), "mambar"),
+        _NAMES[1]: (VIM_RECIPE.with_overrides(fields), "vim"),
     }
     results = {
         name: run(recipe, out=out / folder, seed=seed, device=device, workers=workers)
@@ -82,7 +82,7 @@ def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> P
             "Two networks of the same body, data and schedule on 8×8-pixel handwritten digits: Mamba-R with four "
             "registers spread over the sequence and read together, Vim with one in the middle."
         ),
-        recipe=RECIPE.flat(),
+        recipe=RECIPE.to_flat_dict(),
         metrics={name: read_metrics(path / "metrics.jsonl") for name, path in runs.items()},
         classes=digits.classes,
         confusion=evaluate_run(runs[first]).confusion,

@@ -9,7 +9,7 @@ registers and the register head.
 
 import dataclasses
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.training.recipe import Recipe, Stage
 
 BODY = {"patch_size": 2, "embed_dim": 64, "depth": 4}
@@ -47,7 +47,7 @@ RECIPE = Recipe(
 # The same network, data and schedule; one register in the middle, which alone is read.
 VIM_RECIPE = dataclasses.replace(RECIPE, name="digits_vim", model="vim_tiny_patch16_224", config=BODY)
 
-PAGE = Page(
+ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="Mamba-R on handwritten digits",
     source="ours",
@@ -55,7 +55,7 @@ PAGE = Page(
     expected="not run yet",
 )
 
-VIM_PAGE = Page(
+VIM_ENTRY = RecipeEntry(
     recipe=VIM_RECIPE,
     title="Vim (one middle register) on handwritten digits",
     source="ours",

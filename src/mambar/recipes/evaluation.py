@@ -14,7 +14,7 @@ from mambar.errors import DataError, InputError
 from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
 from mambar.models.vision_mamba import VisionMamba
-from mambar.training.checkpoint.run_directory import stored_recipe
+from mambar.training.checkpoint.run_directory import read_recipe
 
 
 def evaluate_run(
@@ -36,7 +36,7 @@ def evaluate_run(
     model = load(run, device=device)
     options = dict(data_options or {})
     if data is None:
-        recipe = stored_recipe(Path(run))
+        recipe = read_recipe(Path(run))
         data, options = recipe.data, {**recipe.data_options, **options}
     return evaluate_model(
         model,
@@ -92,7 +92,7 @@ def held_out_images(
     """
     options: dict[str, Any] = {}
     if data is None:
-        recipe = stored_recipe(Path(run or "."))
+        recipe = read_recipe(Path(run or "."))
         data, options = recipe.data, dict(recipe.data_options)
     dataset = _dataset(model, data, "val", options)
     preprocessing = model.preprocessing or Preprocessing(img_size=model.config.img_size)

@@ -8,7 +8,7 @@ PATH holds a folder a class, or train/ and val/ with a folder a class each. The 
 classes differs.
 """
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.training.recipe import Recipe, Stage
 
 RECIPE = Recipe(
@@ -39,7 +39,7 @@ RECIPE = Recipe(
     final_weights="best",
 )
 
-PAGE = Page(
+ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="Fine-tuning a trained model on own images",
     source="ours",

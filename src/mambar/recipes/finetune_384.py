@@ -8,7 +8,7 @@ Positions of patches are resized bicubically, those of registers are kept.
 
 import dataclasses
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.recipes.stages import FINETUNE
 from mambar.training.recipe import Recipe
 
@@ -24,7 +24,7 @@ RECIPE = Recipe(
 
 _AS_FINETUNE = "Base's third stage, which is published"
 
-PAGE = Page(
+ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="From 224 to 384 pixels on ImageNet-1k",
     source="ours, after the third stage of github.com/wangf3014/Mamba-Reg at 0f7c2da",

@@ -7,7 +7,7 @@ PATH holds a folder a class, or train/ and val/ with a folder a class each. With
 `finetune` is better.
 """
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.training.recipe import Recipe, Stage
 
 RECIPE = Recipe(
@@ -35,7 +35,7 @@ RECIPE = Recipe(
     final_weights="best",
 )
 
-PAGE = Page(
+ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="A small Mamba-R on a folder of own images",
     source="ours",

@@ -8,7 +8,7 @@ processes. Departures: the learning rate moves every step, not every epoch; both
 (config.official_backward_bias=true starts the backward one as the released code does).
 """
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.recipes.stages import FINETUNE, INTERMEDIATE, PRETRAIN
 from mambar.training.recipe import Recipe
 
@@ -20,7 +20,7 @@ RECIPE = Recipe(
     num_shards=8,
 )
 
-PAGE = Page(
+ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="Mamba-R Base on ImageNet-1k, three stages as published",
     source="arXiv 2405.14858; README of github.com/wangf3014/Mamba-Reg at 0f7c2da",

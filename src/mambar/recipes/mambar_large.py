@@ -7,7 +7,7 @@
 
 import dataclasses
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.recipes.stages import FINETUNE, INTERMEDIATE, PRETRAIN
 from mambar.training.recipe import Recipe
 
@@ -27,7 +27,7 @@ RECIPE = Recipe(
 _CLIP = "1.0: divergence grows with depth, and clipping acts after the check for finite numbers"
 _LR = "scaled to Base's peak at the doubled batch: 48 layers diverge more easily"
 
-PAGE = Page(
+ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="Mamba-R Large on ImageNet-1k, three stages",
     source="ours, after README of github.com/wangf3014/Mamba-Reg at 0f7c2da (Base); batch 2048 as recalled",

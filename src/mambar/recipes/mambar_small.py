@@ -5,7 +5,7 @@ mambar train mambar_small data=/data/imagenet --processes 8
 
 import dataclasses
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.recipes.stages import FINETUNE, INTERMEDIATE, PRETRAIN
 from mambar.training.recipe import Recipe
 
@@ -23,7 +23,7 @@ RECIPE = Recipe(
 
 _AS_BASE = "Base's value: the paper names one recipe and gives its numbers for Base only"
 
-PAGE = Page(
+ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="Mamba-R Small on ImageNet-1k, three stages",
     source="ours, after README of github.com/wangf3014/Mamba-Reg at 0f7c2da (which gives Base)",

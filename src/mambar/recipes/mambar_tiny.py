@@ -7,7 +7,7 @@ What is not explained below is as in the published stages of Base (`recipes/stag
 
 import dataclasses
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.recipes.stages import PRETRAIN
 from mambar.training.recipe import Recipe
 
@@ -19,7 +19,7 @@ RECIPE = Recipe(
     num_shards=8,
 )
 
-PAGE = Page(
+ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="Mamba-R Tiny on ImageNet-1k, one stage",
     source="ours, after arXiv 2405.14858 and the same group's Adventurer (as recalled: 300 epochs at 224 for Tiny)",

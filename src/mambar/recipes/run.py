@@ -6,8 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mambar.recipes.index import recipe as recipe_named
-from mambar.training.checkpoint.run_directory import stored_recipe
+from mambar.recipes.index import get_recipe
+from mambar.training.checkpoint.run_directory import read_recipe
 from mambar.training.recipe import Recipe
 from mambar.training.result import RunResult
 from mambar.training.run import train
@@ -30,9 +30,9 @@ def run(
     out: the run directory, by default runs/NAME-DATE-TIME; not empty only with `resume`, which goes on with the run
     there. Errors as `mambar.training.train`.
     """
-    chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
     changes = {"data": None if data is None else str(data), "seed": seed, "precision": precision}
-    chosen = chosen.but(**{name: value for name, value in changes.items() if value is not None})
+    chosen = chosen.replace(**{name: value for name, value in changes.items() if value is not None})
     return train(
         chosen,
         out=default_out(chosen.name) if out is None else out,
@@ -59,9 +59,9 @@ def resume(
     """
     out = Path(out)
     changes, moved = list(changes), data is not None
-    stored = stored_recipe(out)
+    stored = read_recipe(out)
     changed: dict[str, Any] = {"data": str(data)} if moved else {}
-    asked = stored.with_text(changes).but(**changed) if changes or moved else None
+    asked = stored.with_overrides(changes).replace(**changed) if changes or moved else None
     # The data's content is compared by fingerprint; only where it lies may change.
     allowed = [*override, "data"] if moved else list(override)
     return train(asked, out=out, device=device, workers=workers, resume=True, override=allowed)

@@ -5,7 +5,7 @@
 The backgrounds hold little information, the setting in which the paper finds artifacts in vision Mamba.
 """
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.training.recipe import Recipe, Stage
 
 RECIPE = Recipe(
@@ -31,7 +31,7 @@ RECIPE = Recipe(
     ),
 )
 
-PAGE = Page(
+ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="Mamba-R on procedural scenes",
     source="ours",

@@ -15,7 +15,7 @@ norms, A_log and D. The backbone starts from the released weights, which are dow
 import dataclasses
 from typing import Final
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.training.recipe import Recipe, Stage
 
 STAGE: Final = Stage(
@@ -94,7 +94,7 @@ _OURS: Final = {
     "save_every": "ours",
 }
 
-PAGE = Page(
+ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="UperNet on Mamba-R Base, ADE20K",
     source="paper v2; github.com/wangf3014/Mamba-Reg issue 3; ShuffleMamba's configurations for Mamba-Reg",
@@ -103,7 +103,7 @@ PAGE = Page(
     not_published=_OURS,
 )
 
-SMALL_PAGE = Page(
+SMALL_ENTRY = RecipeEntry(
     recipe=SMALL_RECIPE,
     title="UperNet on Mamba-R Small, ADE20K",
     source="as upernet_ade20k; rate and drop path of Base, as Small's are not published",
@@ -112,7 +112,7 @@ SMALL_PAGE = Page(
     not_published={"stages.0.drop_path_rate": "Base's", "stages.0.lr": "Base's"},
 )
 
-LARGE_PAGE = Page(
+LARGE_ENTRY = RecipeEntry(
     recipe=LARGE_RECIPE,
     title="UperNet on Mamba-R Large, ADE20K",
     source="as upernet_ade20k; layers, rate and drop path from ShuffleMamba's configuration",
@@ -120,7 +120,7 @@ LARGE_PAGE = Page(
     expected="paper: 49.1 mIoU; ours: not run",
 )
 
-PROBE_PAGE = Page(
+PROBE_ENTRY = RecipeEntry(
     recipe=PROBE_RECIPE,
     title="Linear probe of frozen Mamba-R Base features, ADE20K",
     source="ours, after the linear probes of DINOv2",

@@ -11,7 +11,7 @@ network, trained to classify), and only one linear layer and the norm in front o
 
 import dataclasses
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.training.recipe import Recipe, Stage
 
 BODY = {"patch_size": 4, "embed_dim": 64, "depth": 6}
@@ -58,7 +58,7 @@ PROBE_RECIPE = dataclasses.replace(
     stages=(dataclasses.replace(RECIPE.stages[0], freeze_backbone=True, drop_path_rate=0.0, epochs=2),),
 )
 
-PAGE = Page(
+ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="UPerNet on Mamba-R, procedural scenes",
     source="ours",
@@ -66,7 +66,7 @@ PAGE = Page(
     expected="66.0 % mIoU, 93.0 % pixel accuracy on 200 held-out scenes (seed 0), 294 s on two cores of an Intel Xeon",
 )
 
-VIM_PAGE = Page(
+VIM_ENTRY = RecipeEntry(
     recipe=VIM_RECIPE,
     title="UPerNet on Vim (one middle register), procedural scenes",
     source="ours",
@@ -74,7 +74,7 @@ VIM_PAGE = Page(
     expected="61.8 % mIoU, 92.2 % pixel accuracy on the same 200 scenes (seed 0)",
 )
 
-PROBE_PAGE = Page(
+PROBE_ENTRY = RecipeEntry(
     recipe=PROBE_RECIPE,
     title="Linear probe of frozen patch tokens, procedural scenes",
     source="ours",

@@ -9,7 +9,7 @@ smoothing 0.1 and erasing 0.25 (DeiT's). There is no script for Base.
 
 import dataclasses
 
-from mambar.recipes.listing import Page
+from mambar.recipes.entry import RecipeEntry
 from mambar.training.recipe import Recipe, Stage
 
 _DEIT = Stage(
@@ -41,7 +41,7 @@ def _recipe(size: str, stage: Stage) -> Recipe:
     return Recipe(name=f"vim_{size}", model=f"vim_{size}_patch16_224", data="imagenet", stages=(stage,), num_shards=8)
 
 
-TINY = Page(
+TINY = RecipeEntry(
     recipe=_recipe("tiny", _DEIT),
     title="Vim Tiny on ImageNet-1k",
     source=_SOURCE + "/pt-vim-t.sh",
@@ -50,7 +50,7 @@ TINY = Page(
     not_published={"stages.0.lr": _DEFAULTS, "stages.0.epochs": _DEFAULTS, "stages.0.random_erase_prob": _DEFAULTS},
 )
 
-SMALL = Page(
+SMALL = RecipeEntry(
     recipe=_recipe(
         "small", dataclasses.replace(_DEIT, batch_size=512, lr=1e-3, weight_decay=0.05, drop_path_rate=0.05)
     ),
@@ -61,7 +61,7 @@ SMALL = Page(
     not_published={"stages.0.epochs": _DEFAULTS, "stages.0.random_erase_prob": _DEFAULTS},
 )
 
-BASE = Page(
+BASE = RecipeEntry(
     recipe=_recipe("base", dataclasses.replace(_DEIT, weight_decay=0.05, drop_path_rate=0.4, clip_grad=1.0)),
     title="Vim Base on ImageNet-1k",
     source="ours: the repository has no script for Base",

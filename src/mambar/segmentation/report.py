@@ -50,7 +50,7 @@ def write_report(
         _class_section(result, colours),
         report.section("Confusion matrix", confusion_table(result.confusion, result.classes, unit="pixel")),
         _image_section(model, inference, val_set),
-        report.section("Recipe", report.pairs(report.flattened(recipe.flat()))),
+        report.section("Recipe", report.pairs(report.flattened(recipe.to_flat_dict()))),
         report.element(
             "footer", f"Written by mambar {__version__}. This page loads nothing from elsewhere.", class_="note"
         ),

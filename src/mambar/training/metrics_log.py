@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 from mambar.errors import CheckpointError
-from mambar.training.checkpoint import durable
+from mambar.training.checkpoint import atomic_files
 from mambar.training.trackers import Tracker
 
 METRICS_FORMAT: Final = 1
@@ -27,7 +27,7 @@ class MetricsLog:
         self.trackers = trackers
         self._file: int | None = None
 
-    def begin(self, *, step: int, evaluated: int) -> None:
+    def open(self, *, step: int, evaluated: int) -> None:
         """Drops the lines after `step`, evaluations after `evaluated`, and a torn last line; opens for appending."""
         kept = [
             row
@@ -36,7 +36,7 @@ class MetricsLog:
         ]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if self.path.is_symlink() or not self.path.exists() or self.path.read_text("utf-8") != text:
-            durable.publish_file(self.path, text.encode())
+            atomic_files.write_atomically(self.path, text.encode())
         flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
         self._file = os.open(self.path, flags)
 
@@ -52,7 +52,7 @@ class MetricsLog:
         try:
             os.write(self._file, data)
         except OSError as error:
-            raise durable.disk_error(self.path, len(data), error) from error
+            raise atomic_files.disk_error(self.path, len(data), error) from error
         numbers = {name: value for name, value in plain.items() if isinstance(value, int | float)}
         for tracker in self.trackers:
             tracker.log(int(values["step"]), {f"{kind}/{name}": float(value) for name, value in numbers.items()})
@@ -64,7 +64,7 @@ class MetricsLog:
         try:
             os.fsync(self._file)
         except OSError as error:
-            raise durable.disk_error(self.path, 0, error) from error
+            raise atomic_files.disk_error(self.path, 0, error) from error
 
     def close(self) -> None:
         """Closes the file."""
@@ -102,7 +102,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Progress(Protocol):
     """Shows how far a run is."""
 
-    def begin(self, title: str, *, steps: int, done: int) -> None:
+    def start(self, title: str, *, steps: int, done: int) -> None:
         """A stage of `steps` steps starts, `done` of them are behind it."""
         ...
 
@@ -110,32 +110,32 @@ class Progress(Protocol):
         """A step is done; `images` is what this run processed in it."""
         ...
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """A line of its own."""
         ...
 
-    def end(self) -> None:
+    def close(self) -> None:
         """The stage is over, in whatever way."""
         ...
 
 
-class Silent:
+class NoProgress:
     """Shows nothing: the other processes of a run, and tests."""
 
-    def begin(self, title: str, *, steps: int, done: int) -> None:
+    def start(self, title: str, *, steps: int, done: int) -> None:
         """Nothing."""
 
     def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
         """Nothing."""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Nothing."""
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Nothing."""
 
 
-class Lines:
+class LogProgress:
     """Plain lines through logging, one every few seconds: for files and pipes."""
 
     def __init__(self, *, seconds: float = 10.0) -> None:
@@ -144,7 +144,7 @@ class Lines:
         self.steps = 0
         self.rate = _Rate()
 
-    def begin(self, title: str, *, steps: int, done: int) -> None:
+    def start(self, title: str, *, steps: int, done: int) -> None:
         """Starts the clock."""
         self.title, self.steps = title, steps
         self.rate = _Rate()
@@ -165,15 +165,15 @@ class Lines:
             *(self.title, done, self.steps, loss, shown, self.rate.images_a_second(), left),
         )
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Logs the line."""
         _LOG.info("%s: %s", self.title, text)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Nothing is left open."""
 
 
-class Bar:
+class ProgressBar:
     """A progress bar with loss, accuracy, images/s and time left: for a terminal."""
 
     def __init__(self) -> None:
@@ -191,7 +191,7 @@ class Bar:
         )
         self.rate = _Rate()
 
-    def begin(self, title: str, *, steps: int, done: int) -> None:
+    def start(self, title: str, *, steps: int, done: int) -> None:
         """Draws the bar."""
         self.rate = _Rate()
         self.title = title
@@ -205,23 +205,23 @@ class Bar:
         numbers = f"loss {loss:.3f}{shown} · {self.rate.images_a_second():.0f} images/s"
         self.bar.update(self.task, completed=done, numbers=numbers)
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Prints the line above the bar."""
         from rich.text import Text
 
         self.bar.console.print(Text(f"{self.title}: {text}"))
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Leaves the bar as it is."""
         with contextlib.suppress(AttributeError):
             self.bar.stop()
 
 
-def progress(*, is_first: bool) -> Progress:
+def make_progress(*, is_main: bool) -> Progress:
     """A bar on a terminal, lines elsewhere, nothing for the other processes."""
-    if not is_first:
-        return Silent()
-    return Bar() if sys.stderr.isatty() else Lines()
+    if not is_main:
+        return NoProgress()
+    return ProgressBar() if sys.stderr.isatty() else LogProgress()
 
 
 class _Rate:

@@ -5,6 +5,7 @@ Needs no torch. Where the run computes (device, worker processes, output directo
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -31,7 +32,7 @@ DecayGroups = Literal["official", "corrected"]
 Crop = Literal["resized", "shift", "center"]
 Precision = Literal["auto", "fp64", "fp32", "bf16", "fp16"]
 Parallel = Literal["exact", "ddp", "fsdp"]
-Delivered = Literal["last", "ema", "best"]
+FinalWeights = Literal["last", "ema", "best"]
 
 
 @accept_old_names(STAGE_FIELDS)
@@ -156,7 +157,7 @@ class Recipe:
     max_consecutive_skips: int = 10
     max_rollbacks: int = 2
     # Which weights the finished run hands over.
-    final_weights: Delivered = "last"
+    final_weights: FinalWeights = "last"
 
     def __post_init__(self) -> None:
         _check_types(self, "recipe")
@@ -182,11 +183,16 @@ class Recipe:
         if self.final_weights == "ema" and last.ema_decay is None:
             raise RecipeError("final_weights='ema' needs ema_decay in the last stage; set it, or final_weights=last.")
 
-    def but(self, **changes: Any) -> "Recipe":
-        """A changed copy: recipe fields bare, stage fields bare for one stage, else `stages.0.epochs`."""
+    def replace(self, **changes: Any) -> "Recipe":
+        """A copy with changed fields; `epochs` is the field of a single stage, `stages.0.epochs` of one of several."""
         return self._changed(changes, from_text=False)
 
-    def with_text(self, assignments: Iterable[str]) -> "Recipe":
+    def but(self, **changes: Any) -> "Recipe":
+        """The old name of `replace`."""
+        warnings.warn("Recipe.but is now Recipe.replace; the old name ends with version 0.3.", DeprecationWarning, 2)
+        return self.replace(**changes)
+
+    def with_overrides(self, assignments: Iterable[str]) -> "Recipe":
         """A copy changed by `field=value` texts, each typed by the field; `stage=2` leaves out what is before it."""
         changes: dict[str, str] = {}
         stage = 0
@@ -210,8 +216,8 @@ class Recipe:
             )
         return dataclasses.replace(self, stages=self.stages[stage:])
 
-    def flat(self) -> dict[str, Any]:
-        """Every field under its dotted name, as `but` takes it."""
+    def to_flat_dict(self) -> dict[str, Any]:
+        """Every field under its dotted name, as `replace` takes it."""
         plain: dict[str, Any] = {}
         for name, value in _plain(self).items():
             if name == "stages":
@@ -225,7 +231,7 @@ class Recipe:
 
     def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
         """The dotted fields that differ: name → (here, there)."""
-        here, there = self.flat(), other.flat()
+        here, there = self.to_flat_dict(), other.to_flat_dict()
         names = list(here) + [name for name in there if name not in here]
         return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
 

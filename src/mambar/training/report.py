@@ -32,7 +32,7 @@ def write_report(out: Path, *, recipe: Recipe, model: VisionMamba, measured: Mea
     return write_run_report(
         out / "report.html",
         title=f"mambar: {recipe.name}",
-        recipe=recipe.flat(),
+        recipe=recipe.to_flat_dict(),
         metrics={recipe.name: read_metrics(out / "metrics.jsonl")},
         classes=val_set.classes,
         confusion=confusion,

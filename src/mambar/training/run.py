@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mambar.errors import InputError
-from mambar.training.checkpoint.run_directory import claim
-from mambar.training.distributed.environment import rank, restarts
+from mambar.training.checkpoint.run_directory import open_run_directory
+from mambar.training.distributed.environment import num_restarts, rank
 from mambar.training.recipe import Recipe
 from mambar.training.result import RunResult
 
@@ -23,20 +23,20 @@ def train(
     """Runs all stages of `recipe` in the directory `out` and writes weights, curves and report there.
 
     resume: go on from the last good checkpoint (with none, from the start), with the recipe stored in `out` where
-    `recipe` is None. override: fields that a resumed run may change beside those of `directory.MAY_CHANGE`.
+    `recipe` is None. override: fields that a resumed run may change beside those of `directory.CHANGEABLE_FIELDS`.
     workers: loader processes, None for a choice by machine. Under torchrun every process calls this; after a
     restart by torchrun the run goes on by itself. Raises InputError (nothing touched), DiskError,
     NonFiniteError, or Stopped after a signal, each with the exit code of the command line.
     """
     out = Path(out)
-    again = resume or (restarts() > 0 and (out / "recipe.json").exists())
-    directory = claim(out, recipe, resume=again, override=override, writes=rank() == 0)
+    again = resume or (num_restarts() > 0 and (out / "recipe.json").exists())
+    directory = open_run_directory(out, recipe, resume=again, override=override, writes=rank() == 0)
     try:
         from mambar.training.loop.stages import run_stages
 
         return run_stages(directory, device=device, workers=_workers(workers))
     except InputError:
-        directory.abandon()
+        directory.discard_if_unused()
         raise
     finally:
         directory.release()

@@ -53,7 +53,7 @@ class WeightsAndBiases:
         except ImportError:
             raise InputError("track=wandb needs Weights & Biases: pip install wandb.") from None
         self.run: Any = wandb.init(
-            project="mambar", id=out.name, resume="allow", dir=str(out), config=recipe.flat(), save_code=False
+            project="mambar", id=out.name, resume="allow", dir=str(out), config=recipe.to_flat_dict(), save_code=False
         )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -75,7 +75,7 @@ class MlFlow:
             raise InputError("track=mlflow needs MLflow: pip install mlflow.") from None
         self.mlflow: Any = mlflow
         mlflow.start_run(run_name=out.name)
-        mlflow.log_params({name: str(value)[:250] for name, value in recipe.flat().items()})
+        mlflow.log_params({name: str(value)[:250] for name, value in recipe.to_flat_dict().items()})
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """One call a step."""
@@ -89,6 +89,6 @@ class MlFlow:
 TRACKERS: Final = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MlFlow}
 
 
-def trackers(recipe: Recipe, out: Path) -> list[Tracker]:
+def make_trackers(recipe: Recipe, out: Path) -> list[Tracker]:
     """The trackers that the recipe names."""
     return [TRACKERS[name](recipe, out) for name in recipe.trackers]

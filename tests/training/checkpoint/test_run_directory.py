@@ -8,7 +8,7 @@ import time
 import pytest
 
 from mambar.errors import CheckpointError, DataError, InputError, RecipeError
-from mambar.training.checkpoint.run_directory import claim, stored_recipe
+from mambar.training.checkpoint.run_directory import open_run_directory, read_recipe
 from training import faults, runs
 
 
@@ -32,7 +32,7 @@ def old(tmp_path):
 def refused(out, error, match, **options):
     before = runs.tree_hash(out)
     with pytest.raises(error, match=match) as caught:
-        claim(out, options.pop("recipe", runs.tiny()), resume=options.pop("resume", False), **options)
+        open_run_directory(out, options.pop("recipe", runs.tiny()), resume=options.pop("resume", False), **options)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
     assert runs.tree_hash(out) == before
 
@@ -68,7 +68,7 @@ def test_p8_an_output_that_is_a_file_or_a_link_is_refused(tmp_path, old):
     file = tmp_path / "file"
     file.write_text("precious", "utf-8")
     with pytest.raises(InputError, match="not a directory"):
-        claim(file, runs.tiny(), resume=False)
+        open_run_directory(file, runs.tiny(), resume=False)
     assert file.read_text("utf-8") == "precious"
     link = tmp_path / "link"
     link.symlink_to(old)
@@ -76,7 +76,7 @@ def test_p8_an_output_that_is_a_file_or_a_link_is_refused(tmp_path, old):
     dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="links are not followed"):
-        claim(dangling, runs.tiny(), resume=False)
+        open_run_directory(dangling, runs.tiny(), resume=False)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -85,7 +85,7 @@ def test_p8_a_link_in_place_of_a_file_is_replaced_not_followed(tmp_path):
     target = tmp_path / "precious"
     target.write_text("precious", "utf-8")
     out = tmp_path / "run"
-    claim(out, runs.tiny(), resume=False).release()
+    open_run_directory(out, runs.tiny(), resume=False).release()
     (out / "metrics.jsonl").symlink_to(target)
     (out / "checkpoints").mkdir()
     (out / "checkpoints" / "last.json.tmp.1").symlink_to(target)
@@ -114,14 +114,14 @@ def test_p8_resuming_with_a_changed_recipe_lists_the_changes(old, changes, names
 @pytest.mark.rel
 @pytest.mark.parametrize("changes", [{"epochs": 9}, {"save_every": 1}, {"keep_checkpoints": 5}, {"log_every": 2}])
 def test_p8_what_does_not_touch_the_past_may_change(old, changes):
-    directory = claim(old, runs.tiny(**changes), resume=True)
-    assert directory.recipe == runs.tiny(**changes) == stored_recipe(old)
+    directory = open_run_directory(old, runs.tiny(**changes), resume=True)
+    assert directory.recipe == runs.tiny(**changes) == read_recipe(old)
     directory.release()
 
 
 @pytest.mark.rel
 def test_p8_other_changes_must_be_named(old):
-    directory = claim(old, runs.tiny(lr=0.5), resume=True, override=["lr"])
+    directory = open_run_directory(old, runs.tiny(lr=0.5), resume=True, override=["lr"])
     assert directory.recipe.stages[0].lr == 0.5
     directory.release()
 
@@ -153,7 +153,7 @@ def test_p8_two_runs_in_one_directory_the_second_is_refused(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     # The lock ended with its process.
-    claim(out, None, resume=True).release()
+    open_run_directory(out, None, resume=True).release()
 
 
 @pytest.mark.rel
@@ -161,7 +161,7 @@ def test_p8_the_lock_is_not_left_to_loader_processes(tmp_path):
     """The negative control: a lock that children inherit would still be held after the run was killed."""
     fcntl = pytest.importorskip("fcntl")
     out = tmp_path / "run"
-    directory = claim(out, runs.tiny(), resume=False)
+    directory = open_run_directory(out, runs.tiny(), resume=False)
     child = os.fork()
     if child == 0:
         os.close(0)
@@ -179,8 +179,8 @@ def test_a_start_that_died_before_its_recipe_was_written_leaves_an_empty_directo
     out.mkdir()
     (out / ".lock").touch()
     (out / "recipe.json.tmp.1").touch()
-    claim(out, runs.tiny(), resume=False).release()
-    assert stored_recipe(out) == runs.tiny()
+    open_run_directory(out, runs.tiny(), resume=False).release()
+    assert read_recipe(out) == runs.tiny()
 
 
 @pytest.mark.rel

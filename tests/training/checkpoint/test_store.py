@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from mambar.errors import CheckpointError, DiskError, NonFiniteError
-from mambar.training.checkpoint import durable
 from mambar.training.checkpoint.store import CheckpointStore
 from training import saving
 
@@ -20,7 +19,7 @@ COUNTS = [pytest.param(6, id="few"), pytest.param(200, marks=pytest.mark.soak, i
 @pytest.fixture
 def store(tmp_path):
     store = CheckpointStore(tmp_path / "checkpoints", keep=2)
-    store.prepare()
+    store.create()
     return store
 
 
@@ -78,8 +77,8 @@ def test_the_same_state_is_not_written_twice_and_another_one_never_over_it(store
 def test_a_newer_format_is_refused_and_nothing_falls_back_past_it(store):
     save(store, 1, 2)
     state = store.directory / "step-00000002" / "state.json"
-    body = durable.unseal(state.read_bytes(), source=state, newest=1)
-    state.write_bytes(durable.seal({**body, "format_version": 2}))
+    body = checksummed_json.loads(state.read_bytes(), source=state, newest_format=1)
+    state.write_bytes(checksummed_json.dumps({**body, "format_version": 2}))
     (store.directory / "last.json").unlink()
     with pytest.raises(CheckpointError, match="format_version 2"):
         store.load()
@@ -97,7 +96,7 @@ def test_temporaries_of_dead_processes_are_swept_and_of_living_ones_kept(store):
     (store.directory / f"last.json.tmp.{dead.pid}").write_text("{", "utf-8")
     (store.directory / f"step-00000009.tmp.{dead.pid}").mkdir()
     (store.directory / f"step-00000009.tmp.{dead.pid}" / "state.json").write_text("{", "utf-8")
-    store.prepare()
+    store.create()
     assert saving.leftovers(store.directory) == ["step-00000009.tmp.1"]
 
 
@@ -222,7 +221,7 @@ def test_p1_the_order_is_fsync_file_rename_fsync_directory(tmp_path, need_progra
 @pytest.mark.rel
 def test_p2_a_full_disk_leaves_the_checkpoint_before_it(small_disk):
     store = CheckpointStore(small_disk / "checkpoints", keep=2)
-    store.prepare()
+    store.create()
     for step in (1, 2):
         store.save(step, saving.tensors_of(step, 300_000), {"position": step})
     with pytest.raises(DiskError, match=r"step-00000003.*1200\d\d\d bytes.*No space left") as caught:
@@ -250,7 +249,7 @@ def test_p2_the_harness_catches_a_saver_onto_the_only_file(small_disk):
 @pytest.mark.rel
 def test_p2_a_directory_that_cannot_be_written_is_one_line(tmp_path, need_root):
     store = CheckpointStore(tmp_path / "checkpoints", keep=2)
-    store.prepare()
+    store.create()
     save(store, 1)
     subprocess.run(["mount", "--bind", str(store.directory), str(store.directory)], check=True)
     try:

@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from mambar.errors import InputError
-from mambar.training.distributed.process_group import Processes
+from mambar.training.distributed.process_group import ProcessGroup
 from training import faults, runs, saving
 
 
 def test_shards_go_round_robin():
-    assert [list(Processes(rank=rank, world=2).shards(6)) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 5]]
+    assert [list(ProcessGroup(rank=rank, world_size=2).local_shards(6)) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 5]]
     with pytest.raises(InputError, match=r"num_shards=3 cannot be spread evenly over 2 processes.*shards=2"):
-        Processes(rank=0, world=2).shards(3)
+        ProcessGroup(rank=0, world_size=2).local_shards(3)
 
 
 def test_the_peak_of_memory_grows_with_what_is_taken():
-    before = Processes().peak_memory
+    before = ProcessGroup().peak_memory
     taken = torch.ones(100 * 2**20, dtype=torch.uint8)
-    after = Processes().peak_memory
+    after = ProcessGroup().peak_memory
     # The peak may have been higher before, but never by more than what is there now.
     assert after >= before > 0.05 and after * 2**30 > taken.numel()
 
@@ -57,7 +57,7 @@ def test_a_report_may_take_longer_than_processes_wait_for_each_other(tmp_path):
 def test_p5_four_shards_differ_by_less_than_the_bound(tmp_path, precision, bound, record_property):
     from mambar.training.checkpoint.store import CheckpointStore
 
-    recipe = runs.tiny(shards=4, precision=precision)
+    recipe = runs.tiny(num_shards=4, precision=precision)
     assert runs.finish(runs.start(recipe, tmp_path / "one")) == [0]
     assert runs.finish(*runs.start_group(recipe, tmp_path / "two", world=2)) == [0, 0]
     assert runs.finish(*runs.start_group(recipe, tmp_path / "four", world=4)) == [0] * 4
@@ -78,8 +78,8 @@ def test_pytorchs_engines_train_the_same_and_resume(tmp_path, kind):
     from mambar.training.checkpoint.store import CheckpointStore
 
     # FSDP with checkpointed blocks, as Large needs it.
-    recipe = runs.tiny(shards=4, grad_accum_steps=2, parallel=kind, grad_checkpointing=kind == "fsdp")
-    plain = recipe.but(parallel="exact", grad_checkpointing=False)
+    recipe = runs.tiny(num_shards=4, grad_accum_steps=2, parallel=kind, grad_checkpointing=kind == "fsdp")
+    plain = recipe.replace(parallel="exact", grad_checkpointing=False)
     assert runs.finish(*runs.start_group(plain, tmp_path / "exact", world=2)) == [0, 0]
     out, slow = tmp_path / kind, (faults.slow_steps, 0.3)
     group = runs.start_group(recipe, out, world=2, befores={0: slow, 1: slow})

@@ -89,7 +89,7 @@ def test_p4_the_harness_catches_a_resume_that_forgets(tmp_path, unbroken, what):
 @pytest.mark.rel
 @pytest.mark.slow
 def test_p4_workers_accumulation_and_repeats_may_not_change_it_either(tmp_path):
-    recipe = runs.tiny(accumulation=4, repeats=2, epochs=3)
+    recipe = runs.tiny(grad_accum_steps=4, aug_repeats=2, epochs=3)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run_to_the_end(straight, recipe=recipe, workers=2) == 1
     assert run_to_the_end(broken, recipe=recipe, befores=[(faults.die_at, "save", 4)]) == 2

@@ -9,7 +9,7 @@ from mambar.data import Batch
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import NonFiniteError
 from mambar.hub import create_model
-from mambar.training.distributed.process_group import Processes
+from mambar.training.distributed.process_group import ProcessGroup
 from mambar.training.loop.ema import Ema
 from mambar.training.loop.optim import Optimizer, groups
 from mambar.training.loop.precision import LossScale, Numerics
@@ -46,7 +46,7 @@ def make_updater(*, precision="fp32", shards=1, grad_accum_steps=1, clip=None, d
         ema=Ema(model, 0.9),
         scale=LossScale(active=precision == "fp16"),
         numerics=numerics,
-        processes=Processes(),
+        processes=ProcessGroup(),
         shards=shards,
         grad_accum_steps=grad_accum_steps,
         clip=clip,
@@ -215,7 +215,7 @@ def test_p11_one_bad_process_and_all_decide_alike(tmp_path, kind):
 @pytest.mark.rel
 def test_p11_too_many_in_a_row_end_with_exit_4_and_a_sentence(tmp_path):
     out = tmp_path / "run"
-    recipe = runs.tiny(max_consecutive_skips=2, rollbacks=0)
+    recipe = runs.tiny(max_consecutive_skips=2, max_rollbacks=0)
     process = runs.start(recipe, out, before=(faults.poison, "activation", (0, 1, 2)))
     assert runs.finish(process) == [4]
     text = runs.error_of(out)
@@ -232,7 +232,7 @@ def test_p11_too_many_in_a_row_end_with_exit_4_and_a_sentence(tmp_path):
 @pytest.mark.slow
 def test_p11_a_roll_back_goes_on_with_another_order_and_lower_rates(tmp_path):
     out = tmp_path / "run"
-    recipe = runs.tiny(max_consecutive_skips=2, rollbacks=1, save_every=1)
+    recipe = runs.tiny(max_consecutive_skips=2, max_rollbacks=1, save_every=1)
     # Two bad steps in the second epoch, then the numbers are well again.
     process = runs.start(recipe, out, before=(faults.poison_epoch, 1, 2))
     assert runs.finish(process) == [0]
@@ -247,7 +247,7 @@ def test_p11_a_roll_back_goes_on_with_another_order_and_lower_rates(tmp_path):
 @pytest.mark.slow
 def test_p11_a_planted_learning_rate_spike_recovers(tmp_path):
     out = tmp_path / "run"
-    recipe = runs.tiny(max_consecutive_skips=2, rollbacks=3, clip=None, save_every=2, ema_decay=None)
+    recipe = runs.tiny(max_consecutive_skips=2, max_rollbacks=3, clip_grad=None, save_every=2, ema_decay=None)
     process = runs.start(recipe, out, before=(faults.spike, 5, 1e38))
     assert runs.finish(process) == [0]
     trace = runs.trace(out)
@@ -259,7 +259,7 @@ def test_p11_a_planted_learning_rate_spike_recovers(tmp_path):
 @pytest.mark.slow
 def test_p11_two_processes_roll_back_together(tmp_path):
     out = tmp_path / "run"
-    recipe = runs.tiny(max_consecutive_skips=2, rollbacks=1, save_every=1)
+    recipe = runs.tiny(max_consecutive_skips=2, max_rollbacks=1, save_every=1)
     fault = (faults.poison_epoch, 1, 2)
     assert runs.finish(*runs.start_group(recipe, out, world=2, befores={0: fault, 1: fault})) == [0, 0]
     assert runs.finish(runs.start(recipe, tmp_path / "one", before=fault)) == [0]

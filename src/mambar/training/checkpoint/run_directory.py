@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from mambar.errors import InputError, RecipeError
-from mambar.training.checkpoint import durable
+from mambar.training.checkpoint import atomic_files
 from mambar.training.recipe import Recipe
 
 _LOG = logging.getLogger("mambar.training")
 RECIPE, LOCK = "recipe.json", ".lock"
 # Fields that a resumed run may change; any other needs to be named in `override`.
-MAY_CHANGE: Final = (
+CHANGEABLE_FIELDS: Final = (
     "epochs",
     "max_steps",
     "save_every",
@@ -41,7 +41,7 @@ class RunDirectory:
     resumed: bool
     _lock: int | None = field(default=None, repr=False)
 
-    def abandon(self) -> None:
+    def discard_if_unused(self) -> None:
         """Takes a new directory away again where nothing but its recipe was written: bad input leaves no trace."""
         if self._lock is None or self.resumed:
             return
@@ -63,13 +63,13 @@ class RunDirectory:
             self._lock = None
 
 
-def claim(
+def open_run_directory(
     out: Path, recipe: Recipe | None, *, resume: bool, override: Iterable[str] = (), writes: bool = True
 ) -> RunDirectory:
     """Claims `out` for a run of `recipe` (None: what recipe.json there says), or raises InputError.
 
     Not resuming, the directory must be new or empty. Resuming, it must hold a recipe.json, from which `recipe`
-    may differ in `MAY_CHANGE` and in the fields named in `override`. `writes`: only rank 0 writes and locks.
+    may differ in `CHANGEABLE_FIELDS` and in the fields named in `override`. `writes`: only rank 0 writes and locks.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError(f"out={out} is not a directory (links are not followed); choose another place.")
@@ -77,7 +77,7 @@ def claim(
         merged = _merged(out, recipe, override)
         lock = _lock(out) if writes else None
         if writes and recipe is not None and merged.to_json() != (out / RECIPE).read_text("utf-8"):
-            durable.publish_file(out / RECIPE, merged.to_json().encode())
+            atomic_files.write_atomically(out / RECIPE, merged.to_json().encode())
         return RunDirectory(out, merged, resumed=True, _lock=lock)
     if recipe is None:
         raise InputError("a new run needs a recipe; name one, or give --resume DIR.")
@@ -89,20 +89,20 @@ def claim(
     except (NotADirectoryError, FileExistsError):
         raise InputError(f"out={out} leads through a file; choose another place.") from None
     except OSError as error:
-        raise durable.disk_error(out, 0, error) from error
+        raise atomic_files.disk_error(out, 0, error) from error
     lock = _lock(out)
     try:
         # Once more, now that nobody else can write: two runs may have started at once.
         _refuse_taken(out)
-        durable.sweep(out)
-        durable.publish_file(out / RECIPE, recipe.to_json().encode())
+        atomic_files.remove_stale_temporaries(out)
+        atomic_files.write_atomically(out / RECIPE, recipe.to_json().encode())
     except BaseException:
         os.close(lock)
         raise
     return RunDirectory(out, recipe, resumed=False, _lock=lock)
 
 
-def stored_recipe(out: Path) -> Recipe:
+def read_recipe(out: Path) -> Recipe:
     """The recipe of the run in `out`; InputError if there is none."""
     file = out / RECIPE
     try:
@@ -115,10 +115,10 @@ def stored_recipe(out: Path) -> Recipe:
 
 
 def _merged(out: Path, recipe: Recipe | None, override: Iterable[str]) -> Recipe:
-    stored = stored_recipe(out)
+    stored = read_recipe(out)
     if recipe is None:
         return stored
-    allowed = set(MAY_CHANGE) | set(override)
+    allowed = set(CHANGEABLE_FIELDS) | set(override)
     changed = {
         name: pair
         for name, pair in stored.differences(recipe).items()
@@ -137,7 +137,7 @@ def _refuse_taken(out: Path) -> None:
     if not out.exists():
         return
     for entry in out.iterdir():
-        if entry.name != LOCK and not durable.is_temporary(entry):
+        if entry.name != LOCK and not atomic_files.is_temporary(entry):
             raise InputError(
                 f"out={out} is not empty (it holds {entry.name}); choose another place, or go on with --resume {out}."
             )
@@ -149,7 +149,7 @@ def _lock(out: Path) -> int:
     try:
         descriptor = os.open(out / LOCK, flags, 0o666)
     except OSError as error:
-        raise durable.disk_error(out / LOCK, 0, error) from error
+        raise atomic_files.disk_error(out / LOCK, 0, error) from error
     # After a restart by torchrun the process before may take a moment to go.
     deadline = time.monotonic() + (10 if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" else 0)
     while not _try_lock(descriptor):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mambar.errors import CheckpointError, NonFiniteError
-from mambar.training.checkpoint import durable
+from mambar.training.checkpoint import atomic_files, checksummed_json
 from mambar.training.checkpoint.tensor_file import TensorPayload
 
 CHECKPOINT_FORMAT: Final = 1
@@ -40,7 +40,7 @@ class Checkpoint:
     scalars: dict[str, Any]
     path: Path
 
-    def part(self, prefix: str) -> dict[str, Tensor]:
+    def tensors_of(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under `prefix.`, without it."""
         start = prefix + "."
         return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
@@ -53,13 +53,13 @@ class CheckpointStore:
         self.directory = directory
         self.keep = keep
 
-    def prepare(self) -> None:
+    def create(self) -> None:
         """Makes the directory and removes what dead processes left half-written in it."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise durable.disk_error(self.directory, 0, error) from error
-        durable.sweep(self.directory)
+            raise atomic_files.disk_error(self.directory, 0, error) from error
+        atomic_files.remove_stale_temporaries(self.directory)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> Path:
         """Publishes the state at `step`, then points `last.json` at it, then prunes; returns its path.
@@ -86,7 +86,7 @@ class CheckpointStore:
         for path in self._names("step"):
             try:
                 checkpoint = self._read_as_pointed(path, expected)
-            except durable.NewerFormatError:
+            except checksummed_json.NewerFormatError:
                 raise
             except CheckpointError as error:
                 kept = self._set_aside(path, "damaged") if repair else path
@@ -106,16 +106,16 @@ class CheckpointStore:
             raise CheckpointError(complaint)
         return None if expected is None else self._read_as_pointed(expected[0], expected)
 
-    def sound(self, *, least: int = 0) -> list[Path]:
+    def valid_checkpoints(self, *, min_step: int = 0) -> list[Path]:
         """The sound checkpoints from step `least` on, newest first."""
-        return [path for path in self._names("step") if _order(path)[0] >= least and self._is_sound(path)]
+        return [path for path in self._names("step") if _order(path)[0] >= min_step and self._is_valid(path)]
 
-    def abandon_after(self, step: int) -> list[Path]:
+    def set_aside_after(self, step: int) -> list[Path]:
         """Renames the checkpoints later than `step` to `NAME.abandoned-1`: the run takes another course."""
         later = [path for path in self._names("step") if _order(path)[0] > step]
         moved = [self._set_aside(path, "abandoned") for path in later]
         if moved:
-            durable.fsync_directory(self.directory)
+            atomic_files.fsync_directory(self.directory)
         return moved
 
     def read(self, path: Path) -> Checkpoint:
@@ -125,7 +125,7 @@ class CheckpointStore:
         if found is not None and document["step"] != int(found.group(2)):
             raise CheckpointError(f"{path} is damaged: it holds step {document['step']}.")
         for name, facts in document["files"].items():
-            durable.verify_file(path / name, size=int(facts["size"]), sha256=facts["sha256"])
+            checksummed_json.verify_file(path / name, size=int(facts["size"]), sha256=facts["sha256"])
         tensors = load_file(path / _TENSORS)
         return Checkpoint(step=document["step"], tensors=tensors, scalars=document["scalars"], path=path)
 
@@ -137,8 +137,8 @@ class CheckpointStore:
         else:
             _refuse_non_finite(tensors, step)
             body = {"format_version": CHECKPOINT_FORMAT, "step": step, "scalars": plain}
-            payload = durable.SealedPayload(body, lists=[_TENSORS])
-            durable.publish_directory(path, {_TENSORS: TensorPayload(tensors), _SCALARS: payload})
+            payload = checksummed_json.ChecksummedJson(body, listed=[_TENSORS])
+            atomic_files.write_directory_atomically(path, {_TENSORS: TensorPayload(tensors), _SCALARS: payload})
             sealed = payload.data
         pointer = {
             "format_version": CHECKPOINT_FORMAT,
@@ -147,7 +147,9 @@ class CheckpointStore:
             "size": len(sealed),
             "state_sha256": hashlib.sha256(sealed).hexdigest(),
         }
-        durable.publish_file(self.directory / ("last.json" if kind == "step" else "best.json"), durable.seal(pointer))
+        atomic_files.write_atomically(
+            self.directory / ("last.json" if kind == "step" else "best.json"), checksummed_json.dumps(pointer)
+        )
         self._prune(kind, path)
         return path
 
@@ -171,7 +173,7 @@ class CheckpointStore:
             return None, None
         try:
             document = _read_sealed(file)
-        except durable.NewerFormatError:
+        except checksummed_json.NewerFormatError:
             raise
         except CheckpointError as error:
             return None, str(error)
@@ -180,7 +182,7 @@ class CheckpointStore:
             return None, f"{file} names {name!r}, which is no checkpoint."
         return (self.directory / name, document["size"], document["state_sha256"]), None
 
-    def _is_sound(self, path: Path) -> bool:
+    def _is_valid(self, path: Path) -> bool:
         try:
             self.read(path)
         except CheckpointError:
@@ -189,7 +191,7 @@ class CheckpointStore:
 
     def _read_as_pointed(self, path: Path, expected: tuple[Path, int, str] | None) -> Checkpoint:
         if expected is not None and expected[0] == path:
-            durable.verify_file(path / _SCALARS, size=expected[1], sha256=expected[2])
+            checksummed_json.verify_file(path / _SCALARS, size=expected[1], sha256=expected[2])
         return self.read(path)
 
     def _set_aside(self, path: Path, reason: str) -> Path:
@@ -208,7 +210,7 @@ class CheckpointStore:
         keep = self.keep - 1 if kind == "step" else 0
         for path in older[keep:]:
             try:
-                durable.remove_directory(path)
+                atomic_files.remove_directory(path)
             except OSError as error:
                 # The new checkpoint is safe; an old one that stays only takes room.
                 _LOG.warning("%s could not be removed: %s.", path, error.strerror)
@@ -224,7 +226,7 @@ def _read_sealed(file: Path) -> dict[str, Any]:
         data = file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
-    return durable.unseal(data, source=file, newest=CHECKPOINT_FORMAT)
+    return checksummed_json.loads(data, source=file, newest_format=CHECKPOINT_FORMAT)
 
 
 def _refuse_non_finite(tensors: Mapping[str, Tensor], step: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from mambar.training.checkpoint.durable import PIECE, Payload, Written
+from mambar.training.checkpoint.atomic_files import CHUNK_BYTES, FileDigest, Payload
 
 _TYPES: Final = {
     torch.float64: "F64",
@@ -49,7 +49,7 @@ class TensorPayload(Payload):
         """Bytes, header included."""
         return len(self.data) + self.tensor_bytes
 
-    def pieces(self, written: Mapping[str, Written]) -> Iterator[bytes | memoryview]:
+    def chunks(self, written: Mapping[str, FileDigest]) -> Iterator[bytes | memoryview]:
         """The header, then each tensor's memory."""
         yield self.data
         for tensor in self.tensors.values():
@@ -57,5 +57,5 @@ class TensorPayload(Payload):
                 continue
             numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             raw = memoryview(numbers)
-            for start in range(0, len(raw), PIECE):
-                yield raw[start : start + PIECE]
+            for start in range(0, len(raw), CHUNK_BYTES):
+                yield raw[start : start + CHUNK_BYTES]

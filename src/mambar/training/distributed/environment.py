@@ -8,7 +8,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes the run has, 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -18,6 +18,6 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def restarts() -> int:
+def num_restarts() -> int:
     """How often torchrun has restarted the run."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

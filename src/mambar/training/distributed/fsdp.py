@@ -1,4 +1,4 @@
-"""Parameters, gradients and optimiser cut over the processes by PyTorch's FSDP2: for models that do not fit one."""
+"""Parameters, gradients and optimizer state sharded by PyTorch's FSDP2, for models that do not fit on one device."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,33 +7,32 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mambar.nn.block import MambaBlock
-from mambar.training.distributed.parallel import Layout
 
 
-class ShardedLayout(Layout):
-    """Every parameter cut along its first dimension, gathered a block at a time."""
+class Sharded:
+    """Every parameter is sharded along its first dimension and gathered one block at a time; a `Sharding`."""
 
-    cuts = True
+    is_sharded = True
 
-    def shard(self, model: nn.Module) -> None:
-        """Cuts the parameters, block by block."""
+    def shard_model(self, model: nn.Module) -> None:
+        """Shards each block, then the remaining parameters."""
         for module in model.modules():
             if isinstance(module, MambaBlock):
                 fully_shard(module)
         fully_shard(model)
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """The parts of all processes together."""
+    def full_tensor(self, tensor: Tensor) -> Tensor:
+        """The full tensor, gathered from all ranks."""
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def cut(self, tensor: Tensor, like: Tensor | None) -> Tensor:
-        """This process's part."""
+    def shard_tensor(self, tensor: Tensor, like: Tensor | None) -> Tensor:
+        """This rank's part of a full tensor."""
         if not isinstance(like, DTensor):
             return tensor
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
-    def synchronized(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
-        """Keeps gradients whole until the last backward pass, which scatters their sum."""
+    def gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
+        """Accumulates unsharded gradients; the last backward pass of a step reduces and scatters them."""
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(last)
             model.set_is_last_backward(last)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.errors import InputError
-from mambar.training.distributed.process_group import Processes
+from mambar.training.distributed.process_group import ProcessGroup
 
 
 @runtime_checkable
@@ -71,7 +71,7 @@ class OrderedGradients:
     loss_factor = 1.0
 
     def __init__(
-        self, parameters: Sequence[Tensor], *, extras: int, processes: Processes, shards: int, accumulation: int
+        self, parameters: Sequence[Tensor], *, extras: int, processes: ProcessGroup, shards: int, accumulation: int
     ) -> None:
         kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
         if len(kinds) != 1:
@@ -81,7 +81,7 @@ class OrderedGradients:
         self._size = sum(parameter.numel() for parameter in parameters)
         self._total = torch.zeros(self._size + extras, dtype=dtype, device=device)
         # One backward pass a shard in one process: it may add to the total directly.
-        self._separate = processes.world > 1 or (shards > 1 and accumulation > 1)
+        self._separate = processes.world_size > 1 or (shards > 1 and accumulation > 1)
         self._mine = torch.zeros_like(self._total) if self._separate else self._total
         start = 0
         for parameter in parameters:
@@ -109,7 +109,7 @@ class OrderedGradients:
     def close_shard(self, *, last: bool) -> None:
         """Adds this round's shards, one of each process, to the total."""
         if self._separate:
-            self._processes.add_in_order(self._total, self._mine)
+            self._processes.all_reduce_ordered(self._total, self._mine)
 
     @property
     def extras(self) -> Float[Tensor, "extras"]:
@@ -138,11 +138,11 @@ class AveragedGradients:
         parameters: Sequence[Tensor],
         *,
         extras: int,
-        processes: Processes,
+        processes: ProcessGroup,
         backward_pass: Callable[[bool], AbstractContextManager[object]],
         whole: Callable[[Tensor], Tensor],
     ) -> None:
-        self.loss_factor = float(processes.world)
+        self.loss_factor = float(processes.world_size)
         self._parameters = list(parameters)
         self._processes = processes
         self._backward_pass = backward_pass
@@ -170,7 +170,7 @@ class AveragedGradients:
     def close_shard(self, *, last: bool) -> None:
         """Adds the extras up after the last shard."""
         if last:
-            self._extras = self._processes.sum(self._extras)
+            self._extras = self._processes.all_reduce(self._extras)
 
     @property
     def extras(self) -> Float[Tensor, "extras"]:

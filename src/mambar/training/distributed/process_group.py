@@ -22,15 +22,15 @@ _PIECE: Final = 1 << 24
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """Rank and number of the processes, and the device of this one."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and speaks to the user."""
         return self.rank == 0
 
@@ -47,54 +47,54 @@ class Processes:
         # Linux counts in KiB, macOS in bytes.
         return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
-    def shards(self, count: int) -> range:
+    def local_shards(self, count: int) -> range:
         """The virtual shards of this process, round robin."""
-        if count % self.world:
+        if count % self.world_size:
             raise InputError(
-                f"shards={count} cannot be spread evenly over {self.world} processes; use a multiple of "
-                f"{self.world}, for example shards={max(count // self.world, 1) * self.world}."
+                f"shards={count} cannot be spread evenly over {self.world_size} processes; use a multiple of "
+                f"{self.world_size}, for example shards={max(count // self.world_size, 1) * self.world_size}."
             )
-        return range(self.rank, count, self.world)
+        return range(self.rank, count, self.world_size)
 
-    def add_in_order(self, total: Tensor, mine: Tensor) -> None:
+    def all_reduce_ordered(self, total: Tensor, mine: Tensor) -> None:
         """Adds every process's flat `mine` to `total`, rank by rank: the same bits in every process."""
-        if self.world == 1:
+        if self.world_size == 1:
             total.add_(mine)
             return
         for start in range(0, mine.numel(), _PIECE):
             part = mine[start : start + _PIECE]
-            parts = [torch.empty_like(part) for _ in range(self.world)]
+            parts = [torch.empty_like(part) for _ in range(self.world_size)]
             dist.all_gather(parts, part)
             for other in parts:
                 total[start : start + _PIECE].add_(other)
 
-    def sum(self, counts: Tensor) -> Tensor:
+    def all_reduce(self, counts: Tensor) -> Tensor:
         """The sum over all processes; exact for whole numbers."""
-        if self.world > 1:
+        if self.world_size > 1:
             counts = counts.to(self.device)
             dist.all_reduce(counts)
         return counts
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """What rank 0 has, in every process (plain data only)."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather_objects(self, value: Any) -> list[Any]:
         """What every process has, in the order of ranks (plain data only)."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns once every process is here."""
-        if self.world > 1:
-            self.sum(torch.zeros(1))
+        if self.world_size > 1:
+            self.all_reduce(torch.zeros(1))
 
 
 def choose_device(name: str) -> torch.device:
@@ -120,18 +120,18 @@ def choose_device(name: str) -> torch.device:
 
 
 @contextmanager
-def processes(device: str) -> Iterator[Processes]:
+def init_process_group(device: str) -> Iterator[ProcessGroup]:
     """The processes torchrun started (or this one alone), joined for the length of the block."""
     chosen = choose_device(device)
-    world = environment.world()
+    world = environment.world_size()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world == 1:
-        yield Processes(device=chosen)
+        yield ProcessGroup(device=chosen)
         return
     seconds = int(os.environ.get("MAMBAR_TIMEOUT", str(TIMEOUT)))
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=seconds))
     try:
-        yield Processes(rank=dist.get_rank(), world=world, device=chosen)
+        yield ProcessGroup(rank=dist.get_rank(), world_size=world, device=chosen)
     finally:
         dist.destroy_process_group()

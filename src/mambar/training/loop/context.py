@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mambar.training.checkpoint.store import CheckpointStore
-from mambar.training.distributed.process_group import Processes
+from mambar.training.distributed.process_group import ProcessGroup
 from mambar.training.loop.precision import Numerics
 from mambar.training.loop.signals import Wishes
 from mambar.training.metrics_log import MetricsLog, Progress
@@ -58,7 +58,7 @@ class Position:
 class Surroundings:
     """What a stage is run with and does not decide: processes, files, voice."""
 
-    processes: Processes
+    processes: ProcessGroup
     numerics: Numerics
     store: CheckpointStore
     metrics: MetricsLog

@@ -17,19 +17,19 @@ from mambar.hub.create import create_model
 from mambar.hub.files import fill, load
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
-from mambar.training.checkpoint import durable
+from mambar.training.checkpoint import atomic_files
 from mambar.training.checkpoint.run_directory import RunDirectory
 from mambar.training.checkpoint.store import Checkpoint, CheckpointStore
-from mambar.training.distributed.process_group import Processes, processes
+from mambar.training.distributed.process_group import ProcessGroup, init_process_group
 from mambar.training.loop.context import Position, Surroundings
 from mambar.training.loop.precision import Numerics, denormals_as_zero
 from mambar.training.loop.signals import Wishes, listening
 from mambar.training.loop.trainer import Trainer
-from mambar.training.metrics_log import MetricsLog, progress
+from mambar.training.metrics_log import MetricsLog, make_progress
 from mambar.training.recipe import Recipe
 from mambar.training.result import RunResult
 from mambar.training.task import Measured, task_class
-from mambar.training.trackers import trackers
+from mambar.training.trackers import make_trackers
 from mambar.version import __version__
 
 _LOG = logging.getLogger("mambar.training")
@@ -43,7 +43,7 @@ def run_stages(directory: RunDirectory, *, device: str, workers: int) -> RunResu
     if done is not None:
         return done
     with denormals_as_zero(), listening() as wishes:
-        with processes(device) as group:
+        with init_process_group(device) as group:
             result, report = _Run(directory, group, wishes, workers).to_the_end()
         # The processes have parted: nobody waits, with a limit, for a report that takes its time.
         report()
@@ -64,7 +64,7 @@ class _Sets:
 
 
 class _Run:
-    def __init__(self, directory: RunDirectory, group: Processes, wishes: Wishes, workers: int) -> None:
+    def __init__(self, directory: RunDirectory, group: ProcessGroup, wishes: Wishes, workers: int) -> None:
         recipe = directory.recipe
         self.directory, self.recipe, self.group = directory, recipe, group
         self.sets = _open(recipe)
@@ -75,18 +75,19 @@ class _Run:
             "device": group.device.type,
         }
         store = CheckpointStore(directory.path / "checkpoints", keep=recipe.keep_checkpoints)
-        if group.is_first:
-            durable.sweep(directory.path)
-            store.prepare()
-        group.wait()
+        if group.is_main:
+            atomic_files.remove_stale_temporaries(directory.path)
+            store.create()
+        group.barrier()
         self.around = Surroundings(
             processes=group,
             numerics=Numerics.of(recipe.precision, group.device),
             store=store,
             metrics=MetricsLog(
-                directory.path / "metrics.jsonl", trackers=trackers(recipe, directory.path) if group.is_first else ()
+                directory.path / "metrics.jsonl",
+                trackers=make_trackers(recipe, directory.path) if group.is_main else (),
             ),
-            progress=progress(is_first=group.is_first),
+            progress=make_progress(is_main=group.is_main),
             wishes=wishes,
             workers=workers,
             facts=self.facts,
@@ -100,8 +101,8 @@ class _Run:
             _check_facts(checkpoint, self.facts)
             position.update(checkpoint.scalars["position"])
             _LOG.info("Going on after step %d from %s.", position.total, checkpoint.path)
-        if self.group.is_first:
-            self.around.metrics.begin(step=position.total, evaluated=position.total_evaluated)
+        if self.group.is_main:
+            self.around.metrics.open(step=position.total, evaluated=position.total_evaluated)
         trainer: Trainer | None = None
         for index in range(position.stage, len(self.recipe.stages)):
             previous, trainer = trainer, self._trainer(index, position)
@@ -119,11 +120,11 @@ class _Run:
 
     def _last_checkpoint(self) -> Checkpoint | None:
         store, group = self.around.store, self.group
-        if not group.is_first:
-            path = group.share(None)
+        if not group.is_main:
+            path = group.broadcast_object(None)
             return None if path is None else store.read(path)
         checkpoint = store.load(repair=True)
-        group.share(None if checkpoint is None else checkpoint.path)
+        group.broadcast_object(None if checkpoint is None else checkpoint.path)
         return checkpoint
 
     def _trainer(self, index: int, position: Position) -> Trainer:
@@ -158,17 +159,17 @@ class _Run:
         model, measured = self._delivered(trainer)
         metrics = {name: float(value) for name, value in measured.metrics.items()}
         task, step = trainer.task, trainer.position.total
-        if self.group.is_first:
+        if self.group.is_main:
             # The parameters' precision of a float64 run is not kept.
             model = model.float().cpu()
             task.save(out, model, recipe=recipe, val_set=self.sets.val)
-        self.group.wait()
+        self.group.barrier()
 
         def report() -> None:
-            if self.group.is_first:
+            if self.group.is_main:
                 task.report(out, model, recipe=recipe, measured=measured, val_set=self.sets.val)
                 result = {"format_version": _RESULT_FORMAT, "metrics": metrics, "step": step}
-                durable.publish_file(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+                atomic_files.write_atomically(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
                 self.around.metrics.close()
 
         return RunResult(metrics=metrics, checkpoint=out / "model.safetensors", recipe=recipe), report
@@ -178,7 +179,7 @@ class _Run:
         learner = trainer.learner
         best = trainer.best_path() if self.recipe.final_weights == "best" else None
         if best is not None:
-            learner.load_weights(self.around.store.read(best).part("model"))
+            learner.load_weights(self.around.store.read(best).tensors_of("model"))
             return learner.finished("weights"), trainer.measure(learner.model)
         averaged = learner.ema if self.recipe.final_weights == "ema" else None
         measured = trainer.measured or trainer.measure(learner.model if averaged is None else averaged.model)
@@ -220,7 +221,7 @@ def _from_checkpoint(path: Path) -> VisionMamba:
     if "config" not in checkpoint.scalars:
         raise RecipeError(f"start_from={path} does not say what its model is; give a step-… directory beside it.")
     model = VisionMamba(VisionMambaConfig.from_dict(checkpoint.scalars["config"]))
-    fill(model, checkpoint.part("model"), origin=str(path))
+    fill(model, checkpoint.tensors_of("model"), origin=str(path))
     return model
 
 

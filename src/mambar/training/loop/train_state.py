@@ -13,7 +13,7 @@ from mambar.hub.resize import transfer
 from mambar.models.config import VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training.checkpoint.store import Checkpoint
-from mambar.training.distributed.parallel import layout
+from mambar.training.distributed.parallel import choose_sharding
 from mambar.training.loop import health
 from mambar.training.loop.context import Surroundings
 from mambar.training.loop.ema import Ema
@@ -43,7 +43,7 @@ class Learner:
         if stage.freeze_backbone:
             task.freeze(self.model)
         self.ema = None if stage.ema_decay is None else Ema(self.model, stage.ema_decay)
-        self.lies = layout(recipe.parallel, around.processes)
+        self.sharding = choose_sharding(recipe.parallel, around.processes)
         self.scale = LossScale(active=around.numerics.name == "fp16")
         # The model's build without its weights, where the weights themselves are cut over the processes.
         self._shape: nn.Module | None = None
@@ -55,11 +55,11 @@ class Learner:
             return
         self._begun = True
         recipe, stage, processes = self.recipe, self.stage, self.around.processes
-        if self.lies.cuts:
+        if self.sharding.is_sharded:
             self._shape = copy.deepcopy(self.model).to("meta")
-            self.lies.shard(self.model)
+            self.sharding.shard_model(self.model)
             if self.ema is not None:
-                self.lies.shard(self.ema.model)
+                self.sharding.shard_model(self.ema.model)
         if self.ema is not None:
             self.ema.follow(self.model)
         parts = groups(self.backbone, stage, model=self.model, prefix=self.task.backbone_prefix)
@@ -78,7 +78,7 @@ class Learner:
             accumulation=stage.grad_accum_steps,
             clip=stage.clip_grad,
             parallel=recipe.parallel,
-            lies=self.lies,
+            sharding=self.sharding,
         )
 
     def start_from(self, state: Mapping[str, Tensor], config: VisionMambaConfig) -> None:
@@ -102,7 +102,7 @@ class Learner:
     def weights(self, which: str) -> dict[str, Tensor]:
         """The model's tensors, or with "ema" their averages, in full."""
         model = self.ema.model if which == "ema" and self.ema is not None else self.model
-        return {name: self.lies.whole(tensor) for name, tensor in model.state_dict().items()}
+        return {name: self.sharding.full_tensor(tensor) for name, tensor in model.state_dict().items()}
 
     def finished(self, which: str) -> nn.Module:
         """The model (with "ema" the averaged one) in full, as it is handed over."""
@@ -118,16 +118,16 @@ class Learner:
         parts = {"model": self.weights("model"), "optimizer": self.optimizer.state()}
         if self.ema is not None:
             parts["ema"] = self.weights("ema")
-        whole = self.lies.whole
+        whole = self.sharding.full_tensor
         return {f"{part}.{name}": whole(value) for part, tensors in parts.items() for name, value in tensors.items()}
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Takes over the tensors and the loss scale of a checkpoint."""
         self.begin()
-        self._fill(self.model, checkpoint.part("model"))
-        self.optimizer.load(checkpoint.part("optimizer"), cut=self.lies.cut)
+        self._fill(self.model, checkpoint.tensors_of("model"))
+        self.optimizer.load(checkpoint.tensors_of("optimizer"), cut=self.sharding.shard_tensor)
         if self.ema is not None:
-            self._fill(self.ema.model, checkpoint.part("ema"))
+            self._fill(self.ema.model, checkpoint.tensors_of("ema"))
         self.scale.load(checkpoint.scalars["scale"])
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
@@ -144,4 +144,6 @@ class Learner:
 
     def _fill(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         own = model.state_dict()
-        model.load_state_dict({name: self.lies.cut(tensor, own.get(name)) for name, tensor in tensors.items()})
+        model.load_state_dict(
+            {name: self.sharding.shard_tensor(tensor, own.get(name)) for name, tensor in tensors.items()}
+        )

@@ -77,7 +77,7 @@ class Trainer:
         around = self.around
         self.learner.begin()
         title = f"{self.recipe.name}, {self.stage.name}" if len(self.recipe.stages) > 1 else self.recipe.name
-        around.progress.begin(title, steps=self.steps, done=self.position.step)
+        around.progress.start(title, steps=self.steps, done=self.position.step)
         try:
             if self.last_saved is None:
                 # A roll-back in the first steps needs something to go back to.
@@ -87,7 +87,7 @@ class Trainer:
                 self._run_epoch()
             self._save()
         finally:
-            around.progress.end()
+            around.progress.close()
         return self.position
 
     def _run_epoch(self) -> None:
@@ -120,7 +120,7 @@ class Trainer:
             first_step=first,
             batch_size=self.stage.batch_size,
             shards=self.recipe.num_shards,
-            my_shards=self.around.processes.shards(self.recipe.num_shards),
+            my_shards=self.around.processes.local_shards(self.recipe.num_shards),
             repeats=self.stage.aug_repeats,
             workers=self.around.workers,
             pinned=self.around.processes.device.type == "cuda",
@@ -165,7 +165,12 @@ class Trainer:
 
     def _look_inside(self) -> None:
         every, position = self.recipe.health_every, self.position
-        if every is None or position.step % every or not self.around.processes.is_first or self.learner.lies.cuts:
+        if (
+            every is None
+            or position.step % every
+            or not self.around.processes.is_main
+            or self.learner.sharding.is_sharded
+        ):
             return
         shard, _ = self.learner.update.shards_seen[0]
         with self.around.numerics.autocast():
@@ -202,7 +207,7 @@ class Trainer:
             self._save_best(which)
         self.around.metrics.append("evaluation", {"step": position.total, "stage": position.stage, **metrics})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self.around.progress.say(f"after step {position.step}: {shown}")
+        self.around.progress.message(f"after step {position.step}: {shown}")
 
     def measure(self, model: nn.Module) -> Measured:
         """Measures a model on the validation images, every one exactly once over all processes."""
@@ -214,13 +219,13 @@ class Trainer:
             batch_size=self.task.evaluation_batch(max(micro_batch, 1)),
             workers=self.around.workers,
             rank=processes.rank,
-            world=processes.world,
+            world=processes.world_size,
             pinned=processes.device.type == "cuda",
         )
-        count = len(range(0, len(self.val_set), processes.world))
+        count = len(range(0, len(self.val_set), processes.world_size))
         numerics = self.around.numerics
         context = EvaluationContext(
-            device=processes.device, dtype=numerics.storage, autocast=numerics.autocast, total=processes.sum
+            device=processes.device, dtype=numerics.storage, autocast=numerics.autocast, total=processes.all_reduce
         )
         return self.task.evaluate(model, self._until_asked(batches, count), context)
 
@@ -229,7 +234,7 @@ class Trainer:
         for _ in range(most):
             batch = next(batches, None)
             flags = torch.tensor([*self.around.wishes.flags(), 0.0 if batch is None else 1.0])
-            *asked, left = self.around.processes.sum(flags).tolist()
+            *asked, left = self.around.processes.all_reduce(flags).tolist()
             self._save_or_stop(Wishes.name(asked), due=False)
             if not left:
                 return
@@ -240,9 +245,9 @@ class Trainer:
 
     def best_path(self) -> Path | None:
         """Where the best evaluated weights are, None if no evaluation gave a number."""
-        first = self.around.processes.is_first
+        first = self.around.processes.is_main
         best = self.around.store.load_best() if first else None
-        return self.around.processes.share(best.path if best else None)
+        return self.around.processes.broadcast_object(best.path if best else None)
 
     def _save_or_stop(self, stop: str | None, *, due: bool = True) -> None:
         position, every = self.position, self.recipe.save_every
@@ -288,12 +293,12 @@ class Trainer:
     def _as_first(self, write: Callable[[], object], *, must: bool = False) -> None:
         """Lets rank 0 write; every process learns whether it could. `must`: a failure always ends the run."""
         error: Exception | None = None
-        if self.around.processes.is_first:
+        if self.around.processes.is_main:
             try:
                 write()
             except (DiskError, NonFiniteError) as caught:
                 error = caught
-        error = self.around.processes.share(error)
+        error = self.around.processes.broadcast_object(error)
         if error is None:
             return
         if not must and isinstance(error, DiskError) and self.recipe.on_save_error == "continue":
@@ -308,7 +313,7 @@ class Trainer:
         culprit = self._culprit()
         processes, store = around.processes, around.store
         failed_at, course, factor = position.total, position.course, position.lr_factor
-        found = processes.share(self._target() if processes.is_first else None)
+        found = processes.broadcast_object(self._target() if processes.is_main else None)
         good = f"the last good checkpoint is {found}" if found else "there is no checkpoint"
         sentence = (
             f"{recipe.max_consecutive_skips} steps in a row without finite numbers up to step {failed_at}; "
@@ -319,10 +324,10 @@ class Trainer:
         checkpoint = store.read(found)
         skipped = position.skipped
         self.restore(checkpoint)
-        if processes.is_first:
-            store.abandon_after(position.total)
-            around.metrics.begin(step=position.total, evaluated=position.total_evaluated)
-        processes.wait()
+        if processes.is_main:
+            store.set_aside_after(position.total)
+            around.metrics.open(step=position.total, evaluated=position.total_evaluated)
+        processes.barrier()
         position.course, position.lr_factor = course + 1, factor * 0.5
         position.skipped, position.in_row = skipped, 0
         self._fresh_course = True
@@ -333,7 +338,7 @@ class Trainer:
 
     def _target(self) -> Path | None:
         """The checkpoint to go back to: the newest sound one; if going back there did not help, the one before."""
-        names = self.around.store.sound(least=self.position.offset)
+        names = self.around.store.valid_checkpoints(min_step=self.position.offset)
         if self._fresh_course and len(names) > 1:
             return names[1]
         return names[0] if names else None
@@ -341,5 +346,5 @@ class Trainer:
     def _culprit(self) -> str:
         """The first thing with a bad number, as the first process that finds one names it."""
         found = self.learner.culprit()
-        named = [name for name in self.around.processes.gather(found) if name]
+        named = [name for name in self.around.processes.gather_objects(found) if name]
         return named[0] if named else "unknown (it did not show again)"

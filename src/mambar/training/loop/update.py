@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from mambar.data.keys import key
 from mambar.data.loading.loaders import Batch
 from mambar.data.loading.to_device import sent
-from mambar.training.distributed.parallel import Layout, parallelize
-from mambar.training.distributed.process_group import Processes
+from mambar.training.distributed.parallel import parallelize
+from mambar.training.distributed.process_group import ProcessGroup
+from mambar.training.distributed.sharding import Replicated, Sharding
 from mambar.training.loop.ema import Ema
 from mambar.training.loop.keyed_drop_path import KeyedDropPath
 from mambar.training.loop.optim import Optimizer
@@ -61,12 +62,12 @@ class Updater:
         ema: Ema | None,
         scale: LossScale,
         numerics: Numerics,
-        processes: Processes,
+        processes: ProcessGroup,
         shards: int,
         accumulation: int,
         clip: float | None,
         parallel: Parallel = "exact",
-        lies: Layout | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         self.model = model
         self.task = task
@@ -86,11 +87,11 @@ class Updater:
             forward,
             optimizer.parameters,
             kind=parallel,
-            lies=lies or Layout(),
-            processes=processes,
+            sharding=sharding or Replicated(),
+            process_group=processes,
             extras=_EXTRAS,
-            shards=shards,
-            accumulation=accumulation,
+            num_shards=shards,
+            grad_accum_steps=accumulation,
         )
 
     def __call__(self, batches: Iterator[Batch], keys: StepKeys, *, lr: float, wishes: Wishes) -> Outcome:
@@ -98,7 +99,7 @@ class Updater:
         gradients = self.gradients
         gradients.open_step()
         self.shards_seen = []
-        mine = self.processes.shards(self.shards)
+        mine = self.processes.local_shards(self.shards)
         for number in mine:
             gradients.open_shard()
             batch = next(batches)

@@ -8,7 +8,7 @@ from mambar.training.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
+class RecipeEntry:
     """One recipe with what a reader wants to know of it.
 
     `not_published` names the fields that neither paper nor code publish, each with the reason for our choice.
@@ -24,7 +24,7 @@ class Page:
     not_published: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = self.recipe.flat()
+        known = self.recipe.to_flat_dict()
         for name in self.not_published:
             if name not in known:
                 raise RecipeError(f"page {self.recipe.name!r} explains {name!r}, which the recipe does not have.")

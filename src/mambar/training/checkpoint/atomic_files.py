@@ -1,0 +1,185 @@
+"""Atomic, durable file writes: after a kill or a full disk the previous content is still complete.
+
+Order of each write: write a temporary file whose name carries the process id, fsync it, rename it, fsync its directory.
+On failure the temporary is removed and DiskError is raised. Needs no torch.
+"""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mambar.errors import DiskError
+
+_LOG = logging.getLogger("mambar.training.checkpoint.atomic_files")
+# Bytes that are written or hashed at a time.
+CHUNK_BYTES: Final = 1 << 24
+_TEMPORARY: Final = re.compile(r".+\.tmp\.(\d+)$")
+# A file opened for writing must be new and must not be reached through a link (both flags are POSIX only).
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigest:
+    """Size in bytes and sha256 of a written file."""
+
+    size: int
+    sha256: str
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview], *, size: int) -> FileDigest:
+    """Writes a new file of `size` bytes and fsyncs it. An OSError is passed on; the caller removes the file."""
+    digest = hashlib.sha256()
+    written = 0
+    descriptor = os.open(path, _NEW_FILE, 0o666)
+    try:
+        for chunk in chunks:
+            digest.update(chunk)
+            written += write_all(descriptor, chunk)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if written != size:
+        raise OSError(errno.EIO, f"{written} of {size} bytes were written", str(path))
+    return FileDigest(size=written, sha256=digest.hexdigest())
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> int:
+    """Writes all of `data`, in as many calls as the system needs, and returns its size in bytes."""
+    rest = memoryview(data).cast("B")
+    size = len(rest)
+    while len(rest):
+        count = os.write(descriptor, rest)
+        if count <= 0:
+            raise OSError(errno.EIO, f"{size - len(rest)} of {size} bytes were written")
+        rest = rest[count:]
+    return size
+
+
+def fsync_directory(directory: Path) -> None:
+    """Makes renames inside `directory` durable; no operation on Windows, where directories cannot be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_name(path: Path) -> Path:
+    """The temporary name of `path`, in the same directory."""
+    return path.with_name(f"{path.name}.tmp.{os.getpid()}")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces the content of `path` by `data`, atomically and durably; a symbolic link is replaced, not followed."""
+    temporary = temporary_name(path)
+    try:
+        write_file(temporary, [data], size=len(data))
+        temporary.replace(path)
+        fsync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise disk_error(path, len(data), error) from error
+
+
+def write_directory_atomically(path: Path, files: "Mapping[str, Payload]") -> dict[str, FileDigest]:
+    """Creates the directory `path` with all of `files`, or nothing; returns size and sha256 of each file."""
+    temporary = temporary_name(path)
+    written: dict[str, FileDigest] = {}
+    total = sum(payload.size for payload in files.values())
+    renamed = False
+    try:
+        temporary.mkdir()
+        for name, payload in files.items():
+            written[name] = write_file(temporary / name, payload.chunks(written), size=payload.size)
+        fsync_directory(temporary)
+        temporary.rename(path)
+        renamed = True
+        fsync_directory(path.parent)
+    except BaseException as error:
+        if renamed:
+            with contextlib.suppress(OSError):
+                path.rename(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise disk_error(path, total, error) from error
+        raise
+    return written
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory. It is renamed first, so that a partly removed one never has its name."""
+    temporary = temporary_name(path)
+    path.rename(temporary)
+    shutil.rmtree(temporary)
+
+
+def is_temporary(path: Path) -> bool:
+    """True if the name was made by `temporary_name`."""
+    return _TEMPORARY.match(path.name) is not None
+
+
+def remove_stale_temporaries(directory: Path) -> list[Path]:
+    """Removes temporaries in `directory` whose process has ended; returns their paths."""
+    removed = []
+    for entry in sorted(directory.iterdir()) if directory.is_dir() else []:
+        found = _TEMPORARY.match(entry.name)
+        if found is None or _is_running(int(found.group(1))):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                entry.unlink()
+        removed.append(entry)
+    if removed:
+        _LOG.info("Removed %d temporary entries of ended processes in %s.", len(removed), directory)
+    return removed
+
+
+def disk_error(path: Path, size: int, error: OSError) -> DiskError:
+    """The error of a failed write: path, bytes, reason, what to do."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return DiskError(
+        f"{path} could not be written ({size} bytes needed): {reason}. Its previous content is intact; "
+        "free some space or choose another directory, then continue with --resume."
+    )
+
+
+class Payload:
+    """Content of a file: its size is known before the bytes are produced."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return len(self.data)
+
+    def chunks(self, written: Mapping[str, FileDigest]) -> Iterator[bytes | memoryview]:
+        """The bytes, in chunks; `written` has the digests of the files written before in the same directory."""
+        yield self.data
+
+
+def _is_running(pid: int) -> bool:
+    # The lock of the run allows one writer. Windows has no harmless test of a process id: all count as ended.
+    if pid == os.getpid() or os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,94 @@
+"""JSON documents that carry the sha256 of their own canonical text, so that any changed byte is detected.
+
+Needs no torch.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mambar.errors import CheckpointError
+from mambar.training.checkpoint.atomic_files import CHUNK_BYTES, FileDigest, Payload
+
+
+class NewerFormatError(CheckpointError):
+    """An intact document of a newer format than this version reads; no older checkpoint is loaded in its place."""
+
+
+class ChecksummedJson(Payload):
+    """A document of `body` that also lists size and sha256 of the files `listed`, which are written before it."""
+
+    def __init__(self, body: Mapping[str, Any], listed: Iterable[str] = ()) -> None:
+        self.body = dict(body)
+        self.listed = tuple(listed)
+        placeholder = {"size": "0" * 20, "sha256": "0" * 64}
+        super().__init__(dumps({**self.body, "files": dict.fromkeys(self.listed, placeholder)}))
+
+    def chunks(self, written: Mapping[str, FileDigest]) -> Iterator[bytes | memoryview]:
+        """The complete document. Sizes are padded with zeros, so that its length is known before they are."""
+        files = {name: {"size": f"{written[name].size:020d}", "sha256": written[name].sha256} for name in self.listed}
+        self.data = dumps({**self.body, "files": files})
+        yield self.data
+
+
+def dumps(body: Mapping[str, Any]) -> bytes:
+    """Canonical JSON text of `body` with its own sha256."""
+    if "sha256" in body:
+        raise ValueError("body has a field 'sha256', which dumps() writes itself; remove it.")
+    return _canonical({**body, "sha256": body_sha256(body)})
+
+
+def body_sha256(body: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON text of `body`."""
+    return hashlib.sha256(_canonical(body)).hexdigest()
+
+
+def loads(data: bytes, *, source: Path, newest_format: int) -> dict[str, Any]:
+    """The body of a document of `dumps`; CheckpointError if a byte was changed or the format is newer."""
+    try:
+        document = json.loads(data)
+        expected = document.pop("sha256")
+        version = document["format_version"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{source} is damaged: {len(data)} bytes without a valid checksum.") from None
+    found = body_sha256(document)
+    if found != expected or _canonical({**document, "sha256": expected}) != data:
+        raise CheckpointError(f"{source} is damaged: sha256 expected {expected}, found {found}.")
+    check_format_version(version, source=source, newest=newest_format)
+    return document
+
+
+def check_format_version(version: object, *, source: Path, newest: int) -> int:
+    """A `format_version` from 1 to `newest`; NewerFormatError if it is newer, CheckpointError if it is invalid."""
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{source} has format_version {version!r}; a whole number from 1 to {newest} is allowed.")
+    if version > newest:
+        raise NewerFormatError(
+            f"{source} has format_version {version}; this version of mambar reads up to {newest}. "
+            "Install a newer mambar."
+        )
+    return version
+
+
+def verify_file(path: Path, *, size: int, sha256: str) -> None:
+    """Raises CheckpointError, with what was expected and found, unless `path` has this size and sha256."""
+    try:
+        found_size = path.stat().st_size
+        if found_size != size:
+            raise CheckpointError(f"{path} is damaged: {size} bytes expected, found {found_size}.")
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise CheckpointError(f"{path} cannot be read: {reason}.") from None
+    if digest.hexdigest() != sha256:
+        raise CheckpointError(f"{path} is damaged: sha256 expected {sha256}, found {digest.hexdigest()}.")
+
+
+def _canonical(body: Mapping[str, Any]) -> bytes:
+    return (json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode()
