@@ -184,7 +184,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     kept = keep_freed_memory()
     print(f"{describe('cpu')}; freed memory kept: {kept}", flush=True)
-    model = VisionMamba(VARIANTS["mambar_base_patch16_224"].but(depth=options.depth))
+    model = VisionMamba(VARIANTS["mambar_base_patch16_224"].replace(depth=options.depth))
     peers: dict[str, Callable[..., Tensor]] = {}
     if options.peers:
         peers["the sequential loop"] = by_loop

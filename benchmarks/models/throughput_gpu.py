@@ -52,7 +52,7 @@ def milliseconds(work: Callable[[], object], *, rounds: int = 5, least: int = 3)
 
 def build(variant: str, side: int) -> nn.Module:
     """A model with random weights; the official start of `dt` and `A`, so that states decay as trained ones do."""
-    return VisionMamba(VARIANTS[variant].but(img_size=side)).cuda()
+    return VisionMamba(VARIANTS[variant].replace(img_size=side)).cuda()
 
 
 def inference(model: nn.Module, images: Tensor, *, captured: bool = False) -> tuple[float, float]:

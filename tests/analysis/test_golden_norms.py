@@ -22,7 +22,7 @@ def case(request):
 def model(case):
     released = {name.removeprefix("param/"): case[name] for name in case.tensors if name.startswith("param/")}
     height, width = case.config["img_size"]
-    config = infer_config(released, img_size=(height, width)).but(norm_eps=case.config["norm_eps"])
+    config = infer_config(released, img_size=(height, width)).replace(norm_eps=case.config["norm_eps"])
     model = VisionMamba(config).double().eval()
     model.load_state_dict(convert_checkpoint(released, source=source_of(released), config=config))
     return model

@@ -95,7 +95,7 @@ def test_standard_operators_only(exported):
 
 
 def test_the_model_is_left_as_it_was():
-    model = trained_looking(SMALL.but(depth=1)).to(torch.float64).train()
+    model = trained_looking(SMALL.replace(depth=1)).to(torch.float64).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     mixer = model.blocks[0].mixer
     twin = onnx_export.traceable_twin(model, mixer=onnx_export.ScanMixer, any_size=True)
@@ -128,7 +128,7 @@ def test_the_model_is_left_as_it_was():
 def test_every_kind_of_model_is_traced_right(fields):
     """The twin's graph equals the model on other grids; run without torch's guards, of which ONNX knows nothing."""
     torch.manual_seed(0)
-    model = VisionMamba(SMALL.but(depth=1, **fields)).eval()
+    model = VisionMamba(SMALL.replace(depth=1, **fields)).eval()
     twin = onnx_export.traceable_twin(model, mixer=onnx_export.ScanMixer, any_size=True)
     graph = onnx_export.traced(twin, model.config.in_chans, (32, 48), patch=8).module(check_guards=False)
     for size in ((32, 48), (40, 16), (16, 16)):
@@ -139,17 +139,17 @@ def test_every_kind_of_model_is_traced_right(fields):
 
 @pytest.mark.slow
 def test_doubling_and_random_placement_are_fixed_to_one_size(tmp_path):
-    model = trained_looking(SMALL.but(depth=1))
+    model = trained_looking(SMALL.replace(depth=1))
     report = export_onnx(model, tmp_path / "doubling.onnx", scan="doubling")
     assert report.passed and len(report.image_sizes) == 1
     assert not any(node.op_type == "Scan" for node in onnx.load(str(tmp_path / "doubling.onnx")).graph.node)
-    random = trained_looking(SMALL.but(depth=1, placement="random"))
+    random = trained_looking(SMALL.replace(depth=1, placement="random"))
     assert export_onnx(random, tmp_path / "random.onnx").options["dynamic_size"] is False
 
 
 @pytest.mark.slow
 def test_int8_states_what_it_costs(tmp_path):
-    model = trained_looking(SMALL.but(dim=64))
+    model = trained_looking(SMALL.replace(dim=64))
     plain = export_onnx(model, tmp_path / "plain.onnx", check=False)
     images = torch.randn(40, 3, 32, 48)
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_int8_states_what_it_costs(tmp_path):
 
 
 def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
-    model = trained_looking(SMALL.but(depth=1))
+    model = trained_looking(SMALL.replace(depth=1))
     honest = onnx_export.onnx_runner
 
     def off_by_a_little(path):

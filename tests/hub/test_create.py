@@ -36,7 +36,7 @@ def test_wrong_names():
 def released(tmp_path, monkeypatch):
     """A small stand-in of a released file where the hub's cache would have it."""
     monkeypatch.setenv("MAMBAR_CACHE", str(tmp_path / "cache"))
-    config = VARIANTS["mambar_small_patch16_224"].but(dim=16, depth=1, img_size=32, num_classes=10)
+    config = VARIANTS["mambar_small_patch16_224"].replace(dim=16, depth=1, img_size=32, num_classes=10)
     model = VisionMamba(config)
     path = tmp_path / "hub" / "snapshots" / "a1b2c3" / "mambar_small_patch16_224.pth"
     path.parent.mkdir(parents=True)

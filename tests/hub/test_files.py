@@ -87,7 +87,7 @@ def test_weights_outside_the_directory_are_refused(saved):
 
 def test_other_weights_name_both_sides(saved, tmp_path):
     _, directory = saved
-    mambar.save_model(tmp_path / "other", VisionMamba(SMALL.but(depth=2)))
+    mambar.save_model(tmp_path / "other", VisionMamba(SMALL.replace(depth=2)))
     (tmp_path / "other" / WEIGHTS).replace(directory / "others.safetensors")
     with pytest.raises(CheckpointMismatch, match="unexpected"):
         mambar.load(directory / "others.safetensors")

@@ -249,7 +249,7 @@ def test_nothing_is_overwritten_by_surprise(model, directory):
     with pytest.raises(InputError, match="is not empty"):
         hf.export_transformers(model, directory)
     with pytest.raises(InputError, match="no classifier"):
-        hf.to_transformers(VisionMamba(TINY.but(num_classes=0)))
+        hf.to_transformers(VisionMamba(TINY.replace(num_classes=0)))
 
 
 def test_a_dry_run_writes_a_card_and_sends_nothing(model, monkeypatch):

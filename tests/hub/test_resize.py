@@ -16,7 +16,7 @@ def test_golden_start_of_fine_tuning(case):
     fresh = {name.removeprefix("fresh/"): case[name] for name in case.tensors if name.startswith("fresh/")}
     old = infer_config(ckpt)
     new = case.config["new"]
-    config = old.but(
+    config = old.replace(
         img_size=new["grid"] * old.patch_size,
         num_registers=new["n"],
         register_reduction=new["r"],
@@ -39,9 +39,9 @@ def test_golden_start_of_fine_tuning(case):
 
 def test_another_body_is_refused():
     small = VisionMambaConfig(img_size=32, patch_size=8, embed_dim=32, depth=2, num_registers=2, num_classes=3)
-    model = VisionMamba(small.but(dim=48))
+    model = VisionMamba(small.replace(dim=48))
     with pytest.raises(CheckpointMismatch, match="the model needs"):
         transfer(model, VisionMamba(small).state_dict(), small)
-    shallower = VisionMamba(small.but(depth=1))
+    shallower = VisionMamba(small.replace(depth=1))
     with pytest.raises(CheckpointMismatch, match="which the model does not have"):
         transfer(shallower, VisionMamba(small).state_dict(), small)

@@ -295,7 +295,7 @@ def official(config: VisionMambaConfig) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 def test_released_weights_are_read_by_our_reader(monkeypatch, tmp_path):
     """`pretrained=True` of a released name converts, resizes and verifies; a changed file is refused."""
-    config = VARIANTS["mambar_small_patch16_224"].but(depth=2)
+    config = VARIANTS["mambar_small_patch16_224"].replace(depth=2)
     state = official(config)
     path = tmp_path / "mambar_small_patch16_224.pth"
     torch.save({"model": state}, path)

@@ -29,7 +29,7 @@ def test_multiply_adds(name):
         {"head": "avg", "num_registers": 0},
         {"num_classes": 0, "register_reduction": 4},
         {"num_registers": 1, "placement": "middle", "head": "widened"},
-        {"bias": True, "conv_bias": False, "d_conv": 3, "d_state": 8, "expand": 3, "dt_rank": 5},
+        {"proj_bias": True, "conv_bias": False, "d_conv": 3, "d_state": 8, "expand": 3, "dt_rank": 5},
         {"img_size": (40, 24), "in_chans": 1, "head": "register_mean"},
     ],
 )

@@ -23,7 +23,7 @@ def test_published_sizes(name):
     assert (config.num_registers, config.register_reduction) == (sizes["num_registers"], sizes["reduce"])
     assert complexity(config).parameters == PUBLISHED[name]["num_parameters"]
     for size, count in PUBLISHED[name]["num_parameters_by_input_size"].items():
-        assert complexity(config.but(img_size=int(size))).parameters == count
+        assert complexity(config.replace(img_size=int(size))).parameters == count
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -38,8 +38,8 @@ def test_all_variants_are_in_the_manifest():
     assert {ours(name) for name in PUBLISHED} == set(VARIANTS)
 
 
-def test_round_trip_and_but():
-    config = variant("mambar_base_patch16_224").but(img_size=(224, 384), head="avg")
+def test_round_trip_and_replace():
+    config = variant("mambar_base_patch16_224").replace(img_size=(224, 384), head="avg")
     assert VisionMambaConfig.from_dict(config.to_dict()) == config
     assert config.grid == (14, 24)
 
@@ -47,13 +47,13 @@ def test_round_trip_and_but():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"embed_dim": 0}, "dim=0 must be a whole number of at least 1"),
+        ({"embed_dim": 0}, "embed_dim=0 must be a whole number of at least 1"),
         pytest.param({"depth": 2.5}, "depth=2.5 must be a whole number", marks=pytest.mark.wrong_shapes),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and below 1"),
         ({"placement": "even"}, "choose one of evenly"),
         ({"head": "cls"}, "choose one of registers"),
         ({"img_size": 8}, "img_size=8 holds no patch of 16 pixels"),
-        ({"register_reduction": 5}, "reduce=5 must divide dim=192"),
+        ({"register_reduction": 5}, "register_reduction=5 must divide embed_dim=192"),
     ],
 )
 def test_bad_values(fields, message):
@@ -63,6 +63,12 @@ def test_bad_values(fields, message):
 
 def test_nearest_names():
     with pytest.raises(InputError, match="did you mean 'num_registers'"):
-        VisionMambaConfig().but(num_register=3)
+        VisionMambaConfig().replace(num_register=3)
     with pytest.raises(InputError, match="did you mean 'mambar_tiny_patch16_224'"):
         variant("mambar_tiny_patch16")
+
+
+def test_but_is_the_deprecated_name_of_replace():
+    config = VisionMambaConfig()
+    with pytest.warns(DeprecationWarning, match=r"but\(\) is now replace\(\)"):
+        assert config.but(depth=2) == config.replace(depth=2)

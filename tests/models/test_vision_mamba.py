@@ -31,7 +31,7 @@ def golden_model(case, dtype):
     """The model of a golden case, its released state dict and where that came from."""
     released = {name.removeprefix("param/"): case[name] for name in case.tensors if name.startswith("param/")}
     height, width = case.config["img_size"]
-    config = infer_config(released, img_size=(height, width)).but(
+    config = infer_config(released, img_size=(height, width)).replace(
         drop_path_rate=case.config.get("drop_path_rate", 0.0), norm_eps=case.config["norm_eps"]
     )
     model = VisionMamba(config).to(dtype).eval()
@@ -111,12 +111,12 @@ def rejoin(model, tokens):
 
 
 def test_drop_path_rates_rise_linearly():
-    rates = drop_path_rates(variant("mambar_small_patch16_224").but(drop_path_rate=0.1))
+    rates = drop_path_rates(variant("mambar_small_patch16_224").replace(drop_path_rate=0.1))
     stored = golden_cases.manifest()["models"]["mambar_small_patch16_224"]["drop_path"]
     # The released code reads a block's rate where the next block starts, and the last one at the final norm.
     expected = [*stored["on_block_input"][1:], stored["on_final"]]
     assert rates == pytest.approx(expected, abs=1e-7)
-    assert drop_path_rates(SMALL.but(depth=1)) == [0.0]
+    assert drop_path_rates(SMALL.replace(depth=1)) == [0.0]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (40, 24), (9, 70)])
@@ -137,7 +137,7 @@ def test_an_image_of_wrong_shape_is_refused():
 @pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(dtype):
     """float32 takes the kernels where there are some, float64 the plain loop."""
-    model = VisionMamba(SMALL.but(drop_path_rate=0.0)).to(dtype).train()
+    model = VisionMamba(SMALL.replace(drop_path_rate=0.0)).to(dtype).train()
     images = torch.randn(2, 3, 32, 32, dtype=dtype)
     found = []
     for enable in (False, True):
@@ -227,7 +227,7 @@ def test_whoever_stands_in_a_blocks_place_is_called(watch):
 
 def test_every_parameter_gets_a_gradient():
     for head in HEADS:
-        model = VisionMamba(SMALL.but(head=head, drop_path_rate=0.0))
+        model = VisionMamba(SMALL.replace(head=head, drop_path_rate=0.0))
         model(torch.randn(2, 3, 32, 32)).square().sum().backward()
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
 

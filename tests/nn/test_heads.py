@@ -11,7 +11,7 @@ TOKENS = Tokens(patches=torch.randn(2, 6, 8), registers=torch.randn(2, 4, 8), gr
 
 
 def head(name, num_classes=0, reduce=2):
-    return Head(name, dim=8, num_registers=4, reduce=reduce, num_classes=num_classes)
+    return Head(name, embed_dim=8, num_registers=4, register_reduction=reduce, num_classes=num_classes)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -38,9 +38,9 @@ def test_values_by_hand():
 
 
 def test_bad_choices():
-    with pytest.raises(InputError, match="must divide dim=8"):
+    with pytest.raises(InputError, match="must divide embed_dim=8"):
         head("registers", reduce=3)
     with pytest.raises(InputError, match="choose one of registers"):
         head("pool")
     with pytest.raises(InputError, match="num_registers >= 1"):
-        Head("registers", dim=8, num_registers=0, reduce=1, num_classes=2)
+        Head("registers", embed_dim=8, num_registers=0, register_reduction=1, num_classes=2)

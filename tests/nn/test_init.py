@@ -11,7 +11,7 @@ from mambar.models import VisionMamba, variant
 @pytest.fixture(scope="module")
 def released_names():
     torch.manual_seed(0)
-    config = variant("mambar_tiny_patch16_224").but(official_backward_bias=True)
+    config = variant("mambar_tiny_patch16_224").replace(official_backward_bias=True)
     return to_official(VisionMamba(config).state_dict(), source="mamba-reg", config=config)
 
 
@@ -37,7 +37,7 @@ def matches(name, kind):
 
 
 def test_both_directions_alike_by_default():
-    model = VisionMamba(variant("mambar_tiny_patch16_224").but(depth=2))
+    model = VisionMamba(variant("mambar_tiny_patch16_224").replace(depth=2))
     for block in model.blocks:
         for scan in (block.mixer.forward_scan, block.mixer.backward_scan):
             step = torch.nn.functional.softplus(scan.dt_proj.bias)

@@ -15,11 +15,11 @@ def golden_mixer(case, dtype):
     config = case.config
     mixer = MambaMixer(
         config["d_model"],
-        state=config["d_state"],
-        taps=config["d_conv"],
+        d_state=config["d_state"],
+        d_conv=config["d_conv"],
         expand=config["expand"],
-        rank=config["dt_rank"],
-        bias=config["bias"],
+        dt_rank=config["dt_rank"],
+        proj_bias=config["bias"],
         conv_bias=config["conv_bias"],
     ).to(dtype)
     names = mixer_names()
@@ -49,14 +49,14 @@ def test_golden_mixer(case, dtype, backend):
 
 def test_average_halves_the_sum():
     torch.manual_seed(0)
-    mixer = MambaMixer(16, rank=1)
+    mixer = MambaMixer(16, dt_rank=1)
     tokens = torch.randn(1, 5, 16)
     halved = mixer(tokens)
-    mixer.average = False
+    mixer.average_directions = False
     torch.testing.assert_close(mixer(tokens), 2 * halved)
 
 
 def test_half_precision_parameters_keep_decay_in_float32():
-    mixer = MambaMixer(16, rank=1).to(torch.bfloat16)
+    mixer = MambaMixer(16, dt_rank=1).to(torch.bfloat16)
     assert mixer.forward_scan.weights().A.dtype == torch.float32
-    assert MambaMixer(16, rank=1).double().forward_scan.weights().A.dtype == torch.float64
+    assert MambaMixer(16, dt_rank=1).double().forward_scan.weights().A.dtype == torch.float64

@@ -23,7 +23,7 @@ def test_budgets_need_their_data(tmp_path):
 
 def test_small_has_as_many_tokens_as_the_paper_and_more(tmp_path):
     recipe = base_recipe(context(tmp_path, budget="small", data="/data"))
-    config = variant(recipe.model).but(**recipe.config, img_size=recipe.stages[0].img_size)
+    config = variant(recipe.model).replace(**recipe.config, img_size=recipe.stages[0].img_size)
     rows, cols = config.grid
     assert rows * cols == 256
 

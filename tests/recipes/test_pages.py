@@ -61,7 +61,7 @@ def test_the_model_of_a_page_exists_and_takes_its_fields(name):
     if found.model == "same":
         return
     for stage in found.stages:
-        VARIANTS[found.model].but(img_size=stage.img_size, drop_path_rate=stage.drop_path_rate, **found.config)
+        VARIANTS[found.model].replace(img_size=stage.img_size, drop_path_rate=stage.drop_path_rate, **found.config)
 
 
 @pytest.mark.parametrize("name", [name for name in ENTRIES if name.startswith(("mambar_", "vim_"))])
@@ -100,5 +100,5 @@ def test_the_twin_of_digits_differs_in_its_registers_only():
     one, twin = get_recipe("digits"), get_recipe("digits_vim")
     changed = set(one.differences(twin))
     assert changed == {"name", "model", "config.num_registers", "config.register_reduction"}
-    vim = VARIANTS[twin.model].but(**twin.config)
+    vim = VARIANTS[twin.model].replace(**twin.config)
     assert (vim.num_registers, vim.placement, vim.head) == (1, "middle", "token")

@@ -25,7 +25,7 @@ SMALL = VisionMambaConfig(
 def save_small(directory: Path, *, seed: int = 0, **fields: object) -> Path:
     """A run directory with a small model in it."""
     torch.manual_seed(seed)
-    model = VisionMamba(SMALL.but(**fields))
+    model = VisionMamba(SMALL.replace(**fields))
     with torch.no_grad():
         model.head.classifier.weight.mul_(30)
     mambar.save_model(directory, model, classes=HOSTILE, preprocessing=Preprocessing(img_size=32))

@@ -22,7 +22,7 @@ SMALL = VisionMambaConfig(
 
 def subject(name="ours", **fields):
     torch.manual_seed(0)
-    model = VisionMamba(SMALL.but(**fields)).eval()
+    model = VisionMamba(SMALL.replace(**fields)).eval()
     model.preprocessing = Preprocessing(img_size=32, crop_pct=0.9)
     return Subject(name=name, model=model, preprocessing=model.preprocessing, classes=tuple("abcde"))
 

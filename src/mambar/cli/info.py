@@ -37,7 +37,7 @@ def info(
     else:
         config = variant(model)
     if "img_size" in options.fields:
-        config = config.but(img_size=img_size(options.fields["img_size"]))
+        config = config.replace(img_size=img_size(options.fields["img_size"]))
     costs = complexity(config)
     if as_json:
         print_json({"name": model, "config": config.to_dict(), "complexity": vars(costs)})

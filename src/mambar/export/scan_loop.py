@@ -47,7 +47,7 @@ class ScanMixer(nn.Module):
         super().__init__()
         self.in_proj, self.out_proj = mixer.in_proj, mixer.out_proj
         self.ways = nn.ModuleList([mixer.forward_scan, mixer.backward_scan])
-        self.share = 0.5 if mixer.average else 1.0
+        self.share = 0.5 if mixer.average_directions else 1.0
         weights = [way.weights() for way in (mixer.forward_scan, mixer.backward_scan)]
         with torch.no_grad():
             self.register_buffer("A", torch.stack([way.A.T for way in weights])[:, None].contiguous())

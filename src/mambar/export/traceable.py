@@ -60,7 +60,7 @@ class ResizedPositions(nn.Module):
 
 def input_size(model: VisionMamba, img_size: int | tuple[int, int] | None) -> tuple[int, int]:
     """(height, width) in pixels of the example input: as asked, else as the model was built."""
-    height, width = model.config.but(img_size=img_size).size if img_size is not None else model.config.size
+    height, width = model.config.replace(img_size=img_size).size if img_size is not None else model.config.size
     patch = model.patch_size
     if height % patch or width % patch:
         raise InputError(

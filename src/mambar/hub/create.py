@@ -33,7 +33,7 @@ def create_model(
         fields["img_size"] = img_size
     if num_classes is not None:
         fields["num_classes"] = num_classes
-    config = variant(name).but(**fields)
+    config = variant(name).replace(**fields)
     model = VisionMamba(config)
     if pretrained:
         released = load_official(released_file(name))

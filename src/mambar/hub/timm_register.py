@@ -81,7 +81,7 @@ def _architecture(base: VisionMambaConfig) -> Callable[..., VisionMamba]:
             fields["head"] = fields.pop("global_pool")
         if isinstance(fields.get("img_size"), list):
             fields["img_size"] = tuple(fields["img_size"])
-        return VisionMamba(base.but(**fields))
+        return VisionMamba(base.replace(**fields))
 
     return build
 
@@ -95,11 +95,11 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str
     assert isinstance(model, VisionMamba)
     tensors = unwrap(state)
     if "pos_embed.weight" in tensors:
-        source = model.config.but(img_size=_source_size(tensors, model))
+        source = model.config.replace(img_size=_source_size(tensors, model))
     else:
         config = infer_config(tensors)
         tensors = convert_checkpoint(tensors, source=source_of(tensors), config=config)
-        source = model.config.but(img_size=config.img_size)
+        source = model.config.replace(img_size=config.img_size)
     patches = tensors.pop("patch_embed.proj.weight")
     own = model.patch_embed.proj.weight
     transfer(model, {**tensors, "patch_embed.proj.weight": own}, source)

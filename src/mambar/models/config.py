@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -107,11 +108,16 @@ class VisionMambaConfig:
         """Rank of the step-size projection."""
         return math.ceil(self.embed_dim / 16) if self.dt_rank is None else self.dt_rank
 
-    def but(self, **fields: Any) -> "VisionMambaConfig":
+    def replace(self, **fields: Any) -> "VisionMambaConfig":
         """A changed copy; an unknown field raises `InputError` with the nearest right name."""
         fields = translate_arguments(fields, MODEL_FIELDS, MODEL_VALUES)
         _known_fields(fields)
         return dataclasses.replace(self, **fields)
+
+    def but(self, **fields: Any) -> "VisionMambaConfig":
+        """The name of `replace` in version 0.1."""
+        warnings.warn("but() is now replace(); the old name ends with version 0.3.", DeprecationWarning, stacklevel=2)
+        return self.replace(**fields)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON can hold them."""

@@ -47,11 +47,11 @@ class VisionMamba(nn.Module):
         self.norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
         self.head = Head(
             config.head,
-            dim=config.embed_dim,
+            embed_dim=config.embed_dim,
             num_registers=config.num_registers,
-            reduce=config.register_reduction,
+            register_reduction=config.register_reduction,
             num_classes=config.num_classes,
-            dropout=config.drop_rate,
+            drop_rate=config.drop_rate,
         )
         self.init_weights()
 
@@ -59,16 +59,16 @@ class VisionMamba(nn.Module):
         config = self.config
         mixer = MambaMixer(
             config.embed_dim,
-            state=config.d_state,
-            taps=config.d_conv,
+            d_state=config.d_state,
+            d_conv=config.d_conv,
             expand=config.expand,
-            rank=config.effective_dt_rank,
-            bias=config.proj_bias,
+            dt_rank=config.effective_dt_rank,
+            proj_bias=config.proj_bias,
             conv_bias=config.conv_bias,
-            average=config.average_directions,
+            average_directions=config.average_directions,
         )
         return MambaBlock(
-            config.embed_dim, mixer, drop_path=drop_path, dropout=config.proj_drop_rate, norm_eps=config.norm_eps
+            config.embed_dim, mixer, drop_path=drop_path, proj_drop=config.proj_drop_rate, norm_eps=config.norm_eps
         )
 
     def init_weights(self) -> None:
@@ -283,7 +283,7 @@ class VisionMamba(nn.Module):
         """
         wanted = self._take(indices)
         self.blocks = self.blocks[: max(wanted) + 1]
-        self.config = self.config.but(depth=len(self.blocks))
+        self.config = self.config.replace(depth=len(self.blocks))
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
@@ -300,16 +300,16 @@ class VisionMamba(nn.Module):
         `global_pool`, where given, is a key of `mambar.nn.HEADS` and replaces the read-out as well.
         """
         head = self.config.head if global_pool is None else global_pool
-        config = self.config.but(num_classes=num_classes, head=head)
+        config = self.config.replace(num_classes=num_classes, head=head)
         if config.head != self.config.head:
             like = self.pos_embed.weight
             self.head = Head(
                 config.head,
-                dim=config.embed_dim,
+                embed_dim=config.embed_dim,
                 num_registers=config.num_registers,
-                reduce=config.register_reduction,
+                register_reduction=config.register_reduction,
                 num_classes=num_classes,
-                dropout=config.drop_rate,
+                drop_rate=config.drop_rate,
             ).to(device=like.device, dtype=like.dtype)
         else:
             self.head.reset(num_classes)
@@ -336,7 +336,7 @@ class VisionMamba(nn.Module):
             raise InputError(f"patch_size={patch_size}: the patch size of a built model stays {self.patch_size}.")
         if img_size is None:
             return
-        config = self.config.but(img_size=img_size)
+        config = self.config.replace(img_size=img_size)
         resized = resize_positions(self.pos_embed.weight.detach(), self.pos_embed.grid, config.grid)
         self.pos_embed.weight = nn.Parameter(resized, requires_grad=self.pos_embed.weight.requires_grad)
         self.pos_embed.grid = config.grid

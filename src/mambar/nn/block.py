@@ -12,24 +12,24 @@ from mambar.nn.norm import RMSNorm
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a whole branch for each image with probability `rate`, scales the rest up."""
+    """Stochastic depth: drops a whole branch for each image with probability `drop_prob`, scales the rest up."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, drop_prob: float) -> None:
         super().__init__()
-        self.rate = rate
+        self.drop_prob = drop_prob
 
     def keep(self, branch: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch 1 1"]:
         """Draws 1 (keep) or 0 (drop) for each image from torch's generator of the device."""
-        return torch.empty(branch.shape[0], 1, 1, device=branch.device).bernoulli_(1 - self.rate)
+        return torch.empty(branch.shape[0], 1, 1, device=branch.device).bernoulli_(1 - self.drop_prob)
 
     def forward(self, branch: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
-        if not self.training or self.rate == 0:
+        if not self.training or self.drop_prob == 0:
             return branch
-        return branch * (self.keep(branch).to(branch.dtype) / (1 - self.rate))
+        return branch * (self.keep(branch).to(branch.dtype) / (1 - self.drop_prob))
 
     def extra_repr(self) -> str:
-        """The rate, for `print(model)`."""
-        return f"rate={self.rate:.4g}"
+        """The probability, for `print(model)`."""
+        return f"drop_prob={self.drop_prob:.4g}"
 
 
 class MambaBlock(nn.Module):
@@ -41,22 +41,22 @@ class MambaBlock(nn.Module):
 
     def __init__(
         self,
-        dim: int,
+        embed_dim: int,
         mixer: MambaMixer,
         *,
         drop_path: float = 0.0,
-        dropout: float = 0.0,
+        proj_drop: float = 0.0,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.norm = RMSNorm(dim, eps=norm_eps)
+        self.norm = RMSNorm(embed_dim, eps=norm_eps)
         self.mixer = mixer
-        self.dropout = nn.Dropout(dropout)
+        self.proj_drop = nn.Dropout(proj_drop)
         self.drop_path = DropPath(drop_path)
 
     def branch(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
         """What the mixer adds to the stream, before stochastic depth."""
-        return self.dropout(self.mixer(self.norm(x)))
+        return self.proj_drop(self.mixer(self.norm(x)))
 
     def forward(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
         return x + self.drop_path(self.branch(x))
@@ -84,5 +84,5 @@ def chain(blocks: Iterable[MambaBlock], x: Float[Tensor, "batch length dim"]) ->
     branch: Tensor | None = None
     for block in blocks:
         normed, x = (block.norm(x), x) if branch is None else block.norm.add(x, branch)
-        branch = block.drop_path(block.dropout(block.mixer(normed)))
+        branch = block.drop_path(block.proj_drop(block.mixer(normed)))
     return x if branch is None else x + branch

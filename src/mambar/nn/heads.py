@@ -21,38 +21,41 @@ class RegisterHead(nn.Module):
     the map nor the norm (arXiv 2405.14858; golden cases `mambar_*`).
     """
 
-    def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
+    def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
         super().__init__()
         _need_registers("registers", num_registers)
-        if dim % reduce:
-            raise InputError(f"reduce={reduce} must divide dim={dim}; choose a divisor of {dim}.")
-        self.num_features = num_registers * (dim // reduce)
-        self.reduce = nn.Linear(dim, dim // reduce, bias=False) if reduce > 1 else nn.Identity()
-        self.norm = RMSNorm(self.num_features) if reduce > 1 else nn.Identity()
+        if embed_dim % register_reduction:
+            raise InputError(
+                f"register_reduction={register_reduction} must divide embed_dim={embed_dim}; choose a divisor."
+            )
+        reduced = embed_dim // register_reduction
+        self.num_features = num_registers * reduced
+        self.reduce = nn.Linear(embed_dim, reduced, bias=False) if register_reduction > 1 else nn.Identity()
+        self.norm = RMSNorm(self.num_features) if register_reduction > 1 else nn.Identity()
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
         return self.norm(self.reduce(tokens.registers).flatten(1))
 
 
-class MeanHead(nn.Module):
+class RegisterMeanHead(nn.Module):
     """The mean of all registers."""
 
-    def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
+    def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
         super().__init__()
         _need_registers("register_mean", num_registers)
-        self.num_features = dim
+        self.num_features = embed_dim
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
         return tokens.registers.mean(1)
 
 
-class FirstHead(nn.Module):
+class FirstRegisterHead(nn.Module):
     """One register read, the others dropped. With n = 1 it is Vim's class token."""
 
-    def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
+    def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
         super().__init__()
         _need_registers("token", num_registers)
-        self.num_features = dim
+        self.num_features = embed_dim
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
         return tokens.registers[:, 0]
@@ -67,34 +70,34 @@ class WidenedHead(nn.Module):
 
     FACTOR = 3
 
-    def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
+    def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
         super().__init__()
         _need_registers("widened", num_registers)
-        self.num_features = self.FACTOR * dim
-        self.widen = nn.Linear(dim, self.num_features, bias=False)
+        self.num_features = self.FACTOR * embed_dim
+        self.widen = nn.Linear(embed_dim, self.num_features, bias=False)
         self.norm = RMSNorm(self.num_features)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
         return self.norm(self.widen(tokens.registers[:, 0]))
 
 
-class PatchHead(nn.Module):
+class PatchMeanHead(nn.Module):
     """The mean of all patch tokens; registers, if any, are dropped."""
 
-    def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
+    def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
         super().__init__()
-        self.num_features = dim
+        self.num_features = embed_dim
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
         return tokens.patches.mean(1)
 
 
-class TokenHead(nn.Module):
+class TokenMeanHead(nn.Module):
     """No choice made: the mean over patches and registers alike."""
 
-    def __init__(self, dim: int, num_registers: int, reduce: int) -> None:
+    def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
         super().__init__()
-        self.num_features = dim
+        self.num_features = embed_dim
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
         return torch.cat([tokens.patches, tokens.registers], dim=1).mean(1)
@@ -102,11 +105,11 @@ class TokenHead(nn.Module):
 
 HEADS: dict[str, type[nn.Module]] = {
     "registers": RegisterHead,
-    "register_mean": MeanHead,
-    "token": FirstHead,
+    "register_mean": RegisterMeanHead,
+    "token": FirstRegisterHead,
     "widened": WidenedHead,
-    "avg": PatchHead,
-    "avg_all": TokenHead,
+    "avg": PatchMeanHead,
+    "avg_all": TokenMeanHead,
 }
 
 
@@ -114,13 +117,20 @@ class Head(nn.Module):
     """A read-out followed by a linear classifier; without classes the features are the result."""
 
     def __init__(
-        self, name: str, *, dim: int, num_registers: int, reduce: int, num_classes: int, dropout: float = 0.0
+        self,
+        name: str,
+        *,
+        embed_dim: int,
+        num_registers: int,
+        register_reduction: int,
+        num_classes: int,
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         if name not in HEADS:
             raise InputError(f"head={name!r} is not known; choose one of {', '.join(HEADS)}.")
-        self.read_out = HEADS[name](dim, num_registers, reduce)
-        self.dropout = nn.Dropout(dropout)
+        self.read_out = HEADS[name](embed_dim, num_registers, register_reduction)
+        self.dropout = nn.Dropout(drop_rate)
         self.classifier: nn.Linear | nn.Identity = nn.Identity()
         self.reset(num_classes)
 

@@ -13,15 +13,15 @@ class DirectionalScan(nn.Module):
     `A_log` and `D` start as log(1..state) and 1; see `mambar.nn.init` for the rest.
     """
 
-    def __init__(self, inner: int, *, state: int, taps: int, rank: int, conv_bias: bool = True) -> None:
+    def __init__(self, d_inner: int, *, d_state: int, d_conv: int, dt_rank: int, conv_bias: bool = True) -> None:
         super().__init__()
-        self.conv_weight = nn.Parameter(torch.empty(inner, taps))
-        self.conv_bias = nn.Parameter(torch.empty(inner)) if conv_bias else None
-        self.x_proj = nn.Linear(inner, rank + 2 * state, bias=False)
-        self.dt_proj = nn.Linear(rank, inner)
-        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, state + 1)).repeat(inner, 1))
-        self.D = nn.Parameter(torch.ones(inner))
-        bound = taps**-0.5
+        self.conv_weight = nn.Parameter(torch.empty(d_inner, d_conv))
+        self.conv_bias = nn.Parameter(torch.empty(d_inner)) if conv_bias else None
+        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, d_inner)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(d_inner, 1))
+        self.D = nn.Parameter(torch.ones(d_inner))
+        bound = d_conv**-0.5
         for parameter in (self.conv_weight, self.conv_bias):
             if parameter is not None:
                 nn.init.uniform_(parameter, -bound, bound)
@@ -50,27 +50,29 @@ class MambaMixer(nn.Module):
 
     def __init__(
         self,
-        dim: int,
+        embed_dim: int,
         *,
-        state: int = 16,
-        taps: int = 4,
+        d_state: int = 16,
+        d_conv: int = 4,
         expand: int = 2,
-        rank: int,
-        bias: bool = False,
+        dt_rank: int,
+        proj_bias: bool = False,
         conv_bias: bool = True,
-        average: bool = True,
+        average_directions: bool = True,
     ) -> None:
         super().__init__()
-        inner = expand * dim
-        self.average = average
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
-        self.forward_scan = DirectionalScan(inner, state=state, taps=taps, rank=rank, conv_bias=conv_bias)
-        self.backward_scan = DirectionalScan(inner, state=state, taps=taps, rank=rank, conv_bias=conv_bias)
-        self.out_proj = nn.Linear(inner, dim, bias=bias)
+        inner = expand * embed_dim
+        self.average_directions = average_directions
+        self.in_proj = nn.Linear(embed_dim, 2 * inner, bias=proj_bias)
+        self.forward_scan = DirectionalScan(inner, d_state=d_state, d_conv=d_conv, dt_rank=dt_rank, conv_bias=conv_bias)
+        self.backward_scan = DirectionalScan(
+            inner, d_state=d_state, d_conv=d_conv, dt_rank=dt_rank, conv_bias=conv_bias
+        )
+        self.out_proj = nn.Linear(inner, embed_dim, bias=proj_bias)
 
     def forward(self, tokens: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
         xz = self.in_proj(tokens)  # (B, L, 2E)
         mixed = ops.bidirectional_mix(
-            xz, self.forward_scan.weights(), self.backward_scan.weights(), average=self.average
+            xz, self.forward_scan.weights(), self.backward_scan.weights(), average=self.average_directions
         )
         return self.out_proj(mixed)

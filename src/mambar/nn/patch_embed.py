@@ -18,11 +18,11 @@ class PatchEmbed(nn.Module):
     warning a module (none in traced code).
     """
 
-    def __init__(self, patch_size: int, in_channels: int, dim: int) -> None:
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.in_channels = in_channels
-        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.in_chans = in_chans
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
         self._warned = False
 
     def grid(self, images: Float[Tensor, "batch channels height width"]) -> tuple[int, int]:
@@ -36,10 +36,8 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
     def _check(self, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise InputError(
-                f"images of shape {tuple(images.shape)} are not (batch, {self.in_channels}, height, width)."
-            )
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise InputError(f"images of shape {tuple(images.shape)} are not (batch, {self.in_chans}, height, width).")
         if torch.compiler.is_compiling():
             return
         height, width = images.shape[-2:]

@@ -29,10 +29,10 @@ class PositionEmbed(nn.Module):
     Here the residual stream begins: the sum has at least float32, whatever the patches have.
     """
 
-    def __init__(self, dim: int, grid: tuple[int, int]) -> None:
+    def __init__(self, embed_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.grid = grid
-        self.weight = nn.Parameter(torch.zeros(1, grid[0] * grid[1], dim))
+        self.weight = nn.Parameter(torch.zeros(1, grid[0] * grid[1], embed_dim))
 
     def forward(
         self, patches: Float[Tensor, "batch patches dim"], grid: tuple[int, int]

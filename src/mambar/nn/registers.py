@@ -31,12 +31,12 @@ class RegisterTokens(nn.Module):
     In the released code these are `cls_token` and `pos_embed_cls`; here a register is never called cls.
     """
 
-    def __init__(self, dim: int, num_registers: int, placement: str = "evenly") -> None:
+    def __init__(self, embed_dim: int, num_registers: int, placement: str = "evenly") -> None:
         super().__init__()
         self.num_registers = num_registers
         self.placement = placement
-        self.embedding = nn.Parameter(torch.zeros(1, num_registers, dim))
-        self.position = nn.Parameter(torch.zeros(1, num_registers, dim))
+        self.embedding = nn.Parameter(torch.zeros(1, num_registers, embed_dim))
+        self.position = nn.Parameter(torch.zeros(1, num_registers, embed_dim))
 
     def positions(self, num_patches: int) -> tuple[int, ...]:
         """The positions of the registers among `num_patches` patches (see `mambar.nn.placement`)."""

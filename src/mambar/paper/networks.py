@@ -83,4 +83,4 @@ def dim_of(recipe: Recipe) -> int:
     """The token width of the recipe's model."""
     from mambar.models.config import variant
 
-    return variant(recipe.model).but(**recipe.config).embed_dim
+    return variant(recipe.model).replace(**recipe.config).embed_dim

@@ -126,7 +126,7 @@ def seeds_of(cell: Cell, context: Context) -> tuple[int, ...]:
 
 def directory_of(cell: Cell, seed: int, context: Context) -> Path:
     """The run directory of one recipe and seed, the same from every table that asks for it."""
-    config = variant(cell.recipe.model).but(**cell.recipe.config)
+    config = variant(cell.recipe.model).replace(**cell.recipe.config)
     words = f"n{config.num_registers}-{config.placement}-{config.head}"
     plain = json.loads(cell.recipe.replace(seed=0).to_json())
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
@@ -165,7 +165,7 @@ def last_words(work: Work) -> str:
 
 
 def _num_registers(recipe: Recipe) -> int:
-    return variant(recipe.model).but(**recipe.config).num_registers
+    return variant(recipe.model).replace(**recipe.config).num_registers
 
 
 def _refuse_twins(cells: Sequence[Cell]) -> None:

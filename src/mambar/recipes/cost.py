@@ -56,7 +56,7 @@ def stage_costs(recipe: Recipe, *, num_images: int | None = None, images_per_sec
     count = training_images(recipe) if num_images is None else num_images
     if count is None:
         raise InputError(f"data={recipe.data}: the number of its images is not known before it is opened; give it.")
-    base = VARIANTS.get(recipe.model, VisionMambaConfig()).but(**recipe.config)
+    base = VARIANTS.get(recipe.model, VisionMambaConfig()).replace(**recipe.config)
     at_224, first = _length(base, 224), _length(base, recipe.stages[0].img_size)
     parts = []
     for stage in recipe.stages:
@@ -70,5 +70,5 @@ def stage_costs(recipe: Recipe, *, num_images: int | None = None, images_per_sec
 
 
 def _length(config: VisionMambaConfig, img_size: int | tuple[int, int]) -> int:
-    rows, cols = config.but(img_size=img_size).grid
+    rows, cols = config.replace(img_size=img_size).grid
     return rows * cols + config.num_registers

@@ -87,7 +87,7 @@ class RegisterBroadcast(nn.Module):
     def __init__(self, dim: int, num_registers: int) -> None:
         super().__init__()
         self.norm = RMSNorm(dim)
-        self.read_out = RegisterHead(dim, num_registers, reduce=1)
+        self.read_out = RegisterHead(dim, num_registers, register_reduction=1)
         self.project = nn.Linear(self.read_out.num_features, dim)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)

@@ -87,7 +87,7 @@ def test_wrong_choices_are_refused(vim):
         UntrainedRegisters(vim, 0)
     with pytest.raises(InputError, match="fill='noise'"):
         UntrainedRegisters(vim, 1, fill="noise")
-    bare = VisionMamba(CONFIG.but(num_registers=0, head="avg"))
+    bare = VisionMamba(CONFIG.replace(num_registers=0, head="avg"))
     with pytest.raises(InputError, match="trained register"):
         UntrainedRegisters(bare, 1, fill="copy")
     assert UntrainedRegisters(bare, 1)(IMAGES).shape == (2, 3)

@@ -16,8 +16,8 @@ class KeyedDropPath:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.device = device
-        self.layers = [module for module in model.modules() if isinstance(module, DropPath) and module.rate > 0]
-        self.rates = torch.tensor([layer.rate for layer in self.layers])
+        self.layers = [module for module in model.modules() if isinstance(module, DropPath) and module.drop_prob > 0]
+        self.rates = torch.tensor([layer.drop_prob for layer in self.layers])
         # (layers, B, 1, 1) of the whole batch, and of the part that the next forward pass sees.
         self.masks = torch.ones(0, 0, 1, 1)
         self.part = self.masks

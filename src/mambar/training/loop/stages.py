@@ -201,7 +201,7 @@ def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(recipe.seed, "init", index))
         if recipe.model == "same":
-            return VisionMamba(_starting_model(recipe.stages[0].start_from).config.but(**fields))
+            return VisionMamba(_starting_model(recipe.stages[0].start_from).config.replace(**fields))
         return create_model(recipe.model, **fields)
 
 
