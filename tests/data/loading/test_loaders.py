@@ -344,14 +344,14 @@ def test_images_of_different_shapes_are_refused():
     ("options", "match"),
     [
         ({"shards": 3}, "batch_size=10 cannot be cut into shards=3"),
-        ({"shards": 0}, "num_shards=0"),
+        ({"shards": 0}, "shards=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 54}, "batch_size=54 exceeds the 53 images"),
         ({"shards": 2, "my_shards": [2]}, "my_shards="),
         ({"first_step": 6}, "first_step=6"),
         ({"first_step": -1}, "first_step=-1"),
         ({"workers": -1}, "workers=-1"),
-        ({"repeats": 0}, "aug_repeats=0"),
+        ({"repeats": 0}, "repeats=0"),
     ],
 )
 def test_wrong_settings_are_refused_at_the_call(options, match):

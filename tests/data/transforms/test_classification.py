@@ -134,7 +134,7 @@ def test_pixels_normalised_later_are_the_same():
     batch = torch.stack([transform.pixels(pixels, k) for k in range(4)])
     whole = torch.stack([transform(pixels, k) for k in range(4)])
     assert torch.equal(setting.normalize(batch), whole)
-    with pytest.raises(InputError, match="erasing"):
+    with pytest.raises(InputError, match="random_erase_prob"):
         TrainTransform(preprocessing=setting, random_erase_prob=0.1).pixels(pixels, 0)
 
 

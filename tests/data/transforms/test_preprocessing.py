@@ -12,7 +12,7 @@ SIZES = st.one_of(st.integers(1, 999), st.tuples(st.integers(1, 999), st.integer
 SETTINGS = st.builds(
     Preprocessing,
     img_size=SIZES,
-    crop=st.floats(0.01, 1.0),
+    crop_pct=st.floats(0.01, 1.0),
     interpolation=st.sampled_from(sorted(INTERPOLATIONS)),
     mean=st.tuples(*[st.floats(0, 1)] * 3),
     std=st.tuples(*[st.floats(0.01, 1)] * 3),
@@ -45,9 +45,9 @@ def test_gray_images_have_one_mean():
     [
         {"img_size": 0},
         {"img_size": (32, -1)},
-        {"train_crop": 0.0},
-        {"train_crop": 1.5},
-        {"train_crop": float("nan")},
+        {"crop_pct": 0.0},
+        {"crop_pct": 1.5},
+        {"crop_pct": float("nan")},
         {"interpolation": "bicubik"},
         {"mean": (0.5, 0.5)},
         {"std": (0.0, 0.1, 0.1)},
