@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def photo(height: int, width: int, seed: int = 0) -> Image.Image:
-    """A smooth colourful picture, so that JPEG keeps it nearly as it is."""
+    """A smooth colorful picture, so that JPEG keeps it nearly as it is."""
     generator = np.random.default_rng(seed)
     small = generator.integers(0, 256, size=(6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)

@@ -9,20 +9,20 @@ from mambar.data.names import PackedNames, one_line
 
 @given(st.lists(st.text()))
 def test_names_come_back(names):
-    packed = PackedNames.of(names)
+    packed = PackedNames.from_names(names)
     assert list(packed) == names and len(packed) == len(names)
     assert list(pickle.loads(pickle.dumps(packed))) == names
 
 
 def test_undecodable_file_names_survive():
     odd = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
-    assert PackedNames.of([odd, "x"])[0] == odd
+    assert PackedNames.from_names([odd, "x"])[0] == odd
 
 
 @pytest.mark.parametrize("index", [-1, 2])
 def test_there_is_no_name_beyond_the_last(index):
     with pytest.raises(IndexError):
-        PackedNames.of(["a", "b"])[index]
+        PackedNames.from_names(["a", "b"])[index]
 
 
 @given(st.text())

@@ -8,7 +8,7 @@ from mambar.data.classification.folder import ImageFolder
 from mambar.data.classification.imagenet import ImageNet
 from mambar.data.dataset import ImageDataset, Subset
 from mambar.data.registry import open_dataset
-from mambar.data.shards.dataset import Shards
+from mambar.data.shards.dataset import TarShards
 from mambar.data.shards.pack import pack_folder
 from mambar.data.synthetic.shapes import Shapes
 from mambar.errors import DataError
@@ -32,7 +32,7 @@ def test_paths_are_looked_at(make_folder, tmp_path, monkeypatch):
     assert isinstance(open_dataset(str(plain), "train", val_fraction=0.4), ImageFolder)
     assert isinstance(open_dataset(make_folder({"n01440764": 2, "n01443537": 2}, "net"), "val"), ImageNet)
     pack_folder(plain, tmp_path / "tars")
-    assert isinstance(open_dataset(tmp_path / "tars", "val"), Shards)
+    assert isinstance(open_dataset(tmp_path / "tars", "val"), TarShards)
     (tmp_path / "cifar").mkdir()
     data = encoded(photo(32, 32))
     parts = {"jpeg": np.frombuffer(data, np.uint8), "offsets": np.array([0, len(data)])}

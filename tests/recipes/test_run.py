@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mambar.data import Preprocessing, Shapes
-from mambar.data.transforms.classification import to_pillow
+from mambar.data.transforms.classification import to_pil_image
 from mambar.errors import RecipeError
 from mambar.hub import save_model
 from mambar.models import VisionMamba, VisionMambaConfig
@@ -47,7 +47,7 @@ def sources(tmp_path_factory):
             sample = shapes[index]
             folder = root / "folder" / split / IDS[sample.label]
             folder.mkdir(parents=True, exist_ok=True)
-            to_pillow(sample.image).save(folder / f"{split}_{index:05d}.JPEG", quality=90)
+            to_pil_image(sample.image).save(folder / f"{split}_{index:05d}.JPEG", quality=90)
     command(["pack", root / "folder", root / "shards", "shard_megabytes=4"])
     return root
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mambar.data.segmentation.registry import open_segmentation
 from mambar.data.transforms.preprocessing import Preprocessing
-from mambar.data.transforms.segmentation import Stacked
+from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.evaluation.segmentation import count, image_iou, summarize
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.inference import predict
@@ -31,7 +31,7 @@ def run(tiny_mamba, tmp_path):
             values = draw.integers(0, high, side).astype(np.uint8)
             Image.fromarray(values).save(root / kind / "validation" / f"{number}.png")
     (root / "classes.txt").write_text("\n".join(NAMES), "utf-8")
-    val = Stacked(open_segmentation(root, "val"))
+    val = MaskChannelDataset(open_segmentation(root, "val"))
     model = Segmenter(tiny_mamba, num_classes=len(NAMES), channels=8).eval()
     model.classes, model.palette = val.classes, val.dataset.palette
     model.preprocessing = Preprocessing(img_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)

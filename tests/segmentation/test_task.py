@@ -12,7 +12,7 @@ from mambar.data.loading.loaders import Batch
 from mambar.data.segmentation.ade20k import write_scene_parse
 from mambar.data.segmentation.registry import open_segmentation
 from mambar.data.transforms.preprocessing import Preprocessing
-from mambar.data.transforms.segmentation import Stacked
+from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import DataError, InputError, RecipeError
 from mambar.evaluation.segmentation import count, summarize
 from mambar.segmentation import (
@@ -145,7 +145,7 @@ def test_a_run_from_recipe_to_files(scenes, tmp_path):
     assert model.classes == ("background", "disc", "square", "triangle") and len(model.palette) == 4
     # Neither the auxiliary head nor the classifier is handed over.
     assert not any("auxiliary" in name for name in model.state_dict())
-    val = Stacked(open_segmentation(scenes, "val"))
+    val = MaskChannelDataset(open_segmentation(scenes, "val"))
     inference = Inference(crop=24, stride=16, resize=(64, 32), scales=(1.0, 0.75), flip=True)
     counted = None
     for index in range(len(val)):

@@ -11,7 +11,7 @@ from torch import Tensor
 from mambar.analysis.analyzed_model import Subject
 from mambar.data import ImageDataset, Sample, evaluation_batches
 from mambar.data.keys import key, permutation
-from mambar.data.loading.images import SUFFIXES, read_image
+from mambar.data.loading.images import IMAGE_SUFFIXES, read_image
 from mambar.data.synthetic.photographs import photographs
 from mambar.errors import InputError
 
@@ -45,9 +45,11 @@ def pictures_from(paths: Sequence[str | Path], *, limit: int = 1000) -> Pictures
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise InputError(f"images={path} holds no image; give a folder with {', '.join(sorted(SUFFIXES))}.")
+                raise InputError(
+                    f"images={path} holds no image; give a folder with {', '.join(sorted(IMAGE_SUFFIXES))}."
+                )
             files += inside
         elif path.exists():
             files.append(path)

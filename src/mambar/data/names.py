@@ -26,7 +26,7 @@ class PackedNames:
         self.offsets = offsets
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> "PackedNames":
+    def from_names(cls, names: Iterable[str]) -> "PackedNames":
         """The names, packed; undecodable bytes in file names survive."""
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         offsets = np.zeros(len(encoded) + 1, dtype=np.int64)

@@ -9,14 +9,14 @@ from typing import Any
 from mambar.data.classification.cifar10 import Cifar10, Cifar10Jpeg, has_npz
 from mambar.data.classification.digits import Digits
 from mambar.data.classification.folder import SPLITS, ImageFolder
-from mambar.data.classification.hf_datasets import PREFIX, HubImages, saved_to_disk
+from mambar.data.classification.hf_datasets import PREFIX, HuggingFaceDataset, saved_to_disk
 from mambar.data.classification.imagenet import ImageNet, named_by_wordnet
 from mambar.data.dataset import ImageDataset, Subset, limit_of
 from mambar.data.keys import key, permutation
 from mambar.data.names import one_line
-from mambar.data.shards.dataset import Shards
+from mambar.data.shards.dataset import TarShards
 from mambar.data.shards.index import index_path, shard_files
-from mambar.data.synthetic.canvas import OnCanvas
+from mambar.data.synthetic.canvas import CanvasDataset
 from mambar.data.synthetic.shapes import Shapes
 from mambar.errors import DataError
 
@@ -73,7 +73,7 @@ def open_dataset(
         raise DataError(f"data={data} cannot be opened with {one_line(given)}: {one_line(str(error))}.") from error
     limit = limit_of(split, limit, val_limit)
     kept = dataset if limit is None else _limited(dataset, limit, split)
-    return kept if canvas is None else OnCanvas(kept, split, size=canvas)
+    return kept if canvas is None else CanvasDataset(kept, split, size=canvas)
 
 
 def _find(data: str | Path) -> tuple[Callable[..., ImageDataset], tuple[Path | str, ...], list[str]]:
@@ -82,7 +82,7 @@ def _find(data: str | Path) -> tuple[Callable[..., ImageDataset], tuple[Path | s
         opener = DATASETS[data]
         return opener, (), _option_names(_OPTIONS.get(data, opener))
     if str(data).startswith(PREFIX):
-        return HubImages, (str(data),), _option_names(HubImages)
+        return HuggingFaceDataset, (str(data),), _option_names(HuggingFaceDataset)
     path = Path(data)
     opener = _opener_of(path)
     return opener, (path,), _option_names(opener)
@@ -99,9 +99,9 @@ def _opener_of(path: Path) -> Callable[..., ImageDataset]:
     if (path / "cifar-10-batches-py").is_dir():
         return Cifar10
     if saved_to_disk(path):
-        return HubImages
+        return HuggingFaceDataset
     if any(index_path(path, split).is_file() or shard_files(path, split) for split in SPLITS):
-        return Shards
+        return TarShards
     return ImageNet if named_by_wordnet(path) else ImageFolder
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from mambar.data.transforms.classification import from_pillow, to_pillow
+from mambar.data.transforms.classification import pil_to_tensor, to_pil_image
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.segmentation.resample import bilinear, resample, support
@@ -203,4 +203,4 @@ class _Field:
 def _scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[1:]) == size:
         return pixels
-    return from_pillow(to_pillow(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return pil_to_tensor(to_pil_image(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))

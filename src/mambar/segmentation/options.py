@@ -99,7 +99,7 @@ class SegmentationOptions:
             img_size=img_size,
             resize=self.resize,
             ratio=self.ratio,
-            most_of_one=self.most_of_one,
+            max_class_fraction=self.most_of_one,
             hflip=flip,
             distort=self.distort,
             fill=(mean[0], mean[1], mean[2]),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from mambar.analysis.figure_label import printable
-from mambar.data.segmentation.masks import IGNORE, Colour
+from mambar.data.segmentation.masks import IGNORE, Color
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -22,7 +22,7 @@ _LONGEST_NAME = 28
 def painted(
     image: UInt8[np.ndarray, "3 height width"],
     labels: UInt8[np.ndarray, "height width"],
-    palette: Sequence[Colour],
+    palette: Sequence[Color],
     *,
     opacity: float = 1 - _SHOWING,
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -40,7 +40,7 @@ def painted(
 
 
 def coloured_labels(
-    labels: UInt8[np.ndarray, "height width"], palette: Sequence[Colour]
+    labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color]
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The labels in their colours; ignored pixels are white."""
     return _table(palette)[labels]
@@ -64,7 +64,7 @@ def borders(labels: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "heig
     return edge
 
 
-def index_png(labels: UInt8[np.ndarray, "height width"], palette: Sequence[Colour]) -> bytes:
+def index_png(labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color]) -> bytes:
     """A palette PNG whose pixel values are the labels, coloured for the eye."""
     from PIL import Image
 
@@ -77,7 +77,7 @@ def index_png(labels: UInt8[np.ndarray, "height width"], palette: Sequence[Colou
 
 def with_legend(
     picture: UInt8[np.ndarray, "height width 3"],
-    shares: Sequence[tuple[str, Colour, float]],
+    shares: Sequence[tuple[str, Color, float]],
     *,
     smallest: int = 320,
 ) -> "Image.Image":
@@ -109,7 +109,7 @@ def with_legend(
     return sheet
 
 
-def _table(palette: Sequence[Colour]) -> UInt8[np.ndarray, "256 3"]:
+def _table(palette: Sequence[Color]) -> UInt8[np.ndarray, "256 3"]:
     table = np.full((256, 3), 255, dtype=np.uint8)
     table[: len(palette)] = np.array(palette, dtype=np.uint8).reshape(-1, 3)[:256]
     return table

@@ -14,8 +14,8 @@ from mambar.analysis.draw.confusion import confusion_table
 from mambar.analysis.draw.curves import collect_curves, draw_curves, draw_family, families
 from mambar.analysis.draw.plots import png as figure_png
 from mambar.analysis.draw.plots import svg
-from mambar.data.segmentation.masks import IGNORE, Colour
-from mambar.data.transforms.segmentation import Stacked
+from mambar.data.segmentation.masks import IGNORE, Color
+from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import ImageError
 from mambar.evaluation.segmentation import SegmentationResult, image_iou
 from mambar.hub.files import write_atomically
@@ -35,7 +35,13 @@ _LONGEST: Final = 384
 
 
 def write_report(
-    out: Path, *, recipe: Recipe, model: Segmenter, inference: Inference, measured: Measured, val_set: Stacked
+    out: Path,
+    *,
+    recipe: Recipe,
+    model: Segmenter,
+    inference: Inference,
+    measured: Measured,
+    val_set: MaskChannelDataset,
 ) -> Path:
     """Writes report.html and curves.png of the run in `out`; `model` carries its classes, palette, preprocessing."""
     result = measured.detail
@@ -84,7 +90,7 @@ def _curve_section(curves: list) -> report.Html:
     return report.section("Curves", report.element("div", *charts, class_="charts"))
 
 
-def _class_section(result: SegmentationResult, colours: Sequence[Colour]) -> report.Html:
+def _class_section(result: SegmentationResult, colours: Sequence[Color]) -> report.Html:
     total = max(result.pixels, 1)
     rows = []
     for label, name in enumerate(result.classes):
@@ -102,7 +108,7 @@ def _class_section(result: SegmentationResult, colours: Sequence[Colour]) -> rep
     return report.section("Classes", report.table(header, rows), report.element("p", note, class_="note"))
 
 
-def _swatch(colour: Colour) -> report.Html:
+def _swatch(colour: Color) -> report.Html:
     hexadecimal = bytes(colour).hex()
     style = (
         f"display:inline-block;width:.8em;height:.8em;margin-right:.45em;background:#{hexadecimal};"
@@ -115,7 +121,7 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.2%}"
 
 
-def _image_section(model: Segmenter, inference: Inference, val_set: Stacked) -> report.Html:
+def _image_section(model: Segmenter, inference: Inference, val_set: MaskChannelDataset) -> report.Html:
     looked = _looked_at(model, inference, val_set)
     if not looked:
         return report.Html("")
@@ -136,7 +142,7 @@ def _image_section(model: Segmenter, inference: Inference, val_set: Stacked) -> 
 
 
 def _looked_at(
-    model: Segmenter, inference: Inference, val_set: Stacked
+    model: Segmenter, inference: Inference, val_set: MaskChannelDataset
 ) -> list[tuple[float, torch.Tensor, torch.Tensor]]:
     """(mIoU, image with labels, prediction) of some validation images."""
     assert model.preprocessing is not None
@@ -156,7 +162,7 @@ def _looked_at(
 
 
 def _row(
-    iou: float, stacked: torch.Tensor, predicted: torch.Tensor, palette: Sequence[Colour], model: Segmenter
+    iou: float, stacked: torch.Tensor, predicted: torch.Tensor, palette: Sequence[Color], model: Segmenter
 ) -> report.Html:
     image, labels, guess = stacked[:3].numpy(), stacked[3].numpy(), predicted.numpy()
     pictures = {

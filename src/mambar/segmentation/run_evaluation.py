@@ -7,7 +7,7 @@ import torch
 
 from mambar.data.loading.loaders import evaluation_batches
 from mambar.data.segmentation.registry import open_segmentation
-from mambar.data.transforms.segmentation import Stacked
+from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import DataError
 from mambar.evaluation.segmentation import SegmentationResult
 from mambar.segmentation.evaluation import evaluate
@@ -42,7 +42,7 @@ def evaluate_run(
             f"{len(model.classes)} ({', '.join(model.classes[:4])}, …); evaluate on data with the model's classes."
         )
     assert model.preprocessing is not None
-    batches = evaluation_batches(Stacked(dataset), lambda image: image, batch_size=1, workers=workers)
+    batches = evaluation_batches(MaskChannelDataset(dataset), lambda image: image, batch_size=1, workers=workers)
     return evaluate(
         model,
         batches,

@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from mambar.data.loading.images import read_image
-from mambar.data.segmentation.masks import Colour, palette
+from mambar.data.segmentation.masks import Color, palette
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.hub.files import json_bytes, write_atomically
@@ -32,7 +32,7 @@ class Segmentation:
     labels: UInt8[np.ndarray, "height width"]
     certainty: Float32[np.ndarray, "height width"]
     classes: tuple[str, ...]
-    palette: tuple[Colour, ...]
+    palette: tuple[Color, ...]
 
     @property
     def areas(self) -> dict[str, float]:
@@ -70,7 +70,7 @@ class Segmentation:
         """The image under the classes' colours."""
         return painted(self.image, self.labels, self.palette)
 
-    def legend(self) -> list[tuple[str, Colour, float]]:
+    def legend(self) -> list[tuple[str, Color, float]]:
         """(name, colour, share) of each class found, largest first."""
         return [(name, self.palette[self.classes.index(name)], share) for name, share in self.areas.items()]
 

@@ -14,7 +14,7 @@ from mambar.data.loading.loaders import Batch
 from mambar.data.segmentation.masks import IGNORE
 from mambar.data.segmentation.registry import BUILT_IN, open_segmentation
 from mambar.data.transforms.preprocessing import Preprocessing
-from mambar.data.transforms.segmentation import Stacked
+from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import RecipeError
 from mambar.models.protocol import TokenModel
 from mambar.segmentation.evaluation import evaluate
@@ -67,7 +67,7 @@ class SegmentationTask:
     @classmethod
     def open(cls, recipe: Recipe, split: str) -> ImageDataset:
         """Images with masks (see `open_segmentation`), the labels as a fourth channel."""
-        return Stacked(open_segmentation(recipe.data, split, **recipe.data_options))
+        return MaskChannelDataset(open_segmentation(recipe.data, split, **recipe.data_options))
 
     @classmethod
     def of(cls, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> "SegmentationTask":
@@ -180,7 +180,7 @@ class SegmentationTask:
 
     def save(self, out: Path, model: nn.Module, *, recipe: Recipe, val_set: ImageDataset) -> None:
         """The segmenter, without the auxiliary head."""
-        assert isinstance(val_set, Stacked)
+        assert isinstance(val_set, MaskChannelDataset)
         segmenter = _segmenter(model)
         segmenter.classes, segmenter.palette = self.classes, val_set.dataset.palette
         segmenter.preprocessing = self.preprocessing
@@ -190,7 +190,7 @@ class SegmentationTask:
         """report.html with the best and worst images."""
         from mambar.segmentation.report import write_report
 
-        assert isinstance(val_set, Stacked)
+        assert isinstance(val_set, MaskChannelDataset)
         segmenter, inference = _segmenter(model), self.options.inference()
         write_report(out, recipe=recipe, model=segmenter, inference=inference, measured=measured, val_set=val_set)
 

@@ -172,11 +172,11 @@ class ClassificationTask:
         mixing = None
         if stage.mixup or stage.cutmix:
             mixing = Mixup(
-                mixup=stage.mixup,
-                cutmix=stage.cutmix,
+                mixup_alpha=stage.mixup,
+                cutmix_alpha=stage.cutmix,
                 prob=stage.mixup_prob,
-                switch=stage.mixup_switch_prob,
-                smoothing=stage.label_smoothing,
+                switch_prob=stage.mixup_switch_prob,
+                label_smoothing=stage.label_smoothing,
                 num_classes=len(classes),
             )
         return cls(

@@ -52,7 +52,7 @@ def test_a_damaged_image_is_replaced_in_training_only(tmp_path):
         write(tmp_path, name, **{**parts, "jpeg": jpeg})
     train = Cifar10Jpeg(tmp_path, "train")
     assert torch.equal(train[0].image, train[10].image)
-    assert train.damage.num_bad == 1 and train.damage.indices.tolist() == [0]
+    assert train.unreadable.count == 1 and train.unreadable.indices.tolist() == [0]
     with pytest.raises(ValueError, match="image 0 of"):
         Cifar10Jpeg(tmp_path, "val")[0]
 

@@ -74,7 +74,7 @@ def test_exif_is_heeded_unless_not_wanted(tmp_path):
         for number in range(2):
             (tmp_path / name / f"{number}.jpg").write_bytes(encoded(photo(8, 16), exif=exif))
     assert ImageFolder(tmp_path, "train")[0].image.shape == (3, 16, 8)
-    assert ImageFolder(tmp_path, "train", upright=False)[0].image.shape == (3, 8, 16)
+    assert ImageFolder(tmp_path, "train", apply_exif_orientation=False)[0].image.shape == (3, 8, 16)
 
 
 def test_wrong_layouts_are_refused_in_one_line(make_folder, tmp_path):
@@ -106,7 +106,7 @@ def test_bad_images_are_replaced_in_training_and_left_to_evaluation(make_folder)
     (root / "val/dog/000.jpg").symlink_to(root / "gone.jpg")
     train, val = ImageFolder(root, "train"), ImageFolder(root, "val")
     assert torch.equal(train[0].image, train[1].image) and train[0].label == 0
-    assert train.damage.num_bad == 1
+    assert train.unreadable.count == 1
     with pytest.raises(ImageError, match="link to nothing"):
         val[1]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data.pictures import encoded, photo
-from mambar.data.classification.hf_datasets import HubImages
+from mambar.data.classification.hf_datasets import HuggingFaceDataset
 from mambar.data.dataset import ImageDataset
 from mambar.data.loading.images import read_image
 from mambar.data.loading.loaders import training_batches
@@ -47,7 +47,7 @@ def saved(tmp_path, need_package):
 def test_its_images_are_those_that_were_stored(saved):
     root = saved("train", "test")
     data = open_dataset(root, "train")
-    assert isinstance(data, HubImages) and isinstance(data, ImageDataset)
+    assert isinstance(data, HuggingFaceDataset) and isinstance(data, ImageDataset)
     assert data.classes == ("ant", "bee", "cat") and len(data) == 12 and data.name == "saved"
     for index in (0, 7, 11):
         assert torch.equal(data[index].image, read_image(FILES[index])) and data[index].label == index % 3
@@ -76,14 +76,14 @@ def test_what_has_no_label_is_left_out(saved):
     root = saved("train", "test", kind=[-1, 0, 1, 2] * 3)
     assert open_dataset(root, "train").labels.tolist() == [0, 1, 2] * 3
     root = saved("train", "test", kind=[-1] * 12)
-    with pytest.raises(DataError, match="no labelled images"):
+    with pytest.raises(DataError, match="no labeled images"):
         open_dataset(root, "train")
 
 
 def test_a_damaged_image_is_replaced_in_training_only(saved):
     root = saved("train", "test", files=[FILES[0][:40], *FILES[1:]])
     train = open_dataset(root, "train")
-    assert torch.equal(train[0].image, read_image(FILES[3])) and train.damage.num_bad == 1
+    assert torch.equal(train[0].image, read_image(FILES[3])) and train.unreadable.count == 1
     with pytest.raises(ImageError, match="image 0 of"):
         open_dataset(root, "val")[0]
 

@@ -40,7 +40,7 @@ def test_the_layout_is_read_without_turning(make_folder):
     assert len(val) == 4 and val.wordnet_ids == IDS[:2]
     assert val.classes == ("tench, Tinca tinca", "crane")
     assert val[2].label == 1 and val[2].image.shape == (3, 8, 16)
-    assert torch.equal(val[2].image, read_image(val.path(2), upright=False))
+    assert torch.equal(val[2].image, read_image(val.path(2), apply_exif_orientation=False))
     assert val.fingerprint() == ImageFolder(root, "val").fingerprint()
 
 

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from mambar.data.loading import file_tree
-from mambar.data.loading.file_tree import Directory, only_folder, open_tree
+from mambar.data.loading.file_tree import Directory, open_tree, single_folder
 from mambar.errors import DataError, ImageError
 
 FILES = {"a/one.png": b"1", "a/b/two.png": b"22", "top.txt": "é".encode()}
@@ -27,8 +27,8 @@ def tree(request, tmp_path):
             archive.writestr(start + name, data)
         archive.writestr(f"__MACOSX/{start}x.png", b"")
     found = open_tree(tmp_path / ("data.zip" if request.param.endswith("zip") else "data"))
-    assert (only_folder(found) is None) is (not start)
-    return only_folder(found) or found
+    assert (single_folder(found) is None) is (not start)
+    return single_folder(found) or found
 
 
 def test_reads_alike(tree):

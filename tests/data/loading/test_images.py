@@ -25,8 +25,8 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+def png(width: int, height: int, *chunks: bytes, depth: int = 8, color: int = 2, rows: bytes = b"") -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     body = b"".join(chunks) + png_chunk(b"IDAT", zlib.compress(rows, 9)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + body
 
@@ -62,7 +62,7 @@ def test_exif_turns_the_picture(orientation, kind):
     opened = Image.open(io.BytesIO(data))
     expected = np.array(ImageOps.exif_transpose(opened).convert("RGB"))
     assert np.array_equal(read_image(data).permute(1, 2, 0).numpy(), expected)
-    as_stored = read_image(data, upright=False)
+    as_stored = read_image(data, apply_exif_orientation=False)
     assert np.array_equal(as_stored.permute(1, 2, 0).numpy(), np.array(opened.convert("RGB")))
 
 
@@ -86,7 +86,7 @@ def test_16_bit_gray_keeps_its_range():
     assert pixels[0].tolist() == [[0, 0, 1, 128, 255]]
 
 
-def test_16_bit_colour_keeps_its_high_byte():
+def test_16_bit_color_keeps_its_high_byte():
     data = png(2, 1, depth=16, rows=b"\0" + struct.pack(">6H", 0, 32768, 65535, 256, 511, 1))
     assert read_image(data).permute(1, 2, 0).tolist() == [[[0, 128, 255], [1, 1, 0]]]
 
@@ -171,7 +171,7 @@ def bombs() -> dict[str, bytes]:
     exif[0x010E] = "x" * 60_000
     return {
         "30000 x 30000": png(30_000, 30_000),
-        "a real one of 144 megapixels": png(12_000, 12_000, colour=0, rows=gray_row * 12_000),
+        "a real one of 144 megapixels": png(12_000, 12_000, color=0, rows=gray_row * 12_000),
         "wide": png(2**31 - 1, 1),
         "text": png(8, 8, png_chunk(b"zTXt", b"a\0\0" + zlib.compress(huge, 9))),
         "profile": png(8, 8, png_chunk(b"iCCP", b"a\0\0" + zlib.compress(huge, 9))),
@@ -242,7 +242,7 @@ def damaged(directory, reader: str, first: int, count: int) -> dict:
     masks = {
         "numbers": encoded(photo(24, 24).convert("L"), "PNG"),
         "palette": encoded(photo(24, 24).quantize(8), "PNG"),
-        "colours": encoded(photo(24, 24), "PNG"),
+        "colors": encoded(photo(24, 24), "PNG"),
     }
     images = {
         "plain": encoded(photo(24, 24), "JPEG", exif=exif),

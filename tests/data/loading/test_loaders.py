@@ -174,10 +174,10 @@ def test_bad_images_are_left_out_of_evaluation_and_replaced_in_training(workers,
     with caplog.at_level(logging.WARNING, "mambar.data"):
         met = [batch.indices for batch in evaluation_batches(val, EVAL, batch_size=2, workers=workers)]
         assert torch.cat(met).tolist() == [0, 1, 2, 3, 5, 6, 7]
-        assert val.damage.indices.tolist() == [4, 8]
+        assert val.unreadable.indices.tolist() == [4, 8]
         batches = list(training_batches(training, TRAIN, seed=0, epoch=0, batch_size=12, workers=workers))
     assert sorted(batches[0].indices.tolist()) == list(range(12))
-    assert training.damage.num_bad == 1
+    assert training.unreadable.count == 1
     for number in range(6):
         (root / f"train/a/{number:03d}.jpg").write_bytes(b"")
         (root / f"train/b/{number:03d}.jpg").write_bytes(b"")

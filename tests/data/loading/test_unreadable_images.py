@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mambar.data.dataset import Sample
-from mambar.data.loading.unreadable_images import Damage
+from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.errors import DataError, ImageError
 
 
@@ -24,14 +24,14 @@ LABELS = np.array([0, 0, 0, 1, 1, 2])
 
 
 def read_all(bad, *, substitute, labels=LABELS):
-    damage = Damage(labels, source="here", substitute=substitute)
+    damage = UnreadableImages(labels, source="here", substitute=substitute)
     read = reader(bad, labels)
     return damage, [int(damage.read(read, index).image) for index in range(len(labels))]
 
 
 def test_sound_images_are_themselves():
     damage, images = read_all(set(), substitute=True)
-    assert images == list(range(6)) and damage.num_bad == 0
+    assert images == list(range(6)) and damage.count == 0
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_next_of_its_class_stands_for_a_bad_one(bad, expected):
 
 
 def test_each_is_named_once(caplog):
-    damage = Damage(LABELS, source="here", substitute=True)
+    damage = UnreadableImages(LABELS, source="here", substitute=True)
     with caplog.at_level(logging.WARNING, "mambar.data"):
         for _ in range(3):
             damage.read(reader({1}, LABELS), 1)
@@ -53,10 +53,10 @@ def test_each_is_named_once(caplog):
 
 
 def test_evaluation_gets_the_error():
-    damage = Damage(LABELS, source="here", substitute=False)
+    damage = UnreadableImages(LABELS, source="here", substitute=False)
     with pytest.raises(ImageError, match="image 4 is bad"):
         damage.read(reader({4}, LABELS), 4)
-    assert damage.num_bad == 1
+    assert damage.count == 1
 
 
 def test_nothing_readable_ends_the_run():
@@ -68,7 +68,7 @@ def test_nothing_readable_ends_the_run():
 def test_more_than_ten_and_more_than_a_hundredth_end_the_run(length, num_bad):
     num_bad = min(num_bad, length)
     labels = np.zeros(length, dtype=np.int64)
-    damage = Damage(labels, source="here", substitute=False)
+    damage = UnreadableImages(labels, source="here", substitute=False)
     read, stopped = reader(range(num_bad), labels), False
     for index in range(num_bad):
         try:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.segmented import image, png, values, write
-from mambar.data.segmentation.folder import class_lines
+from mambar.data.segmentation.folder import parse_class_lines
 from mambar.data.segmentation.masks import IGNORE
 from mambar.data.segmentation.registry import open_segmentation
 from mambar.errors import DataError, ImageError
@@ -57,10 +57,10 @@ def test_without_a_split_a_part_is_held_out(tmp_path):
     assert len(open_segmentation(tmp_path, "train", limit=3)) == 3
 
 
-def test_colours_from_the_class_file(tmp_path):
-    colours = np.array([[[0, 0, 255], [9, 9, 9]], [[0, 128, 0], [0, 0, 255]]], dtype=np.uint8)
+def test_colors_from_the_class_file(tmp_path):
+    colors = np.array([[[0, 0, 255], [9, 9, 9]], [[0, 128, 0], [0, 0, 255]]], dtype=np.uint8)
     files = {f"images/{split}/a.jpg": image(size=(2, 2)) for split in ("train", "val")}
-    files |= {f"masks/{split}/a.png": png(colours) for split in ("train", "val")}
+    files |= {f"masks/{split}/a.png": png(colors) for split in ("train", "val")}
     write(tmp_path, {**files, "classes.txt": "sky #0000ff\n9 9 9 void\ntree 0 128 0\n"})
     found = open_segmentation(tmp_path, "train")
     assert found.classes == ("sky", "tree") and found.palette == ((0, 0, 255), (0, 128, 0))
@@ -76,7 +76,7 @@ def test_found_classes(tmp_path):
     assert open_segmentation(tmp_path, "val", classes="found").classes == found.classes
 
 
-def test_found_colours(tmp_path):
+def test_found_colors(tmp_path):
     two = np.zeros((12, 16, 3), dtype=np.uint8)
     two[:6] = (200, 10, 0)
     write(
@@ -136,7 +136,7 @@ def test_bad_pairs_are_counted_and_named_once(tmp_path, caplog, kind):
         with pytest.raises(ImageError, match=message):
             val[0]
     assert torch.equal(stand_in.mask, train[1].mask)
-    assert train.damage.num_bad == val.damage.num_bad == 1
+    assert train.unreadable.count == val.unreadable.count == 1
     assert len(caplog.records) == 2
 
 
@@ -163,10 +163,10 @@ def test_too_many_bad_pairs_end_the_run(tmp_path):
         ({"images/a.txt": "x", "masks/a.png": png(values())}, "has no images"),
         ({"a.jpg": image()}, "has no folders of images and masks"),
         (pairs("images", "masks") | {"classes.txt": ""}, "has no class names"),
-        (pairs("images", "masks") | {"classes.txt": "a #ff0000\nb\n"}, "gives colours to some classes, none to 'b'"),
-        (pairs("images", "masks") | {"classes.txt": "a #ff0000\nb #ff0000\n"}, "two classes have the colour #ff0000"),
+        (pairs("images", "masks") | {"classes.txt": "a #ff0000\nb\n"}, "gives colors to some classes, none to 'b'"),
+        (pairs("images", "masks") | {"classes.txt": "a #ff0000\nb #ff0000\n"}, "two classes have the color #ff0000"),
         (pairs("images", "masks") | {"classes.txt": "a\na\n"}, "stands twice"),
-        (pairs("images", "masks") | {"classes.txt": "1 2 300 a\n"}, "a colour above 255"),
+        (pairs("images", "masks") | {"classes.txt": "1 2 300 a\n"}, "a color above 255"),
         (pairs("images", "masks"), "has no classes.txt; its masks hold 0, 1, 2: write one class name a line"),
     ],
 )
@@ -178,10 +178,8 @@ def test_wrong_layouts_are_one_line(tmp_path, files, message):
 
 
 def test_palette_without_names(tmp_path):
-    colours = np.zeros((12, 16, 3), dtype=np.uint8)
-    write(
-        tmp_path, {f"images/{n}.jpg": image(n) for n in range(3)} | {f"masks/{n}.png": png(colours) for n in range(3)}
-    )
+    colors = np.zeros((12, 16, 3), dtype=np.uint8)
+    write(tmp_path, {f"images/{n}.jpg": image(n) for n in range(3)} | {f"masks/{n}.png": png(colors) for n in range(3)})
     with pytest.raises(DataError, match=r"masks hold #000000: write a line NAME #rrggbb for each"):
         open_segmentation(tmp_path, "train")
 
@@ -191,7 +189,7 @@ def test_photographs_as_masks(tmp_path):
 
     masks = {f"masks/{n}.png": encoded(photo(40, 40, seed=n), "PNG") for n in range(3)}
     write(tmp_path, {f"images/{n}.jpg": image(n) for n in range(3)} | masks)
-    with pytest.raises(DataError, match="more than 255 different colours"):
+    with pytest.raises(DataError, match="more than 255 different colors"):
         open_segmentation(tmp_path, "train")
 
 
@@ -224,7 +222,7 @@ def test_a_limit_that_is_no_number():
 
 def test_class_lines():
     text = "sky\n\n// a note\nold road #0a0B0c\n1, 2, 3 tree top\nriver 4 5 6\nlevel 3\n"
-    assert class_lines(text, source="f") == [
+    assert parse_class_lines(text, source="f") == [
         ("sky", None),
         ("old road", (10, 11, 12)),
         ("tree top", (1, 2, 3)),

@@ -10,7 +10,7 @@ from mambar.data.segmentation.masks import IGNORE, LabelTable, index_values, pal
 from mambar.errors import DataError, ImageError
 
 TABLE = LabelTable(classes=("a", "b", "c"), values=index_values(3))
-COLOURED = LabelTable(classes=("sky", "road"), colours={(0, 0, 255): 0, (90, 90, 90): 1, (0, 0, 0): IGNORE})
+COLORED = LabelTable(classes=("sky", "road"), colors={(0, 0, 255): 0, (90, 90, 90): 1, (0, 0, 0): IGNORE})
 
 
 def png(array, mode=None, **options):
@@ -18,7 +18,7 @@ def png(array, mode=None, **options):
     image = Image.fromarray(array)
     if mode == "P":
         image = image.convert("L").copy()
-        image.putpalette([channel for colour in palette(256) for channel in colour])
+        image.putpalette([channel for color in palette(256) for channel in color])
     image.save(stream, "PNG", **options)
     return stream.getvalue()
 
@@ -39,18 +39,18 @@ def test_one_bit():
     assert TABLE.labels(read_mask(png(VALUES == 1), name="m"), name="m").tolist() == [[0, 1, 0], [0, 0, 0]]
 
 
-def test_colours():
+def test_colors():
     stored = np.array([[[0, 0, 255], [90, 90, 90], [0, 0, 0]]], dtype=np.uint8)
-    assert COLOURED.labels(read_mask(png(stored), name="m"), name="m").tolist() == [[0, 1, IGNORE]]
+    assert COLORED.labels(read_mask(png(stored), name="m"), name="m").tolist() == [[0, 1, IGNORE]]
 
 
-def test_palette_images_give_their_colours_when_asked():
-    table = LabelTable(classes=("x", "y"), colours={palette(2)[0]: 1, palette(2)[1]: 0})
-    stored = read_mask(png(VALUES.clip(max=1), "P"), name="m", colours=True)
+def test_palette_images_give_their_colors_when_asked():
+    table = LabelTable(classes=("x", "y"), colors={palette(2)[0]: 1, palette(2)[1]: 0})
+    stored = read_mask(png(VALUES.clip(max=1), "P"), name="m", colors=True)
     assert table.labels(stored, name="m").tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
-def test_gray_saved_as_colour_counts_as_numbers():
+def test_gray_saved_as_color_counts_as_numbers():
     stored = read_mask(png(np.dstack([VALUES] * 3)), name="m")
     assert TABLE.labels(stored, name="m").tolist() == [[0, 1, 2], [2, IGNORE, 0]]
 
@@ -60,9 +60,9 @@ def test_gray_saved_as_colour_counts_as_numbers():
     [
         (TABLE, VALUES + 1, "m holds the value 3; known are 0-2, 255"),
         (TABLE, np.full((1, 1), 4660, dtype=np.uint16), "the value 4660"),
-        (COLOURED, np.full((1, 1, 3), 7, dtype=np.uint8), "the colour #070707, which no class has"),
-        (COLOURED, VALUES, "holds numbers, the classes have colours only"),
-        (TABLE, np.array([[[1, 2, 3]]], dtype=np.uint8), "holds colours, the classes have none"),
+        (COLORED, np.full((1, 1, 3), 7, dtype=np.uint8), "the color #070707, which no class has"),
+        (COLORED, VALUES, "holds numbers, the classes have colors only"),
+        (TABLE, np.array([[[1, 2, 3]]], dtype=np.uint8), "holds colors, the classes have none"),
     ],
 )
 def test_unknown_is_one_line(table, array, message):
@@ -119,6 +119,6 @@ def test_bad_classes(classes, message):
         LabelTable(classes=classes)
 
 
-def test_palette_keeps_the_colours_of_fewer_classes_and_repeats_none():
+def test_palette_keeps_the_colors_of_fewer_classes_and_repeats_none():
     many = palette(150)
     assert many[:10] == palette(10) and len(set(many)) == 150

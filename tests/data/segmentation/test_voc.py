@@ -34,18 +34,18 @@ def test_border_is_ignored(tmp_path):
     assert open_segmentation(tmp_path, "val")[0].mask.unique().tolist() == [IGNORE]
 
 
-def test_published_colours():
+def test_published_colors():
     """aeroplane, bicycle, …, tvmonitor as the development kit draws them."""
-    colours = voc_palette(256)
-    assert colours[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
-    assert colours[20] == (0, 64, 128) and colours[255] == (224, 224, 192)
+    colors = voc_palette(256)
+    assert colors[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+    assert colors[20] == (0, 64, 128) and colors[255] == (224, 224, 192)
 
 
 def test_own_classes_from_a_labelmap(tmp_path):
-    coloured = np.zeros((12, 16, 3), dtype=np.uint8)
-    coloured[0], coloured[1] = (250, 0, 0), (224, 224, 192)
+    colored = np.zeros((12, 16, 3), dtype=np.uint8)
+    colored[0], colored[1] = (250, 0, 0), (224, 224, 192)
     labelmap = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncell:250,0,0::\n"
-    masks = {f"SegmentationClass/2007_{number:06d}.png": png(coloured) for number in range(4)}
+    masks = {f"SegmentationClass/2007_{number:06d}.png": png(colored) for number in range(4)}
     found = open_segmentation(voc(tmp_path, **masks, **{"labelmap.txt": labelmap}), "train")
     assert found.classes == ("background", "cell")
     assert found[0].mask[:3, 0].tolist() == [1, IGNORE, 0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mambar.data.dataset import ImageDataset
-from mambar.data.shards.dataset import Shards
+from mambar.data.shards.dataset import TarShards
 from mambar.data.shards.index import index_path
 from mambar.data.shards.pack import pack_folder
 from mambar.errors import DataError, ImageError
@@ -23,33 +23,33 @@ def overwrite(path, offset, data):
 
 
 def test_shards_are_a_dataset_that_travels(packed):
-    train = Shards(packed, "train")
+    train = TarShards(packed, "train")
     assert isinstance(train, ImageDataset) and train.name == "tars"
     copy = pickle.loads(pickle.dumps(train))
     assert torch.equal(copy[33].image, train[33].image) and copy.fingerprint() == train.fingerprint()
 
 
 def test_a_missing_index_is_built_once(packed):
-    with_index = Shards(packed, "train")
+    with_index = TarShards(packed, "train")
     file = index_path(packed, "train")
     file.unlink()
-    without = Shards(packed, "train")
+    without = TarShards(packed, "train")
     assert file.is_file() and len(without) == len(with_index) and without.classes == with_index.classes
     stamp = file.stat().st_mtime_ns
     images = sorted(without[index].image.numpy().tobytes() for index in range(34))
     assert images == sorted(with_index[index].image.numpy().tobytes() for index in range(34))
-    Shards(packed, "train")
+    TarShards(packed, "train")
     assert file.stat().st_mtime_ns == stamp
     without.verify()
 
 
 def test_damage_is_found_by_checksum(packed):
     for split in ("train", "val"):
-        index = Shards(packed, split).index
+        index = TarShards(packed, split).index
         # Inside the JPEG's pixels, where the decoder would not notice.
         overwrite(packed / f"{split}-000000.tar", int(index.offset[1] + index.size[1] // 2), b"\x55\xaa")
-    train, val = Shards(packed, "train"), Shards(packed, "val")
-    assert torch.equal(train[1].image, train[2].image) and train.damage.num_bad == 1
+    train, val = TarShards(packed, "train"), TarShards(packed, "val")
+    assert torch.equal(train[1].image, train[2].image) and train.unreadable.count == 1
     with pytest.raises(ImageError, match="checksum"):
         val[1]
     with pytest.raises(DataError, match=r"train-000000\.tar is damaged: sha256"):
@@ -60,19 +60,19 @@ def test_changed_or_missing_files_are_refused(packed):
     path = packed / "val-000000.tar"
     path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(DataError, match="copy it anew"):
-        Shards(packed, "val")
+        TarShards(packed, "val")
     path.unlink()
     with pytest.raises(DataError, match="is missing"):
-        Shards(packed, "val")
+        TarShards(packed, "val")
     index_path(packed, "val").unlink()
     with pytest.raises(DataError, match="has no val shards"):
-        Shards(packed, "val")
+        TarShards(packed, "val")
     with pytest.raises(DataError, match="split='test'"):
-        Shards(packed, "test")
+        TarShards(packed, "test")
 
 
 def test_imagenets_ids_become_words_and_exif_is_left(make_folder, tmp_path):
     pack_folder(make_folder({"n01440764": 3, "n01443537": 3}, "ids"), tmp_path / "tars")
-    train = Shards(tmp_path / "tars", "train")
+    train = TarShards(tmp_path / "tars", "train")
     assert train.classes == ("tench, Tinca tinca", "goldfish, Carassius auratus")
-    assert not train.upright
+    assert not train.apply_exif_orientation

@@ -15,7 +15,7 @@ from mambar.data.shards.index import (
     read_index,
     save_index,
     shard_files,
-    walk_tar,
+    tar_members,
 )
 from mambar.data.shards.pack import pack_folder
 from mambar.errors import DataError
@@ -234,7 +234,7 @@ def small_index():
 
 def test_directories_in_a_tar_are_passed_over(tmp_path):
     path = write_tar(tmp_path / "train.tar", [member("d", type=tarfile.DIRTYPE), *pair("d/a")])
-    assert [name for name, _, _ in walk_tar(path)] == ["d/a.jpg", "d/a.cls"]
+    assert [name for name, _, _ in tar_members(path)] == ["d/a.jpg", "d/a.cls"]
 
 
 @pytest.mark.parametrize(

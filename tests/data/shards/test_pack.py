@@ -9,7 +9,7 @@ import torch
 
 from mambar.data.classification.folder import ImageFolder
 from mambar.data.shards import pack as packing
-from mambar.data.shards.dataset import Shards
+from mambar.data.shards.dataset import TarShards
 from mambar.data.shards.pack import pack_folder
 from mambar.errors import DataError, DiskError, InputError
 
@@ -31,7 +31,7 @@ def test_shards_are_the_folder_they_came_from(counts, make_folder, tmp_path):
     assert sum(packed.images.values()) == total and packed.unreadable == 0 and packed.shards > 3
     assert calls == [(done, total) for done in range(1, total + 1)]
     for split in ("train", "val"):
-        folder, shards = ImageFolder(root, split), Shards(tmp_path / "tars", split)
+        folder, shards = ImageFolder(root, split), TarShards(tmp_path / "tars", split)
         assert shards.fingerprint() == folder.fingerprint() and shards.classes == folder.classes
         assert len(shards) == len(folder)
         for index in range(len(folder)):
@@ -58,7 +58,7 @@ def test_webdataset_itself_reads_them(make_folder, tmp_path, need_package):
     pack_folder(make_folder(BOTH), tmp_path / "tars")
     url = str(tmp_path / "tars/val-000000.tar")
     samples = list(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8").to_tuple("jpg", "cls"))
-    val = Shards(tmp_path / "tars", "val")
+    val = TarShards(tmp_path / "tars", "val")
     assert len(samples) == len(val) == 5
     ours = {bytes(np.asarray(val[i].image.permute(1, 2, 0))): val[i].label for i in range(5)}
     assert {bytes(np.asarray(pixels)): label for pixels, label in samples} == ours
@@ -80,10 +80,10 @@ def test_what_cannot_be_opened_is_packed_empty_and_behaves_as_in_the_folder(make
     (root / "train/dog/000.jpg").unlink()
     (root / "train/dog/000.jpg").symlink_to(root / "gone")
     assert pack_folder(root, tmp_path / "tars").unreadable == 2
-    folder, shards = ImageFolder(root, "train"), Shards(tmp_path / "tars", "train")
+    folder, shards = ImageFolder(root, "train"), TarShards(tmp_path / "tars", "train")
     for index in range(len(folder)):
         assert torch.equal(shards[index].image, folder[index].image)
-    assert folder.damage.num_bad == shards.damage.num_bad == 2
+    assert folder.unreadable.count == shards.unreadable.count == 2
 
 
 def test_nothing_is_overwritten(make_folder, tmp_path):

@@ -5,12 +5,12 @@ import torch
 
 from mambar.data.classification.digits import Digits
 from mambar.data.registry import open_dataset
-from mambar.data.synthetic.canvas import OnCanvas
+from mambar.data.synthetic.canvas import CanvasDataset
 from mambar.errors import DataError, ImageError
 
 
 def test_image_lies_where_the_mask_says():
-    plain, pasted = Digits("val"), OnCanvas(Digits("val"), "val", size=20)
+    plain, pasted = Digits("val"), CanvasDataset(Digits("val"), "val", size=20)
     places = set()
     for index in range(12):
         before, after = plain[index], pasted[index]
@@ -20,7 +20,7 @@ def test_image_lies_where_the_mask_says():
         top, left = int(rows.min()), int(cols.min())
         height, width = before.image.shape[1:]
         assert torch.equal(after.image[:, top : top + height, left : left + width], before.image)
-        # Around it there is one colour.
+        # Around it there is one color.
         assert len(after.image[:, after.mask == 0].unique(dim=1).T) == 1
         assert int((after.mask > 0).sum()) == height * width
         assert after.label == before.label
@@ -29,13 +29,13 @@ def test_image_lies_where_the_mask_says():
 
 
 def test_split_and_index_fix_the_canvas_and_the_fingerprint_tells_it():
-    first, second = (OnCanvas(Digits("val"), "val", size=20) for _ in range(2))
+    first, second = (CanvasDataset(Digits("val"), "val", size=20) for _ in range(2))
     assert torch.equal(first[3].image, second[3].image)
-    assert not torch.equal(first[3].mask, OnCanvas(Digits("val"), "val", size=20, seed=1)[3].mask)
+    assert not torch.equal(first[3].mask, CanvasDataset(Digits("val"), "val", size=20, seed=1)[3].mask)
     prints = {
         first.fingerprint(),
-        OnCanvas(Digits("val"), "val", size=24).fingerprint(),
-        OnCanvas(Digits("val"), "val", size=20, seed=1).fingerprint(),
+        CanvasDataset(Digits("val"), "val", size=24).fingerprint(),
+        CanvasDataset(Digits("val"), "val", size=20, seed=1).fingerprint(),
         Digits("val").fingerprint(),
     }
     assert len(prints) == 4

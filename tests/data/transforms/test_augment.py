@@ -8,10 +8,10 @@ from data.pictures import photo
 from mambar.data.keys import numpy_generator
 from mambar.data.transforms.augment import (
     color_jitter,
-    erase,
-    padded_crop_box,
-    resized_crop_box,
-    shifted,
+    random_erasing,
+    random_padded_crop_offset,
+    random_resized_crop_box,
+    shift_and_flip,
     three_augment,
 )
 
@@ -38,7 +38,7 @@ class Scripted(np.random.Generator):
     st.integers(0, 2**62),
 )
 def test_a_crop_lies_in_the_image(height, width, scale, k):
-    top, left, rows, cols = resized_crop_box(height, width, tuple(scale), RATIO, numpy_generator(k))
+    top, left, rows, cols = random_resized_crop_box(height, width, tuple(scale), RATIO, numpy_generator(k))
     assert rows >= 1 and cols >= 1
     assert 0 <= top <= height - rows and 0 <= left <= width - cols
 
@@ -51,7 +51,7 @@ def test_crops_are_distributed_as_torchvisions(height, width):
     image = torch.empty(1, height, width)
     theirs = np.array([RandomResizedCrop.get_params(image, list(SCALE), list(RATIO)) for _ in range(2000)])
     generator = numpy_generator(0)
-    ours = np.array([resized_crop_box(height, width, SCALE, RATIO, generator) for _ in range(2000)])
+    ours = np.array([random_resized_crop_box(height, width, SCALE, RATIO, generator) for _ in range(2000)])
     grid = np.linspace(0.1, 0.9, 9)
     difference = np.abs(np.quantile(ours, grid, axis=0) - np.quantile(theirs, grid, axis=0))
     assert (difference < 0.05 * np.array([height, width, height, width])).all()
@@ -97,7 +97,7 @@ def test_erasing_is_distributed_as_timms():
 
     generator, theirs = numpy_generator(0), RandomErasing(1.0, device="cpu")
     image = torch.ones(3, 32, 48)
-    ours = np.array([float((erase(image, generator) == 0).float().mean()) for _ in range(1500)])
+    ours = np.array([float((random_erasing(image, generator) == 0).float().mean()) for _ in range(1500)])
     other = np.array([float((theirs(image.clone()) == 0).float().mean()) for _ in range(1500)])
     assert image.min() == 1
     grid = np.linspace(0.1, 0.9, 9)
@@ -106,7 +106,7 @@ def test_erasing_is_distributed_as_timms():
 
 def test_padded_crops_reach_every_place():
     generator = numpy_generator(0)
-    places = {padded_crop_box(1, generator) for _ in range(200)}
+    places = {random_padded_crop_offset(1, generator) for _ in range(200)}
     assert places == {(top, left) for top in range(3) for left in range(3)}
 
 
@@ -121,6 +121,6 @@ def test_a_shift_is_torchvisions_pad_crop_and_flip(height, width, flipped):
         for left in range(2 * padding + 1):
             theirs = functional.crop(functional.pad(image, [padding] * 4), top, left, height, width)
             theirs = functional.horizontal_flip(theirs) if flipped else theirs
-            ours = shifted(image, top - padding, left - padding, flipped=flipped)
+            ours = shift_and_flip(image, top - padding, left - padding, flipped=flipped)
             assert torch.equal(ours, theirs) and ours.is_contiguous()
     assert torch.equal(image, before)

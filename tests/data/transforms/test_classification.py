@@ -9,21 +9,27 @@ from hypothesis import strategies as st
 
 from data.pictures import photo
 from mambar.data.keys import key, numpy_generator, seeded_globals
-from mambar.data.transforms.augment import resized_crop_box
-from mambar.data.transforms.classification import EvalTransform, Preprocessing, TrainTransform, from_pillow, to_pillow
+from mambar.data.transforms.augment import random_resized_crop_box
+from mambar.data.transforms.classification import (
+    EvalTransform,
+    Preprocessing,
+    TrainTransform,
+    pil_to_tensor,
+    to_pil_image,
+)
 from mambar.errors import InputError, RecipeError
 
 RAND = "rand-m9-mstd0.5-inc1"
 
 
 def image(height, width, seed=0):
-    return from_pillow(photo(height, width, seed))
+    return pil_to_tensor(photo(height, width, seed))
 
 
 def test_pillow_and_back():
     pixels = image(5, 7)
-    assert torch.equal(from_pillow(to_pillow(pixels)), pixels)
-    assert torch.equal(from_pillow(to_pillow(pixels[:1])), pixels[:1])
+    assert torch.equal(pil_to_tensor(to_pil_image(pixels)), pixels)
+    assert torch.equal(pil_to_tensor(to_pil_image(pixels[:1])), pixels[:1])
 
 
 @pytest.mark.parametrize("size", [32, 33, (32, 48)])
@@ -36,7 +42,7 @@ def test_evaluation_is_timms(size, crop, interpolation, shape):
     theirs = transforms_imagenet_eval(size, crop_pct=crop, interpolation=interpolation)
     setting = Preprocessing(img_size=size, crop_pct=crop, interpolation=interpolation)
     pixels = image(*shape)
-    expected = theirs(to_pillow(pixels))
+    expected = theirs(to_pil_image(pixels))
     ours = EvalTransform(preprocessing=setting)(pixels)
     assert ours.shape == expected.shape
     assert torch.equal(ours, expected)
@@ -66,9 +72,9 @@ def test_the_resized_crop_is_torchvisions(interpolation, height, width):
     pixels, transform = image(height, width), TrainTransform(preprocessing=setting, hflip=0.0)
     off = []
     for k in range(40):
-        box = resized_crop_box(height, width, transform.scale, transform.ratio, numpy_generator(k))
+        box = random_resized_crop_box(height, width, transform.scale, transform.ratio, numpy_generator(k))
         ours = transform.pixels(pixels, k)
-        by_pillow = from_pillow(functional.resized_crop(to_pillow(pixels), *box, [32, 32], mode))
+        by_pillow = pil_to_tensor(functional.resized_crop(to_pil_image(pixels), *box, [32, 32], mode))
         if kept:
             assert torch.equal(ours, by_pillow)
         else:
@@ -88,7 +94,7 @@ def test_randaugment_is_timms():
     pixels, changed = image(32, 32), 0
     for k in range(40):
         with seeded_globals(key(k, "randaugment")):
-            expected = from_pillow(theirs(to_pillow(pixels)))
+            expected = pil_to_tensor(theirs(to_pil_image(pixels)))
         ours = transform.pixels(pixels, k)
         assert torch.equal(ours, expected)
         changed += not torch.equal(ours, pixels)
@@ -127,7 +133,7 @@ def test_key_and_image_fix_the_result_and_nothing_else_moves(chain):
     assert copy == transform and torch.equal(copy(pixels, 3), first[3])
 
 
-def test_pixels_normalised_later_are_the_same():
+def test_pixels_normalized_later_are_the_same():
     setting = Preprocessing(img_size=16)
     transform = TrainTransform(preprocessing=setting, auto_augment="three", color_jitter=0.3)
     pixels = image(20, 30)

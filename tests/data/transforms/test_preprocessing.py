@@ -24,7 +24,7 @@ def test_json_brings_it_back(setting):
     assert Preprocessing.from_dict(json.loads(json.dumps(setting.to_dict()))) == setting
 
 
-def test_normalisation_is_torchvisions_bit_for_bit():
+def test_normalization_is_torchvisions_bit_for_bit():
     from torchvision.transforms import functional
 
     pixels = torch.randint(0, 256, (3, 7, 9), dtype=torch.uint8)

@@ -10,11 +10,16 @@ from mambar.data.dataset import Sample
 from mambar.data.keys import numpy_generator
 from mambar.data.segmentation.masks import IGNORE
 from mambar.data.segmentation.registry import open_segmentation
-from mambar.data.transforms.classification import from_pillow
-from mambar.data.transforms.segmentation import SegmentationTransform, Stacked, distorted, largest_share
+from mambar.data.transforms.classification import pil_to_tensor
+from mambar.data.transforms.segmentation import (
+    MaskChannelDataset,
+    SegmentationTransform,
+    largest_class_fraction,
+    photometric_distortion,
+)
 from mambar.errors import DataError, RecipeError
 
-PLAIN = {"resize": None, "ratio": (1.0, 1.0), "most_of_one": 1.0, "hflip": 0.0, "distort": False}
+PLAIN = {"resize": None, "ratio": (1.0, 1.0), "max_class_fraction": 1.0, "hflip": 0.0, "distort": False}
 
 
 def coded(height=40, width=56):
@@ -41,7 +46,7 @@ def test_image_and_labels_go_together(ratio):
 
 def test_the_key_fixes_the_pixels():
     transform = SegmentationTransform(img_size=32, resize=(80, 60))
-    stacked = torch.cat([from_pillow(photo(50, 70)), torch.randint(0, 3, (1, 50, 70), dtype=torch.uint8)])
+    stacked = torch.cat([pil_to_tensor(photo(50, 70)), torch.randint(0, 3, (1, 50, 70), dtype=torch.uint8)])
     assert torch.equal(transform(stacked, 7), transform(stacked, 7))
     assert not torch.equal(transform(stacked, 7), transform(stacked, 8))
     state = torch.get_rng_state()
@@ -81,23 +86,23 @@ def test_crop_avoids_one_class_filling_it():
     labels = torch.zeros(1, 32, 128, dtype=torch.uint8)
     labels[..., 64:] = 1
     stacked = torch.cat([labels.expand(3, -1, -1), labels])
-    careful = SegmentationTransform(img_size=32, **{**PLAIN, "most_of_one": 0.75})
+    careful = SegmentationTransform(img_size=32, **{**PLAIN, "max_class_fraction": 0.75})
     careless = SegmentationTransform(img_size=32, **PLAIN)
 
     def mixed(transform):
-        return sum(largest_share(transform(stacked, key)[3]) < 0.75 for key in range(100))
+        return sum(largest_class_fraction(transform(stacked, key)[3]) < 0.75 for key in range(100))
 
     assert mixed(careful) > 70 > 35 > mixed(careless)
 
 
 def test_largest_share_by_hand():
     labels = torch.tensor([[0, 0, 0, 1], [IGNORE] * 4], dtype=torch.uint8)
-    assert largest_share(labels) == 0.75
-    assert largest_share(labels[1:]) == 1.0 and largest_share(labels[:, :3]) == 1.0
+    assert largest_class_fraction(labels) == 0.75
+    assert largest_class_fraction(labels[1:]) == 1.0 and largest_class_fraction(labels[:, :3]) == 1.0
 
 
-def test_distortion_keeps_labels_and_changes_colours():
-    stacked = torch.cat([from_pillow(photo(32, 32)), torch.randint(0, 5, (1, 32, 32), dtype=torch.uint8)])
+def test_distortion_keeps_labels_and_changes_colors():
+    stacked = torch.cat([pil_to_tensor(photo(32, 32)), torch.randint(0, 5, (1, 32, 32), dtype=torch.uint8)])
     transform = SegmentationTransform(img_size=32, **{**PLAIN, "distort": True})
     changed = [transform(stacked, key) for key in range(30)]
     assert all(torch.equal(each[3], stacked[3]) for each in changed)
@@ -108,7 +113,7 @@ def test_distortion_keeps_labels_and_changes_colours():
 def test_distortion_stays_within_its_ranges():
     """A gray picture keeps no hue to turn: it moves by 32 gray levels and by a factor 0.5-1.5 at most."""
     gray = Image.new("RGB", (4, 4), (100, 100, 100))
-    seen = [np.asarray(distorted(gray, numpy_generator(key))).ravel() for key in range(300)]
+    seen = [np.asarray(photometric_distortion(gray, numpy_generator(key))).ravel() for key in range(300)]
     assert all(len(set(pixels.tolist())) == 1 for pixels in seen)
     levels = np.array([pixels[0] for pixels in seen])
     assert levels.min() >= round((100 - 32) * 0.5) - 1 and levels.max() <= round((100 + 32) * 1.5) + 1
@@ -117,7 +122,7 @@ def test_distortion_stays_within_its_ranges():
 
 def test_stacked_dataset():
     dataset = open_segmentation("mosaics", "val", img_size=24)
-    stacked = Stacked(dataset)
+    stacked = MaskChannelDataset(dataset)
     sample = stacked[3]
     assert sample.image.shape == (4, 24, 24) and torch.equal(sample.image[3], dataset[3].mask)
     assert len(stacked) == len(dataset) and stacked.fingerprint() == dataset.fingerprint()
@@ -135,12 +140,12 @@ def test_stacked_dataset():
             return ""
 
     with pytest.raises(DataError, match="has no mask"):
-        Stacked(Bare())[0]
+        MaskChannelDataset(Bare())[0]
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"ratio": (0.0, 1.0)}, {"ratio": (2.0, 1.0)}, {"most_of_one": 0.0}, {"hflip": 2.0}, {"img_size": 0}],
+    [{"ratio": (0.0, 1.0)}, {"ratio": (2.0, 1.0)}, {"max_class_fraction": 0.0}, {"hflip": 2.0}, {"img_size": 0}],
 )
 def test_bad_fields(fields):
     with pytest.raises(RecipeError, match=next(iter(fields))):

@@ -15,8 +15,8 @@ import torch
 
 from mambar.data.dataset import Sample
 from mambar.data.loading.images import read_image
-from mambar.data.loading.pixel_memory import PixelMemory
-from mambar.data.loading.unreadable_images import Damage
+from mambar.data.loading.pixel_memory import PixelCache
+from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.errors import DataError
 
 FILES = {"train": "train.npz", "val": "test.npz"}
@@ -69,7 +69,7 @@ class Cifar10:
 class Cifar10Jpeg:
     """CIFAR-10's JPEG copies in `train.npz` and `test.npz`; say in every figure that they are compressed copies.
 
-    Each image is decoded once and then kept (`PixelMemory`).
+    Each image is decoded once and then kept (`PixelCache`).
     """
 
     # Figures show the name: compression is part of what a network has seen.
@@ -85,14 +85,14 @@ class Cifar10Jpeg:
         self.labels = stored["labels"].astype(np.int64)
         self.classes = tuple(str(name) for name in stored["classes"])
         self._check()
-        self.damage = Damage(self.labels, source=str(self.file), substitute=split == "train")
-        self._decoded = PixelMemory(len(self.labels), _SHAPE)
+        self.unreadable = UnreadableImages(self.labels, source=str(self.file), substitute=split == "train")
+        self._decoded = PixelCache(len(self.labels), _SHAPE)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.damage.read(self._read, index)
+        return self.unreadable.read(self._read, index)
 
     def _read(self, index: int) -> Sample:
         pixels = self._decoded.get(index)

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from mambar.data.dataset import Sample, stratified_split
-from mambar.data.loading.images import MAX_PIXELS, SUFFIXES, read_image
-from mambar.data.loading.unreadable_images import Damage
+from mambar.data.loading.images import IMAGE_SUFFIXES, MAX_PIXELS, read_image
+from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.names import PackedNames, one_line
 from mambar.errors import DataError
 
@@ -21,7 +21,7 @@ _OTHER_IMAGES = frozenset({".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".
 
 
 class ImageFolder:
-    """Images in class sub-folders, labelled by the sorted folder names.
+    """Images in class sub-folders, labeled by the sorted folder names.
 
     With `root/train` (and `root/val`) these are the splits; a missing `val` is cut from `train`, and
     without either from the folder itself: `val_fraction` of every class, chosen by `split_seed`, the same
@@ -39,23 +39,23 @@ class ImageFolder:
         *,
         val_fraction: float = 0.2,
         split_seed: int = 0,
-        upright: bool = True,
+        apply_exif_orientation: bool = True,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.root = Path(root)
         self.split = split
-        self.upright = upright
+        self.apply_exif_orientation = apply_exif_orientation
         self.max_pixels = max_pixels
         listing = _list_split(self.root, split, val_fraction, split_seed)
         self.folder, self.classes, self.paths, self.labels = listing
         self.name = self.root.name or str(self.root)
-        self.damage = Damage(self.labels, source=str(self.folder), substitute=split == "train")
+        self.unreadable = UnreadableImages(self.labels, source=str(self.folder), substitute=split == "train")
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.damage.read(self._read, index)
+        return self.unreadable.read(self._read, index)
 
     def path(self, index: int) -> Path:
         """Where a sample's image lies."""
@@ -67,12 +67,12 @@ class ImageFolder:
 
     def _read(self, index: int) -> Sample:
         path = self.path(index)
-        image = read_image(path, upright=self.upright, max_pixels=self.max_pixels)
+        image = read_image(path, apply_exif_orientation=self.apply_exif_orientation, max_pixels=self.max_pixels)
         return Sample(image, int(self.labels[index]))
 
 
 def listing_fingerprint(classes: tuple[str, ...], paths: PackedNames, labels: Int64[np.ndarray, "samples"]) -> str:
-    """sha256 of a labelled list of files; contents are not read."""
+    """sha256 of a labeled list of files; contents are not read."""
     digest = hashlib.sha256()
     for name in classes:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
@@ -116,7 +116,7 @@ def _list_split(
             logger.info("%s has no val/; %.0f %% of every class are held out.", root, 100 * val_fraction)
         part = _own_split(folder, classes, labels, val_fraction, split_seed)[SPLITS.index(split)]
         paths, labels = [paths[index] for index in part], labels[part]
-    return folder, tuple(classes), PackedNames.of(paths), labels
+    return folder, tuple(classes), PackedNames.from_names(paths), labels
 
 
 def _own_split(
@@ -173,7 +173,7 @@ def _images_below(folder: Path, name: str, others: list[str]) -> list[str]:
             suffix = os.path.splitext(file)[1].lower()  # noqa: PTH122
             if file.startswith("."):
                 continue
-            if suffix in SUFFIXES:
+            if suffix in IMAGE_SUFFIXES:
                 found.append(f"{relative}/{file}")
             elif suffix in _OTHER_IMAGES:
                 others.append(f"{relative}/{file}")
@@ -181,4 +181,4 @@ def _images_below(folder: Path, name: str, others: list[str]) -> list[str]:
 
 
 def _loose_images(entries: list[os.DirEntry[str]]) -> bool:
-    return any(Path(entry.name).suffix.lower() in SUFFIXES for entry in entries)
+    return any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mambar.data.dataset import Sample, stratified_split
 from mambar.data.loading.images import MAX_PIXELS, read_image
-from mambar.data.loading.unreadable_images import Damage
+from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.names import one_line
 from mambar.errors import DataError, ImageError
 
@@ -21,7 +21,7 @@ _VALIDATION: Final = ("validation", "val", "valid", "test")
 _MARKS: Final = ("dataset_dict.json", "dataset_info.json")
 
 
-class HubImages:
+class HuggingFaceDataset:
     """A split of a set on the hub (`hf:NAME`) or of a folder that `save_to_disk` wrote.
 
     `val` is the split called validation, val, valid or test, whichever comes first; where there is none,
@@ -61,17 +61,17 @@ class HubImages:
             self._rows = self._rows[parts[("train", "val").index(split)]]
         self.labels = labels[self._rows]
         if not len(self.labels):
-            raise DataError(f"data={self.source} has no labelled images in {split}; look at its card.")
+            raise DataError(f"data={self.source} has no labeled images in {split}; look at its card.")
         # Bytes, not pictures: what is decoded is decoded by us.
         self._table: Any = chosen.cast_column(self._image, datasets.Image(decode=False))
         self._content = str(chosen._fingerprint)
-        self.damage = Damage(self.labels, source=self.source, substitute=split == "train")
+        self.unreadable = UnreadableImages(self.labels, source=self.source, substitute=split == "train")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.damage.read(self._read, index)
+        return self.unreadable.read(self._read, index)
 
     def _read(self, index: int) -> Sample:
         row = int(self._rows[index])

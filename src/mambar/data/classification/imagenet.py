@@ -34,7 +34,7 @@ class ImageNet:
             split,
             val_fraction=val_fraction,
             split_seed=split_seed,
-            upright=False,
+            apply_exif_orientation=False,
             max_pixels=max_pixels,
         )
         self.name = self.folder.name
@@ -47,7 +47,7 @@ class ImageNet:
             )
         self.classes = wordnet_names(self.wordnet_ids)
         self.labels = self.folder.labels
-        self.damage = self.folder.damage
+        self.unreadable = self.folder.unreadable
 
     def __len__(self) -> int:
         return len(self.folder)

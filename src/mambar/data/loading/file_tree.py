@@ -15,8 +15,8 @@ from mambar.data.names import one_line
 from mambar.errors import DataError, ImageError
 
 # A photograph hardly shrinks and a mask up to some hundredfold; a bomb shrinks a thousandfold.
-MOST_RATIO = 500
-MOST_MEMBERS = 2_000_000
+MAX_COMPRESSION_RATIO = 500
+MAX_MEMBERS = 2_000_000
 
 
 @runtime_checkable
@@ -57,12 +57,12 @@ def open_tree(path: Path | str) -> FileTree:
     raise DataError(f"data={path} {reason}; give the folder or the zip archive that holds the data.")
 
 
-def only_folder(tree: FileTree) -> FileTree | None:
+def single_folder(tree: FileTree) -> FileTree | None:
     """The folder in which everything lies, as in released archives; None where there are several, or files."""
     inside = tree.folders()
     if len(inside) != 1 or any("/" not in file for file in tree.files()):
         return None
-    return Below(tree, inside[0])
+    return SubTree(tree, inside[0])
 
 
 class Directory:
@@ -172,8 +172,8 @@ class ZipArchive:
     def _checked_members(self) -> dict[str, zipfile.ZipInfo]:
         found: dict[str, zipfile.ZipInfo] = {}
         infos = self._archive().infolist()
-        if len(infos) > MOST_MEMBERS:
-            raise DataError(f"data={self.path} has {len(infos)} members; at most {MOST_MEMBERS} are looked at.")
+        if len(infos) > MAX_MEMBERS:
+            raise DataError(f"data={self.path} has {len(infos)} members; at most {MAX_MEMBERS} are looked at.")
         for info in infos:
             mode = info.external_attr >> 16
             plain = stat.S_IFMT(mode) in (0, stat.S_IFREG) and not info.is_dir()
@@ -181,16 +181,16 @@ class ZipArchive:
             inside = bool(parts) and not info.filename.startswith("/") and ".." not in parts
             if not plain or not inside or any(part.startswith((".", "__MACOSX")) for part in parts):
                 continue
-            if info.file_size > MAX_BYTES or info.file_size > MOST_RATIO * max(info.compress_size, 1000):
+            if info.file_size > MAX_BYTES or info.file_size > MAX_COMPRESSION_RATIO * max(info.compress_size, 1000):
                 raise DataError(
                     f"{one_line(info.filename)} in {self.path} unpacks from {info.compress_size} to {info.file_size} "
-                    f"bytes; at most {MAX_BYTES} and {MOST_RATIO} times are read. Refused."
+                    f"bytes; at most {MAX_BYTES} and {MAX_COMPRESSION_RATIO} times are read. Refused."
                 )
             found["/".join(parts)] = info
         return found
 
 
-class Below:
+class SubTree:
     """A folder of another tree as a tree of its own."""
 
     def __init__(self, tree: FileTree, path: str) -> None:

@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from mambar.data.names import one_line
+from mambar.deprecated import accept_old_names
 from mambar.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 # A 40-megapixel photograph needs about 280 MB while it is read.
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 256_000_000
@@ -41,17 +42,18 @@ _UPRIGHT = {
 }
 
 
+@accept_old_names({"upright": "apply_exif_orientation"})
 def read_image(
     source: Path | str | bytes,
     *,
     name: str | None = None,
-    upright: bool = True,
+    apply_exif_orientation: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> UInt8[Tensor, "3 height width"]:
     """The RGB pixels of a PNG, JPEG or WEBP file, or of its bytes.
 
     Gray, palette, CMYK and 16-bit images (their high byte) become RGB; what is transparent is laid on
-    white. `upright` turns the picture as its EXIF says; torchvision's and the official loader do not.
+    white. `apply_exif_orientation` rotates the image as its EXIF says; torchvision's and the official loader do not.
     `name` stands for bytes in error messages. Animated PNG and WEBP are refused; of a multi-picture JPEG
     the first is taken.
 
@@ -70,7 +72,7 @@ def read_image(
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_header(image, name, max_pixels)
-                return _decode(image, upright)
+                return _decode(image, apply_exif_orientation)
         except ImageError:
             raise
         except MemoryError:
@@ -108,9 +110,9 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
         raise ImageError(f"{one_line(name)} is animated; save one frame as a still image.")
 
 
-def _decode(image: Image.Image, upright: bool) -> Tensor:
+def _decode(image: Image.Image, apply_exif_orientation: bool) -> Tensor:
     image.load()
-    orientation = _orientation(image) if upright else 1
+    orientation = _orientation(image) if apply_exif_orientation else 1
     picture = _rgb(image)
     flat = torch.frombuffer(picture.tobytes(), dtype=torch.uint8)
     pixels = flat.view(picture.height, picture.width, 3).permute(2, 0, 1)

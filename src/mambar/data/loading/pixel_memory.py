@@ -12,7 +12,7 @@ from torch import Tensor
 MAX_BYTES = 1 << 30
 
 
-class PixelMemory:
+class PixelCache:
     """Room for `count` images of `shape` (channels, height, width); it takes memory only as it fills.
 
     Processes forked from this one read and fill the same room. Pickled (to a spawned process), it starts empty there.
@@ -44,5 +44,5 @@ class PixelMemory:
             self._pixels[index] = pixels.numpy()
             self._sums[index] = zlib.crc32(self._pixels[index])
 
-    def __reduce__(self) -> tuple[type["PixelMemory"], tuple[int, tuple[int, int, int]]]:
-        return PixelMemory, (self.count, self.shape)
+    def __reduce__(self) -> tuple[type["PixelCache"], tuple[int, tuple[int, int, int]]]:
+        return PixelCache, (self.count, self.shape)

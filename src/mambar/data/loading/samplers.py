@@ -27,7 +27,7 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int, repeats: int = 1) ->
     """The sample index at every position of an epoch.
 
     With `repeats` r a random order is stretched r-fold (a, a, a, b, b, b, …) and cut at `epoch_length`: the
-    copy number of position p is p % r. Neighbouring positions go to different shards (see loaders), so a
+    copy number of position p is p % r. Neighboring positions go to different shards (see loaders), so a
     shard meets the copies of an image in different augmentations, as in DeiT.
     """
     length = epoch_length(num_samples, repeats=repeats)

@@ -14,12 +14,12 @@ from mambar.errors import DataError, ImageError
 logger = logging.getLogger("mambar.data")
 
 # A run ends when more than this many, and more than this share, are bad.
-MOST_BAD = 10
-MOST_BAD_SHARE = 0.01
+MAX_UNREADABLE = 10
+MAX_UNREADABLE_FRACTION = 0.01
 _STRANGERS = 100
 
 
-class Damage:
+class UnreadableImages:
     """Reads samples and keeps account of the unreadable ones; the marks lie in memory that workers share.
 
     With `substitute` (training) another image of the same class stands for a bad one: the next readable one,
@@ -33,7 +33,7 @@ class Damage:
         self._bad = torch.zeros(len(labels), dtype=torch.uint8).share_memory_()
 
     @property
-    def num_bad(self) -> int:
+    def count(self) -> int:
         """How many different samples were unreadable so far."""
         return int(self._bad.sum())
 
@@ -69,11 +69,11 @@ class Damage:
             return
         self._bad[index] = 1
         logger.warning("skipped an unreadable image: %s", error)
-        bad, length = self.num_bad, len(self._bad)
-        if bad > MOST_BAD and bad > MOST_BAD_SHARE * length:
+        bad, length = self.count, len(self._bad)
+        if bad > MAX_UNREADABLE and bad > MAX_UNREADABLE_FRACTION * length:
             raise DataError(
-                f"{bad} of the {length} images in {self.source} cannot be read (at most {MOST_BAD} or "
-                f"{MOST_BAD_SHARE:.0%} may); the last: {error}"
+                f"{bad} of the {length} images in {self.source} cannot be read (at most {MAX_UNREADABLE} or "
+                f"{MAX_UNREADABLE_FRACTION:.0%} may); the last: {error}"
             ) from error
 
     def _others(self, index: int) -> Iterator[int]:

@@ -16,9 +16,8 @@ from PIL import Image
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.names import one_line
 from mambar.data.segmentation.ade20k_classes import CLASSES, FULL_NAMES, OTHER_NAMES
-from mambar.data.segmentation.folder import CLASSES as CLASS_FILE
-from mambar.data.segmentation.folder import class_lines, table_of
-from mambar.data.segmentation.masked_images import Listing, SegmentationDataset, by_table, masks_of
+from mambar.data.segmentation.folder import CLASS_FILE, label_table, parse_class_lines
+from mambar.data.segmentation.masked_images import Listing, SegmentationDataset, mask_reader, match_masks
 from mambar.data.segmentation.masks import IGNORE, LabelTable, read_mask
 from mambar.errors import DataError, ImageError
 
@@ -41,11 +40,11 @@ def find_scene_parse(tree: FileTree, split: str) -> Listing:
     images = [path for path in tree.files(f"images/{folder}") if path.lower().endswith((".jpg", ".jpeg", ".png"))]
     if not images:
         raise DataError(f"data={tree.name} has no images in images/{folder}; unpack ADEChallengeData2016 whole.")
-    masks = masks_of(images, tree.files(f"annotations/{folder}"))
+    masks = match_masks(images, tree.files(f"annotations/{folder}"))
     own = tree.text(CLASS_FILE)
     if own is not None:
         source = f"{tree.name}/{CLASS_FILE}"
-        table = table_of(class_lines(own, source=source), source=source, zero_ignored=True)
+        table = label_table(parse_class_lines(own, source=source), source=source, zero_ignored=True)
     else:
         values = {0: IGNORE, **{label + 1: label for label in range(len(CLASSES))}}
         table = LabelTable(classes=CLASSES, values=values, hint=f"or name the classes in {CLASS_FILE}")
@@ -54,7 +53,7 @@ def find_scene_parse(tree: FileTree, split: str) -> Listing:
         images=[f"images/{folder}/{path}" for path in images],
         masks=[f"annotations/{folder}/{path}" if path else "" for path in masks],
         table=table,
-        read=by_table(table),
+        read=mask_reader(table),
     )
 
 
@@ -77,7 +76,7 @@ def read_full_mask(tree: FileTree, path: str, max_pixels: int) -> UInt8[np.ndarr
     """Labels of a `_seg.png`: class number = red / 10 · 256 + green, named by the image's .json or _atr.txt."""
     stored = read_mask(tree.read(path), name=path, max_pixels=max_pixels)
     if stored.ndim != 3:
-        raise ImageError(f"{one_line(path)} is no ADE20K mask: it has no colours.")
+        raise ImageError(f"{one_line(path)} is no ADE20K mask: it has no colors.")
     stem = path.removesuffix("_seg.png")
     text = tree.text(f"{stem}.json")
     if text is not None:

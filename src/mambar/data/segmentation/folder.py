@@ -2,7 +2,7 @@
 
 Layouts: `images/train` + `masks/train`, `train/images` + `train/masks`, or `images` + `masks` with `train.txt` and
 `val.txt`, without which a part is held out. Masks are PNGs of the images' names: numbers (line k of classes.txt is
-the name of number k, 255 is ignored), or colours (`name #rrggbb` a line). A class called ignore or void is ignored.
+the name of number k, 255 is ignored), or colors (`name #rrggbb` a line). A class called ignore or void is ignored.
 """
 
 import logging
@@ -14,10 +14,10 @@ import numpy as np
 
 from mambar.data.keys import key, permutation
 from mambar.data.loading.file_tree import FileTree
-from mambar.data.loading.images import SUFFIXES
+from mambar.data.loading.images import IMAGE_SUFFIXES
 from mambar.data.names import one_line
-from mambar.data.segmentation.masked_images import SPLITS, Listing, by_table, masks_of
-from mambar.data.segmentation.masks import IGNORE, Colour, LabelTable, colour_codes, read_mask
+from mambar.data.segmentation.masked_images import SPLITS, Listing, mask_reader, match_masks
+from mambar.data.segmentation.masks import IGNORE, Color, LabelTable, color_codes, read_mask
 from mambar.errors import DataError, ImageError
 
 logger = logging.getLogger("mambar.data")
@@ -25,11 +25,11 @@ logger = logging.getLogger("mambar.data")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "SegmentationClass", "gt")
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
-CLASSES = "classes.txt"
+CLASS_FILE = "classes.txt"
 IGNORED_NAMES = frozenset({"ignore", "void", "unlabeled", "unlabelled"})
 # Masks looked at to tell a user without class names what they hold.
 _LOOKED_AT = 20
-_COLOURS = (
+_COLORS = (
     re.compile(r"(?P<name>.*\S)[\s,;:]+#(?P<hex>[0-9a-fA-F]{6})"),
     re.compile(r"(?P<name>.*[^\s\d,;:])[\s,;:]+(?P<r>\d{1,3})[\s,]+(?P<g>\d{1,3})[\s,]+(?P<b>\d{1,3})"),
     re.compile(r"(?P<r>\d{1,3})[\s,]+(?P<g>\d{1,3})[\s,]+(?P<b>\d{1,3})[\s,;:]+(?P<name>\S.*)"),
@@ -37,20 +37,20 @@ _COLOURS = (
 
 
 def find_folder(
-    tree: FileTree, split: str, *, classes: str = CLASSES, val_fraction: float = 0.2, split_seed: int = 0
+    tree: FileTree, split: str, *, classes: str = CLASS_FILE, val_fraction: float = 0.2, split_seed: int = 0
 ) -> Listing:
     """The images and masks of a split; DataError where the layout is another.
 
-    classes: the file of class names in the tree, or "found" to name them after the values or colours that the
+    classes: the file of class names in the tree, or "found" to name them after the values or colors that the
     masks hold. val_fraction: held out, always the same images, where the data have no split of their own.
     """
     image_folder, mask_folder, chosen = _folders(tree, split)
-    images = [path for path in tree.files(image_folder) if PurePosixPath(path).suffix.lower() in SUFFIXES]
+    images = [path for path in tree.files(image_folder) if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES]
     if chosen is not None:
         images = [path for path in images if str(PurePosixPath(path).with_suffix("")) in chosen]
     if not images:
         raise DataError(f"data={tree.name} has no images (PNG, JPEG, WEBP) for {split} in {image_folder}; add some.")
-    masks = masks_of(images, tree.files(mask_folder))
+    masks = match_masks(images, tree.files(mask_folder))
     if not _has_splits(tree) and chosen is None:
         images, masks = _part(images, masks, split, val_fraction, split_seed)
     every_mask = _every_mask(tree)
@@ -60,7 +60,7 @@ def find_folder(
         images=[f"{image_folder}/{path}" for path in images],
         masks=[f"{mask_folder}/{path}" if path else "" for path in masks],
         table=table,
-        read=by_table(table),
+        read=mask_reader(table),
     )
 
 
@@ -70,49 +70,49 @@ def looks_like_folder(tree: FileTree) -> bool:
     return bool(inside & set(IMAGE_FOLDERS)) and bool(inside & set(MASK_FOLDERS))
 
 
-def class_lines(text: str, *, source: str) -> list[tuple[str, Colour | None]]:
-    """(name, colour if given) of every line of a class file; blank lines and those behind // are left out."""
-    found: list[tuple[str, Colour | None]] = []
+def parse_class_lines(text: str, *, source: str) -> list[tuple[str, Color | None]]:
+    """(name, color if given) of every line of a class file; blank lines and those behind // are left out."""
+    found: list[tuple[str, Color | None]] = []
     for line in (line.strip() for line in text.splitlines()):
         if not line or line.startswith("//"):
             continue
-        match = next((match for pattern in _COLOURS if (match := pattern.fullmatch(line))), None)
+        match = next((match for pattern in _COLORS if (match := pattern.fullmatch(line))), None)
         if match is None:
             found.append((line, None))
             continue
         parts = match.groupdict()
         whole = parts.get("hex")
-        colour = tuple(bytes.fromhex(whole)) if whole else tuple(int(parts[band]) for band in "rgb")
-        if max(colour) > 255:
-            raise DataError(f"{source}: {one_line(line)!r} has a colour above 255; write name #rrggbb.")
-        found.append((match["name"].strip(), (colour[0], colour[1], colour[2])))
+        color = tuple(bytes.fromhex(whole)) if whole else tuple(int(parts[band]) for band in "rgb")
+        if max(color) > 255:
+            raise DataError(f"{source}: {one_line(line)!r} has a color above 255; write name #rrggbb.")
+        found.append((match["name"].strip(), (color[0], color[1], color[2])))
     if not found:
         raise DataError(f"{source} has no class names; write one a line.")
     return found
 
 
-def table_of(lines: list[tuple[str, Colour | None]], *, source: str, zero_ignored: bool = False) -> LabelTable:
-    """The table of a class file: line k is number k (with `zero_ignored` k + 1), colours where they are given."""
-    given = [colour is not None for _, colour in lines]
+def label_table(lines: list[tuple[str, Color | None]], *, source: str, zero_ignored: bool = False) -> LabelTable:
+    """The table of a class file: line k is number k (with `zero_ignored` k + 1), colors where they are given."""
+    given = [color is not None for _, color in lines]
     if any(given) and not all(given):
         without = lines[given.index(False)][0]
-        raise DataError(f"{source} gives colours to some classes, none to {one_line(without)!r}; give all or none.")
+        raise DataError(f"{source} gives colors to some classes, none to {one_line(without)!r}; give all or none.")
     values: dict[int, int] = {IGNORE: IGNORE, **({0: IGNORE} if zero_ignored else {})}
-    colours: dict[Colour, int] = {}
+    colors: dict[Color, int] = {}
     names: list[str] = []
-    shown: list[Colour] = []
-    for number, (name, colour) in enumerate(lines, start=int(zero_ignored)):
+    shown: list[Color] = []
+    for number, (name, color) in enumerate(lines, start=int(zero_ignored)):
         label = IGNORE if name.lower() in IGNORED_NAMES else len(names)
         values[number] = label
-        if colour is not None:
-            if colour in colours:
-                raise DataError(f"{source}: two classes have the colour #{bytes(colour).hex()}; give each its own.")
-            colours[colour] = label
+        if color is not None:
+            if color in colors:
+                raise DataError(f"{source}: two classes have the color #{bytes(color).hex()}; give each its own.")
+            colors[color] = label
         if label != IGNORE:
             names.append(name)
-            shown += [colour] if colour is not None else []
+            shown += [color] if color is not None else []
     hint = f"mend the mask, or give it a line in {source}"
-    return LabelTable(classes=tuple(names), values=values, colours=colours, palette=tuple(shown), hint=hint)
+    return LabelTable(classes=tuple(names), values=values, colors=colors, palette=tuple(shown), hint=hint)
 
 
 def _folders(tree: FileTree, split: str) -> tuple[str, str, set[str] | None]:
@@ -194,8 +194,8 @@ def _named_table(tree: FileTree, file: str, masks: list[str]) -> LabelTable:
             "data_options.classes=found."
         )
     source = f"{tree.name}/{file}"
-    table = table_of(class_lines(text, source=source), source=source)
-    if len(table.classes) == 2 and not table.colours and _binary(tree, masks):
+    table = label_table(parse_class_lines(text, source=source), source=source)
+    if len(table.classes) == 2 and not table.colors and _binary(tree, masks):
         logger.info("%s: masks hold 0 and 255 only; 255 is taken for %r.", tree.name, table.classes[1])
         return LabelTable(classes=table.classes, values={0: 0, 255: 1}, palette=table.palette, hint=table.hint)
     return table
@@ -205,23 +205,21 @@ def _found_table(tree: FileTree, masks: list[str]) -> LabelTable:
     """A table named after what all masks hold."""
     held = _held(tree, masks)
     numbers = [value for value in held if isinstance(value, int) and value != IGNORE]
-    colours = [value for value in held if not isinstance(value, int)]
-    if numbers and colours:
-        raise DataError(f"data={tree.name}: some masks hold numbers, others colours; save all in one way.")
-    if not numbers and not colours:
+    colors = [value for value in held if not isinstance(value, int)]
+    if numbers and colors:
+        raise DataError(f"data={tree.name}: some masks hold numbers, others colors; save all in one way.")
+    if not numbers and not colors:
         raise DataError(f"data={tree.name}: no mask can be read, so no classes can be found.")
-    logger.info("%s: %d classes found in %d masks; %s would name them.", tree.name, len(held), len(masks), CLASSES)
+    logger.info("%s: %d classes found in %d masks; %s would name them.", tree.name, len(held), len(masks), CLASS_FILE)
     if numbers:
         values = {IGNORE: IGNORE, **{value: label for label, value in enumerate(numbers)}}
         return LabelTable(classes=tuple(f"class {value}" for value in numbers), values=values)
-    names = tuple(f"#{bytes(colour).hex()}" for colour in colours)
-    return LabelTable(
-        classes=names, colours={colour: label for label, colour in enumerate(colours)}, palette=tuple(colours)
-    )
+    names = tuple(f"#{bytes(color).hex()}" for color in colors)
+    return LabelTable(classes=names, colors={color: label for label, color in enumerate(colors)}, palette=tuple(colors))
 
 
-def _held(tree: FileTree, masks: list[str]) -> list[int | Colour]:
-    """The numbers and colours that masks hold, sorted; DataError where there are too many to be classes."""
+def _held(tree: FileTree, masks: list[str]) -> list[int | Color]:
+    """The numbers and colors that masks hold, sorted; DataError where there are too many to be classes."""
     numbers: set[int] = set()
     codes: set[int] = set()
     for path in masks:
@@ -232,15 +230,15 @@ def _held(tree: FileTree, masks: list[str]) -> list[int | Colour]:
         if stored.ndim == 2:
             numbers.update(np.unique(stored).tolist())
         else:
-            codes.update(np.unique(colour_codes(stored)).tolist())
-        for kind, found in (("values", numbers), ("colours", codes)):
+            codes.update(np.unique(color_codes(stored)).tolist())
+        for kind, found in (("values", numbers), ("colors", codes)):
             if len(found) > IGNORE:
                 raise DataError(
                     f"data={tree.name}: masks hold more than {IGNORE} different {kind} (such as in {one_line(path)}); "
                     "they are photographs, instance numbers, or were smoothed: save classes as a plain PNG."
                 )
-    colours = [(code >> 16, code >> 8 & 255, code & 255) for code in sorted(codes)]
-    return [*sorted(numbers), *colours]
+    colors = [(code >> 16, code >> 8 & 255, code & 255) for code in sorted(codes)]
+    return [*sorted(numbers), *colors]
 
 
 def _binary(tree: FileTree, masks: list[str]) -> bool:
@@ -248,6 +246,6 @@ def _binary(tree: FileTree, masks: list[str]) -> bool:
     return 255 in held and set(held) <= {0, 255}
 
 
-def _shown(held: list[int | Colour]) -> str:
+def _shown(held: list[int | Color]) -> str:
     names = [str(value) if isinstance(value, int) else f"#{bytes(value).hex()}" for value in held]
     return ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "") if names else "nothing"

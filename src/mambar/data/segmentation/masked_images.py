@@ -13,14 +13,14 @@ from jaxtyping import UInt8
 from mambar.data.dataset import ImageDataset, Sample
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.loading.images import MAX_PIXELS, read_image
-from mambar.data.loading.unreadable_images import Damage
+from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.names import PackedNames, one_line
-from mambar.data.segmentation.masks import Colour, LabelTable, read_mask
+from mambar.data.segmentation.masks import Color, LabelTable, read_mask
 from mambar.errors import DataError, ImageError
 
 SPLITS = ("train", "val")
 # What may follow an image's name in its mask's.
-MASK_ENDINGS = ("", "_mask", "_seg", "_label", "_labels", "_gt")
+MASK_SUFFIXES = ("", "_mask", "_seg", "_label", "_labels", "_gt")
 
 # (tree, path, most pixels) → the label of every pixel.
 MaskReader = Callable[[FileTree, str, int], UInt8[np.ndarray, "height width"]]
@@ -31,8 +31,8 @@ class SegmentationDataset(ImageDataset, Protocol):
     """Samples whose mask holds a label for every pixel: an index into `classes`, or `IGNORE`."""
 
     @property
-    def palette(self) -> tuple[Colour, ...]:
-        """A colour a class, for showing."""
+    def palette(self) -> tuple[Color, ...]:
+        """A color a class, for showing."""
         ...
 
 
@@ -47,7 +47,7 @@ class Listing:
     read: MaskReader
 
 
-class MaskedImages:
+class ImageMaskPairs:
     """A `SegmentationDataset` of image and mask files.
 
     An image without a mask, of another size than its mask, or one of the two unreadable, or a value that the classes do
@@ -61,10 +61,10 @@ class MaskedImages:
                 f"data={listing.tree.name} has {len(listing.images)} images for {split} and no mask of them."
             )
         self.tree, self.table, self.read_labels = listing.tree, listing.table, listing.read
-        self.images, self.masks = PackedNames.of(listing.images), PackedNames.of(listing.masks)
+        self.images, self.masks = PackedNames.from_names(listing.images), PackedNames.from_names(listing.masks)
         self.split, self.name, self.max_pixels = split, name, max_pixels
         nothing_to_tell = np.zeros(len(self.images), dtype=np.int64)
-        self.damage = Damage(nothing_to_tell, source=self.tree.name, substitute=split == "train")
+        self.unreadable = UnreadableImages(nothing_to_tell, source=self.tree.name, substitute=split == "train")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -72,20 +72,20 @@ class MaskedImages:
         return self.table.classes
 
     @property
-    def palette(self) -> tuple[Colour, ...]:
-        """A colour a class."""
+    def palette(self) -> tuple[Color, ...]:
+        """A color a class."""
         return self.table.palette
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.damage.read(self._read, index)
+        return self.unreadable.read(self._read, index)
 
     def fingerprint(self) -> str:
         """sha256 of classes, table and the paths of images and masks; contents are not read."""
         digest = hashlib.sha256()
-        table = (self.table.classes, sorted(self.table.values.items()), sorted(self.table.colours.items()))
+        table = (self.table.classes, sorted(self.table.values.items()), sorted(self.table.colors.items()))
         digest.update(repr(table).encode("utf-8", "surrogateescape"))
         for names in (self.images, self.masks):
             digest.update(names.text.tobytes())
@@ -102,7 +102,7 @@ class MaskedImages:
         image = read_image(data, name=name, max_pixels=self.max_pixels)
         if tuple(image.shape[1:]) != labels.shape and tuple(image.shape[1:]) == labels.shape[::-1]:
             # The mask was drawn on the pixels as stored, before EXIF turned the picture.
-            image = read_image(data, name=name, upright=False, max_pixels=self.max_pixels)
+            image = read_image(data, name=name, apply_exif_orientation=False, max_pixels=self.max_pixels)
         if tuple(image.shape[1:]) != labels.shape:
             raise ImageError(
                 f"{one_line(name)} has {image.shape[2]}x{image.shape[1]} pixels, its mask {one_line(mask_path)} "
@@ -111,22 +111,22 @@ class MaskedImages:
         return Sample(image, 0, torch.from_numpy(labels))
 
 
-def by_table(table: LabelTable) -> MaskReader:
-    """Reads masks of numbers or colours by `table`."""
+def mask_reader(table: LabelTable) -> MaskReader:
+    """Reads masks of numbers or colors by `table`."""
 
     def read(tree: FileTree, path: str, max_pixels: int) -> UInt8[np.ndarray, "height width"]:
         name = f"{tree.name}/{path}"
-        stored = read_mask(tree.read(path), name=name, colours=bool(table.colours), max_pixels=max_pixels)
+        stored = read_mask(tree.read(path), name=name, colors=bool(table.colors), max_pixels=max_pixels)
         return table.labels(stored, name=name)
 
     return read
 
 
-def masks_of(images: Sequence[str], masks: Sequence[str]) -> list[str]:
+def match_masks(images: Sequence[str], masks: Sequence[str]) -> list[str]:
     """For each image the mask of the same name (or with one of `MASK_ENDINGS`), "" where there is none."""
     known = {str(PurePosixPath(mask).with_suffix("")): mask for mask in masks if mask.lower().endswith(".png")}
     found = []
     for image in images:
         stem = str(PurePosixPath(image).with_suffix(""))
-        found.append(next((known[stem + end] for end in MASK_ENDINGS if stem + end in known), ""))
+        found.append(next((known[stem + end] for end in MASK_SUFFIXES if stem + end in known), ""))
     return found

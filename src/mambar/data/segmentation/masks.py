@@ -1,4 +1,4 @@
-"""Masks: an image of values or colours becomes a label for every pixel, by one small table a dataset.
+"""Masks: an image of values or colors becomes a label for every pixel, by one small table a dataset.
 
 Labels are 0 … K-1 in the order of the class names; `IGNORE` marks pixels that are neither trained nor counted. What
 a table does not know is an ImageError that names the value, the file and the way out.
@@ -21,9 +21,9 @@ from mambar.errors import DataError, ImageError
 
 # Neither trained nor counted; hence at most 255 classes.
 IGNORE = 255
-MOST_CLASSES = 255
+MAX_CLASSES = 255
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 StoredMask = (
     UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"] | UInt8[np.ndarray, "height width 3"]
 )
@@ -33,21 +33,21 @@ StoredMask = (
 class LabelTable:
     """What a dataset's masks mean, checked when made.
 
-    values: stored number → label, for masks of numbers. colours: stored colour → label, for masks of colours. palette:
-    a colour a class, for showing. `hint` ends the message about an unknown value.
+    values: stored number → label, for masks of numbers. colors: stored color → label, for masks of colors. palette:
+    a color a class, for showing. `hint` ends the message about an unknown value.
     """
 
     classes: tuple[str, ...]
     values: Mapping[int, int] = field(default_factory=dict)
-    colours: Mapping[Colour, int] = field(default_factory=dict)
-    palette: tuple[Colour, ...] = ()
+    colors: Mapping[Color, int] = field(default_factory=dict)
+    palette: tuple[Color, ...] = ()
     hint: str = "mend the mask, or list the value"
 
     def __post_init__(self) -> None:
         if not self.classes:
             raise DataError("a dataset to segment needs at least one class; got none.")
-        if len(self.classes) > MOST_CLASSES:
-            raise DataError(f"{len(self.classes)} classes are too many; at most {MOST_CLASSES} can be told apart.")
+        if len(self.classes) > MAX_CLASSES:
+            raise DataError(f"{len(self.classes)} classes are too many; at most {MAX_CLASSES} can be told apart.")
         if len(set(self.classes)) != len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise DataError(f"the class name {one_line(twice)!r} stands twice; give every class its own name.")
@@ -55,11 +55,11 @@ class LabelTable:
             object.__setattr__(self, "palette", palette(len(self.classes)))
 
     def labels(self, stored: StoredMask, *, name: str) -> UInt8[np.ndarray, "height width"]:
-        """The label of every pixel; ImageError for a value or colour that the table does not have."""
+        """The label of every pixel; ImageError for a value or color that the table does not have."""
         if stored.ndim == 3:
-            return self._of_colours(stored, name)
+            return self._of_colors(stored, name)
         if not self.values:
-            raise ImageError(f"{one_line(name)} holds numbers, the classes have colours only; {self.hint}.")
+            raise ImageError(f"{one_line(name)} holds numbers, the classes have colors only; {self.hint}.")
         found = self._by_value[stored]
         if found.min(initial=0) < 0:
             value = int(stored[found < 0].flat[0])
@@ -67,20 +67,20 @@ class LabelTable:
             raise ImageError(f"{one_line(name)} holds the value {value}; known are {known}: {self.hint}.")
         return found.astype(np.uint8)
 
-    def _of_colours(self, stored: np.ndarray, name: str) -> UInt8[np.ndarray, "height width"]:
-        if not self.colours:
+    def _of_colors(self, stored: np.ndarray, name: str) -> UInt8[np.ndarray, "height width"]:
+        if not self.colors:
             gray = (stored[..., 0] == stored[..., 1]).all() and (stored[..., 0] == stored[..., 2]).all()
             if gray and self.values:
                 return self.labels(np.ascontiguousarray(stored[..., 0]), name=name)
-            raise ImageError(f"{one_line(name)} holds colours, the classes have none; {self.hint}.")
+            raise ImageError(f"{one_line(name)} holds colors, the classes have none; {self.hint}.")
         codes, labels = self._by_code
-        wanted = colour_codes(stored)
+        wanted = color_codes(stored)
         place = np.searchsorted(codes, wanted).clip(max=len(codes) - 1)
         unknown = codes[place] != wanted
         if unknown.any():
             red, green, blue = stored[unknown][0].tolist()
             raise ImageError(
-                f"{one_line(name)} holds the colour #{red:02x}{green:02x}{blue:02x}, which no class has; {self.hint}."
+                f"{one_line(name)} holds the color #{red:02x}{green:02x}{blue:02x}, which no class has; {self.hint}."
             )
         return labels[place]
 
@@ -93,15 +93,15 @@ class LabelTable:
 
     @cached_property
     def _by_code(self) -> tuple[np.ndarray, np.ndarray]:
-        coded = sorted(((r << 16) | (g << 8) | b, label) for (r, g, b), label in self.colours.items())
+        coded = sorted(((r << 16) | (g << 8) | b, label) for (r, g, b), label in self.colors.items())
         codes, labels = zip(*coded, strict=True)
         return np.array(codes, dtype=np.uint32), np.array(labels, dtype=np.uint8)
 
 
-def read_mask(data: bytes, *, name: str, colours: bool = False, max_pixels: int = MAX_PIXELS) -> StoredMask:
-    """The numbers (height, width) or colours (height, width, 3) that a PNG holds.
+def read_mask(data: bytes, *, name: str, colors: bool = False, max_pixels: int = MAX_PIXELS) -> StoredMask:
+    """The numbers (height, width) or colors (height, width, 3) that a PNG holds.
 
-    Palette images give their numbers, with `colours` their colours; 16-bit gray keeps its 16 bits; transparency is
+    Palette images give their numbers, with `colors` their colors; 16-bit gray keeps its 16 bits; transparency is
     ignored. Raises ImageError for everything else: JPEG would blur classes into each other.
     """
     if not data:
@@ -117,7 +117,7 @@ def read_mask(data: bytes, *, name: str, colours: bool = False, max_pixels: int 
                 if getattr(image, "is_animated", False):
                     raise ImageError(f"{one_line(name)} is animated; a mask is a still image.")
                 image.load()
-                return _stored(image, colours)
+                return _stored(image, colors)
         except (ImageError, MemoryError):
             raise
         # A damaged file raises OSError, ValueError, SyntaxError, struct.error, … depending on where.
@@ -128,37 +128,37 @@ def read_mask(data: bytes, *, name: str, colours: bool = False, max_pixels: int 
             ) from error
 
 
-def _stored(image: Image.Image, colours: bool) -> StoredMask:
+def _stored(image: Image.Image, colors: bool) -> StoredMask:
     if image.mode.startswith("I"):
         return np.asarray(image).astype(np.uint16)
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
     if image.mode in ("L", "LA", "La"):
         return np.asarray(image.getchannel(0))
-    if image.mode == "P" and not colours:
+    if image.mode == "P" and not colors:
         return np.asarray(image)
     return np.asarray(image.convert("RGB"))
 
 
-def colour_codes(stored: UInt8[np.ndarray, "*place 3"]) -> np.ndarray:
-    """Each colour as one number, red first."""
+def color_codes(stored: UInt8[np.ndarray, "*place 3"]) -> np.ndarray:
+    """Each color as one number, red first."""
     wide = stored.astype(np.uint32)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
 
 
-def palette(count: int) -> tuple[Colour, ...]:
-    """`count` colours that stay apart: hues a golden angle apart, three steps of lightness and strength.
+def palette(count: int) -> tuple[Color, ...]:
+    """`count` colors that stay apart: hues a golden angle apart, three steps of lightness and strength.
 
-    The same count gives the same colours, and more classes keep those of fewer.
+    The same count gives the same colors, and more classes keep those of fewer.
     """
-    colours: list[Colour] = []
+    colors: list[Color] = []
     for index in range(count):
         hue = (0.58 + index * 0.6180339887) % 1.0
         value = (0.90, 0.62, 0.98)[index % 3]
         strength = (0.78, 0.85, 0.48)[(index // 3) % 3]
         red, green, blue = colorsys.hsv_to_rgb(hue, strength, value)
-        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return tuple(colours)
+        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colors)
 
 
 def index_values(count: int, *, ignore: Iterable[int] = (IGNORE,)) -> dict[int, int]:

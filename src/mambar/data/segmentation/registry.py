@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from mambar.data.dataset import Sample, Subset, limit_of
 from mambar.data.keys import key, permutation
-from mambar.data.loading.file_tree import FileTree, only_folder, open_tree
+from mambar.data.loading.file_tree import FileTree, open_tree, single_folder
 from mambar.data.loading.images import MAX_PIXELS
 from mambar.data.names import one_line
 from mambar.data.segmentation import ade20k, voc
 from mambar.data.segmentation.folder import find_folder, looks_like_folder
-from mambar.data.segmentation.masked_images import SPLITS, Listing, MaskedImages, SegmentationDataset
-from mambar.data.segmentation.masks import Colour, palette
+from mambar.data.segmentation.masked_images import SPLITS, ImageMaskPairs, Listing, SegmentationDataset
+from mambar.data.segmentation.masks import Color, palette
 from mambar.data.synthetic.mosaics import Mosaics
 from mambar.data.synthetic.shapes import Shapes
 from mambar.errors import DataError
@@ -35,8 +35,8 @@ class ShapeMasks:
         return ("background", *self.shapes.classes)
 
     @property
-    def palette(self) -> tuple[Colour, ...]:
-        """Gray for the background, a colour an outline."""
+    def palette(self) -> tuple[Color, ...]:
+        """Gray for the background, a color an outline."""
         return ((90, 94, 102), *palette(len(self.shapes.classes)))
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ def open_segmentation(
         accepted = [name for name in inspect.signature(finder).parameters if name not in ("tree", "split")]
         _refuse_unknown(str(data), options, accepted)
         listing = finder(tree, split, **options)
-        dataset = MaskedImages(listing, split, name=Path(data).name or str(data), max_pixels=max_pixels)
+        dataset = ImageMaskPairs(listing, split, name=Path(data).name or str(data), max_pixels=max_pixels)
     limit = limit_of(split, limit, val_limit)
     if limit is None or limit >= len(dataset):
         return dataset
@@ -129,7 +129,7 @@ def _layout(tree: FileTree) -> tuple[FileTree, Callable[..., Listing]]:
         for looks, find in LAYOUTS.values():
             if looks(inside):
                 return inside, find
-        inside = only_folder(inside)
+        inside = single_folder(inside)
     # Says what is missing.
     return tree, find_folder
 

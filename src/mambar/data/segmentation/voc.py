@@ -7,11 +7,11 @@ Tools that export "VOC" write the same folders with their own classes beside the
 import re
 from typing import Final
 
-from mambar.data.loading.file_tree import Below, FileTree
-from mambar.data.loading.images import SUFFIXES
-from mambar.data.segmentation.folder import CLASSES, class_lines, table_of
-from mambar.data.segmentation.masked_images import Listing, by_table, masks_of
-from mambar.data.segmentation.masks import IGNORE, Colour, LabelTable, index_values
+from mambar.data.loading.file_tree import FileTree, SubTree
+from mambar.data.loading.images import IMAGE_SUFFIXES
+from mambar.data.segmentation.folder import CLASS_FILE, label_table, parse_class_lines
+from mambar.data.segmentation.masked_images import Listing, mask_reader, match_masks
+from mambar.data.segmentation.masks import IGNORE, Color, LabelTable, index_values
 from mambar.errors import DataError
 
 VOC_CLASSES: Final = (
@@ -41,23 +41,23 @@ def find_voc(tree: FileTree, split: str) -> Listing:
     there = {
         path.rpartition(".")[0]: path
         for path in root.files(_IMAGES)
-        if f".{path.rpartition('.')[2].lower()}" in SUFFIXES
+        if f".{path.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
     }
     # A listed image that is not there is read and reported like any unreadable one.
     images = [there.get(name, f"{name}.jpg") for name in wanted]
-    masks = masks_of(images, root.files(_MASKS))
+    masks = match_masks(images, root.files(_MASKS))
     table = _table(root)
     return Listing(
         tree=root,
         images=[f"{_IMAGES}/{path}" for path in images],
         masks=[f"{_MASKS}/{path}" if path else "" for path in masks],
         table=table,
-        read=by_table(table),
+        read=mask_reader(table),
     )
 
 
-def voc_palette(count: int) -> tuple[Colour, ...]:
-    """VOC's colours: the bits of the class number spread over red, green and blue, highest first."""
+def voc_palette(count: int) -> tuple[Color, ...]:
+    """VOC's colors: the bits of the class number spread over red, green and blue, highest first."""
     found = []
     for label in range(count):
         bands = [0, 0, 0]
@@ -72,7 +72,7 @@ def _root(tree: FileTree) -> FileTree | None:
     places = ["", *tree.folders(), *(f"VOCdevkit/{name}" for name in tree.folders("VOCdevkit"))]
     for place in places:
         if {_IMAGES, _MASKS} <= set(tree.folders(place)):
-            return Below(tree, place) if place else tree
+            return SubTree(tree, place) if place else tree
     return None
 
 
@@ -80,28 +80,28 @@ def _table(root: FileTree) -> LabelTable:
     labelmap = root.text("labelmap.txt")
     if labelmap is not None:
         return _from_labelmap(labelmap, f"{root.name}/labelmap.txt")
-    for file in ("class_names.txt", CLASSES):
+    for file in ("class_names.txt", CLASS_FILE):
         text = root.text(file)
         if text is not None:
-            return table_of(class_lines(text.replace("_background_", "background"), source=file), source=file)
+            return label_table(parse_class_lines(text.replace("_background_", "background"), source=file), source=file)
     count = len(VOC_CLASSES)
     return LabelTable(classes=VOC_CLASSES, values=index_values(count), palette=voc_palette(count))
 
 
 def _from_labelmap(text: str, source: str) -> LabelTable:
-    lines: list[tuple[str, Colour | None]] = []
+    lines: list[tuple[str, Color | None]] = []
     for line in (line.strip() for line in text.splitlines()):
         match = _LABELMAP.fullmatch(line)
         if match:
             lines.append((match["name"].strip(), (int(match["r"]), int(match["g"]), int(match["b"]))))
     if not lines:
         raise DataError(f"{source} has no line name:r,g,b::; write one a class, or remove the file.")
-    table = table_of(lines, source=source)
+    table = label_table(lines, source=source)
     # VOC's border between objects.
     return LabelTable(
         classes=table.classes,
         values=table.values,
-        colours={(224, 224, 192): IGNORE, **table.colours},
+        colors={(224, 224, 192): IGNORE, **table.colors},
         palette=table.palette,
         hint=table.hint,
     )

@@ -1,6 +1,6 @@
 """WebDataset-layout tar files, read in any order: one sampler and one resume serve folders and tars.
 
-A sample is two neighbouring members, `KEY.jpg` (or png, webp) and `KEY.cls` (its label as text). Nothing is
+A sample is two neighboring members, `KEY.jpg` (or png, webp) and `KEY.cls` (its label as text). Nothing is
 ever extracted: the index says where each image's bytes lie, and they are read from there. `pack_folder`
 (see packing) writes tars and index; for tars from elsewhere the index is built once.
 """
@@ -14,12 +14,12 @@ from mambar.data.classification.folder import SPLITS, listing_fingerprint
 from mambar.data.classification.imagenet import are_wordnet_ids, wordnet_names
 from mambar.data.dataset import Sample
 from mambar.data.loading.images import MAX_PIXELS, read_image
-from mambar.data.loading.unreadable_images import Damage
+from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.shards.index import ShardIndex, build_index, index_path, read_index, save_index, shard_files
 from mambar.errors import DataError, DiskError, ImageError
 
 
-class Shards:
+class TarShards:
     """A split of a folder of tar shards; sample i is sample i of the folder they were packed from.
 
     Class names that are WordNet ids become words, and EXIF orientation is then ignored as in `ImageNet`.
@@ -41,17 +41,17 @@ class Shards:
         self.max_pixels = max_pixels
         self.index = open_index(self.root, split)
         wordnet = are_wordnet_ids(self.index.classes)
-        self.upright = not wordnet
+        self.apply_exif_orientation = not wordnet
         self.classes = wordnet_names(self.index.classes) if wordnet else self.index.classes
         self.name = self.root.name or str(self.root)
         self.labels = self.index.labels
-        self.damage = Damage(self.labels, source=str(self.root), substitute=split == "train")
+        self.unreadable = UnreadableImages(self.labels, source=str(self.root), substitute=split == "train")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.damage.read(self._read, index)
+        return self.unreadable.read(self._read, index)
 
     def fingerprint(self) -> str:
         """sha256 of the classes and of every image's name and label: that of the folder the shards came from."""
@@ -71,7 +71,9 @@ class Shards:
     def _read(self, index: int) -> Sample:
         name = f"{self.index.paths[index]} in {self.root / self.index.shards[self.index.shard[index]].name}"
         data = self._bytes(index, name)
-        image = read_image(data, name=name, upright=self.upright, max_pixels=self.max_pixels)
+        image = read_image(
+            data, name=name, apply_exif_orientation=self.apply_exif_orientation, max_pixels=self.max_pixels
+        )
         return Sample(image, int(self.labels[index]))
 
     def _bytes(self, index: int, name: str) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 
-from mambar.data.loading.images import MAX_BYTES, SUFFIXES
+from mambar.data.loading.images import IMAGE_SUFFIXES, MAX_BYTES
 from mambar.data.names import PackedNames, one_line
 from mambar.errors import DataError, DiskError
 
@@ -180,11 +180,11 @@ def build_index(root: Path, files: list[Path]) -> ShardIndex:
         size=columns[2],
         crc=columns[3].astype(np.uint32),
         labels=columns[4],
-        paths=PackedNames.of(names),
+        paths=PackedNames.from_names(names),
     )
 
 
-def walk_tar(path: Path) -> list[tuple[str, int, int]]:
+def tar_members(path: Path) -> list[tuple[str, int, int]]:
     """(name, offset, size) of a tar's regular members; links, devices, sparse and oversized files are refused."""
     total = path.stat().st_size
     members: list[tuple[str, int, int]] = []
@@ -216,17 +216,17 @@ def _samples(path: Path, total: int) -> list[tuple[str, int, int, int]]:
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
     with path.open("rb") as stream:
-        for name, offset, size in walk_tar(path):
+        for name, offset, size in tar_members(path):
             folder, _, base = name.rpartition("/")
             stem, _, extension = base.partition(".")
             known = f"{folder}/{stem}" if folder else stem
-            twice = known in images if f".{extension.lower()}" in SUFFIXES else known in labels
-            if f".{extension.lower()}" in SUFFIXES and not twice:
+            twice = known in images if f".{extension.lower()}" in IMAGE_SUFFIXES else known in labels
+            if f".{extension.lower()}" in IMAGE_SUFFIXES and not twice:
                 images[known] = (name, offset, size)
             elif extension == "cls" and not twice:
                 stream.seek(offset)
                 labels[known] = _label(stream.read(min(size, 32)), path, name)
-            elif twice and (extension == "cls" or f".{extension.lower()}" in SUFFIXES):
+            elif twice and (extension == "cls" or f".{extension.lower()}" in IMAGE_SUFFIXES):
                 raise DataError(f"{path} holds the sample {one_line(known)!r} twice.")
     for known in images:
         if known not in labels:

@@ -27,7 +27,7 @@ _BLOCK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
+class PackResult:
     """What `pack_folder` wrote."""
 
     images: dict[str, int]
@@ -44,7 +44,7 @@ def pack_folder(
     val_fraction: float = 0.2,
     split_seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Packed:
+) -> PackResult:
     """Write both splits of a folder of class sub-folders as tar shards into the new folder `out`.
 
     Files are copied byte for byte, in random order within the split, so that a reader which streams gets
@@ -76,7 +76,7 @@ def pack_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _pack(parts: list[ImageFolder], out: Path, shard_bytes: int, progress: Callable[[int, int], None]) -> Packed:
+def _pack(parts: list[ImageFolder], out: Path, shard_bytes: int, progress: Callable[[int, int], None]) -> PackResult:
     total, done, unreadable, size, shards = sum(len(part) for part in parts), 0, 0, 0, 0
     for part in parts:
         writer = _Writer(out, part.split, shard_bytes)
@@ -92,7 +92,7 @@ def _pack(parts: list[ImageFolder], out: Path, shard_bytes: int, progress: Calla
         shards += len(index.shards)
     (out / "classes.json").write_text(json.dumps(parts[0].classes), encoding="utf-8")
     images = {part.split: len(part) for part in parts}
-    return Packed(images=images, shards=shards, bytes=size, unreadable=unreadable)
+    return PackResult(images=images, shards=shards, bytes=size, unreadable=unreadable)
 
 
 class _Writer:

@@ -10,8 +10,8 @@ from mambar.data.keys import key, numpy_generator
 from mambar.errors import DataError, ImageError
 
 
-class OnCanvas:
-    """Another dataset's images, each on a square canvas of one colour; place and colour follow (seed, split, index).
+class CanvasDataset:
+    """Another dataset's images, each on a square canvas of one color; place and color follow (seed, split, index).
 
     `size` is the canvas's side in pixels. The mask is 0 on the canvas and label + 1 on the image (or what the image's
     own mask says there). An image larger than the canvas is an `ImageError` when it is read.
@@ -41,8 +41,8 @@ class OnCanvas:
         generator = numpy_generator(key(self.seed, "canvas", self.split, index))
         top = int(generator.integers(self.size - height + 1))
         left = int(generator.integers(self.size - width + 1))
-        colour = torch.from_numpy(generator.integers(0, 256, channels).astype("uint8"))
-        image = colour[:, None, None].repeat(1, self.size, self.size)
+        color = torch.from_numpy(generator.integers(0, 256, channels).astype("uint8"))
+        image = color[:, None, None].repeat(1, self.size, self.size)
         image[:, top : top + height, left : left + width] = sample.image
         mask = torch.zeros(self.size, self.size, dtype=torch.uint8)
         own = sample.label + 1 if sample.mask is None else sample.mask

@@ -16,7 +16,7 @@ import torch
 
 from mambar.data.dataset import Sample
 from mambar.data.keys import key, numpy_generator
-from mambar.data.segmentation.masks import Colour
+from mambar.data.segmentation.masks import Color
 from mambar.errors import DataError
 
 CLASSES: Final = ("brick", "grass", "gravel")
@@ -63,8 +63,8 @@ class Mosaics:
         return CLASSES
 
     @property
-    def palette(self) -> tuple[Colour, ...]:
-        """A colour a texture."""
+    def palette(self) -> tuple[Color, ...]:
+        """A color a texture."""
         return ((178, 70, 52), (88, 150, 60), (130, 130, 138))
 
     def __len__(self) -> int:
@@ -76,12 +76,12 @@ class Mosaics:
         generator = numpy_generator(key(self.seed, "mosaic", self.split, index))
         side, (least, most) = self.img_size, self.cells
         count = least + int(generator.integers(most - least + 1))
-        centres = generator.random((count, 2)) * side
-        # A different size for each cell: its centre pulls with a weight of its own.
+        centers = generator.random((count, 2)) * side
+        # A different size for each cell: its center pulls with a weight of its own.
         weights = generator.random(count) * (side / 6) ** 2
         labels = generator.integers(len(CLASSES), size=count)
         rows, cols = np.mgrid[:side, :side] + 0.5
-        distance = (rows - centres[:, 0, None, None]) ** 2 + (cols - centres[:, 1, None, None]) ** 2
+        distance = (rows - centers[:, 0, None, None]) ** 2 + (cols - centers[:, 1, None, None]) ** 2
         cell = (distance - weights[:, None, None]).argmin(0)
         canvas = np.zeros((side, side), dtype=np.float64)
         for number, label in enumerate(labels.tolist()):

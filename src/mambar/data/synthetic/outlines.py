@@ -58,7 +58,7 @@ def moon(x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> Float[np.n
 def heart(x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Signed distance to a heart: a square on its corner with two half discs on the upper sides."""
     half = 0.5
-    # The square's middle lies below the origin so that the whole is centred.
+    # The square's middle lies below the origin so that the whole is centered.
     side, down = np.abs(x), y - 0.2
     body = (np.maximum(side + down, side - down)) * math.sqrt(0.5) - half
     lobe = np.hypot(side - half * math.sqrt(0.5), down + half * math.sqrt(0.5)) - half

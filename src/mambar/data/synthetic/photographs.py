@@ -27,7 +27,7 @@ _FILES = {
 def photographs(*names: str) -> dict[str, UInt8[Tensor, "3 height width"]]:
     """The named photographs, or all there are, by name; sizes differ.
 
-    They are read from scikit-image's folder (colour first, the last three gray); one that a build of
+    They are read from scikit-image's folder (color first, the last three gray); one that a build of
     scikit-image leaves out is left out here too, unless it was asked for.
     """
     for name in names:

@@ -1,7 +1,7 @@
 """One scene of the shapes data: soft backgrounds, clutter, filled outlines with shadows, and the mask.
 
 Everything is drawn in fractions of the image, so a key gives the same scene at every size (fine grain aside).
-Colours lie apart, a plane each: numpy is fast along rows and slow along three neighbours.
+Colors lie apart, a plane each: numpy is fast along rows and slow along three neighbors.
 Only `Generator.random` is drawn from: its values are fixed by the bit stream.
 """
 
@@ -21,22 +21,22 @@ _SHADOW = 0.28
 
 
 @dataclass(frozen=True)
-class Thing:
-    """An object of a scene: its outline, its centre and radius in units of the image's shorter side, its turn."""
+class SceneObject:
+    """An object of a scene: its outline, its center and radius in units of the image's shorter side, its turn."""
 
     label: int
     row: float
     col: float
     radius: float
-    turn: float
+    angle: float
 
 
-def between(low: float, high: float, generator: np.random.Generator) -> float:
+def uniform(low: float, high: float, generator: np.random.Generator) -> float:
     """A uniform draw."""
     return low + (high - low) * float(generator.random())
 
 
-def below(count: int, generator: np.random.Generator) -> int:
+def random_index(count: int, generator: np.random.Generator) -> int:
     """A uniform draw of 0 … count-1."""
     return int(generator.random() * count)
 
@@ -44,15 +44,15 @@ def below(count: int, generator: np.random.Generator) -> int:
 def background(
     kind: str, height: int, width: int, generator: np.random.Generator
 ) -> Float[np.ndarray, "3 height width"]:
-    """A low-information background: at most a soft drift or a faint grain of one colour."""
+    """A low-information background: at most a soft drift or a faint grain of one color."""
     if kind == "mixed":
-        kind = BACKGROUNDS[below(len(BACKGROUNDS) - 1, generator)]
-    base = _colour(generator, saturation=(0.05, 0.55), value=(0.3, 0.9))[:, None, None]
-    other = base + 0.4 * (_colour(generator, saturation=(0.1, 0.6), value=(0.25, 0.9))[:, None, None] - base)
+        kind = BACKGROUNDS[random_index(len(BACKGROUNDS) - 1, generator)]
+    base = _color(generator, saturation=(0.05, 0.55), value=(0.3, 0.9))[:, None, None]
+    other = base + 0.4 * (_color(generator, saturation=(0.1, 0.6), value=(0.25, 0.9))[:, None, None] - base)
     if kind == "plain":
         return np.broadcast_to(base, (3, height, width)).astype(np.float32)
     if kind == "gradient":
-        turn = between(0.0, 2 * math.pi, generator)
+        turn = uniform(0.0, 2 * math.pi, generator)
         along = _ramp(height) * math.sin(turn), _ramp(width) * math.cos(turn)
         share = 0.5 + 0.5 * (along[0][:, None] + along[1][None, :])
     elif kind == "clouds":
@@ -63,16 +63,16 @@ def background(
     return base + share.astype(np.float32) * (other - base)
 
 
-def scatter(canvas: Float[np.ndarray, "3 height width"], clutter: float, generator: np.random.Generator) -> None:
+def draw_clutter(canvas: Float[np.ndarray, "3 height width"], clutter: float, generator: np.random.Generator) -> None:
     """Draw faint short strokes into the canvas, up to 40 at clutter 1: they belong to no class."""
     count = round(40 * clutter * float(generator.random()))
     height, width = canvas.shape[1:]
     side = min(height, width)
     for _ in range(count):
         row, col = height * float(generator.random()), width * float(generator.random())
-        turn, half = between(0.0, math.pi, generator), between(0.02, 0.07, generator) * side
-        thick = max(between(0.006, 0.014, generator) * side, 0.5)
-        colour = _colour(generator, saturation=(0.1, 0.7), value=(0.2, 0.95))[:, None, None]
+        turn, half = uniform(0.0, math.pi, generator), uniform(0.02, 0.07, generator) * side
+        thick = max(uniform(0.006, 0.014, generator) * side, 0.5)
+        color = _color(generator, saturation=(0.1, 0.7), value=(0.2, 0.95))[:, None, None]
         window = _window(canvas, row, col, half + thick + 1)
         if window is None:
             continue
@@ -81,13 +81,13 @@ def scatter(canvas: Float[np.ndarray, "3 height width"], clutter: float, generat
         aside = down * math.cos(turn) - across * math.sin(turn)
         distance = np.hypot(np.maximum(np.abs(along) - half, 0.0), aside) - thick
         cover = 0.5 * np.clip(0.5 - distance, 0.0, 1.0)
-        part += cover * (colour - part)
+        part += cover * (color - part)
 
 
-def paint(
+def draw_object(
     canvas: Float[np.ndarray, "3 height width"],
     mask: UInt8[np.ndarray, "height width"],
-    thing: Thing,
+    thing: SceneObject,
     name: str,
     generator: np.random.Generator,
 ) -> None:
@@ -100,15 +100,15 @@ def paint(
     if window is None:
         return
     part, down, across = window
-    cos, sin = math.cos(thing.turn) / radius, math.sin(thing.turn) / radius
+    cos, sin = math.cos(thing.angle) / radius, math.sin(thing.angle) / radius
     x, y = across * cos + down * sin, down * cos - across * sin
     distance = OUTLINES[name](x, y) * radius
     # The shadow is the same outline moved down and right by whole pixels, with a soft edge.
     shade = np.clip(0.5 - distance / (2.0 * offset), 0.0, 1.0)
     part[:, offset:, offset:] *= 1.0 - _SHADOW * shade[:-offset, :-offset]
     cover = np.clip(0.5 - distance, 0.0, 1.0)
-    colours = _fill(x, y, _contrasting(part, generator), generator)
-    part += cover * (colours - part)
+    colors = _fill(x, y, _contrasting(part, generator), generator)
+    part += cover * (colors - part)
     target = _window_of(mask, row, col, radius + offset + 2)
     target[cover >= 0.5] = thing.label + 1
 
@@ -136,39 +136,39 @@ def _window(
     return part, down, across
 
 
-def _fill(x: np.ndarray, y: np.ndarray, colour: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    fill = _FILLS[below(len(_FILLS), generator)]
-    second = np.clip(colour * between(0.55, 0.8, generator) + between(0.0, 0.25, generator), 0, 1)
-    colour, second = colour[:, None, None], second.astype(np.float32)[:, None, None]
+def _fill(x: np.ndarray, y: np.ndarray, color: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    fill = _FILLS[random_index(len(_FILLS), generator)]
+    second = np.clip(color * uniform(0.55, 0.8, generator) + uniform(0.0, 0.25, generator), 0, 1)
+    color, second = color[:, None, None], second.astype(np.float32)[:, None, None]
     if fill == "flat":
-        return colour
+        return color
     if fill == "gradient":
         share = np.clip(0.5 + 0.5 * (x * 0.6 + y * 0.8), 0.0, 1.0)
     elif fill == "stripes":
-        share = np.clip(0.5 + 1.5 * np.sin(between(7.0, 13.0, generator) * x), 0.0, 1.0)
+        share = np.clip(0.5 + 1.5 * np.sin(uniform(7.0, 13.0, generator) * x), 0.0, 1.0)
     else:
-        rate = between(7.0, 12.0, generator)
+        rate = uniform(7.0, 12.0, generator)
         share = np.clip(3.0 * np.sin(rate * x) * np.sin(rate * y) - 0.6, 0.0, 1.0)
-    return colour + share * (second - colour)
+    return color + share * (second - color)
 
 
 def _contrasting(part: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A colour that stands out from the mean of what is there."""
+    """A color that stands out from the mean of what is there."""
     # A mean, added up pixel by pixel: `mean` of a plane adds in another order, and rounds otherwise.
     around = np.add.accumulate(part.reshape(3, -1), axis=1)[:, -1] / np.float32(part[0].size)
-    colour = around
+    color = around
     for _ in range(12):
-        colour = _colour(generator, saturation=(0.35, 0.95), value=(0.15, 1.0))
-        if float(np.abs(colour - around).sum()) > 0.75:
+        color = _color(generator, saturation=(0.35, 0.95), value=(0.15, 1.0))
+        if float(np.abs(color - around).sum()) > 0.75:
             break
-    return colour
+    return color
 
 
-def _colour(
+def _color(
     generator: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]
 ) -> np.ndarray:
     hue = float(generator.random())
-    rgb = colorsys.hsv_to_rgb(hue, between(*saturation, generator), between(*value, generator))
+    rgb = colorsys.hsv_to_rgb(hue, uniform(*saturation, generator), uniform(*value, generator))
     return np.array(rgb, dtype=np.float32)
 
 

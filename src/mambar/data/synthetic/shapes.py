@@ -17,13 +17,13 @@ from mambar.data.keys import key, numpy_generator
 from mambar.data.synthetic.outlines import OUTLINES
 from mambar.data.synthetic.scenes import (
     BACKGROUNDS,
-    Thing,
+    SceneObject,
     background,
-    below,
-    between,
-    paint,
+    draw_clutter,
+    draw_object,
     radius_for,
-    scatter,
+    random_index,
+    uniform,
 )
 from mambar.errors import DataError
 
@@ -101,37 +101,37 @@ class Shapes:
         height, width = self.size
         canvas = background(self.background, height, width, numpy_generator(key(scene, "background")))
         mask = np.zeros((height, width), dtype=np.uint8)
-        scatter(canvas, self.clutter, numpy_generator(key(scene, "clutter")))
+        draw_clutter(canvas, self.clutter, numpy_generator(key(scene, "clutter")))
         label = index % self.num_classes
         things = self._things(label, numpy_generator(key(scene, "layout")))
         # The largest thing comes last: it lies on top and is whole.
         for number, thing in reversed(list(enumerate(things))):
             fill = numpy_generator(key(scene, "fill", number))
-            paint(canvas, mask, thing, self.classes[thing.label], fill)
+            draw_object(canvas, mask, thing, self.classes[thing.label], fill)
         pixels = (np.clip(canvas, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
         return Sample(torch.from_numpy(pixels), label, torch.from_numpy(mask))
 
-    def _things(self, label: int, generator: np.random.Generator) -> list[Thing]:
+    def _things(self, label: int, generator: np.random.Generator) -> list[SceneObject]:
         height, width = (length / min(self.size) for length in self.size)
-        share = between(*self.area, generator)
-        things: list[Thing] = []
-        for _ in range(self.objects[0] + below(self.objects[1] - self.objects[0] + 1, generator)):
+        share = uniform(*self.area, generator)
+        things: list[SceneObject] = []
+        for _ in range(self.objects[0] + random_index(self.objects[1] - self.objects[0] + 1, generator)):
             radius = radius_for(share, self.classes[label])
             row, col = 0.0, 0.0
             # Look for a free place; a crowded scene lets small things lie behind large ones.
             for _ in range(10):
-                row = between(min(radius, 0.5), max(height - radius, height - 0.5), generator)
-                col = between(min(radius, 0.5), max(width - radius, width - 0.5), generator)
+                row = uniform(min(radius, 0.5), max(height - radius, height - 0.5), generator)
+                col = uniform(min(radius, 0.5), max(width - radius, width - 0.5), generator)
                 if all(math.hypot(row - t.row, col - t.col) > 0.9 * (radius + t.radius) for t in things):
                     break
-            turn = between(0.0, 2 * math.pi, generator)
-            things.append(Thing(label, row, col, radius, turn))
-            label = below(self.num_classes, generator)
-            share = between(0.2, 0.6, generator) * between(*self.area, generator)
+            turn = uniform(0.0, 2 * math.pi, generator)
+            things.append(SceneObject(label, row, col, radius, turn))
+            label = random_index(self.num_classes, generator)
+            share = uniform(0.2, 0.6, generator) * uniform(*self.area, generator)
             share = min(share, 0.6 * self._share(things[0]))
         return things
 
-    def _share(self, thing: Thing) -> float:
+    def _share(self, thing: SceneObject) -> float:
         unit = radius_for(1.0, self.classes[thing.label])
         return (thing.radius / unit) ** 2
 

@@ -19,7 +19,7 @@ _ERASED_AREA = (0.02, 1 / 3)
 _ERASED_RATIO = (0.3, 1 / 0.3)
 
 
-def resized_crop_box(
+def random_resized_crop_box(
     height: int,
     width: int,
     scale: tuple[float, float],
@@ -29,7 +29,7 @@ def resized_crop_box(
     """(top, left, rows, cols) of a random part of an image.
 
     The area's share is uniform in `scale`, the logarithm of cols / rows uniform between those of `ratio`.
-    After ten draws that do not fit: the largest centred part with an allowed ratio.
+    After ten draws that do not fit: the largest centered part with an allowed ratio.
     """
     for _ in range(_ATTEMPTS):
         area = height * width * generator.uniform(*scale)
@@ -46,13 +46,13 @@ def resized_crop_box(
     return (height - rows) // 2, (width - cols) // 2, rows, cols
 
 
-def padded_crop_box(padding: int, generator: np.random.Generator) -> tuple[int, int]:
+def random_padded_crop_offset(padding: int, generator: np.random.Generator) -> tuple[int, int]:
     """(top, left) in an image with `padding` pixels around it."""
     top, left = generator.integers(2 * padding + 1, size=2)
     return int(top), int(left)
 
 
-def shifted(
+def shift_and_flip(
     image: UInt8[Tensor, "channels height width"], down: int, right: int, *, flipped: bool
 ) -> UInt8[Tensor, "channels height width"]:
     """A copy, cut `down` rows and `right` columns further on (zeros beyond the border), then mirrored if `flipped`.
@@ -75,7 +75,7 @@ def shifted(
 
 
 def three_augment(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Gray, solarised (values from 128 inverted) or blurred (radius 0.1-2 pixels): each one time in three."""
+    """Gray, solarized (values from 128 inverted) or blurred (radius 0.1-2 pixels): each one time in three."""
     choice = int(generator.integers(3))
     if choice == 0:
         return image.convert("L").convert(image.mode)
@@ -93,10 +93,10 @@ def color_jitter(image: Image.Image, strength: float, generator: np.random.Gener
     return image
 
 
-def erase(
+def random_erasing(
     image: Float[Tensor, "channels height width"], generator: np.random.Generator
 ) -> Float[Tensor, "channels height width"]:
-    """A copy of a normalised image, one rectangle (2-33 % of it, ratio 0.3-3.3) set to 0, the mean colour."""
+    """A copy of a normalized image, one rectangle (2-33 % of it, ratio 0.3-3.3) set to 0, the mean color."""
     height, width = image.shape[1:]
     for _ in range(_ATTEMPTS):
         area = height * width * generator.uniform(*_ERASED_AREA)

@@ -1,7 +1,7 @@
 """From stored pixels to a model's input: the evaluation crop and the training augmentations.
 
 The chain of DeiT III ("3-Augment", arXiv 2204.07118) as used for Mamba-R: random resized crop, flip, one of
-gray / solarise / blur, colour jitter; RandAugment stands in for "one of three" in the last stage. Pillow does
+gray / solarize / blur, color jitter; RandAugment stands in for "one of three" in the last stage. Pillow does
 the work, because the published figures were made so, but for the random crop: torch's kernel for bytes takes a
 quarter of the time, and no value differs by more than one level of 255.
 `tests/data/transforms/test_classification.py` holds each step against torchvision's or timm's for the same draws.
@@ -22,10 +22,10 @@ from mambar.data.keys import key as derived_key
 from mambar.data.keys import numpy_generator, seeded_globals
 from mambar.data.transforms.augment import (
     color_jitter,
-    erase,
-    padded_crop_box,
-    resized_crop_box,
-    shifted,
+    random_erasing,
+    random_padded_crop_offset,
+    random_resized_crop_box,
+    shift_and_flip,
     three_augment,
 )
 from mambar.data.transforms.preprocessing import Preprocessing as Preprocessing
@@ -35,13 +35,13 @@ CROPS = ("resized", "shift", "center")
 _RAND_AUGMENT = re.compile(r"rand(-(m|n|mstd|mmax|inc|p)\d+(\.\d+)?)*")
 
 
-def to_pillow(image: UInt8[Tensor, "channels height width"]) -> Image.Image:
+def to_pil_image(image: UInt8[Tensor, "channels height width"]) -> Image.Image:
     """The same pixels as a Pillow image (1 channel: gray, 3: RGB)."""
     pixels = image.permute(1, 2, 0).contiguous().numpy()  # (height, width, channels)
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def from_pillow(image: Image.Image) -> UInt8[Tensor, "channels height width"]:
+def pil_to_tensor(image: Image.Image) -> UInt8[Tensor, "channels height width"]:
     """The same pixels as a tensor."""
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
@@ -49,7 +49,7 @@ def from_pillow(image: Image.Image) -> UInt8[Tensor, "channels height width"]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """Resize so that the crop fits, cut it from the centre, normalise: timm's and DeiT's evaluation.
+    """Resize so that the crop fits, cut it from the center, normalize: timm's and DeiT's evaluation.
 
     The image is scaled to img_size / crop along the side that is short for the wanted shape, with Pillow's
     anti-aliased interpolation.
@@ -58,14 +58,14 @@ class EvalTransform:
     preprocessing: Preprocessing
 
     def pixels(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "channels crop_height crop_width"]:
-        """The crop before normalisation."""
+        """The crop before normalization."""
         height, width = self.preprocessing.size
         scaled = _scaled_size(image.shape[1], image.shape[2], self.preprocessing)
         if scaled == (height, width) == tuple(image.shape[1:]):
             return image
-        picture = to_pillow(image).resize((scaled[1], scaled[0]), self.preprocessing.resampling)
+        picture = to_pil_image(image).resize((scaled[1], scaled[0]), self.preprocessing.resampling)
         top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
-        return from_pillow(picture.crop((left, top, left + width, top + height)))
+        return pil_to_tensor(picture.crop((left, top, left + width, top + height)))
 
     def __call__(
         self, image: UInt8[Tensor, "channels height width"]
@@ -92,9 +92,9 @@ class TrainTransform:
     `crop`: "resized" (an area in `scale` with a shape in `ratio`, resized to the input), "shift" (the
     evaluation crop, moved by up to `padding` pixels over a border of zeros: gentle, for small images) or
     "center" (the evaluation crop). `flip` is the chance of a left-right flip; keep it 0 for digits and
-    letters. `augment`: "none", "three" (gray, solarise or blur, one of them every time) or timm's
+    letters. `augment`: "none", "three" (gray, solarize or blur, one of them every time) or timm's
     RandAugment by its string, such as "rand-m9-mstd0.5-inc1". `jitter` is the range of brightness, contrast
-    and saturation around 1. `erasing` is the chance of a rectangle of the mean colour.
+    and saturation around 1. `erasing` is the chance of a rectangle of the mean color.
     """
 
     preprocessing: Preprocessing
@@ -132,10 +132,10 @@ class TrainTransform:
     def pixels(
         self, image: UInt8[Tensor, "channels height width"], key: int
     ) -> UInt8[Tensor, "channels crop_height crop_width"]:
-        """The augmented pixels, to be normalised later as a batch (on a GPU); erasing must be 0."""
+        """The augmented pixels, to be normalized later as a batch (on a GPU); erasing must be 0."""
         if self.random_erase_prob:
             raise InputError(
-                f"random_erase_prob={self.random_erase_prob} needs normalised images; call the transform itself."
+                f"random_erase_prob={self.random_erase_prob} needs normalized images; call the transform itself."
             )
         return self._augmented(image, key)
 
@@ -147,7 +147,7 @@ class TrainTransform:
         if self.random_erase_prob:
             generator = numpy_generator(derived_key(key, "erasing"))
             if generator.random() < self.random_erase_prob:
-                normal = erase(normal, generator)
+                normal = random_erasing(normal, generator)
         return normal
 
     def _augmented(self, image: Tensor, key: int) -> Tensor:
@@ -160,24 +160,26 @@ class TrainTransform:
             image = EvalTransform(preprocessing=self.preprocessing).pixels(image)
             top, left = self.crop_padding, self.crop_padding
             if self.train_crop == "shift" and self.crop_padding:
-                top, left = padded_crop_box(self.crop_padding, generator)
-            image = shifted(
+                top, left = random_padded_crop_offset(self.crop_padding, generator)
+            image = shift_and_flip(
                 image, top - self.crop_padding, left - self.crop_padding, flipped=generator.random() < self.hflip
             )
         if self.auto_augment == "none" and not self.color_jitter:
             return image
-        return from_pillow(self._recoloured(to_pillow(image), key, generator))
+        return pil_to_tensor(self._recolored(to_pil_image(image), key, generator))
 
     def _resized_crop(self, image: Tensor, generator: np.random.Generator) -> Tensor:
         height, width = self.preprocessing.size
-        top, left, rows, cols = resized_crop_box(image.shape[1], image.shape[2], self.scale, self.ratio, generator)
+        top, left, rows, cols = random_resized_crop_box(
+            image.shape[1], image.shape[2], self.scale, self.ratio, generator
+        )
         part = image[:, top : top + rows, left : left + cols]
         if self.preprocessing.interpolation not in ("bilinear", "bicubic"):
-            return from_pillow(to_pillow(part).resize((width, height), self.preprocessing.resampling))
+            return pil_to_tensor(to_pil_image(part).resize((width, height), self.preprocessing.resampling))
         mode = self.preprocessing.interpolation
         return torch.nn.functional.interpolate(part[None], size=(height, width), mode=mode, antialias=True)[0]
 
-    def _recoloured(self, picture: Image.Image, key: int, generator: np.random.Generator) -> Image.Image:
+    def _recolored(self, picture: Image.Image, key: int, generator: np.random.Generator) -> Image.Image:
         if self.auto_augment == "three":
             picture = three_augment(picture, generator)
         elif self.auto_augment != "none":

@@ -1,4 +1,4 @@
-"""What happens to an image before a model sees it: size, crop, normalisation. It travels with the weights."""
+"""What happens to an image before a model sees it: size, crop, normalization. It travels with the weights."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -29,7 +29,7 @@ class Preprocessing:
     """How an image becomes a model's input at evaluation.
 
     `img_size` in pixels (a square's side, or (height, width)); `crop` is the share of the resized image
-    that the centre crop keeps (1.0: all; 0.875: a margin is cut); `mean` and `std` of pixel values in 0…1.
+    that the center crop keeps (1.0: all; 0.875: a margin is cut); `mean` and `std` of pixel values in 0…1.
     """
 
     img_size: int | tuple[int, int] = 224
@@ -94,7 +94,7 @@ class Preprocessing:
     def denormalize(
         self, images: Float[Tensor, "*batch channels height width"]
     ) -> UInt8[Tensor, "*batch channels height width"]:
-        """The pixels a normalised image came from, for showing it."""
+        """The pixels a normalized image came from, for showing it."""
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         return images.float().mul(std).add_(mean).mul_(255.0).round_().clamp_(0, 255).to(torch.uint8)

@@ -18,7 +18,7 @@ from mambar.data.dataset import Sample
 from mambar.data.keys import numpy_generator
 from mambar.data.segmentation.masked_images import SegmentationDataset
 from mambar.data.segmentation.masks import IGNORE
-from mambar.data.transforms.classification import from_pillow, to_pillow
+from mambar.data.transforms.classification import pil_to_tensor, to_pil_image
 from mambar.errors import DataError, RecipeError
 
 _CROPS_TRIED = 10
@@ -26,7 +26,7 @@ _CROPS_TRIED = 10
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 18 * 256 / 180
 
 
-class Stacked:
+class MaskChannelDataset:
     """A dataset whose images carry their labels as a fourth channel."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
@@ -58,19 +58,22 @@ class Stacked:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationTransform:
-    """The training chain; every draw comes from the key, so (image, key) fixes the pixels.
+    """Training augmentation of an image with its mask; every draw is derived from the key.
 
-    img_size: the crop, (height, width) in pixels or a square's side; smaller images are filled up with `fill` and
-    `IGNORE` at the right and below. resize: (long, short) side that an image is scaled into before `ratio` acts; None
-    keeps its size. ratio: range of the further factor. most_of_one: a crop in which one class fills more than this
-    share of the labelled pixels is drawn again, up to ten times. flip: chance of a left-right flip. distort:
-    brightness, contrast, saturation and hue, each one time in two.
+    Attributes:
+        img_size: Crop size in pixels, (height, width) or a square's side; smaller images are padded right and below.
+        resize: (long, short) side that an image is scaled to before `ratio` acts; None keeps its size.
+        ratio: Range of the random scale factor.
+        max_class_fraction: A crop in which one class fills more of the labeled pixels is drawn again, up to ten times.
+        hflip: Probability of a horizontal flip.
+        distort: Random brightness, contrast, saturation and hue, each with probability one half.
+        fill: RGB value of padded pixels; their label is `IGNORE`.
     """
 
     img_size: int | tuple[int, int] = 512
     resize: tuple[int, int] | None = (2048, 512)
     ratio: tuple[float, float] = (0.5, 2.0)
-    most_of_one: float = 0.75
+    max_class_fraction: float = 0.75
     hflip: float = 0.5
     distort: bool = True
     fill: tuple[int, int, int] = (124, 116, 104)
@@ -78,8 +81,10 @@ class SegmentationTransform:
     def __post_init__(self) -> None:
         if not 0 < self.ratio[0] <= self.ratio[1] <= 20:
             raise RecipeError(f"ratio={self.ratio} is not a range of factors; use 0 < least <= most <= 20.")
-        if not 0 < self.most_of_one <= 1:
-            raise RecipeError(f"most_of_one={self.most_of_one} is not a share; use more than 0 and at most 1.")
+        if not 0 < self.max_class_fraction <= 1:
+            raise RecipeError(
+                f"max_class_fraction={self.max_class_fraction} is not a fraction; use more than 0 and at most 1."
+            )
         if not 0 <= self.hflip <= 1:
             raise RecipeError(f"hflip={self.hflip} is not a probability; use 0 to 1.")
         if min(self.size) < 1:
@@ -98,12 +103,12 @@ class SegmentationTransform:
         if generator.random() < self.hflip:
             stacked = stacked.flip(-1)
         if self.distort:
-            image = from_pillow(distorted(to_pillow(stacked[:3]), generator))
+            image = pil_to_tensor(photometric_distortion(to_pil_image(stacked[:3]), generator))
             stacked = torch.cat([image, stacked[3:]])
         return stacked.contiguous()
 
     def pixels(self, stacked: UInt8[Tensor, "4 height width"], key: int) -> UInt8[Tensor, "4 rows cols"]:
-        """The same: what this transform gives is not normalised."""
+        """The same: what this transform gives is not normalized."""
         return self(stacked, key)
 
     def _scaled(self, stacked: Tensor, generator: np.random.Generator) -> Tensor:
@@ -114,9 +119,9 @@ class SegmentationTransform:
         size = max(round(height * factor), 1), max(round(width * factor), 1)
         if size == (height, width):
             return stacked
-        image = to_pillow(stacked[:3]).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        labels = to_pillow(stacked[3:]).resize((size[1], size[0]), Image.Resampling.NEAREST)
-        return torch.cat([from_pillow(image), from_pillow(labels)])
+        image = to_pil_image(stacked[:3]).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        labels = to_pil_image(stacked[3:]).resize((size[1], size[0]), Image.Resampling.NEAREST)
+        return torch.cat([pil_to_tensor(image), pil_to_tensor(labels)])
 
     def _cropped(self, stacked: Tensor, generator: np.random.Generator) -> Tensor:
         rows, cols = self.size
@@ -126,7 +131,7 @@ class SegmentationTransform:
             top = int(generator.integers(max(height - rows, 0) + 1))
             left = int(generator.integers(max(width - cols, 0) + 1))
             piece = stacked[:, top : top + rows, left : left + cols]
-            if self.most_of_one >= 1 or largest_share(piece[3]) < self.most_of_one:
+            if self.max_class_fraction >= 1 or largest_class_fraction(piece[3]) < self.max_class_fraction:
                 break
         if tuple(piece.shape[1:]) == (rows, cols):
             return piece
@@ -135,15 +140,15 @@ class SegmentationTransform:
         return filled
 
 
-def largest_share(labels: UInt8[Tensor, "height width"]) -> float:
-    """The share of the labelled pixels that the most frequent class has; 1 where only one or none is there."""
+def largest_class_fraction(labels: UInt8[Tensor, "height width"]) -> float:
+    """The share of the labeled pixels that the most frequent class has; 1 where only one or none is there."""
     counts = torch.bincount(labels.flatten(), minlength=IGNORE + 1)[:IGNORE]
     several = int((counts > 0).sum()) > 1
     return float(counts.max()) / float(counts.sum()) if several else 1.0
 
 
-def distorted(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Brightness, contrast (before or after colour), saturation and hue, each with probability one half."""
+def photometric_distortion(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """Brightness, contrast (before or after color), saturation and hue, each with probability one half."""
     draws = generator.random(5)
     amounts = generator.uniform(-1, 1, size=4)
     steps = np.arange(256, dtype=np.float64)
