@@ -17,7 +17,7 @@ from mambar.analysis import (
     compare_norms,
     feature_maps,
     norm_distributions,
-    open_subject,
+    open_model,
     outlier_statistics,
     register_maps,
     report,
@@ -30,13 +30,13 @@ from mambar.data.synthetic.photographs import photographs
 
 def main(source: str, out: Path) -> None:
     """Asks one network everything and prints the answers."""
-    subject = open_subject(source)
+    analyzed = open_model(source)
     pictures = photographs("astronaut", "chelsea", "coffee")
-    images = torch.stack([subject.read(image) for image in pictures.values()])
-    print(f"{subject.name}: {len(images)} photographs, {'random' if subject.random_weights else 'trained'} weights")
+    images = torch.stack([analyzed.preprocess(image) for image in pictures.values()])
+    print(f"{analyzed.name}: {len(images)} photographs, {'random' if analyzed.random_weights else 'trained'} weights")
 
     # How long are the tokens after every block?
-    norms = token_norms(subject.model, images)  # (layers, images, rows, cols)
+    norms = token_norms(analyzed.model, images)  # (layers, images, rows, cols)
     for layer, found in enumerate(norm_distributions(norms)):
         print(
             f"layer {layer:2d}: median {found.median:8.2f}, 99 % {found.quantile(0.99):8.2f}, max {found.maximum:8.2f}"
@@ -47,13 +47,13 @@ def main(source: str, out: Path) -> None:
     print(f"outliers in the last layer: {last.share:.2%} of tokens, {last.ratio:.1f} times the median at most")
 
     # What is near to the network's global vector, and to each register?
-    near = feature_maps(subject.model, images, [-1], vector="registers", metric="cosine")
-    seen = register_maps(subject.model, images, [-1], metric="cosine")[0]
+    near = feature_maps(analyzed.model, images, [-1], vector="registers", metric="cosine")
+    seen = register_maps(analyzed.model, images, [-1], metric="cosine")[0]
     groups = cluster_registers(map_similarity(seen)).tolist()
     print(f"feature map from {near.min():.2f} to {near.max():.2f}; registers that see the same places: {groups}")
 
     # And as pictures.
-    rows = compare_norms({subject.name: subject.model}, images, captions=list(pictures))
+    rows = compare_norms({analyzed.name: analyzed.model}, images, captions=list(pictures))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(report.page("Token norms", report.section("Token norms", *(panel(row) for row in rows))))
     print(f"pictures: {out}")

@@ -59,6 +59,8 @@ RECIPE_FIELDS = {
     "max_skips": "max_consecutive_skips",
 }
 
+ANALYSIS_FIELDS = {"colours": "colormap"}
+
 
 def translate(
     fields: Mapping[str, Any], names: Mapping[str, str], values: Mapping[str, Mapping[str, Any]] | None = None

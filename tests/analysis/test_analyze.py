@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mambar.analysis.analyze import analyze
-from mambar.analysis.analyzed_model import open_subject
+from mambar.analysis.analyzed_model import open_model
 from mambar.analysis.options import AnalysisOptions, default_layers
 from mambar.data import Preprocessing
 from mambar.errors import InputError
@@ -30,7 +30,7 @@ def model(num_registers, seed=0, **fields):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two saved models: a Mamba-R, and a Vim in which one channel writes long tokens."""
+    """Two saved models: a Mamba-R, and a Vim in which one channel writes high-norm tokens."""
     folder = tmp_path_factory.mktemp("runs")
     vim = model(1, placement="middle", head="token")
     with torch.no_grad():
@@ -58,7 +58,7 @@ def text_of(path):
 @pytest.mark.slow
 def test_report_shows_every_part_of_both_models(shapes):
     page, words = text_of(shapes.report)
-    for heading in ("Gallery", "Norms", "Outliers", "Registers", "What tokens carry", "Against the truth"):
+    for heading in ("Gallery", "Norms", "Outliers", "Registers", "What tokens carry", "Comparison with ground truth"):
         assert f"<h2>{heading}</h2>" in page
     assert "Registers without training" in words and "Pooling probes" in words and "Local probes" in words
     assert "tensor: residual stream" in words and "model: mambar and vim" in words and "seed: 0" in words
@@ -71,7 +71,7 @@ def test_every_figure_is_there_as_png_and_svg(shapes):
     figures = {path.name for path in (shapes.report.parent / "figures").iterdir()}
     names = {name.rpartition(".")[0] for name in figures}
     assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
-    sheets = {"norms-by-layer", "norm-distributions", "outliers", "register-similarity", "probes", "truth"}
+    sheets = {"norms-by-layer", "norm-distributions", "outliers", "register-similarity", "probes", "ground-truth"}
     assert sheets | {"gallery-00", "registers-00-a"} <= names
 
 
@@ -87,12 +87,12 @@ def test_numbers_are_strict_json_and_equal_the_arrays(shapes):
         maps = arrays[f"model{place}_norm_maps"]
         assert [layer["maximum"] for layer in found["norms"]] == pytest.approx(maps.max(axis=(1, 2, 3)).tolist())
         assert found["outliers"][2]["layers"][0]["share"] == pytest.approx(0.05, abs=0.01)
-    assert numbers["format_version"] == 1 and numbers["options"]["gallery"] == 1
+    assert numbers["format_version"] == 2 and numbers["options"]["gallery"] == 1
 
 
 @pytest.mark.slow
 def test_planted_outliers_are_found_and_moved(shapes):
-    vim = shapes.analysis.studies["vim"]
+    vim = shapes.analysis.results["vim"]
     trained, moved = vim.added[0], vim.added[-1]
     assert trained.name == "as trained" and "channels moved" in moved.name
     assert moved.maximum < trained.maximum
@@ -112,7 +112,7 @@ def test_random_weights_are_named_in_the_report(tmp_path):
     assert "random weights" in words.split("seed: 0", 1)[1]
     assert "<img src=x" not in page and "&lt;img src=x onerror" in page
     assert "Not run for vim_tiny_patch16_224: the images have no classes" in words
-    assert "the images have no masks" in words and result.analysis.studies["vim_tiny_patch16_224"].probes == []
+    assert "the images have no masks" in words and result.analysis.results["vim_tiny_patch16_224"].probes == []
 
 
 def test_a_directory_that_holds_something_is_left_alone(tmp_path, runs):
@@ -131,32 +131,32 @@ def test_unreadable_requests_write_nothing(tmp_path, runs):
 
 
 def test_subjects_by_name_file_and_timm(runs):
-    by_file = open_subject(runs / "vim" / "model.safetensors")
+    by_file = open_model(runs / "vim" / "model.safetensors")
     assert by_file.classes == ("disc", "square", "triangle") and not by_file.random_weights
-    first, second = (open_subject("vim_tiny_patch16_224", img_size=32, seed=seed) for seed in (0, 0))
+    first, second = (open_model("vim_tiny_patch16_224", img_size=32, seed=seed) for seed in (0, 0))
     image = torch.rand(1, 3, 32, 32)
     assert first.random_weights and torch.equal(first.model(image), second.model(image))
-    timm = open_subject("timm/deit_tiny_patch16_224", img_size=32)
+    timm = open_model("timm/deit_tiny_patch16_224", img_size=32)
     assert timm.grid == (2, 2) and timm.random_weights
     with pytest.raises(InputError, match="did you mean 'vim_tiny_patch16_224'"):
-        open_subject("vim_tiny_patch16_225")
+        open_model("vim_tiny_patch16_225")
 
 
 def test_grey_models_read_colour_and_colour_models_read_grey(tmp_path):
     torch.manual_seed(0)
     grey = VisionMamba(VisionMambaConfig(img_size=16, patch_size=8, embed_dim=8, depth=1, in_chans=1, num_registers=1))
     save_model(tmp_path / "grey", grey, preprocessing=Preprocessing(img_size=16, mean=(0.5,), std=(0.5,)))
-    subject = open_subject(tmp_path / "grey")
-    assert subject.read(torch.zeros(3, 20, 20, dtype=torch.uint8)).shape == (1, 16, 16)
-    colour = open_subject("vim_tiny_patch16_224", img_size=32)
-    assert colour.read(torch.zeros(1, 40, 40, dtype=torch.uint8)).shape == (3, 32, 32)
+    analyzed = open_model(tmp_path / "grey")
+    assert analyzed.preprocess(torch.zeros(3, 20, 20, dtype=torch.uint8)).shape == (1, 16, 16)
+    color = open_model("vim_tiny_patch16_224", img_size=32)
+    assert color.preprocess(torch.zeros(1, 40, 40, dtype=torch.uint8)).shape == (3, 32, 32)
 
 
 def test_masks_are_cropped_like_images_without_new_values(runs):
-    subject = open_subject(runs / "vim")
+    analyzed = open_model(runs / "vim")
     mask = torch.zeros(64, 96, dtype=torch.uint8)
     mask[:, 48:] = 7
-    seen = subject.mask(mask)
+    seen = analyzed.resize_mask(mask)
     assert seen.shape == (32, 32) and set(seen.unique().tolist()) == {0, 7}
     assert torch.equal(seen[:, :16].unique(), torch.tensor([0], dtype=torch.uint8))
 
@@ -167,7 +167,7 @@ def test_default_layers_are_the_papers():
 
 @without_shape_hook
 @pytest.mark.parametrize(
-    "wrong", [{"metric": "l1"}, {"tensor": "x"}, {"probes": ("svm",)}, {"gallery": 0}, {"colours": "jet"}]
+    "wrong", [{"metric": "l1"}, {"tensor": "x"}, {"probes": ("svm",)}, {"gallery": 0}, {"colormap": "jet"}]
 )
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
@@ -178,3 +178,8 @@ def test_wrong_options_are_refused(wrong):
 def test_nothing_is_written_outside(shapes):
     folder = Path(shapes.report).parent
     assert {path.name for path in folder.iterdir()} == {"report.html", "numbers.json", "arrays.npz", "figures"}
+
+
+def test_the_old_name_of_the_colormap_is_accepted_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="colours= is now colormap="):
+        assert AnalysisOptions(colours="magma").colormap == "magma"  # pyright: ignore[reportCallIssue]

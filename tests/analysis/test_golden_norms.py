@@ -5,8 +5,9 @@ import torch
 
 import golden_cases
 from mambar.analysis import register_norms, token_norms
-from mambar.analysis.measure import feature_maps, register_maps
 from mambar.analysis.measure.collect import collect_norms
+from mambar.analysis.measure.feature_maps import feature_maps
+from mambar.analysis.measure.register_maps import register_maps
 from mambar.hub.convert import convert_checkpoint, infer_config, source_of
 from mambar.models import VisionMamba
 

@@ -34,13 +34,13 @@ def test_a_short_password_opens_nothing(mambar_command, trained, monkeypatch):
     monkeypatch.setenv("MAMBAR_PASSWORD", "short")
     code, _, err = mambar_command("serve", trained, "--public")
     assert code == 2 and "at least 8 characters" in err
-    with pytest.raises(InputError, match="at least 8"), server.serving([], password="short"):
+    with pytest.raises(InputError, match="at least 8"), server.run_server([], password="short"):
         raise AssertionError
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"mambar\[app\]"), server.serving([]):
+    with pytest.raises(InputError, match=r"mambar\[app\]"), server.run_server([]):
         raise AssertionError
 
 
@@ -49,11 +49,11 @@ def test_public_asks_for_the_password_and_a_taken_port_is_said(trained, tmp_path
     pytest.importorskip("gradio", reason="gradio is the extra app")
     probe = (
         "import json, sys, urllib.request, urllib.error\n"
-        "from mambar.analysis.analyzed_model import open_subject\n"
+        "from mambar.analysis.analyzed_model import open_model\n"
         "from mambar.errors import InputError\n"
-        "from mambar.web.server import serving\n"
-        "subjects = [open_subject(sys.argv[1])]\n"
-        "with serving(subjects, port=int(sys.argv[2]), password='correct horse') as page:\n"
+        "from mambar.web.server import run_server\n"
+        "analyzed_models = [open_model(sys.argv[1])]\n"
+        "with run_server(analyzed_models, port=int(sys.argv[2]), password='correct horse') as page:\n"
         "    try: urllib.request.urlopen(page.address + '/config')\n"
         "    except urllib.error.HTTPError as error: print('config', error.code)\n"
         "    text = urllib.request.urlopen(page.address + '/').read().decode()\n"
@@ -64,7 +64,7 @@ def test_public_asks_for_the_password_and_a_taken_port_is_said(trained, tmp_path
         "        except urllib.error.HTTPError as error: print('login', error.code)\n"
         "    import os; print('here', os.listdir('.'))\n"
         "    try:\n"
-        "        with serving(subjects, port=int(sys.argv[2])): print('two on one port')\n"
+        "        with run_server(analyzed_models, port=int(sys.argv[2])): print('two on one port')\n"
         "    except InputError as error: print(error)\n"
     )
     with socket.socket() as taken:

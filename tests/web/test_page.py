@@ -74,14 +74,14 @@ def picture(tmp_path):
 
 
 def test_the_first_view(visit, running):
-    assert "mamba-r" in visit.text("verdict") and "vim" in visit.text("verdict")
-    assert "%" in visit.text("verdict") and " ms" in visit.text("verdict")
+    assert "mamba-r" in visit.text("predictions") and "vim" in visit.text("predictions")
+    assert "%" in visit.text("predictions") and " ms" in visit.text("predictions")
     visit.settled("astronaut", "3 and 1")
     assert visit.page.locator("#maps .maps img").count() == 3
     assert visit.page.locator("#histogram img.chart").count() == 1
     assert visit.page.title().startswith("mambar: mamba-r and vim")
     # Hostile class names are text, whatever gradio's templates would make of them.
-    assert "<img src=x onerror=" in visit.text("verdict") and "{{value}} ${1+1}" in visit.text("verdict")
+    assert "<img src=x onerror=" in visit.text("predictions") and "{{value}} ${1+1}" in visit.text("predictions")
     assert visit.page.title() != "owned" and visit.page.locator("img[src=x]").count() == 0
     assert visit.errors == []
     own = urllib.parse.urlsplit(running.address).netloc
@@ -142,7 +142,7 @@ def test_everything_can_be_reached_by_tab(visit):
 
 def test_the_switches(visit):
     visit.page.locator("#compare input").uncheck()
-    visit.page.wait_for_function("() => !document.querySelector('#verdict').innerText.includes('vim')")
+    visit.page.wait_for_function("() => !document.querySelector('#predictions').innerText.includes('vim')")
     visit.settled("astronaut", "3\n")
     assert visit.page.locator("#maps .block:nth-child(2) .pair img").count() == 1
     visit.page.locator("#compare input").check()
@@ -182,15 +182,15 @@ def test_on_a_phone_nothing_hangs_over(browser, running, scheme):
     try:
         assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 360
         wide = visitor.page.evaluate(
-            "() => [...document.querySelectorAll('#verdict *, #maps *')]"
+            "() => [...document.querySelectorAll('#predictions *, #maps *')]"
             ".filter(each => each.getBoundingClientRect().right > 361).length"
         )
         assert wide == 0
-        colours = visitor.page.evaluate(
+        colors = visitor.page.evaluate(
             "() => [getComputedStyle(document.body).backgroundColor,"
-            " getComputedStyle(document.querySelector('#verdict .mambar')).color]"
+            " getComputedStyle(document.querySelector('#predictions .mambar')).color]"
         )
-        paper, ink = (sum(map(int, colour[colour.index("(") + 1 : -1].split(",")[:3])) for colour in colours)
+        paper, ink = (sum(map(int, color[color.index("(") + 1 : -1].split(",")[:3])) for color in colors)
         assert (paper > 600 > 300 > ink) if scheme == "light" else (paper < 200 < 500 < ink)
     finally:
         visitor.close()

@@ -270,10 +270,10 @@ def test_old_uploads_are_removed(running, tmp_path):
     """The same page, but for the times: looked after each second, kept for one."""
     code = (
         "import sys, time, pathlib, urllib.request\n"
-        "from mambar.analysis.analyzed_model import open_subject\n"
+        "from mambar.analysis.analyzed_model import open_model\n"
         "from mambar.web import page, server\n"
         "page._LOOK_EVERY = page._KEEP_FOR = 1\n"
-        "with server.serving([open_subject(sys.argv[1])], port=int(sys.argv[2])) as served:\n"
+        "with server.run_server([open_model(sys.argv[1])], port=int(sys.argv[2])) as served:\n"
         '    head = b\'Content-Disposition: form-data; name="files"; filename="a.png"\'\n'
         "    body = b'--x\\r\\n' + head + b'\\r\\n\\r\\nabc\\r\\n--x--\\r\\n'\n"
         "    kind = {'Content-Type': 'multipart/form-data; boundary=x'}\n"

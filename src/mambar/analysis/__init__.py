@@ -1,12 +1,12 @@
 """Looking into a model: token norms, outliers, feature and register maps, probes, pages that show them."""
 
-from mambar.analysis.analyze import AnalysisResult as AnalysisResult
+from mambar.analysis.analyze import AnalysisOutput as AnalysisOutput
 from mambar.analysis.analyze import analyze as analyze
-from mambar.analysis.analyze_model import Study as Study
-from mambar.analysis.analyze_model import study as study
-from mambar.analysis.analyzed_model import Subject as Subject
-from mambar.analysis.analyzed_model import open_subject as open_subject
-from mambar.analysis.draw.confusion import Prediction as Prediction
+from mambar.analysis.analyze_model import AnalysisResult as AnalysisResult
+from mambar.analysis.analyze_model import analyze_model as analyze_model
+from mambar.analysis.analyzed_model import AnalyzedModel as AnalyzedModel
+from mambar.analysis.analyzed_model import open_model as open_model
+from mambar.analysis.draw.confusion import ExamplePrediction as ExamplePrediction
 from mambar.analysis.draw.norm_panels import NormPanel as NormPanel
 from mambar.analysis.draw.norm_panels import compare_norms as compare_norms
 from mambar.analysis.draw.run_report import write_run_report as write_run_report
@@ -16,7 +16,7 @@ from mambar.analysis.measure.collect import collect_norms as collect_norms
 from mambar.analysis.measure.distributions import NormDistribution as NormDistribution
 from mambar.analysis.measure.distributions import norm_distributions as norm_distributions
 from mambar.analysis.measure.feature_maps import feature_maps as feature_maps
-from mambar.analysis.measure.ground_truth import truth_statistics as truth_statistics
+from mambar.analysis.measure.ground_truth import ground_truth_statistics as ground_truth_statistics
 from mambar.analysis.measure.local_probes import local_probes as local_probes
 from mambar.analysis.measure.local_probes import local_tokens as local_tokens
 from mambar.analysis.measure.norms import register_norms as register_norms
@@ -33,8 +33,8 @@ from mambar.analysis.measure.probes import probe_all as probe_all
 from mambar.analysis.measure.register_maps import cluster_registers as cluster_registers
 from mambar.analysis.measure.register_maps import register_maps as register_maps
 from mambar.analysis.measure.register_maps import register_similarity as register_similarity
+from mambar.analysis.measure.register_neurons import evaluate_added_registers as evaluate_added_registers
 from mambar.analysis.measure.register_neurons import find_register_neurons as find_register_neurons
 from mambar.analysis.measure.register_neurons import register_variants as register_variants
-from mambar.analysis.measure.register_neurons import try_registers as try_registers
-from mambar.analysis.measure.test_time_registers import UntrainedRegisters as UntrainedRegisters
+from mambar.analysis.measure.test_time_registers import TestTimeRegisters as TestTimeRegisters
 from mambar.analysis.options import AnalysisOptions as AnalysisOptions

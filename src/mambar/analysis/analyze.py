@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from mambar.analysis.analyze_model import study
-from mambar.analysis.analyzed_model import Subject, open_subject
+from mambar.analysis.analyze_model import analyze_model
+from mambar.analysis.analyzed_model import AnalyzedModel, open_model
 from mambar.analysis.draw.analysis_report import write_analysis
-from mambar.analysis.images import Pictures, built_in_pictures, gallery_of, pictures_from
+from mambar.analysis.images import NamedImages, builtin_images, images_from_paths, sample_gallery
 from mambar.analysis.numbers import Analysis
 from mambar.analysis.options import AnalysisOptions
 from mambar.data import ImageDataset
@@ -21,11 +21,11 @@ from mambar.errors import InputError
 
 logger = logging.getLogger("mambar.analysis.analyze")
 
-Report = Callable[[str, int], None]
+ProgressCallback = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AnalysisResult:
+class AnalysisOutput:
     """Where the report is, and what stands in it."""
 
     report: Path
@@ -45,8 +45,8 @@ def analyze(
     data_options: dict[str, Any] | None = None,
     device: str | torch.device = "cpu",
     workers: int = 0,
-    progress: Report | None = None,
-) -> AnalysisResult:
+    progress: ProgressCallback | None = None,
+) -> AnalysisOutput:
     """Looks into `model`, beside `compare` where that is given, and writes report.html and its files into `out`.
 
     model, compare: a run directory, a checkpoint file, one of our names, or timm/NAME; a name has random weights
@@ -63,22 +63,22 @@ def analyze(
         raise InputError(f"out={out} holds something already; choose a new directory.")
     shown, dataset = _given(data, images, options, data_options or {})
     size = options.img_size
-    subjects = []
+    analyzed_models = []
     for source in [model] if compare is None else [model, compare]:
-        subject = open_subject(source, pretrained=pretrained, img_size=size, seed=options.seed, device=device)
+        analyzed = open_model(source, pretrained=pretrained, img_size=size, seed=options.seed, device=device)
         if data is None and size is None and not images:
-            subject = _at_grid(source, subject, pretrained=pretrained, seed=options.seed, device=device)
-        subjects.append(_renamed(subject, [other.name for other in subjects]))
-    _refuse_missing_layers(options, [subject.model.num_layers for subject in subjects])
+            analyzed = _at_grid(source, analyzed, pretrained=pretrained, seed=options.seed, device=device)
+        analyzed_models.append(_renamed(analyzed, [other.name for other in analyzed_models]))
+    _refuse_missing_layers(options, [analyzed.model.num_layers for analyzed in analyzed_models])
     out.mkdir(parents=True, exist_ok=True)
-    studies = {}
-    for subject in subjects:
-        logger.info("Looking into %s.", subject.name)
-        told = _prefixed(progress, subject.name)
-        studies[subject.name] = study(subject, dataset, shown, options, workers=workers, progress=told)
-    analysis = Analysis(studies=studies, gallery=shown, data=_data_text(dataset, studies), options=options)
+    results = {}
+    for analyzed in analyzed_models:
+        logger.info("Looking into %s.", analyzed.name)
+        told = _prefixed(progress, analyzed.name)
+        results[analyzed.name] = analyze_model(analyzed, dataset, shown, options, workers=workers, progress=told)
+    analysis = Analysis(results=results, gallery=shown, data=_data_text(dataset, results), options=options)
     path = write_analysis(out, analysis)
-    return AnalysisResult(report=path, analysis=analysis, seconds=time.monotonic() - started)
+    return AnalysisOutput(report=path, analysis=analysis, seconds=time.monotonic() - started)
 
 
 def _refuse_missing_layers(options: AnalysisOptions, counts: Sequence[int]) -> None:
@@ -93,9 +93,9 @@ def _given(
     images: Sequence[str | Path],
     options: AnalysisOptions,
     data_options: dict[str, Any],
-) -> tuple[Pictures, ImageDataset]:
+) -> tuple[NamedImages, ImageDataset]:
     """What is shown, and what statistics are taken of."""
-    pictures = pictures_from(images) if images else None
+    pictures = images_from_paths(images) if images else None
     dataset: ImageDataset
     if isinstance(data, str | Path):
         most = min(options.num_images, data_options.get("limit") or options.num_images)
@@ -103,32 +103,32 @@ def _given(
     elif data is not None:
         dataset = data
     else:
-        dataset = pictures or built_in_pictures()
-    return gallery_of(pictures or dataset, options.gallery, seed=options.seed), dataset
+        dataset = pictures or builtin_images()
+    return sample_gallery(pictures or dataset, options.gallery, seed=options.seed), dataset
 
 
 def _at_grid(
-    source: str | Path, subject: Subject, *, pretrained: bool, seed: int, device: str | torch.device
-) -> Subject:
+    source: str | Path, analyzed: AnalyzedModel, *, pretrained: bool, seed: int, device: str | torch.device
+) -> AnalyzedModel:
     """The model reading photographs in 14 to 28 patches a side; the paper's figures have about 28."""
-    side = min(28, max(14, *subject.grid)) * subject.model.patch_size
-    if subject.preprocessing.size == (side, side):
-        return subject
-    return open_subject(source, pretrained=pretrained, img_size=side, seed=seed, device=device)
+    side = min(28, max(14, *analyzed.grid)) * analyzed.model.patch_size
+    if analyzed.preprocessing.size == (side, side):
+        return analyzed
+    return open_model(source, pretrained=pretrained, img_size=side, seed=seed, device=device)
 
 
-def _renamed(subject: Subject, taken: Sequence[str]) -> Subject:
-    if subject.name not in taken:
-        return subject
-    return replace(subject, name=f"{subject.name} (2)")
+def _renamed(analyzed: AnalyzedModel, taken: Sequence[str]) -> AnalyzedModel:
+    if analyzed.name not in taken:
+        return analyzed
+    return replace(analyzed, name=f"{analyzed.name} (2)")
 
 
-def _prefixed(progress: Report | None, name: str) -> Report | None:
+def _prefixed(progress: ProgressCallback | None, name: str) -> ProgressCallback | None:
     if progress is None:
         return None
     return lambda part, done: progress(f"{name}: {part}", done)
 
 
-def _data_text(dataset: ImageDataset, studies: dict[str, Any]) -> str:
-    counts = {found.norms.num_images for found in studies.values()}
+def _data_text(dataset: ImageDataset, results: dict[str, Any]) -> str:
+    counts = {found.norms.num_images for found in results.values()}
     return f"{dataset.name}, {' and '.join(str(count) for count in sorted(counts))} images"

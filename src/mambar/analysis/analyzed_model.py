@@ -21,7 +21,7 @@ _TIMM = "timm/"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Subject:
+class AnalyzedModel:
     """A model to look into. random_weights: it was never trained, so its pictures show the tool and no finding."""
 
     name: str
@@ -30,7 +30,7 @@ class Subject:
     random_weights: bool = False
     classes: tuple[str, ...] | None = None
 
-    def at_size(self, img_size: int | tuple[int, int]) -> "Subject":
+    def at_size(self, img_size: int | tuple[int, int]) -> "AnalyzedModel":
         """The same model reading images of another size in pixels."""
         return replace(self, preprocessing=replace(self.preprocessing, img_size=img_size))
 
@@ -48,24 +48,24 @@ class Subject:
             image = grey.expand(channels, -1, -1)
         return EvalTransform(preprocessing=self.preprocessing).pixels(image)
 
-    def read(self, image: UInt8[Tensor, "channels height width"]) -> Float[Tensor, "seen rows cols"]:
+    def preprocess(self, image: UInt8[Tensor, "channels height width"]) -> Float[Tensor, "seen rows cols"]:
         """The model's input."""
         return self.preprocessing.normalize(self.pixels(image))
 
-    def mask(self, mask: UInt8[Tensor, "height width"]) -> UInt8[Tensor, "rows cols"]:
+    def resize_mask(self, mask: UInt8[Tensor, "height width"]) -> UInt8[Tensor, "rows cols"]:
         """A mask, resized and cropped like the images, without mixing its values."""
         nearest = replace(self.preprocessing, interpolation="nearest")
         return EvalTransform(preprocessing=nearest).pixels(mask[None])[0]
 
 
-def open_subject(
+def open_model(
     source: str | Path,
     *,
     pretrained: bool = False,
     img_size: int | tuple[int, int] | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
-) -> Subject:
+) -> AnalyzedModel:
     """The model that `source` names: a run directory, a checkpoint file, one of our names, or timm/NAME.
 
     A name has random weights, drawn by `seed`, unless `pretrained`, which downloads. Nothing else touches the
@@ -75,18 +75,18 @@ def open_subject(
         model = load(Path(source))
         preprocessing = model.preprocessing or _preprocessing(model)
         name = Path(source).resolve().name
-        subject = Subject(name=name, model=model, preprocessing=preprocessing, classes=model.classes)
+        analyzed = AnalyzedModel(name=name, model=model, preprocessing=preprocessing, classes=model.classes)
     else:
-        subject = _named(str(source), pretrained=pretrained, img_size=img_size, seed=seed)
+        analyzed = _named(str(source), pretrained=pretrained, img_size=img_size, seed=seed)
     if img_size is not None:
-        subject = subject.at_size(img_size)
-    module: object = subject.model
+        analyzed = analyzed.at_size(img_size)
+    module: object = analyzed.model
     if isinstance(module, nn.Module):
         module.to(device).eval()
-    return subject
+    return analyzed
 
 
-def _named(source: str, *, pretrained: bool, img_size: int | tuple[int, int] | None, seed: int) -> Subject:
+def _named(source: str, *, pretrained: bool, img_size: int | tuple[int, int] | None, seed: int) -> AnalyzedModel:
     # A name alone says nothing of weights: the same name and seed always give the same ones.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -96,13 +96,15 @@ def _named(source: str, *, pretrained: bool, img_size: int | tuple[int, int] | N
             except TypeError as error:
                 raise InputError(f"{source} takes no image size; choose a plain vision transformer.") from error
             preprocessing = timm_model.preprocessing
-            return Subject(name=source, model=timm_model, preprocessing=preprocessing, random_weights=not pretrained)
+            return AnalyzedModel(
+                name=source, model=timm_model, preprocessing=preprocessing, random_weights=not pretrained
+            )
         if source not in VARIANTS:
             near = difflib.get_close_matches(source, VARIANTS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`mambar info` lists the names."
             raise InputError(f"There is no model {source!r}: no such run directory, checkpoint file or name; {hint}")
         model = create_model(source, pretrained=pretrained)
-    return Subject(name=source, model=model, preprocessing=_preprocessing(model), random_weights=not pretrained)
+    return AnalyzedModel(name=source, model=model, preprocessing=_preprocessing(model), random_weights=not pretrained)
 
 
 def _preprocessing(model: VisionMamba) -> Preprocessing:

@@ -59,7 +59,7 @@ class FigureLabel:
             parts.append("random weights")
         return " · ".join([*parts, f"mambar {self.version}"])
 
-    def record(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """The label as a JSON object."""
         return asdict(self)
 

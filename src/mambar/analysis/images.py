@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from mambar.analysis.analyzed_model import Subject
+from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.data import ImageDataset, Sample, evaluation_batches
 from mambar.data.keys import key, permutation
 from mambar.data.loading.images import IMAGE_SUFFIXES, read_image
@@ -17,7 +17,7 @@ from mambar.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Pictures:
+class NamedImages:
     """Named images without classes; an `ImageDataset` whose labels are all -1."""
 
     name: str
@@ -35,12 +35,12 @@ class Pictures:
         return ", ".join(f"{name} {tuple(image.shape)}" for name, image in self.images.items())
 
 
-def built_in_pictures() -> Pictures:
+def builtin_images() -> NamedImages:
     """The photographs of scikit-image, colour first."""
-    return Pictures(name="photographs of scikit-image", images=photographs())
+    return NamedImages(name="photographs of scikit-image", images=photographs())
 
 
-def pictures_from(paths: Sequence[str | Path], *, limit: int = 1000) -> Pictures:
+def images_from_paths(paths: Sequence[str | Path], *, limit: int = 1000) -> NamedImages:
     """Image files, and the image files of folders (not of their sub-folders), in the order of their names."""
     files: list[Path] = []
     for path in map(Path, paths):
@@ -57,38 +57,38 @@ def pictures_from(paths: Sequence[str | Path], *, limit: int = 1000) -> Pictures
             raise InputError(f"images={path} does not exist; give image files or a folder of them.")
     if not files:
         raise InputError("images= names no file; give image files or a folder of them.")
-    return Pictures(name="images given", images={file.name: read_image(file) for file in files[:limit]})
+    return NamedImages(name="images given", images={file.name: read_image(file) for file in files[:limit]})
 
 
-def gallery_of(dataset: ImageDataset, count: int, *, seed: int) -> Pictures:
+def sample_gallery(dataset: ImageDataset, count: int, *, seed: int) -> NamedImages:
     """`count` images of a dataset, drawn by `seed`, named by number and class; the figure's label names the data."""
-    if isinstance(dataset, Pictures):
-        return Pictures(name=dataset.name, images=dict(list(dataset.images.items())[:count]))
+    if isinstance(dataset, NamedImages):
+        return NamedImages(name=dataset.name, images=dict(list(dataset.images.items())[:count]))
     chosen = permutation(len(dataset), key(seed, "gallery"))[:count]
     images = {}
     for index in sorted(chosen.tolist()):
         sample = dataset[index]
         kind = f", {dataset.classes[sample.label]}" if 0 <= sample.label < len(dataset.classes) else ""
         images[f"image {index}{kind}"] = sample.image
-    return Pictures(name=dataset.name, images=images)
+    return NamedImages(name=dataset.name, images=images)
 
 
 @dataclass(kw_only=True, eq=False)
 class Reader:
-    """Batches of a dataset as a subject reads them, any number of times; `indices` are those of the last pass."""
+    """Batches of a dataset as the model reads them, any number of times; `indices` are those of the last pass."""
 
-    subject: Subject
+    analyzed: AnalyzedModel
     dataset: ImageDataset
     batch_size: int
     workers: int = 0
     limit: int | None = None
     indices: list[int] = field(default_factory=list)
 
-    def labelled(self) -> Iterator[tuple[Float[Tensor, "_ channels height width"], Int64[Tensor, "_"]]]:
+    def labeled(self) -> Iterator[tuple[Float[Tensor, "_ channels height width"], Int64[Tensor, "_"]]]:
         """Images and labels; an unreadable image is left out."""
         self.indices = []
         for batch in evaluation_batches(
-            self.dataset, self.subject.read, batch_size=self.batch_size, workers=self.workers
+            self.dataset, self.analyzed.preprocess, batch_size=self.batch_size, workers=self.workers
         ):
             left = None if self.limit is None else self.limit - len(self.indices)
             if left is not None and left <= 0:
@@ -98,21 +98,21 @@ class Reader:
 
     def images(self) -> Iterator[Float[Tensor, "_ channels height width"]]:
         """Images alone."""
-        for images, _ in self.labelled():
+        for images, _ in self.labeled():
             yield images
 
 
 def masks_and_pixels(
-    subject: Subject, dataset: ImageDataset, indices: Iterable[int]
+    analyzed: AnalyzedModel, dataset: ImageDataset, indices: Iterable[int]
 ) -> Iterator[tuple[UInt8[Tensor, "1 height width"], UInt8[Tensor, "1 channels height width"]]]:
-    """Mask and pixels of each numbered image as the subject reads it; stops at the first that has no mask."""
+    """Mask and pixels of each numbered image as the model reads it; stops at the first that has no mask."""
     for index in indices:
         sample = dataset[index]
         if sample.mask is None:
             return
-        yield subject.mask(sample.mask)[None], subject.pixels(sample.image)[None]
+        yield analyzed.resize_mask(sample.mask)[None], analyzed.pixels(sample.image)[None]
 
 
-def stacked(subject: Subject, pictures: Pictures) -> Float[Tensor, "images channels height width"]:
-    """All pictures as the subject reads them."""
-    return torch.stack([subject.read(image) for image in pictures.images.values()])
+def stack_images(analyzed: AnalyzedModel, pictures: NamedImages) -> Float[Tensor, "images channels height width"]:
+    """All pictures as the model reads them."""
+    return torch.stack([analyzed.preprocess(image) for image in pictures.images.values()])

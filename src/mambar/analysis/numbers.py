@@ -9,38 +9,38 @@ from typing import Any
 
 import numpy as np
 
-from mambar.analysis.analyze_model import Study
+from mambar.analysis.analyze_model import AnalysisResult
 from mambar.analysis.figure_label import FigureLabel
-from mambar.analysis.images import Pictures
+from mambar.analysis.images import NamedImages
 from mambar.analysis.options import AnalysisOptions, default_layers
 from mambar.version import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Analysis:
-    """What was found, and what it was found on. The names of the studies are those of the models, all different."""
+    """What was found, and what it was found on. The names of the results are those of the models, all different."""
 
-    studies: Mapping[str, Study]
-    gallery: Pictures
+    results: Mapping[str, AnalysisResult]
+    gallery: NamedImages
     data: str
     options: AnalysisOptions
 
     @property
     def random_weights(self) -> list[str]:
         """The models whose weights were never trained."""
-        return [name for name, found in self.studies.items() if found.subject.random_weights]
+        return [name for name, found in self.results.items() if found.analyzed.random_weights]
 
     def layers(self) -> dict[str, tuple[int, ...]]:
         """The layers that are shown, for each model."""
         return {
-            name: shown_layers(found.subject.model.num_layers, self.options) for name, found in self.studies.items()
+            name: shown_layers(found.analyzed.model.num_layers, self.options) for name, found in self.results.items()
         }
 
     def label(self, **fields: Any) -> FigureLabel:
         """A figure's label with what all figures share."""
-        names = " and ".join(self.studies)
+        names = " and ".join(self.results)
         label = FigureLabel(
             model=names, data=self.data, seed=self.options.seed, random_weights=bool(self.random_weights)
         )
@@ -56,22 +56,22 @@ def shown_layers(num_layers: int, options: AnalysisOptions) -> tuple[int, ...]:
 def numbers_json(analysis: Analysis) -> bytes:
     """All numbers as JSON; what is not finite is null."""
     models = {}
-    for name, found in analysis.studies.items():
+    for name, found in analysis.results.items():
         models[name] = {
-            "random_weights": found.subject.random_weights,
-            "preprocessing": found.subject.preprocessing.to_dict(),
+            "random_weights": found.analyzed.random_weights,
+            "preprocessing": found.analyzed.preprocessing.to_dict(),
             "num_images": found.norms.num_images,
             "layers": list(found.norms.layers),
             "tensor": found.norms.tensor,
-            "norms": [layer.record() for layer in found.norms.patches],
-            "register_norms": [layer.record() for layer in found.norms.registers],
-            "outliers": [statistics.record() for statistics in found.outliers],
+            "norms": [layer.to_dict() for layer in found.norms.patches],
+            "register_norms": [layer.to_dict() for layer in found.norms.registers],
+            "outliers": [statistics.to_dict() for statistics in found.outliers],
             "register_groups": None if found.register_groups is None else found.register_groups.tolist(),
-            "pooling_probes": [result.record() for result in found.probes],
-            "local_probes": None if found.local is None else found.local.record(),
-            "truth": [statistics.record() for statistics in found.truth],
-            "map_truth": [asdict(result) for result in found.map_truth],
-            "added_registers": [result.record() for result in found.added],
+            "pooling_probes": [result.to_dict() for result in found.probes],
+            "local_probes": None if found.local is None else found.local.to_dict(),
+            "ground_truth": [statistics.to_dict() for statistics in found.ground_truth],
+            "map_ground_truth": [asdict(result) for result in found.map_ground_truth],
+            "added_registers": [result.to_dict() for result in found.added],
             "not_run": found.not_run,
         }
     content = {
@@ -99,7 +99,7 @@ def _finite(value: Any) -> Any:
 def arrays_npz(analysis: Analysis) -> bytes:
     """The arrays as a compressed npz file: `model0_…`, `model1_…`, and the models' names in order."""
     arrays: dict[str, Any] = {}
-    for number, found in enumerate(analysis.studies.values()):
+    for number, found in enumerate(analysis.results.values()):
         given = {
             "norm_maps": found.norms.maps,
             "kept": np.asarray(found.norms.kept, dtype=np.int64),
@@ -114,7 +114,7 @@ def arrays_npz(analysis: Analysis) -> bytes:
         for name, values in given.items():
             if values is not None:
                 arrays[f"model{number}_{name}"] = np.asarray(values)
-    arrays["models"] = np.asarray(list(analysis.studies))
+    arrays["models"] = np.asarray(list(analysis.results))
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)
     return stream.getvalue()

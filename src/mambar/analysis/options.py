@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mambar.analysis.draw.color_maps import COLOURS, Resampling
+from mambar.analysis.draw.color_maps import COLORMAPS, Resampling
 from mambar.analysis.measure.feature_maps import Metric
 from mambar.analysis.measure.probes import METHODS
+from mambar.deprecated import ANALYSIS_FIELDS, accept_old_names
 from mambar.errors import InputError
 from mambar.models.protocol import TokenTensor
 
 
+@accept_old_names(ANALYSIS_FIELDS)
 @dataclass(frozen=True, kw_only=True)
 class AnalysisOptions:
     """The choices of an analysis, all of them written into its report.
@@ -17,8 +19,8 @@ class AnalysisOptions:
     tensor: whose norms. layers: shown in the gallery, from 0 (None: 4 of them, for 24 layers the paper's 7, 15, 19,
     23). vector, metric, map_tensor: what the feature map compares (see `analysis.feature_maps`). img_size: pixels
     (None: the model's own; for the built-in photographs 14 to 28 patches a side). num_images: most images for
-    distributions, probes and truth; keep: most images whose maps are held. gallery: images shown. batch_size: None
-    chooses by memory. scale: of the norm maps' colours. probes: methods, () for none. added_registers: how many are
+    distributions, probes, ground truth; keep: most images whose maps are held. gallery: images shown. batch_size: None
+    chooses by memory. scale: of the norm maps. probes: methods, () for none. added_registers: how many are
     tried without training, 0 for none.
     """
 
@@ -34,7 +36,7 @@ class AnalysisOptions:
     batch_size: int | None = None
     scale: Literal["linear", "log"] = "linear"
     resampling: Resampling = "nearest"
-    colours: str = "viridis"
+    colormap: str = "viridis"
     probes: tuple[str, ...] = ("ridge",)
     folds: int = 5
     added_registers: int = 4
@@ -47,7 +49,7 @@ class AnalysisOptions:
             "metric": get_args(Metric),
             "scale": ("linear", "log"),
             "resampling": get_args(Resampling),
-            "colours": COLOURS,
+            "colormap": COLORMAPS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -9,6 +9,7 @@ import typer
 
 from mambar.cli.arguments import AsJson, Assignments, parse, pick_device, print_json, take_data_options, truth
 from mambar.cli.console import say
+from mambar.deprecated import ANALYSIS_FIELDS, translate_assignment
 from mambar.errors import InputError
 
 logger = logging.getLogger("mambar.cli.analyze")
@@ -24,7 +25,7 @@ def analyze(
     compare=MODEL shows two side by side in one scale; data=SET takes statistics, images=PATH,PATH shows pictures of
     your own (default: built-in photographs); pretrained=true loads weights for a bare name, which otherwise has
     random ones. Others: layers=7,23 tensor=residual|mixer|normed vector= metric= img_size= num_images= probes=
-    scale=linear|log colours= data_options.NAME= seed= device= workers= out=.
+    scale=linear|log colormap= data_options.NAME= seed= device= workers= out=.
     """
     from mambar.analysis.analyze import analyze as run
     from mambar.analysis.options import AnalysisOptions
@@ -32,15 +33,15 @@ def analyze(
     from mambar.training.fields import parse as parse_field
 
     types = field_types(AnalysisOptions)
-    known = (*types, "compare", "data", "images", "pretrained", "out", "device", "workers")
+    known = (*types, *ANALYSIS_FIELDS, "compare", "data", "images", "pretrained", "out", "device", "workers")
     others, of_data = take_data_options(assignments)
     options = parse(others, allowed=known)
+    given = {translate_assignment(name, ANALYSIS_FIELDS): value for name, value in options.fields.items()}
     chosen: dict[str, Any] = {
-        name: parse_field(types[name], value, name=name) for name, value in options.fields.items() if name in types
+        name: parse_field(types[name], value, name=name) for name, value in given.items() if name in types
     }
     if options.seed is not None:
         chosen["seed"] = options.seed
-    given = options.fields
     out = options.out or _default_out(model)
     images = [Path(part) for part in given.get("images", "").split(",") if part]
     missing = [str(path) for path in images if not path.exists()]

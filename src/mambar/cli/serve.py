@@ -40,19 +40,19 @@ def serve(
 
     from dataclasses import replace
 
-    from mambar.analysis.analyzed_model import open_subject
-    from mambar.web.server import USER, serving, wait_for_the_end
+    from mambar.analysis.analyzed_model import open_model
+    from mambar.web.server import USER, run_server, wait_for_shutdown
 
     sources = [model, *([fields["compare"]] if "compare" in fields else [])]
-    subjects = [open_subject(source, pretrained=pretrained, img_size=size, device=device) for source in sources]
-    if len({subject.name for subject in subjects}) < len(subjects):
-        subjects[1] = replace(subjects[1], name=f"{subjects[1].name} (2)")
+    analyzed_models = [open_model(source, pretrained=pretrained, img_size=size, device=device) for source in sources]
+    if len({analyzed.name for analyzed in analyzed_models}) < len(analyzed_models):
+        analyzed_models[1] = replace(analyzed_models[1], name=f"{analyzed_models[1].name} (2)")
     logger.info("Starting the page; this takes some seconds.")
-    with serving(subjects, port=port, password=password) as page:
+    with run_server(analyzed_models, port=port, password=password) as page:
         say(f"page: {page.address}  (Ctrl-C ends it)")
         if public:
             say(f"other machines reach it on the same port, as user {USER}; put TLS before it where others listen")
-        wait_for_the_end()
+        wait_for_shutdown()
 
 
 def _password() -> str:

@@ -20,10 +20,10 @@ def measure(context: Context) -> list[Result]:
     """The ratio of the largest to the median norm in the last layer, and the maps' scores against masks."""
     analysis = analysed_pair(context, probes=(), num_images=64 if context.budget == "smoke" else 1000)
     results = []
-    for network, study in zip(("Vim", "Mamba-R"), analysis.studies.values(), strict=True):
-        last = study.norms.patches[-1]
+    for network, result in zip(("Vim", "Mamba-R"), analysis.results.values(), strict=True):
+        last = result.norms.patches[-1]
         results.append(one_result(context, network, "largest / median norm", float(last.maximum / last.median)))
-        for truth in study.map_truth:
+        for truth in result.map_ground_truth:
             results.append(
                 one_result(context, f"{network}: {truth.name}", "IoU with objects (Otsu)", float(truth.otsu_iou))
             )

@@ -38,9 +38,9 @@ def measure(context: Context) -> list[Result]:
     """The most common and the largest norm of every layer of both networks."""
     analysis = analysed_pair(context, probes=(), num_images=64 if context.budget == "smoke" else 1000)
     results = []
-    for network, study in zip(("Vim", "Mamba-R"), analysis.studies.values(), strict=True):
-        depth = len(study.norms.patches)
-        for layer, found in enumerate(study.norms.patches):
+    for network, result in zip(("Vim", "Mamba-R"), analysis.results.values(), strict=True):
+        depth = len(result.norms.patches)
+        for layer, found in enumerate(result.norms.patches):
             row = f"{network}, layer {layer} of {depth}"
             results.append(one_result(context, row, "most common norm", float(found.mode)))
             results.append(one_result(context, row, "largest norm", float(found.maximum)))

@@ -24,15 +24,19 @@ CLAIMS: Final = (
     _claim("Vim: longest 5 %", 81.0),
     _claim("Vim: shortest 80 %", 79.3),
 )
-_ROWS: Final = {"longest 5 %": "longest 5 %", "shortest 80 %": "shortest 80 %", "all image tokens": "all local tokens"}
+_ROWS: Final = {
+    "highest-norm 5 %": "longest 5 %",
+    "lowest-norm 80 %": "shortest 80 %",
+    "all image tokens": "all local tokens",
+}
 
 
 def measure(context: Context) -> list[Result]:
     """The accuracy of every pool of both networks."""
     analysis = analysed_pair(context, probes=("ridge",), num_images=200 if context.budget == "smoke" else 5000)
     results = []
-    for network, study in zip(("Vim", "Mamba-R"), analysis.studies.values(), strict=True):
-        for found in study.probes:
+    for network, result in zip(("Vim", "Mamba-R"), analysis.results.values(), strict=True):
+        for found in result.probes:
             row = f"{network}: {_ROWS.get(found.name, found.name)}"
             note = f"{row}: 95 % interval {100 * found.low:.1f} to {100 * found.high:.1f}, {found.num_images} images"
             results.append(one_result(context, row, COLUMN, 100 * found.accuracy, note))

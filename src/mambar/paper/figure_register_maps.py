@@ -18,14 +18,14 @@ CLAIMS: Final[tuple[Claim, ...]] = ()
 def measure(context: Context) -> list[Result]:
     """The mean cosine between two registers, and the number of groups that see the same places."""
     analysis = analysed_pair(context, probes=(), num_images=64 if context.budget == "smoke" else 1000)
-    study = list(analysis.studies.values())[1]
+    result = list(analysis.results.values())[1]
     results = []
-    similarity = study.register_similarity
+    similarity = result.register_similarity
     if similarity is not None and similarity.shape[0] > 1:
         count = similarity.shape[0]
         others = (similarity.sum() - similarity.diagonal().sum()) / (count * (count - 1))
         results.append(one_result(context, "Mamba-R", "mean cosine between registers", float(others)))
-    if study.register_groups is not None:
-        groups = float(len(study.register_groups.unique()))
+    if result.register_groups is not None:
+        groups = float(len(result.register_groups.unique()))
         results.append(one_result(context, "Mamba-R", "groups of registers", groups))
     return results

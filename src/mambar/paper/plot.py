@@ -5,7 +5,7 @@ from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
 
-from mambar.analysis.draw.plots import DASHES, SERIES, Sheet, draw_sheet, label_text
+from mambar.analysis.draw.plots import DASHES, SERIES, ChartGrid, draw_chart_grid, label_text
 from mambar.analysis.figure_label import FigureLabel
 from mambar.paper.claim import Result
 from mambar.paper.statistics import half_width
@@ -35,7 +35,7 @@ def draw_results(results: Sequence[Result]) -> "Figure | None":
     text = f"{where.data}, budget {results[0].budget}, commit {where.commit}, seeds {', '.join(map(str, seeds))}"
     label = FigureLabel(data=text, metric="points are runs, bars 95 % intervals of the mean (Student's t)")
     size = (5.6, max(1.8, 0.42 * len(rows) + 1.0))
-    return draw_sheet(Sheet(panels=panels, label=label, columns=min(2, len(columns)), size=size))
+    return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=min(2, len(columns)), size=size))
 
 
 def draw_layers(runs: Mapping[str, Sequence[Rows]], *, data: str) -> "Figure | None":
@@ -54,7 +54,7 @@ def draw_layers(runs: Mapping[str, Sequence[Rows]], *, data: str) -> "Figure | N
     panels = [partial(_layers, looks=looks, field=name, title=title) for name, title in _BY_LAYER.items()]
     panels.append(partial(_course, looks=looks))
     label = FigureLabel(tensor="residual", metric="one line a seed; outliers above median + 10 MAD", data=data)
-    return draw_sheet(Sheet(panels=panels, label=label, columns=2, size=(4.4, 2.9)))
+    return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=2, size=(4.4, 2.9)))
 
 
 def _column(axes: "Axes", *, found: Sequence[Result], rows: Sequence[str]) -> None:

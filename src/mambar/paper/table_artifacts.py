@@ -15,10 +15,10 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-from mambar.analysis.analyze_model import Study, study
-from mambar.analysis.analyzed_model import open_subject
+from mambar.analysis.analyze_model import AnalysisResult, analyze_model
+from mambar.analysis.analyzed_model import open_model
 from mambar.analysis.draw.plots import png
-from mambar.analysis.images import gallery_of
+from mambar.analysis.images import sample_gallery
 from mambar.analysis.options import AnalysisOptions
 from mambar.data.registry import open_dataset
 from mambar.hub.files import json_bytes, write_atomically
@@ -78,21 +78,25 @@ def _looked_into(cell: Cell, seed: int, context: Context) -> dict[str, float]:
     kept = directory.with_name(f"{directory.name}.artifacts.json")
     if kept.is_file():
         content: dict[str, float] = json.loads(kept.read_text("utf-8"))["columns"]
-        return content
+        # Version 0.1 wrote other names of the same columns.
+        return {
+            name.replace("longest", "highest-norm").replace("shortest", "lowest-norm"): content[name]
+            for name in content
+        }
     logger.info("Looking into %s, seed %d.", cell.row, seed)
     options = AnalysisOptions(num_images=64 if context.budget == "smoke" else 400, gallery=1, added_registers=0)
     recipe = cell.recipe
     dataset = open_dataset(recipe.data, "val", **{**recipe.data_options, "limit": options.num_images})
-    subject = open_subject(directory, device=context.device)
-    study_of = study(subject, dataset, gallery_of(dataset, 1, seed=seed), options, workers=context.workers)
-    columns = {column: value for column, value in _numbers(study_of) if math.isfinite(value)}
+    analyzed = open_model(directory, device=context.device)
+    result = analyze_model(analyzed, dataset, sample_gallery(dataset, 1, seed=seed), options, workers=context.workers)
+    columns = {column: value for column, value in _numbers(result) if math.isfinite(value)}
     write_atomically(kept, json_bytes({"format_version": 1, "num_images": options.num_images, "columns": columns}))
     return columns
 
 
-def _numbers(study: Study) -> Iterator[tuple[str, float]]:
+def _numbers(result: AnalysisResult) -> Iterator[tuple[str, float]]:
     """The columns of one network under one seed; what is undefined is NaN."""
-    by_deviation = study.outliers[0]
+    by_deviation = result.outliers[0]
     first, last = by_deviation.layers[0], by_deviation.layers[-1]
     yield "median norm, first layer", first.median
     yield "median norm, last layer", last.median
@@ -100,14 +104,17 @@ def _numbers(study: Study) -> Iterator[tuple[str, float]]:
     yield "largest norm / median, last layer", last.ratio
     yield "outliers, first layer, % of tokens", 100 * first.share
     yield "outliers, last layer, % of tokens", 100 * last.share
-    if study.truth:
-        there = study.truth[0].layers[-1]
+    if result.ground_truth:
+        there = result.ground_truth[0].layers[-1]
         yield "outliers on background, last layer, %", 100 * there.outlier_background
         yield "background, % of pixels", 100 * there.background
-        yield "longest 5 % on background, last layer, %", 100 * study.truth[2].layers[-1].outlier_background
+        yield (
+            "highest-norm 5 % on background, last layer, %",
+            100 * result.ground_truth[2].layers[-1].outlier_background,
+        )
         yield "ROC-AUC of the norm for background, last layer", there.auc
-    for group in () if study.local is None else study.local.groups:
+    for group in () if result.local is None else result.local.groups:
         yield f"place of {group.group} guessed, %", 100 * group.position_accuracy
         yield f"pixels of {group.group} explained, %", 100 * group.explained
-    for probe in study.probes:
+    for probe in result.probes:
         yield f"linear probe of {probe.name}, %", 100 * probe.accuracy

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from mambar.analysis.draw import html as report
+from mambar.analysis.draw import html
 from mambar.analysis.draw.color_maps import photograph, png
 from mambar.analysis.draw.confusion import confusion_table
 from mambar.analysis.draw.curves import collect_curves, draw_curves, draw_family, families
@@ -50,19 +50,19 @@ def write_report(
     curves = collect_curves({recipe.name: read_metrics(out / "metrics.jsonl")})
     title = f"mambar: {recipe.name}"
     content = [
-        report.element("h1", title),
-        report.tiles(_summary(result, model, len(val_set))),
+        html.element("h1", title),
+        html.tiles(_summary(result, model, len(val_set))),
         _curve_section(curves),
         _class_section(result, colours),
-        report.section("Confusion matrix", confusion_table(result.confusion, result.classes, unit="pixel")),
+        html.section("Confusion matrix", confusion_table(result.confusion, result.classes, unit="pixel")),
         _image_section(model, inference, val_set),
-        report.section("Recipe", report.pairs(report.flattened(recipe.to_flat_dict()))),
-        report.element(
+        html.section("Recipe", html.pairs(html.flattened(recipe.to_flat_dict()))),
+        html.element(
             "footer", f"Written by mambar {__version__}. This page loads nothing from elsewhere.", class_="note"
         ),
     ]
     write_atomically(out / "curves.png", figure_png(draw_curves(curves, title=title)))
-    write_atomically(out / "report.html", report.page(title, *content))
+    write_atomically(out / "report.html", html.page(title, *content))
     return out / "report.html"
 
 
@@ -77,26 +77,26 @@ def _summary(result: SegmentationResult, model: Segmenter, images: int) -> dict[
     }
 
 
-def _curve_section(curves: list) -> report.Html:
+def _curve_section(curves: list) -> html.Html:
     if not curves:
-        return report.section("Curves", report.element("p", "No numbers were logged yet."))
+        return html.section("Curves", html.element("p", "No numbers were logged yet."))
     charts = (
-        report.figure(
-            report.image(svg(draw_family(curves, name)), description=f"{name} over time", media_type="image/svg+xml"),
+        html.figure(
+            html.image(svg(draw_family(curves, name)), description=f"{name} over time", media_type="image/svg+xml"),
             caption="",
         )
         for name in families(curves)
     )
-    return report.section("Curves", report.element("div", *charts, class_="charts"))
+    return html.section("Curves", html.element("div", *charts, class_="charts"))
 
 
-def _class_section(result: SegmentationResult, colours: Sequence[Color]) -> report.Html:
+def _class_section(result: SegmentationResult, colours: Sequence[Color]) -> html.Html:
     total = max(result.pixels, 1)
     rows = []
     for label, name in enumerate(result.classes):
         rows.append(
             (
-                report.join([_swatch(colours[label]), name]),
+                html.join([_swatch(colours[label]), name]),
                 _percent(result.per_class[name]),
                 _percent(result.per_class_accuracy[name]),
                 _percent(result.per_class_boundary[name]),
@@ -105,40 +105,40 @@ def _class_section(result: SegmentationResult, colours: Sequence[Color]) -> repo
         )
     header = ("class", "IoU", "accuracy", "boundary F", "share of pixels")
     note = "IoU = right / (right + missed + false). – : the class occurs neither in the masks nor in the predictions."
-    return report.section("Classes", report.table(header, rows), report.element("p", note, class_="note"))
+    return html.section("Classes", html.table(header, rows), html.element("p", note, class_="note"))
 
 
-def _swatch(colour: Color) -> report.Html:
+def _swatch(colour: Color) -> html.Html:
     hexadecimal = bytes(colour).hex()
     style = (
         f"display:inline-block;width:.8em;height:.8em;margin-right:.45em;background:#{hexadecimal};"
         "border:1px solid #5a6675;print-color-adjust:exact;-webkit-print-color-adjust:exact"
     )
-    return report.element("span", style=style)
+    return html.element("span", style=style)
 
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.2%}"
 
 
-def _image_section(model: Segmenter, inference: Inference, val_set: MaskChannelDataset) -> report.Html:
+def _image_section(model: Segmenter, inference: Inference, val_set: MaskChannelDataset) -> html.Html:
     looked = _looked_at(model, inference, val_set)
     if not looked:
-        return report.Html("")
+        return html.Html("")
     looked.sort(key=lambda each: each[0])
     shown = min(_SHOWN, (len(looked) + 1) // 2)
     palette = val_set.dataset.palette
     content: list[object] = [
-        report.element(
+        html.element(
             "p",
             f"{len(looked)} validation images, spread over the set, sorted by their own mIoU. Red: wrong pixels.",
             class_="note",
         )
     ]
     for heading, part in (("Worst", looked[:shown]), ("Best", looked[::-1][:shown])):
-        content.append(report.element("h3", heading))
+        content.append(html.element("h3", heading))
         content += [_row(iou, stacked, predicted, palette, model) for iou, stacked, predicted in part]
-    return report.section("Images", *content)
+    return html.section("Images", *content)
 
 
 def _looked_at(
@@ -163,30 +163,28 @@ def _looked_at(
 
 def _row(
     iou: float, stacked: torch.Tensor, predicted: torch.Tensor, palette: Sequence[Color], model: Segmenter
-) -> report.Html:
+) -> html.Html:
     image, labels, guess = stacked[:3].numpy(), stacked[3].numpy(), predicted.numpy()
     pictures = {
-        "image": photograph(image, longest=_LONGEST),
+        "image": photograph(image, max_size=_LONGEST),
         "truth": (_flat(coloured_labels(labels, palette)), "image/png"),
-        "prediction": photograph(np.moveaxis(painted(image, guess, palette), -1, 0), longest=_LONGEST),
+        "prediction": photograph(np.moveaxis(painted(image, guess, palette), -1, 0), max_size=_LONGEST),
         "errors": (_flat(errors(guess, labels)), "image/png"),
     }
     small = max(labels.shape) <= 96
     cells = (
-        report.element(
+        html.element(
             "div",
-            report.element("div", name, class_="name"),
-            report.image(data, description=name, media_type=kind, class_="nearest" if small else None),
+            html.element("div", name, class_="name"),
+            html.image(data, description=name, media_type=kind, class_="nearest" if small else None),
         )
         for name, (data, kind) in pictures.items()
     )
     present = sorted({*np.unique(labels).tolist(), *np.unique(guess).tolist()} - {IGNORE})
     names = model.classes or ()
-    legend = report.join(
-        [report.element("span", _swatch(palette[label]), names[label], " \u2003") for label in present]
-    )
-    caption = report.join([report.element("b", f"mIoU {iou:.1%}"), " \u2003", legend])
-    return report.figure(report.element("div", *cells, class_="panel", style="--columns:4"), caption=caption)
+    legend = html.join([html.element("span", _swatch(palette[label]), names[label], " \u2003") for label in present])
+    caption = html.join([html.element("b", f"mIoU {iou:.1%}"), " \u2003", legend])
+    return html.figure(html.element("div", *cells, class_="panel", style="--columns:4"), caption=caption)
 
 
 def _flat(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambar.analysis import FigureLabel, Prediction, write_run_report
+from mambar.analysis import ExamplePrediction, FigureLabel, write_run_report
 from mambar.analysis.draw.norm_panels import compare_norms
 from mambar.data.dataset import ImageDataset
 from mambar.data.transforms.classification import EvalTransform
@@ -63,13 +63,13 @@ def _sample(model: VisionMamba, val_set: ImageDataset) -> tuple[Tensor, list[Any
     return torch.stack(inputs), shown, labels
 
 
-def example_predictions(model: VisionMamba, val_set: ImageDataset) -> list[Prediction]:
+def example_predictions(model: VisionMamba, val_set: ImageDataset) -> list[ExamplePrediction]:
     """Validation images with what the model says of them: errors first, so that they are seen, then doubts."""
     inputs, shown, labels = _sample(model, val_set)
     found = examples(model, inputs, torch.tensor(labels))
     order = sorted(range(len(found)), key=lambda i: (found[i].label == found[i].predicted, found[i].probability))
     return [
-        Prediction(
+        ExamplePrediction(
             image=shown[i],
             true=val_set.classes[found[i].label],
             predicted=val_set.classes[found[i].predicted],

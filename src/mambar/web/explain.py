@@ -9,11 +9,11 @@ from typing import Any
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mambar.analysis.analyze_model import fitting_vector, has_registers
-from mambar.analysis.analyzed_model import Subject
+from mambar.analysis.analyze_model import has_registers, supported_vector
+from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.analysis.measure.collect import CollectedNorms, collect_norms, model_device
 from mambar.analysis.measure.feature_maps import feature_maps
-from mambar.analysis.measure.norms import looking
+from mambar.analysis.measure.norms import eval_mode
 from mambar.analysis.measure.register_maps import register_maps
 from mambar.errors import InputError
 from mambar.evaluation.prediction import Guess
@@ -22,12 +22,12 @@ from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import Tokens
 from mambar.version import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METRIC = "cosine"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class View:
+class ModelExplanation:
     """What one model sees: the most probable classes (none without a classifier), and maps after every block.
 
     norms: maps of the patch tokens, distributions of patches and registers. vector: what the feature maps compare with.
@@ -59,54 +59,54 @@ class Explanation:
 
     name: str
     image: UInt8[Tensor, "channels height width"]
-    views: tuple[View, ...]
+    views: tuple[ModelExplanation, ...]
 
     @property
     def num_layers(self) -> int:
         """The blocks of the first model, by which layers are counted."""
         return self.views[0].num_layers
 
-    def layer(self, view: View, layer: int) -> int:
+    def layer(self, view: ModelExplanation, layer: int) -> int:
         """The layer of a view at the same depth as `layer` of the first model: the same number where depths agree."""
         if not 0 <= layer < self.num_layers:
             raise InputError(f"layer {layer} does not exist; the model has layers 0 to {self.num_layers - 1}.")
         return round(layer * (view.num_layers - 1) / max(self.num_layers - 1, 1))
 
-    def record(self, layer: int) -> dict[str, Any]:
+    def to_dict(self, layer: int) -> dict[str, Any]:
         """The result as a JSON object: classes, norms of all layers in numbers, and the maps of one layer."""
         return {
             "format_version": FORMAT_VERSION,
             "mambar": __version__,
             "image": {"name": self.name, "height": self.image.shape[1], "width": self.image.shape[2]},
-            "models": [_view_record(view, self.layer(view, layer)) for view in self.views],
+            "models": [_model_dict(view, self.layer(view, layer)) for view in self.views],
         }
 
 
 def explain(
-    subjects: Sequence[Subject], image: UInt8[Tensor, "channels height width"], *, name: str, top: int = 5
+    analyzed_models: Sequence[AnalyzedModel], image: UInt8[Tensor, "channels height width"], *, name: str, top: int = 5
 ) -> Explanation:
-    """Looks at one image with every subject; the image is shown as the first one reads it."""
+    """Looks at one image with every model; the image is shown as the first one reads it."""
     return Explanation(
         name=name,
-        image=subjects[0].pixels(image),
-        views=tuple(_view(subject, image, top) for subject in subjects),
+        image=analyzed_models[0].pixels(image),
+        views=tuple(_view(analyzed, image, top) for analyzed in analyzed_models),
     )
 
 
-def _view(subject: Subject, image: Tensor, top: int) -> View:
-    images = subject.read(image)[None]
+def _view(analyzed: AnalyzedModel, image: Tensor, top: int) -> ModelExplanation:
+    images = analyzed.preprocess(image)[None]
     begun = time.perf_counter()
-    guesses = _guesses(subject, images, top)
+    guesses = _guesses(analyzed, images, top)
     named = time.perf_counter()
-    seen = _Remembered(subject.model)
+    seen = _Remembered(analyzed.model)
     # The registers' mean where there are registers, as in the reports.
-    vector = fitting_vector(seen, images, "registers")
+    vector = supported_vector(seen, images, "registers")
     near = feature_maps(seen, images, vector=vector, metric=METRIC)[:, 0].cpu()
     registers = register_maps(seen, images, metric=METRIC)[:, 0].cpu() if has_registers(seen, images) else None
     norms = collect_norms(seen, [images], keep=1)
-    return View(
-        name=subject.name,
-        random_weights=subject.random_weights,
+    return ModelExplanation(
+        name=analyzed.name,
+        random_weights=analyzed.random_weights,
         guesses=guesses,
         norms=norms,
         vector=vector,
@@ -116,14 +116,14 @@ def _view(subject: Subject, image: Tensor, top: int) -> View:
     )
 
 
-def _guesses(subject: Subject, images: Tensor, top: int) -> tuple[Guess, ...]:
-    model = subject.model
+def _guesses(analyzed: AnalyzedModel, images: Tensor, top: int) -> tuple[Guess, ...]:
+    model = analyzed.model
     if isinstance(model, VisionMamba) and model.num_classes < 1:
         return ()
-    with looking(model):
+    with eval_mode(model):
         probabilities = model.forward(images.to(model_device(model))).float().softmax(1)[0].cpu()
     best = probabilities.topk(min(top, len(probabilities)))
-    names = subject.classes
+    names = analyzed.classes
     return tuple(
         Guess(name=names[index] if names else str(index), index=index, probability=probability)
         for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -147,7 +147,7 @@ class _Remembered:
     ) -> list[Tokens]:
         """As `TokenModel.tokens`."""
         if tensor not in self._tokens:
-            with looking(self._model):
+            with eval_mode(self._model):
                 self._tokens[tensor] = self._model.tokens(images.to(model_device(self._model)), tensor=tensor)
         found = self._tokens[tensor]
         return found if layers is None else [found[layer] for layer in layers]
@@ -157,7 +157,7 @@ class _Remembered:
         return self._model.forward(images)
 
 
-def _view_record(view: View, layer: int) -> dict[str, Any]:
+def _model_dict(view: ModelExplanation, layer: int) -> dict[str, Any]:
     registers = view.register_maps
     return {
         "model": view.name,
@@ -168,7 +168,7 @@ def _view_record(view: View, layer: int) -> dict[str, Any]:
         ],
         "seconds": dict(view.seconds),
         "norms": [
-            {"layer": number, "patches": _finite(patches.record()), "registers": _finite(own.record())}
+            {"layer": number, "patches": _finite(patches.to_dict()), "registers": _finite(own.to_dict())}
             for number, patches, own in zip(view.norms.layers, view.norms.patches, view.norms.registers, strict=True)
         ],
         "layer": layer,

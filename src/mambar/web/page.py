@@ -11,14 +11,14 @@ from typing import Any
 import gradio as gr
 from gradio_client.utils import is_http_url_like
 
-from mambar.analysis.analyzed_model import Subject
-from mambar.analysis.draw import html as report
+from mambar.analysis.analyzed_model import AnalyzedModel
+from mambar.analysis.draw import html
 from mambar.data.loading.images import read_image
 from mambar.data.synthetic.photographs import photographs
 from mambar.errors import MambarError
 from mambar.version import __version__
 from mambar.web.explain import Explanation, explain
-from mambar.web.views import Choices, histogram_html, maps_html, share_html, verdict_html
+from mambar.web.views import ViewSettings, histogram_html, maps_html, predictions_html, share_html
 
 _SCALES = ("linear", "log")
 _RESAMPLINGS = {"tokens": "nearest", "smooth": "bicubic"}
@@ -27,11 +27,11 @@ _LOOK_EVERY, _KEEP_FOR = 60, 600
 _FORGET_AFTER = 1800
 
 
-class Desk:
+class PageState:
     """Looks at images for all visitors: one at a time, each built-in photograph once."""
 
-    def __init__(self, subjects: Sequence[Subject]) -> None:
-        self.subjects = tuple(subjects)
+    def __init__(self, analyzed_models: Sequence[AnalyzedModel]) -> None:
+        self.analyzed_models = tuple(analyzed_models)
         self._photographs = photographs()
         self._seen: dict[str, Explanation] = {}
         self._lock = threading.Lock()
@@ -45,14 +45,14 @@ class Desk:
         """What the models see in a built-in photograph; a name is looked up, never opened."""
         with self._lock:
             if name not in self._seen:
-                self._seen[name] = explain(self.subjects, self._photographs[name], name=name)
+                self._seen[name] = explain(self.analyzed_models, self._photographs[name], name=name)
             return self._seen[name]
 
     def upload(self, path: Path) -> Explanation:
         """What the models see in an uploaded file, whose own name is told to nobody."""
         image = read_image(path.read_bytes(), name="The image")
         with self._lock:
-            return explain(self.subjects, image, name="uploaded image")
+            return explain(self.analyzed_models, image, name="uploaded image")
 
 
 def _uploaded_path(payload: Any) -> str | None:
@@ -67,16 +67,16 @@ def _uploaded_path(payload: Any) -> str | None:
     return str(payload.path)
 
 
-def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
-    """The page for one subject, or for two side by side."""
-    desk = Desk(subjects)
-    names = [subject.name for subject in subjects]
-    layers = subjects[0].model.num_layers
+def build_page(analyzed_models: Sequence[AnalyzedModel]) -> gr.Blocks:
+    """The page of one model, or of two side by side."""
+    state = PageState(analyzed_models)
+    names = [analyzed.name for analyzed in analyzed_models]
+    layers = analyzed_models[0].model.num_layers
     with gr.Blocks(
         title=f"mambar: {' and '.join(names)}", analytics_enabled=False, delete_cache=(_LOOK_EVERY, _KEEP_FOR)
     ) as page:
         seen = gr.State(None, time_to_live=_FORGET_AFTER)
-        gr.HTML(_head(subjects))
+        gr.HTML(_head(analyzed_models))
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 upload = gr.Image(
@@ -91,10 +91,10 @@ def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
                 # Set here and not in a subclass, for which gradio would write a stub file beside this one.
                 upload.preprocess = _uploaded_path
                 photograph = gr.Radio(
-                    choices=desk.names, value=desk.names[0], label="or take a photograph", elem_id="photographs"
+                    choices=state.names, value=state.names[0], label="or take a photograph", elem_id="photographs"
                 )
             with gr.Column(scale=3, min_width=280):
-                verdict = gr.HTML(elem_id="verdict")
+                predictions = gr.HTML(elem_id="predictions")
                 layer = gr.Slider(
                     0, max(layers - 1, 1), value=layers - 1, step=1, label="Layer", elem_id="layer", buttons=[]
                 )
@@ -104,9 +104,9 @@ def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
                         list(_RESAMPLINGS), value="tokens", label="Maps", elem_id="resampling", min_width=180
                     )
                 compare = gr.Checkbox(
-                    value=len(subjects) > 1,
+                    value=len(analyzed_models) > 1,
                     label="Both models side by side",
-                    visible=len(subjects) > 1,
+                    visible=len(analyzed_models) > 1,
                     elem_id="compare",
                 )
         maps = gr.HTML(elem_id="maps")
@@ -116,7 +116,7 @@ def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
             share = gr.HTML(elem_id="share")
 
         settings = [layer, compare, scale, resampling]
-        shown = [verdict, maps, histogram, share]
+        shown = [predictions, maps, histogram, share]
         heavy: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
         light: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "drawing", "api_visibility": "private"}
 
@@ -131,19 +131,19 @@ def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
             return answer
 
         def on_photograph(name: str, *chosen: Any) -> Any:
-            return (*look(desk.photograph)(name, *chosen), None)
+            return (*look(state.photograph)(name, *chosen), None)
 
         def on_upload(path: str | None, *chosen: Any) -> Any:
             if path is None:
                 raise gr.Error("Choose an image file.", print_exception=False)
-            return (*look(lambda given: desk.upload(Path(given)))(path, *chosen), None)
+            return (*look(lambda given: state.upload(Path(given)))(path, *chosen), None)
 
         def on_settings(found: Explanation | None, *chosen: Any) -> Any:
-            found = found or desk.photograph(desk.names[0])
+            found = found or state.photograph(state.names[0])
             return _drawn(found, _choices(layers, *chosen))
 
         def on_share(found: Explanation | None, *chosen: Any) -> str:
-            found = found or desk.photograph(desk.names[0])
+            found = found or state.photograph(state.names[0])
             return share_html(found, _choices(layers, *chosen))
 
         gr.on([page.load, photograph.input], on_photograph, [photograph, *settings], [seen, *shown, upload], **heavy)
@@ -178,10 +178,10 @@ def _fetch_nothing(block: Any) -> None:
     block.async_move_resource_to_block_cache = keep_file
 
 
-def _choices(layers: int, layer: Any, compare: Any, scale: Any, resampling: Any) -> Choices:
+def _choices(layers: int, layer: Any, compare: Any, scale: Any, resampling: Any) -> ViewSettings:
     """What the visitor set; whatever does not make sense becomes the default."""
     number = int(layer) if isinstance(layer, int | float) and abs(layer) < 1e6 else layers - 1
-    return Choices(
+    return ViewSettings(
         layer=min(max(number, 0), layers - 1),
         compare=bool(compare),
         scale="log" if scale == "log" else "linear",
@@ -189,18 +189,18 @@ def _choices(layers: int, layer: Any, compare: Any, scale: Any, resampling: Any)
     )
 
 
-def _drawn(found: Explanation, choices: Choices) -> tuple[str, str, str, str]:
+def _drawn(found: Explanation, choices: ViewSettings) -> tuple[str, str, str, str]:
     """Classes, maps and histogram; the links to save an older view go away."""
-    return verdict_html(found, choices), maps_html(found, choices), histogram_html(found, choices), ""
+    return predictions_html(found, choices), maps_html(found, choices), histogram_html(found, choices), ""
 
 
-def _head(subjects: Sequence[Subject]) -> report.Html:
-    names = " beside ".join(subject.name for subject in subjects)
-    sizes = " and ".join(dict.fromkeys("×".join(map(str, s.preprocessing.size)) for s in subjects))
-    return report.element(
+def _head(analyzed_models: Sequence[AnalyzedModel]) -> html.Html:
+    names = " beside ".join(analyzed.name for analyzed in analyzed_models)
+    sizes = " and ".join(dict.fromkeys("×".join(map(str, s.preprocessing.size)) for s in analyzed_models))
+    return html.element(
         "div",
-        report.element("h1", f"What {names} sees" if len(subjects) == 1 else f"What {names} see"),
-        report.element(
+        html.element("h1", f"What {names} sees" if len(analyzed_models) == 1 else f"What {names} see"),
+        html.element(
             "p",
             f"Classes, token norms, feature and register maps. Images are read at {sizes} pixels. ",
             f"mambar {__version__}; nothing leaves this machine.",

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mambar.analysis.analyzed_model import Subject
+from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.errors import InputError, MambarError
 
 LOOPBACK = "127.0.0.1"
@@ -28,7 +28,7 @@ _MOST_VISITORS, _MOST_WAITING = 100, 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class RunningServer:
     """A running page: its address, and how to end it."""
 
     address: str
@@ -36,8 +36,10 @@ class Served:
 
 
 @contextmanager
-def serving(subjects: Sequence[Subject], *, port: int | None = None, password: str | None = None) -> Iterator[Served]:
-    """The page of one or two subjects, running in this process until the block ends.
+def run_server(
+    analyzed_models: Sequence[AnalyzedModel], *, port: int | None = None, password: str | None = None
+) -> Iterator[RunningServer]:
+    """The page of one or two models, running in this process until the block ends.
 
     Without `password` only programs on this machine reach it. With one, it listens on every network of the machine
     and asks for the user `mambar` and that password; put a proxy with TLS before it. The working directory is an empty
@@ -50,14 +52,14 @@ def serving(subjects: Sequence[Subject], *, port: int | None = None, password: s
     if password is not None and len(password) < LEAST_PASSWORD:
         raise InputError(f"The password of a public page needs at least {LEAST_PASSWORD} characters.")
     with _private_place() as place:
-        page = _launched(subjects, place, port, password)
+        page = _launched(analyzed_models, place, port, password)
         try:
-            yield Served(address=f"http://{LOOPBACK}:{page.server_port}", close=page.close)
+            yield RunningServer(address=f"http://{LOOPBACK}:{page.server_port}", close=page.close)
         finally:
             page.close(verbose=False)
 
 
-def wait_for_the_end() -> None:
+def wait_for_shutdown() -> None:
     """Returns at Ctrl-C; at SIGTERM the process ends with 143 after cleaning up."""
 
     def stop(number: int, _: object) -> None:
@@ -97,15 +99,15 @@ def _private_place() -> Iterator[Path]:
             os.environ.update(kept)
 
 
-def _launched(subjects: Sequence[Subject], uploads: Path, port: int | None, password: str | None) -> Any:
+def _launched(analyzed_models: Sequence[AnalyzedModel], uploads: Path, port: int | None, password: str | None) -> Any:
     from gradio import themes
     from starlette.middleware import Middleware
 
-    from mambar.web.guard import OWN_NAMES, Guard
     from mambar.web.page import build_page
+    from mambar.web.request_filter import OWN_NAMES, RequestFilter
     from mambar.web.views import thumbnails_css
 
-    page = build_page(subjects)
+    page = build_page(analyzed_models)
     page.queue(max_size=_MOST_WAITING, api_open=False)
     css = resources.files("mambar.web").joinpath("page.css").read_text("utf-8")
     hosts = OWN_NAMES if password is None else None
@@ -135,7 +137,7 @@ def _launched(subjects: Sequence[Subject], uploads: Path, port: int | None, pass
             ),
             css=css + thumbnails_css("#photographs"),
             app_kwargs={
-                "middleware": [Middleware(Guard, uploads=uploads, hosts=hosts)],
+                "middleware": [Middleware(RequestFilter, uploads=uploads, hosts=hosts)],
                 "docs_url": None,
                 "redoc_url": None,
                 "openapi_url": None,

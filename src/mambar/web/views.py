@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mambar.analysis.draw import html as report
+from mambar.analysis.draw import html
 from mambar.analysis.draw.color_maps import Resampling, photograph
-from mambar.analysis.draw.figures import distribution_sheet
-from mambar.analysis.draw.image_maps import GalleryImage, Look, MapRow, draw_gallery, gallery_html
-from mambar.analysis.draw.plots import draw_panel, png, svg
+from mambar.analysis.draw.figures import distribution_charts
+from mambar.analysis.draw.image_maps import GalleryImage, MapRow, MapStyle, draw_gallery, gallery_html
+from mambar.analysis.draw.plots import draw_chart, png, svg
 from mambar.analysis.figure_label import FigureLabel, layer_name
 from mambar.analysis.measure.collect import CollectedNorms
 from mambar.analysis.measure.feature_maps import METRIC_NAMES
 from mambar.data.synthetic.photographs import photographs
-from mambar.web.explain import METRIC, Explanation, View
+from mambar.web.explain import METRIC, Explanation, ModelExplanation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choices:
+class ViewSettings:
     """What the visitor has set: the layer (from 0, of the first model), the second model, scale and resampling."""
 
     layer: int
@@ -28,60 +28,60 @@ class Choices:
     resampling: Resampling = "nearest"
 
 
-def verdict_html(explanation: Explanation, choices: Choices) -> report.Html:
+def predictions_html(explanation: Explanation, choices: ViewSettings) -> html.Html:
     """The classes of each model with bars, a note where weights are random, and how long it took."""
     cards = []
     for view in _shown(explanation, choices):
         rows = [
-            report.element(
+            html.element(
                 "li",
-                report.element("span", guess.name, class_="guess"),
-                report.element("span", f"{guess.probability:.1%}", class_="share"),
-                report.element("span", class_="bar", style=f"--share:{guess.probability:.4f}"),
+                html.element("span", guess.name, class_="guess"),
+                html.element("span", f"{guess.probability:.1%}", class_="share"),
+                html.element("span", class_="bar", style=f"--share:{guess.probability:.4f}"),
             )
             for guess in view.guesses
         ]
         note = "random weights: this shows the page, not a finding" if view.random_weights else ""
-        parts = [report.element("h3", view.name)]
-        parts += [report.element("p", note, class_="warning")] if note else []
-        parts += [report.element("ol", *rows, class_="guesses")] if rows else []
-        parts += [] if rows else [report.element("p", "This model has no classifier.", class_="note")]
+        parts = [html.element("h3", view.name)]
+        parts += [html.element("p", note, class_="warning")] if note else []
+        parts += [html.element("ol", *rows, class_="guesses")] if rows else []
+        parts += [] if rows else [html.element("p", "This model has no classifier.", class_="note")]
         seconds = " · ".join(f"{name} {1000 * value:.0f} ms" for name, value in view.seconds.items())
-        parts.append(report.element("p", seconds, class_="note"))
-        cards.append(report.element("div", *parts, class_="card"))
-    return report.element("div", *cards, class_="mambar cards")
+        parts.append(html.element("p", seconds, class_="note"))
+        cards.append(html.element("div", *parts, class_="card"))
+    return html.element("div", *cards, class_="mambar cards")
 
 
-def maps_html(explanation: Explanation, choices: Choices) -> report.Html:
+def maps_html(explanation: Explanation, choices: ViewSettings) -> html.Html:
     """The image, the norm and feature maps of the chosen layer, all models in one scale, and every register's map."""
     # The browser smooths the few pixels of a map better than a large picture could be sent.
     kind = "mambar smooth" if choices.resampling == "bicubic" else "mambar"
-    return report.element("div", gallery_html(gallery(explanation, choices), Look()), class_=kind)
+    return html.element("div", gallery_html(gallery(explanation, choices), MapStyle()), class_=kind)
 
 
-def histogram_html(explanation: Explanation, choices: Choices) -> report.Html:
+def histogram_html(explanation: Explanation, choices: ViewSettings) -> html.Html:
     """How the norms of the chosen layer are distributed, patches and registers, a line a model."""
     views = _shown(explanation, choices)
     norms: Mapping[str, CollectedNorms] = {view.name: view.norms for view in views}
     layers = {view.name: [explanation.layer(view, choices.layer)] for view in views}
     label = _label(explanation, choices, metric="L2 norm of each token")
-    picture = svg(draw_panel(distribution_sheet(norms, layers, label), 0))
+    picture = svg(draw_chart(distribution_charts(norms, layers, label), 0))
     numbers = []
     for view in views:
         layer = explanation.layer(view, choices.layer)
         patches, registers = view.norms.patches[layer], view.norms.registers[layer]
         values = (patches.median, patches.quantile(0.99), patches.maximum, registers.median)
         numbers.append((view.name, *(f"{value:.4g}" if value == value else "–" for value in values)))
-    table = report.table(("model", "median", "99 %", "maximum", "registers"), numbers)
-    chart = report.image(picture, description="histogram of token norms", media_type="image/svg+xml", class_="chart")
-    return report.element("div", chart, table, class_="mambar histogram")
+    table = html.table(("model", "median", "99 %", "maximum", "registers"), numbers)
+    chart = html.image(picture, description="histogram of token norms", media_type="image/svg+xml", class_="chart")
+    return html.element("div", chart, table, class_="mambar histogram")
 
 
-def share_html(explanation: Explanation, choices: Choices) -> report.Html:
+def share_html(explanation: Explanation, choices: ViewSettings) -> html.Html:
     """Two links that save what is shown: a picture and the numbers. The files live in the page itself."""
     picture, numbers = share_png(explanation, choices), share_json(explanation, choices)
     name = f"mambar-layer-{choices.layer}"
-    return report.element(
+    return html.element(
         "div",
         _save_link(picture, "image/png", f"{name}.png", "Save picture (PNG)"),
         _save_link(numbers, "application/json", f"{name}.json", "Save numbers (JSON)"),
@@ -89,19 +89,19 @@ def share_html(explanation: Explanation, choices: Choices) -> report.Html:
     )
 
 
-def share_png(explanation: Explanation, choices: Choices) -> bytes:
+def share_png(explanation: Explanation, choices: ViewSettings) -> bytes:
     """Image, feature maps and norm maps of the chosen layer as one signed sheet."""
-    return png(draw_gallery(gallery(explanation, choices), Look(resampling=choices.resampling)))
+    return png(draw_gallery(gallery(explanation, choices), MapStyle(resampling=choices.resampling)))
 
 
-def share_json(explanation: Explanation, choices: Choices) -> bytes:
+def share_json(explanation: Explanation, choices: ViewSettings) -> bytes:
     """The numbers behind the picture (see `Explanation.record`)."""
-    return (json.dumps(explanation.record(choices.layer), indent=1, ensure_ascii=False) + "\n").encode(
+    return (json.dumps(explanation.to_dict(choices.layer), indent=1, ensure_ascii=False) + "\n").encode(
         "utf-8", "backslashreplace"
     )
 
 
-def gallery(explanation: Explanation, choices: Choices) -> GalleryImage:
+def gallery(explanation: Explanation, choices: ViewSettings) -> GalleryImage:
     """The chosen layer of the shown models, as the reports draw it."""
     views = _shown(explanation, choices)
     at = {view.name: explanation.layer(view, choices.layer) for view in views}
@@ -137,19 +137,19 @@ def thumbnails_css(selector: str) -> str:
     for place, image in enumerate(photographs().values(), start=1):
         side = min(image.shape[1:])
         top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
-        data, media_type = photograph(image[:, top : top + side, left : left + side].numpy(), longest=128)
+        data, media_type = photograph(image[:, top : top + side, left : left + side].numpy(), max_size=128)
         rules.append(
             f"{selector} label:nth-of-type({place})::before {{ background-image: url({_data(data, media_type)}); }}"
         )
     return "\n".join(rules)
 
 
-def _shown(explanation: Explanation, choices: Choices) -> Sequence[View]:
+def _shown(explanation: Explanation, choices: ViewSettings) -> Sequence[ModelExplanation]:
     return explanation.views if choices.compare else explanation.views[:1]
 
 
 def _label(
-    explanation: Explanation, choices: Choices, *, metric: str, layer: str | None = None, tensor: str = "residual"
+    explanation: Explanation, choices: ViewSettings, *, metric: str, layer: str | None = None, tensor: str = "residual"
 ) -> FigureLabel:
     views = _shown(explanation, choices)
     return FigureLabel(
@@ -162,10 +162,10 @@ def _label(
     )
 
 
-def _save_link(data: bytes, media_type: str, name: str, text: str) -> report.Html:
-    # Made here from base64 and constants alone; `report.element` would take a data address for text.
-    return report.Html(
-        f'<a class="save" download="{report.text(name)}" href="{_data(data, media_type)}">{report.text(text)}</a>'
+def _save_link(data: bytes, media_type: str, name: str, text: str) -> html.Html:
+    # Made here from base64 and constants alone; `html.element` would take a data address for text.
+    return html.Html(
+        f'<a class="save" download="{html.text(name)}" href="{_data(data, media_type)}">{html.text(text)}</a>'
     )
 
 

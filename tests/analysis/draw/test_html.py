@@ -2,7 +2,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mambar.analysis.draw import html as report
+from mambar.analysis.draw import html
 from mambar.analysis.figure_label import FigureLabel, layer_name, printable
 
 
@@ -29,13 +29,13 @@ def census(page):
 
 def everything(value):
     """A page that puts one string wherever a string can go."""
-    return report.page(
+    return html.page(
         value,
-        report.section(value, report.element("p", value, title=value)),
-        report.tiles({value: value}),
-        report.table([value], [[value]]),
-        report.pairs({value: value}),
-        report.figure(report.image(b"x", description=value), caption=FigureLabel(model=value, data=value).line()),
+        html.section(value, html.element("p", value, title=value)),
+        html.tiles({value: value}),
+        html.table([value], [[value]]),
+        html.pairs({value: value}),
+        html.figure(html.image(b"x", description=value), caption=FigureLabel(model=value, data=value).line()),
     )
 
 
@@ -53,25 +53,25 @@ def test_the_census_catches_an_unescaped_string():
 
 
 def test_page_allows_nothing_from_elsewhere():
-    text = report.page("t", report.element("p", "x")).decode()
+    text = html.page("t", html.element("p", "x")).decode()
     assert "default-src &#x27;none&#x27;" in text
     assert "<script" not in text and "http://" not in text and "https://" not in text
 
 
 def test_markup_is_kept_and_text_is_escaped():
-    assert report.element("p", report.element("b", "a<b")) == "<p><b>a&lt;b</b></p>"
-    assert report.element("td", "x", class_='"', row_span=2) == '<td class="&quot;" row-span="2">x</td>'
+    assert html.element("p", html.element("b", "a<b")) == "<p><b>a&lt;b</b></p>"
+    assert html.element("td", "x", class_='"', row_span=2) == '<td class="&quot;" row-span="2">x</td>'
 
 
 def test_columns_of_words_read_from_the_left():
-    page = report.table(("name", "share", "note"), [("a", "5 %", "x"), ("b", "–", 3)])
+    page = html.table(("name", "share", "note"), [("a", "5 %", "x"), ("b", "–", 3)])
     assert '<th scope="col" class="words">name</th><th scope="col" class="numbers">share</th>' in page
-    assert report.table(("a", "b"), []).count("<th ") == 2
+    assert html.table(("a", "b"), []).count("<th ") == 2
 
 
 def test_settings_are_flattened_with_dots():
     nested = {"a": {"b": 1, "c": [1, 2]}, "stages": [{"lr": 0.1}], "none": None, "empty": {}}
-    assert report.flattened(nested) == {"a.b": 1, "a.c": "1, 2", "stages.0.lr": 0.1, "none": "–", "empty": {}}
+    assert html.flattened(nested) == {"a.b": 1, "a.c": "1, 2", "stages.0.lr": 0.1, "none": "–", "empty": {}}
 
 
 def test_credentials_and_control_characters_are_not_shown():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mambar.analysis.draw.plots import Sheet, draw_sheet, headline
+from mambar.analysis.draw.plots import ChartGrid, draw_chart_grid, set_title
 from mambar.analysis.figure_label import FigureLabel
 
 LABEL = FigureLabel(tensor="residual", layer="all", metric="norm", model="m", data="d", seed=0)
@@ -12,9 +12,9 @@ def chart(names, columns):
     def draw(axes):
         for place, name in enumerate(names):
             axes.plot([0, 1], [place, place + 1], label=name)
-        headline(axes, "What is shown", columns=columns)
+        set_title(axes, "What is shown", columns=columns)
 
-    figure = draw_sheet(Sheet(panels=[draw, draw], label=LABEL))
+    figure = draw_chart_grid(ChartGrid(panels=[draw, draw], label=LABEL))
     figure.draw_without_rendering()
     return figure
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mambar.analysis import FigureLabel, NormPanel, Prediction, compare_norms, write_run_report
+from mambar.analysis import ExamplePrediction, FigureLabel, NormPanel, compare_norms, write_run_report
 
 
 def write(path, name="plain", **changes):
@@ -25,8 +25,8 @@ def write(path, name="plain", **changes):
         "classes": [name, "b"],
         "confusion": np.array([[3, 1], [0, 2]]),
         "predictions": [
-            Prediction(image=np.zeros((1, 8, 8), np.uint8), true=name, predicted="b", probability=0.5),
-            Prediction(image=np.zeros((3, 200, 100), np.uint8), true=name, predicted=name, probability=1.0),
+            ExamplePrediction(image=np.zeros((1, 8, 8), np.uint8), true=name, predicted="b", probability=0.5),
+            ExamplePrediction(image=np.zeros((3, 200, 100), np.uint8), true=name, predicted=name, probability=1.0),
         ],
         "norm_panels": {name: [panel]},
         "summary": {name: name},
@@ -91,4 +91,4 @@ def test_compare_norms_fills_the_rows(fake_model):
     assert rows[0].maps["a"].shape == (2, 3)
     assert np.allclose(rows[1].maps["b"], 15.0)
     assert rows[0].label.tensor == "residual" and rows[0].label.layer == "2 of 0–2, last"
-    json.dumps(rows[0].label.record())
+    json.dumps(rows[0].label.to_dict())

@@ -8,14 +8,14 @@ from sklearn.metrics import roc_auc_score
 from mambar.analysis.measure.ground_truth import (
     background_share,
     best_iou,
+    ground_truth_statistics,
     iou,
     local_entropy,
-    map_truth,
+    map_ground_truth,
     otsu_threshold,
     ranks,
     roc_auc,
     spearman,
-    truth_statistics,
 )
 from mambar.analysis.measure.outliers import FixedThreshold
 from mambar.errors import InputError
@@ -77,7 +77,7 @@ def test_otsu_splits_two_groups():
 
 
 def scene():
-    """Two images of 2 × 2 patches, the left column background; the longest token lies top left."""
+    """Two images of 2 × 2 patches, the left column background; the token of highest norm is top left."""
     background = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).expand(2, 2, 2).double()
     norms = torch.tensor([[9.0, 1.0], [2.0, 3.0]]).expand(1, 2, 2, 2)
     return norms, background
@@ -86,7 +86,7 @@ def scene():
 def test_statistics_by_hand():
     norms, background = scene()
     entropy = -norms[0].double()
-    (layer,) = truth_statistics(
+    (layer,) = ground_truth_statistics(
         norms, background=background, entropy=entropy, rule=FixedThreshold(value=5.0), layers=[4]
     ).layers
     assert (layer.layer, layer.outliers, layer.background, layer.outlier_background, layer.lift) == (
@@ -105,21 +105,21 @@ def test_unknown_patches_are_left_out():
     norms, background = scene()
     background = background.clone()
     background[:, 0, 0] = math.nan
-    found = truth_statistics(norms, background=background, rule=FixedThreshold(value=5.0))
+    found = ground_truth_statistics(norms, background=background, rule=FixedThreshold(value=5.0))
     assert math.isnan(found.layers[0].outlier_background) and found.layers[0].auc == 0.5
-    json.dumps(found.record())
+    json.dumps(found.to_dict())
 
 
 @without_shape_hook
 def test_masks_of_another_size_are_refused():
     norms, background = scene()
     with pytest.raises(InputError, match="patch size"):
-        truth_statistics(norms, background=background[:, :1])
+        ground_truth_statistics(norms, background=background[:, :1])
 
 
 def test_map_truth_by_hand():
     background = torch.tensor([[1.0, 0.0, 0.0, 1.0]]).expand(3, 1, 4).double().clone()
     background[2] = 1.0  # an image without an object is not counted
     scores = torch.tensor([[0.0, 5.0, 6.0, 1.0]]).expand(3, 1, 4)
-    found = map_truth("m", scores, background)
+    found = map_ground_truth("m", scores, background)
     assert (found.otsu_iou, found.best_iou, found.everything_iou, found.num_images) == (1.0, 1.0, 0.5, 2)

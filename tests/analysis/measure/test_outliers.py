@@ -87,7 +87,7 @@ def test_a_norm_that_is_not_finite_is_an_outlier():
 def test_rules_are_rules_with_names_and_statistics_are_json():
     for rule in default_rules():
         assert isinstance(rule, OutlierRule) and rule.name
-        json.dumps(outlier_statistics(torch.rand(2, 3, 4, 4), rule=rule).record())
+        json.dumps(outlier_statistics(torch.rand(2, 3, 4, 4), rule=rule).to_dict())
 
 
 def test_top_share_out_of_range_is_refused():

@@ -8,12 +8,12 @@ from mambar.analysis.measure.probes import (
     PooledFeatures,
     difference,
     fold_numbers,
-    longest,
+    highest_norm,
+    lowest_norm,
     pool_features,
     probe,
     probe_all,
-    shortest,
-    wilson,
+    wilson_interval,
 )
 from mambar.errors import InputError
 from mambar.nn import Tokens
@@ -30,9 +30,9 @@ def test_pools_by_hand():
     patches = torch.arange(10.0).reshape(1, 10, 1)
     norms = torch.tensor([[5.0, 1, 2, 3, 4, 9, 8, 7, 6, 0]])
     tokens = Tokens(patches=patches, registers=torch.tensor([[[1.0], [3.0]]]), grid=(2, 5))
-    assert longest(0.2)(tokens, norms).tolist() == [[5.5]]
-    assert longest(0.01)(tokens, norms).tolist() == [[5.0]]
-    assert shortest(0.8)(tokens, norms).tolist() == [[(45 - 11) / 8]]
+    assert highest_norm(0.2)(tokens, norms).tolist() == [[5.5]]
+    assert highest_norm(0.01)(tokens, norms).tolist() == [[5.0]]
+    assert lowest_norm(0.8)(tokens, norms).tolist() == [[(45 - 11) / 8]]
     expected = {"all image tokens": [[4.5]], "registers, mean": [[2.0]], "registers, joined": [[1.0, 3.0]]}
     for name, vector in expected.items():
         assert POOLS[name](tokens, norms).tolist() == vector
@@ -43,7 +43,7 @@ def test_pooling_ranks_by_the_named_tensor(fake_model):
     found = pool_features(fake_model, [(images[:4], torch.arange(4)), (images[4:], torch.arange(2))])
     tokens = fake_model.tokens(images, [-1], tensor="normed")[0].patches
     norms = fake_model.tokens(images, [-1])[0].patches.norm(dim=-1)
-    assert torch.allclose(found.features["longest 5 %"], tokens[torch.arange(6), norms.argmax(1)])
+    assert torch.allclose(found.features["highest-norm 5 %"], tokens[torch.arange(6), norms.argmax(1)])
     assert found.labels.tolist() == [0, 1, 2, 3, 0, 1] and set(found.features) == set(POOLS)
 
 
@@ -75,8 +75,8 @@ def test_result_counts_each_image_once():
     found = probe("name", features, labels, folds=4)
     assert found.accuracy == pytest.approx(float(found.correct.double().mean()))
     assert len(found.folds) == 4 and found.low < found.accuracy < found.high
-    assert probe("name", features, labels, folds=4).record() == found.record()
-    json.dumps(found.record())
+    assert probe("name", features, labels, folds=4).to_dict() == found.to_dict()
+    json.dumps(found.to_dict())
 
 
 def test_folds_hold_every_class_evenly():
@@ -89,8 +89,12 @@ def test_folds_hold_every_class_evenly():
 
 
 def test_wilson_by_hand():
-    assert wilson(8, 10) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == pytest.approx(1.0) and wilson(0, 0) == (0.0, 1.0)
+    assert wilson_interval(8, 10) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert (
+        wilson_interval(0, 10)[0] == 0.0
+        and wilson_interval(10, 10)[1] == pytest.approx(1.0)
+        and wilson_interval(0, 0) == (0.0, 1.0)
+    )
 
 
 def test_difference_is_paired():

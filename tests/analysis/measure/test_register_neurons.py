@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mambar.analysis.measure.outliers import FixedThreshold, TopShare
-from mambar.analysis.measure.register_neurons import find_register_neurons, register_variants, try_registers
+from mambar.analysis.measure.register_neurons import evaluate_added_registers, find_register_neurons, register_variants
 from mambar.errors import InputError
 from mambar.models import VisionMamba, VisionMambaConfig
 
@@ -38,22 +38,22 @@ def test_the_channel_that_writes_outliers_is_found(planted):
 def test_moving_it_takes_the_long_tokens_out_of_the_image(planted):
     batches = [(IMAGES, torch.tensor([0, 1, 2, 0]))]
     neurons = find_register_neurons(planted, [IMAGES], count=1, rule=TopShare(share=0.1))
-    results = try_registers(register_variants(planted, neurons, 2), batches, rule=TopShare(share=0.1))
+    results = evaluate_added_registers(register_variants(planted, neurons, 2), batches, rule=TopShare(share=0.1))
     trained, moved = results[0], results[-1]
     assert trained.name == "as trained" and moved.name == "2 added (zero), 1 channels moved"
     assert moved.maximum < trained.maximum / 100 and moved.register_median > moved.maximum
     assert trained.outlier_share == pytest.approx(0.1, abs=0.02) and moved.outlier_share == 0
     assert len(results) == 5 and results[0].num_images == 4
-    json.dumps([result.record() for result in results])
+    json.dumps([result.to_dict() for result in results])
 
 
 def test_accuracy_counts_labelled_images_only(vim):
     logits = vim(IMAGES)
     labels = logits.argmax(1)
-    assert try_registers({"x": vim}, [(IMAGES, labels)])[0].top1 == 1.0
+    assert evaluate_added_registers({"x": vim}, [(IMAGES, labels)])[0].top1 == 1.0
     labels[0], labels[1] = -1, (labels[1] + 1) % 3
-    assert try_registers({"x": vim}, [(IMAGES, labels)])[0].top1 == pytest.approx(2 / 3)
-    assert math.isnan(try_registers({"x": vim}, [(IMAGES, labels * 0 - 1)])[0].top1)
+    assert evaluate_added_registers({"x": vim}, [(IMAGES, labels)])[0].top1 == pytest.approx(2 / 3)
+    assert math.isnan(evaluate_added_registers({"x": vim}, [(IMAGES, labels * 0 - 1)])[0].top1)
 
 
 def test_without_outliers_there_is_nothing_to_move(vim):

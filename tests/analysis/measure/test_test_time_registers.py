@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from mambar.analysis.measure.norms import token_norms
-from mambar.analysis.measure.test_time_registers import RegisterNeurons, UntrainedRegisters
+from mambar.analysis.measure.test_time_registers import RegisterNeurons
+from mambar.analysis.measure.test_time_registers import TestTimeRegisters as AddedRegisters
 from mambar.errors import InputError
 from mambar.models import TokenModel, VisionMamba, VisionMambaConfig
 
@@ -19,7 +20,7 @@ def vim():
 
 
 def test_it_is_a_token_model_of_more_registers(vim):
-    model = UntrainedRegisters(vim, 2)
+    model = AddedRegisters(vim, 2)
     assert isinstance(model, TokenModel) and (model.num_layers, model.patch_size, model.embed_dim) == (3, 4, 16)
     tokens = model.tokens(IMAGES, [0, -1])
     assert [found.registers.shape for found in tokens] == [(2, 3, 16)] * 2
@@ -30,7 +31,7 @@ def test_it_is_a_token_model_of_more_registers(vim):
 @pytest.mark.parametrize("placement", ["evenly", "spread", "begin", "middle", "end"])
 def test_copies_of_a_register_equal_a_model_that_was_built_with_them(vim, placement):
     # The same network built with the added register in its own table, read in the order of the longer sequence.
-    model = UntrainedRegisters(vim, 2, placement=placement, fill="copy").double()
+    model = AddedRegisters(vim, 2, placement=placement, fill="copy").double()
     layout = model._layout(17, (4, 4))
     sequence, _ = vim.embed(IMAGES.double())
     longer = torch.zeros(2, 19, 16, dtype=torch.float64)
@@ -45,7 +46,7 @@ def test_copies_of_a_register_equal_a_model_that_was_built_with_them(vim, placem
 
 
 def test_tensors_are_those_of_the_stream(vim):
-    model = UntrainedRegisters(vim, 1, fill="mean")
+    model = AddedRegisters(vim, 1, fill="mean")
     first, second = model.tokens(IMAGES, [0, 1])
     (added,) = model.tokens(IMAGES, [1], tensor="mixer")
     (normed,) = model.tokens(IMAGES, [1], tensor="normed")
@@ -54,18 +55,18 @@ def test_tensors_are_those_of_the_stream(vim):
 
 
 def test_added_registers_of_zeros_stay_zero_until_something_is_moved(vim):
-    plain = UntrainedRegisters(vim, 2).tokens(IMAGES, [-1])[0]
+    plain = AddedRegisters(vim, 2).tokens(IMAGES, [-1])[0]
     assert plain.registers[:, 1:].abs().max() == 0
     neurons = RegisterNeurons(channels=((0, 5), (0, 7), (2, 1)), scores=(3.0, 2.0, 1.0))
-    moved = UntrainedRegisters(vim, 2, neurons=neurons).tokens(IMAGES, [-1])[0]
+    moved = AddedRegisters(vim, 2, neurons=neurons).tokens(IMAGES, [-1])[0]
     assert moved.registers[:, 1:].abs().max() > 0
 
 
 def test_activations_leave_the_patches_for_the_registers(vim):
     seen = []
     neurons = RegisterNeurons(channels=((1, 5), (1, 7)), scores=(2.0, 1.0))
-    before = UntrainedRegisters(vim, 2)
-    after = UntrainedRegisters(vim, 2, neurons=neurons)
+    before = AddedRegisters(vim, 2)
+    after = AddedRegisters(vim, 2, neurons=neurons)
     plain = vim.blocks[1].mixer.out_proj.register_forward_hook(lambda module, given, out: seen.append(given[0]))
     before.tokens(IMAGES, [1])
     after.tokens(IMAGES, [1])
@@ -84,10 +85,10 @@ def test_activations_leave_the_patches_for_the_registers(vim):
 
 def test_wrong_choices_are_refused(vim):
     with pytest.raises(InputError, match="adds nothing"):
-        UntrainedRegisters(vim, 0)
+        AddedRegisters(vim, 0)
     with pytest.raises(InputError, match="fill='noise'"):
-        UntrainedRegisters(vim, 1, fill="noise")
+        AddedRegisters(vim, 1, fill="noise")
     bare = VisionMamba(CONFIG.replace(num_registers=0, head="avg"))
     with pytest.raises(InputError, match="trained register"):
-        UntrainedRegisters(bare, 1, fill="copy")
-    assert UntrainedRegisters(bare, 1)(IMAGES).shape == (2, 3)
+        AddedRegisters(bare, 1, fill="copy")
+    assert AddedRegisters(bare, 1)(IMAGES).shape == (2, 3)

@@ -5,25 +5,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mambar.analysis.analyze_model import Study
-from mambar.analysis.draw import html as report
+from mambar.analysis.analyze_model import AnalysisResult
+from mambar.analysis.draw import html
 from mambar.analysis.draw.figures import (
-    distribution_sheet,
-    norm_sheet,
-    outlier_sheet,
-    probe_sheet,
-    similarity_sheet,
-    truth_sheet,
+    distribution_charts,
+    ground_truth_charts,
+    norm_charts,
+    outlier_charts,
+    probe_charts,
+    similarity_charts,
 )
-from mambar.analysis.draw.image_maps import GalleryImage, Look, MapRow, draw_gallery, draw_registers, gallery_html
-from mambar.analysis.draw.plots import Sheet, draw_panel, draw_sheet, png, svg
+from mambar.analysis.draw.image_maps import GalleryImage, MapRow, MapStyle, draw_gallery, draw_registers, gallery_html
+from mambar.analysis.draw.plots import ChartGrid, draw_chart, draw_chart_grid, png, svg
 from mambar.analysis.draw.tables import (
     added_table,
+    ground_truth_tables,
     local_table,
     outlier_table,
     probe_table,
     register_table,
-    truth_tables,
 )
 from mambar.analysis.figure_label import TENSORS, layer_name
 from mambar.analysis.measure.feature_maps import GLOBAL_VECTORS, METRIC_NAMES
@@ -45,72 +45,72 @@ def write_analysis(out: Path, analysis: Analysis) -> Path:
         write_atomically(figures / f"{name}.png", png(figure))
 
     content = [
-        report.element("h1", "Where the artifacts lie: " + " beside ".join(analysis.studies)),
+        html.element("h1", "Where the artifacts lie: " + " beside ".join(analysis.results)),
         _warning(analysis),
-        report.tiles(_tiles(analysis)),
+        html.tiles(_tiles(analysis)),
         _gallery(analysis, save),
         _norms(analysis, save),
         _outliers(analysis, save),
         _registers(analysis, save),
         _probes(analysis, save),
-        _truth(analysis, save),
+        _ground_truth(analysis, save),
         _added(analysis),
-        report.section("Choices", report.pairs(_choices(analysis))),
-        report.element(
+        html.section("ViewSettings", html.pairs(_choices(analysis))),
+        html.element(
             "footer", f"Written by mambar {__version__}. This page loads nothing from elsewhere.", class_="note"
         ),
     ]
     write_atomically(out / "numbers.json", numbers_json(analysis))
     write_atomically(out / "arrays.npz", arrays_npz(analysis))
     path = out / "report.html"
-    write_atomically(path, report.page("mambar analyze: " + ", ".join(analysis.studies), *content))
+    write_atomically(path, html.page("mambar analyze: " + ", ".join(analysis.results), *content))
     return path
 
 
-def _warning(analysis: Analysis) -> report.Html:
+def _warning(analysis: Analysis) -> html.Html:
     names = analysis.random_weights
     if not names:
-        return report.Html("")
+        return html.Html("")
     text = f"Random weights, never trained: {', '.join(names)}. These pictures show the tool, not a finding."
-    return report.element("p", text, class_="warning")
+    return html.element("p", text, class_="warning")
 
 
 def _tiles(analysis: Analysis) -> dict[str, object]:
     tiles: dict[str, object] = {}
-    for name, found in analysis.studies.items():
+    for name, found in analysis.results.items():
         last = found.outliers[0].layers[-1]
         tiles[f"{name}: largest norm over the median, last layer"] = f"{last.ratio:.1f}×"
         tiles[f"{name}: outliers in the last layer"] = f"{last.share:.2%}"
-    images = next(iter(analysis.studies.values())).norms.num_images
+    images = next(iter(analysis.results.values())).norms.num_images
     return tiles | {"images measured": f"{images:,}"}
 
 
 Save = Callable[[str, "Figure"], None]
 
 
-def _charts(name: str, sheet: Sheet, save: Save) -> report.Html:
+def _charts(name: str, sheet: ChartGrid, save: Save) -> html.Html:
     """The sheet as files, its charts one by one in the page, the label below them."""
     if not sheet.panels:
-        return report.Html("")
-    save(name, draw_sheet(sheet))
+        return html.Html("")
+    save(name, draw_chart_grid(sheet))
     pictures = [
-        report.image(
-            svg(draw_panel(sheet, number)), description=f"{name}, chart {number + 1}", media_type="image/svg+xml"
+        html.image(
+            svg(draw_chart(sheet, number)), description=f"{name}, chart {number + 1}", media_type="image/svg+xml"
         )
         for number in range(len(sheet.panels))
     ]
-    return report.figure(report.element("div", *pictures, class_="charts"), caption=sheet.label.line())
+    return html.figure(html.element("div", *pictures, class_="charts"), caption=sheet.label.line())
 
 
 def gallery_images(analysis: Analysis) -> list[GalleryImage]:
     """The rows of every shown image: the feature map, then the norms of the shown layers."""
-    options, first = analysis.options, next(iter(analysis.studies.values()))
+    options, first = analysis.options, next(iter(analysis.results.values()))
     layers = analysis.layers()
-    vectors = " and ".join(dict.fromkeys(found.vector for found in analysis.studies.values()))
+    vectors = " and ".join(dict.fromkeys(found.vector for found in analysis.results.values()))
     metric = f"norms: L2; feature map: {METRIC_NAMES[options.metric]} to {vectors}, {TENSORS[options.map_tensor]}"
     shown = []
     for place, (name, image) in enumerate(analysis.gallery.images.items()):
-        maps = {model: found.feature_map[place].numpy() for model, found in analysis.studies.items()}
+        maps = {model: found.feature_map[place].numpy() for model, found in analysis.results.items()}
         rows = [MapRow(name=f"Feature map ({options.metric})", maps=maps)]
         rows += _norm_rows(analysis, place, layers)
         label = analysis.label(
@@ -118,13 +118,13 @@ def gallery_images(analysis: Analysis) -> list[GalleryImage]:
         )
         registers = {
             model: found.register_maps[place].numpy()
-            for model, found in analysis.studies.items()
+            for model, found in analysis.results.items()
             if found.register_maps is not None
         }
         shown.append(
             GalleryImage(
                 name=name,
-                image=first.subject.pixels(image).numpy(),
+                image=first.analyzed.pixels(image).numpy(),
                 rows=rows,
                 registers=registers,
                 label=label,
@@ -141,7 +141,7 @@ def _norm_rows(analysis: Analysis, place: int, layers: Mapping[str, Sequence[int
     for step in range(max(len(chosen) for chosen in layers.values())):
         maps: dict[str, Any] = {}
         numbers = []
-        for model, found in analysis.studies.items():
+        for model, found in analysis.results.items():
             chosen = layers[model]
             maps[model] = found.gallery_norms[chosen[step], place].numpy() if step < len(chosen) else None
             numbers += [str(chosen[step])] if step < len(chosen) else []
@@ -153,13 +153,13 @@ def _norm_rows(analysis: Analysis, place: int, layers: Mapping[str, Sequence[int
 def _layer_text(analysis: Analysis) -> str:
     texts = []
     for name, chosen in analysis.layers().items():
-        count = analysis.studies[name].subject.model.num_layers
+        count = analysis.results[name].analyzed.model.num_layers
         texts.append(", ".join(str(layer) for layer in chosen[:-1]) + f" and {layer_name(chosen[-1], count)}")
     return " / ".join(dict.fromkeys(text.removeprefix(" and ") for text in texts))
 
 
-def _gallery(analysis: Analysis, save: Save) -> report.Html:
-    look = Look(colours=analysis.options.colours, resampling=analysis.options.resampling)
+def _gallery(analysis: Analysis, save: Save) -> html.Html:
+    look = MapStyle(colormap=analysis.options.colormap, resampling=analysis.options.resampling)
     explanation = (
         "Each square is one image token. Norm: how long the token is. Feature map: how near it is to the global "
         f"vector, {METRIC_NAMES[analysis.options.metric]}. The maps of one quantity share one scale."
@@ -172,85 +172,85 @@ def _gallery(analysis: Analysis, save: Save) -> report.Html:
                 name = f"registers-{number:02d}-{'ab'[place] if place < 2 else place}"
                 save(name, draw_registers(shown, model, look))
         blocks.append(gallery_html(shown, look))
-    return report.section("Gallery", report.element("p", explanation), *blocks)
+    return html.section("Gallery", html.element("p", explanation), *blocks)
 
 
-def _norms(analysis: Analysis, save: Save) -> report.Html:
+def _norms(analysis: Analysis, save: Save) -> html.Html:
     label = analysis.label(tensor=analysis.options.tensor, metric="L2 norm of each token")
     layers = analysis.layers()
-    by_layer = _charts("norms-by-layer", norm_sheet(analysis.studies, replace(label, layer="all")), save)
+    by_layer = _charts("norms-by-layer", norm_charts(analysis.results, replace(label, layer="all")), save)
     some = replace(label, layer=_layer_text(analysis))
     shapes = _charts(
         "norm-distributions",
-        distribution_sheet({name: found.norms for name, found in analysis.studies.items()}, layers, some),
+        distribution_charts({name: found.norms for name, found in analysis.results.items()}, layers, some),
         save,
     )
     rows = [
         (name, layer, *(f"{value:.4g}" for value in _numbers(found, layer)))
-        for name, found in analysis.studies.items()
+        for name, found in analysis.results.items()
         for layer in layers[name]
     ]
     head = ("model", "layer", "mode", "median", "99 %", "maximum", "register median")
-    return report.section("Norms", by_layer, shapes, report.table(head, rows))
+    return html.section("Norms", by_layer, shapes, html.table(head, rows))
 
 
-def _numbers(found: Study, layer: int) -> tuple[float, ...]:
+def _numbers(found: AnalysisResult, layer: int) -> tuple[float, ...]:
     patches = found.norms.patches[found.norms.layers.index(layer)]
     registers = found.norms.registers[found.norms.layers.index(layer)]
     return patches.mode, patches.median, patches.quantile(0.99), patches.maximum, registers.median
 
 
-def _outliers(analysis: Analysis, save: Save) -> report.Html:
+def _outliers(analysis: Analysis, save: Save) -> html.Html:
     label = analysis.label(tensor=analysis.options.tensor, layer="all", metric="share of image tokens")
-    charts = _charts("outliers", outlier_sheet(analysis.studies, label), save)
-    return report.section("Outliers", charts, outlier_table(analysis.studies, analysis.layers()))
+    charts = _charts("outliers", outlier_charts(analysis.results, label), save)
+    return html.section("Outliers", charts, outlier_table(analysis.results, analysis.layers()))
 
 
-def _registers(analysis: Analysis, save: Save) -> report.Html:
+def _registers(analysis: Analysis, save: Save) -> html.Html:
     label = analysis.label(
         tensor=analysis.options.map_tensor, layer="last", metric="cosine between registers, mean over the gallery"
     )
-    sheet = similarity_sheet(analysis.studies, label)
+    sheet = similarity_charts(analysis.results, label)
     if not sheet.panels:
-        return report.Html("")
-    return report.section("Registers", _charts("register-similarity", sheet, save), register_table(analysis.studies))
+        return html.Html("")
+    return html.section("Registers", _charts("register-similarity", sheet, save), register_table(analysis.results))
 
 
-def _probes(analysis: Analysis, save: Save) -> report.Html:
+def _probes(analysis: Analysis, save: Save) -> html.Html:
     parts: list[object] = []
-    if any(found.probes for found in analysis.studies.values()):
+    if any(found.probes for found in analysis.results.values()):
         label = analysis.label(
             tensor=f"tokens after the final norm, ranked by the norm of the {TENSORS[analysis.options.tensor]}",
             layer="last",
             metric="cross-validated top-1 accuracy with 95 % intervals",
         )
-        parts.append(_charts("probes", probe_sheet(analysis.studies, label), save))
-    parts += [probe_table(analysis.studies), local_table(analysis.studies)]
-    return report.section("What tokens carry", *parts)
+        parts.append(_charts("probes", probe_charts(analysis.results, label), save))
+    parts += [probe_table(analysis.results), local_table(analysis.results)]
+    return html.section("What tokens carry", *parts)
 
 
-def _truth(analysis: Analysis, save: Save) -> report.Html:
+def _ground_truth(analysis: Analysis, save: Save) -> html.Html:
     parts: list[object] = []
-    if any(found.truth for found in analysis.studies.values()):
-        rule = next(found.truth[0].rule for found in analysis.studies.values() if found.truth)
+    if any(found.ground_truth for found in analysis.results.values()):
+        rule = next(found.ground_truth[0].rule for found in analysis.results.values() if found.ground_truth)
         label = analysis.label(tensor=analysis.options.tensor, layer="all", metric=f"outliers: {rule}")
-        parts.append(_charts("truth", truth_sheet(analysis.studies, label), save))
-    return report.section("Against the truth", *parts, truth_tables(analysis.studies))
+        parts.append(_charts("ground-truth", ground_truth_charts(analysis.results, label), save))
+    return html.section("Comparison with ground truth", *parts, ground_truth_tables(analysis.results))
 
 
-def _added(analysis: Analysis) -> report.Html:
+def _added(analysis: Analysis) -> html.Html:
     note = (
         "Tokens that were never trained are put into the sequence; in the last row the activations of the inner "
         "channels that write outliers are moved into them. Nothing is trained."
     )
-    return report.section("Registers without training", report.element("p", note), added_table(analysis.studies))
+    return html.section("Registers without training", html.element("p", note), added_table(analysis.results))
 
 
 def _choices(analysis: Analysis) -> dict[str, object]:
     choices = asdict(analysis.options) | {"data": analysis.data, "gallery of": analysis.gallery.name}
-    for name, found in analysis.studies.items():
-        choices[f"{name}: input"] = " × ".join(str(side) for side in found.subject.preprocessing.size) + " px"
-        choices[f"{name}: patches"] = " × ".join(str(side) for side in found.subject.grid)
+    for name, found in analysis.results.items():
+        choices[f"{name}: input"] = " × ".join(str(side) for side in found.analyzed.preprocessing.size) + " px"
+        choices[f"{name}: patches"] = " × ".join(str(side) for side in found.analyzed.grid)
         choices[f"{name}: global vector"] = GLOBAL_VECTORS.get(found.vector, found.vector)
         choices[f"{name}: images"] = found.norms.num_images
-    return report.flattened(choices)
+    return html.flattened(choices)

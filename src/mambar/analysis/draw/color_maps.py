@@ -12,41 +12,41 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Lightness rises evenly from dark to bright in both, so that a print in grey keeps the order of the values.
-COLOURS: Final = ("inferno", "viridis", "cividis", "magma", "gray")
+COLORMAPS: Final = ("inferno", "viridis", "cividis", "magma", "gray")
 Resampling = Literal["nearest", "bicubic"]
 
 
-def coloured(
-    values: Float[np.ndarray, "rows cols"], *, low: float, high: float, colours: str = "viridis"
+def apply_colormap(
+    values: Float[np.ndarray, "rows cols"], *, low: float, high: float, colormap: str = "viridis"
 ) -> UInt8[np.ndarray, "rows cols 3"]:
-    """The colours of `values` on a linear scale from `low` to `high`; what is not finite is grey."""
+    """The colors of `values` on a linear scale from `low` to `high`; what is not finite is grey."""
     from matplotlib import colormaps
 
-    if colours not in COLOURS:
-        raise InputError(f"colours={colours!r} is not a scale of even lightness; use one of {', '.join(COLOURS)}.")
+    if colormap not in COLORMAPS:
+        raise InputError(f"colormap={colormap!r} is not a scale of even lightness; use one of {', '.join(COLORMAPS)}.")
     span = high - low if high > low else 1.0
     finite = np.isfinite(values)
     fractions = np.clip((np.where(finite, values, low).astype(np.float64) - low) / span, 0.0, 1.0)
-    rgb = np.rint(colormaps[colours](fractions)[..., :3] * 255).astype(np.uint8)
+    rgb = np.rint(colormaps[colormap](fractions)[..., :3] * 255).astype(np.uint8)
     rgb[~finite] = 128
     return rgb
 
 
-def map_picture(
+def map_png(
     values: Float[np.ndarray, "rows cols"],
     *,
     low: float,
     high: float,
-    colours: str = "viridis",
+    colormap: str = "viridis",
     resampling: Resampling = "nearest",
     width: int = 448,
 ) -> bytes:
     """A PNG of a map. Nearest keeps one pixel a token (the page enlarges it); bicubic is `width` wide."""
     if resampling == "nearest":
-        return png(coloured(values, low=low, high=high, colours=colours))
+        return png(apply_colormap(values, low=low, high=high, colormap=colormap))
     height = max(1, round(width * values.shape[0] / values.shape[1]))
     smooth = resized(values, (height, width))
-    return png(coloured(smooth, low=low, high=high, colours=colours))
+    return png(apply_colormap(smooth, low=low, high=high, colormap=colormap))
 
 
 def resized(values: Float[np.ndarray, "rows cols"], size: tuple[int, int]) -> Float[np.ndarray, "height width"]:
@@ -58,8 +58,8 @@ def resized(values: Float[np.ndarray, "rows cols"], size: tuple[int, int]) -> Fl
     return np.clip(bicubic, float(np.nanmin(values)), float(np.nanmax(values)))
 
 
-def photograph(image: UInt8[np.ndarray, "channels height width"], *, longest: int = 448) -> tuple[bytes, str]:
-    """An image as (bytes, media type): PNG where small, else JPEG of at most `longest` pixels a side."""
+def photograph(image: UInt8[np.ndarray, "channels height width"], *, max_size: int = 448) -> tuple[bytes, str]:
+    """An image as (bytes, media type): PNG where small, else JPEG of at most `max_size` pixels a side."""
     from PIL import Image
 
     channels = image.shape[0]
@@ -68,16 +68,16 @@ def photograph(image: UInt8[np.ndarray, "channels height width"], *, longest: in
     largest = max(picture.size)
     if largest <= 96:
         return _encoded(picture, "PNG"), "image/png"
-    if largest > longest:
-        size = tuple(max(1, round(side * longest / largest)) for side in picture.size)
+    if largest > max_size:
+        size = tuple(max(1, round(side * max_size / largest)) for side in picture.size)
         picture = picture.resize((size[0], size[1]), Image.Resampling.BICUBIC)
     return _encoded(picture, "JPEG"), "image/jpeg"
 
 
-def scale_bar(colours: str = "viridis") -> bytes:
+def colorbar_png(colormap: str = "viridis") -> bytes:
     """A PNG of the colour scale, low at the left."""
     ramp = np.linspace(0.0, 1.0, 256)[None, :]
-    return png(np.repeat(coloured(ramp, low=0.0, high=1.0, colours=colours), 8, axis=0))
+    return png(np.repeat(apply_colormap(ramp, low=0.0, high=1.0, colormap=colormap), 8, axis=0))
 
 
 def png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
@@ -87,7 +87,7 @@ def png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     return _encoded(Image.fromarray(np.ascontiguousarray(pixels)), "PNG")
 
 
-def as_bytes(
+def to_uint8(
     image: Shaped[np.ndarray, "channels height width"],
 ) -> UInt8[np.ndarray, "channels height width"]:
     """An image for showing: bytes as they are, other numbers stretched to the range 0-255."""

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from mambar.analysis.draw import html as report
-from mambar.analysis.draw.color_maps import as_bytes, coloured, photograph, png
+from mambar.analysis.draw import html
+from mambar.analysis.draw.color_maps import apply_colormap, photograph, png, to_uint8
 from mambar.errors import InputError
 
 # Above this many classes the cells are too small for numbers: the matrix becomes a picture.
@@ -18,7 +18,7 @@ Unit = Literal["example", "pixel"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Prediction:
+class ExamplePrediction:
     """One example: the image, its true class, the predicted class and the probability given to it (0-1)."""
 
     image: Shaped[np.ndarray, "channels height width"]
@@ -34,7 +34,7 @@ class Prediction:
 
 def confusion_table(
     confusion: Integer[np.ndarray, "classes classes"], classes: Sequence[str], *, unit: Unit = "example"
-) -> report.Html:
+) -> html.Html:
     """The matrix (rows: true class, columns: predicted), or a picture of it where classes are many.
 
     Cells of examples hold their number, cells of pixels, which are too many to read, per cent of the row.
@@ -48,12 +48,12 @@ def confusion_table(
     if len(classes) <= MOST_CLASSES_IN_CELLS:
         matrix = _cells(confusion, shares, classes, unit)
     else:
-        picture = png(coloured(shares, low=0.0, high=1.0, colours="viridis"))
-        matrix = report.image(picture, description="confusion matrix", class_="nearest")
+        picture = png(apply_colormap(shares, low=0.0, high=1.0, colormap="viridis"))
+        matrix = html.image(picture, description="confusion matrix", class_="nearest")
     caption = "Rows: true class. Columns: predicted class. Shade: share of the row."
     if unit == "pixel" and len(classes) <= MOST_CLASSES_IN_CELLS:
         caption += " Numbers: per cent of the true class's pixels."
-    return report.join([report.figure(matrix, caption=caption), _confused_pairs(confusion, classes, unit)])
+    return html.join([html.figure(matrix, caption=caption), _confused_pairs(confusion, classes, unit)])
 
 
 def _cells(
@@ -61,74 +61,72 @@ def _cells(
     shares: Shaped[np.ndarray, "classes classes"],
     classes: Sequence[str],
     unit: Unit,
-) -> report.Html:
+) -> html.Html:
     short = all(len(name) <= 3 for name in classes)
     columns = [name if short else str(index) for index, name in enumerate(classes)]
     names = list(classes) if short else [f"{name}  {index}" for index, name in enumerate(classes)]
-    head = report.element("tr", report.element("th"), *(report.element("th", name) for name in columns))
+    head = html.element("tr", html.element("th"), *(html.element("th", name) for name in columns))
     rows = []
     for i, name in enumerate(names):
         cells = (_cell(int(confusion[i, j]), float(shares[i, j]), unit) for j in range(len(classes)))
-        rows.append(report.element("tr", report.element("th", name, scope="row"), *cells))
-    matrix = report.element(
+        rows.append(html.element("tr", html.element("th", name, scope="row"), *cells))
+    matrix = html.element(
         "table",
-        report.element("thead", head),
-        report.element("tbody", *rows),
+        html.element("thead", head),
+        html.element("tbody", *rows),
         class_="matrix" if short else "matrix names",
     )
-    return report.element("div", matrix, class_="scroll")
+    return html.element("div", matrix, class_="scroll")
 
 
-def _cell(count: int, share: float, unit: Unit) -> report.Html:
+def _cell(count: int, share: float, unit: Unit) -> html.Html:
     """One cell: white at 0, dark blue at 1; the square root keeps a few confusions visible."""
     depth = share**0.5
     red, green, blue = (round(255 + (dark - 255) * depth) for dark in (11, 60, 110))
     ink = "#ffffff" if depth > 0.55 else "#1c2430"
     text = str(count) if unit == "example" else f"{100 * share:.0f}"
     if text == "0":
-        return report.element("td", "·", style="color:#9aa4b0")
-    return report.element("td", text, style=f"background:rgb({red},{green},{blue});color:{ink}")
+        return html.element("td", "·", style="color:#9aa4b0")
+    return html.element("td", text, style=f"background:rgb({red},{green},{blue});color:{ink}")
 
 
-def _confused_pairs(
-    confusion: Integer[np.ndarray, "classes classes"], classes: Sequence[str], unit: Unit
-) -> report.Html:
+def _confused_pairs(confusion: Integer[np.ndarray, "classes classes"], classes: Sequence[str], unit: Unit) -> html.Html:
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:5]
     pairs = [divmod(int(flat), len(classes)) for flat in order if wrong.flat[flat] > 0]
     if not pairs:
-        return report.element("p", f"No {unit} was given a wrong class.")
+        return html.element("p", f"No {unit} was given a wrong class.")
     rows = [
         (classes[true], classes[predicted], f"{wrong[true, predicted]:,}", f"{confusion[true].sum():,}")
         for true, predicted in pairs
     ]
-    return report.join(
+    return html.join(
         [
-            report.element("h3", "Most often confused"),
-            report.table(("true", "taken for", f"{unit}s", "of"), rows),
+            html.element("h3", "Most often confused"),
+            html.table(("true", "taken for", f"{unit}s", "of"), rows),
         ]
     )
 
 
-def example_predictions(predictions: Sequence[Prediction]) -> report.Html:
+def example_predictions(predictions: Sequence[ExamplePrediction]) -> html.Html:
     """The examples side by side; wrong ones have a dashed red frame and the true class beside the guess."""
-    return report.element("div", *(_example(example) for example in predictions), class_="examples")
+    return html.element("div", *(_example(example) for example in predictions), class_="examples")
 
 
-def _example(example: Prediction) -> report.Html:
-    data, media_type = photograph(as_bytes(example.image), longest=224)
+def _example(example: ExamplePrediction) -> html.Html:
+    data, media_type = photograph(to_uint8(example.image), max_size=224)
     small = max(example.image.shape[1:]) <= 96
     verdict = example.predicted if example.correct else f"{example.predicted}, not {example.true}"
-    return report.element(
+    return html.element(
         "div",
-        report.image(
+        html.image(
             data,
             description=f"predicted {verdict}",
             media_type=media_type,
             class_="nearest" if small else None,
         ),
-        report.element("b", verdict),
+        html.element("b", verdict),
         f"{example.probability:.1%} sure",
         class_="example" if example.correct else "example wrong",
     )

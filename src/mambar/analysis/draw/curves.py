@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from mambar.analysis.draw.plots import DASHES, SERIES, headline, label_text, new_axes, styled
+from mambar.analysis.draw.plots import DASHES, SERIES, label_text, new_axes, set_title, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,7 +129,7 @@ def _draw(axes: "Axes", curves: Sequence[Curve], name: str) -> None:
     if len(runs) > 1:
         _explain(axes, runs, metrics)
     axes.set_xlabel(curves[0].axis)
-    headline(axes, name, columns=2 if len(runs) == 1 else 1)
+    set_title(axes, name, columns=2 if len(runs) == 1 else 1)
     if name == "Accuracy" and max(max(curve.y) for curve in curves) <= 1.0:
         from matplotlib.ticker import PercentFormatter
 

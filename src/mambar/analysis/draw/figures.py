@@ -1,12 +1,12 @@
-"""Charts of what studies of one or two models found; drawing only, every number comes from a `Study`."""
+"""Charts of what results of one or two models found; drawing only, every number comes from a `AnalysisResult`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mambar.analysis.analyze_model import Study
-from mambar.analysis.draw.plots import DASHES, SERIES, Sheet, headline, label_text, wide_scale
+from mambar.analysis.analyze_model import AnalysisResult
+from mambar.analysis.draw.plots import DASHES, SERIES, ChartGrid, auto_log_scale, label_text, set_title
 from mambar.analysis.figure_label import FigureLabel
 from mambar.analysis.measure.collect import CollectedNorms
 from mambar.analysis.measure.distributions import NormDistribution
@@ -14,7 +14,7 @@ from mambar.analysis.measure.distributions import NormDistribution
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Studies = Mapping[str, Study]
+Results = Mapping[str, AnalysisResult]
 
 
 def _colour(model: int) -> str:
@@ -26,9 +26,9 @@ def _mark(model: int) -> dict[str, Any]:
     return {"color": _colour(model), "marker": "os^D"[model % 4], "markersize": 3.5}
 
 
-def distribution_sheet(
+def distribution_charts(
     norms: Mapping[str, CollectedNorms], layers: Mapping[str, Sequence[int]], label: FigureLabel
-) -> Sheet:
+) -> ChartGrid:
     """The density of token norms (both axes logarithmic), one chart a layer, a line a model, registers dotted.
 
     `layers` names the layers of each model; charts pair them in order.
@@ -45,12 +45,12 @@ def distribution_sheet(
                 _density(axes, found.registers[at], _colour(model), ":", f"{name}, registers")
                 numbers.append(str(layers[name][place]))
             axes.set(xscale="log", yscale="log", xlabel="norm", ylabel="density")
-            headline(axes, "Layer " + " and ".join(dict.fromkeys(numbers)))
+            set_title(axes, "Layer " + " and ".join(dict.fromkeys(numbers)))
 
         return draw
 
     count = max(len(chosen) for chosen in layers.values())
-    return Sheet(panels=[chart(place) for place in range(count)], label=label)
+    return ChartGrid(panels=[chart(place) for place in range(count)], label=label)
 
 
 def _density(axes: "Axes", distribution: NormDistribution, colour: str, dash: str, name: str) -> None:
@@ -61,12 +61,12 @@ def _density(axes: "Axes", distribution: NormDistribution, colour: str, dash: st
     axes.stairs(shown, edges, color=colour, linestyle=dash, linewidth=1.3, label=label_text(name), baseline=None)
 
 
-def norm_sheet(studies: Studies, label: FigureLabel) -> Sheet:
+def norm_charts(results: Results, label: FigureLabel) -> ChartGrid:
     """Over the layers: median, 99 % quantile and maximum of the norms; maximum and registers over the median."""
 
     def absolute(axes: "Axes") -> None:
         values: list[float] = []
-        for model, (name, found) in enumerate(studies.items()):
+        for model, (name, found) in enumerate(results.items()):
             lines = {
                 "median": [layer.median for layer in found.norms.patches],
                 "99 %": [layer.quantile(0.99) for layer in found.norms.patches],
@@ -76,13 +76,13 @@ def norm_sheet(studies: Studies, label: FigureLabel) -> Sheet:
                 named = label_text(f"{name}: {kind}")
                 axes.plot(found.norms.layers, numbers, label=named, color=_colour(model), linestyle=dash)
                 values += numbers
-        wide_scale(axes, values)
+        auto_log_scale(axes, values)
         axes.set(xlabel="layer", ylabel="norm")
-        headline(axes, "Norm of image tokens", columns=len(studies))
+        set_title(axes, "Norm of image tokens", columns=len(results))
 
     def relative(axes: "Axes") -> None:
         values: list[float] = []
-        for model, (name, found) in enumerate(studies.items()):
+        for model, (name, found) in enumerate(results.items()):
             median = np.array([layer.median for layer in found.norms.patches])
             highest = np.array([layer.maximum for layer in found.norms.patches]) / median
             axes.plot(found.norms.layers, highest, label=label_text(f"{name}: maximum"), **_mark(model))
@@ -92,58 +92,58 @@ def norm_sheet(studies: Studies, label: FigureLabel) -> Sheet:
                 named = label_text(f"{name}: register median")
                 axes.plot(found.norms.layers, registers, label=named, color=_colour(model), linestyle=DASHES[2])
                 values += registers.tolist()
-        wide_scale(axes, values)
+        auto_log_scale(axes, values)
         axes.set(xlabel="layer", ylabel="times the median")
-        headline(axes, "Relative to the median token")
+        set_title(axes, "Relative to the median token")
 
     # Six lines of two models need room for what they mean.
-    return Sheet(panels=[absolute, relative], label=label, size=(4.4, 3.2 if len(studies) == 1 else 3.8))
+    return ChartGrid(panels=[absolute, relative], label=label, size=(4.4, 3.2 if len(results) == 1 else 3.8))
 
 
-def outlier_sheet(studies: Studies, label: FigureLabel) -> Sheet:
+def outlier_charts(results: Results, label: FigureLabel) -> ChartGrid:
     """The share of tokens that each rule calls outliers, over the layers."""
 
     def chart(place: int, rule: str) -> "Callable[[Axes], None]":
         def draw(axes: "Axes") -> None:
-            for model, (name, found) in enumerate(studies.items()):
+            for model, (name, found) in enumerate(results.items()):
                 shares = [100 * layer.share for layer in found.outliers[place].layers]
                 axes.plot(found.norms.layers, shares, label=label_text(name), **_mark(model))
             axes.set(xlabel="layer", ylabel="% of image tokens")
             axes.set_ylim(bottom=0)
-            headline(axes, rule[:1].upper() + rule[1:])
+            set_title(axes, rule[:1].upper() + rule[1:])
 
         return draw
 
-    rules = [statistics.rule for statistics in next(iter(studies.values())).outliers]
-    return Sheet(panels=[chart(place, rule) for place, rule in enumerate(rules)], label=label, columns=3)
+    rules = [statistics.rule for statistics in next(iter(results.values())).outliers]
+    return ChartGrid(panels=[chart(place, rule) for place, rule in enumerate(rules)], label=label, columns=3)
 
 
-def probe_sheet(studies: Studies, label: FigureLabel) -> Sheet:
+def probe_charts(results: Results, label: FigureLabel) -> ChartGrid:
     """Top-1 accuracy of the pooling probes with 95 % intervals, one chart a method."""
-    methods = list(dict.fromkeys(result.method for found in studies.values() for result in found.probes))
-    pools = list(dict.fromkeys(result.name for found in studies.values() for result in found.probes))
+    methods = list(dict.fromkeys(result.method for found in results.values() for result in found.probes))
+    pools = list(dict.fromkeys(result.name for found in results.values() for result in found.probes))
 
     def chart(method: str) -> "Callable[[Axes], None]":
         def draw(axes: "Axes") -> None:
-            for model, (name, found) in enumerate(studies.items()):
-                results = [result for result in found.probes if result.method == method]
-                y = [len(pools) - pools.index(result.name) - 0.22 * model for result in results]
-                middle = np.array([100 * result.accuracy for result in results])
-                ends = np.array([[100 * result.low, 100 * result.high] for result in results]).T
+            for model, (name, found) in enumerate(results.items()):
+                probes = [probe for probe in found.probes if probe.method == method]
+                y = [len(pools) - pools.index(probe.name) - 0.22 * model for probe in probes]
+                middle = np.array([100 * probe.accuracy for probe in probes])
+                ends = np.array([[100 * probe.low, 100 * probe.high] for probe in probes]).T
                 style: dict[str, Any] = {"color": _colour(model), "fmt": "os^D"[model % 4], "markersize": 4}
                 axes.errorbar(middle, y, xerr=np.abs(ends - middle), label=label_text(name), capsize=2, **style)
             axes.set_yticks([len(pools) - index for index in range(len(pools))], pools)
             axes.set(xlabel="top-1 accuracy, %")
-            headline(axes, f"Linear probe: {method}")
+            set_title(axes, f"Linear probe: {method}")
 
         return draw
 
-    return Sheet(panels=[chart(method) for method in methods], label=label, size=(4.6, 1.3 + 0.27 * len(pools)))
+    return ChartGrid(panels=[chart(method) for method in methods], label=label, size=(4.6, 1.3 + 0.27 * len(pools)))
 
 
-def truth_sheet(studies: Studies, label: FigureLabel) -> Sheet:
+def ground_truth_charts(results: Results, label: FigureLabel) -> ChartGrid:
     """Over the layers: how well the norm finds the background, and the share of outliers that lie in it."""
-    with_masks = {name: found.truth[0].layers for name, found in studies.items() if found.truth}
+    with_masks = {name: found.ground_truth[0].layers for name, found in results.items() if found.ground_truth}
 
     def detector(axes: "Axes") -> None:
         for model, (name, rows) in enumerate(with_masks.items()):
@@ -153,7 +153,7 @@ def truth_sheet(studies: Studies, label: FigureLabel) -> Sheet:
             axes.fill_between(layers, low, high, color=_colour(model), alpha=0.2, linewidth=0)
         axes.axhline(0.5, color="#9aa4b0", linewidth=0.8)
         axes.set(xlabel="layer", ylabel="ROC-AUC")
-        headline(axes, "The norm as a detector of background")
+        set_title(axes, "The norm as a detector of background")
 
     def place(axes: "Axes") -> None:
         for model, (name, rows) in enumerate(with_masks.items()):
@@ -164,15 +164,15 @@ def truth_sheet(studies: Studies, label: FigureLabel) -> Sheet:
             named = label_text(f"{name}: all tokens")
             axes.plot(layers, every, color=_colour(model), linestyle=DASHES[2], label=named)
         axes.set(xlabel="layer", ylabel="% of their pixels in the background", ylim=(0, 103))
-        headline(axes, "Where outliers lie")
+        set_title(axes, "Where outliers lie")
 
-    return Sheet(panels=[detector, place], label=label)
+    return ChartGrid(panels=[detector, place], label=label)
 
 
-def similarity_sheet(studies: Studies, label: FigureLabel) -> Sheet:
+def similarity_charts(results: Results, label: FigureLabel) -> ChartGrid:
     """The mean cosine between the registers of each model that has two or more; no chart where none has."""
 
-    def chart(name: str, found: Study) -> "Callable[[Axes], None]":
+    def chart(name: str, found: AnalysisResult) -> "Callable[[Axes], None]":
         def draw(axes: "Axes") -> None:
             assert found.register_similarity is not None
             picture = axes.imshow(found.register_similarity.numpy(), vmin=-1, vmax=1, cmap="cividis")
@@ -186,7 +186,7 @@ def similarity_sheet(studies: Studies, label: FigureLabel) -> Sheet:
 
     shown = {
         name: found
-        for name, found in studies.items()
+        for name, found in results.items()
         if found.register_similarity is not None and len(found.register_similarity) > 1
     }
-    return Sheet(panels=[chart(name, found) for name, found in shown.items()], label=label, size=(3.9, 3.5))
+    return ChartGrid(panels=[chart(name, found) for name, found in shown.items()], label=label, size=(3.9, 3.5))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from mambar.analysis.draw import html as report
-from mambar.analysis.draw.color_maps import Resampling, map_picture, photograph, resized
+from mambar.analysis.draw import html
+from mambar.analysis.draw.color_maps import Resampling, map_png, photograph, resized
 from mambar.analysis.draw.norm_panels import panel_scale, scale_legend, summary
 from mambar.analysis.draw.plots import label_text, new_axes, sign, styled
 from mambar.analysis.figure_label import FigureLabel
@@ -35,13 +35,13 @@ class MapRow:
         return panel_scale(given)
 
     def placed(self, values: Float[np.ndarray, "rows cols"]) -> Float[np.ndarray, "rows cols"]:
-        """The values as the colours show them: as they are, or their logarithms."""
+        """The values as the colormap receives them: as they are, or their logarithms."""
         if self.scale == "linear":
             return values
         return np.log10(np.maximum(values, max(self.limits()[0], 1e-300)))
 
     def placed_limits(self) -> tuple[float, float]:
-        """The scale's ends as the colours show them."""
+        """The scale's ends as the colormap receives them."""
         low, high = self.limits()
         if self.scale == "linear":
             return low, high
@@ -61,82 +61,82 @@ class GalleryImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class MapStyle:
     """How maps are drawn."""
 
-    colours: str = "viridis"
+    colormap: str = "viridis"
     resampling: Resampling = "nearest"
 
 
-def gallery_html(shown: GalleryImage, look: Look) -> report.Html:
+def gallery_html(shown: GalleryImage, look: MapStyle) -> html.Html:
     """The image with its rows and register maps."""
     data, media_type = photograph(shown.image)
     kind = "nearest" if max(shown.image.shape[1:]) <= 96 else None
-    picture = report.image(data, description=shown.name, media_type=media_type, class_=kind)
+    picture = html.image(data, description=shown.name, media_type=media_type, class_=kind)
     models = list(shown.rows[0].maps)
     maps = f"--maps:{len(models)}"
-    inside = report.element("div", report.element("div", picture), class_="pair")
-    blocks = [report.element("div", report.element("div", "Input", class_="name"), inside, class_="block")]
+    inside = html.element("div", html.element("div", picture), class_="pair")
+    blocks = [html.element("div", html.element("div", "Input", class_="name"), inside, class_="block")]
     blocks += [_block(row, look, named=len(models) > 1) for row in shown.rows]
-    figures = [report.figure(report.element("div", *blocks, class_="blocks", style=maps), caption=shown.label.line())]
+    figures = [html.figure(html.element("div", *blocks, class_="blocks", style=maps), caption=shown.label.line())]
     figures += [
         _register_figure(name, maps, shown.register_label, look)
         for name, maps in shown.registers.items()
         if len(maps) > 1
     ]
-    return report.join([report.element("h3", shown.name), *figures])
+    return html.join([html.element("h3", shown.name), *figures])
 
 
-def _block(row: MapRow, look: Look, *, named: bool) -> report.Html:
+def _block(row: MapRow, look: MapStyle, *, named: bool) -> html.Html:
     """One quantity: its name, the maps of all models side by side, and the scale they share."""
     low, high = row.limits()
     cells = []
     for model, values in row.maps.items():
         picture, *numbers = _map(row, values, look)
-        name_below = report.element("div", model, class_="model") if named else ""
-        cells.append(report.element("div", picture, name_below, *numbers))
+        name_below = html.element("div", model, class_="model") if named else ""
+        cells.append(html.element("div", picture, name_below, *numbers))
     log = " (log)" if row.scale == "log" else ""
-    return report.element(
+    return html.element(
         "div",
-        report.element("div", row.name + log, class_="name"),
-        report.element("div", *cells, class_="pair"),
-        scale_legend(low, high, look.colours),
+        html.element("div", row.name + log, class_="name"),
+        html.element("div", *cells, class_="pair"),
+        scale_legend(low, high, look.colormap),
         class_="block",
     )
 
 
-def _map(row: MapRow, values: Float[np.ndarray, "rows cols"] | None, look: Look) -> list[report.Html]:
+def _map(row: MapRow, values: Float[np.ndarray, "rows cols"] | None, look: MapStyle) -> list[html.Html]:
     """The picture and its numbers."""
     if values is None:
-        return [report.element("div", "not there", class_="value")]
+        return [html.element("div", "not there", class_="value")]
     low, high = row.placed_limits()
-    data = map_picture(row.placed(values), low=low, high=high, colours=look.colours, resampling=look.resampling)
+    data = map_png(row.placed(values), low=low, high=high, colormap=look.colormap, resampling=look.resampling)
     nearest = "nearest" if look.resampling == "nearest" else None
-    picture = report.image(data, description=f"{row.name}: {', '.join(summary(values))}", class_=nearest)
-    lines = (report.element("div", line) for line in summary(values))
-    return [picture, report.element("div", *lines, class_="value")]
+    picture = html.image(data, description=f"{row.name}: {', '.join(summary(values))}", class_=nearest)
+    lines = (html.element("div", line) for line in summary(values))
+    return [picture, html.element("div", *lines, class_="value")]
 
 
 def _register_figure(
-    model: str, maps: Float[np.ndarray, "registers rows cols"], label: FigureLabel, look: Look
-) -> report.Html:
+    model: str, maps: Float[np.ndarray, "registers rows cols"], label: FigureLabel, look: MapStyle
+) -> html.Html:
     low, high = panel_scale(list(maps))
     cells = []
     for place, values in enumerate(maps):
-        data = map_picture(values, low=low, high=high, colours=look.colours, resampling=look.resampling)
+        data = map_png(values, low=low, high=high, colormap=look.colormap, resampling=look.resampling)
         nearest = "nearest" if look.resampling == "nearest" else None
-        picture = report.image(data, description=f"map of register {place}", class_=nearest)
-        cells.append(report.element("div", picture, report.element("div", str(place), class_="value")))
-    caption = report.join(
-        [report.element("div", f"{model}: what each register is near to"), report.element("div", label.line())]
+        picture = html.image(data, description=f"map of register {place}", class_=nearest)
+        cells.append(html.element("div", picture, html.element("div", str(place), class_="value")))
+    caption = html.join(
+        [html.element("div", f"{model}: what each register is near to"), html.element("div", label.line())]
     )
-    return report.figure(
-        report.element("div", *cells, class_="maps"), scale_legend(low, high, look.colours), caption=caption
+    return html.figure(
+        html.element("div", *cells, class_="maps"), scale_legend(low, high, look.colormap), caption=caption
     )
 
 
 @styled
-def draw_gallery(shown: GalleryImage, look: Look) -> "Figure":
+def draw_gallery(shown: GalleryImage, look: MapStyle) -> "Figure":
     """The image and its rows as one sheet, for a paper or slides."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -164,7 +164,7 @@ def draw_gallery(shown: GalleryImage, look: Look) -> "Figure":
             placed = row.placed(values)
             if look.resampling == "bicubic":
                 placed = resized(placed, (placed.shape[0] * 16, placed.shape[1] * 16))
-            pictures.append(_imshow(grid[line, column], placed, (low, high, look.colours)))
+            pictures.append(_imshow(grid[line, column], placed, (low, high, look.colormap)))
         log = ", log10" if row.scale == "log" else ""
         grid[0, column].set_title(f"{row.name}{log}", fontsize=8)
         if pictures:
@@ -177,7 +177,7 @@ def draw_gallery(shown: GalleryImage, look: Look) -> "Figure":
 
 
 @styled
-def draw_registers(shown: GalleryImage, model: str, look: Look) -> "Figure":
+def draw_registers(shown: GalleryImage, model: str, look: MapStyle) -> "Figure":
     """The register maps of one model as one sheet."""
     maps = shown.registers[model]
     low, high = panel_scale(list(maps))
@@ -187,7 +187,7 @@ def draw_registers(shown: GalleryImage, model: str, look: Look) -> "Figure":
     for place, values in enumerate(maps):
         if look.resampling == "bicubic":
             values = resized(values, (values.shape[0] * 16, values.shape[1] * 16))
-        picture = _imshow(axes[place + 1], values, (low, high, look.colours))
+        picture = _imshow(axes[place + 1], values, (low, high, look.colormap))
         axes[place + 1].set_title(f"register {place}", fontsize=7.5)
         if place == len(maps) - 1:
             bar = figure.colorbar(picture, ax=axes, orientation="horizontal", shrink=0.5, aspect=40)
@@ -199,7 +199,7 @@ def draw_registers(shown: GalleryImage, model: str, look: Look) -> "Figure":
 def _imshow(
     axes: "Axes", values: Shaped[np.ndarray, "rows cols *channels"], scale: tuple[float, float, str] | None
 ) -> "AxesImage":
-    """A picture without frame: an image as it is, or numbers on a (low, high, colours) scale."""
+    """A picture without frame: an image as it is, or numbers on a (low, high, colormap) scale."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
@@ -208,5 +208,5 @@ def _imshow(
     if scale is None:
         shown = values if values.shape[-1] == 3 else np.repeat(values[..., :1], 3, axis=-1)
         return axes.imshow(shown, interpolation="nearest" if max(values.shape) <= 96 else "antialiased")
-    low, high, colours = scale
-    return axes.imshow(values, vmin=low, vmax=high if high > low else low + 1, cmap=colours, interpolation="nearest")
+    low, high, colormap = scale
+    return axes.imshow(values, vmin=low, vmax=high if high > low else low + 1, cmap=colormap, interpolation="nearest")

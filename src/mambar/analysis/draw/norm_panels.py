@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from mambar.analysis.draw import html as report
-from mambar.analysis.draw.color_maps import Resampling, as_bytes, map_picture, photograph, scale_bar
+from mambar.analysis.draw import html
+from mambar.analysis.draw.color_maps import Resampling, colorbar_png, map_png, photograph, to_uint8
 from mambar.analysis.figure_label import FigureLabel, layer_name
 from mambar.analysis.measure.collect import model_device
 from mambar.analysis.measure.norms import layer_indices, token_norms
@@ -81,30 +81,30 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def panel(row: NormPanel, *, colours: str = "viridis", resampling: Resampling = "nearest") -> report.Html:
+def panel(row: NormPanel, *, colormap: str = "viridis", resampling: Resampling = "nearest") -> html.Html:
     """The row as HTML: image, maps, what each map's numbers are, the scale, the caption."""
     low, high = panel_scale(list(row.maps.values()))
-    data, media_type = photograph(as_bytes(row.image))
+    data, media_type = photograph(to_uint8(row.image))
     small = max(row.image.shape[1:]) <= 96
-    input_picture = report.image(
+    input_picture = html.image(
         data, description="input image", media_type=media_type, class_="nearest" if small else None
     )
     _, height, width = row.image.shape
     cells = [_cell("Input", input_picture, f"{width} × {height} px")]
     for name, values in row.maps.items():
-        picture = map_picture(values, low=low, high=high, colours=colours, resampling=resampling)
+        picture = map_png(values, low=low, high=high, colormap=colormap, resampling=resampling)
         rows, cols = values.shape
-        shown = report.image(
+        shown = html.image(
             picture,
             description=f"norm map of {name}: {', '.join(summary(values))}",
             class_="nearest" if resampling == "nearest" else None,
         )
         cells.append(_cell(name, shown, *summary(values), f"{cols} × {rows} tokens"))
     columns = f"--columns:{len(cells)}"
-    return report.figure(
-        report.element("div", *cells, class_="panel", style=columns),
-        scale_legend(low, high, colours),
-        caption=report.join([report.element("div", row.caption), report.element("div", row.label.line())]),
+    return html.figure(
+        html.element("div", *cells, class_="panel", style=columns),
+        scale_legend(low, high, colormap),
+        caption=html.join([html.element("div", row.caption), html.element("div", row.label.line())]),
     )
 
 
@@ -118,18 +118,18 @@ def summary(values: Float[np.ndarray, "rows cols"]) -> tuple[str, ...]:
     return f"median {number(median)}", f"max {number(highest)}{ratio}"
 
 
-def scale_legend(low: float, high: float, colours: str = "viridis") -> report.Html:
+def scale_legend(low: float, high: float, colormap: str = "viridis") -> html.Html:
     """The colour bar with its two ends."""
-    bar = report.image(scale_bar(colours), description="colour scale, low at the left")
-    ends = (report.element("span", number(low)), bar, report.element("span", number(high)))
-    return report.element("div", *ends, class_="scale")
+    bar = html.image(colorbar_png(colormap), description="color bar, low at the left")
+    ends = (html.element("span", number(low)), bar, html.element("span", number(high)))
+    return html.element("div", *ends, class_="scale")
 
 
-def _cell(name: str, picture: report.Html, *values: str) -> report.Html:
-    lines = (report.element("div", value) for value in values)
-    return report.element(
+def _cell(name: str, picture: html.Html, *values: str) -> html.Html:
+    lines = (html.element("div", value) for value in values)
+    return html.element(
         "div",
-        report.element("div", name, class_="name"),
+        html.element("div", name, class_="name"),
         picture,
-        report.element("div", *lines, class_="value"),
+        html.element("div", *lines, class_="value"),
     )

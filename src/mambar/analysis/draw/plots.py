@@ -82,7 +82,7 @@ def new_axes(count: int, *, columns: int, size: tuple[float, float]) -> "tuple[F
     return figure, axes
 
 
-def headline(axes: "Axes", title: str, *, columns: int = 1) -> None:
+def set_title(axes: "Axes", title: str, *, columns: int = 1) -> None:
     """The title, and below it, still above the axes, what the lines mean where there are several.
 
     As many of the `columns` as fit the chart's width; a name too long for it loses its middle.
@@ -125,7 +125,7 @@ def _shortened(text: str, most: int) -> str:
     return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
 
 
-def wide_scale(axes: "Axes", values: Iterable[float]) -> None:
+def auto_log_scale(axes: "Axes", values: Iterable[float]) -> None:
     """A logarithmic vertical axis where the values span more than a factor of 20."""
     positive = [value for value in values if value > 0]
     if positive and max(positive) > 20 * min(positive):
@@ -133,7 +133,7 @@ def wide_scale(axes: "Axes", values: Iterable[float]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sheet:
+class ChartGrid:
     """Charts that belong together: on one sheet for a file, one by one for a page that may be narrow."""
 
     panels: "Sequence[Callable[[Axes], None]]"
@@ -143,7 +143,7 @@ class Sheet:
 
 
 @styled
-def draw_sheet(sheet: Sheet) -> "Figure":
+def draw_chart_grid(sheet: ChartGrid) -> "Figure":
     """All charts on one sheet, signed with the label."""
     figure, axes = new_axes(len(sheet.panels), columns=sheet.columns, size=sheet.size)
     for panel, axis in zip(sheet.panels, axes, strict=True):
@@ -153,7 +153,7 @@ def draw_sheet(sheet: Sheet) -> "Figure":
 
 
 @styled
-def draw_panel(sheet: Sheet, number: int) -> "Figure":
+def draw_chart(sheet: ChartGrid, number: int) -> "Figure":
     """One of the charts alone; its page says the label."""
     figure, axes = new_axes(1, columns=1, size=sheet.size)
     sheet.panels[number](axes[0])

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from mambar.analysis.draw import html as report
-from mambar.analysis.draw.confusion import Prediction, confusion_table, example_predictions
+from mambar.analysis.draw import html
+from mambar.analysis.draw.confusion import ExamplePrediction, confusion_table, example_predictions
 from mambar.analysis.draw.curves import Curve, Row, collect_curves, draw_curves, draw_family, families
 from mambar.analysis.draw.norm_panels import NormPanel, panel
 from mambar.analysis.draw.plots import png, svg
@@ -23,7 +23,7 @@ def write_run_report(
     metrics: Mapping[str, Sequence[Row]],
     classes: Sequence[str] = (),
     confusion: Integer[np.ndarray, "classes classes"] | None = None,
-    predictions: Sequence[Prediction] = (),
+    predictions: Sequence[ExamplePrediction] = (),
     norm_panels: Mapping[str, Sequence[NormPanel]] | None = None,
     summary: Mapping[str, object] | None = None,
     introduction: str = "",
@@ -36,65 +36,63 @@ def write_run_report(
     """
     curves = collect_curves(metrics)
     content = [
-        report.element("h1", title),
-        report.element("p", introduction, class_="lead") if introduction else "",
-        report.tiles(summary) if summary else "",
+        html.element("h1", title),
+        html.element("p", introduction, class_="lead") if introduction else "",
+        html.tiles(summary) if summary else "",
         _curve_section(curves),
         _confusion_section(confusion, classes),
         _prediction_section(predictions),
         _norm_section(norm_panels or {}),
-        report.section("Recipe", report.pairs(report.flattened(recipe))),
-        report.element(
+        html.section("Recipe", html.pairs(html.flattened(recipe))),
+        html.element(
             "footer",
             f"Written by mambar {__version__}. This page loads nothing from elsewhere.",
             class_="note",
         ),
     ]
     write_atomically(path.with_name("curves.png"), png(draw_curves(curves, title=title)))
-    write_atomically(path, report.page(title, *content))
+    write_atomically(path, html.page(title, *content))
     return path
 
 
-def _curve_section(curves: Sequence[Curve]) -> report.Html:
+def _curve_section(curves: Sequence[Curve]) -> html.Html:
     if not curves:
-        return report.section("Curves", report.element("p", "No numbers were logged yet."))
+        return html.section("Curves", html.element("p", "No numbers were logged yet."))
     charts = (
-        report.figure(
-            report.image(svg(draw_family(curves, name)), description=f"{name} over time", media_type="image/svg+xml"),
+        html.figure(
+            html.image(svg(draw_family(curves, name)), description=f"{name} over time", media_type="image/svg+xml"),
             caption="",
         )
         for name in families(curves)
     )
-    return report.section("Curves", report.element("div", *charts, class_="charts"))
+    return html.section("Curves", html.element("div", *charts, class_="charts"))
 
 
-def _confusion_section(confusion: Integer[np.ndarray, "classes classes"] | None, classes: Sequence[str]) -> report.Html:
+def _confusion_section(confusion: Integer[np.ndarray, "classes classes"] | None, classes: Sequence[str]) -> html.Html:
     if confusion is None:
-        return report.Html("")
+        return html.Html("")
     total, right = int(confusion.sum()), int(np.trace(confusion))
     share = f"{right:,} of {total:,} validation images right ({right / max(total, 1):.2%})."
-    return report.section("Confusion matrix", report.element("p", share), confusion_table(confusion, classes))
+    return html.section("Confusion matrix", html.element("p", share), confusion_table(confusion, classes))
 
 
-def _prediction_section(predictions: Sequence[Prediction]) -> report.Html:
+def _prediction_section(predictions: Sequence[ExamplePrediction]) -> html.Html:
     if not predictions:
-        return report.Html("")
+        return html.Html("")
     wrong = sum(not example.correct for example in predictions)
     note = f"{len(predictions) - wrong} right and {wrong} wrong examples; not the share of errors."
-    return report.section(
-        "Example predictions", report.element("p", note, class_="note"), example_predictions(predictions)
-    )
+    return html.section("Example predictions", html.element("p", note, class_="note"), example_predictions(predictions))
 
 
-def _norm_section(groups: Mapping[str, Sequence[NormPanel]]) -> report.Html:
+def _norm_section(groups: Mapping[str, Sequence[NormPanel]]) -> html.Html:
     if not any(groups.values()):
-        return report.Html("")
+        return html.Html("")
     explanation = (
         "Each square is one image token; bright means a long vector. In vision Mamba some tokens of plain "
         "background grow very long and carry global information instead of what lies under them "
         "(arXiv 2405.14858); register tokens are meant to take that load. The maps of a row share one scale."
     )
-    content: list[object] = [report.element("p", explanation)]
+    content: list[object] = [html.element("p", explanation)]
     for heading, rows in groups.items():
-        content += [report.element("h3", heading), *(panel(row) for row in rows)]
-    return report.section("Token norms in the last layer", *content)
+        content += [html.element("h3", heading), *(panel(row) for row in rows)]
+    return html.section("Token norms in the last layer", *content)

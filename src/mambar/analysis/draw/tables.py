@@ -3,21 +3,21 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from mambar.analysis.analyze_model import Study
-from mambar.analysis.draw import html as report
+from mambar.analysis.analyze_model import AnalysisResult
+from mambar.analysis.draw import html
 from mambar.analysis.measure.probes import difference
 
-Studies = Mapping[str, Study]
+Results = Mapping[str, AnalysisResult]
 
 
-def not_run(studies: Studies, part: str) -> report.Html:
+def not_run(results: Results, part: str) -> html.Html:
     """One line a model that lacks the part, with the reason."""
     lines = [
-        report.element("p", f"Not run for {name}: {found.not_run[part]}.", class_="note")
-        for name, found in studies.items()
+        html.element("p", f"Not run for {name}: {found.not_run[part]}.", class_="note")
+        for name, found in results.items()
         if part in found.not_run
     ]
-    return report.join(lines)
+    return html.join(lines)
 
 
 def _percent(value: float, digits: int = 1) -> str:
@@ -35,7 +35,7 @@ def _number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def outlier_table(studies: Studies, layers: Mapping[str, Sequence[int]]) -> report.Html:
+def outlier_table(results: Results, layers: Mapping[str, Sequence[int]]) -> html.Html:
     """Outliers of the shown layers by every rule."""
     rows = [
         (
@@ -49,7 +49,7 @@ def outlier_table(studies: Studies, layers: Mapping[str, Sequence[int]]) -> repo
             _percent(row.recurrence),
             _percent(row.persistence),
         )
-        for name, found in studies.items()
+        for name, found in results.items()
         for statistics in found.outliers
         for row in statistics.layers
         if row.layer in layers[name]
@@ -59,13 +59,13 @@ def outlier_table(studies: Studies, layers: Mapping[str, Sequence[int]]) -> repo
         "Same place: the chance that an outlier of one image is an outlier at the same place in another (equal to the "
         "share where places are random). Next layer: the share that stays an outlier in the layer behind it."
     )
-    return report.join([report.table(head, rows), report.element("p", note, class_="note")])
+    return html.join([html.table(head, rows), html.element("p", note, class_="note")])
 
 
-def register_table(studies: Studies) -> report.Html:
+def register_table(results: Results) -> html.Html:
     """Which registers see the same places."""
     rows = []
-    for name, found in studies.items():
+    for name, found in results.items():
         if found.register_groups is None or len(found.register_groups) < 2:
             continue
         groups: dict[int, list[int]] = {}
@@ -73,13 +73,13 @@ def register_table(studies: Studies) -> report.Html:
             groups.setdefault(group, []).append(register)
         rows += [(name, group, ", ".join(map(str, members))) for group, members in groups.items()]
     note = "Groups: registers whose maps correlate over the tokens of the gallery (average linkage, best silhouette)."
-    return report.join([report.table(("model", "group", "registers"), rows), report.element("p", note, class_="note")])
+    return html.join([html.table(("model", "group", "registers"), rows), html.element("p", note, class_="note")])
 
 
-def probe_table(studies: Studies) -> report.Html:
+def probe_table(results: Results) -> html.Html:
     """Pooling probes, and their difference from the pool of all image tokens on the same images."""
     rows = []
-    for name, found in studies.items():
+    for name, found in results.items():
         every = {result.method: result for result in found.probes if result.name == "all image tokens"}
         for result in found.probes:
             apart, low, high = difference(result, every[result.method])
@@ -88,20 +88,20 @@ def probe_table(studies: Studies) -> report.Html:
             )
             interval = f"{100 * result.low:.1f} to {100 * result.high:.1f}"
             rows.append((name, result.method, result.name, _percent(result.accuracy), interval, beside))
-    missing = not_run(studies, "pooling probes")
+    missing = not_run(results, "pooling probes")
     if not rows:
         return missing
     head = ("model", "probe", "pooled from", "top-1", "95 %", "against all (95 %)")
-    count = max(result.num_images for found in studies.values() for result in found.probes)
+    count = max(result.num_images for found in results.values() for result in found.probes)
     note = (
         f"Linear probes on frozen features of {count:,} images, cross-validated; the penalty is chosen inside each "
         "training part. The paper reports such a comparison for Vim-B on ImageNet without its protocol."
     )
-    parts = [report.element("h3", "Pooling probes"), report.table(head, rows), report.element("p", note, class_="note")]
-    return report.join([*parts, missing])
+    parts = [html.element("h3", "Pooling probes"), html.table(head, rows), html.element("p", note, class_="note")]
+    return html.join([*parts, missing])
 
 
-def local_table(studies: Studies) -> report.Html:
+def local_table(results: Results) -> html.Html:
     """Place and pixels read from normal and from outlier tokens."""
     rows = [
         (
@@ -114,34 +114,34 @@ def local_table(studies: Studies) -> report.Html:
             _number(group.pixel_error),
             _percent(group.explained),
         )
-        for name, found in studies.items()
+        for name, found in results.items()
         if found.local is not None
         for group in found.local.groups
     ]
-    missing = not_run(studies, "local probes")
+    missing = not_run(results, "local probes")
     if not rows:
         return missing
-    local = next(found.local for found in studies.values() if found.local is not None)
+    local = next(found.local for found in results.values() if found.local is not None)
     head = ("model", "tokens", "number", "place right", "95 %", "off by, patches", "pixel error", "pixels explained")
     note = (
         f"Ridge regressions from tokens of the last layer to their place (chance {100 * local.chance:.1f} %) and "
         f"their pixels (normalised units), tried on the images that were not fitted. Outliers: {local.rule}."
     )
-    parts = [report.element("h3", "Local probes"), report.table(head, rows), report.element("p", note, class_="note")]
-    return report.join([*parts, missing])
+    parts = [html.element("h3", "Local probes"), html.table(head, rows), html.element("p", note, class_="note")]
+    return html.join([*parts, missing])
 
 
-def truth_tables(studies: Studies) -> report.Html:
+def ground_truth_tables(results: Results) -> html.Html:
     """Norms and maps against masks."""
     rows = []
-    for name, found in studies.items():
-        for statistics in found.truth:
+    for name, found in results.items():
+        for statistics in found.ground_truth:
             row = statistics.layers[-1]
             correlation = f"{row.entropy_correlation:+.2f} ({row.entropy_low:+.2f} to {row.entropy_high:+.2f})"
             auc = f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})"
             shares = (_percent(row.outlier_background), _percent(row.background), _times(row.lift))
             rows.append((name, statistics.rule, row.layer, f"{row.outliers:,}", *shares, auc, correlation))
-    missing = not_run(studies, "truth")
+    missing = not_run(results, "ground truth")
     if not rows:
         return missing
     head = ("model", "rule", "layer", "outliers", "in background", "all tokens", "lift", "AUC (95 %)", "entropy (95 %)")
@@ -151,26 +151,26 @@ def truth_tables(studies: Studies) -> report.Html:
     )
     maps = [
         (name, row.name, f"{row.otsu_iou:.3f}", f"{row.best_iou:.3f}", f"{row.everything_iou:.3f}", row.num_images)
-        for name, found in studies.items()
-        for row in found.map_truth
+        for name, found in results.items()
+        for row in found.map_ground_truth
     ]
     map_head = ("model", "map", "IoU (Otsu)", "IoU (best)", "IoU of everything", "images")
     map_note = (
-        "Maps of the last layer against the objects. Otsu: at a threshold that knows no truth; best: at the best "
+        "Maps of the last layer against the objects. Otsu: at a threshold that ignores the masks; best: at the best "
         "threshold of each image; everything: if every token were called an object."
     )
-    return report.join(
+    return html.join(
         [
-            report.table(head, rows),
-            report.element("p", note, class_="note"),
-            report.table(map_head, maps),
-            report.element("p", map_note, class_="note"),
+            html.table(head, rows),
+            html.element("p", note, class_="note"),
+            html.table(map_head, maps),
+            html.element("p", map_note, class_="note"),
             missing,
         ]
     )
 
 
-def added_table(studies: Studies) -> report.Html:
+def added_table(results: Results) -> html.Html:
     """Norms and accuracy with registers that were added at test time."""
     rows = [
         (
@@ -183,11 +183,11 @@ def added_table(studies: Studies) -> report.Html:
             _percent(row.outlier_share, 2),
             _number(row.register_median),
         )
-        for name, found in studies.items()
+        for name, found in results.items()
         for row in found.added
     ]
-    missing = report.join([not_run(studies, "added registers"), not_run(studies, "moving activations")])
+    missing = html.join([not_run(results, "added registers"), not_run(results, "moving activations")])
     if not rows:
         return missing
     head = ("model", "registers", "top-1", "median norm", "maximum", "ratio", "outliers", "register median")
-    return report.join([report.table(head, rows), missing])
+    return html.join([html.table(head, rows), missing])

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.analysis.measure.distributions import DistributionCounter, NormDistribution
-from mambar.analysis.measure.norms import layer_indices, lengths, looking
+from mambar.analysis.measure.norms import eval_mode, l2_norms, layer_indices
 from mambar.data import key
 from mambar.data.loading.to_device import sent
 from mambar.errors import InputError
@@ -48,7 +48,7 @@ def model_device(model: TokenModel) -> torch.device:
     return torch.device("cpu")
 
 
-def in_batches(
+def split_batches(
     images: Float[Tensor, "images channels height width"], batch_size: int = 32
 ) -> Iterator[Float[Tensor, "_ channels height width"]]:
     """The images, `batch_size` at a time."""
@@ -76,12 +76,12 @@ def collect_norms(
     patch_counter, register_counter = DistributionCounter(len(indices)), DistributionCounter(len(indices))
     sample = _Sample(keep, seed)
     total, done = None, 0
-    with looking(model):
+    with eval_mode(model):
         for images in batches:
             found = model.tokens(sent(images, device), indices, tensor=tensor)
             rows, cols = found[0].grid
-            maps = torch.stack([lengths(tokens.patches) for tokens in found]).unflatten(-1, (rows, cols))
-            registers = torch.stack([lengths(tokens.registers) for tokens in found])
+            maps = torch.stack([l2_norms(tokens.patches) for tokens in found]).unflatten(-1, (rows, cols))
+            registers = torch.stack([l2_norms(tokens.registers) for tokens in found])
             if total is not None and total.shape[1:] != maps.shape[2:]:
                 raise InputError(
                     f"One batch has a grid of {rows} × {cols} patches, another {total.shape[1]} × {total.shape[2]}; "

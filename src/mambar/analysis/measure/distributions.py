@@ -88,7 +88,7 @@ class NormDistribution:
         density = wide[part] / max(self.count, 1) / np.diff(edges)[part]
         return edges[first : last + 2], density
 
-    def record(self) -> dict[str, int | float]:
+    def to_dict(self) -> dict[str, int | float]:
         """The main numbers as a JSON object."""
         quantiles = {f"quantile_{share:g}": self.quantile(share) for share in (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)}
         ends = {"minimum": self.minimum, "maximum": self.maximum, "mean": self.mean, "mode": self.mode}
@@ -155,4 +155,4 @@ def norm_distributions(norms: Float[Tensor, "layers *shape"]) -> list[NormDistri
 
 def distribution_table(distributions: Sequence[NormDistribution]) -> list[dict[str, int | float]]:
     """`record` of every layer."""
-    return [distribution.record() for distribution in distributions]
+    return [distribution.to_dict() for distribution in distributions]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mambar.analysis.measure.norms import layer_indices, looking
+from mambar.analysis.measure.norms import eval_mode, layer_indices
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.models.vision_mamba import VisionMamba
@@ -89,7 +89,7 @@ def feature_maps(
     The paper shows such maps of "global" against "local" outputs without saying layer, normalisation or sign (arXiv
     2405.14858): here the tokens go through the final norm unless `tensor` is "residual" (before it) or "mixer".
     """
-    with looking(model):
+    with eval_mode(model):
         maps = []
         for tokens in model.tokens(images, layer_indices(model, layers), tensor=tensor):
             seen = reduced_tokens(model, tokens) if vector == "head" else tokens

@@ -1,4 +1,4 @@
-"""Norms and maps against the truth: masks say what is background, pixels say how much there is to see."""
+"""Norms and maps against ground truth: masks say what is background, pixels say how much there is to see."""
 
 import math
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ def iou(found: Bool[Tensor, "*shape"], wanted: Bool[Tensor, "*shape"]) -> float:
 
 
 def best_iou(scores: Float[Tensor, "rows cols"], wanted: Bool[Tensor, "rows cols"]) -> float:
-    """The largest IoU that any threshold on `scores` (large: object) reaches; the threshold knows the truth."""
+    """The largest IoU that any threshold on `scores` (large: object) reaches; chosen with the masks."""
     if not wanted.any():
         return math.nan
     values, order = scores.flatten().sort(descending=True, stable=True)
@@ -86,7 +86,7 @@ def best_iou(scores: Float[Tensor, "rows cols"], wanted: Bool[Tensor, "rows cols
 
 
 def otsu_threshold(scores: Float[Tensor, "*shape"]) -> float:
-    """The threshold that splits the scores into the two groups of least spread within; it knows no truth."""
+    """The threshold that splits the scores into the two groups of least spread within; it ignores the masks."""
     values = scores.double().flatten().sort().values
     count = len(values)
     sums = values.cumsum(0)
@@ -99,10 +99,10 @@ def otsu_threshold(scores: Float[Tensor, "*shape"]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapTruth:
+class MapGroundTruth:
     """How well a map finds the objects, means over the images that have any.
 
-    otsu_iou: IoU at Otsu's threshold; best_iou: at the best threshold of each image, which knows the truth;
+    otsu_iou: IoU at Otsu's threshold; best_iou: at the best threshold of each image, chosen with the masks;
     everything_iou: IoU of calling every token an object, the least that `best_iou` can be.
     """
 
@@ -113,9 +113,9 @@ class MapTruth:
     num_images: int
 
 
-def map_truth(
+def map_ground_truth(
     name: str, scores: Float[Tensor, "batch rows cols"], background: Float[Tensor, "batch rows cols"]
-) -> MapTruth:
+) -> MapGroundTruth:
     """`scores` (large: object; give the negative of a distance) against patches that are mostly not background."""
     rows = []
     for image, plain in zip(scores.cpu().double(), background, strict=True):
@@ -124,12 +124,12 @@ def map_truth(
             everything = float(wanted.double().mean())
             rows.append((iou(image > otsu_threshold(image), wanted), best_iou(image, wanted), everything))
     otsu, best, everything = (_mean([row[place] for row in rows]) for place in range(3))
-    return MapTruth(name=name, otsu_iou=otsu, best_iou=best, everything_iou=everything, num_images=len(rows))
+    return MapGroundTruth(name=name, otsu_iou=otsu, best_iou=best, everything_iou=everything, num_images=len(rows))
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerTruth:
-    """One layer's norms against the truth.
+class LayerGroundTruth:
+    """One layer's norms against ground truth.
 
     background: share of background among all tokens' pixels; outlier_background: among those of outliers; lift: the
     ratio. auc: mean over images of the ROC-AUC of the norm as a detector of background patches, with its 95 %
@@ -151,26 +151,26 @@ class LayerTruth:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruthStatistics:
-    """Norms against the truth, layer by layer, for one rule of outliers."""
+class GroundTruthStatistics:
+    """Norms against ground truth, layer by layer, for one rule of outliers."""
 
     rule: str
     num_images: int
-    layers: tuple[LayerTruth, ...]
+    layers: tuple[LayerGroundTruth, ...]
 
-    def record(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """The statistics as a JSON object."""
         return asdict(self)
 
 
-def truth_statistics(
+def ground_truth_statistics(
     norms: Float[Tensor, "layers batch rows cols"],
     *,
     background: Float[Tensor, "batch rows cols"],
     entropy: Float[Tensor, "batch rows cols"] | None = None,
     rule: OutlierRule | None = None,
     layers: Sequence[int] | None = None,
-) -> TruthStatistics:
+) -> GroundTruthStatistics:
     """Where the outliers lie. `background` from `background_share`, `entropy` from `local_entropy`; NaN is skipped.
 
     `layers` are the numbers that the layers go by (default: from 0).
@@ -184,19 +184,19 @@ def truth_statistics(
     mask = outlier_mask(norms, rule).cpu()
     numbers = range(len(norms)) if layers is None else layers
     rows = tuple(
-        _layer_truth(number, norms[place].cpu().double(), mask[place], background, entropy)
+        _layer_ground_truth(number, norms[place].cpu().double(), mask[place], background, entropy)
         for place, number in enumerate(numbers)
     )
-    return TruthStatistics(rule=rule.name, num_images=norms.shape[1], layers=rows)
+    return GroundTruthStatistics(rule=rule.name, num_images=norms.shape[1], layers=rows)
 
 
-def _layer_truth(
+def _layer_ground_truth(
     number: int,
     norms: Float[Tensor, "batch rows cols"],
     outliers: Bool[Tensor, "batch rows cols"],
     background: Float[Tensor, "batch rows cols"],
     entropy: Float[Tensor, "batch rows cols"] | None,
-) -> LayerTruth:
+) -> LayerGroundTruth:
     known = torch.isfinite(background)
     everywhere = float(background[known].mean()) if known.any() else math.nan
     hit = background[known & outliers]
@@ -211,7 +211,7 @@ def _layer_truth(
         ]
     auc, auc_low, auc_high = _interval(aucs)
     middle, low, high = _interval(correlations)
-    return LayerTruth(
+    return LayerGroundTruth(
         layer=number,
         outliers=int(outliers.sum()),
         background=everywhere,

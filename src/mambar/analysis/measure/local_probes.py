@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mambar.analysis.measure.collect import Progress, model_device
-from mambar.analysis.measure.norms import layer_indices, lengths, looking
+from mambar.analysis.measure.norms import eval_mode, l2_norms, layer_indices
 from mambar.analysis.measure.outliers import MedianDeviation, OutlierRule
-from mambar.analysis.measure.probes import wilson
+from mambar.analysis.measure.probes import wilson_interval
 from mambar.analysis.measure.ridge import Ridge, fit_ridge
 from mambar.data.keys import key, permutation
 from mambar.errors import InputError
@@ -57,7 +57,7 @@ class LocalProbes:
     num_images: int
     groups: tuple[LocalProbe, ...]
 
-    def record(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """The probes as a JSON object."""
         return asdict(self)
 
@@ -95,13 +95,13 @@ def local_tokens(
     device = model_device(model)
     tokens, pixels, norms = [], [], []
     found: Tokens | None = None
-    with looking(model):
+    with eval_mode(model):
         for images in batches:
             moved = images.to(device)
             found = model.tokens(moved, indices, tensor=tensor)[0]
             ranked = found if tensor == ranking else model.tokens(moved, indices, tensor=ranking)[0]
             tokens.append(found.patches.float().cpu())
-            norms.append(lengths(ranked.patches).cpu())
+            norms.append(l2_norms(ranked.patches).cpu())
             pixels.append(patch_pixels(images.cpu().float(), model.patch_size))
             if progress is not None:
                 progress(sum(len(part) for part in tokens))
@@ -177,7 +177,7 @@ def _group(
 ) -> LocalProbe:
     count = int(mask.sum())
     hits = int(right[mask].sum())
-    low, high = wilson(hits, count)
+    low, high = wilson_interval(hits, count)
     whole = float(spread[mask].sum())
     return LocalProbe(
         group=name,

@@ -12,7 +12,7 @@ from mambar.models.protocol import TokenModel, TokenTensor
 
 
 @contextmanager
-def looking(model: TokenModel) -> Iterator[None]:
+def eval_mode(model: TokenModel) -> Iterator[None]:
     """The model in evaluation mode and without gradients; afterwards its mode is as it was."""
     module: object = model
     training = isinstance(module, nn.Module) and module.training
@@ -51,11 +51,11 @@ def token_norms(
     normalised token of width D has norm sqrt(D) times the gain, so theirs are one of the first two.
     At least float32.
     """
-    with looking(model):
+    with eval_mode(model):
         maps = []
         for tokens in model.tokens(images, layer_indices(model, layers), tensor=tensor):
             rows, cols = tokens.grid
-            maps.append(lengths(tokens.patches).reshape(-1, rows, cols))
+            maps.append(l2_norms(tokens.patches).reshape(-1, rows, cols))
     return torch.stack(maps)
 
 
@@ -67,12 +67,12 @@ def register_norms(
     tensor: TokenTensor = "residual",
 ) -> Float[Tensor, "layers batch registers"]:
     """The L2 norm of each register (or class token) after the given layers."""
-    with looking(model):
+    with eval_mode(model):
         found = model.tokens(images, layer_indices(model, layers), tensor=tensor)
-        return torch.stack([lengths(tokens.registers) for tokens in found])
+        return torch.stack([l2_norms(tokens.registers) for tokens in found])
 
 
-def lengths(vectors: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape"]:
+def l2_norms(vectors: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape"]:
     """L2 norms over the last axis, accumulated in at least float32."""
     wide = torch.promote_types(vectors.dtype, torch.float32)
     return torch.linalg.vector_norm(vectors.to(wide), dim=-1)

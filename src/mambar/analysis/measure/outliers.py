@@ -64,7 +64,7 @@ class MedianDeviation:
 
 @dataclass(frozen=True, kw_only=True)
 class TopShare:
-    """The given share (0-1) of the longest tokens, whether they stand out or not."""
+    """The given share (0-1) of the highest-norm tokens, outliers or not."""
 
     share: float = 0.05
 
@@ -75,10 +75,10 @@ class TopShare:
     @property
     def name(self) -> str:
         """The rule in words."""
-        return f"longest {self.share * 100:g} %"
+        return f"highest-norm {self.share * 100:g} %"
 
     def threshold(self, norms: Float[Tensor, "tokens"]) -> float:
-        """Between the shortest token of the share, rounded to whole tokens (at least one), and the next shorter."""
+        """Halfway between the last token of the share (rounded, at least one token) and the next lower norm."""
         finite = _finite(norms)
         if not finite.numel():
             return math.inf
@@ -181,7 +181,7 @@ class OutlierStatistics:
     rule: str
     layers: tuple[LayerOutliers, ...]
 
-    def record(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """The statistics as a JSON object."""
         return asdict(self)
 

@@ -1,6 +1,6 @@
 """Pooling probes: how much of the class a linear map can read from the mean of chosen tokens.
 
-The paper pools the 5, 10 or 20 % longest tokens of Vim-B, or the 80 % shortest, and reports top-1 accuracy; how it
+The paper pools the 5, 10 or 20 % highest-norm tokens of Vim-B, or the 80 % lowest, and reports top-1 accuracy; how it
 classified the pooled vector is not said (arXiv 2405.14858). Here: linear probes on frozen features, cross-validated.
 """
 
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mambar.analysis.measure.collect import Progress, model_device
-from mambar.analysis.measure.norms import layer_indices, lengths, looking
+from mambar.analysis.measure.norms import eval_mode, l2_norms, layer_indices
 from mambar.analysis.measure.ridge import fit_ridge
 from mambar.data.keys import key, permutation
 from mambar.data.loading.to_device import sent
@@ -26,13 +26,13 @@ from mambar.nn import Tokens
 Pool = Callable[[Tokens, Tensor], Tensor]
 
 
-def longest(share: float) -> Pool:
-    """Pools the mean of the `share` (0-1) longest image tokens of each image, rounded, at least one."""
+def highest_norm(share: float) -> Pool:
+    """Pools the mean of the `share` (0-1) highest-norm image tokens of each image, rounded, at least one."""
     return lambda tokens, norms: _mean_of(tokens, norms, share, largest=True)
 
 
-def shortest(share: float) -> Pool:
-    """Pools the mean of the `share` (0-1) shortest image tokens of each image, rounded, at least one."""
+def lowest_norm(share: float) -> Pool:
+    """Pools the mean of the `share` (0-1) lowest-norm image tokens of each image, rounded, at least one."""
     return lambda tokens, norms: _mean_of(tokens, norms, share, largest=False)
 
 
@@ -45,11 +45,11 @@ def _mean_of(tokens: Tokens, norms: Tensor, share: float, *, largest: bool) -> T
 # Tokens and their norms (batch, patches) in, one vector an image out.
 POOLS: Final[dict[str, Pool]] = {
     "all image tokens": lambda tokens, norms: tokens.patches.mean(1),
-    "longest 5 %": longest(0.05),
-    "longest 10 %": longest(0.10),
-    "longest 20 %": longest(0.20),
-    "shortest 80 %": shortest(0.80),
-    "shortest 5 %": shortest(0.05),
+    "highest-norm 5 %": highest_norm(0.05),
+    "highest-norm 10 %": highest_norm(0.10),
+    "highest-norm 20 %": highest_norm(0.20),
+    "lowest-norm 80 %": lowest_norm(0.80),
+    "lowest-norm 5 %": lowest_norm(0.05),
     "registers, mean": lambda tokens, norms: tokens.registers.mean(1),
     "registers, joined": lambda tokens, norms: tokens.registers.flatten(1),
     "first register": lambda tokens, norms: tokens.registers[:, 0],
@@ -74,7 +74,7 @@ def pool_features(
     pools: dict[str, Pool] | None = None,
     progress: Progress | None = None,
 ) -> PooledFeatures:
-    """Frozen features of labelled images, pooled in every way of `pools` (default: `POOLS`).
+    """Frozen features of labeled images, pooled in every way of `pools` (default: `POOLS`).
 
     Tokens are ranked by their norm in the `ranking` tensor and their `features` averaged. A pool that needs
     registers is left out where the model has none; with one register "mean" and "joined" are left out, as they equal
@@ -84,19 +84,19 @@ def pool_features(
     device = model_device(model)
     found: dict[str, list[Tensor]] = {}
     labels = []
-    with looking(model):
+    with eval_mode(model):
         for images, targets in batches:
             images = sent(images, device)
             ranked = model.tokens(images, indices, tensor=ranking)[0]
             tokens = ranked if features == ranking else model.tokens(images, indices, tensor=features)[0]
-            norms = lengths(ranked.patches)
+            norms = l2_norms(ranked.patches)
             for name, pool in (pools or _fitting(tokens)).items():
                 found.setdefault(name, []).append(pool(tokens, norms).float().cpu())
             labels.append(targets.cpu())
             if progress is not None:
                 progress(sum(len(part) for part in labels))
     if not labels:
-        raise InputError("There are no labelled images to probe; the batches are empty.")
+        raise InputError("There are no labeled images to probe; the batches are empty.")
     return PooledFeatures(features={name: torch.cat(parts) for name, parts in found.items()}, labels=torch.cat(labels))
 
 
@@ -128,12 +128,12 @@ class ProbeResult:
     num_features: int
     correct: Bool[Tensor, "images"] = field(repr=False)
 
-    def record(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """The result as a JSON object, without the single images."""
         return {name: value for name, value in asdict(self).items() if name != "correct"}
 
 
-def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     """The Wilson interval of a share, 95 % for the default `z`."""
     if not total:
         return 0.0, 1.0
@@ -197,7 +197,7 @@ def probe(
         accuracies.append(float(correct[held].double().mean()))
         strengths.append(strength)
     right = int(correct.sum())
-    low, high = wilson(right, len(labels))
+    low, high = wilson_interval(right, len(labels))
     return ProbeResult(
         name=name,
         method=method,

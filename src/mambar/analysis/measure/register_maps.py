@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mambar.analysis.measure.feature_maps import Metric, compare
-from mambar.analysis.measure.norms import layer_indices, looking
+from mambar.analysis.measure.norms import eval_mode, layer_indices
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 
@@ -21,7 +21,7 @@ def register_maps(
     tensor: TokenTensor = "normed",
 ) -> Float[Tensor, "layers batch registers rows cols"]:
     """How near each image token is to each register, layer by layer (l2: small is near; cosine, dot: large)."""
-    with looking(model):
+    with eval_mode(model):
         maps = []
         for tokens in model.tokens(images, layer_indices(model, layers), tensor=tensor):
             near = [compare(tokens.patches, register, metric) for register in tokens.registers.unbind(1)]
@@ -39,7 +39,7 @@ def register_similarity(
     tensor: TokenTensor = "normed",
 ) -> Float[Tensor, "layers registers registers"]:
     """The cosine between registers, the mean over images, layer by layer."""
-    with looking(model):
+    with eval_mode(model):
         found = []
         for tokens in model.tokens(images, layer_indices(model, layers), tensor=tensor):
             unit = torch.nn.functional.normalize(tokens.registers.float(), dim=-1)

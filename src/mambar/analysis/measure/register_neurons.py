@@ -8,10 +8,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mambar.analysis.measure.collect import model_device
-from mambar.analysis.measure.norms import layer_indices, lengths, looking
+from mambar.analysis.measure.norms import eval_mode, l2_norms, layer_indices
 from mambar.analysis.measure.outliers import MedianDeviation, OutlierRule, median, outlier_mask
-from mambar.analysis.measure.probes import wilson
-from mambar.analysis.measure.test_time_registers import RegisterNeurons, UntrainedRegisters
+from mambar.analysis.measure.probes import wilson_interval
+from mambar.analysis.measure.test_time_registers import RegisterNeurons, TestTimeRegisters
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel
 from mambar.models.vision_mamba import VisionMamba
@@ -37,7 +37,7 @@ def find_register_neurons(
     sums = torch.zeros(2, last + 1, model.config.d_inner, dtype=torch.float64)
     totals = [0, 0]
     device = model_device(model)
-    with looking(model):
+    with eval_mode(model):
         for images in batches:
             inner, grid, norms = _inner_activations(model, images.to(device), last)
             outliers = outlier_mask(norms[None], rule)[0].flatten(1).cpu()
@@ -75,7 +75,7 @@ def _inner_activations(
     finally:
         for handle in handles:
             handle.remove()
-    return seen, tokens.grid, lengths(tokens.patches).unflatten(1, tokens.grid)
+    return seen, tokens.grid, l2_norms(tokens.patches).unflatten(1, tokens.grid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class AddedRegistersResult:
     outlier_share: float
     register_median: float
 
-    def record(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """The result as a JSON object."""
         return asdict(self)
 
@@ -109,33 +109,33 @@ def register_variants(model: VisionMamba, neurons: RegisterNeurons | None, num_r
     fills = ["zero", "mean", *(["copy"] if model.config.num_registers else [])]
     variants: dict[str, TokenModel] = {"as trained": model}
     for fill in fills:
-        variants[f"{num_registers} added ({fill})"] = UntrainedRegisters(model, num_registers, fill=fill)
+        variants[f"{num_registers} added ({fill})"] = TestTimeRegisters(model, num_registers, fill=fill)
     if neurons is not None:
-        moved = UntrainedRegisters(model, num_registers, fill="zero", neurons=neurons)
+        moved = TestTimeRegisters(model, num_registers, fill="zero", neurons=neurons)
         variants[f"{num_registers} added (zero), {len(neurons.channels)} channels moved"] = moved
     return variants
 
 
-def try_registers(
+def evaluate_added_registers(
     variants: Mapping[str, TokenModel],
     batches: Sequence[tuple[Float[Tensor, "_ channels height width"], Int64[Tensor, "_"]]],
     *,
     layer: int = -1,
     rule: OutlierRule | None = None,
 ) -> list[AddedRegistersResult]:
-    """Accuracy and norms of every variant on the same labelled images (a label below 0: no label)."""
+    """Accuracy and norms of every variant on the same labeled images (a label below 0: no label)."""
     rule = rule or MedianDeviation()
     limit: float | None = None
     results = []
     for name, model in variants.items():
-        norms, registers, right, labelled = _measure(model, batches, layer)
+        norms, registers, right, labeled = _measure(model, batches, layer)
         limit = rule.threshold(norms) if limit is None else limit
         middle, highest = median(norms), float(norms.max())
-        low, high = wilson(right, labelled)
+        low, high = wilson_interval(right, labeled)
         results.append(
             AddedRegistersResult(
                 name=name,
-                top1=right / labelled if labelled else float("nan"),
+                top1=right / labeled if labeled else float("nan"),
                 top1_low=low,
                 top1_high=high,
                 num_images=sum(len(images) for images, _ in batches),
@@ -154,16 +154,16 @@ def _measure(
     model: TokenModel, batches: Sequence[tuple[Tensor, Tensor]], layer: int
 ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "registers"], int, int]:
     device = model_device(model)
-    norms, registers, right, labelled = [], [], 0, 0
-    with looking(model):
+    norms, registers, right, labeled = [], [], 0, 0
+    with eval_mode(model):
         for images, labels in batches:
             moved = images.to(device)
             tokens = model.tokens(moved, [layer])[0]
-            norms.append(lengths(tokens.patches).flatten().double().cpu())
-            registers.append(lengths(tokens.registers).flatten().double().cpu())
+            norms.append(l2_norms(tokens.patches).flatten().double().cpu())
+            registers.append(l2_norms(tokens.registers).flatten().double().cpu())
             known = labels >= 0
             if known.any():
                 guessed = model.forward(moved).argmax(1).cpu()
                 right += int((guessed == labels.cpu())[known].sum())
-                labelled += int(known.sum())
-    return torch.cat(norms), torch.cat(registers), right, labelled
+                labeled += int(known.sum())
+    return torch.cat(norms), torch.cat(registers), right, labeled

@@ -50,7 +50,7 @@ class _Layout:
     patches: tuple[int, ...]
 
 
-class UntrainedRegisters(nn.Module):
+class TestTimeRegisters(nn.Module):
     """A trained `VisionMamba`, its weights unchanged, with `num_registers` more tokens in its sequence.
 
     They are placed by `placement` in the sequence of patches and trained registers, hold `fill` (zero; mean of the

@@ -43,7 +43,7 @@ _UPLOAD: Final = "/gradio_api/upload"
 _FILE: Final = "/gradio_api/file="
 
 
-class Guard:
+class RequestFilter:
     """An ASGI application around another: refuses what the page never asks for, and adds headers to every answer.
 
     hosts: the names this server may be called by (None: any, where a password is asked for); other names are how a

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from mambar.web.guard import Guard
+from mambar.web.request_filter import RequestFilter
 
 
 def ask(guard, path="/", *, host="127.0.0.1:7860", method="GET", kind="http"):
@@ -32,7 +32,7 @@ async def inner(scope, receive, send):
 
 @pytest.fixture
 def guard(tmp_path):
-    return Guard(inner, uploads=tmp_path, most_bytes=100, most_files=3)
+    return RequestFilter(inner, uploads=tmp_path, most_bytes=100, most_files=3)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_another_name_is_refused(guard, host):
 
 
 def test_with_a_password_any_name_will_do(tmp_path):
-    assert ask(Guard(inner, uploads=tmp_path, hosts=None), host="lab.example")[0] == 200
+    assert ask(RequestFilter(inner, uploads=tmp_path, hosts=None), host="lab.example")[0] == 200
 
 
 def test_headers_stand_on_every_answer(guard):
