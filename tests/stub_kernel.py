@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mambar.ops.bidirectional_mix.direction import Direction
+from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.causal_conv1d.reference import causal_conv1d
 from mambar.ops.selective_scan.reference import selective_scan
 
@@ -75,29 +75,29 @@ class Mix:
     """The two-way mix."""
 
     @staticmethod
-    def empty_saved(xz, ahead, behind):
+    def empty_saved(xz, forward_params, backward_params):
         return [xz.new_empty(xz.shape)]
 
     @staticmethod
-    def forward(xz, ahead, behind, *, average, for_backward):
+    def forward(xz, forward_params, backward_params, *, average, for_backward):
         saved = [xz.clone()] if for_backward else []
-        return _mix(xz, ahead, behind, average).contiguous(), saved
+        return _mix(xz, forward_params, backward_params, average).contiguous(), saved
 
     @staticmethod
-    def backward(dout, xz, ahead, behind, saved, *, average):
+    def backward(dout, xz, forward_params, backward_params, saved, *, average):
         assert torch.equal(saved[0], xz)
 
         def run(xz, *ways):
-            return (_mix(xz, Direction(*ways[:7]), Direction(*ways[7:]), average),)
+            return (_mix(xz, ScanDirection(*ways[:7]), ScanDirection(*ways[7:]), average),)
 
-        dxz, *dways = _pull_back(run, (xz, *ahead, *behind), (dout,))
-        return dxz, Direction(*dways[:7]), Direction(*dways[7:])
+        dxz, *dways = _pull_back(run, (xz, *forward_params, *backward_params), (dout,))
+        return dxz, ScanDirection(*dways[:7]), ScanDirection(*dways[7:])
 
 
-def _mix(xz: Tensor, ahead: Direction, behind: Direction, average: bool) -> Tensor:
+def _mix(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, average: bool) -> Tensor:
     x, z = xz.chunk(2, dim=-1)
     total = torch.zeros_like(x)
-    for way, reverse in ((ahead, False), (behind, True)):
+    for way, reverse in ((forward_params, False), (backward_params, True)):
         u = causal_conv1d(x, way.conv_weight, way.conv_bias, silu=True, reverse=reverse)
         rank, state = way.sizes
         low, B, C = (u @ way.x_proj.T).split([rank, state, state], dim=-1)

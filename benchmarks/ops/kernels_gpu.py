@@ -18,7 +18,7 @@ from torch import Tensor
 from mambar.bench.machine import describe
 from mambar.bench.table import Row, markdown
 from mambar.ops.bidirectional_mix import cuda as mix
-from mambar.ops.bidirectional_mix.direction import Direction
+from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.cuda.conv import conv_backward, conv_forward
 from mambar.ops.cuda.scan import Way, gate_backward, scan_backward, scan_forward
 from mambar.ops.rms_norm import triton as norm
@@ -135,7 +135,7 @@ def pieces(copy_rate: float) -> list[Row]:
     way, delta = Way(A=-torch.rand(inner, STATE, device="cuda") * 8, D=bias, bias=bias * 0.3 - 2), two - 2
     columns = draw(2, batch, length, rank + 2 * STATE)
     B, C = columns[..., rank : rank + STATE], columns[..., rank + STATE :]
-    direction = Direction(
+    direction = ScanDirection(
         conv_weight=weight,
         conv_bias=bias,
         x_proj=draw(rank + 2 * STATE, inner) * inner**-0.5,

@@ -26,10 +26,10 @@ class DirectionalScan(nn.Module):
             if parameter is not None:
                 nn.init.uniform_(parameter, -bound, bound)
 
-    def weights(self) -> ops.Direction:
+    def weights(self) -> ops.ScanDirection:
         """The weights as the op takes them; A = -exp(A_log) in at least float32."""
         dtype = torch.promote_types(self.A_log.dtype, torch.float32)
-        return ops.Direction(
+        return ops.ScanDirection(
             conv_weight=self.conv_weight,
             conv_bias=self.conv_bias,
             x_proj=self.x_proj.weight,

@@ -1,6 +1,6 @@
 """Functions of tensors: scan, convolution, norm and two-way mix, each with several backends."""
 
-from mambar.ops.bidirectional_mix import Direction as Direction
+from mambar.ops.bidirectional_mix import ScanDirection as ScanDirection
 from mambar.ops.bidirectional_mix import bidirectional_mix as bidirectional_mix
 from mambar.ops.causal_conv1d import causal_conv1d as causal_conv1d
 from mambar.ops.dispatch import Backend as Backend

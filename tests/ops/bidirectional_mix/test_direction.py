@@ -1,10 +1,10 @@
 import torch
 
-from mambar.ops import Direction
+from mambar.ops import ScanDirection
 
 
 def test_the_sizes_are_those_of_the_projections():
-    way = Direction(
+    way = ScanDirection(
         *(torch.zeros(6, 4), None, torch.zeros(10, 6), torch.zeros(6, 2), torch.zeros(6), torch.zeros(6, 4)),
         torch.zeros(6),
     )

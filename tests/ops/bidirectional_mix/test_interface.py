@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from golden_cases import assert_near, cases
 from mambar.errors import BackendUnavailable
-from mambar.ops import Direction, bidirectional_mix, use_backend
+from mambar.ops import ScanDirection, bidirectional_mix, use_backend
 from op_inputs import assert_same, relative_error, to_double, ways, with_gradients, without_shape_hook
 
-FIELDS = Direction._fields
+FIELDS = ScanDirection._fields
 # Of a mixer: outputs, gradients (tests/golden/README.md).
 EXACT = {torch.float64: (1e-11, 1e-11), torch.float32: (2e-5, 5e-5)}
 
@@ -17,7 +17,7 @@ EXACT = {torch.float64: (1e-11, 1e-11), torch.float32: (2e-5, 5e-5)}
 def inputs(
     batch=2, length=13, inner=6, state=4, rank=2, taps=4, *, dtype=torch.float32, device="cpu", bias=True, seed=0
 ):
-    """xz and the parameters of both directions, flat: `ahead.A`, …"""
+    """xz and the parameters of both directions, flat: `forward_params.A`, …"""
     generator = torch.Generator().manual_seed(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -25,8 +25,8 @@ def inputs(
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     tensors = {"xz": draw(batch, length, 2 * inner).to(device, dtype)}
-    for way in ("ahead", "behind"):
-        drawn = Direction(
+    for way in ("forward_params", "backward_params"):
+        drawn = ScanDirection(
             conv_weight=draw(inner, taps) / 2,
             conv_bias=draw(inner) / 4,
             x_proj=draw(rank + 2 * state, inner) / inner**0.5,
@@ -43,7 +43,10 @@ def inputs(
 
 def mix_with(backend, **options):
     def mix(**tensors):
-        ways = [Direction(*(tensors[f"{way}.{field}"] for field in FIELDS)) for way in ("ahead", "behind")]
+        ways = [
+            ScanDirection(*(tensors[f"{way}.{field}"] for field in FIELDS))
+            for way in ("forward_params", "backward_params")
+        ]
         return bidirectional_mix(tensors["xz"], *ways, **options, backend=backend)
 
     return mix
@@ -75,7 +78,7 @@ def test_the_released_codes_mixer(case, dtype, backend, device):
             return leaves.get(f"param/{name}")
 
         bias = given(f"conv1d{mark}.bias")
-        return Direction(
+        return ScanDirection(
             conv_weight=given(f"conv1d{mark}.weight")[:, 0],
             conv_bias=bias,
             x_proj=given(f"x_proj{mark}.weight"),
@@ -146,7 +149,9 @@ def test_p10_nan_stays_in_its_batch_item(backend, device):
 def test_the_directions_do_not_see_the_same_time(backend, device):
     tensors = inputs(1, 15, device=device)
     swapped = {
-        name.replace("ahead", "?").replace("behind", "ahead").replace("?", "behind"): tensor
+        name.replace("forward_params", "?")
+        .replace("backward_params", "forward_params")
+        .replace("?", "backward_params"): tensor
         for name, tensor in tensors.items()
     }
     swapped["xz"] = tensors["xz"].flip(1)
@@ -228,12 +233,12 @@ def test_bad_input_is_refused_with_the_argument_named():
     good = inputs()
     bad = {
         "xz": torch.zeros(13, 12),
-        "ahead.conv_weight": torch.zeros(5, 4),
-        "ahead.conv_bias": torch.zeros(5),
-        "behind.x_proj": torch.zeros(9, 6),
-        "behind.dt_bias": torch.zeros(5),
-        "ahead.A": torch.zeros(5, 4),
-        "behind.D": torch.zeros(1),
+        "forward_params.conv_weight": torch.zeros(5, 4),
+        "forward_params.conv_bias": torch.zeros(5),
+        "backward_params.x_proj": torch.zeros(9, 6),
+        "backward_params.dt_bias": torch.zeros(5),
+        "forward_params.A": torch.zeros(5, 4),
+        "backward_params.D": torch.zeros(1),
     }
     for name, tensor in bad.items():
         with pytest.raises(ValueError, match=f"^{name} has"):
@@ -241,4 +246,13 @@ def test_bad_input_is_refused_with_the_argument_named():
     with pytest.raises(ValueError, match="even number"):
         mix_with("auto")(**good | {"xz": torch.zeros(2, 3, 7)})
     with pytest.raises(ValueError, match="must not be positive"):
-        mix_with("auto")(**good | {"behind.A": torch.ones(6, 4)})
+        mix_with("auto")(**good | {"backward_params.A": torch.ones(6, 4)})
+
+
+@without_shape_hook
+def test_old_argument_names_still_work():
+    tensors = inputs(1, 3)
+    given = [ScanDirection(*(tensors[f"{way}_params.{field}"] for field in FIELDS)) for way in ("forward", "backward")]
+    with pytest.warns(DeprecationWarning, match=r"(ahead= is now forward|behind= is now backward)_params="):
+        found = bidirectional_mix(tensors["xz"], ahead=given[0], behind=given[1])
+    assert torch.equal(found, bidirectional_mix(tensors["xz"], *given))

@@ -3,7 +3,7 @@ import torch
 
 from llvm_machines import every_machine
 from mambar.ops import bidirectional_mix
-from mambar.ops.bidirectional_mix import Direction, llvm
+from mambar.ops.bidirectional_mix import ScanDirection, llvm
 from op_inputs import relative_error
 
 
@@ -13,7 +13,7 @@ def draw(inner, state, rank, taps, seed):
     def normal(*shape):
         return torch.randn(shape, generator=generator)
 
-    return Direction(
+    return ScanDirection(
         conv_weight=normal(inner, taps),
         conv_bias=normal(inner),
         x_proj=normal(rank + 2 * state, inner) * inner**-0.5,
@@ -36,7 +36,7 @@ def test_every_width_of_vectors_is_right(machine, average, inner, states, monkey
     for backend, dtype in (("llvm", torch.float32), ("reference", torch.float64)):
         leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (xz, *ways[0], *ways[1])]
         out = bidirectional_mix(
-            leaves[0], Direction(*leaves[1:8]), Direction(*leaves[8:]), average=average, backend=backend
+            leaves[0], ScanDirection(*leaves[1:8]), ScanDirection(*leaves[8:]), average=average, backend=backend
         )
         results.append([out, *torch.autograd.grad(out, leaves, weight.to(dtype))])
     for found, right in zip(*results, strict=True):
@@ -45,9 +45,9 @@ def test_every_width_of_vectors_is_right(machine, average, inner, states, monkey
 
 
 def test_what_is_kept_has_the_shapes_it_says():
-    ahead, behind = draw(24, 4, 3, 4, 0), draw(24, 6, 3, 4, 1)
+    forward_params, backward_params = draw(24, 4, 3, 4, 0), draw(24, 6, 3, 4, 1)
     xz = torch.randn(2, 35, 48)
-    _, saved = llvm.forward(xz, ahead, behind, average=True, for_backward=True)
-    promised = llvm.empty_saved(xz, ahead, behind)
+    _, saved = llvm.forward(xz, forward_params, backward_params, average=True, for_backward=True)
+    promised = llvm.empty_saved(xz, forward_params, backward_params)
     assert [(t.shape, t.dtype) for t in saved] == [(t.shape, t.dtype) for t in promised]
-    assert llvm.forward(xz, ahead, behind, average=True, for_backward=False)[1] == []
+    assert llvm.forward(xz, forward_params, backward_params, average=True, for_backward=False)[1] == []

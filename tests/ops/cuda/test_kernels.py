@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from mambar.ops.bidirectional_mix.direction import Direction
+from mambar.ops.bidirectional_mix.direction import ScanDirection
 
 pytestmark = pytest.mark.gpu
 WORST = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -96,7 +96,7 @@ def mix_arguments(batch, length, inner, rank, state=16, dtype=torch.bfloat16, se
         return torch.randn(shape, generator=generator).cuda()
 
     def way():
-        return Direction(
+        return ScanDirection(
             conv_weight=draw(inner, 4) * 0.5,
             conv_bias=draw(inner) * 0.3,
             x_proj=(draw(rank + 2 * state, inner) * inner**-0.5).to(dtype),
@@ -113,8 +113,8 @@ def mix_once(arguments, dout):
     from mambar.ops.bidirectional_mix import cuda
 
     out, saved = cuda.forward(*arguments, average=True, for_backward=True)
-    dxz, ahead, behind = cuda.backward(dout, *arguments, [*saved, out], average=True)
-    return [out, dxz, *ahead, *behind]
+    dxz, forward_params, backward_params = cuda.backward(dout, *arguments, [*saved, out], average=True)
+    return [out, dxz, *forward_params, *backward_params]
 
 
 @pytest.mark.parametrize("state", [5, 16, 20])
@@ -131,7 +131,7 @@ def test_the_mix_is_twice_as_exact_as_plain_pytorch_at_worst(nan_filled, dtype, 
     def plain(dtype):
         xz, *ways = arguments
         xz = xz.to(dtype).requires_grad_()
-        ways = [Direction(*(part.to(dtype).requires_grad_() for part in way)) for way in ways]
+        ways = [ScanDirection(*(part.to(dtype).requires_grad_() for part in way)) for way in ways]
         with use_backend("reference"):
             out = reference.bidirectional_mix(xz, *ways, average=True)
         gradients = torch.autograd.grad((out * dout.to(dtype)).sum(), [xz, *ways[0], *ways[1]])

@@ -11,75 +11,85 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from mambar.ops.bidirectional_mix.direction import Direction
+from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.cuda.conv import conv_backward, conv_forward
 from mambar.ops.cuda.scan import LARGEST_STATE, Way, add_blocks, gate_backward, scan_backward, scan_forward
 from mambar.ops.selective_scan import triton as portable
 
 
-def empty_saved(xz: Tensor, ahead: Direction, behind: Direction) -> list[Tensor]:
+def empty_saved(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> list[Tensor]:
     """The projections of both ways; in float16, whose exponents are too few to divide by the gate, its input too."""
     batch, length, both = xz.shape
-    projected = xz.new_empty((2, batch, length, ahead.x_proj.shape[0]))
-    keeps = xz.dtype == torch.float16 and ahead.sizes[1] <= LARGEST_STATE
+    projected = xz.new_empty((2, batch, length, forward_params.x_proj.shape[0]))
+    keeps = xz.dtype == torch.float16 and forward_params.sizes[1] <= LARGEST_STATE
     return [projected, xz.new_empty((batch, length, both // 2))] if keeps else [projected]
 
 
 def forward(
-    xz: Tensor, ahead: Direction, behind: Direction, *, average: bool, for_backward: bool
+    xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, *, average: bool, for_backward: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The gated sum of both directions, halved if `average`."""
     x, z = xz.chunk(2, dim=-1)
-    u = _convolve(x, ahead, behind)
-    projected = torch.empty((*u.shape[:3], ahead.x_proj.shape[0]), dtype=u.dtype, device=u.device)
-    for way, weights in enumerate((ahead, behind)):
+    u = _convolve(x, forward_params, backward_params)
+    projected = torch.empty((*u.shape[:3], forward_params.x_proj.shape[0]), dtype=u.dtype, device=u.device)
+    for way, weights in enumerate((forward_params, backward_params)):
         torch.mm(_matrix(u[way]), weights.x_proj.t(), out=_matrix(projected[way]))
-    delta = _step_sizes(projected, ahead, behind)
-    _, B, C = _split(projected, ahead)
-    if ahead.sizes[1] > LARGEST_STATE:
-        return _many_states(u, delta, B, C, z, ahead, behind, average), [projected] if for_backward else []
+    delta = _step_sizes(projected, forward_params, backward_params)
+    _, B, C = _split(projected, forward_params)
+    if forward_params.sizes[1] > LARGEST_STATE:
+        return _many_states(u, delta, B, C, z, forward_params, backward_params, average), [
+            projected
+        ] if for_backward else []
     keep = for_backward and xz.dtype == torch.float16
-    out, kept = scan_forward(u, delta, B, C, z, _ways(ahead, behind), scale=_scale(average), keep=keep)
+    out, kept = scan_forward(
+        u, delta, B, C, z, _ways(forward_params, backward_params), scale=_scale(average), keep=keep
+    )
     saved = [projected] if kept is None else [projected, kept]
     return out, saved if for_backward else []
 
 
 def backward(
-    dout: Tensor, xz: Tensor, ahead: Direction, behind: Direction, saved: list[Tensor], *, average: bool
-) -> tuple[Tensor, Direction, Direction]:
+    dout: Tensor,
+    xz: Tensor,
+    forward_params: ScanDirection,
+    backward_params: ScanDirection,
+    saved: list[Tensor],
+    *,
+    average: bool,
+) -> tuple[Tensor, ScanDirection, ScanDirection]:
     """Gradients of xz and of both directions' parameters; `saved` ends with the output."""
     projected, *kept, out = saved
     x, z = xz.chunk(2, dim=-1)
     dxz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     dx, dz = dxz.chunk(2, dim=-1)
-    u = _convolve(x, ahead, behind)
-    delta = _step_sizes(projected, ahead, behind)
-    low, B, C = _split(projected, ahead)
+    u = _convolve(x, forward_params, backward_params)
+    delta = _step_sizes(projected, forward_params, backward_params)
+    low, B, C = _split(projected, forward_params)
     dprojected = torch.empty(projected.shape, dtype=projected.dtype, device=projected.device)
-    dlow, dB, dC = _split(dprojected, ahead)
-    if ahead.sizes[1] > LARGEST_STATE:
-        scanned = _many_states_backward(dout, u, delta, B, C, z, ahead, behind, average, dB, dC, dz)
+    dlow, dB, dC = _split(dprojected, forward_params)
+    if forward_params.sizes[1] > LARGEST_STATE:
+        scanned = _many_states_backward(dout, u, delta, B, C, z, forward_params, backward_params, average, dB, dC, dz)
     else:
         dy = gate_backward(dout, kept[0] if kept else out, z, dz, scale=_scale(average), gated=not kept)
         # The gradient of delta takes delta's place.
-        found = scan_backward(dy, u, delta, B, C, _ways(ahead, behind), ddelta=delta)
+        found = scan_backward(dy, u, delta, B, C, _ways(forward_params, backward_params), ddelta=delta)
         add_blocks(found.blocks, dB, dC)
         sums = (part.unflatten(0, (2, -1)).sum(dim=1) for part in (found.A, found.D, found.bias))
         scanned = _Scanned(found.u, found.delta, *sums)
 
     products = []
-    for way, weights in enumerate((ahead, behind)):
+    for way, weights in enumerate((forward_params, backward_params)):
         ddelta, du = _matrix(scanned.delta[way]), _matrix(scanned.u[way])
         torch.mm(ddelta, weights.dt_proj, out=_matrix(dlow[way]))
         ddt_proj = torch.mm(ddelta.t(), _matrix(low[way]))
         dx_proj = torch.mm(_matrix(dprojected[way]).t(), _matrix(u[way]))
         du.addmm_(_matrix(dprojected[way]), weights.x_proj)
         products.append((dx_proj, ddt_proj))
-    weights = [(way.conv_weight, way.conv_bias) for way in (ahead, behind)]
+    weights = [(way.conv_weight, way.conv_bias) for way in (forward_params, backward_params)]
     convolved = conv_backward(scanned.u, x, dx, (weights[0], weights[1]), silu=True)
 
     gradients = [
-        Direction(
+        ScanDirection(
             conv_weight=convolved[way][0],
             conv_bias=None if weights[way][1] is None else convolved[way][1],
             x_proj=products[way][0],
@@ -104,11 +114,18 @@ class _Scanned(NamedTuple):
 
 
 def _many_states(
-    u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor, ahead: Direction, behind: Direction, average: bool
+    u: Tensor,
+    delta: Tensor,
+    B: Tensor,
+    C: Tensor,
+    z: Tensor,
+    forward_params: ScanDirection,
+    backward_params: ScanDirection,
+    average: bool,
 ) -> Tensor:
     """The gated sum for more states than fit in registers."""
     total = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
-    for way, weights in enumerate((ahead, behind)):
+    for way, weights in enumerate((forward_params, backward_params)):
         arguments = (u[way], delta[way], weights.A, B[way], C[way], weights.D, z, weights.dt_bias, None)
         total += portable.forward(*arguments, delta_softplus=True, reverse=way == 1, for_backward=False)[0]
     return (total * _scale(average)).to(z.dtype)
@@ -121,8 +138,8 @@ def _many_states_backward(
     B: Tensor,
     C: Tensor,
     z: Tensor,
-    ahead: Direction,
-    behind: Direction,
+    forward_params: ScanDirection,
+    backward_params: ScanDirection,
     average: bool,
     dB: Tensor,
     dC: Tensor,
@@ -132,7 +149,7 @@ def _many_states_backward(
     dout = dout * _scale(average)
     dz.zero_()
     each = []
-    for way, weights in enumerate((ahead, behind)):
+    for way, weights in enumerate((forward_params, backward_params)):
         arguments = (u[way], delta[way], weights.A, B[way], C[way], weights.D, z, weights.dt_bias, None)
         flags = {"delta_softplus": True, "reverse": way == 1}
         _, _, kept = portable.forward(*arguments, for_backward=True, **flags)
@@ -144,21 +161,26 @@ def _many_states_backward(
     return _Scanned(*(torch.stack(parts) for parts in zip(*each, strict=True)))
 
 
-def _convolve(x: Tensor, ahead: Direction, behind: Direction) -> Tensor:
-    ways = ((ahead.conv_weight, ahead.conv_bias), (behind.conv_weight, behind.conv_bias))
+def _convolve(x: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> Tensor:
+    ways = (
+        (forward_params.conv_weight, forward_params.conv_bias),
+        (backward_params.conv_weight, backward_params.conv_bias),
+    )
     return conv_forward(x, ways, silu=True)
 
 
-def _step_sizes(projected: Tensor, ahead: Direction, behind: Direction) -> Tensor:
+def _step_sizes(projected: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> Tensor:
     """(2, batch, length, inner), before bias and softplus."""
-    delta = torch.empty((*projected.shape[:3], ahead.dt_proj.shape[0]), dtype=projected.dtype, device=projected.device)
-    low, _, _ = _split(projected, ahead)
-    for way, weights in enumerate((ahead, behind)):
+    delta = torch.empty(
+        (*projected.shape[:3], forward_params.dt_proj.shape[0]), dtype=projected.dtype, device=projected.device
+    )
+    low, _, _ = _split(projected, forward_params)
+    for way, weights in enumerate((forward_params, backward_params)):
         torch.mm(_matrix(low[way]), weights.dt_proj.t(), out=_matrix(delta[way]))
     return delta
 
 
-def _split(projected: Tensor, weights: Direction) -> tuple[Tensor, Tensor, Tensor]:
+def _split(projected: Tensor, weights: ScanDirection) -> tuple[Tensor, Tensor, Tensor]:
     rank, state = weights.sizes
     low, B, C = projected.split([rank, state, state], dim=-1)
     return low, B, C
@@ -169,8 +191,8 @@ def _matrix(tensor: Tensor) -> Tensor:
     return tensor.view(-1, tensor.shape[-1])
 
 
-def _ways(ahead: Direction, behind: Direction) -> tuple[Way, Way]:
-    first, second = (Way(A=way.A, D=way.D, bias=way.dt_bias) for way in (ahead, behind))
+def _ways(forward_params: ScanDirection, backward_params: ScanDirection) -> tuple[Way, Way]:
+    first, second = (Way(A=way.A, D=way.D, bias=way.dt_bias) for way in (forward_params, backward_params))
     return first, second
 
 

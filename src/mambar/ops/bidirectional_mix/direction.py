@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class Direction(NamedTuple):
+class ScanDirection(NamedTuple):
     """What one direction of the mixer owns; the two directions share only the projections around them."""
 
     conv_weight: Float[Tensor, "inner taps"]

@@ -2,9 +2,9 @@
 
 A kernel backend is a module with three functions on plain tensors:
 
-    empty_saved(xz, ahead, behind) -> list[Tensor]
-    forward(xz, ahead, behind, *, average, for_backward) -> (out, saved)
-    backward(dout, xz, ahead, behind, saved, *, average) -> (dxz, dahead, dbehind)
+    empty_saved(xz, forward_params, backward_params) -> list[Tensor]
+    forward(xz, forward_params, backward_params, *, average, for_backward) -> (out, saved)
+    backward(dout, xz, forward_params, backward_params, saved, *, average) -> (dxz, dforward, dbackward)
 
 In `backward`, `saved` ends with one more, the output, which the network holds anyway. `empty_saved` gives the
 new tensors that `forward` fills for `backward`; it looks at shapes and types only. xz has its channels beside
@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mambar.deprecated import accept_old_names
 from mambar.errors import InputError
 from mambar.ops.bidirectional_mix import reference
-from mambar.ops.bidirectional_mix.direction import Direction as Direction
+from mambar.ops.bidirectional_mix.direction import ScanDirection as ScanDirection
 from mambar.ops.checks import (
     FLOATS,
     KERNEL_FLOATS,
@@ -57,10 +58,11 @@ BACKENDS = (
 )
 
 
+@accept_old_names({"ahead": "forward_params", "behind": "backward_params"})
 def bidirectional_mix(
     xz: Float[Tensor, "batch length two_inner"],
-    ahead: Direction,
-    behind: Direction,
+    forward_params: ScanDirection,
+    backward_params: ScanDirection,
     *,
     average: bool = True,
     backend: str = "auto",
@@ -68,30 +70,30 @@ def bidirectional_mix(
     """What the vision mixer computes between its projections; `xz` is x, then the gate z, beside each other.
 
     Each direction: causal convolution and SiLU, projection to step size, B and C, then the scan with
-    softplus, skip and gate; `behind` walks from the last token to the first. The result is the sum of both,
+    softplus, skip and gate; `backward_params` walks from the last token to the first. The result is the sum of both,
     halved if `average` as in Mamba-R (arXiv 2405.14858), where Vim's first code summed. Under autocast the
     projections run in its type; state, softplus and gate stay float32. `backend="reference"` composes the
     other ops, which choose for themselves.
     """
-    _check(xz, ahead, behind)
+    _check(xz, forward_params, backward_params)
     dtype = _linear_dtype(xz)
     name = resolve("bidirectional_mix", backend, device=xz.device, dtype=dtype, otherwise="reference")
     if name == "reference":
-        return reference.bidirectional_mix(xz, ahead, behind, average=average)
+        return reference.bidirectional_mix(xz, forward_params, backward_params, average=average)
     if mode() == "eager" and xz.numel() == 0:
         return xz.chunk(2, dim=-1)[0] + 0
-    tensors = (as_dtype(xz, dtype), *_typed(ahead, dtype), *_typed(behind, dtype))
+    tensors = (as_dtype(xz, dtype), *_typed(forward_params, dtype), *_typed(backward_params, dtype))
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     out, *_ = torch.ops.mambar.bidirectional_mix(*tensors, average, learns, name)
     return out
 
 
-def _check(xz: Tensor, ahead: Direction, behind: Direction) -> None:
+def _check(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> None:
     check_shape("xz", xz, batch=None, length=None, two_inner=None)
     if xz.shape[2] % 2:
         raise InputError(f"xz has {xz.shape[2]} channels; it needs an even number: x, then the gate z.")
     inner = xz.shape[2] // 2
-    for name, way in (("ahead", ahead), ("behind", behind)):
+    for name, way in (("forward_params", forward_params), ("backward_params", backward_params)):
         rank, state = way.sizes
         check_shape(f"{name}.conv_weight", way.conv_weight, inner=inner, taps=None)
         check_shape(f"{name}.conv_bias", way.conv_bias, inner=inner)
@@ -108,10 +110,10 @@ def _linear_dtype(xz: Tensor) -> torch.dtype:
     return xz.dtype if xz.dtype == torch.float64 else autocast_dtype(xz.device.type) or xz.dtype
 
 
-def _typed(way: Direction, dtype: torch.dtype) -> Direction:
+def _typed(way: ScanDirection, dtype: torch.dtype) -> ScanDirection:
     wide = compute_dtype(way.A) if dtype != torch.float64 else dtype
     kinds = {"x_proj": dtype, "dt_proj": dtype}
-    return Direction(*(as_dtype(tensor, kinds.get(name, wide)) for name, tensor in way._asdict().items()))
+    return ScanDirection(*(as_dtype(tensor, kinds.get(name, wide)) for name, tensor in way._asdict().items()))
 
 
 # The op: one opaque node of a graph, with the backend's name as a constant.
@@ -130,12 +132,12 @@ torch.library.define(
 )
 
 
-def _unpacked(tensors: Sequence[Any]) -> tuple[Tensor, Direction, Direction]:
+def _unpacked(tensors: Sequence[Any]) -> tuple[Tensor, ScanDirection, ScanDirection]:
     xz, *ways = tensors
-    return xz, Direction(*ways[:7]), Direction(*ways[7:14])
+    return xz, ScanDirection(*ways[:7]), ScanDirection(*ways[7:14])
 
 
-def _laid_out(tensors: Sequence[Any]) -> tuple[Tensor, Direction, Direction]:
+def _laid_out(tensors: Sequence[Any]) -> tuple[Tensor, ScanDirection, ScanDirection]:
     xz, *parameters = tensors
     return _unpacked((rows(xz), *(None if t is None else t.contiguous() for t in parameters)))
 
@@ -151,11 +153,15 @@ def _forward(*arguments):
 @torch.library.register_fake("mambar::bidirectional_mix")
 def _(*arguments):
     *tensors, _, for_backward, backend = arguments
-    xz, ahead, behind = _unpacked(tensors)
+    xz, forward_params, backward_params = _unpacked(tensors)
     out = xz.new_empty(xz.shape[0], xz.shape[1], xz.shape[2] // 2)
     return [
         out,
-        *(kernel("bidirectional_mix", backend).empty_saved(xz, ahead, behind) if for_backward else []),
+        *(
+            kernel("bidirectional_mix", backend).empty_saved(xz, forward_params, backward_params)
+            if for_backward
+            else []
+        ),
     ]
 
 
@@ -163,8 +169,8 @@ def _(*arguments):
 def _backward(dout, *arguments):
     *tensors, saved, average, backend = arguments
     run = kernel("bidirectional_mix", backend).backward
-    dxz, dahead, dbehind = run(rows(dout), *_laid_out(tensors), saved, average=average)
-    return [dxz, *(dxz.new_empty(0) if gradient is None else gradient for gradient in (*dahead, *dbehind))]
+    dxz, dforward, dbackward = run(rows(dout), *_laid_out(tensors), saved, average=average)
+    return [dxz, *(dxz.new_empty(0) if gradient is None else gradient for gradient in (*dforward, *dbackward))]
 
 
 @torch.library.register_fake("mambar::bidirectional_mix_backward")

@@ -6,19 +6,19 @@ For the backward the low-rank projections, the step sizes and the checkpoints ar
 import torch
 from torch import Tensor
 
-from mambar.ops.bidirectional_mix.direction import Direction
+from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.bidirectional_mix.llvm_scans import Scan, ScanGradients, scan_both, scan_both_backward
 from mambar.ops.causal_conv1d import llvm as convolution
 from mambar.ops.llvm.products import linear, matmul
 from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY
 
 
-def empty_saved(xz: Tensor, ahead: Direction, behind: Direction) -> list[Tensor]:
+def empty_saved(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> list[Tensor]:
     """For each direction: the projections to step size, B and C; the step sizes; the checkpoints."""
-    batch, length, inner = xz.shape[0], xz.shape[1], ahead.A.shape[0]
+    batch, length, inner = xz.shape[0], xz.shape[1], forward_params.A.shape[0]
     chunks = -(-length // CHECKPOINT_EVERY)
     saved = []
-    for way in (ahead, behind):
+    for way in (forward_params, backward_params):
         saved += [
             xz.new_empty((batch, length, way.x_proj.shape[0])),
             xz.new_empty((batch, length, inner)),
@@ -28,12 +28,12 @@ def empty_saved(xz: Tensor, ahead: Direction, behind: Direction) -> list[Tensor]
 
 
 def forward(
-    xz: Tensor, ahead: Direction, behind: Direction, *, average: bool, for_backward: bool
+    xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, *, average: bool, for_backward: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The mix, and what `backward` starts from."""
     x, z = xz.chunk(2, dim=-1)
     scans, projections = [], []
-    for way, reverse in ((ahead, False), (behind, True)):
+    for way, reverse in ((forward_params, False), (backward_params, True)):
         u = convolution.forward(x, way.conv_weight, way.conv_bias, silu=True, reverse=reverse)
         projected = linear(u, way.x_proj)
         delta = linear(projected[..., : way.sizes[0]], way.dt_proj)
@@ -48,27 +48,33 @@ def forward(
 
 
 def backward(
-    dout: Tensor, xz: Tensor, ahead: Direction, behind: Direction, saved: list[Tensor], *, average: bool
-) -> tuple[Tensor, Direction, Direction]:
+    dout: Tensor,
+    xz: Tensor,
+    forward_params: ScanDirection,
+    backward_params: ScanDirection,
+    saved: list[Tensor],
+    *,
+    average: bool,
+) -> tuple[Tensor, ScanDirection, ScanDirection]:
     """The gradients of xz and of both directions' parameters."""
     x, z = xz.chunk(2, dim=-1)
     dxz = torch.empty(xz.shape, dtype=xz.dtype)
     dx, dz = dxz.chunk(2, dim=-1)
     scans = []
-    for way, projected, delta, reverse in ((ahead, *saved[:2], False), (behind, *saved[3:5], True)):
+    for way, projected, delta, reverse in ((forward_params, *saved[:2], False), (backward_params, *saved[3:5], True)):
         u = convolution.forward(x, way.conv_weight, way.conv_bias, silu=True, reverse=reverse)
         scans.append(_scan(way, u, projected, delta))
     gradients = scan_both_backward(dout, z, dz, scans[0], scans[1], (saved[2], saved[5]), average=average)
-    dahead, dbehind = (
+    dforward, dbackward = (
         _through_projections(way, scan.u, projected, gradient, x, dx, reverse=reverse)
         for way, scan, projected, gradient, reverse in zip(
-            (ahead, behind), scans, (saved[0], saved[3]), gradients, (False, True), strict=True
+            (forward_params, backward_params), scans, (saved[0], saved[3]), gradients, (False, True), strict=True
         )
     )
-    return dxz, dahead, dbehind
+    return dxz, dforward, dbackward
 
 
-def _scan(way: Direction, u: Tensor, projected: Tensor, delta: Tensor) -> Scan:
+def _scan(way: ScanDirection, u: Tensor, projected: Tensor, delta: Tensor) -> Scan:
     rank, state = way.sizes
     _, B, C = projected.split([rank, state, state], dim=-1)
     # B and C are small; the kernels take them as float32.
@@ -76,8 +82,8 @@ def _scan(way: Direction, u: Tensor, projected: Tensor, delta: Tensor) -> Scan:
 
 
 def _through_projections(
-    way: Direction, u: Tensor, projected: Tensor, scan: ScanGradients, x: Tensor, dx: Tensor, *, reverse: bool
-) -> Direction:
+    way: ScanDirection, u: Tensor, projected: Tensor, scan: ScanGradients, x: Tensor, dx: Tensor, *, reverse: bool
+) -> ScanDirection:
     """From the scan's gradients to those of the parameters; the part of dx is written, or added when `reverse`."""
     rank, state = way.sizes
     ddelta, du = scan.delta.flatten(0, 1), scan.u.flatten(0, 1)
@@ -90,7 +96,7 @@ def _through_projections(
     dweight, dbias = convolution.backward_into(
         dx, scan.u, x, way.conv_weight, way.conv_bias, silu=True, reverse=reverse, adds=reverse
     )
-    return Direction(
+    return ScanDirection(
         conv_weight=dweight,
         conv_bias=dbias,
         x_proj=matmul(dprojected.t(), u.flatten(0, 1)),

@@ -56,18 +56,18 @@ class ScanGradients:
 
 
 def scan_both(
-    z: Tensor, ahead: Scan, behind: Scan, checkpoints: tuple[Tensor, Tensor] | None, *, average: bool
+    z: Tensor, forward_scan: Scan, backward_scan: Scan, checkpoints: tuple[Tensor, Tensor] | None, *, average: bool
 ) -> Tensor:
     """The sum of both scans, or their mean, times silu(z); fills the checkpoints where they are given."""
     out = torch.empty(z.shape, dtype=z.dtype)
     kept = checkpoints or (None, None)
     own = [
         scan.arguments(reverse=reverse) | rows(reverse, z=z, out=out) | {"checkpoints": address(states)}
-        for scan, states, reverse in zip((ahead, behind), kept, (False, True), strict=True)
+        for scan, states, reverse in zip((forward_scan, backward_scan), kept, (False, True), strict=True)
     ]
     num_tasks = z.shape[0] * channel_blocks(current_machine(), z.shape[2], llvm_forward.VECTORS_PER_BLOCK)
     arguments = _shared(z, num_tasks, average=average) | _by_direction(own)
-    largest = max(ahead.A.shape[1], behind.A.shape[1])
+    largest = max(forward_scan.A.shape[1], backward_scan.A.shape[1])
     launch(
         llvm_forward,
         z.dtype,
@@ -81,8 +81,8 @@ def scan_both_backward(
     dout: Tensor,
     z: Tensor,
     dz: Tensor,
-    ahead: Scan,
-    behind: Scan,
+    forward_scan: Scan,
+    backward_scan: Scan,
     checkpoints: tuple[Tensor, Tensor],
     *,
     average: bool,
@@ -90,13 +90,13 @@ def scan_both_backward(
     """The gradients of both scans' tensors; that of the gate is written into dz."""
     scans = [
         _Backward(scan, states, reverse)
-        for scan, states, reverse in zip((ahead, behind), checkpoints, (False, True), strict=True)
+        for scan, states, reverse in zip((forward_scan, backward_scan), checkpoints, (False, True), strict=True)
     ]
     own = [scan.arguments() | rows(scan.reverse, z=z, dout=dout, dz=dz) for scan in scans]
     size, tasks = scan_backward.blocks_per_task(current_machine(), z.shape[0], z.shape[2])
     arguments = _shared(z, z.shape[0] * tasks, average=average) | _by_direction(own)
     results = [tensor for scan in scans for tensor in (scan.du, scan.ddelta)]
-    largest = max(ahead.A.shape[1], behind.A.shape[1])
+    largest = max(forward_scan.A.shape[1], backward_scan.A.shape[1])
     launch(
         llvm_backward,
         z.dtype,

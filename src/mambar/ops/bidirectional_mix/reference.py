@@ -3,19 +3,21 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambar.ops.bidirectional_mix.direction import Direction
+from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.causal_conv1d import causal_conv1d
 from mambar.ops.selective_scan import selective_scan
 
 
-def bidirectional_mix(xz: Tensor, ahead: Direction, behind: Direction, *, average: bool) -> Tensor:
+def bidirectional_mix(
+    xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, *, average: bool
+) -> Tensor:
     """Both directions over the same x and gate z, summed, and halved if `average`."""
     x, z = xz.chunk(2, dim=-1)
-    total = _one_way(x, z, ahead, reverse=False) + _one_way(x, z, behind, reverse=True)
+    total = _one_way(x, z, forward_params, reverse=False) + _one_way(x, z, backward_params, reverse=True)
     return total / 2 if average else total
 
 
-def _one_way(x: Tensor, z: Tensor, way: Direction, *, reverse: bool) -> Tensor:
+def _one_way(x: Tensor, z: Tensor, way: ScanDirection, *, reverse: bool) -> Tensor:
     u = causal_conv1d(x, way.conv_weight, way.conv_bias, reverse=reverse)
     rank, state = way.sizes
     low, B, C = F.linear(u, way.x_proj).split([rank, state, state], dim=-1)
