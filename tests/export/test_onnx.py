@@ -114,8 +114,8 @@ def test_the_model_is_left_as_it_was():
         *(
             pytest.param(fields, marks=pytest.mark.slow)
             for fields in (
-                {"placement": "begin", "head": "register_mean", "bias": True},
-                {"placement": "end", "head": "avg", "average": False},
+                {"placement": "begin", "head": "register_mean", "proj_bias": True},
+                {"placement": "end", "head": "avg", "average_directions": False},
                 {"placement": "spread", "head": "avg_all", "conv_bias": False, "num_registers": 5},
                 {"num_classes": 0, "in_chans": 1},
                 {"num_registers": 30},
@@ -149,7 +149,7 @@ def test_doubling_and_random_placement_are_fixed_to_one_size(tmp_path):
 
 @pytest.mark.slow
 def test_int8_states_what_it_costs(tmp_path):
-    model = trained_looking(SMALL.replace(dim=64))
+    model = trained_looking(SMALL.replace(embed_dim=64))
     plain = export_onnx(model, tmp_path / "plain.onnx", check=False)
     images = torch.randn(40, 3, 32, 48)
     with torch.no_grad():

@@ -26,7 +26,7 @@ def test_fields_change_a_variant():
 def test_wrong_names():
     with pytest.raises(InputError, match="did you mean 'vim_tiny_patch16_224'"):
         mambar.create_model("vim_tiny")
-    with pytest.raises(InputError, match="did you mean 'drop_path'"):
+    with pytest.raises(InputError, match="did you mean 'drop_path_rate'"):
         mambar.create_model("vim_tiny_patch16_224", droppath=0.1)
     with pytest.raises(InputError, match="No weights were released for mambar_tiny_patch16_224"):
         mambar.create_model("mambar_tiny_patch16_224", pretrained=True, depth=1)
@@ -36,7 +36,7 @@ def test_wrong_names():
 def released(tmp_path, monkeypatch):
     """A small stand-in of a released file where the hub's cache would have it."""
     monkeypatch.setenv("MAMBAR_CACHE", str(tmp_path / "cache"))
-    config = VARIANTS["mambar_small_patch16_224"].replace(dim=16, depth=1, img_size=32, num_classes=10)
+    config = VARIANTS["mambar_small_patch16_224"].replace(embed_dim=16, depth=1, img_size=32, num_classes=10)
     model = VisionMamba(config)
     path = tmp_path / "hub" / "snapshots" / "a1b2c3" / "mambar_small_patch16_224.pth"
     path.parent.mkdir(parents=True)

@@ -359,14 +359,14 @@ def test_pickles_of_other_things_are_refused(tmp_path, content):
 
 
 HUGE = 10**400
-COUNTS = ("dim", "depth", "img_size", "state", "num_classes", "num_registers")
+COUNTS = ("embed_dim", "depth", "img_size", "d_state", "num_classes", "num_registers")
 NO_COUNT = (10**9, HUGE, -1, 0, 2.5, "8", None, [], {}, True)
 NO_RATE = (float("nan"), float("inf"), "0", None, 1, -1, HUGE)
 NO_KEY = ("", "x" * 1000, None, 3, ["registers"])
 NO_PREPROCESSING = (None, 3, [], {}, {"img_size": 10**9}, {"img_size": "x"}, {"mean": []})
 DESCRIPTIONS = [
     *({"config": {field: value}} for field in COUNTS for value in NO_COUNT),
-    *({"config": {field: value}} for field in ("drop_path", "norm_eps", "dropout") for value in NO_RATE),
+    *({"config": {field: value}} for field in ("drop_path_rate", "norm_eps", "drop_rate") for value in NO_RATE),
     *({"config": {field: value}} for field in ("head", "placement") for value in NO_KEY),
     {"config": {"unknown": 1}},
     {"config": {"img_size": [16, 16, 16]}},
@@ -391,7 +391,7 @@ def test_nonsense_in_a_description_is_one_line(run_directory, change):
     assert kind != "unexpected", message
 
 
-@pytest.mark.parametrize("fields", [{"img_size": 10**9}, {"crop": 1e-9}], ids=str)
+@pytest.mark.parametrize("fields", [{"img_size": 10**9}, {"crop_pct": 1e-9}], ids=str)
 def test_a_description_that_would_blow_up_every_image_is_refused(run_directory, fields):
     content = json.loads((run_directory / CONFIG).read_text("utf-8"))
     content["mambar"]["preprocessing"] |= fields

@@ -39,7 +39,7 @@ def test_golden_start_of_fine_tuning(case):
 
 def test_another_body_is_refused():
     small = VisionMambaConfig(img_size=32, patch_size=8, embed_dim=32, depth=2, num_registers=2, num_classes=3)
-    model = VisionMamba(small.replace(dim=48))
+    model = VisionMamba(small.replace(embed_dim=48))
     with pytest.raises(CheckpointMismatch, match="the model needs"):
         transfer(model, VisionMamba(small).state_dict(), small)
     shallower = VisionMamba(small.replace(depth=1))

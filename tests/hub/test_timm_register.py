@@ -17,7 +17,7 @@ from timm.models import FeatureGraphNet
 
 from mambar.data import EvalTransform, Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, InputError
-from mambar.hub import convert_checkpoint, files, timm_register, to_official, weights
+from mambar.hub import convert_checkpoint, create_model, files, timm_register, to_official, weights
 from mambar.models import VARIANTS, VisionMamba, VisionMambaConfig
 
 NAMES = sorted(VARIANTS)
@@ -171,7 +171,7 @@ def test_names_of_timm_and_ours_build_the_same_model():
     theirs = timm.create_model(
         "mambar_tiny_patch16_224", img_size=(64, 96), in_chans=1, drop_path_rate=0.1, drop_rate=0.2, depth=2
     )
-    ours = timm.create_model(
+    ours = create_model(
         "mambar_tiny_patch16_224", img_size=(64, 96), in_chans=1, drop_path_rate=0.1, drop_rate=0.2, depth=2
     )
     assert theirs.config == ours.config and theirs.config.img_size == (64, 96) and theirs.config.in_chans == 1
