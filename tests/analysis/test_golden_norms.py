@@ -8,7 +8,7 @@ from mambar.analysis import register_norms, token_norms
 from mambar.analysis.measure.collect import collect_norms
 from mambar.analysis.measure.feature_maps import feature_maps
 from mambar.analysis.measure.register_maps import register_maps
-from mambar.hub.convert import convert_checkpoint, infer_config, source_of
+from mambar.hub.convert import convert_checkpoint, detect_source, infer_config
 from mambar.models import VisionMamba
 
 CASES = golden_cases.cases("mambar_model") + golden_cases.cases("vim_model")
@@ -25,7 +25,7 @@ def model(case):
     height, width = case.config["img_size"]
     config = infer_config(released, img_size=(height, width)).replace(norm_eps=case.config["norm_eps"])
     model = VisionMamba(config).double().eval()
-    model.load_state_dict(convert_checkpoint(released, source=source_of(released), config=config))
+    model.load_state_dict(convert_checkpoint(released, source=detect_source(released), config=config))
     return model
 
 

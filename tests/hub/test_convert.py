@@ -5,7 +5,7 @@ import torch
 
 import golden_cases
 from mambar.errors import CheckpointMismatch, InputError
-from mambar.hub.convert import convert_checkpoint, infer_config, source_of, to_official, unwrap
+from mambar.hub.convert import convert_checkpoint, detect_source, extract_state_dict, infer_config, to_official
 
 CASES = golden_cases.cases("mambar_model") + golden_cases.cases("vim_model")
 
@@ -18,7 +18,7 @@ def released(case):
 def test_there_and_back(case):
     state = released(case)
     config = infer_config(state, img_size=tuple(case.config["img_size"]))
-    source = source_of(state)
+    source = detect_source(state)
     back = to_official(convert_checkpoint(state, source=source, config=config), source=source, config=config)
     assert set(back) == set(state)
     assert all(torch.equal(back[key], state[key]) and back[key].shape == state[key].shape for key in state)
@@ -80,12 +80,12 @@ def test_a_wrong_shape_is_named():
 
 def test_unwrap():
     tensor = torch.zeros(1)
-    assert unwrap({"model": {"a": tensor}, "epoch": 3}) == {"a": tensor}
-    assert unwrap({"module.a": tensor}) == {"a": tensor}
+    assert extract_state_dict({"model": {"a": tensor}, "epoch": 3}) == {"a": tensor}
+    assert extract_state_dict({"module.a": tensor}) == {"a": tensor}
     with pytest.raises(CheckpointMismatch, match="no tensors: epoch"):
-        unwrap({"a": tensor, "epoch": 3})
+        extract_state_dict({"a": tensor, "epoch": 3})
     with pytest.raises(CheckpointMismatch, match="holds no tensors"):
-        unwrap({})
+        extract_state_dict({})
 
 
 def test_something_else_is_named_as_such():

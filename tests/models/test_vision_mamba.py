@@ -5,7 +5,7 @@ import torch
 
 import golden_cases
 from mambar.errors import InputError
-from mambar.hub.convert import convert_checkpoint, infer_config, source_of, to_official
+from mambar.hub.convert import convert_checkpoint, detect_source, infer_config, to_official
 from mambar.models import VisionMamba, VisionMambaConfig, variant
 from mambar.models.vision_mamba import drop_path_rates, layer_of
 from mambar.nn.block import DropPath
@@ -35,7 +35,7 @@ def golden_model(case, dtype):
         drop_path_rate=case.config.get("drop_path_rate", 0.0), norm_eps=case.config["norm_eps"]
     )
     model = VisionMamba(config).to(dtype).eval()
-    source = source_of(released)
+    source = detect_source(released)
     model.load_state_dict(convert_checkpoint(released, source=source, config=config))
     return model, source
 

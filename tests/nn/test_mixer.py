@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import golden_cases
-from mambar.hub.convert import mixer_names
+from mambar.hub.convert import released_mixer_names
 from mambar.nn.mixer import MambaMixer
 from mambar.ops import use_backend
 
@@ -22,7 +22,7 @@ def golden_mixer(case, dtype):
         proj_bias=config["bias"],
         conv_bias=config["conv_bias"],
     ).to(dtype)
-    names = mixer_names()
+    names = released_mixer_names()
     state = {name: case[f"param/{names[name]}"].to(dtype) for name in mixer.state_dict()}
     state = {k: v.squeeze(1) if k.endswith("conv_weight") else v for k, v in state.items()}
     mixer.load_state_dict(state)

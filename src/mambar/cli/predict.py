@@ -11,7 +11,7 @@ from mambar.errors import InputError
 
 if TYPE_CHECKING:
     from mambar.evaluation.prediction import Guess
-    from mambar.export.onnx_predict import OnnxGuess
+    from mambar.export.onnx_predict import OnnxPrediction
 
 
 def predict(
@@ -45,7 +45,7 @@ def _by_model(run: str, paths: list[Path], top: int, options: RunOptions) -> "di
     return {str(path): predict_file(model, path, top=top) for path in paths}
 
 
-def _by_onnx(file: str, paths: list[Path], top: int, device: str) -> "dict[str, list[OnnxGuess]]":
+def _by_onnx(file: str, paths: list[Path], top: int, device: str) -> "dict[str, list[OnnxPrediction]]":
     """Without torch: only numpy, Pillow and onnxruntime are imported."""
     from mambar.export.onnx_predict import OnnxModel
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import Tensor
 
 from mambar.errors import InputError
-from mambar.export.atomic_output import landing
+from mambar.export.atomic_output import atomic_output
 from mambar.export.parity import NUM_IMAGES, ParityReport, compare, probe_images, require, write_report
 from mambar.export.program import traced
-from mambar.export.traceable import input_size, traceable_twin
+from mambar.export.traceable import input_size, traceable_model
 from mambar.models.vision_mamba import VisionMamba
 
 
@@ -33,8 +33,8 @@ def export_aoti(
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise InputError("AOTInductor needs a C++ compiler (g++, or another named by CXX); install one, or use onnx.")
     path, size = Path(path), input_size(model, img_size)
-    with landing(path, force=force) as temporary:
-        twin = traceable_twin(model)
+    with atomic_output(path, force=force) as temporary:
+        twin = traceable_model(model)
         program = traced(twin, model.config.in_chans, size)
         # Its own ending is asked for; the file is renamed when it lands.
         package = temporary.with_name("package.pt2")

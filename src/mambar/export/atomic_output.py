@@ -10,7 +10,7 @@ from mambar.errors import DiskError, InputError
 
 
 @contextlib.contextmanager
-def landing(path: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_output(path: Path, *, force: bool = False) -> Iterator[Path]:
     """A path in a private directory beside `path`; what stands there at the end is renamed to `path`.
 
     An exception leaves `path` as it was. Raises `InputError` where something is in the way and `force` is not

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mambar.errors import InputError
-from mambar.export.atomic_output import landing
+from mambar.export.atomic_output import atomic_output
 from mambar.export.parity import NUM_IMAGES, TOLERANCE, ParityReport, Run, compare, probe_images, require, write_report
 from mambar.export.program import traced
 from mambar.export.scan_loop import ScanMixer, translations
-from mambar.export.traceable import description, input_size, traceable_twin
+from mambar.export.traceable import description, input_size, traceable_model
 from mambar.models.vision_mamba import VisionMamba
 
 OPSET = 20
@@ -53,8 +53,8 @@ def export_onnx(
         raise InputError(f"scan={scan!r} is not known; choose loop or doubling.")
     path, size = Path(path), input_size(model, img_size)
     any_size = scan == "loop" and model.config.placement != "random"
-    with landing(path, force=force) as temporary:
-        twin = traceable_twin(model, mixer=ScanMixer if scan == "loop" else None, any_size=any_size)
+    with atomic_output(path, force=force) as temporary:
+        twin = traceable_model(model, mixer=ScanMixer if scan == "loop" else None, any_size=any_size)
         # Not kept in a variable: the graph holds the weights once more.
         _translated(twin, model, size, opset, any_size).save(temporary, external_data=False)
         if int8:
@@ -65,7 +65,7 @@ def export_onnx(
         if images is None:
             images = probe_images(NUM_IMAGES if check else 2, model.config.in_chans, size)
         report = compare(
-            traceable_twin(model),
+            traceable_model(model),
             onnx_runner(temporary),
             temporary,
             name=path,

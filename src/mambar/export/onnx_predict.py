@@ -31,7 +31,7 @@ _RESAMPLING = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxGuess:
+class OnnxPrediction:
     """One class and its probability, a fraction 0-1."""
 
     name: str
@@ -97,14 +97,14 @@ class OnnxModel:
         """Logits (batch, classes) of normalised float32 images (batch, channels, height, width)."""
         return np.asarray(self._session.run(None, {"images": images})[0])
 
-    def predict(self, path: Path | str, *, top: int = 5) -> list[OnnxGuess]:
+    def predict(self, path: Path | str, *, top: int = 5) -> list[OnnxPrediction]:
         """The `top` most probable classes of an image file, best first; raises `ImageError`."""
         logits = self.logits(self.prepare(_open(Path(path)))[None])[0].astype(np.float32)
         weights = np.exp(logits - logits.max())
         probabilities = weights / weights.sum()
         best = np.argsort(-probabilities, kind="stable")[:top]
         return [
-            OnnxGuess(
+            OnnxPrediction(
                 name=self.classes[index] if self.classes else str(index),
                 index=int(index),
                 probability=float(probabilities[index]),

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mambar.errors import InputError
-from mambar.export.atomic_output import landing
+from mambar.export.atomic_output import atomic_output
 from mambar.export.onnx import export_onnx
 from mambar.export.parity import NUM_IMAGES, ParityReport, Run, compare, probe_images, require, write_report
-from mambar.export.traceable import input_size, traceable_twin
+from mambar.export.traceable import input_size, traceable_model
 from mambar.models.vision_mamba import VisionMamba
 
 
@@ -41,14 +41,14 @@ def export_openvino(
         onnx = Path(directory) / "model.onnx"
         export_onnx(model, onnx, img_size=size, scan="doubling", check=False)
         graph: Any = openvino.convert_model(str(onnx))
-        with landing(weights, force=force) as temporary_bin, landing(path, force=force) as temporary:
+        with atomic_output(weights, force=force) as temporary_bin, atomic_output(path, force=force) as temporary:
             openvino.save_model(graph, str(temporary), compress_to_fp16=False)
             temporary.with_suffix(".bin").replace(temporary_bin)
             if images is None:
                 images = probe_images(NUM_IMAGES if check else 2, model.config.in_chans, size)
             run = _runner(graph)
             report = compare(
-                traceable_twin(model), run, temporary_bin, name=path, format="openvino", images=images, labels=labels
+                traceable_model(model), run, temporary_bin, name=path, format="openvino", images=images, labels=labels
             )
             require(report)
     write_report(path, report)

@@ -193,7 +193,7 @@ def report_path(path: Path) -> Path:
 
 def write_report(path: Path, report: ParityReport) -> None:
     """Writes the report beside the file, in place of an older one."""
-    from mambar.export.atomic_output import landing
+    from mambar.export.atomic_output import atomic_output
 
-    with landing(report_path(path), force=True) as temporary:
+    with atomic_output(report_path(path), force=True) as temporary:
         temporary.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")

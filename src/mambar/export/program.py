@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from mambar.export.atomic_output import landing
+from mambar.export.atomic_output import atomic_output
 from mambar.export.parity import NUM_IMAGES, ParityReport, compare, probe_images, require, write_report
-from mambar.export.traceable import description, input_size, traceable_twin
+from mambar.export.traceable import description, input_size, traceable_model
 from mambar.models.vision_mamba import VisionMamba
 
 # Beside the program in its archive: class names and preprocessing.
@@ -20,7 +20,7 @@ _ROWS = (2, 128)
 
 
 def traced(twin: nn.Module, channels: int, size: tuple[int, int], *, patch: int | None = None) -> ExportedProgram:
-    """The graph of a twin (see `traceable_twin`): any batch; any height and width in patches where `patch` is given."""
+    """The graph of a twin (see `traceable_model`): any batch; any height and width in patches where `patch` is given."""
     dynamic: dict[int, object] = {0: Dim("batch", min=1, max=_LARGEST_BATCH)}
     if patch is not None:
         rows, cols = Dim("rows", min=_ROWS[0], max=_ROWS[1]), Dim("cols", min=_ROWS[0], max=_ROWS[1])
@@ -49,8 +49,8 @@ def export_program(
     `images` (normalised) and `labels` replace the drawn ones that both are held against each other on.
     """
     path, size = Path(path), input_size(model, img_size)
-    with landing(path, force=force) as temporary:
-        twin = traceable_twin(model)
+    with atomic_output(path, force=force) as temporary:
+        twin = traceable_model(model)
         program = traced(twin, model.config.in_chans, size)
         torch.export.save(program, temporary, extra_files={EXTRA_FILE: description(model)})
         loaded = torch.export.load(temporary).module()

@@ -17,7 +17,7 @@ from mambar.nn.block import MambaBlock
 from mambar.nn.mixer import MambaMixer
 
 
-def traceable_twin(
+def traceable_model(
     model: VisionMamba, *, mixer: Callable[[MambaMixer], nn.Module] | None = None, any_size: bool = False
 ) -> VisionMamba:
     """A float32 copy of the model on the CPU that shares what memory it can; the model itself stays as it is.

@@ -8,4 +8,4 @@ from mambar.hub.files import load as load
 from mambar.hub.files import save_model as save_model
 from mambar.hub.files import write_atomically as write_atomically
 from mambar.hub.released import load_official as load_official
-from mambar.hub.resize import transfer as transfer
+from mambar.hub.resize import load_pretrained_weights as load_pretrained_weights

@@ -16,7 +16,7 @@ from mambar.models.config import VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 
 Source = Literal["mamba-reg", "vim"]
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 # Ours → theirs; directions and blocks are filled in by `_names`.
 _OUTSIDE = {
@@ -49,7 +49,7 @@ _DIRECTION = {
 }
 
 
-def mixer_names() -> dict[str, str]:
+def released_mixer_names() -> dict[str, str]:
     """Parameter names of one mixer, ours → released."""
     names = {ours[6:]: theirs[6:] for ours, theirs in _BLOCK.items() if ours.startswith("mixer.")}
     for ours, (ahead, behind) in _DIRECTION.items():
@@ -62,7 +62,7 @@ def _names(config: VisionMambaConfig) -> dict[str, str]:
     """Every parameter the configuration has, ours → released."""
     with torch.device("meta"):
         ours = VisionMamba(config).state_dict()
-    inside = mixer_names()
+    inside = released_mixer_names()
     names = {}
     for name in ours:
         block = re.match(r"blocks\.(\d+)\.(.+)", name)
@@ -75,7 +75,7 @@ def _names(config: VisionMambaConfig) -> dict[str, str]:
     return names
 
 
-def unwrap(state: Mapping[str, object]) -> State:
+def extract_state_dict(state: Mapping[str, object]) -> StateDict:
     """The tensors of a checkpoint, taken out of an outer "model" or "state_dict" and of DDP's "module." prefix."""
     for key in ("model", "state_dict"):
         inner = state.get(key)
@@ -93,7 +93,7 @@ def unwrap(state: Mapping[str, object]) -> State:
     return tensors
 
 
-def source_of(state: Mapping[str, Tensor]) -> Source:
+def detect_source(state: Mapping[str, Tensor]) -> Source:
     """Which released code wrote the tensors: Vim's have no separate positions of registers."""
     return "mamba-reg" if "pos_embed_cls" in state else "vim"
 
@@ -105,7 +105,7 @@ def infer_config(state: Mapping[str, Tensor], *, img_size: int | tuple[int, int]
     square. No `head.weight` means num_classes 0. Whether the two directions are averaged cannot be seen in
     tensors: the mean is assumed.
     """
-    source = source_of(state)
+    source = detect_source(state)
     mixer = "layers.0.mixer."
     _require(
         state,
@@ -143,7 +143,7 @@ def infer_config(state: Mapping[str, Tensor], *, img_size: int | tuple[int, int]
     )
 
 
-def convert_checkpoint(state: Mapping[str, Tensor], *, source: Source, config: VisionMambaConfig) -> State:
+def convert_checkpoint(state: Mapping[str, Tensor], *, source: Source, config: VisionMambaConfig) -> StateDict:
     """A released state dict under our names and layouts; values are not changed.
 
     Raises `CheckpointMismatch`, naming the keys of both sides, unless every key is accounted for and every
@@ -163,7 +163,7 @@ def convert_checkpoint(state: Mapping[str, Tensor], *, source: Source, config: V
         )
     with torch.device("meta"):
         wanted = VisionMamba(config).state_dict()
-    converted: State = {}
+    converted: StateDict = {}
     for ours, theirs in names.items():
         tensor = state[theirs]
         if ours.endswith("conv_weight") and tensor.ndim == 3 and tensor.shape[1] == 1:
@@ -177,7 +177,7 @@ def convert_checkpoint(state: Mapping[str, Tensor], *, source: Source, config: V
     return converted
 
 
-def to_official(state: Mapping[str, Tensor], *, source: Source, config: VisionMambaConfig) -> State:
+def to_official(state: Mapping[str, Tensor], *, source: Source, config: VisionMambaConfig) -> StateDict:
     """Undoes `convert_checkpoint`, bit for bit."""
     released = {}
     for ours, theirs in _names(config).items():
@@ -187,7 +187,7 @@ def to_official(state: Mapping[str, Tensor], *, source: Source, config: VisionMa
     return _registers_to_vim(released) if source == "vim" else released
 
 
-def _registers_from_vim(state: State) -> State:
+def _registers_from_vim(state: StateDict) -> StateDict:
     """Moves the class token's row out of Vim's position table, which is in sequence order."""
     _require(state, "pos_embed", "cls_token")
     table = state["pos_embed"]
@@ -197,7 +197,7 @@ def _registers_from_vim(state: State) -> State:
     return state
 
 
-def _registers_to_vim(state: State) -> State:
+def _registers_to_vim(state: StateDict) -> StateDict:
     table, middle = state["pos_embed"], state["pos_embed"].shape[1] // 2
     parts = [table[:, :middle], state.pop("pos_embed_cls"), table[:, middle:]]
     state["pos_embed"] = torch.cat(parts, dim=1)

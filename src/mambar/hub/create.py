@@ -3,7 +3,7 @@
 from typing import Any
 
 from mambar.hub.released import load_official
-from mambar.hub.resize import transfer
+from mambar.hub.resize import load_pretrained_weights
 from mambar.hub.weights import WEIGHTS, released_file
 from mambar.models.config import VARIANTS, variant
 from mambar.models.vision_mamba import VisionMamba
@@ -37,5 +37,5 @@ def create_model(
     model = VisionMamba(config)
     if pretrained:
         released = load_official(released_file(name))
-        transfer(model, released.state_dict(), released.config)
+        load_pretrained_weights(model, released.state_dict(), released.config)
     return model

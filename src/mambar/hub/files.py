@@ -19,7 +19,7 @@ from torch import Tensor
 from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
 from mambar.hub.safetensors_file import read_safetensors
-from mambar.hub.weight_checks import describing, first_non_finite, refuse_unsound, shortened
+from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite, shortened
 from mambar.models.complexity import parameter_count
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
@@ -173,7 +173,7 @@ def load_directory(directory: Path, *, weights: Path | None = None) -> VisionMam
     ours = read_config(directory / CONFIG)
     path = weights or _weights_path(directory, ours)
     state = _read_weights(path, ours)
-    with describing(directory / CONFIG):
+    with as_checkpoint_error(directory / CONFIG):
         config = VisionMambaConfig.from_dict(ours["config"])
         _refuse_oversize(config, state, directory)
         classes = _class_names(ours.get("classes"), config)
@@ -183,7 +183,7 @@ def load_directory(directory: Path, *, weights: Path | None = None) -> VisionMam
                 f"img_size={preprocessing.img_size} with crop={preprocessing.crop_pct} resizes above {_LARGEST_IMAGE}."
             )
         model = VisionMamba(config)
-    fill(model, state, origin=str(path))
+    load_weights(model, state, origin=str(path))
     model.classes, model.preprocessing = classes, preprocessing
     return model
 
@@ -214,7 +214,7 @@ def read_directory_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def _weights_path(directory: Path, ours: Mapping[str, Any]) -> Path:
-    with describing(directory / CONFIG):
+    with as_checkpoint_error(directory / CONFIG):
         name = str(_recorded(ours).get("file", WEIGHTS))
         if not name.isprintable() or len(name) > 200:
             raise CheckpointError(f"{directory / CONFIG} names weights {shortened(repr(name), 60)}; refused.")
@@ -230,7 +230,7 @@ def _read_weights(path: Path, ours: Mapping[str, Any]) -> dict[str, Tensor]:
     if sha256 is not None and not isinstance(sha256, str):
         raise CheckpointError(f"{path}: the recorded sha256 is a {type(sha256).__name__}, not a text; refused.")
     state = read_safetensors(path, sha256=sha256)
-    refuse_unsound(state, origin=path)
+    check_weights(state, origin=path)
     return state
 
 
@@ -245,7 +245,7 @@ def read_config(path: Path) -> dict[str, Any]:
     ours = content.get("mambar")
     if not isinstance(ours, dict) or not isinstance(ours.get("config"), dict):
         raise CheckpointError(f"{path} is no model of mambar: the key 'mambar' is missing.")
-    refuse_newer(ours, path)
+    check_format_version(ours, path)
     return ours
 
 
@@ -267,7 +267,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_newer(content: Mapping[str, Any], path: Path, known: int = FORMAT_VERSION) -> None:
+def check_format_version(content: Mapping[str, Any], path: Path, known: int = FORMAT_VERSION) -> None:
     """Raises `CheckpointError` where a file was written by a newer version of mambar."""
     version = content.get("format_version")
     if not isinstance(version, int) or version > known:
@@ -277,7 +277,7 @@ def refuse_newer(content: Mapping[str, Any], path: Path, known: int = FORMAT_VER
         )
 
 
-def fill(model: VisionMamba, state: Mapping[str, Tensor], *, origin: str) -> None:
+def load_weights(model: VisionMamba, state: Mapping[str, Tensor], *, origin: str) -> None:
     """Loads a state dict of ours; raises `CheckpointMismatch` naming both sides."""
     wanted = model.state_dict()
     missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))

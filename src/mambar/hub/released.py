@@ -6,10 +6,10 @@ from pathlib import Path
 from torch import Tensor
 
 from mambar.errors import CheckpointError
-from mambar.hub.convert import convert_checkpoint, infer_config, source_of, unwrap
+from mambar.hub.convert import convert_checkpoint, detect_source, extract_state_dict, infer_config
 from mambar.hub.safetensors_file import read_safetensors
 from mambar.hub.unpickle import read_pickled_checkpoint
-from mambar.hub.weight_checks import describing, refuse_unsound
+from mambar.hub.weight_checks import as_checkpoint_error, check_weights
 from mambar.models.vision_mamba import VisionMamba
 
 
@@ -25,13 +25,13 @@ def load_official(
     accounted for, `CheckpointError` for a file that is unsafe or damaged.
     """
     if isinstance(state_or_path, Mapping):
-        origin, state = "the state dict", unwrap(state_or_path)
+        origin, state = "the state dict", extract_state_dict(state_or_path)
     else:
         origin, state = state_or_path, read_official(Path(state_or_path))
-    with describing(origin):
+    with as_checkpoint_error(origin):
         config = infer_config(state, img_size=img_size)
         # Before anything of the model's size is built: this proves that the tensors have that size.
-        converted = convert_checkpoint(state, source=source_of(state), config=config)
+        converted = convert_checkpoint(state, source=detect_source(state), config=config)
         model = VisionMamba(config)
     model.to(state["pos_embed"].dtype).load_state_dict(converted)
     return model
@@ -41,6 +41,8 @@ def read_official(path: Path) -> dict[str, Tensor]:
     """The tensors of a released checkpoint file, by its suffix."""
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}.")
-    state = unwrap(read_safetensors(path) if path.suffix == ".safetensors" else read_pickled_checkpoint(path))
-    refuse_unsound(state, origin=path)
+    state = extract_state_dict(
+        read_safetensors(path) if path.suffix == ".safetensors" else read_pickled_checkpoint(path)
+    )
+    check_weights(state, origin=path)
     return state

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, translate
 from mambar.errors import CheckpointMismatch, InputError
-from mambar.hub.convert import convert_checkpoint, infer_config, source_of, unwrap
+from mambar.hub.convert import convert_checkpoint, detect_source, extract_state_dict, infer_config
 from mambar.hub.files import CONFIG, read_directory_weights, read_json
 from mambar.hub.released import read_official
-from mambar.hub.resize import transfer
+from mambar.hub.resize import load_pretrained_weights
 from mambar.hub.weights import WEIGHTS, released_file
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
@@ -93,16 +93,16 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str
     values. The patch projection is left as it is, for timm to adapt to other input channels.
     """
     assert isinstance(model, VisionMamba)
-    tensors = unwrap(state)
+    tensors = extract_state_dict(state)
     if "pos_embed.weight" in tensors:
         source = model.config.replace(img_size=_source_size(tensors, model))
     else:
         config = infer_config(tensors)
-        tensors = convert_checkpoint(tensors, source=source_of(tensors), config=config)
+        tensors = convert_checkpoint(tensors, source=detect_source(tensors), config=config)
         source = model.config.replace(img_size=config.img_size)
     patches = tensors.pop("patch_embed.proj.weight")
     own = model.patch_embed.proj.weight
-    transfer(model, {**tensors, "patch_embed.proj.weight": own}, source)
+    load_pretrained_weights(model, {**tensors, "patch_embed.proj.weight": own}, source)
     return {**model.state_dict(), "patch_embed.proj.weight": patches}
 
 

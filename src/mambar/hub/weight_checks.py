@@ -13,7 +13,7 @@ _LONGEST_NAME = 200
 _PIECE = 1 << 22
 
 
-def refuse_unsound(state: Mapping[str, Tensor], *, origin: Path | str) -> None:
+def check_weights(state: Mapping[str, Tensor], *, origin: Path | str) -> None:
     """Raises `CheckpointError` naming the first tensor that is not what weights are.
 
     Weights are plain tensors in main memory, of a floating type, finite. A view that shows more values than the
@@ -50,7 +50,7 @@ def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
 
 
 @contextlib.contextmanager
-def describing(origin: Path | str) -> Iterator[None]:
+def as_checkpoint_error(origin: Path | str) -> Iterator[None]:
     """Whatever goes wrong inside while a description is read becomes one line of `CheckpointError`."""
     try:
         yield

@@ -11,9 +11,9 @@ from torch import nn
 
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, InputError
-from mambar.hub.files import CONFIG, WEIGHTS, json_bytes, read_json, refuse_newer, write_atomically
+from mambar.hub.files import CONFIG, WEIGHTS, check_format_version, json_bytes, read_json, write_atomically
 from mambar.hub.safetensors_file import read_safetensors
-from mambar.hub.weight_checks import describing, first_non_finite, refuse_unsound
+from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite
 from mambar.models.complexity import parameter_count
 from mambar.models.config import VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
@@ -90,14 +90,14 @@ def load_with_inference(source: str | Path, *, device: str | torch.device = "cpu
     ours = read_json(path).get("mambar")
     if not isinstance(ours, dict) or ours.get("kind") != KIND:
         raise CheckpointError(f"{path} describes no segmenter; train one with a segmentation recipe.")
-    refuse_newer(ours, path, FORMAT_VERSION)
+    check_format_version(ours, path, FORMAT_VERSION)
     recorded = ours.get("weights")
     sha256 = recorded.get("sha256") if isinstance(recorded, Mapping) else None
     if not isinstance(sha256, str):
         raise CheckpointError(f"{path} records no sha256 of the weights; copy the run anew.")
     state = read_safetensors(directory / WEIGHTS, sha256=sha256)
-    refuse_unsound(state, origin=directory / WEIGHTS)
-    with describing(path):
+    check_weights(state, origin=directory / WEIGHTS)
+    with as_checkpoint_error(path):
         config = VisionMambaConfig.from_dict(ours["backbone"])
         # A few bytes must not make a model of terabytes.
         held = sum(tensor.numel() for tensor in state.values())

@@ -14,7 +14,7 @@ from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.errors import CheckpointError, DataError, RecipeError
 from mambar.hub.create import create_model
-from mambar.hub.files import fill, load
+from mambar.hub.files import load, load_weights
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training.checkpoint import atomic_files
@@ -221,7 +221,7 @@ def _from_checkpoint(path: Path) -> VisionMamba:
     if "config" not in checkpoint.scalars:
         raise RecipeError(f"start_from={path} does not say what its model is; give a step-… directory beside it.")
     model = VisionMamba(VisionMambaConfig.from_dict(checkpoint.scalars["config"]))
-    fill(model, checkpoint.tensors_of("model"), origin=str(path))
+    load_weights(model, checkpoint.part("model"), origin=str(path))
     return model
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mambar.hub.resize import transfer
+from mambar.hub.resize import load_pretrained_weights
 from mambar.models.config import VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training.checkpoint.store import Checkpoint
@@ -90,12 +90,12 @@ class Learner:
         made = bool(prefix) and any(name.startswith(prefix) for name in state)
         inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         with torch.no_grad():
-            moved = transfer(self.backbone, inside if made else state, config)
+            moved = load_pretrained_weights(self.backbone, inside if made else state, config)
         if made:
             rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
             self.model.load_state_dict(rest, strict=False)
-        if moved.fresh:
-            _LOG.info("Fresh start values for %s.", ", ".join(moved.fresh))
+        if moved.newly_initialized:
+            _LOG.info("Fresh start values for %s.", ", ".join(moved.newly_initialized))
         if self.ema is not None:
             self._fill(self.ema.model, self.model.state_dict())
 
