@@ -177,11 +177,11 @@ def bombs(released, state, directory) -> dict[str, tuple[pathlib.Path, str]]:
     saved("storage", {"model": state, "x": Call(torch.UntypedStorage, 10**11)}, "damaged, or holds more")
     saved("expanded", {**state, "pos_embed": torch.zeros(1).expand(1, 10**6, 10**6)}, "claim")
     saved("expanded a little", {**state, "pos_embed": torch.zeros(1).expand(1, 4, 8)}, "claim")
-    saved("meta", {**state, "pos_embed": torch.empty(1, 10**6, 10**6, device="meta")}, "no plain tensor")
+    saved("meta", {**state, "pos_embed": torch.empty(1, 10**6, 10**6, device="meta")}, "is not a dense CPU tensor")
     sparse = torch.sparse_coo_tensor(
         torch.zeros(3, 1, dtype=torch.long), torch.ones(1), (1, 10**6, 10**6), check_invariants=True
     )
-    saved("sparse", {**state, "pos_embed": sparse}, "no plain tensor")
+    saved("sparse", {**state, "pos_embed": sparse}, "is not a dense CPU tensor")
     saved("layer a million", {**state, "layers.1000000.norm.weight": torch.ones(8)}, "unexpected")
     saved("layer nine thousand", {**state, "layers.9000.norm.weight": torch.ones(8)}, "layer 9000")
     wide = {**state, "pos_embed": torch.zeros(1, 1, 10**5), "layers.0.mixer.in_proj.weight": torch.zeros(2 * 10**5, 1)}
@@ -333,8 +333,8 @@ def test_our_reader_gives_what_was_saved(tmp_path):
         ({"norm_f.weight": torch.ones(9)}, "norm_f.weight has shape (9,)"),
         ({"norm_f.weight": torch.ones(8, dtype=torch.int64)}, "norm_f.weight has dtype torch.int64"),
         ({"norm_f.weight": torch.ones(())}, "norm_f.weight has shape ()"),
-        ({"pos_embed": torch.zeros(0)}, "describes no model"),
-        ({"pos_embed": torch.zeros(1, 4, 0)}, "describes no model"),
+        ({"pos_embed": torch.zeros(0)}, "is not a valid model configuration"),
+        ({"pos_embed": torch.zeros(1, 4, 0)}, "is not a valid model configuration"),
         ({"pos_embed": torch.zeros(1, 5, 8)}, "no square grid"),
         ({"line\nfeed": torch.zeros(1)}, "line"),
         ({"\x1b[2Jclear": torch.zeros(1)}, "clear"),

@@ -1,4 +1,4 @@
-"""Floor 4: models by name, on disk, and from elsewhere."""
+"""Models by name, model directories, released checkpoints, timm and the Hugging Face hub."""
 
 from mambar.hub.convert import convert_checkpoint as convert_checkpoint
 from mambar.hub.convert import to_official as to_official

@@ -1,4 +1,4 @@
-"""The model card: what a model is, how it was made, what it reaches and costs; what was not run says so."""
+"""Model cards for the Hugging Face hub: architecture, recipe, results and cost; what was not run is marked."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from mambar.version import __version__
 
 NOT_RUN = "*not run*"
 
-# What every card reports, in this order; more may be given.
+# Results that every card lists first, in this order.
 _RESULTS = ("top-1", "top-5")
 _MOST_CLASSES = 50
 
@@ -26,10 +26,10 @@ def model_card(
     norms: Sequence[tuple[int, float, float]] = (),
     licence: str | None = None,
 ) -> str:
-    """The card as Markdown with the hub's YAML head; all names and values are shown as text, never as markup.
+    """A model card in Markdown with YAML front matter; markup in names and values is escaped.
 
-    recipe: the run's resolved recipe, printed whole. results: name → value (a number is a fraction 0-1 and printed
-    in percent; None is *not run*). norms: (layer from 0, median, maximum) of the L2 norms of patch tokens.
+    recipe: the resolved recipe of the run. results: name → value (a number is a fraction 0-1, printed in percent;
+    None is *not run*). norms: (layer from 0, median, maximum) of the L2 norms of patch tokens.
     """
     parts = [
         _head(licence),
@@ -47,7 +47,7 @@ def model_card(
 
 
 def escaped(text: str) -> str:
-    """The text on one line, with everything that Markdown or HTML would take for markup made harmless."""
+    """The text on one line, with Markdown and HTML markup escaped."""
     line = "".join(character if character.isprintable() else " " for character in str(text)).strip()
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", line)
@@ -80,7 +80,7 @@ def _what(model: VisionMamba) -> str:
     if model.preprocessing is not None:
         seen = model.preprocessing
         lines.append(
-            f"Images are resized ({seen.interpolation}), the central {seen.crop_pct:.1%} is kept, and normalised with "
+            f"Images are resized ({seen.interpolation}), the central {seen.crop_pct:.1%} is kept, and normalized with "
             f"mean {_numbers(seen.mean)} and standard deviation {_numbers(seen.std)}."
         )
     return "\n\n".join(lines)
@@ -117,11 +117,11 @@ def _cost(model: VisionMamba) -> str:
     cost = complexity(model.config)
     rows = [
         ("parameters", f"{cost.parameters:,}"),
-        ("tokens an image", str(cost.length)),
+        ("tokens per image", str(cost.length)),
         ("multiply-adds of projections", f"{cost.linear_macs / 1e9:.2f} G"),
         ("operations of the scans", f"{cost.scan_flops / 1e9:.2f} G"),
     ]
-    return "Counted from the sizes, for one image.\n\n" + _table(("", "count"), rows)
+    return "For one image, computed from the configuration.\n\n" + _table(("", "count"), rows)
 
 
 def _norms(norms: Sequence[tuple[int, float, float]]) -> str:

@@ -1,7 +1,7 @@
-"""Released Mamba-R and Vim checkpoints ↔ ours: names, layouts, and what the tensors say about the model.
+"""Conversion between released Mamba-R and Vim checkpoints and state dicts of `VisionMamba`.
 
-Names of the released code (facts of its checkpoints, github.com/wangf3014/Mamba-Reg and github.com/hustvl/Vim);
-nothing else of it is used.
+The parameter names are those in the checkpoints of github.com/wangf3014/Mamba-Reg and github.com/hustvl/Vim; no code
+of these repositories is used.
 """
 
 import re
@@ -18,8 +18,8 @@ from mambar.models.vision_mamba import VisionMamba
 Source = Literal["mamba-reg", "vim"]
 StateDict = dict[str, Tensor]
 
-# Ours → theirs; directions and blocks are filled in by `_names`.
-_OUTSIDE = {
+# Our name → released name; `_names` adds blocks and directions.
+_MODEL_NAMES = {
     "registers.embedding": "cls_token",
     "registers.position": "pos_embed_cls",
     "pos_embed.weight": "pos_embed",
@@ -31,14 +31,14 @@ _OUTSIDE = {
     "head.classifier.weight": "head.weight",
     "head.classifier.bias": "head.bias",
 }
-_BLOCK = {
+_BLOCK_NAMES = {
     "norm.weight": "norm.weight",
     "mixer.in_proj.weight": "mixer.in_proj.weight",
     "mixer.in_proj.bias": "mixer.in_proj.bias",
     "mixer.out_proj.weight": "mixer.out_proj.weight",
     "mixer.out_proj.bias": "mixer.out_proj.bias",
 }
-_DIRECTION = {
+_DIRECTION_NAMES = {
     "conv_weight": ("conv1d.weight", "conv1d_b.weight"),
     "conv_bias": ("conv1d.bias", "conv1d_b.bias"),
     "x_proj.weight": ("x_proj.weight", "x_proj_b.weight"),
@@ -50,16 +50,16 @@ _DIRECTION = {
 
 
 def released_mixer_names() -> dict[str, str]:
-    """Parameter names of one mixer, ours → released."""
-    names = {ours[6:]: theirs[6:] for ours, theirs in _BLOCK.items() if ours.startswith("mixer.")}
-    for ours, (ahead, behind) in _DIRECTION.items():
-        names[f"forward_scan.{ours}"] = ahead
-        names[f"backward_scan.{ours}"] = behind
+    """Parameter names of one mixer: our name → released name."""
+    names = {ours[6:]: theirs[6:] for ours, theirs in _BLOCK_NAMES.items() if ours.startswith("mixer.")}
+    for ours, (forward, backward) in _DIRECTION_NAMES.items():
+        names[f"forward_scan.{ours}"] = forward
+        names[f"backward_scan.{ours}"] = backward
     return names
 
 
 def _names(config: VisionMambaConfig) -> dict[str, str]:
-    """Every parameter the configuration has, ours → released."""
+    """All parameter names of a configuration: our name → released name."""
     with torch.device("meta"):
         ours = VisionMamba(config).state_dict()
     inside = released_mixer_names()
@@ -67,16 +67,16 @@ def _names(config: VisionMambaConfig) -> dict[str, str]:
     for name in ours:
         block = re.match(r"blocks\.(\d+)\.(.+)", name)
         if not block:
-            names[name] = _OUTSIDE[name]
+            names[name] = _MODEL_NAMES[name]
         elif block[2].startswith("mixer."):
             names[name] = f"layers.{block[1]}.mixer.{inside[block[2][6:]]}"
         else:
-            names[name] = f"layers.{block[1]}.{_BLOCK[block[2]]}"
+            names[name] = f"layers.{block[1]}.{_BLOCK_NAMES[block[2]]}"
     return names
 
 
 def extract_state_dict(state: Mapping[str, object]) -> StateDict:
-    """The tensors of a checkpoint, taken out of an outer "model" or "state_dict" and of DDP's "module." prefix."""
+    """The tensors of a checkpoint, without an outer "model" or "state_dict" key and without DDP's "module." prefix."""
     for key in ("model", "state_dict"):
         inner = state.get(key)
         if isinstance(inner, Mapping):
@@ -84,7 +84,7 @@ def extract_state_dict(state: Mapping[str, object]) -> StateDict:
             break
     others = sorted(str(key) for key, value in state.items() if not isinstance(value, Tensor))
     if others:
-        raise CheckpointMismatch(f"The checkpoint holds entries that are no tensors: {_few(others)}.")
+        raise CheckpointMismatch(f"The checkpoint has entries that are no tensors: {_few(others)}.")
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointMismatch("The checkpoint holds no tensors; give the file of a released model.")
@@ -94,16 +94,15 @@ def extract_state_dict(state: Mapping[str, object]) -> StateDict:
 
 
 def detect_source(state: Mapping[str, Tensor]) -> Source:
-    """Which released code wrote the tensors: Vim's have no separate positions of registers."""
+    """The code that wrote a checkpoint; Vim's have no separate position embedding for registers."""
     return "mamba-reg" if "pos_embed_cls" in state else "vim"
 
 
 def infer_config(state: Mapping[str, Tensor], *, img_size: int | tuple[int, int] | None = None) -> VisionMambaConfig:
-    """Reads a whole configuration off the tensors of a released checkpoint.
+    """The configuration of a released checkpoint, inferred from the shapes of its tensors.
 
-    `img_size`, where given, decides the grid and must fit the position table; without it the table must be
-    square. No `head.weight` means num_classes 0. Whether the two directions are averaged cannot be seen in
-    tensors: the mean is assumed.
+    `img_size` must fit the position table; without it, the table must be square. Without `head.weight`,
+    num_classes is 0. `average_directions` cannot be inferred and is True.
     """
     source = detect_source(state)
     mixer = "layers.0.mixer."
@@ -121,7 +120,7 @@ def infer_config(state: Mapping[str, Tensor], *, img_size: int | tuple[int, int]
     neck, head = state.get("neck.weight"), state.get("head.weight")
     blocks = {int(found[1]) for key in state if (found := re.match(r"layers\.(\d{1,4})\.", key))}
     if len(blocks) != max(blocks) + 1:
-        raise CheckpointMismatch(f"The checkpoint has layer {max(blocks)} but {len(blocks)} layers in all.")
+        raise CheckpointMismatch(f"The checkpoint has layer {max(blocks)} but only {len(blocks)} layers.")
     return VisionMambaConfig(
         img_size=_img_size(patches, patch_size, img_size),
         patch_size=patch_size,
@@ -144,16 +143,16 @@ def infer_config(state: Mapping[str, Tensor], *, img_size: int | tuple[int, int]
 
 
 def convert_checkpoint(state: Mapping[str, Tensor], *, source: Source, config: VisionMambaConfig) -> StateDict:
-    """A released state dict under our names and layouts; values are not changed.
+    """A released state dict with our names and shapes; values are not changed.
 
-    Raises `CheckpointMismatch`, naming the keys of both sides, unless every key is accounted for and every
-    shape fits the configuration.
+    Raises `CheckpointMismatch`, which lists the keys, for missing or unexpected keys and for other shapes than
+    those of the configuration.
     """
     state = dict(state)
     if source == "vim":
         state = _registers_from_vim(state)
     elif source != "mamba-reg":
-        raise InputError(f"source={source!r} is not known; choose 'mamba-reg' or 'vim'.")
+        raise InputError(f"source={source!r} is unknown; choose 'mamba-reg' or 'vim'.")
     names = _names(config)
     missing = sorted(set(names.values()) - set(state))
     unexpected = sorted(set(state) - set(names.values()))
@@ -171,14 +170,14 @@ def convert_checkpoint(state: Mapping[str, Tensor], *, source: Source, config: V
         if tensor.shape != wanted[ours].shape:
             raise CheckpointMismatch(
                 f"{theirs} has shape {tuple(state[theirs].shape)}, but {ours} of the model has "
-                f"{tuple(wanted[ours].shape)}; check the model's sizes or resize the checkpoint first."
+                f"{tuple(wanted[ours].shape)}; check the configuration, or use load_pretrained_weights to resize."
             )
         converted[ours] = tensor
     return converted
 
 
 def to_official(state: Mapping[str, Tensor], *, source: Source, config: VisionMambaConfig) -> StateDict:
-    """Undoes `convert_checkpoint`, bit for bit."""
+    """A state dict of `VisionMamba` with released names and shapes; the exact inverse of `convert_checkpoint`."""
     released = {}
     for ours, theirs in _names(config).items():
         if ours not in state:
@@ -188,7 +187,7 @@ def to_official(state: Mapping[str, Tensor], *, source: Source, config: VisionMa
 
 
 def _registers_from_vim(state: StateDict) -> StateDict:
-    """Moves the class token's row out of Vim's position table, which is in sequence order."""
+    """Splits Vim's position table, which is in sequence order, into patches and class token."""
     _require(state, "pos_embed", "cls_token")
     table = state["pos_embed"]
     middle = (table.shape[1] - 1) // 2

@@ -1,4 +1,4 @@
-"""Models by name."""
+"""Creates models by name."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from mambar.models.vision_mamba import VisionMamba
 
 
 def list_models(*, pretrained: bool = False) -> list[str]:
-    """The names `create_model` knows; `pretrained`: only those with released weights."""
+    """The model names that `create_model` accepts; `pretrained`: only those with released weights."""
     return [name for name in VARIANTS if not pretrained or name in WEIGHTS]
 
 
@@ -22,11 +22,11 @@ def create_model(
     num_classes: int | None = None,
     **config_fields: Any,
 ) -> VisionMamba:
-    """A model by its name, with any field of `VisionMambaConfig` changed.
+    """A model by name; keyword arguments override fields of its `VisionMambaConfig`.
 
-    pretrained: download (once), verify and convert the released weights; a different image size resizes the
-    positions, a different number of classes or registers starts that part fresh. Raises `InputError` for an
-    unknown name or field, or where no weights were released.
+    pretrained: download (once), verify and convert the released weights. Positions are resized to another
+    `img_size`; a head or registers of another size keep their initial values. Raises `InputError` for an unknown
+    name or field, or if no weights were released.
     """
     fields = dict(config_fields)
     if img_size is not None:

@@ -1,6 +1,6 @@
-"""Importing this module makes our models known to transformers' Auto classes and pipelines (extra `hf`).
+"""Models for transformers; importing this module registers them with the Auto classes and pipelines (extra `hf`).
 
-It holds the way between our model directories and transformers' as well, and the way to the Hugging Face hub.
+Also conversion between `VisionMamba` and transformers' models, and upload to the Hugging Face hub.
 """
 
 import importlib.util
@@ -43,7 +43,7 @@ AutoImageProcessor.register(MambarConfig, slow_image_processor_class=MambarImage
 
 
 def to_transformers(model: VisionMamba) -> MambarForImageClassification:
-    """The model as transformers' image classifier, weights copied, class names in its configuration."""
+    """A transformers image classifier with a copy of the weights, and class names in its configuration."""
     if model.num_classes < 1:
         raise InputError("The model has no classifier (num_classes=0); give it one with reset_classifier.")
     converted = MambarForImageClassification(MambarConfig.from_model_config(model.config, classes=model.classes))
@@ -53,7 +53,7 @@ def to_transformers(model: VisionMamba) -> MambarForImageClassification:
 
 
 def from_transformers(model: MambarForImageClassification) -> VisionMamba:
-    """Our model of transformers' classifier, weights copied, with its class names."""
+    """A `VisionMamba` with a copy of the classifier's weights and its class names."""
     ours = VisionMamba(model.config.model_config())
     ours.to(next(model.parameters()).dtype).load_state_dict(model.model.state_dict())
     names: Mapping[int, str] = model.config.id2label or {}  # type: ignore[assignment]
@@ -64,12 +64,12 @@ def from_transformers(model: MambarForImageClassification) -> VisionMamba:
 def export_transformers(model: VisionMamba, directory: Path | str, *, force: bool = False) -> None:
     """Writes a directory for `AutoModelForImageClassification.from_pretrained` and for pipelines.
 
-    config.json, model.safetensors and preprocessor_config.json; who loads it must import
-    `mambar.hub.huggingface` first. Refuses a directory that holds anything unless `force`.
+    The files are config.json, model.safetensors and preprocessor_config.json. Import `mambar.hub.huggingface`
+    before loading them. Raises `InputError` for a directory that is not empty unless `force`.
     """
     directory = Path(directory)
     if directory.exists() and any(directory.iterdir()) and not force:
-        raise InputError(f"{directory} is not empty; choose another place or give --force.")
+        raise InputError(f"{directory} is not empty; choose another directory or give --force.")
     preprocessing = model.preprocessing or Preprocessing(img_size=model.config.img_size)
     try:
         to_transformers(model).save_pretrained(directory)
@@ -87,11 +87,11 @@ def push_to_hub(
     private: bool = True,
     dry_run: bool = False,
 ) -> list[str]:
-    """Uploads the model and its card to the Hugging Face hub; gives the names of the files.
+    """Uploads the model directory and a model card to the Hugging Face hub; returns the names of the files.
 
-    repository: "owner/name", made where it is missing, private unless told otherwise. The directory is ours,
-    which timm reads too (`hf-hub:owner/name`). `dry_run` writes everything to a temporary place and sends
-    nothing. Credentials are huggingface_hub's own affair (`hf auth login`).
+    repository: "owner/name"; it is created if it does not exist. timm loads it as `hf-hub:owner/name`.
+    private: visibility of a new repository. dry_run: writes the files to a temporary directory and uploads
+    nothing. huggingface_hub reads the credentials that `hf auth login` stored.
     """
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise InputError(f"repository={repository!r} must be owner/name.")

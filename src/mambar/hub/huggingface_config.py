@@ -1,4 +1,4 @@
-"""The configuration and the image processor transformers knows our models by."""
+"""Configuration and image processor of the transformers models."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,13 @@ _FIELDS = {field.name: field.default for field in dataclasses.fields(VisionMamba
 
 
 class MambarConfig(BackboneConfigMixin, PreTrainedConfig):
-    """`VisionMambaConfig` field for field, with transformers' `num_labels` for num_classes.
+    """The fields of `VisionMambaConfig`, with transformers' `num_labels` in place of num_classes.
 
-    out_features, out_indices: what a backbone gives, of stem, stage1, … (stage k is after block k-1); pyramid:
-    four maps become strides of about 4, 8, 16 and 32 pixels; pyramid_norm: a key of `mambar.nn.pyramid.MAP_NORMS`.
+    Args:
+        out_features: stages that a backbone returns, of stem, stage1, … (stage k is after block k-1).
+        out_indices: the same as indices.
+        pyramid: resample four maps to strides of about 4, 8, 16 and 32 pixels.
+        pyramid_norm: a key of `mambar.nn.pyramid.MAP_NORMS`.
     """
 
     model_type = MODEL_TYPE
@@ -48,14 +51,14 @@ class MambarConfig(BackboneConfigMixin, PreTrainedConfig):
         pyramid_norm: str = "group",
         **fields: Any,
     ) -> None:
-        # A config.json of version 0.1 has that version's names.
+        # A config.json written by version 0.1 has the old field names.
         fields = translate(fields, {**MODEL_FIELDS, **self.attribute_map}, MODEL_VALUES)
         own = {name: fields.pop(name, default) for name, default in _FIELDS.items()}
         fields.pop("stage_names", None)
         if not fields.get("id2label") and fields.get("num_labels") is None:
             fields["num_labels"] = VisionMambaConfig.num_classes
         super().__init__(**fields)
-        # Checked where the model is built, by VisionMambaConfig; here transformers only stores it.
+        # Values are checked by VisionMambaConfig when the model is built.
         for name, value in own.items():
             setattr(self, name, value)
         self.pyramid, self.pyramid_norm = pyramid, pyramid_norm
@@ -66,7 +69,7 @@ class MambarConfig(BackboneConfigMixin, PreTrainedConfig):
         )
 
     def model_config(self, *, num_classes: int | None = None) -> VisionMambaConfig:
-        """Our configuration of the same model."""
+        """The `VisionMambaConfig` of the model."""
         own = {name: getattr(self, name) for name in _FIELDS}
         return VisionMambaConfig.from_dict(
             {**own, "num_classes": self.num_labels if num_classes is None else num_classes}
@@ -76,7 +79,7 @@ class MambarConfig(BackboneConfigMixin, PreTrainedConfig):
     def from_model_config(
         cls, config: VisionMambaConfig, *, classes: Sequence[str] | None = None, **fields: Any
     ) -> "MambarConfig":
-        """transformers' configuration of one of our models, with its class names."""
+        """The transformers configuration of a `VisionMambaConfig`, with class names."""
         own = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
         names = classes or [f"LABEL_{index}" for index in range(config.num_classes)]
         id2label = dict(enumerate(names))
@@ -85,24 +88,24 @@ class MambarConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 class MambarImageProcessor(BaseImageProcessor):
-    """`EvalTransform` as transformers' image processor: the same numbers to the bit."""
+    """`EvalTransform` as an image processor of transformers, bit for bit."""
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
     def __init__(self, preprocessing: Mapping[str, Any] | None = None, **fields: Any) -> None:
         super().__init__(**fields)
-        # Kept as plain JSON, which is what transformers writes.
+        # transformers writes it as JSON.
         self.preprocessing = Preprocessing.from_dict(preprocessing or {}).to_dict()
 
     def __call__(self, images: Any, *arguments: Any, **options: Any) -> BatchFeature:
-        """The model's input from one image or a list of them."""
+        """The model's input from one image or a list of images."""
         return self.preprocess(images, *arguments, **options)
 
     def preprocess(self, images: Any, *_: Any, return_tensors: str | None = None, **options: Any) -> BatchFeature:
         """`pixel_values` (batch, channels, height, width) from PIL images, uint8 arrays or uint8 tensors.
 
-        Arrays are (height, width, channels), tensors (channels, height, width). Takes no other option: what an
-        image goes through travels with the weights.
+        Arrays are (height, width, channels), tensors (channels, height, width). Other options raise `InputError`:
+        set `preprocessing` instead.
         """
         options = {name: value for name, value in options.items() if value is not None}
         if options:
@@ -113,7 +116,7 @@ class MambarImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": torch.stack(pixels)}, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
-        """What stands in preprocessor_config.json."""
+        """The content of preprocessor_config.json."""
         return {"image_processor_type": type(self).__name__, "preprocessing": self.preprocessing}
 
 

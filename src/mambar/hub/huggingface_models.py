@@ -1,4 +1,4 @@
-"""Our models as transformers' model classes; all hold one `VisionMamba` under `model.`, so weights are exchanged."""
+"""The transformers model classes; each has a `VisionMamba` as `model`, so they load each other's weights."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ Images = Float[Tensor, "batch channels height width"]
 
 
 class MambarPreTrainedModel(PreTrainedModel):
-    """What the three classes share: loading, start values, gradient checkpointing."""
+    """Base class: loading, weight initialization and gradient checkpointing."""
 
     config: MambarConfig
     config_class = MambarConfig
@@ -32,8 +32,8 @@ class MambarPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["MambaBlock"]  # noqa: RUF012
 
-    def _own(self, model: VisionMamba) -> VisionMamba:
-        """Marks the start values our constructor has drawn, which transformers would draw anew."""
+    def _keep_initialization(self, model: VisionMamba) -> VisionMamba:
+        """Marks the parameters as initialized, so that transformers does not initialize them again."""
         for parameter in model.parameters():
             if parameter.device.type != "meta":
                 parameter._is_hf_initialized = True  # type: ignore[attr-defined]
@@ -41,9 +41,9 @@ class MambarPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Gives what a checkpoint did not hold (a new classifier, say) the start values of our constructor.
+        """Initializes parameters missing in a checkpoint (a new classifier) as `VisionMamba` does.
 
-        transformers asks module by module; a module's own parameters are found in a model built once for it.
+        transformers calls this for each module. The values come from a second model that is built once.
         """
         if isinstance(module, nn.ConvTranspose2d | nn.GroupNorm | nn.BatchNorm2d):
             super()._init_weights(module)
@@ -56,47 +56,47 @@ class MambarPreTrainedModel(PreTrainedModel):
         prefix = next((name for name, each in model.named_modules() if each is module), None)
         if prefix is None:
             return
-        fresh = self._fresh_values(model)
+        initial = self._initial_values(model)
         for name in missing:
             full = f"{prefix}.{name}" if prefix else name
-            module.get_parameter(name).copy_(fresh.pop(full))
+            module.get_parameter(name).copy_(initial.pop(full))
 
-    def _fresh_values(self, model: VisionMamba) -> dict[str, Tensor]:
-        """Start values of the parameters that are not set; each is taken out when it is used."""
-        fresh: dict[str, Tensor] = self.__dict__.setdefault("_fresh", {})
-        if not fresh:
+    def _initial_values(self, model: VisionMamba) -> dict[str, Tensor]:
+        """Initial values of the parameters that are not set; each is removed when it is used."""
+        initial: dict[str, Tensor] = self.__dict__.setdefault("_initial", {})
+        if not initial:
             wanted = {name for name, parameter in model.named_parameters() if not _is_set(parameter)}
             built = VisionMamba(model.config).named_parameters()
-            fresh.update({name: parameter.detach() for name, parameter in built if name in wanted})
-        return fresh
+            initial.update({name: parameter.detach() for name, parameter in built if name in wanted})
+        return initial
 
     def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
         self.get_submodule("model").set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
 def _is_set(parameter: nn.Parameter) -> bool:
-    """Whether a checkpoint or our constructor gave the values; transformers keeps that mark."""
+    """True if the values come from a checkpoint or from the constructor; transformers sets this mark too."""
     return bool(getattr(parameter, "_is_hf_initialized", False))
 
 
-def _streams(model: VisionMamba, images: Images) -> tuple[list[Tensor], tuple[int, int]]:
-    """The stream in front of the first block and after each (batch, length, dim), and the patch grid."""
+def _hidden_states(model: VisionMamba, images: Images) -> tuple[list[Tensor], tuple[int, int]]:
+    """The residual state before the first block and after each (batch, length, dim), and the patch grid."""
     x, grid = model.embed(images)
-    streams = [x]
+    states = [x]
     for block in model.blocks:
-        streams.append(model._through(block, streams[-1]))
-    return streams, grid
+        states.append(model._through(block, states[-1]))
+    return states, grid
 
 
 class MambarModel(MambarPreTrainedModel):
-    """All tokens after the final norm, and as `pooler_output` what the classifier reads."""
+    """Outputs all tokens after the final norm, and the input of the classifier as `pooler_output`."""
 
-    # A checkpoint of the classifier holds these, a model without it does not.
+    # In checkpoints with a classifier only.
     _keys_to_ignore_on_load_unexpected = [r"model\.head\.classifier\."]  # noqa: RUF012
 
     def __init__(self, config: MambarConfig) -> None:
         super().__init__(config)
-        self.model = self._own(VisionMamba(config.model_config(num_classes=0)))
+        self.model = self._keep_initialization(VisionMamba(config.model_config(num_classes=0)))
         self.post_init()
 
     def forward(
@@ -106,24 +106,24 @@ class MambarModel(MambarPreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
-        """`hidden_states`, where asked for: the stream in front of the first block and after each."""
-        streams, _grid = _streams(self.model, pixel_values)
-        tokens = self.model.norm(streams[-1])
+        """`hidden_states`, if requested, are the residual stream before the first block and after each."""
+        states, _grid = _hidden_states(self.model, pixel_values)
+        tokens = self.model.norm(states[-1])
         output = BaseModelOutputWithPooling(
             last_hidden_state=tokens,
             pooler_output=self.model.forward_head(tokens, pre_logits=True),
-            hidden_states=tuple(streams) if _asked(output_hidden_states, self.config) else None,
+            hidden_states=tuple(states) if _requested(output_hidden_states, self.config) else None,
         )
         return output if return_dict is not False else output.to_tuple()
 
 
 class MambarForImageClassification(MambarPreTrainedModel):
-    """Logits, and the loss where labels are given."""
+    """Image classifier: logits, and the loss if labels are given."""
 
     def __init__(self, config: MambarConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.model = self._own(VisionMamba(config.model_config()))
+        self.model = self._keep_initialization(VisionMamba(config.model_config()))
         self.post_init()
 
     def forward(
@@ -134,21 +134,21 @@ class MambarForImageClassification(MambarPreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
-        """As every image classifier of transformers; the loss is cross-entropy unless `problem_type` says else."""
-        streams, _grid = _streams(self.model, pixel_values)
-        logits = self.model.forward_head(self.model.norm(streams[-1]))
+        """The usual outputs of an image classifier; the loss is cross-entropy unless `problem_type` is set."""
+        states, _grid = _hidden_states(self.model, pixel_values)
+        logits = self.model.forward_head(self.model.norm(states[-1]))
         output = ImageClassifierOutputWithNoAttention(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,
-            hidden_states=tuple(streams) if _asked(output_hidden_states, self.config) else None,
+            hidden_states=tuple(states) if _requested(output_hidden_states, self.config) else None,
         )
         return output if return_dict is not False else output.to_tuple()
 
 
 class MambarBackbone(BackboneMixin, MambarPreTrainedModel):
-    """Feature maps of the patches after the stages asked for; with `pyramid`, four maps at four strides.
+    """Feature maps of the patch tokens after the requested stages; with `pyramid`, four maps at four strides.
 
-    The maps are the residual stream, as segmentation decoders with a norm of their own take it.
+    The maps are the residual stream without the final norm; segmentation decoders apply their own.
     """
 
     has_attentions = False
@@ -160,10 +160,10 @@ class MambarBackbone(BackboneMixin, MambarPreTrainedModel):
         if config.pyramid and len(names) != 4:
             raise InputError(f"a pyramid takes 4 stages; out_features names {len(names)}.")
         model = VisionMamba(config.model_config(num_classes=0))
-        # Blocks behind the last stage, the final norm and the head would be parameters without gradient.
+        # Blocks after the last stage, the final norm and the head would be parameters without gradient.
         last = max(config.stage_names.index(name) for name in names)
         model.prune_intermediate_layers([max(last - 1, 0)], prune_norm=True, prune_head=True)
-        self.model = self._own(model)
+        self.model = self._keep_initialization(model)
         self.pyramid = (
             FeaturePyramid(config.embed_dim, config.patch_size, norm=config.pyramid_norm) if config.pyramid else None
         )
@@ -178,17 +178,17 @@ class MambarBackbone(BackboneMixin, MambarPreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> BackboneOutput | tuple[Any, ...]:
-        """`feature_maps` (batch, dim, rows, cols), one a stage, in the order of the stages."""
-        streams, grid = _streams(self.model, pixel_values)
-        stages = zip(self.stage_names, streams, strict=False)
+        """`feature_maps` (batch, dim, rows, cols), one per stage, in the order of the stages."""
+        states, grid = _hidden_states(self.model, pixel_values)
+        stages = zip(self.stage_names, states, strict=False)
         names = self.config.out_features or []
-        maps = [self.model.registers.split(stream, grid).map() for name, stream in stages if name in names]
+        maps = [self.model.registers.split(state, grid).map() for name, state in stages if name in names]
         output = BackboneOutput(
             feature_maps=tuple(maps if self.pyramid is None else self.pyramid(maps)),  # type: ignore[arg-type]
-            hidden_states=tuple(streams) if _asked(output_hidden_states, self.config) else None,
+            hidden_states=tuple(states) if _requested(output_hidden_states, self.config) else None,
         )
         return output if return_dict is not False else output.to_tuple()
 
 
-def _asked(output_hidden_states: bool | None, config: MambarConfig) -> bool:
+def _requested(output_hidden_states: bool | None, config: MambarConfig) -> bool:
     return bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)

@@ -1,4 +1,4 @@
-"""Loads a released Mamba-R or Vim checkpoint as a model."""
+"""Loads released Mamba-R and Vim checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +16,12 @@ from mambar.models.vision_mamba import VisionMamba
 def load_official(
     state_or_path: Mapping[str, object] | str | Path, *, img_size: int | tuple[int, int] | None = None
 ) -> VisionMamba:
-    """A `VisionMamba` from a released checkpoint; everything is inferred from its tensors.
+    """A `VisionMamba` with the weights of a released checkpoint; its configuration is inferred from the tensors.
 
     state_or_path: a `.pth` or `.safetensors` file, or a state dict, with or without the outer key "model".
-    img_size (pixels, or (height, width)) decides the grid of the position table and must fit it; without it the
-    table must be square. That the two directions are averaged cannot be seen in tensors: it is assumed (the
-    released Mamba-R code and Vim's models named div2 do). Raises `CheckpointMismatch` unless every key is
-    accounted for, `CheckpointError` for a file that is unsafe or damaged.
+    img_size: pixels, or (height, width), of the position table; by default the table must be square.
+    `average_directions` cannot be inferred and is set to True, as in Mamba-R and in Vim's models named div2.
+    Raises `CheckpointMismatch` for missing or unexpected keys, `CheckpointError` for an unsafe or damaged file.
     """
     if isinstance(state_or_path, Mapping):
         origin, state = "the state dict", extract_state_dict(state_or_path)
@@ -30,7 +29,7 @@ def load_official(
         origin, state = state_or_path, read_official(Path(state_or_path))
     with as_checkpoint_error(origin):
         config = infer_config(state, img_size=img_size)
-        # Before anything of the model's size is built: this proves that the tensors have that size.
+        # Before the model is allocated: this checks that the tensors have its size.
         converted = convert_checkpoint(state, source=detect_source(state), config=config)
         model = VisionMamba(config)
     model.to(state["pos_embed"].dtype).load_state_dict(converted)
@@ -38,7 +37,7 @@ def load_official(
 
 
 def read_official(path: Path) -> dict[str, Tensor]:
-    """The tensors of a released checkpoint file, by its suffix."""
+    """The tensors of a released `.pth` or `.safetensors` file, checked by `check_weights`."""
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}.")
     state = extract_state_dict(

@@ -1,4 +1,4 @@
-"""Weights of one model into another of a different input size, head, or number of registers."""
+"""Loads the weights of a model into one with another image size, head or number of registers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +11,19 @@ from mambar.models.config import VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.position_embed import resize_positions
 
-# What may start newly_initialized when its shape differs: the head with its reduce layer and norm, and the registers.
-_MAY_START_FRESH = ("head.", "registers.")
+# Parameters that keep their initial values when the shapes differ: the head and the registers.
+_MAY_DIFFER = ("head.", "registers.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadInfo:
-    """Which parameters were loaded over, which were resized, which keep the new model's own start values."""
+    """Names of the parameters of the new model, by what was done with them.
+
+    Attributes:
+        loaded: copied from the weights.
+        resized: interpolated to the new grid.
+        newly_initialized: not loaded; they keep the model's initial values.
+    """
 
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
@@ -25,17 +31,17 @@ class LoadInfo:
 
 
 def load_pretrained_weights(model: VisionMamba, state: Mapping[str, Tensor], config: VisionMambaConfig) -> LoadInfo:
-    """Fills `model` from the weights of a model built from `config`, resizing positions to its grid.
+    """Loads `state`, the weights of a model built from `config`, into `model`; returns what was loaded.
 
-    As the released fine-tuning does (golden cases `finetune`): positions of patches are resized bicubically,
-    positions of registers are kept; on a shape clash head, registers, reduce layer and second norm start newly_initialized.
-    Any other clash raises `CheckpointMismatch`.
+    As in the released fine-tuning code (golden cases `finetune`), patch positions are resized bicubically and
+    register positions are kept. Parameters of the head and registers whose shapes differ keep their initial values.
+    Any other difference raises `CheckpointMismatch`.
     """
     own = model.state_dict()
     loaded, resized, newly_initialized, merged = [], [], [], {}
-    unknown = sorted(name for name in set(state) - set(own) if not name.startswith(_MAY_START_FRESH))
-    if unknown:
-        raise CheckpointMismatch(f"The weights hold {', '.join(unknown[:6])}, which the model does not have.")
+    unexpected = sorted(name for name in set(state) - set(own) if not name.startswith(_MAY_DIFFER))
+    if unexpected:
+        raise CheckpointMismatch(f"The weights contain {', '.join(unexpected[:6])}, which the model does not have.")
     for name, value in own.items():
         given = state.get(name)
         if name == "pos_embed.weight" and given is not None and config.grid != model.config.grid:
@@ -43,7 +49,7 @@ def load_pretrained_weights(model: VisionMamba, state: Mapping[str, Tensor], con
             resized.append(name)
         elif given is not None and given.shape == value.shape:
             loaded.append(name)
-        elif name.startswith(_MAY_START_FRESH):
+        elif name.startswith(_MAY_DIFFER):
             newly_initialized.append(name)
             continue
         if given is None or given.shape != value.shape:

@@ -1,7 +1,7 @@
-"""Importing this module makes every variant known to timm: `timm.create_model("mambar_base_patch16_224")`.
+"""Importing this module registers every variant with timm: `timm.create_model("mambar_base_patch16_224")`.
 
-Beside the variants it registers `vision_mamba`, the architecture that run directories name: it takes every field
-of `VisionMambaConfig`, so `timm.create_model("local-dir:RUN", pretrained=True)` builds what was trained.
+The architecture `vision_mamba`, which run directories name in config.json, takes every field of
+`VisionMambaConfig`, so that `timm.create_model("local-dir:RUN", pretrained=True)` builds the trained model.
 """
 
 import dataclasses
@@ -47,14 +47,14 @@ _SOURCES = ("state_dict", "file", "url", "hf_hub_id")
 
 def _pretrained_cfg(name: str) -> dict[str, Any]:
     config = VARIANTS.get(name, VisionMambaConfig())
-    seen = Preprocessing(img_size=config.img_size)
+    preprocessing = Preprocessing(img_size=config.img_size)
     cfg: dict[str, Any] = {
         "input_size": (config.in_chans, *config.size),
         "num_classes": config.num_classes,
-        "interpolation": seen.interpolation,
-        "crop_pct": seen.crop_pct,
-        "mean": seen.mean,
-        "std": seen.std,
+        "interpolation": preprocessing.interpolation,
+        "crop_pct": preprocessing.crop_pct,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
         "first_conv": "patch_embed.proj",
         "classifier": "head.classifier",
         "paper_ids": "arXiv:2405.14858",
@@ -72,10 +72,10 @@ default_cfgs = generate_default_cfgs(
 
 
 def _architecture(base: VisionMambaConfig) -> Callable[..., VisionMamba]:
-    """What `build_model_with_cfg` calls with timm's arguments."""
+    """The model class for `build_model_with_cfg`: a function of timm's model arguments."""
 
     def build(**arguments: Any) -> VisionMamba:
-        # `model_args` of a config.json that version 0.1 wrote have that version's names.
+        # A config.json written by version 0.1 has the old field names in `model_args`.
         fields = translate(arguments, MODEL_FIELDS, MODEL_VALUES)
         if "global_pool" in fields:
             fields["head"] = fields.pop("global_pool")
@@ -87,10 +87,10 @@ def _architecture(base: VisionMambaConfig) -> Callable[..., VisionMamba]:
 
 
 def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """The state as timm can load it into `model`: converted where it is a released one, resized, and fitted.
+    """A state dict that timm can load into `model`; a released checkpoint is converted.
 
-    Positions are resized to the model's grid; head and registers that do not fit keep the model's own start
-    values. The patch projection is left as it is, for timm to adapt to other input channels.
+    Positions are resized to the model's grid. Head and registers of another size keep the model's initial values.
+    The patch projection is unchanged; timm adapts it to other input channels.
     """
     assert isinstance(model, VisionMamba)
     tensors = extract_state_dict(state)
@@ -107,7 +107,7 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str
 
 
 def _source_size(state: Mapping[str, Tensor], model: VisionMamba) -> tuple[int, int]:
-    """The image size of the checkpoint: what its directory says, else the model's, else a square."""
+    """The image size of the checkpoint: from its config.json, else the model's, else square."""
     table, patch = state["pos_embed.weight"].shape[1], model.patch_size
     side = math.isqrt(table)
     saved = vars(model).get("pretrained_model_args") or {}
@@ -117,7 +117,7 @@ def _source_size(state: Mapping[str, Tensor], model: VisionMamba) -> tuple[int, 
         if (height // patch) * (width // patch) == table:
             return height, width
     raise CheckpointMismatch(
-        f"pos_embed.weight has {table} places, which is no square; give pretrained_cfg_overlay="
+        f"pos_embed.weight has {table} rows, which is no square grid; give pretrained_cfg_overlay="
         "dict(input_size=(channels, height, width)) of the checkpoint."
     )
 
@@ -144,10 +144,10 @@ def _create(name: str, *, pretrained: bool = False, **arguments: Any) -> nn.Modu
 
 
 def _verified_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The weights timm is about to load, read and verified by our own reader; None: timm loads them itself.
+    """The weights that timm is about to load, read and verified by mambar; None if timm has to load them.
 
-    Ours: released weights (sha256 of the first download, container checked before reading) and run directories
-    (sha256 in config.json). A file, state dict or repository that the user names goes timm's way.
+    mambar reads released weights (verified against the first download) and run directories (verified against
+    config.json). timm loads a file, state dict or repository that the caller names.
     """
     overlay = arguments.get("pretrained_cfg_overlay") or {}
     given = arguments.get("pretrained_cfg")
@@ -160,7 +160,7 @@ def _verified_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, Tens
         return read_directory_weights(directory) if ours else None
     if name in WEIGHTS and cfg["hf_hub_id"] == WEIGHTS[name].repository and not (cfg["file"] or cfg["url"]):
         if arguments.get("cache_dir") is not None:
-            logger.warning("cache_dir has no effect on released weights; they lie in the Hugging Face cache (HF_HOME).")
+            logger.warning("cache_dir has no effect on released weights; they are in the Hugging Face cache (HF_HOME).")
         return read_official(released_file(name))
     if not any(cfg[source] for source in _SOURCES):
         raise InputError(
@@ -175,14 +175,14 @@ def _register(name: str) -> None:
         return _create(name, pretrained=pretrained, **arguments)
 
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"A `VisionMamba` of the architecture {name}; takes timm's arguments and our configuration's."
+    create.__doc__ = f"A `VisionMamba` of the architecture {name}; takes timm's arguments and fields of `VisionMambaConfig`."
     globals()[name] = register_model(create)
 
 
 for _name in (*VARIANTS, GENERIC):
     _register(_name)
 
-# What looks at shapes and types stays whole in timm's feature extraction by symbolic tracing (torch.fx).
+# Leaf modules of torch.fx tracing in timm's feature extraction: their code depends on shapes and types.
 for _module in (PatchEmbed, PositionEmbed, RegisterTokens, RMSNorm, MambaMixer, DropPath):
     register_notrace_module(_module)
 register_notrace_function(split_tokens)

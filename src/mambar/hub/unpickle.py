@@ -1,7 +1,7 @@
-"""Reads the tensors of a `.pth` file without running what it holds.
+"""Reads `.pth` files without executing pickled code.
 
-Only PyTorch's restricted unpickler is used, never the unsafe one; the zip container is checked before anything
-is read from it, because deflated records grow a thousandfold in memory.
+Files are loaded with `weights_only=True`. The zip container is checked first, because a compressed record can
+expand a thousandfold in memory.
 """
 
 import argparse
@@ -16,27 +16,27 @@ import torch
 from mambar.errors import CheckpointError
 from mambar.hub.weight_checks import shortened
 
-# Large with its optimizer has some three thousand records of about a hundred bytes each in the directory.
+# A checkpoint of Large with its optimizer has about 3,000 records of 100 bytes each in the directory.
 _MOST_DIRECTORY_BYTES = 2_000_000
 _MOST_PICKLE_BYTES = 64_000_000
 
-# Ends of a zip file: the record every zip has, and the locator and record of the 64-bit extension before it.
+# End-of-central-directory record of a zip file, and the locator and record of its 64-bit extension.
 _END, _LOCATOR, _END64 = "<4s4H2LH", "<4sLQL", "<4sQ2H2L4Q"
 
 
 def read_pickled_checkpoint(path: Path) -> dict[str, Any]:
-    """The mapping a released `.pth` holds, tensors on the CPU.
+    """The dictionary stored in a `.pth` file, with tensors on the CPU.
 
-    argparse.Namespace, which the released files carry beside the weights, is admitted as plain data. Raises
-    `CheckpointError` for whatever is not a mapping of plain data and tensors.
+    argparse.Namespace, which the released files contain, is allowed. Raises `CheckpointError` for a damaged file
+    and for anything but a dictionary of tensors and plain data.
     """
     _check_container(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            # torch warns of what is refused or plain here.
+            # torch warns about pickles that are refused below anyway.
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
-    # torch.load raises many types for damaged and hostile files; to a user all mean the same.
+    # torch.load raises many types of errors for damaged and hostile files.
     except Exception as error:
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors and plain data: {_reason(error)}"
@@ -44,18 +44,18 @@ def read_pickled_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict.")
     if not all(isinstance(key, str) for key in state):
-        raise CheckpointError(f"{path} holds entries whose names are no texts; it is no state dict.")
+        raise CheckpointError(f"{path} has keys that are not strings; it is not a state dict.")
     return state
 
 
 def _reason(error: Exception) -> str:
-    """One printable line of what torch says; what follows its first line advises the unsafe way."""
+    """The first line of torch's error; later lines advise `weights_only=False`."""
     lines = [line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line] or [str(error)]
     return f"{type(error).__name__}: {shortened(lines[0], 120)}"
 
 
 def _check_container(path: Path) -> None:
-    """Refuses a file that is no plain zip of stored records whose sizes add up to at most the file's."""
+    """Raises `CheckpointError` unless the file is a zip of uncompressed records that fit into the file."""
     try:
         if not path.is_file():
             raise CheckpointError(f"There is no file {path}.")
@@ -70,37 +70,37 @@ def _check_container(path: Path) -> None:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path} is no checkpoint in PyTorch's zip format; save it anew with a current torch.save."
+            f"{path} is not a checkpoint in PyTorch's zip format; save it again with a current torch.save."
         ) from error
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise CheckpointError(f"{path} is refused: it holds compressed records, which checkpoints never have.")
+        raise CheckpointError(f"{path} is refused: it has compressed records, which torch.save never writes.")
     if sum(max(record.file_size, record.compress_size) for record in records) > size:
         raise CheckpointError(f"{path} is refused: its records claim more bytes than the file has.")
     if any(record.file_size > _MOST_PICKLE_BYTES for record in records if record.filename.endswith("/data.pkl")):
         raise CheckpointError(
-            f"{path} is refused: what describes its tensors is larger than {_MOST_PICKLE_BYTES} bytes."
+            f"{path} is refused: the pickle of its tensors is larger than {_MOST_PICKLE_BYTES} bytes."
         )
 
 
 def _directory_bytes(file: BinaryIO, size: int) -> int:
-    """The size of the zip's directory as its ends claim it, known before a reader makes objects of the records."""
+    """The size of the zip's central directory as its end records claim it, before any record is parsed."""
     tail_size = min(size, 65_535 + struct.calcsize(_END) + struct.calcsize(_LOCATOR))
     file.seek(size - tail_size)
     tail = file.read(tail_size)
     claims = []
-    # Readers take the end record without a comment, else the last mark of one.
-    for place in {len(tail) - struct.calcsize(_END), tail.rfind(b"PK\5\6")}:
-        if place < 0 or tail[place : place + 4] != b"PK\5\6" or place + struct.calcsize(_END) > len(tail):
+    # zipfile uses the end record without a comment, else the last signature of one.
+    for offset in {len(tail) - struct.calcsize(_END), tail.rfind(b"PK\5\6")}:
+        if offset < 0 or tail[offset : offset + 4] != b"PK\5\6" or offset + struct.calcsize(_END) > len(tail):
             continue
-        claims.append(struct.unpack_from(_END, tail, place)[5])
-        locator = place - struct.calcsize(_LOCATOR)
+        claims.append(struct.unpack_from(_END, tail, offset)[5])
+        locator = offset - struct.calcsize(_LOCATOR)
         if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
             file.seek(min(struct.unpack_from(_LOCATOR, tail, locator)[2], size))
             end64 = file.read(struct.calcsize(_END64))
             if len(end64) == struct.calcsize(_END64):
                 claims.append(struct.unpack(_END64, end64)[8])
-    # 0xFFFFFFFF sends the reader to the 64-bit record, which is among the claims.
+    # 0xFFFFFFFF refers to the 64-bit record, which is in the list.
     claims = [claim for claim in claims if claim != 0xFFFFFFFF]
     if not claims:
-        raise ValueError("no end of a zip file")
+        raise ValueError("no end-of-central-directory record")
     return max(claims)

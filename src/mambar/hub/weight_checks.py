@@ -1,4 +1,4 @@
-"""What weights must be before a model is built from them: plain, real, finite, and with names one can print."""
+"""Checks of untrusted weights and configurations before a model is built from them."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -10,48 +10,47 @@ from torch import Tensor
 from mambar.errors import CheckpointError, InputError
 
 _LONGEST_NAME = 200
-_PIECE = 1 << 22
+_CHUNK = 1 << 22
 
 
 def check_weights(state: Mapping[str, Tensor], *, origin: Path | str) -> None:
-    """Raises `CheckpointError` naming the first tensor that is not what weights are.
+    """Raises `CheckpointError` for the first tensor that is not dense, on the CPU, floating-point and finite.
 
-    Weights are plain tensors in main memory, of a floating type, finite. A view that shows more values than the
-    file holds (one number expanded to a terabyte) is refused before anything is computed from it.
+    A view with more elements than its storage (one number expanded to a terabyte) is refused before it is read.
     """
     memory: dict[int, int] = {}
     for name, tensor in state.items():
         if not name.isprintable() or len(name) > _LONGEST_NAME:
-            raise CheckpointError(f"{origin} holds the name {name[:_LONGEST_NAME]!r}, which no parameter has.")
+            raise CheckpointError(f"{origin} has the parameter name {name[:_LONGEST_NAME]!r}, which is too long or not printable.")
         plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
         if not plain or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise CheckpointError(f"{origin}: {name} is no plain tensor in main memory.")
+            raise CheckpointError(f"{origin}: {name} is not a dense CPU tensor.")
         if not tensor.is_floating_point():
-            raise CheckpointError(f"{origin}: {name} has dtype {tensor.dtype}; weights are floating-point numbers.")
+            raise CheckpointError(f"{origin}: {name} has dtype {tensor.dtype}; weights must be floating-point.")
         storage = tensor.untyped_storage()
         memory[storage.data_ptr()] = storage.nbytes()
-    shown = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    if shown > sum(memory.values()):
-        raise CheckpointError(f"{origin} is refused: its tensors claim {shown} bytes, it holds {sum(memory.values())}.")
+    size, stored = sum(tensor.numel() * tensor.element_size() for tensor in state.values()), sum(memory.values())
+    if size > stored:
+        raise CheckpointError(f"{origin} is refused: its tensors claim {size} bytes, their storages have {stored}.")
     bad = first_non_finite(state)
     if bad is not None:
         raise CheckpointError(f"{origin}: {bad} holds NaN or Inf; use another checkpoint.")
 
 
 def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
-    """The name of the first floating tensor that holds NaN or Inf, or None; looks at pieces, to save memory."""
+    """The name of the first floating-point tensor with NaN or Inf, or None; checked in chunks to save memory."""
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             continue
-        for piece in tensor.detach().reshape(-1).split(_PIECE):
-            if not bool(torch.isfinite(piece).all()):
+        for chunk in tensor.detach().reshape(-1).split(_CHUNK):
+            if not bool(torch.isfinite(chunk).all()):
                 return name
     return None
 
 
 @contextlib.contextmanager
 def as_checkpoint_error(origin: Path | str) -> Iterator[None]:
-    """Whatever goes wrong inside while a description is read becomes one line of `CheckpointError`."""
+    """A context in which any error of reading a configuration is raised as a one-line `CheckpointError`."""
     try:
         yield
     except CheckpointError:
@@ -60,7 +59,7 @@ def as_checkpoint_error(origin: Path | str) -> Iterator[None]:
         raise CheckpointError(f"{origin}: {shortened(str(error), 300)}") from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = shortened(str(error), 120)
-        raise CheckpointError(f"{origin} describes no model: {type(error).__name__}: {reason}") from error
+        raise CheckpointError(f"{origin} is not a valid model configuration: {type(error).__name__}: {reason}") from error
 
 
 def shortened(text: str, limit: int) -> str:

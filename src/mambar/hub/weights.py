@@ -1,4 +1,4 @@
-"""Released weights by name: where they are, what they reach, and their download on the user's order."""
+"""Released weights by model name: repository, accuracy, and a download that is verified at every use."""
 
 import hashlib
 import json
@@ -17,9 +17,14 @@ _REPOSITORY = "Wangf3014/Mamba-Reg"
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedWeights:
-    """One released file. top1: ImageNet-1k accuracy in percent as the official README prints it.
+    """One released checkpoint.
 
-    sha256 is None where it is not known to us; then the hash of the first download is kept and verified later.
+    Attributes:
+        repository: of the Hugging Face hub, "owner/name".
+        file: name of the checkpoint in the repository.
+        top1: ImageNet-1k accuracy in percent, as printed in the official README.
+        source: where `top1` is published.
+        sha256: of the file; None: that of the first download is stored and verified afterwards.
     """
 
     repository: str
@@ -46,11 +51,10 @@ WEIGHTS: dict[str, ReleasedWeights] = {
 
 
 def released_file(name: str) -> Path:
-    """The path of the released checkpoint of a model, downloaded once.
+    """The path of a released checkpoint in the Hugging Face cache, downloaded at first use.
 
-    The file stays in the Hugging Face cache; its sha256 and revision are noted in ours and verified at every
-    later use. Raises `InputError` where nothing was released or the hub cannot be reached, `CheckpointError`
-    where the file is not the one that was first downloaded.
+    Its sha256 and revision are stored in mambar's cache and verified at every later use. Raises `InputError` if
+    no weights were released or the hub cannot be reached, `CheckpointError` if the file has changed.
     """
     if name not in WEIGHTS:
         raise InputError(
@@ -60,7 +64,7 @@ def released_file(name: str) -> Path:
     weights = WEIGHTS[name]
     path = _download(name, weights)
     _verify(name, weights, path)
-    logger.warning("The weights of %s carry no licence (%s); they are for you to judge.", name, weights.source)
+    logger.warning("The weights of %s carry no licence (%s); check whether you may use them.", name, weights.source)
     return path
 
 
@@ -69,9 +73,9 @@ def _download(name: str, weights: ReleasedWeights) -> Path:
 
     try:
         return Path(hf_hub_download(weights.repository, weights.file))
-    except Exception as error:  # hub errors are many (network, names, rights); each is one line for the user
+    except Exception as error:  # errors of network, names and permissions have many types
         raise InputError(
-            f"The weights of {name} are not here and could not be fetched: looked for {weights.file} of "
+            f"The weights of {name} are not in the cache and could not be downloaded: looked for {weights.file} of "
             f"{weights.repository} in the Hugging Face cache (HF_HOME) and on the hub ({type(error).__name__}). "
             "Download the file elsewhere and pass its path to mambar.load_official."
         ) from error
@@ -83,15 +87,15 @@ def _verify(name: str, weights: ReleasedWeights, path: Path) -> None:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     actual = digest.hexdigest()
-    note = cache_directory("weights") / f"{name}.json"
+    record = cache_directory("weights") / f"{name}.json"
     known = weights.sha256
-    if known is None and note.is_file():
-        known = json.loads(note.read_text("utf-8"))["sha256"]
+    if known is None and record.is_file():
+        known = json.loads(record.read_text("utf-8"))["sha256"]
     if known is not None and actual != known:
         raise CheckpointError(
-            f"{path} has sha256 {actual}, but {known} was expected; delete {note} if the file was renewed on purpose."
+            f"{path} has sha256 {actual}, but {known} was expected; delete {record} if the file was updated on purpose."
         )
-    if not note.is_file():
-        # The hub's cache keeps files below snapshots/REVISION/.
+    if not record.is_file():
+        # The path in the hub's cache is snapshots/REVISION/FILE.
         content = {"format_version": 1, "file": weights.file, "sha256": actual, "revision": path.parent.name}
-        write_atomically(note, json_bytes(content))
+        write_atomically(record, json_bytes(content))
