@@ -216,7 +216,7 @@ def test_local_dir_gives_the_trained_model(run_directory):
     assert torch.equal(model(images), trained(images))
     assert "state_dict" not in model.pretrained_cfg
     data = timm.data.resolve_data_config({}, model=model)
-    assert data["crop_pct"] == 0.875 and data["mean"] == [0.5, 0.4, 0.3] and data["input_size"] == [3, 32, 32]
+    assert data["crop_pct"] == 0.875 and data["mean"] == [0.5, 0.4, 0.3] and list(data["input_size"]) == [3, 32, 32]
     assert model.pretrained_cfg["label_names"] == list("abcde")
     assert not torch.equal(timm.create_model(f"local-dir:{directory}")(images), trained(images))
 

@@ -76,8 +76,8 @@ class SegmentationTask:
         if options.norm == "batch" and (recipe.num_shards > 1 or stage.grad_accum_steps > 1):
             raise RecipeError(
                 f"task_options.norm=batch with num_shards={recipe.num_shards}, grad_accum_steps="
-                f"{stage.grad_accum_steps}: the result would depend on how a batch is cut; "
-                "use norm=group, or one shard without accumulation."
+                f"{stage.grad_accum_steps}: the result would depend on how a batch is split; use norm=group, "
+                "or one shard without accumulation."
             )
         unused = [
             name
