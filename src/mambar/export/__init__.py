@@ -1,6 +1,6 @@
-"""Floor 4: a model as a file that runs without mambar: torch.export, ONNX, AOTInductor, OpenVINO.
+"""Exports a model to a file that runs without mambar: torch.export, ONNX, AOTInductor, OpenVINO.
 
-Names are imported on first use, because `mambar.export.onnx_predict` runs where torch is not installed.
+Names are imported on first use, because `mambar.export.onnx_predict` also runs without torch.
 """
 
 import importlib

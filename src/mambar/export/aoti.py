@@ -1,4 +1,4 @@
-"""AOTInductor: the traced program compiled to machine code for this kind of machine."""
+"""AOTInductor: the exported program compiled to machine code for this type of CPU."""
 
 import os
 import shutil
@@ -26,24 +26,26 @@ def export_aoti(
 ) -> ParityReport:
     """Writes an `.aoti.pt2` for `torch._inductor.aoti_load_package`, and the parity report beside it.
 
-    Any batch at one image size, on CPUs like this one. Needs a C++ compiler; raises `InputError` without.
+    Batch size is dynamic, image size is fixed. Raises `InputError` if there is no C++ compiler.
     """
     import torch._inductor
 
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise InputError("AOTInductor needs a C++ compiler (g++, or another named by CXX); install one, or use onnx.")
+        raise InputError(
+            "AOTInductor needs a C++ compiler (g++ or CXX); install one, or use format=onnx."
+        )
     path, size = Path(path), input_size(model, img_size)
     with atomic_output(path, force=force) as temporary:
-        twin = traceable_model(model)
-        program = traced(twin, model.config.in_chans, size)
-        # Its own ending is asked for; the file is renamed when it lands.
+        traceable = traceable_model(model)
+        program = traced(traceable, model.config.in_chans, size)
+        # AOTInductor requires the suffix .pt2; the file is renamed afterwards.
         package = temporary.with_name("package.pt2")
         torch._inductor.aoti_compile_and_package(program, package_path=str(package))
         package.replace(temporary)
         loaded = torch._inductor.aoti_load_package(str(temporary))
         if images is None:
             images = probe_images(NUM_IMAGES if check else 2, model.config.in_chans, size)
-        report = compare(twin, loaded, temporary, name=path, format="aoti", images=images, labels=labels)
+        report = compare(traceable, loaded, temporary, name=path, format="aoti", images=images, labels=labels)
         require(report)
     write_report(path, report)
     return report

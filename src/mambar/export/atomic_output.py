@@ -1,4 +1,4 @@
-"""A file written by a library lands whole at its place, after it was checked, or not at all."""
+"""Output files of libraries: written to a temporary path, renamed when complete and checked."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from mambar.errors import DiskError, InputError
 
 @contextlib.contextmanager
 def atomic_output(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A path in a private directory beside `path`; what stands there at the end is renamed to `path`.
+    """A context with a temporary path beside `path`; on success, the file there is renamed to `path`.
 
-    An exception leaves `path` as it was. Raises `InputError` where something is in the way and `force` is not
-    given, `DiskError` where the disk does not take it. A symbolic link at `path` is replaced, not followed.
+    An exception leaves `path` unchanged. Raises `InputError` if `path` exists and `force` is not given, `DiskError`
+    if it cannot be written. A symbolic link at `path` is replaced, not followed.
     """
     path = Path(path)
     if os.path.lexists(path) and not force:
-        raise InputError(f"{path} exists already; choose another place or give --force.")
+        raise InputError(f"{path} exists already; choose another path or give --force.")
     if path.is_dir() and not path.is_symlink():
         raise InputError(f"{path} is a directory; give the path of a file.")
     try:
@@ -32,7 +32,7 @@ def atomic_output(path: Path, *, force: bool = False) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            # A private directory's files are private; the result follows the umask like any other file.
+            # Files made in a temporary directory are private; the result follows the umask.
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)

@@ -1,4 +1,4 @@
-"""The formats a model can be exported to, by name."""
+"""Export formats by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from mambar.export.parity import ParityReport
 from mambar.export.program import export_program
 from mambar.models.vision_mamba import VisionMamba
 
-# Name → (function, ending of its file).
+# Name → (export function, file suffix).
 FORMATS: dict[str, tuple[Callable[..., ParityReport], str]] = {
     "torch-export": (export_program, ".pt2"),
     "onnx": (export_onnx, ".onnx"),
@@ -22,11 +22,11 @@ FORMATS: dict[str, tuple[Callable[..., ParityReport], str]] = {
 
 
 def export_model(model: VisionMamba, path: Path | str, *, format: str, **options: Any) -> ParityReport:
-    """Writes the model in a format of `FORMATS`; options are those of its function (img_size, check, force, …)."""
+    """Exports the model in a format of `FORMATS`; `options` are passed to its function (img_size, check, force, …)."""
     if format not in FORMATS:
-        raise InputError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}.")
-    function, ending = FORMATS[format]
+        raise InputError(f"format={format!r} is unknown; choose one of {', '.join(FORMATS)}.")
+    function, suffix = FORMATS[format]
     path = Path(path)
-    if not path.name.endswith(ending):
-        raise InputError(f"{path} must end in {ending} for format={format}.")
+    if not path.name.endswith(suffix):
+        raise InputError(f"{path} must end in {suffix} for format={format}.")
     return function(model, path, **options)

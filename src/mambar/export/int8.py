@@ -1,15 +1,15 @@
-"""Weights of the projections in eight bits, activations quantised as they come (onnxruntime's dynamic int8)."""
+"""Dynamic int8 quantization with onnxruntime: int8 weights, activations quantized at run time."""
 
 from pathlib import Path
 
 
 def quantize(path: Path) -> None:
-    """Rewrites an ONNX file: constant matrices become int8, one scale a column."""
+    """Quantizes the constant matrices of an ONNX file in place, with one scale per column."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(str(path))
-    # onnxruntime trusts recorded shapes of values in between, and the exporter's are not what it expects.
+    # onnxruntime uses the recorded shapes of intermediate values; the exporter's have the wrong form for it.
     del model.graph.value_info[:]
     quantize_dynamic(
         model,

@@ -1,4 +1,4 @@
-"""ONNX: standard operators only, any batch, any height and width in patches, one file."""
+"""ONNX export to one file: standard operators; dynamic batch, height and width."""
 
 import contextlib
 import io
@@ -13,14 +13,23 @@ from torch import Tensor
 
 from mambar.errors import InputError
 from mambar.export.atomic_output import atomic_output
-from mambar.export.parity import NUM_IMAGES, TOLERANCE, ParityReport, Run, compare, probe_images, require, write_report
+from mambar.export.parity import (
+    NUM_IMAGES,
+    TOLERANCE,
+    LogitsFunction,
+    ParityReport,
+    compare,
+    probe_images,
+    require,
+    write_report,
+)
 from mambar.export.program import traced
 from mambar.export.scan_loop import ScanMixer, translations
 from mambar.export.traceable import description, input_size, traceable_model
 from mambar.models.vision_mamba import VisionMamba
 
 OPSET = 20
-# The place of class names and preprocessing among the file's metadata.
+# Metadata key of class names and preprocessing.
 METADATA_KEY = "mambar"
 
 Scan = Literal["loop", "doubling"]
@@ -39,24 +48,25 @@ def export_onnx(
     labels: Tensor | None = None,
     force: bool = False,
 ) -> ParityReport:
-    """Writes an `.onnx` file with class names and preprocessing inside, and the parity report beside it.
+    """Writes an `.onnx` file with class names and preprocessing in its metadata, and a parity report beside it.
 
-    Input `images` (batch, channels, height, width), normalised float32; output `logits`. Batch, height and width
-    are dynamic. `scan="doubling"` is for runtimes that lack the standard operator Scan: its graph is bigger, some
-    twenty times slower, and fixed to `img_size`. `int8` stores the weights of the projections in eight bits (a
-    quarter of the bytes); what that costs stands in the report. On the spot the file is held against the model on
-    256 images; beyond 1e-5, or with another top 5, `MambarError` is raised and nothing is written. `check=False`
-    looks at two images only. `images` (normalised) and `labels` replace the drawn ones.
+    Input: `images` (batch, channels, height, width), normalized float32. Output: `logits`. The file is compared
+    with the model; a difference above 1e-5 or another top 5 raises `MambarError` and nothing is written.
+
+    check: compare on 256 images; False: on two. images: normalized images to compare on, in place of random ones.
+    labels: their classes, for the accuracy in the report. int8: quantize the projection weights (a quarter of the
+    bytes); the report has the differences. scan: "loop" uses the operator Scan; "doubling" is for runtimes
+    without it: about 20 times slower, with a larger graph and a fixed image size.
     """
     _need_packages()
     if scan not in ("loop", "doubling"):
-        raise InputError(f"scan={scan!r} is not known; choose loop or doubling.")
+        raise InputError(f"scan={scan!r} is unknown; choose loop or doubling.")
     path, size = Path(path), input_size(model, img_size)
     any_size = scan == "loop" and model.config.placement != "random"
     with atomic_output(path, force=force) as temporary:
-        twin = traceable_model(model, mixer=ScanMixer if scan == "loop" else None, any_size=any_size)
-        # Not kept in a variable: the graph holds the weights once more.
-        _translated(twin, model, size, opset, any_size).save(temporary, external_data=False)
+        traceable = traceable_model(model, mixer=ScanMixer if scan == "loop" else None, any_size=any_size)
+        # Not assigned to a variable: the program has a copy of the weights.
+        _to_onnx(traceable, model, size, opset, any_size).save(temporary, external_data=False)
         if int8:
             from mambar.export.int8 import quantize
 
@@ -81,8 +91,8 @@ def export_onnx(
     return report
 
 
-def _translated(twin: VisionMamba, model: VisionMamba, size: tuple[int, int], opset: int, any_size: bool) -> Any:
-    graph = traced(twin, model.config.in_chans, size, patch=model.patch_size if any_size else None)
+def _to_onnx(traceable: VisionMamba, model: VisionMamba, size: tuple[int, int], opset: int, any_size: bool) -> Any:
+    graph = traced(traceable, model.config.in_chans, size, patch=model.patch_size if any_size else None)
     with _quiet():
         program = torch.onnx.export(
             graph,
@@ -99,13 +109,13 @@ def _translated(twin: VisionMamba, model: VisionMamba, size: tuple[int, int], op
 
 
 def _other_sizes(size: tuple[int, int], patch: int) -> tuple[tuple[int, int], ...]:
-    """A wider and a smaller image, to see that height and width are free."""
+    """A larger and a smaller image size, to check that height and width are dynamic."""
     height, width = size
     return ((height + patch, width + 3 * patch), (max(height // 2 // patch, 2) * patch, width + patch))
 
 
-def onnx_runner(path: Path, *, threads: int = 0) -> Run:
-    """The file on onnxruntime's CPU provider, as a function of tensors."""
+def onnx_runner(path: Path, *, threads: int = 0) -> LogitsFunction:
+    """A function of images that runs the file on onnxruntime's CPU provider."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -137,7 +147,7 @@ def _need_packages() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints and logs its progress; ours stays on stdout only what was asked for."""
+    """A context in which the exporter neither prints nor logs its progress."""
     before = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
     for name in before:
         logging.getLogger(name).setLevel(logging.ERROR)

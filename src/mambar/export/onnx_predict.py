@@ -1,7 +1,7 @@
-"""Class names and probabilities from an exported `.onnx`, without torch: numpy, Pillow and onnxruntime suffice.
+"""Prediction with an exported `.onnx` file; needs numpy, Pillow and onnxruntime, not torch.
 
-Preprocessing is `EvalTransform`'s to the bit (tested); images are read as warily as in `mambar.data.loading.images`, of
-which this file repeats what it needs, because that room imports torch.
+Preprocessing equals `EvalTransform` bit for bit (tested). The checks of image files repeat those of
+`mambar.data.loading.images`, which imports torch.
 """
 
 import io
@@ -32,7 +32,7 @@ _RESAMPLING = {
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxPrediction:
-    """One class and its probability, a fraction 0-1."""
+    """One class and its probability (0-1)."""
 
     name: str
     index: int
@@ -42,7 +42,7 @@ class OnnxPrediction:
 class OnnxModel:
     """An exported classifier with its class names and preprocessing.
 
-    Raises `CheckpointError` for a file that mambar did not export, that is damaged, or that points to other files.
+    Raises `CheckpointError` for a file that is damaged, was not exported by mambar, or refers to other files.
     """
 
     def __init__(self, path: Path | str, *, threads: int = 0) -> None:
@@ -59,42 +59,42 @@ class OnnxModel:
         options.log_severity_level = 4
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-            described = self._session.get_modelmeta().custom_metadata_map.get("mambar")
-        # onnxruntime raises a family of its own types for damaged files; all mean the same here.
+            metadata = self._session.get_modelmeta().custom_metadata_map.get("mambar")
+        # onnxruntime raises many types of errors for damaged files.
         except Exception as error:
             reason = "".join(c if c.isprintable() else " " for c in str(error))[:120]
-            raise CheckpointError(f"{self.path} is no ONNX model that onnxruntime can run: {reason}") from error
-        if described is None:
+            raise CheckpointError(f"{self.path} is not an ONNX model that onnxruntime can run: {reason}") from error
+        if metadata is None:
             raise CheckpointError(f"{self.path} was not exported by mambar: its metadata has no entry 'mambar'.")
         try:
-            self._read_description(json.loads(described))
+            self._read_metadata(json.loads(metadata))
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{self.path} has a damaged description: {type(error).__name__}.") from error
+            raise CheckpointError(f"{self.path} has damaged metadata: {type(error).__name__}.") from error
 
-    def _read_description(self, content: dict[str, Any]) -> None:
+    def _read_metadata(self, content: dict[str, Any]) -> None:
         if content["format_version"] not in (1, 2):
-            raise CheckpointError(f"{self.path} is of a newer format than this version reads: update mambar.")
+            raise CheckpointError(f"{self.path} has a format_version that this version does not read; update mambar.")
         # Files of version 0.1 (format 1) name the fields differently.
-        seen = translate(content["preprocessing"], PREPROCESSING_FIELDS)
-        size = seen["img_size"]
+        preprocessing = translate(content["preprocessing"], PREPROCESSING_FIELDS)
+        size = preprocessing["img_size"]
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        self.crop = float(seen["crop_pct"])
-        self.resampling = _RESAMPLING[seen["interpolation"]]
-        self.mean = np.asarray(seen["mean"], np.float32)
-        self.std = np.asarray(seen["std"], np.float32)
+        self.crop = float(preprocessing["crop_pct"])
+        self.resampling = _RESAMPLING[preprocessing["interpolation"]]
+        self.mean = np.asarray(preprocessing["mean"], np.float32)
+        self.std = np.asarray(preprocessing["std"], np.float32)
         names = content["classes"]
         self.classes = None if names is None else tuple(str(name) for name in names)
-        sound = 0 < self.crop <= 1 and min(self.size) > 0 and max(self.size) / self.crop <= _LARGEST_SIDE
-        if not sound or self.mean.shape != self.std.shape or not (self.std > 0).all():
+        valid = 0 < self.crop <= 1 and min(self.size) > 0 and max(self.size) / self.crop <= _LARGEST_SIDE
+        if not valid or self.mean.shape != self.std.shape or not (self.std > 0).all():
             raise ValueError(size)
 
     @property
     def channels(self) -> int:
-        """1 for gray images, 3 for colour."""
+        """Number of input channels: 1 for gray images, 3 for RGB."""
         return int(self._session.get_inputs()[0].shape[1])
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits (batch, classes) of normalised float32 images (batch, channels, height, width)."""
+        """Logits (batch, classes) of normalized float32 images (batch, channels, height, width)."""
         return np.asarray(self._session.run(None, {"images": images})[0])
 
     def predict(self, path: Path | str, *, top: int = 5) -> list[OnnxPrediction]:
@@ -113,7 +113,7 @@ class OnnxModel:
         ]
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """The model's input (channels, height, width) from an image, as at evaluation."""
+        """The model's input (channels, height, width) from an image, preprocessed as in evaluation."""
         image = image.convert("L" if self.channels == 1 else "RGB")
         height, width = self.size
         scaled = _scaled_size(image.height, image.width, self.size, self.crop)
@@ -145,14 +145,14 @@ def _model_bytes(path: Path) -> bytes:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    # A tensor may stand in another file, whose path is a protobuf entry with the key "location"; ours never do.
+    # ONNX can store tensors in external files, named by a protobuf entry with the key "location".
     if b"\n\x08location" in data:
         raise CheckpointError(f"{path} keeps tensors in other files, which mambar never writes; refused.")
     return data
 
 
 def _open(path: Path) -> Image.Image:
-    """The upright RGB picture of a file; what is transparent lies on white."""
+    """The image of a file as RGB, with its EXIF orientation applied and transparency on white."""
     name = "".join(c if c.isprintable() else "?" for c in str(path))
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -169,7 +169,7 @@ def _open(path: Path) -> Image.Image:
                 return _rgb(ImageOps.exif_transpose(image))
     except (ImageError, MemoryError):
         raise
-    # A damaged file raises OSError, ValueError, SyntaxError, struct.error, … depending on the format.
+    # Pillow raises OSError, ValueError, SyntaxError, struct.error, … for damaged files.
     except Exception as error:
         reason = "".join(c if c.isprintable() else " " for c in str(error))[:100]
         raise ImageError(f"{name} cannot be read as a PNG, JPEG or WEBP: {reason}") from error
@@ -177,7 +177,7 @@ def _open(path: Path) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # 16-bit gray: Pillow's own conversion would clip instead of scale.
+        # 16-bit gray: Pillow's conversion clips instead of scaling.
         gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
         return Image.fromarray(gray).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -1,6 +1,6 @@
-"""The recurrence of `scan_loop` in ONNX's own operators, built by onnxscript from its source.
+"""The op `mambar_export::scan_loop` as ONNX operators, written in onnxscript.
 
-onnxscript's operators take what its stubs do not admit (a variable for a constant's value), hence no type checks.
+Type checks are off: onnxscript's stubs do not allow some arguments that its operators take.
 """
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
@@ -8,10 +8,10 @@ from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 
 
-# The exporter builds its graph in opset 18 and converts the whole to the opset asked for.
+# The exporter builds its graph in opset 18 and converts it to the requested opset.
 @script(default_opset=op)
 def scan_loop(dt: FLOAT, dtu: FLOAT, B: FLOAT, C: FLOAT, A: FLOAT) -> FLOAT:
-    """One `Scan` over the first axis, both directions side by side; shapes as in `mambar_export::scan_loop`."""
+    """One `Scan` over the first axis for both directions; shapes as in `mambar_export::scan_loop`."""
     last = op.Constant(value_ints=[-1])
     two = op.Constant(value_ints=[2])
     one = op.Constant(value_ints=[1])

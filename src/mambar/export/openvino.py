@@ -1,4 +1,4 @@
-"""OpenVINO's two files (.xml and .bin), made from the ONNX graph."""
+"""OpenVINO export (.xml and .bin), converted from ONNX."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 from mambar.errors import InputError
 from mambar.export.atomic_output import atomic_output
 from mambar.export.onnx import export_onnx
-from mambar.export.parity import NUM_IMAGES, ParityReport, Run, compare, probe_images, require, write_report
+from mambar.export.parity import NUM_IMAGES, LogitsFunction, ParityReport, compare, probe_images, require, write_report
 from mambar.export.traceable import input_size, traceable_model
 from mambar.models.vision_mamba import VisionMamba
 
@@ -28,8 +28,8 @@ def export_openvino(
 ) -> ParityReport:
     """Writes `path` (.xml) and its weights (.bin) for OpenVINO, and the parity report beside them.
 
-    Any batch at one image size. Checked in float32: on some processors OpenVINO computes in bfloat16 unless
-    `INFERENCE_PRECISION_HINT` is f32. Raises `InputError` where the package openvino is not installed.
+    Batch size is dynamic, image size is fixed. Compared in float32: on some CPUs OpenVINO computes in bfloat16
+    unless `INFERENCE_PRECISION_HINT` is f32. Raises `InputError` if openvino is not installed.
     """
     if importlib.util.find_spec("openvino") is None:
         raise InputError("OpenVINO export needs the package openvino; install it with: pip install openvino.")
@@ -55,7 +55,7 @@ def export_openvino(
     return report
 
 
-def _runner(graph: Any) -> Run:
+def _runner(graph: Any) -> LogitsFunction:
     import openvino
 
     compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

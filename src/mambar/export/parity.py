@@ -1,4 +1,4 @@
-"""Does an exported file say what the model says? Held against it on the spot, and written down beside it."""
+"""Compares an exported file with the model, and writes the result beside the file."""
 
 import dataclasses
 import hashlib
@@ -21,21 +21,28 @@ from mambar.version import __version__
 
 NUM_IMAGES = 256
 TOLERANCE = 1e-5
-# Dynamic batches are tried out, not believed; the rest goes in eights.
+# Batch sizes that are tested first; the rest is run in batches of 8.
 BATCHES = (1, 2, 7)
 FORMAT_VERSION = 1
 
 # Images (batch, channels, height, width) in, logits (batch, classes) out.
-Run = Callable[[Tensor], Tensor]
+LogitsFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """How an exported file compares with the model it was made from, both in float32 on the CPU.
+    """Comparison of an exported file with its model, both in float32 on the CPU.
 
-    max_difference: the largest |Δlogit| over all images. same_top5: images with the same five best classes
-    (a swap of two whose logits differ by less than twice the tolerance is the same). tolerance: None where a
-    difference is the point of the format (int8). Accuracies, fractions 0-1, stand only where labels were given.
+    Attributes:
+        format, file, bytes, sha256: the exported file.
+        images, image_sizes, batches: number of images compared, their (height, width), and the batch sizes.
+        max_difference: the largest absolute difference of logits.
+        same_top1: number of images with the same best class.
+        same_top5: number of images with the same five best classes. Two classes whose logits differ by less than
+            twice the tolerance may be swapped.
+        tolerance: the allowed `max_difference`; None for int8, which differs by design.
+        model_accuracy, exported_accuracy: fractions 0-1; None without labels.
+        options: options of the format.
     """
 
     format: str
@@ -57,23 +64,23 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Within the tolerance and with the same five best classes on every image; true where none is set."""
+        """True without a tolerance, or if logits are within it and every image has the same top 5."""
         if self.tolerance is None:
             return True
         return self.max_difference <= self.tolerance and self.same_top5 == self.images
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of the report's file."""
+        """The content of the report file."""
         machine = {"mambar": __version__, "torch": torch.__version__, "machine": platform.machine()}
         return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "passed": self.passed, **machine}
 
     def lines(self) -> list[str]:
-        """What a person wants to read of it."""
+        """The report as lines of text."""
         sizes = ", ".join(f"{height}x{width}" for height, width in self.image_sizes)
         found = [
             f"{self.file}: {self.bytes / 1e6:.1f} MB, {self.format}",
             f"checked on {self.images} images ({sizes} pixels, batches of {', '.join(map(str, self.batches))}): "
-            f"max |Δlogit| {self.max_difference:.1e}, same best class {self.same_top1}, same top 5 {self.same_top5}",
+            f"max |Δlogit| {self.max_difference:.1e}, same top 1 {self.same_top1}, same top 5 {self.same_top5}",
             f"images per second on this CPU: {self.exported_images_per_second:.1f}, "
             f"the model itself {self.model_images_per_second:.1f}",
         ]
@@ -85,7 +92,7 @@ class ParityReport:
 def probe_images(
     count: int, channels: int, size: tuple[int, int], *, seed: int = 0
 ) -> Float[Tensor, "count channels height width"]:
-    """Images to compare on: normal noise and, every second one, smooth blobs of the same spread."""
+    """Random images: Gaussian noise, and every second one smooth blobs with the same standard deviation."""
     draw = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, channels, *size, generator=draw)
     coarse = torch.randn(count, channels, 5, 5, generator=draw)
@@ -106,7 +113,7 @@ def batches(images: Tensor) -> Iterator[Tensor]:
 
 def compare(
     model: VisionMamba,
-    run: Run,
+    run: LogitsFunction,
     file: Path,
     *,
     name: Path,
@@ -118,9 +125,9 @@ def compare(
     tolerance: float | None = TOLERANCE,
     options: dict[str, Any] | None = None,
 ) -> ParityReport:
-    """Runs both over `images`, and over a few of each other size, and says how they differ.
+    """Runs both on `images` and on three images of each other size, and compares the logits.
 
-    `name` is where the file will stand. `fixed_batch`: all batches of this size, for a format that knows no other.
+    name: the final path of `file`. fixed_batch: use this batch size only.
     """
     groups = [list(batches(images) if fixed_batch is None else images.split(fixed_batch))]
     channels = images.shape[1]
@@ -128,15 +135,15 @@ def compare(
     expected, found, seconds = [], [], [0.0, 0.0]
     with torch.inference_mode():
         for batch in groups[0][:1]:
-            # The first call of either prepares memory and threads.
+            # Warm-up: the first call allocates memory and starts threads.
             for function in (model, run):
                 function(batch)
         for group in groups:
             for batch in group:
                 for index, (function, kept) in enumerate(((model, expected), (run, found))):
-                    begun = time.perf_counter()
+                    start = time.perf_counter()
                     kept.append(function(batch).float().cpu())
-                    seconds[index] += time.perf_counter() - begun
+                    seconds[index] += time.perf_counter() - start
     wanted, given = torch.cat(expected), torch.cat(found)
     agreement = _agreement(wanted, given, tolerance)
     data = file.read_bytes()
@@ -167,7 +174,7 @@ def _agreement(wanted: Tensor, given: Tensor, tolerance: float | None) -> dict[s
         difference = float("inf")
     top = min(5, wanted.shape[1])
     best, theirs = wanted.topk(top), given.topk(top).indices
-    # Logits of the classes the file puts first, as the model sees them: a swap of near equals is none.
+    # The model's logits of the file's top classes, to allow a swap of almost equal ones.
     gap = (best.values - wanted.gather(1, theirs)).abs().amax(1)
     same_set = (best.indices.sort(1).values == theirs.sort(1).values).all(1)
     return {
@@ -178,7 +185,7 @@ def _agreement(wanted: Tensor, given: Tensor, tolerance: float | None) -> dict[s
 
 
 def require(report: ParityReport) -> None:
-    """Raises `MambarError` unless the report passed; then nothing is written."""
+    """Raises `MambarError` unless the report passed."""
     if not report.passed:
         raise MambarError(
             f"{report.file} is not written: its logits differ from the model's by up to {report.max_difference:.2e} "
@@ -187,12 +194,12 @@ def require(report: ParityReport) -> None:
 
 
 def report_path(path: Path) -> Path:
-    """Where the report of an exported file stands: beside it."""
+    """The path of the report of an exported file."""
     return path.with_name(path.name + ".parity.json")
 
 
 def write_report(path: Path, report: ParityReport) -> None:
-    """Writes the report beside the file, in place of an older one."""
+    """Writes the report beside the file; an older one is replaced."""
     from mambar.export.atomic_output import atomic_output
 
     with atomic_output(report_path(path), force=True) as temporary:

@@ -1,8 +1,8 @@
-"""The mixer as ONNX knows it: one standard `Scan` over the tokens for both directions at once.
+"""A mixer for ONNX export: one standard `Scan` over the tokens for both directions.
 
-torch.export sees through the plain scan of log depth, but as a graph that is slow (a 24-block model of width 384
-took 12 s an image on two cores against 0.5 s with `Scan`) and fixed to one length. Here the recurrence is one
-opaque node while tracing, which the ONNX exporter translates to the operator made for it.
+The reference scan of logarithmic depth can be traced too, but its graph is slow (12 s per image against 0.5 s with
+`Scan`, for 24 blocks of width 384 on two cores) and fixed to one length. Here the recurrence is a custom op, which
+the ONNX exporter translates to `Scan`.
 """
 
 from typing import Any
@@ -34,41 +34,41 @@ def _(dt: Tensor, dtu: Tensor, B: Tensor, C: Tensor, A: Tensor) -> Tensor:
 
 
 def translations() -> dict[Any, Any]:
-    """The exporter's table entry: what the opaque node becomes in ONNX."""
+    """The custom translation table of the ONNX exporter."""
     from mambar.export.onnx_scan import scan_loop
 
     return {torch.ops.mambar_export.scan_loop.default: scan_loop}
 
 
 class ScanMixer(nn.Module):
-    """Computes what a `MambaMixer` computes, the tokens of both directions in one loop."""
+    """A `MambaMixer` that runs both directions in one loop."""
 
     def __init__(self, mixer: MambaMixer) -> None:
         super().__init__()
         self.in_proj, self.out_proj = mixer.in_proj, mixer.out_proj
-        self.ways = nn.ModuleList([mixer.forward_scan, mixer.backward_scan])
-        self.share = 0.5 if mixer.average_directions else 1.0
-        weights = [way.weights() for way in (mixer.forward_scan, mixer.backward_scan)]
+        self.directions = nn.ModuleList([mixer.forward_scan, mixer.backward_scan])
+        self.scale = 0.5 if mixer.average else 1.0
+        weights = [direction.weights() for direction in (mixer.forward_scan, mixer.backward_scan)]
         with torch.no_grad():
-            self.register_buffer("A", torch.stack([way.A.T for way in weights])[:, None].contiguous())
-            self.register_buffer("D", torch.stack([way.D for way in weights])[:, None].contiguous())
+            self.register_buffer("A", torch.stack([each.A.T for each in weights])[:, None].contiguous())
+            self.register_buffer("D", torch.stack([each.D for each in weights])[:, None].contiguous())
 
     def forward(self, tokens: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
         parts = []
-        for way, given in zip(self.ways, (x, x.flip(1)), strict=True):
-            assert isinstance(way, DirectionalScan)
-            parts.append(self._step_inputs(way, given))
+        for direction, given in zip(self.directions, (x, x.flip(1)), strict=True):
+            assert isinstance(direction, DirectionalScan)
+            parts.append(self._step_inputs(direction, given))
         u, dt, B, C = (torch.stack(part).permute(2, 0, 1, 3) for part in zip(*parts, strict=True))  # (L, 2, B, ...)
         y = torch.ops.mambar_export.scan_loop(dt, dt * u, B, C, self.get_buffer("A")) + u * self.get_buffer("D")
         total = y[:, 0] + y[:, 1].flip(0)  # (L, B, E)
-        return self.out_proj(total.transpose(0, 1) * functional.silu(z) * self.share)
+        return self.out_proj(total.transpose(0, 1) * functional.silu(z) * self.scale)
 
-    def _step_inputs(self, way: DirectionalScan, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        inner, taps = way.conv_weight.shape
+    def _step_inputs(self, direction: DirectionalScan, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        inner, taps = direction.conv_weight.shape
         past = functional.pad(x.transpose(1, 2), (taps - 1, 0))
-        u = functional.silu(functional.conv1d(past, way.conv_weight[:, None], way.conv_bias, groups=inner))
+        u = functional.silu(functional.conv1d(past, direction.conv_weight[:, None], direction.conv_bias, groups=inner))
         u = u.transpose(1, 2)  # (B, L, E)
-        rank, state = way.dt_proj.in_features, way.A_log.shape[1]
-        low, B, C = way.x_proj(u).split([rank, state, state], dim=-1)
-        return u, functional.softplus(way.dt_proj(low)), B, C
+        rank, state = direction.dt_proj.in_features, direction.A_log.shape[1]
+        low, B, C = direction.x_proj(u).split([rank, state, state], dim=-1)
+        return u, functional.softplus(direction.dt_proj(low)), B, C

@@ -1,4 +1,4 @@
-"""A model made ready for tracing: its own modules, sharing the weights, in evaluation mode and float32."""
+"""Prepares a model for tracing: a float32 copy in evaluation mode that shares the weights."""
 
 import copy
 import json
@@ -20,30 +20,29 @@ from mambar.nn.mixer import MambaMixer
 def traceable_model(
     model: VisionMamba, *, mixer: Callable[[MambaMixer], nn.Module] | None = None, any_size: bool = False
 ) -> VisionMamba:
-    """A float32 copy of the model on the CPU that shares what memory it can; the model itself stays as it is.
+    """A float32 copy of the model on the CPU, which shares memory if possible; the model is not changed.
 
-    `mixer` makes another module of each block's mixer, one that computes the same. `any_size`: positions are
-    always resized, since a traced program cannot ask whether it must.
+    mixer: replaces each block's mixer with the returned module. any_size: always resize the position table,
+    because a traced program cannot test whether the grid is another.
     """
     tensors = (*model.parameters(), *model.buffers())
-    # Parameters without gradient, on the same memory: of those that learn, AOTInductor (torch 2.15) bakes the
-    # example's batch into the program.
+    # With parameters that require gradients, AOTInductor (torch 2.15) fixes the batch size to the example's.
     frozen = {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
-    twin = copy.deepcopy(model, dict(frozen))
+    copied = copy.deepcopy(model, dict(frozen))
     if any(each.dtype != torch.float32 or each.device.type != "cpu" for each in tensors):
-        twin = copy.deepcopy(twin).to(device="cpu", dtype=torch.float32)
-    twin.set_grad_checkpointing(False)
+        copied = copy.deepcopy(copied).to(device="cpu", dtype=torch.float32)
+    copied.set_grad_checkpointing(False)
     if mixer is not None:
-        for block in twin.blocks:
+        for block in copied.blocks:
             assert isinstance(block, MambaBlock)
             block.register_module("mixer", mixer(block.mixer))
     if any_size:
-        twin.register_module("pos_embed", ResizedPositions(twin.pos_embed.weight, twin.pos_embed.grid))
-    return twin.eval()
+        copied.register_module("pos_embed", ResizedPositions(copied.pos_embed.weight, copied.pos_embed.grid))
+    return copied.eval()
 
 
 class ResizedPositions(nn.Module):
-    """`PositionEmbed` whose table is resized to every grid, its own included, where that changes nothing."""
+    """`PositionEmbed` that always resizes its table; resizing to its own grid changes nothing."""
 
     def __init__(self, weight: nn.Parameter, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -59,19 +58,19 @@ class ResizedPositions(nn.Module):
 
 
 def input_size(model: VisionMamba, img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) in pixels of the example input: as asked, else as the model was built."""
+    """(height, width) in pixels of the example input; by default the model's `img_size`."""
     height, width = model.config.replace(img_size=img_size).size if img_size is not None else model.config.size
     patch = model.patch_size
     if height % patch or width % patch:
         raise InputError(
-            f"img_size={(height, width)} is no multiple of the patch of {patch} pixels; "
+            f"img_size={(height, width)} is not a multiple of the patch size of {patch} pixels; "
             f"use {(height // patch * patch, width // patch * patch)}."
         )
     return height, width
 
 
 def description(model: VisionMamba) -> str:
-    """What a program needs beside the weights, as JSON: class names and preprocessing."""
+    """Class names, preprocessing and configuration as JSON, stored in the exported file."""
     preprocessing = model.preprocessing or Preprocessing(img_size=model.config.img_size)
     content: dict[str, Any] = {
         "format_version": 2,

@@ -175,7 +175,7 @@ def _register(name: str) -> None:
         return _create(name, pretrained=pretrained, **arguments)
 
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"A `VisionMamba` of the architecture {name}; takes timm's arguments and fields of `VisionMambaConfig`."
+    create.__doc__ = f"A `VisionMamba` of the architecture {name}; takes timm's and `VisionMambaConfig`'s arguments."
     globals()[name] = register_model(create)
 
 

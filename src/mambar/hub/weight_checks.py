@@ -21,7 +21,9 @@ def check_weights(state: Mapping[str, Tensor], *, origin: Path | str) -> None:
     memory: dict[int, int] = {}
     for name, tensor in state.items():
         if not name.isprintable() or len(name) > _LONGEST_NAME:
-            raise CheckpointError(f"{origin} has the parameter name {name[:_LONGEST_NAME]!r}, which is too long or not printable.")
+            raise CheckpointError(
+                f"{origin} has the parameter name {name[:_LONGEST_NAME]!r}, which is too long or not printable."
+            )
         plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
         if not plain or tensor.device.type != "cpu" or tensor.is_quantized:
             raise CheckpointError(f"{origin}: {name} is not a dense CPU tensor.")
@@ -59,7 +61,9 @@ def as_checkpoint_error(origin: Path | str) -> Iterator[None]:
         raise CheckpointError(f"{origin}: {shortened(str(error), 300)}") from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = shortened(str(error), 120)
-        raise CheckpointError(f"{origin} is not a valid model configuration: {type(error).__name__}: {reason}") from error
+        raise CheckpointError(
+            f"{origin} is not a valid model configuration: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def shortened(text: str, limit: int) -> str:
