@@ -31,9 +31,7 @@ def export_aoti(
     import torch._inductor
 
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise InputError(
-            "AOTInductor needs a C++ compiler (g++ or CXX); install one, or use format=onnx."
-        )
+        raise InputError("AOTInductor needs a C++ compiler (g++ or CXX); install one, or use format=onnx.")
     path, size = Path(path), input_size(model, img_size)
     with atomic_output(path, force=force) as temporary:
         traceable = traceable_model(model)
