@@ -47,7 +47,7 @@ class ScanMixer(nn.Module):
         super().__init__()
         self.in_proj, self.out_proj = mixer.in_proj, mixer.out_proj
         self.directions = nn.ModuleList([mixer.forward_scan, mixer.backward_scan])
-        self.scale = 0.5 if mixer.average else 1.0
+        self.scale = 0.5 if mixer.average_directions else 1.0
         weights = [direction.weights() for direction in (mixer.forward_scan, mixer.backward_scan)]
         with torch.no_grad():
             self.register_buffer("A", torch.stack([each.A.T for each in weights])[:, None].contiguous())

@@ -221,7 +221,7 @@ def _from_checkpoint(path: Path) -> VisionMamba:
     if "config" not in checkpoint.scalars:
         raise RecipeError(f"start_from={path} does not say what its model is; give a step-… directory beside it.")
     model = VisionMamba(VisionMambaConfig.from_dict(checkpoint.scalars["config"]))
-    load_weights(model, checkpoint.part("model"), origin=str(path))
+    load_weights(model, checkpoint.tensors_of("model"), origin=str(path))
     return model
 
 
