@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import mambar
+from mambar.cache import cache_directory
 from mambar.errors import CheckpointError, InputError
-from mambar.hub import weights
 from mambar.hub.convert import to_official
 from mambar.models import VARIANTS, VisionMamba
 
@@ -61,7 +61,7 @@ def test_pretrained(released, caplog):
 def test_the_first_download_is_remembered(released):
     _, path = released
     mambar.create_model("mambar_small_patch16_224", pretrained=True)
-    note = weights.cache_directory("weights") / "mambar_small_patch16_224.json"
+    note = cache_directory("weights") / "mambar_small_patch16_224.json"
     assert '"revision": "a1b2c3"' in note.read_text("utf-8")
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(CheckpointError, match="was expected"):

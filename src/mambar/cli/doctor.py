@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -106,7 +105,7 @@ def _caches() -> dict[str, str]:
         own = str(cache_directory())
     except InputError as error:
         own = f"unusable: {error}"
-    triton = os.environ.get("TRITON_CACHE_DIR") or str(Path.home() / ".triton" / "cache")
+    triton = os.environ.get("TRITON_CACHE_DIR") or os.path.expanduser("~/.triton/cache")  # noqa: PTH111
     return {
         "mambar (MAMBAR_CACHE)": own,
         "Hugging Face (HF_HUB_CACHE)": HF_HUB_CACHE,

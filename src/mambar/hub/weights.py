@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from mambar.cache import cache_directory
+from mambar.cache import optional_cache_directory
 from mambar.errors import CheckpointError, InputError
 from mambar.hub.files import json_bytes, write_atomically
 
@@ -87,15 +87,16 @@ def _verify(name: str, weights: ReleasedWeights, path: Path) -> None:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     actual = digest.hexdigest()
-    record = cache_directory("weights") / f"{name}.json"
+    cache = optional_cache_directory("weights")
+    record = None if cache is None else cache / f"{name}.json"
     known = weights.sha256
-    if known is None and record.is_file():
+    if known is None and record is not None and record.is_file():
         known = json.loads(record.read_text("utf-8"))["sha256"]
     if known is not None and actual != known:
         raise CheckpointError(
             f"{path} has sha256 {actual}, but {known} was expected; delete {record} if the file was updated on purpose."
         )
-    if not record.is_file():
+    if record is not None and not record.is_file():
         # The path in the hub's cache is snapshots/REVISION/FILE.
         content = {"format_version": 1, "file": weights.file, "sha256": actual, "revision": path.parent.name}
         write_atomically(record, json_bytes(content))

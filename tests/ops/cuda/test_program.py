@@ -1,4 +1,6 @@
-"""CUDA C++ sources compile without a GPU, and compiled code is kept where only this user can write."""
+"""CUDA C++ sources compile without a GPU, and compiled code is read from the cache."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,45 +53,25 @@ def test_sources_compile_without_a_gpu(source, macros, capability):
     assert program.compile_kernel(source, capability, **macros).startswith(b"\x7fELF")
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
+def test_compiled_code_is_read_from_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("MAMBAR_CACHE", str(tmp_path))
-    program._cache_directory.cache_clear()
-    yield tmp_path / "mambar" / "cuda"
-    program._cache_directory.cache_clear()
+    loaded = []
 
+    class ObjectCode:
+        @staticmethod
+        def from_cubin(code):
+            loaded.append(code)
+            return SimpleNamespace(get_kernel=lambda function: function)
 
-def test_the_cache_is_made_private(cache):
-    assert program._cache_directory() == cache
-    assert cache.stat().st_mode & 0o777 == 0o700
-
-
-def test_a_cache_that_others_can_write_to_is_not_used(cache, caplog):
-    cache.mkdir(parents=True)
-    cache.chmod(0o777)
-    assert program._cache_directory() is None
-    assert "others can write" in caplog.text
-
-
-def test_a_cache_behind_a_link_is_not_used(cache, tmp_path):
-    cache.parent.mkdir(parents=True)
-    (tmp_path / "elsewhere").mkdir()
-    cache.symlink_to(tmp_path / "elsewhere")
-    assert program._cache_directory() is None
-
-
-def test_no_cache_is_no_failure(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("", "utf-8")
-    monkeypatch.setenv("MAMBAR_CACHE", str(tmp_path / "file"))
-    program._cache_directory.cache_clear()
-    assert program._cache_directory() is None
-    program._cache_directory.cache_clear()
-
-
-def test_code_is_written_whole(tmp_path):
-    program._write_atomically(tmp_path / "kernel.cubin", b"code")
-    assert (tmp_path / "kernel.cubin").read_bytes() == b"code"
-    assert [path.name for path in tmp_path.iterdir()] == ["kernel.cubin"]
+    monkeypatch.setattr(program, "core", lambda: SimpleNamespace(ObjectCode=ObjectCode))
+    monkeypatch.setattr(program, "_fingerprint", lambda *_: "digest")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(program, "compile_kernel", lambda *_, **macros: b"code")
+    program.load_kernel.__wrapped__("conv", "conv_forward", 0, 0, ())
+    assert [path.name for path in (tmp_path / "cuda").iterdir()] == ["conv-digest.object"]
+    monkeypatch.setattr(program, "compile_kernel", lambda *_, **macros: pytest.fail("compiled again"))
+    assert program.load_kernel.__wrapped__("conv", "conv_forward", 0, 0, ()) == "conv_forward"
+    assert loaded == [b"code", b"code"]
 
 
 def test_another_source_setting_or_gpu_is_another_file(monkeypatch, tmp_path):

@@ -3,11 +3,12 @@ import torch
 
 pytest.importorskip("llvmlite")
 
+from mambar.cache import read_object
 from mambar.ops.bidirectional_mix import llvm_backward as mix_backward
 from mambar.ops.bidirectional_mix import llvm_forward as mix_forward
 from mambar.ops.causal_conv1d import llvm_backward as conv_backward
 from mambar.ops.causal_conv1d import llvm_forward as conv_forward
-from mambar.ops.llvm import cache, compiler, sums
+from mambar.ops.llvm import compiler, sums
 from mambar.ops.llvm.launch import sum_parts
 from mambar.ops.llvm.machine import NAMED_MACHINES, host_machine
 from mambar.ops.selective_scan import llvm_backward as scan_backward
@@ -52,7 +53,7 @@ def test_damaged_code_is_compiled_again(new_process, tmp_path):
     file.write_bytes(bytes(content))
     new_process()
     assert torch.equal(sum_parts(parts), first)
-    assert cache.read_object(file.stem) is not None
+    assert read_object("llvm", file.stem) is not None
 
 
 def test_without_a_place_for_code_it_still_runs(new_process, tmp_path):

@@ -4,17 +4,13 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import logging
-import os
-import stat
-import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-logger = logging.getLogger("mambar.ops")
+from mambar.cache import read_object, write_object
 
 SOURCES = Path(__file__).parent
 OLDEST_CAPABILITY = (8, 0)
@@ -59,14 +55,11 @@ def read_source(source: str) -> str:
 def load_kernel(source: str, function: str, device: int, shared: int, macros: tuple[tuple[str, int], ...]) -> Any:
     """A kernel ready to launch on this device with up to `shared` bytes of dynamic shared memory."""
     capability = torch.cuda.get_device_capability(device)
-    place = _cache_directory()
-    path = None if place is None else place / f"{source}-{_fingerprint(source, capability, macros)}.cubin"
-    if path is not None and path.is_file():
-        code = path.read_bytes()
-    else:
+    key = f"{source}-{_fingerprint(source, capability, macros)}"
+    code = read_object("cuda", key)
+    if code is None:
         code = compile_kernel(source, capability, **dict(macros))
-        if path is not None:
-            _write_atomically(path, code)
+        write_object("cuda", key, code)
     kernel = core().ObjectCode.from_cubin(code).get_kernel(function)
     if shared > 48 * 1024:
         _allow_shared_memory(kernel, device, shared)
@@ -93,33 +86,3 @@ def _fingerprint(source: str, capability: tuple[int, int], macros: tuple[tuple[s
     for name in _files(source):
         digest.update((SOURCES / name).read_bytes())
     return digest.hexdigest()[:32]
-
-
-@functools.cache
-def _cache_directory() -> Path | None:
-    """Where compiled code is kept: a folder that nobody but this user can write, else None.
-
-    Whoever can write there runs code in this process. `MAMBAR_CACHE` names another folder.
-    """
-    base = os.environ.get("MAMBAR_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    place = Path(base).expanduser() / "mambar" / "cuda"
-    try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = place.lstat()
-    except OSError as error:
-        logger.info("compiled kernels are not kept: %s", error)
-        return None
-    private = stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o022
-    if not private:
-        logger.warning("compiled kernels are not kept: others can write to %s", place)
-        return None
-    return place
-
-
-def _write_atomically(path: Path, code: bytes) -> None:
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(code)
-        Path(file.name).replace(path)
-    except OSError as error:
-        logger.info("compiled kernels are not kept: %s", error)

@@ -12,7 +12,7 @@ import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from mambar.ops.llvm.cache import read_object, write_object
+from mambar.cache import read_object, write_object
 from mambar.ops.llvm.machine import Machine, host_machine
 
 Kernel = Callable[[int, int, int], None]
@@ -40,10 +40,10 @@ def compiled(module: KernelModule, dtype: str, machine: Machine) -> Kernel:
     with _compiling:
         name = module.__name__.rpartition(".")[2]
         key = f"{name}-{fingerprint(module.__name__, dtype, machine)}"
-        code = read_object(key)
+        code = read_object("llvm", key)
         if code is None:
             code = object_code(module.write(machine, dtype), machine)
-            write_object(key, code)
+            write_object("llvm", key, code)
         return load(code, machine, name)
 
 
