@@ -23,7 +23,7 @@ LAYERS = [
     {"nn"},
     {"ops", "data"},
     {"cache", "memory", "deprecated"},
-    {"errors", "version"},
+    {"errors", "messages", "version"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 

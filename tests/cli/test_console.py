@@ -4,8 +4,9 @@ import logging
 
 import pytest
 
-from mambar.cli.console import PrintableFormatter, escaped, printable
+from mambar.cli.console import PrintableFormatter, escaped
 from mambar.cli.main import main
+from mambar.messages import printable
 
 OBEYED = ["\x1b[2J", "\x9b2J", "\r", "\n", "\b", "\x7f", "\x07", "\u202e", "\u2066", "\ud800", "\0"]
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambar.data.names import PackedNames, one_line
+from mambar.data.names import PackedNames
+from mambar.messages import one_line
 
 
 @given(st.lists(st.text()))

@@ -53,7 +53,7 @@ def test_errors_say_what_to_do(tmp_path):
     refuses(tmp_path / "empty", "no class sub-folders")
     refuses("digits", "split='test'", split="test")
     refuses("digits", r"has no option 'img_size'; it takes limit, val_limit, canvas\.", img_size=3)
-    refuses("shapes", "no option 'imagesize'; did you mean img_size", imagesize=3)
+    refuses("shapes", "no option 'imagesize'; did you mean 'img_size'", imagesize=3)
     refuses("shapes", "no option 'split_seed'; it takes img_size", split_seed=3)
     refuses("shapes", "cannot be opened with img_size='big'", img_size="big")
     refuses("shapes", "limit=0", limit=0)
@@ -86,5 +86,5 @@ def test_a_limit_that_is_no_count_is_refused_by_its_name(name, count):
 
 
 def test_a_limit_written_wrongly_is_guessed():
-    with pytest.raises(DataError, match="did you mean val_limit"):
+    with pytest.raises(DataError, match="did you mean 'val_limit'"):
         open_dataset("shapes", "val", val_limt=5)

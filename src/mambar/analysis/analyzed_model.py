@@ -1,6 +1,5 @@
 """What is looked at: a model with its name, its preprocessing, and whether its weights were ever trained."""
 
-import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mambar.data import EvalTransform, Preprocessing
 from mambar.errors import InputError
 from mambar.hub.create import create_model
 from mambar.hub.files import load
+from mambar.messages import did_you_mean
 from mambar.models.config import VARIANTS
 from mambar.models.protocol import TokenModel
 from mambar.models.timm_vit import create_timm_vit
@@ -100,8 +100,7 @@ def _named(source: str, *, pretrained: bool, img_size: int | tuple[int, int] | N
                 name=source, model=timm_model, preprocessing=preprocessing, random_weights=not pretrained
             )
         if source not in VARIANTS:
-            near = difflib.get_close_matches(source, VARIANTS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "`mambar info` lists the names."
+            hint = did_you_mean(source, VARIANTS, otherwise="`mambar info` lists the names.")
             raise InputError(f"There is no model {source!r}: no such run directory, checkpoint file or name; {hint}")
         model = create_model(source, pretrained=pretrained)
     return AnalyzedModel(name=source, model=model, preprocessing=_preprocessing(model), random_weights=not pretrained)

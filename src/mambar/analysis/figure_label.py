@@ -1,14 +1,9 @@
 """What stands under a figure: which tensor, layer, metric, model, data, seed and version it shows."""
 
-import re
-import unicodedata
 from dataclasses import asdict, dataclass
 
+from mambar import messages
 from mambar.version import __version__
-
-# Characters that turn the reading direction around; a file name may hold them to pass for another.
-_DIRECTION_MARKS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 
 TENSORS = {
     "residual": "residual stream",
@@ -19,15 +14,7 @@ TENSORS = {
 
 def printable(value: object) -> str:
     """`value` as text for a person: no control characters, direction marks or credentials in an address."""
-    text = _CREDENTIALS.sub("…@", str(value))
-    return "".join(_shown(character) for character in text)
-
-
-def _shown(character: str) -> str:
-    if character in "\n\t":
-        return " "
-    hidden = character in _DIRECTION_MARKS or unicodedata.category(character) in {"Cc", "Cs", "Co", "Cn"}
-    return "\N{REPLACEMENT CHARACTER}" if hidden else character
+    return messages.printable(value, replacement="\N{REPLACEMENT CHARACTER}")
 
 
 @dataclass(frozen=True, kw_only=True)

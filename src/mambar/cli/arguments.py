@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from mambar.cli.console import escaped
 from mambar.errors import InputError
+from mambar.messages import did_you_mean
 
 _OF_DATA = "data_options."
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -53,8 +53,7 @@ def parse(assignments: Sequence[str] | None, *, allowed: Sequence[str] | None = 
         if name in ("data", "out") and not value.strip():
             raise InputError(f"{name}= is empty; write {name}=PATH.")
         if allowed is not None and name not in allowed:
-            near = get_close_matches(name, allowed, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"this verb takes {', '.join(allowed)}."
+            hint = did_you_mean(name, allowed, otherwise=f"this verb takes {', '.join(allowed)}.")
             raise InputError(f"There is no option {name!r}; {hint}")
         if name in ("data", "precision"):
             setattr(options, name, value)

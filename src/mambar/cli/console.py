@@ -2,18 +2,10 @@
 
 import json
 import logging
-import re
 
 import typer
 
-# The name and password of an address; Path turns "https://" into "https:/".
-_CREDENTIALS = re.compile(r"(:/{1,2})[^/\s@:]+:[^/\s@]+@")
-
-
-def printable(text: str) -> str:
-    """One line: a question mark for what a terminal would obey or cannot show, and no password of an address."""
-    line = "".join(character if character.isprintable() else "?" for character in text)
-    return _CREDENTIALS.sub(r"\1…@", line)
+from mambar.messages import printable
 
 
 def escaped(text: str) -> str:

@@ -31,9 +31,10 @@ from mambar.cli import (
     serve,
     train,
 )
-from mambar.cli.console import PrintableFormatter, printable
+from mambar.cli.console import PrintableFormatter
 from mambar.errors import MambarError
 from mambar.memory import keep_freed_memory
+from mambar.messages import printable
 from mambar.version import __version__
 
 _EVERYWHERE = ("--debug", "--quiet", "-q")

@@ -10,8 +10,8 @@ from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 
 from mambar.data.keys import key, permutation
-from mambar.data.names import one_line
 from mambar.errors import DataError
+from mambar.messages import one_line
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,6 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 
-def one_line(text: str, *, limit: int = 120) -> str:
-    """The text without control characters, shortened in the middle: fit for a message of one line."""
-    line = "".join(character if character.isprintable() else "?" for character in text)
-    if len(line) <= limit:
-        return line
-    return f"{line[: limit // 2 - 1]}…{line[-limit // 2 :]}"
-
-
 class PackedNames:
     """An unchangeable sequence of strings, stored as UTF-8 bytes and offsets."""
 

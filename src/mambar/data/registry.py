@@ -1,6 +1,5 @@
 """Datasets by name or by path: the one place that knows them all."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,12 @@ from mambar.data.classification.hf_datasets import PREFIX, HuggingFaceDataset, s
 from mambar.data.classification.imagenet import ImageNet, named_by_wordnet
 from mambar.data.dataset import ImageDataset, Subset, limit_of
 from mambar.data.keys import key, permutation
-from mambar.data.names import one_line
 from mambar.data.shards.dataset import TarShards
 from mambar.data.shards.index import index_path, shard_files
 from mambar.data.synthetic.canvas import CanvasDataset
 from mambar.data.synthetic.shapes import Shapes
 from mambar.errors import DataError
+from mambar.messages import did_you_mean, one_line
 
 _LIMIT_SEED = 0
 
@@ -63,8 +62,7 @@ def open_dataset(
     for name in options:
         if name not in accepted:
             names = [*accepted, *_FOR_ALL]
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(names)}."
+            hint = did_you_mean(name, names, otherwise=f"it takes {', '.join(names)}.")
             raise DataError(f"data={data} has no option {one_line(name)!r}; {hint}")
     try:
         dataset = opener(*arguments, split, **options)

@@ -26,6 +26,7 @@ from mambar.export.parity import (
 from mambar.export.program import traced
 from mambar.export.scan_loop import ScanMixer, translations
 from mambar.export.traceable import description, input_size, traceable_model
+from mambar.messages import needs_package
 from mambar.models.vision_mamba import VisionMamba
 
 OPSET = 20
@@ -142,7 +143,7 @@ def _need_packages() -> None:
 
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"ONNX export needs {', '.join(missing)}; install them with: pip install 'mambar[export]'.")
+        raise InputError(needs_package("ONNX export", *missing, extra="export"))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from mambar.deprecated import PREPROCESSING_FIELDS, translate
 from mambar.errors import CheckpointError, ImageError, InputError
+from mambar.messages import needs_package, one_line, printable
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MOST_BYTES = 256_000_000
@@ -50,9 +51,7 @@ class OnnxModel:
         try:
             import onnxruntime
         except ImportError as error:
-            raise InputError(
-                "Reading .onnx needs the package onnxruntime; install it with: pip install 'mambar[export]'."
-            ) from error
+            raise InputError(needs_package("Reading .onnx files", "onnxruntime", extra="export")) from error
         data = _model_bytes(self.path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -62,7 +61,7 @@ class OnnxModel:
             metadata = self._session.get_modelmeta().custom_metadata_map.get("mambar")
         # onnxruntime raises many types of errors for damaged files.
         except Exception as error:
-            reason = "".join(c if c.isprintable() else " " for c in str(error))[:120]
+            reason = one_line(error)
             raise CheckpointError(f"{self.path} is not an ONNX model that onnxruntime can run: {reason}") from error
         if metadata is None:
             raise CheckpointError(f"{self.path} was not exported by mambar: its metadata has no entry 'mambar'.")
@@ -153,7 +152,7 @@ def _model_bytes(path: Path) -> bytes:
 
 def _open(path: Path) -> Image.Image:
     """The image of a file as RGB, with its EXIF orientation applied and transparency on white."""
-    name = "".join(c if c.isprintable() else "?" for c in str(path))
+    name = printable(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ImageError(f"{name} is not a regular file; give a PNG, JPEG or WEBP file.")
@@ -171,8 +170,7 @@ def _open(path: Path) -> Image.Image:
         raise
     # Pillow raises OSError, ValueError, SyntaxError, struct.error, … for damaged files.
     except Exception as error:
-        reason = "".join(c if c.isprintable() else " " for c in str(error))[:100]
-        raise ImageError(f"{name} cannot be read as a PNG, JPEG or WEBP: {reason}") from error
+        raise ImageError(f"{name} cannot be read as a PNG, JPEG or WEBP: {one_line(error)}") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

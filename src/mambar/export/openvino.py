@@ -13,6 +13,7 @@ from mambar.export.atomic_output import atomic_output
 from mambar.export.onnx import export_onnx
 from mambar.export.parity import NUM_IMAGES, LogitsFunction, ParityReport, compare, probe_images, require, write_report
 from mambar.export.traceable import input_size, traceable_model
+from mambar.messages import needs_package
 from mambar.models.vision_mamba import VisionMamba
 
 
@@ -32,7 +33,7 @@ def export_openvino(
     unless `INFERENCE_PRECISION_HINT` is f32. Raises `InputError` if openvino is not installed.
     """
     if importlib.util.find_spec("openvino") is None:
-        raise InputError("OpenVINO export needs the package openvino; install it with: pip install openvino.")
+        raise InputError(needs_package("OpenVINO export", "openvino"))
     import openvino
 
     path, size = Path(path), input_size(model, img_size)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mambar.messages import printable
 from mambar.models.complexity import complexity
 from mambar.models.vision_mamba import VisionMamba
 from mambar.version import __version__
@@ -48,7 +49,7 @@ def model_card(
 
 def escaped(text: str) -> str:
     """The text on one line, with Markdown and HTML markup escaped."""
-    line = "".join(character if character.isprintable() else " " for character in str(text)).strip()
+    line = printable(text, replacement=" ").strip()
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", line)
     return line.replace("://", "&#58;//")

@@ -19,7 +19,8 @@ from torch import Tensor
 from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
 from mambar.hub.safetensors_file import read_safetensors
-from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite, shortened
+from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite
+from mambar.messages import one_line
 from mambar.models.complexity import parameter_count
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
@@ -217,7 +218,7 @@ def _weights_path(directory: Path, ours: Mapping[str, Any]) -> Path:
     with as_checkpoint_error(directory / CONFIG):
         name = str(_recorded(ours).get("file", WEIGHTS))
         if not name.isprintable() or len(name) > 200:
-            raise CheckpointError(f"{directory / CONFIG} names weights {shortened(repr(name), 60)}; refused.")
+            raise CheckpointError(f"{directory / CONFIG} names weights {one_line(repr(name), limit=60)}; refused.")
         path = directory / name
         if path.parent.resolve() != directory.resolve():
             raise CheckpointError(f"{directory / CONFIG} names weights outside its own directory; refused.")
@@ -272,7 +273,7 @@ def check_format_version(content: Mapping[str, Any], path: Path, known: int = FO
     version = content.get("format_version")
     if not isinstance(version, int) or version > known:
         raise CheckpointError(
-            f"{path} has format_version {shortened(repr(version), 40)}; this version of mambar reads up to {known}: "
+            f"{path} has format_version {one_line(repr(version), limit=40)}; this version reads up to {known}: "
             "update mambar."
         )
 

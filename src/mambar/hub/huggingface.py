@@ -15,10 +15,11 @@ from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import DiskError, InputError
 from mambar.hub.card import model_card
 from mambar.hub.files import save_model
+from mambar.messages import needs_package
 from mambar.models.vision_mamba import VisionMamba
 
 if importlib.util.find_spec("transformers") is None:
-    raise ImportError("mambar.hub.huggingface needs transformers; install it with: pip install 'mambar[hf]'.")
+    raise ImportError(needs_package("mambar.hub.huggingface", "transformers", extra="hf"))
 
 from transformers import (
     AutoBackbone,

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 
 from mambar.errors import CheckpointError
-from mambar.hub.weight_checks import shortened
+from mambar.messages import one_line
 
 # A checkpoint of Large with its optimizer has about 3,000 records of 100 bytes each in the directory.
 _MOST_DIRECTORY_BYTES = 2_000_000
@@ -51,7 +51,7 @@ def read_pickled_checkpoint(path: Path) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     """The first line of torch's error; later lines advise `weights_only=False`."""
     lines = [line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line] or [str(error)]
-    return f"{type(error).__name__}: {shortened(lines[0], 120)}"
+    return f"{type(error).__name__}: {one_line(lines[0], limit=120)}"
 
 
 def _check_container(path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mambar.errors import CheckpointError, InputError
+from mambar.messages import one_line
 
 _LONGEST_NAME = 200
 _CHUNK = 1 << 22
@@ -58,15 +59,9 @@ def as_checkpoint_error(origin: Path | str) -> Iterator[None]:
     except CheckpointError:
         raise
     except InputError as error:
-        raise CheckpointError(f"{origin}: {shortened(str(error), 300)}") from error
+        raise CheckpointError(f"{origin}: {one_line(str(error), limit=300)}") from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = shortened(str(error), 120)
+        reason = one_line(str(error), limit=120)
         raise CheckpointError(
             f"{origin} is not a valid model configuration: {type(error).__name__}: {reason}"
         ) from error
-
-
-def shortened(text: str, limit: int) -> str:
-    """The text as one printable line of at most `limit` letters, cut in the middle."""
-    line = "".join(character if character.isprintable() else " " for character in text).strip()
-    return line if len(line) <= limit else f"{line[: limit // 2 - 1]}…{line[-limit // 2 :]}"

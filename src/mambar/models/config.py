@@ -5,11 +5,11 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, accept_old_names, translate, translate_arguments
 from mambar.errors import InputError
+from mambar.messages import did_you_mean
 from mambar.nn.heads import HEADS
 from mambar.nn.placement import PLACEMENTS
 
@@ -145,8 +145,7 @@ def _known_fields(fields: Mapping[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(VisionMambaConfig)]
     for name in fields:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}."
+            hint = did_you_mean(name, known, otherwise=f"choose from {', '.join(known)}.")
             raise InputError(f"A model has no field {name!r}; {hint}")
 
 
@@ -169,7 +168,6 @@ VARIANTS: dict[str, VisionMambaConfig] = {
 def variant(name: str) -> VisionMambaConfig:
     """The configuration of a published model; an unknown name raises `InputError` with the nearest one."""
     if name not in VARIANTS:
-        near = get_close_matches(name, VARIANTS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "`mambar info` lists them."
+        hint = did_you_mean(name, VARIANTS, otherwise="`mambar info` lists them.")
         raise InputError(f"There is no model {name!r}; {hint}")
     return VARIANTS[name]

@@ -5,7 +5,6 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import TypedDict, Unpack
@@ -13,6 +12,7 @@ from typing import TypedDict, Unpack
 from mambar.analysis.draw.plots import png
 from mambar.errors import InputError
 from mambar.hub.files import json_bytes, write_atomically
+from mambar.messages import did_you_mean
 from mambar.paper.claim import BUDGETS, Budget, Provenance, Result
 from mambar.paper.context import Context
 from mambar.paper.plot import draw_results
@@ -46,8 +46,7 @@ def names() -> list[str]:
 def module(name: str) -> ModuleType:
     """The file of a table or figure; `InputError` with the nearest name for an unknown one."""
     if name not in NAMES:
-        near = get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`mambar reproduce --list` lists them."
+        hint = did_you_mean(name, NAMES, otherwise="`mambar reproduce --list` lists them.")
         raise InputError(f"the paper has no {name!r} here; {hint}")
     return importlib.import_module(f"mambar.paper.{name}")
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
+from mambar.messages import did_you_mean
 from mambar.models.protocol import TokenModel
 from mambar.nn.heads import RegisterHead
 from mambar.nn.norm import RMSNorm
@@ -74,8 +74,7 @@ class SegmenterConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}."
+                hint = did_you_mean(name, known, otherwise=f"choose from {', '.join(known)}.")
                 raise InputError(f"A segmenter has no field {name!r}; {hint}")
         layers = fields.get("layers")
         return cls(**{**fields, "layers": None if layers is None else tuple(layers)})

@@ -5,7 +5,6 @@ Needs no torch, so that a wrong name or value is answered at once.
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import math
 import re
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mambar.errors import RecipeError
+from mambar.messages import did_you_mean
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
@@ -21,11 +21,9 @@ _FALSE = frozenset({"false", "no", "off", "0"})
 
 def suggestion(name: str, allowed: Iterable[str], *, listing: str = "") -> str:
     """A sentence that names the nearest allowed name, else the command that lists them, else all of them."""
-    known = list(allowed)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.55)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"`{listing}` lists them." if listing else f"choose one of {', '.join(sorted(known))}."
+    known = sorted(allowed)
+    otherwise = f"`{listing}` lists them." if listing else f"choose one of {', '.join(known)}."
+    return did_you_mean(name, known, otherwise=otherwise)
 
 
 def field_types(cls: type) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 from mambar.errors import InputError
+from mambar.messages import needs_package
 from mambar.training.recipe import Recipe
 
 
@@ -31,7 +32,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise InputError("track=tensorboard needs TensorBoard: pip install 'mambar[track]'.") from None
+            raise InputError(needs_package("trackers=tensorboard", "tensorboard", extra="track")) from None
         self.writer: Any = SummaryWriter(str(out / "tensorboard"))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -51,7 +52,7 @@ class WeightsAndBiases:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise InputError("track=wandb needs Weights & Biases: pip install wandb.") from None
+            raise InputError(needs_package("trackers=wandb", "wandb")) from None
         self.run: Any = wandb.init(
             project="mambar", id=out.name, resume="allow", dir=str(out), config=recipe.to_flat_dict(), save_code=False
         )
@@ -72,7 +73,7 @@ class MlFlow:
         try:
             import mlflow  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise InputError("track=mlflow needs MLflow: pip install mlflow.") from None
+            raise InputError(needs_package("trackers=mlflow", "mlflow")) from None
         self.mlflow: Any = mlflow
         mlflow.start_run(run_name=out.name)
         mlflow.log_params({name: str(value)[:250] for name, value in recipe.to_flat_dict().items()})

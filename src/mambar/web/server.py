@@ -17,6 +17,7 @@ from typing import Any
 
 from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.errors import InputError, MambarError
+from mambar.messages import needs_package
 
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"
@@ -48,7 +49,7 @@ def run_server(
     Raises `InputError` where gradio is missing, the password is short or the port is taken.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise InputError("The page needs the package gradio; install it with: pip install 'mambar[app]'.")
+        raise InputError(needs_package("The page", "gradio", extra="app"))
     if password is not None and len(password) < LEAST_PASSWORD:
         raise InputError(f"The password of a public page needs at least {LEAST_PASSWORD} characters.")
     with _private_place() as place:

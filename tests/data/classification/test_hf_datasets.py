@@ -93,7 +93,7 @@ def test_columns_can_be_named_and_wrong_ones_are_refused(saved):
     assert len(open_dataset(root, "train", image="picture", label="kind")) == 12
     with pytest.raises(DataError, match="label=id is no ClassLabel column; it has kind"):
         open_dataset(root, "train", label="id")
-    with pytest.raises(DataError, match="did you mean label"):
+    with pytest.raises(DataError, match="did you mean 'label'"):
         open_dataset(root, "train", labl="id")
 
 

@@ -197,7 +197,7 @@ def test_photographs_as_masks(tmp_path):
     ("data", "options", "message"),
     [
         ("mosaics", {"img_size": 500}, "img_size=500"),
-        ("mosaics", {"cell": 3}, "did you mean cells"),
+        ("mosaics", {"cell": 3}, "did you mean 'cells'"),
         ("shapes", {"objects": "x"}, "cannot be made with|objects="),
         ("nowhere", {}, "does not exist"),
     ],

@@ -11,8 +11,9 @@ from jaxtyping import Int64
 from mambar.data.dataset import Sample, stratified_split
 from mambar.data.loading.images import IMAGE_SUFFIXES, MAX_PIXELS, read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
-from mambar.data.names import PackedNames, one_line
+from mambar.data.names import PackedNames
 from mambar.errors import DataError
+from mambar.messages import one_line
 
 logger = logging.getLogger("mambar.data")
 

@@ -13,8 +13,8 @@ import numpy as np
 from mambar.data.dataset import Sample, stratified_split
 from mambar.data.loading.images import MAX_PIXELS, read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
-from mambar.data.names import one_line
 from mambar.errors import DataError, ImageError
+from mambar.messages import needs_package, one_line
 
 PREFIX: Final = "hf:"
 _VALIDATION: Final = ("validation", "val", "valid", "test")
@@ -102,7 +102,7 @@ def _library() -> Any:
     try:
         import datasets
     except ImportError:
-        raise DataError("data=hf:NAME needs Hugging Face's datasets: pip install 'mambar[data]'.") from None
+        raise DataError(needs_package("data=hf:NAME", "datasets", extra="data")) from None
     return datasets
 
 

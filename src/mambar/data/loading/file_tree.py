@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
 from mambar.data.loading.images import MAX_BYTES
-from mambar.data.names import one_line
 from mambar.errors import DataError, ImageError
+from mambar.messages import one_line
 
 # A photograph hardly shrinks and a mask up to some hundredfold; a bomb shrinks a thousandfold.
 MAX_COMPRESSION_RATIO = 500

@@ -19,9 +19,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from mambar.data.names import one_line
 from mambar.deprecated import accept_old_names
 from mambar.errors import ImageError
+from mambar.messages import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})

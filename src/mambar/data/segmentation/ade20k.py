@@ -14,12 +14,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mambar.data.loading.file_tree import FileTree
-from mambar.data.names import one_line
 from mambar.data.segmentation.ade20k_classes import CLASSES, FULL_NAMES, OTHER_NAMES
 from mambar.data.segmentation.folder import CLASS_FILE, label_table, parse_class_lines
 from mambar.data.segmentation.masked_images import Listing, SegmentationDataset, mask_reader, match_masks
 from mambar.data.segmentation.masks import IGNORE, LabelTable, read_mask
 from mambar.errors import DataError, ImageError
+from mambar.messages import one_line
 
 _SPLITS = {"train": "training", "val": "validation"}
 

@@ -15,10 +15,10 @@ import numpy as np
 from mambar.data.keys import key, permutation
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.loading.images import IMAGE_SUFFIXES
-from mambar.data.names import one_line
 from mambar.data.segmentation.masked_images import SPLITS, Listing, mask_reader, match_masks
 from mambar.data.segmentation.masks import IGNORE, Color, LabelTable, color_codes, read_mask
 from mambar.errors import DataError, ImageError
+from mambar.messages import one_line
 
 logger = logging.getLogger("mambar.data")
 

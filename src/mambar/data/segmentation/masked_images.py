@@ -14,9 +14,10 @@ from mambar.data.dataset import ImageDataset, Sample
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.loading.images import MAX_PIXELS, read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
-from mambar.data.names import PackedNames, one_line
+from mambar.data.names import PackedNames
 from mambar.data.segmentation.masks import Color, LabelTable, read_mask
 from mambar.errors import DataError, ImageError
+from mambar.messages import one_line
 
 SPLITS = ("train", "val")
 # What may follow an image's name in its mask's.

@@ -16,8 +16,8 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image
 
 from mambar.data.loading.images import MAX_PIXELS
-from mambar.data.names import one_line
 from mambar.errors import DataError, ImageError
+from mambar.messages import one_line
 
 # Neither trained nor counted; hence at most 255 classes.
 IGNORE = 255

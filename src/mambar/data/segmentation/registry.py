@@ -1,6 +1,5 @@
 """Datasets to segment, by name or by path: the one place that knows them all."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,7 +10,6 @@ from mambar.data.dataset import Sample, Subset, limit_of
 from mambar.data.keys import key, permutation
 from mambar.data.loading.file_tree import FileTree, open_tree, single_folder
 from mambar.data.loading.images import MAX_PIXELS
-from mambar.data.names import one_line
 from mambar.data.segmentation import ade20k, voc
 from mambar.data.segmentation.folder import find_folder, looks_like_folder
 from mambar.data.segmentation.masked_images import SPLITS, ImageMaskPairs, Listing, SegmentationDataset
@@ -19,6 +17,7 @@ from mambar.data.segmentation.masks import Color, palette
 from mambar.data.synthetic.mosaics import Mosaics
 from mambar.data.synthetic.shapes import Shapes
 from mambar.errors import DataError
+from mambar.messages import did_you_mean, one_line
 
 
 class ShapeMasks:
@@ -147,6 +146,5 @@ def _made(
 def _refuse_unknown(data: str, options: dict[str, Any], accepted: list[str]) -> None:
     for name in options:
         if name not in accepted:
-            near = difflib.get_close_matches(name, accepted, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(accepted) or 'none'}."
+            hint = did_you_mean(name, accepted, otherwise=f"it takes {', '.join(accepted) or 'none'}.")
             raise DataError(f"data={data} has no option {one_line(name)!r}; {hint}")

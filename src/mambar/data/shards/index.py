@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 
 from mambar.data.loading.images import IMAGE_SUFFIXES, MAX_BYTES
-from mambar.data.names import PackedNames, one_line
+from mambar.data.names import PackedNames
 from mambar.errors import DataError, DiskError
+from mambar.messages import one_line
 
 FORMAT_VERSION = 1
 _ARRAYS = ("meta", "shard", "offset", "size", "crc", "labels", "path_text", "path_offsets")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mambar.data.loading.images import read_image
 from mambar.errors import DataError
+from mambar.messages import needs_package
 
 _FILES = {
     "astronaut": "astronaut.png",
@@ -45,5 +46,5 @@ def _folder() -> Path:
     # The package is located, not imported: that would take seconds.
     specification = importlib.util.find_spec("skimage")
     if specification is None or specification.origin is None:
-        raise DataError("photographs need scikit-image; install it with: pip install scikit-image.")
+        raise DataError(needs_package("data=photographs", "scikit-image"))
     return Path(specification.origin).parent / "data"

@@ -1,0 +1,33 @@
+"""Parts of one-line messages: printable text, the nearest known name, the package to install."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+# User name and password in an address; pathlib turns "https://" into "https:/".
+_CREDENTIALS = re.compile(r"(://)[^/\s@]+@|(:/)[^/\s@:]+:[^/\s@]+@")
+
+
+def printable(text: object, *, replacement: str = "?") -> str:
+    """The text on one line: control characters are replaced, white space is a space, credentials are removed."""
+    line = _CREDENTIALS.sub(r"\1\2…@", str(text))
+    return "".join(each if each.isprintable() else " " if each in "\n\t" else replacement for each in line)
+
+
+def one_line(text: object, *, limit: int = 120) -> str:
+    """The printable text, shortened in the middle to at most `limit` characters."""
+    line = printable(text).strip()
+    return line if len(line) <= limit else f"{line[: limit // 2 - 1]}…{line[-(limit // 2) :]}"
+
+
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str) -> str:
+    """`did you mean 'NEAREST'?`, or `otherwise` if no known name is similar."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
+    return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+def needs_package(feature: str, *packages: str, extra: str | None = None) -> str:
+    """The error message for a feature whose packages are not installed; `extra` is the extra that has them."""
+    install = f"'mambar[{extra}]'" if extra else " ".join(packages)
+    noun = "package" if len(packages) == 1 else "packages"
+    return f"{feature} needs the {noun} {', '.join(packages)}; install with: pip install {install}"
