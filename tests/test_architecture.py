@@ -22,7 +22,7 @@ LAYERS = [
     {"models"},
     {"nn"},
     {"ops", "data"},
-    {"cache", "memory", "deprecated"},
+    {"cache", "memory", "deprecated", "device"},
     {"errors", "messages", "version"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

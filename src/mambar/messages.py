@@ -20,9 +20,9 @@ def one_line(text: object, *, limit: int = 120) -> str:
     return line if len(line) <= limit else f"{line[: limit // 2 - 1]}…{line[-(limit // 2) :]}"
 
 
-def did_you_mean(name: str, known: Iterable[str], *, otherwise: str) -> str:
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str, cutoff: float = 0.6) -> str:
     """`did you mean 'NEAREST'?`, or `otherwise` if no known name is similar."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mambar.cli import arguments
+from mambar.device import choose_device
 from mambar.errors import InputError
 
 
@@ -45,7 +46,7 @@ def test_sizes_and_truths():
 def test_a_missing_gpu_is_said(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match="PyTorch sees no GPU here"):
-        arguments.pick_device("cuda")
+        choose_device("cuda")
 
 
 def test_options_of_the_data_are_taken_apart():

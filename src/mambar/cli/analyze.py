@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mambar.cli.arguments import AsJson, Assignments, parse, pick_device, print_json, take_data_options, truth
+from mambar.cli.arguments import AsJson, Assignments, parse, print_json, take_data_options, truth
 from mambar.cli.console import say
 from mambar.deprecated import ANALYSIS_FIELDS, translate_assignment
+from mambar.device import choose_device
 from mambar.errors import InputError
 
 logger = logging.getLogger("mambar.cli.analyze")
@@ -56,7 +57,7 @@ def analyze(
         pretrained=truth("pretrained", given.get("pretrained", "false")),
         options=AnalysisOptions(**chosen),
         data_options=of_data,
-        device=pick_device(options.device),
+        device=choose_device(options.device),
         workers=options.workers or 0,
         progress=_Progress(),
     )

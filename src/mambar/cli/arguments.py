@@ -112,21 +112,6 @@ def truth(name: str, value: str) -> bool:
     return known[value.lower()]
 
 
-def pick_device(asked: str) -> str:
-    """The device an `auto` stands for here; raises `InputError` where an asked-for one is missing."""
-    import torch
-
-    if asked == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("device=cuda: PyTorch sees no GPU here; use device=cpu or device=auto.")
-    if asked.startswith("mps") and not torch.backends.mps.is_available():
-        raise InputError("device=mps: PyTorch sees no Apple GPU here; use device=cpu or device=auto.")
-    return asked
-
-
 def print_json(content: Any) -> None:
     """One JSON object on stdout, with control characters escaped."""
     typer.echo(escaped(json.dumps(content, indent=2, ensure_ascii=False)))

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import Assignments, parse, pick_device, whole_number
+from mambar.cli.arguments import Assignments, parse, whole_number
+from mambar.device import choose_device
 from mambar.errors import InputError
 
 _PEERS = ("timm/vit_base_patch16_224",)
@@ -25,7 +26,7 @@ def bench(
     )
     if what not in ("ops", "model"):
         raise InputError(f"bench {what!r} is not known; choose ops or model.")
-    device = pick_device(options.device)
+    device = choose_device(options.device)
     text = _ops(options.fields, device) if what == "ops" else _models(options.fields, device)
     typer.echo(text)
     if options.out is not None:

@@ -9,13 +9,13 @@ from mambar.cli.arguments import (
     AsJson,
     Assignments,
     parse,
-    pick_device,
     print_json,
     take_data_options,
     truth,
     whole_number,
 )
 from mambar.cli.console import say
+from mambar.device import choose_device
 from mambar.errors import InputError
 
 _OF_CLASSIFIER = ("batch_size", "crop")
@@ -44,7 +44,7 @@ def evaluate(
         "data": options.data,
         "split": fields.pop("split", "val"),
         "data_options": of_data,
-        "device": pick_device(options.device),
+        "device": choose_device(options.device),
         "workers": options.workers or 0,
     }
     if segmenter:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mambar.cli.arguments import AsJson, RunOptions, parse, pick_device, print_json, whole_number
+from mambar.cli.arguments import AsJson, RunOptions, parse, print_json, whole_number
 from mambar.cli.console import say
+from mambar.device import choose_device
 from mambar.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _by_model(run: str, paths: list[Path], top: int, options: RunOptions) -> "di
     from mambar.evaluation.prediction import predict_file
     from mambar.hub import load
 
-    model = load(run, device=pick_device(options.device))
+    model = load(run, device=choose_device(options.device))
     return {str(path): predict_file(model, path, top=top) for path in paths}
 
 

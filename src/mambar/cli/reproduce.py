@@ -4,7 +4,8 @@ from typing import Annotated, cast
 
 import typer
 
-from mambar.cli.arguments import AsJson, Assignments, parse, pick_device, print_json, truth, whole_number
+from mambar.cli.arguments import AsJson, Assignments, parse, print_json, truth, whole_number
+from mambar.device import choose_device
 from mambar.errors import InputError
 
 _OWN = ("budget", "seeds", "other_seeds", "more", "jobs", "minutes", "fit")
@@ -44,7 +45,7 @@ def reproduce(
         budget=cast(Budget, given.get("budget", "smoke")),
         data=options.data,
         out=options.out or "runs/reproduce",
-        device=pick_device(options.device),
+        device=choose_device(options.device),
         fields=fields,
         seeds=[whole_number("seeds", part) for part in given.get("seeds", "0").split(",")],
         other_seeds=whole_number("other_seeds", given["other_seeds"], 1) if "other_seeds" in given else None,

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import AsJson, parse, pick_device, print_json
+from mambar.cli.arguments import AsJson, parse, print_json
 from mambar.cli.console import say
+from mambar.device import choose_device
 from mambar.errors import InputError
 
 
@@ -29,7 +30,7 @@ def segment(
     from mambar.segmentation.files import load_with_inference
     from mambar.segmentation.segment import segment as run_segment
 
-    model, inference = load_with_inference(run, device=pick_device(options.device))
+    model, inference = load_with_inference(run, device=choose_device(options.device))
     out = options.out or Path("segmented")
     found = {}
     for path in paths:

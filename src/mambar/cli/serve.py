@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import Assignments, img_size, parse, pick_device, truth, whole_number
+from mambar.cli.arguments import Assignments, img_size, parse, truth, whole_number
 from mambar.cli.console import say
+from mambar.device import choose_device
 from mambar.errors import InputError
 
 logger = logging.getLogger("mambar.cli.serve")
@@ -35,7 +36,7 @@ def serve(
         raise InputError(f"port={port} must be at most 65535.")
     size = img_size(fields["img_size"]) if "img_size" in fields else None
     pretrained = truth("pretrained", fields.get("pretrained", "false"))
-    device = pick_device(options.device)
+    device = choose_device(options.device)
     password = _password() if public else None
 
     from dataclasses import replace

@@ -168,6 +168,6 @@ VARIANTS: dict[str, VisionMambaConfig] = {
 def variant(name: str) -> VisionMambaConfig:
     """The configuration of a published model; an unknown name raises `InputError` with the nearest one."""
     if name not in VARIANTS:
-        hint = did_you_mean(name, VARIANTS, otherwise="`mambar info` lists them.")
+        hint = did_you_mean(name, VARIANTS, otherwise="`mambar info` lists them.", cutoff=0.4)
         raise InputError(f"There is no model {name!r}; {hint}")
     return VARIANTS[name]

@@ -23,7 +23,7 @@ def suggestion(name: str, allowed: Iterable[str], *, listing: str = "") -> str:
     """A sentence that names the nearest allowed name, else the command that lists them, else all of them."""
     known = sorted(allowed)
     otherwise = f"`{listing}` lists them." if listing else f"choose one of {', '.join(known)}."
-    return did_you_mean(name, known, otherwise=otherwise)
+    return did_you_mean(name, known, otherwise=otherwise, cutoff=0.55)
 
 
 def field_types(cls: type) -> dict[str, Any]:

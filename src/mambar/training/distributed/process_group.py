@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mambar.device import choose_device
 from mambar.errors import BackendUnavailable, InputError
 from mambar.training.distributed import environment
 
@@ -97,32 +98,25 @@ class ProcessGroup:
             self.all_reduce(torch.zeros(1))
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `mps` stands for in this process."""
-    local = environment.local_rank()
-    if name == "auto":
-        mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailable("device=cuda: torch sees no CUDA device here; use device=cpu.")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise BackendUnavailable("device=mps: torch sees no Apple GPU here; use device=cpu.")
-    if name == "cuda":
-        if local >= torch.cuda.device_count():
-            raise BackendUnavailable(
-                f"process {local} of this machine has no GPU of its own: there are "
-                f"{torch.cuda.device_count()}; start no more processes than GPUs."
-            )
-        return torch.device("cuda", local)
-    if name not in ("cpu", "mps"):
-        raise InputError(f"device={name!r} is not known; choose auto, cpu, cuda or mps.")
-    return torch.device(name)
+def local_device(name: str) -> torch.device:
+    """The device named `name` (`auto`, `cpu`, `cuda`, …) of this process: with several processes, a GPU each."""
+    device, rank = torch.device(choose_device(name)), environment.local_rank()
+    if device.type != "cuda" or (device.index is not None and environment.world_size() == 1):
+        return device
+    if device.index is not None:
+        raise InputError(f"device={name} is one GPU for several processes; use device=cuda.")
+    count = torch.cuda.device_count()
+    if rank >= count:
+        raise BackendUnavailable(
+            f"Process {rank} of this machine has no GPU: there are {count}; start fewer processes."
+        )
+    return torch.device("cuda", rank)
 
 
 @contextmanager
 def init_process_group(device: str) -> Iterator[ProcessGroup]:
     """The processes torchrun started (or this one alone), joined for the length of the block."""
-    chosen = choose_device(device)
+    chosen = local_device(device)
     world = environment.world_size()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

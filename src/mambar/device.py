@@ -1,0 +1,26 @@
+"""The device of a command."""
+
+from mambar.errors import InputError
+
+
+def choose_device(name: str) -> str:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` names; `auto` prefers a GPU.
+
+    Raises `InputError` for another name and for a device that is not available.
+    """
+    import torch
+
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    kind, colon, index = name.partition(":")
+    if kind == "cuda" and (not colon or index.isdecimal()):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            missing = f"PyTorch sees only {count} GPUs here" if count else "PyTorch sees no GPU here"
+            raise InputError(f"device={name}: {missing}; use device=cpu or device=auto.")
+    elif name == "mps" and not mps:
+        raise InputError("device=mps: PyTorch sees no Apple GPU here; use device=cpu or device=auto.")
+    elif name not in ("cpu", "mps"):
+        raise InputError(f"device={name!r} is unknown; choose auto, cpu, cuda, cuda:N or mps.")
+    return name
