@@ -1,4 +1,4 @@
-"""What the tests of all ops share: which backends to try, one table of tolerances, drawn inputs."""
+"""Backends to test, tolerances and random inputs for the tests of all ops."""
 
 import os
 from typing import Any
@@ -18,7 +18,7 @@ TOLERANCES = {
     torch.bfloat16: (8e-3, 3e-2),
 }
 
-# `make shapes` checks the arguments of every call before our own checks do, and what it wraps cannot be traced.
+# `make shapes` checks arguments before the checks of the ops do, and the functions it wraps cannot be traced.
 without_shape_hook = pytest.mark.skipif(
     bool(os.environ.get("MAMBAR_SHAPES")), reason="the shape-checking hook is in the way"
 )
@@ -41,7 +41,7 @@ def ways(op: str, dtype: torch.dtype = torch.float32, *, kernels_only: bool = Fa
 
 
 def _unless_runnable(row: Backend) -> Any:
-    # In CI every package a backend needs is installed: there a missing one shows as a failure of its tests.
+    # In CI every required package is installed, so that a missing one is a failure there.
     wanted = os.environ.get("CI") == "true"
     return pytest.mark.skipif(row.missing is not None and not wanted, reason=str(row.missing))
 
@@ -49,8 +49,8 @@ def _unless_runnable(row: Backend) -> Any:
 def scan_inputs(
     batch: int = 2,
     length: int = 7,
-    inner: int = 6,
-    state: int = 4,
+    d_inner: int = 6,
+    d_state: int = 4,
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
@@ -58,7 +58,7 @@ def scan_inputs(
     seed: int = 0,
     slow_decay: bool = False,
 ) -> dict[str, Tensor | None]:
-    """Inputs of a scan, those in `without` None; activations in this dtype, parameters and state at least float32."""
+    """Inputs of a scan; those in `without` are None. Activations have this dtype, the others at least float32."""
     generator = torch.Generator().manual_seed(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -66,15 +66,15 @@ def scan_inputs(
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     drawn = {
-        "u": draw(batch, length, inner),
-        "delta": draw(batch, length, inner) - 1,
-        "A": -torch.rand((inner, state), generator=generator, dtype=torch.float64) * (0.01 if slow_decay else 4),
-        "B": draw(batch, length, state),
-        "C": draw(batch, length, state),
-        "D": draw(inner),
-        "z": draw(batch, length, inner),
-        "delta_bias": draw(inner) * 0.5,
-        "initial_state": draw(batch, inner, state),
+        "u": draw(batch, length, d_inner),
+        "delta": draw(batch, length, d_inner) - 1,
+        "A": -torch.rand((d_inner, d_state), generator=generator, dtype=torch.float64) * (0.01 if slow_decay else 4),
+        "B": draw(batch, length, d_state),
+        "C": draw(batch, length, d_state),
+        "D": draw(d_inner),
+        "z": draw(batch, length, d_inner),
+        "delta_bias": draw(d_inner) * 0.5,
+        "initial_state": draw(batch, d_inner, d_state),
     }
     return {
         name: None if name in without else tensor.to(device, dtype if name in ACTIVATIONS else wide)

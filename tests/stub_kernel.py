@@ -1,4 +1,4 @@
-"""A kernel backend of every op, as plain as can be: it stands in for real ones when the ops themselves are tested."""
+"""A minimal kernel backend of every op, used instead of real kernels when the interfaces are tested."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from mambar.ops.selective_scan.reference import selective_scan
 
 
 class Scan:
-    """The scan; saves the inputs' sum to show that what is saved comes back."""
+    """The scan; saves constants, to check that `backward` gets what `forward` saved."""
 
     @staticmethod
     def empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state):
@@ -72,7 +72,7 @@ class Norm:
 
 
 class Mix:
-    """The two-way mix."""
+    """The bidirectional mix."""
 
     @staticmethod
     def empty_saved(xz, forward_params, backward_params):

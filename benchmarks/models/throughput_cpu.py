@@ -39,12 +39,12 @@ DIM, INNER, STATE, RANK, TOKENS = 768, 1536, 16, 48, 208
 PRODUCTS = [(DIM, 2 * INNER), *2 * [(INNER, RANK + 2 * STATE), (RANK, INNER)], (INNER, DIM)]
 
 
-def by_loop(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, reverse):
+def by_loop(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, reverse, backend):
     """The scan as mamba-ssm's reference does it."""
     return sequential(u, delta, A, B, C, D, z, delta_bias, reverse)
 
 
-def by_mambapy(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, reverse):
+def by_mambapy(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, reverse, backend):
     """The scan by mambapy's parallel scan in plain PyTorch."""
     from mambapy.pscan import pscan
 
@@ -62,7 +62,7 @@ def scan_by(scan: Callable[..., Tensor] | None) -> Iterator[None]:
     if scan is None:
         yield
         return
-    with use_backend("reference"), mock.patch("mambar.ops.bidirectional_mix.reference.selective_scan", scan):
+    with use_backend("reference"), mock.patch("mambar.ops.bidirectional_mix.composed.selective_scan", scan):
         yield
 
 

@@ -10,8 +10,8 @@ def test_shapes_are_named_in_the_message():
     check_shape("z", None, batch=2)
     with pytest.raises(InputError, match="u has length 3, the other tensors have 4"):
         check_shape("u", torch.zeros(2, 3), batch=2, length=4)
-    with pytest.raises(InputError, match=r"u has 2 dimensions; it needs 3: \(batch, length, inner\)"):
-        check_shape("u", torch.zeros(2, 3), batch=None, length=None, inner=None)
+    with pytest.raises(InputError, match=r"u has 2 dimensions; it needs 3: \(batch, length, d_inner\)"):
+        check_shape("u", torch.zeros(2, 3), batch=None, length=None, d_inner=None)
     with pytest.raises(TypeError, match=r"u has dtype torch.int64"):
         check_shape("u", torch.zeros(2, dtype=torch.int64), batch=2)
 
@@ -34,9 +34,14 @@ def test_sums_are_at_least_float32():
     half, single, double = (torch.zeros(1, dtype=dtype) for dtype in (torch.float16, torch.float32, torch.float64))
     assert compute_dtype(half, None) == torch.float32
     assert compute_dtype(half, double) == torch.float64
-    assert common_dtype(half, torch.zeros(1, dtype=torch.bfloat16)) == torch.float32
-    assert common_dtype(half, None, half) == torch.float16
-    assert common_dtype(single, double) == torch.float64
+
+    def common(*tensors):
+        return common_dtype(*tensors, wide=torch.float32)
+
+    assert common(half, torch.zeros(1, dtype=torch.bfloat16)) == torch.float32
+    assert common(half, None, half) == torch.float16
+    assert common(single, double) == torch.float64
+    assert common_dtype(half, wide=torch.float64) == torch.float64
 
 
 def test_rows_copies_only_scattered_channels():

@@ -20,7 +20,7 @@ def chosen(asked="auto", *, op="selective_scan", device=CPU, dtype=torch.float32
 
 @pytest.fixture
 def table(monkeypatch):
-    """A table of our own: a kernel that lacks a package, one that lacks hardware, a plain one, a traceable one."""
+    """A test table: a kernel whose package is missing, one without hardware, a plain backend, a traceable one."""
     rows = (
         Backend(
             name="fast", module="no.such", devices=("cpu",), dtypes=F32, requires=("no_such_package",), kernel=True
@@ -39,7 +39,7 @@ def test_the_first_that_fits_is_chosen(table):
     assert chosen(dtype=torch.float64) == "wide"
 
 
-def test_an_argument_goes_before_the_context_and_the_context_before_the_environment(table, monkeypatch):
+def test_the_argument_precedes_the_context_which_precedes_the_environment(table, monkeypatch):
     monkeypatch.setenv("MAMBAR_BACKEND", "reference")
     monkeypatch.setattr(interface, "BACKENDS", (*table, Backend(name="reference", module="no.such", dtypes=F32)))
     assert chosen() == "reference"
@@ -83,15 +83,15 @@ def test_an_unknown_name_is_refused_wherever_it_comes_from(monkeypatch):
         available_backends("scan")
 
 
-def test_a_name_that_only_another_op_has_leaves_the_choice_free(monkeypatch):
+def test_an_op_without_the_named_backend_chooses_automatically(monkeypatch):
     monkeypatch.delenv("MAMBAR_BACKEND", raising=False)
     with use_backend("doubling"):
         assert chosen(op="rms_norm") == chosen("auto", op="rms_norm")
         assert chosen() == "doubling"
-        assert chosen(op="bidirectional_mix", otherwise="reference") == "reference"
+        assert chosen(op="bidirectional_mix", otherwise="composed") == "composed"
 
 
-def test_an_automatic_fall_is_logged_once(table, caplog):
+def test_an_automatic_fallback_is_logged_once(table, caplog):
     with caplog.at_level(logging.INFO, "mambar.ops"):
         dispatch._log_once.cache_clear()
         chosen()
@@ -122,27 +122,27 @@ def test_every_table_ends_with_a_reference_for_every_type_on_every_device(op):
     assert len(set(names)) == len(names)
 
 
-def test_tracing_takes_what_can_be_traced(table):
-    for mode, expected in (("compiled", "wide"), ("exported", "wide"), ("eager", "plain")):
+def test_tracing_uses_traceable_backends(table):
+    for mode, expected in (("compiled", "wide"), ("exported", "wide"), ("transformed", "wide"), ("eager", "plain")):
         assert dispatch._choose("selective_scan", "auto", None, "cpu", torch.float32, None, mode) == expected
     with pytest.raises(BackendUnavailable, match="cannot be traced"):
         dispatch._choose("selective_scan", "plain", None, "cpu", torch.float32, None, "compiled")
     assert dispatch._choose("selective_scan", "auto", None, "meta", torch.float32, None, "eager") == "wide"
 
 
-def test_a_kernel_may_stand_in_a_compiled_graph_but_not_in_an_exported_one(table, monkeypatch):
+def test_a_kernel_is_allowed_in_a_compiled_graph_but_not_in_an_exported_one(table, monkeypatch):
     kernel = Backend(name="kernel", module="no.such", dtypes=F32, kernel=True)
     monkeypatch.setattr(interface, "BACKENDS", (kernel, *table))
     assert dispatch._choose("selective_scan", "auto", None, "cpu", torch.float32, None, "compiled") == "kernel"
     assert dispatch._choose("selective_scan", "auto", None, "cpu", torch.float32, None, "exported") == "wide"
 
 
-def test_threads_do_not_share_the_name_in_force():
+def test_threads_do_not_share_the_active_name():
     import threading
 
     seen = []
     with use_backend("reference"):
-        thread = threading.Thread(target=lambda: seen.append(dispatch._name_in_force.get()))
+        thread = threading.Thread(target=lambda: seen.append(dispatch._active_name.get()))
         thread.start()
         thread.join()
     assert seen == [None]
@@ -159,15 +159,15 @@ def test_importing_the_ops_does_not_import_the_compiler():
 
 
 @without_shape_hook
-def test_a_compiled_function_follows_the_name_in_force(fresh_compiler):
+def test_a_compiled_function_follows_the_active_name(fresh_compiler):
     sizes = []
 
-    def look(graph, example_inputs):
+    def record(graph, example_inputs):
         sizes.append(len(graph.graph.nodes))
         return graph
 
     tensors = list(scan_inputs(1, 9, 3, 2).values())
-    scan = torch.compile(ops.selective_scan_with_state, fullgraph=True, backend=look)
+    scan = torch.compile(ops.selective_scan_with_state, fullgraph=True, backend=record)
     for name in ("doubling", "reference", "doubling"):
         with use_backend(name):
             scan(*tensors)

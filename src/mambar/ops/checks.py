@@ -1,4 +1,4 @@
-"""Input checks that all ops share: shapes by name, floating-point types."""
+"""Checks and type conversions that all ops share."""
 
 from typing import TypeVar
 
@@ -9,7 +9,7 @@ from mambar.errors import InputError
 from mambar.ops.dispatch import mode
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# What kernels take, with float32 inside.
+# Activation types of the kernels, which compute in float32.
 KERNEL_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 Given = TypeVar("Given", bound=Tensor | None)
@@ -34,7 +34,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 
 def check_device(**tensors: Tensor | None) -> None:
-    """Raises unless all tensors lie on one device."""
+    """Raises unless all tensors are on one device."""
     given = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     first, *others = given
     for name in others:
@@ -43,23 +43,23 @@ def check_device(**tensors: Tensor | None) -> None:
 
 
 def check_decay(A: Tensor) -> None:
-    """Raises for a positive A, where that neither waits for a GPU nor cuts a graph; NaN is let through."""
+    """Raises for a positive A in eager mode on a CPU, where reading the values is cheap; accepts NaN."""
     if A.shape[1] == 0:
         raise InputError(f"A has shape {tuple(A.shape)}: no state; give at least one column.")
-    looks = mode() == "eager" and A.device.type == "cpu" and type(A) in (Tensor, torch.nn.Parameter)
-    if looks and bool((A > 0).any()):
+    readable = mode() == "eager" and A.device.type == "cpu" and type(A) in (Tensor, torch.nn.Parameter)
+    if readable and bool((A > 0).any()):
         raise InputError(f"A has a value of {A.max().item():g}; it must not be positive, use -exp(A_log).")
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """The type of state and sums: float64 as soon as one tensor is float64, else float32."""
+    """The type of the state and of sums: float64 if any tensor is float64, else float32."""
     doubles = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if doubles else torch.float32
 
 
-def common_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """The type that all activations fit in."""
-    dtype = None
+def common_dtype(*tensors: Tensor | None, wide: torch.dtype) -> torch.dtype:
+    """The type that all activations are promoted to: float64 if `wide`, the type of the state, is float64."""
+    dtype = wide if wide == torch.float64 else None
     for tensor in tensors:
         if tensor is not None:
             dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
@@ -67,20 +67,30 @@ def common_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def autocast_dtype(kind: str) -> torch.dtype | None:
-    """The type that linear layers compute in on a kind of device under autocast; None without it."""
+    """The type that linear layers compute in on this device type under autocast; None without autocast."""
     casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # type: ignore[attr-defined]
     return torch.get_autocast_dtype(kind) if casts else None
 
 
-# As in `dispatch`: Dynamo (of torch 2.11) cannot look into it; a graph is traced again when autocast changes.
+# See `dispatch`: Dynamo of torch 2.11 cannot trace it; a graph is traced again when autocast changes.
 autocast_dtype._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def check_kernel_dtypes(activations: dict[str, Tensor | None], parameters: dict[str, Tensor | None]) -> None:
+    """Raises unless the arguments of a kernel have the types it reads: one for activations, float32 (float64) else."""
+    dtype = next(tensor.dtype for tensor in activations.values() if tensor is not None)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for wanted, tensors in ((dtype, activations), (wide, parameters)):
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor.dtype != wanted:
+                raise TypeError(f"{name} has dtype {tensor.dtype}; a kernel reads {wanted} here, cast it first.")
+
+
 def as_dtype(tensor: Given, dtype: torch.dtype) -> Given:
-    """The tensor in this type; None stays None. Without a need there is no call, which an exported graph would show."""
+    """The tensor in this type; None stays None. No call if it has the type, so that an exported graph has no node."""
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)  # type: ignore[return-value]
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """The tensor with neighbouring channels beside each other in memory, copied only where they are not."""
+    """The tensor with stride 1 over channels; copied only if it has another stride."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,4 +1,8 @@
-"""Which backend computes an op: by argument, by `use_backend`, by MAMBAR_BACKEND, or the best that fits."""
+"""Tables of backends, registration, and the choice for each call.
+
+The choice is, in this order: the argument `backend=`, `use_backend`, the environment variable MAMBAR_BACKEND, or the
+first row of the op's table that supports the call.
+"""
 
 import contextlib
 import functools
@@ -10,9 +14,10 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.autograd import forward_ad
 
 from mambar.errors import BackendUnavailable, InputError
 
@@ -20,42 +25,51 @@ logger = logging.getLogger("mambar.ops")
 
 OPS = ("bidirectional_mix", "selective_scan", "causal_conv1d", "rms_norm")
 
-# How the op is called just now. A compiled graph holds a kernel as one opaque node; an exported program has
-# to run where mambar is not installed, so it is made of plain operations only.
-Mode = Literal["eager", "compiled", "exported"]
+# The ops that a fused op computes in one kernel, when that is not composed of them.
+_PARTS = {"bidirectional_mix": ("selective_scan", "causal_conv1d")}
 
-_name_in_force: ContextVar[str | None] = ContextVar("mambar_backend", default=None)
+# How the op is called. "transformed": inside torch.func (grad, jvp, vmap) or forward-mode AD, which need plain
+# operations. "compiled": a kernel is one opaque node of the graph. "exported": the program has to run where mambar is
+# not installed, so it contains plain operations only.
+Mode = Literal["eager", "transformed", "compiled", "exported"]
+
+_active_name: ContextVar[str | None] = ContextVar("mambar_backend", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """One way to compute an op: a row in the `BACKENDS` table of that op's interface."""
+    """One implementation of an op: a row of the table `BACKENDS` in that op's `interface` module.
+
+    Attributes:
+        name: Name to select it by.
+        module: Dotted path of the module that computes it, or a class with the same static methods. With `kernel` it
+            defines `forward` and `backward` of the op's fixed signature, otherwise a function named like the op.
+        devices: Supported device types; empty means all.
+        dtypes: Supported activation types. The parameters are float32 for all of them but float64.
+        requires: Packages that must be installed, or functions that return None or the reason why it cannot run.
+        traceable: Consists of plain, differentiable operations, so that compile, export and torch.func can trace it.
+        kernel: Runs as the custom operator `torch.ops.mambar.<op>`.
+    """
 
     name: str
-    module: str
-    """Dotted path of the file; a kernel's is imported when it first runs."""
+    module: str | type
     devices: tuple[str, ...] = ()
-    """Device types it runs on; empty means any."""
     dtypes: tuple[torch.dtype, ...]
-    """Types of the activations it takes; the state is float32 (float64 for float64) whatever they are."""
     requires: tuple[str | Callable[[], str | None], ...] = ()
-    """Packages that must be installed, or probes that return None or the reason why it cannot run."""
     traceable: bool = False
-    """Plain operations that full-graph compile and export see through."""
     kernel: bool = False
-    """A module with `forward` and `backward` of the op's fixed signature, run behind `torch.ops.mambar`."""
 
     @property
     def missing(self) -> str | None:
         """None, or the reason why it cannot run on this machine."""
         return _first_missing(self.requires)
 
-    def load(self) -> ModuleType:
-        """The module that computes it."""
-        return importlib.import_module(self.module)
+    def load(self) -> Any:
+        """The module or class that computes it, imported on first use."""
+        return importlib.import_module(self.module) if isinstance(self.module, str) else self.module
 
     def refuses(self, device: str, dtype: torch.dtype) -> str | None:
-        """None, or the reason why it does not take activations of this device type and dtype here."""
+        """None, or the reason why it does not support this device type and activation type on this machine."""
         if self.devices and device not in self.devices:
             return f"it runs on {' and '.join(self.devices)}, the tensors are on {device}"
         if dtype not in self.dtypes:
@@ -75,11 +89,59 @@ def _first_missing(requires: tuple[str | Callable[[], str | None], ...]) -> str 
     return None
 
 
-def backends(op: str) -> tuple[Backend, ...]:
-    """The table of an op, best first, whatever this machine can run."""
+_registered: dict[str, tuple[Backend, ...]] = {}
+
+
+class BackendRegistration:
+    """Returned by `register_backend`; as a context manager it removes the backend on exit."""
+
+    def __init__(self, op: str, name: str) -> None:
+        self.op = op
+        self.name = name
+
+    def __enter__(self) -> "BackendRegistration":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        unregister_backend(self.op, self.name)
+
+
+def register_backend(op: str, backend: Backend) -> BackendRegistration:
+    """Adds a backend to the table of an op, before the built-in ones and those registered earlier.
+
+    Under `auto` it runs for every call whose device and types it supports, in models too: a built-in fused backend of
+    `bidirectional_mix` is not used where a registered backend of `selective_scan` or `causal_conv1d` is the choice.
+    The signature of `forward` and `backward` is in the docstring of `mambar.ops.<op>.interface`. Functions compiled
+    before the registration keep their backend.
+    """
+    if backend.name == "auto" or any(row.name == backend.name for row in backends(op)):
+        raise InputError(f"{op} already has a backend {backend.name!r}; choose another name or unregister it first.")
+    if not backend.kernel:
+        function = getattr(backend.load(), op, None)
+        if function is None:
+            raise InputError(f"{backend.module} has no function {op!r}; define it, or pass kernel=True for a kernel.")
+        _interface(op).PLAIN[backend.name] = function
+    _registered[op] = (backend, *_registered.get(op, ()))
+    return BackendRegistration(op, backend.name)
+
+
+def unregister_backend(op: str, name: str) -> None:
+    """Removes a backend that `register_backend` added."""
+    if all(row.name != name for row in _registered.get(op, ())):
+        raise InputError(f"{op} has no registered backend {name!r}; built-in backends cannot be removed.")
+    _registered[op] = tuple(row for row in _registered[op] if row.name != name)
+    _interface(op).PLAIN.pop(name, None)
+
+
+def _interface(op: str) -> ModuleType:
     if op not in OPS:
         raise InputError(f"op={op!r} is not known; the ops are {', '.join(OPS)}.")
-    return importlib.import_module(f"mambar.ops.{op}.interface").BACKENDS
+    return importlib.import_module(f"mambar.ops.{op}.interface")
+
+
+def backends(op: str) -> tuple[Backend, ...]:
+    """The table of an op, best first, including backends that this machine cannot run."""
+    return (*_registered.get(op, ()), *_interface(op).BACKENDS)
 
 
 def available_backends(op: str, device: str | torch.device = "cpu") -> list[Backend]:
@@ -90,18 +152,17 @@ def available_backends(op: str, device: str | torch.device = "cpu") -> list[Back
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Every op inside the `with` block uses the backend of this name, where it has one.
+    """Inside the `with` block every op uses the backend of this name, if it has one.
 
-    An op without a backend of that name chooses automatically; `bidirectional_mix` then composes the other
-    ops, so that the name reaches them. `auto` goes back to the automatic choice. An argument `backend=` of a
-    call goes first.
+    An op without such a backend chooses automatically; `bidirectional_mix` is then composed of the other ops, which
+    use theirs. `auto` restores the automatic choice. The argument `backend=` of a call takes precedence.
     """
     _check_known(name, "use_backend")
-    token = _name_in_force.set(name)
+    token = _active_name.set(name)
     try:
         yield
     finally:
-        _name_in_force.reset(token)
+        _active_name.reset(token)
 
 
 def _check_known(name: str, where: str) -> None:
@@ -113,37 +174,44 @@ def _check_known(name: str, where: str) -> None:
 def resolve(op: str, asked: str, *, device: torch.device, dtype: torch.dtype, otherwise: str | None = None) -> str:
     """The name of the backend for this call: argument, `use_backend`, MAMBAR_BACKEND, or the first that fits.
 
-    `otherwise` is taken when a name in force is none of this op's. Raises `BackendUnavailable` when an
-    asked-for backend cannot run. A compiled graph keeps the name it was traced with.
+    `otherwise` is used when `use_backend` or MAMBAR_BACKEND names a backend that this op does not have. Raises
+    `BackendUnavailable` when a requested backend cannot run. A compiled graph keeps the name it was traced with.
     """
-    in_force = _name_in_force.get() if _FOLLOWS else _in_force()
-    return _choose(op, asked, in_force, device.type, dtype, otherwise, mode())
+    active = _active_name.get() if _FOLLOWS else _current_name()
+    return _choose(op, asked, active, device.type, dtype, otherwise, mode())
 
 
-# Whether Dynamo follows a ContextVar: seen in torch 2.15, not in 2.11, where a compiled function keeps the name that
-# was in force when it was traced.
+# Whether Dynamo traces a ContextVar: torch 2.15 does; with 2.11 a compiled function keeps the name that was active
+# when it was traced.
 _FOLLOWS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
 
 
-def _in_force() -> str | None:
-    return _name_in_force.get()
+def _current_name() -> str | None:
+    return _active_name.get()
 
 
 def mode() -> Mode:
-    """Whether the call runs now, or is being compiled or exported."""
-    if _exports():
+    """How the op is called: run now, run inside torch.func or forward-mode AD, compiled, or exported."""
+    if _is_exporting():
         return "exported"
+    if is_transformed():
+        return "transformed"
     return "compiled" if torch.compiler.is_compiling() else "eager"
 
 
-def _exports() -> bool:
+def _is_exporting() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def is_transformed() -> bool:
+    """Whether torch.func (grad, jvp, vmap) or forward-mode AD is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _choose(
     op: str,
     asked: str,
-    in_force: str | None,
+    active: str | None,
     device: str,
     dtype: torch.dtype,
     otherwise: str | None,
@@ -154,13 +222,15 @@ def _choose(
     if asked != "auto" and asked not in names:
         raise InputError(f"backend={asked!r} is not one of {op}: use auto or one of {', '.join(names)}.")
     if asked == "auto":
-        asked = _standing_name(in_force)
+        asked = _requested_name(active)
         if asked != "auto" and asked not in names:
             asked = otherwise or "auto"
     if asked == "auto":
         return _first_that_fits(op, table, device, dtype, mode)
     row = table[names.index(asked)]
     reason = row.refuses(device, dtype)
+    if reason is None and mode == "transformed" and not row.traceable:
+        reason = "it does not support torch.func and forward-mode AD"
     if reason is None and mode != "eager" and not (row.traceable or row.kernel):
         reason = "it cannot be traced by compile or export"
     if reason is not None:
@@ -168,17 +238,18 @@ def _choose(
     return asked
 
 
-# Dynamo runs a function with this mark and keeps its result as a constant. Setting it through torch.compiler
-# would import all of torch._dynamo, four seconds, with mambar.ops.
+# Dynamo runs a function with this mark while tracing and treats its result as a constant. Setting it through
+# torch.compiler would import torch._dynamo with mambar.ops, which takes four seconds.
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
-# Dynamo of torch 2.11 takes torch.compiler.is_exporting for true whenever it compiles.
-_exports._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_in_force._dynamo_marked_constant = True  # type: ignore[attr-defined]
+is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# Under Dynamo of torch 2.11, torch.compiler.is_exporting is always true.
+_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_current_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _standing_name(in_force: str | None) -> str:
-    if in_force is not None:
-        return in_force
+def _requested_name(active: str | None) -> str:
+    if active is not None:
+        return active
     name = os.environ.get("MAMBAR_BACKEND") or "auto"
     _check_known(name, "MAMBAR_BACKEND")
     return name
@@ -187,11 +258,13 @@ def _standing_name(in_force: str | None) -> str:
 def _first_that_fits(op: str, table: tuple[Backend, ...], device: str, dtype: torch.dtype, mode: Mode) -> str:
     skipped: list[tuple[str, str]] = []
     for row in table:
-        if device == "meta" or mode == "exported":
+        if device == "meta" or mode in ("exported", "transformed"):
             right_kind = row.traceable
         else:
             right_kind = mode == "eager" or row.traceable or row.kernel
         if not right_kind or (row.devices and device not in row.devices) or dtype not in row.dtypes:
+            continue
+        if row.kernel and row not in _registered.get(op, ()) and _has_registered_part(op, device, dtype, mode):
             continue
         if row.missing is None:
             for name, reason in skipped:
@@ -203,11 +276,23 @@ def _first_that_fits(op: str, table: tuple[Backend, ...], device: str, dtype: to
     )
 
 
+def _has_registered_part(op: str, device: str, dtype: torch.dtype, mode: Mode) -> bool:
+    """Whether one of the ops that this op fuses would run on a backend that the user registered."""
+    for part in _PARTS.get(op, ()):
+        names = [row.name for row in _registered.get(part, ())]
+        if names and _first_that_fits(part, backends(part), device, dtype, mode) in names:
+            return True
+    return False
+
+
 @functools.cache
 def _log_once(message: str) -> None:
     logger.info(message)
 
 
-def kernel(op: str, name: str) -> ModuleType:
-    """The module of a kernel backend, imported on first use."""
-    return next(row for row in backends(op) if row.name == name).load()
+def kernel(op: str, name: str) -> Any:
+    """The module of a kernel backend, imported on first use; `InputError` if there is none of this name."""
+    for row in backends(op):
+        if row.name == name and row.kernel:
+            return row.load()
+    raise InputError(f"{op} has no kernel backend {name!r}; register it with mambar.ops.register_backend.")

@@ -1,4 +1,4 @@
-"""Every backend of the two-way mix against the float64 composition, and what the interface promises."""
+"""Every backend of the bidirectional mix against the float64 reference, and the promises of the interface."""
 
 import pytest
 import torch
@@ -15,7 +15,17 @@ EXACT = {torch.float64: (1e-11, 1e-11), torch.float32: (2e-5, 5e-5)}
 
 
 def inputs(
-    batch=2, length=13, inner=6, state=4, rank=2, taps=4, *, dtype=torch.float32, device="cpu", bias=True, seed=0
+    batch=2,
+    length=13,
+    d_inner=6,
+    d_state=4,
+    dt_rank=2,
+    d_conv=4,
+    *,
+    dtype=torch.float32,
+    device="cpu",
+    bias=True,
+    seed=0,
 ):
     """xz and the parameters of both directions, flat: `forward_params.A`, …"""
     generator = torch.Generator().manual_seed(seed)
@@ -24,16 +34,16 @@ def inputs(
     def draw(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    tensors = {"xz": draw(batch, length, 2 * inner).to(device, dtype)}
+    tensors = {"xz": draw(batch, length, 2 * d_inner).to(device, dtype)}
     for way in ("forward_params", "backward_params"):
         drawn = ScanDirection(
-            conv_weight=draw(inner, taps) / 2,
-            conv_bias=draw(inner) / 4,
-            x_proj=draw(rank + 2 * state, inner) / inner**0.5,
-            dt_proj=draw(inner, rank) / rank**0.5,
-            dt_bias=draw(inner) / 2 - 2,
-            A=-draw(inner, state).abs() * 4,
-            D=draw(inner),
+            conv_weight=draw(d_inner, d_conv) / 2,
+            conv_bias=draw(d_inner) / 4,
+            x_proj=draw(dt_rank + 2 * d_state, d_inner) / d_inner**0.5,
+            dt_proj=draw(d_inner, dt_rank) / dt_rank**0.5,
+            dt_bias=draw(d_inner) / 2 - 2,
+            A=-draw(d_inner, d_state).abs() * 4,
+            D=draw(d_inner),
         )
         for field, tensor in drawn._asdict().items():
             kind = dtype if field in ("x_proj", "dt_proj") else wide
@@ -43,11 +53,11 @@ def inputs(
 
 def mix_with(backend, **options):
     def mix(**tensors):
-        ways = [
+        params = [
             ScanDirection(*(tensors[f"{way}.{field}"] for field in FIELDS))
             for way in ("forward_params", "backward_params")
         ]
-        return bidirectional_mix(tensors["xz"], *ways, **options, backend=backend)
+        return bidirectional_mix(tensors["xz"], *params, **options, backend=backend)
 
     return mix
 
@@ -68,7 +78,7 @@ def assert_right(tensors, backend, dtype, *, times=1, **options):
         for way in ways("bidirectional_mix", dtype)
     ],
 )
-def test_the_released_codes_mixer(case, dtype, backend, device):
+def test_golden_values_of_the_released_mixer(case, dtype, backend, device):
     names = [name for name in case.tensors if name.startswith("param/")]
     leaves = {name: case[name].to(device, dtype).clone().requires_grad_() for name in names}
     tokens = case["input"].to(device, dtype).clone().requires_grad_()
@@ -110,18 +120,22 @@ def test_any_length_summed_or_averaged(backend, device, length, average):
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"inner": 1, "state": 1, "rank": 1}, {"inner": 40, "state": 16}, {"inner": 67, "state": 3, "rank": 5}],
+    [
+        {"d_inner": 1, "d_state": 1, "dt_rank": 1},
+        {"d_inner": 40, "d_state": 16},
+        {"d_inner": 67, "d_state": 3, "dt_rank": 5},
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("taps, bias", [(2, True), (4, False)])
+@pytest.mark.parametrize("d_conv, bias", [(2, True), (4, False)])
 @pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
-def test_any_sizes(backend, device, sizes, taps, bias):
-    assert_right(inputs(3, 17, taps=taps, bias=bias, device=device, **sizes), backend, torch.float32, times=2.5)
+def test_any_sizes(backend, device, sizes, d_conv, bias):
+    assert_right(inputs(3, 17, d_conv=d_conv, bias=bias, device=device, **sizes), backend, torch.float32, times=2.5)
 
 
 @pytest.mark.parametrize("backend, device", ways("bidirectional_mix", torch.bfloat16))
 def test_autocast_rounds_no_more_than_the_composition(backend, device):
-    """The rule of flash-attention: at most twice the error of plain PyTorch in that type, of outputs and gradients."""
+    """As in flash-attention: at most twice the error of plain PyTorch in this type, for outputs and gradients."""
     tensors = inputs(2, 61, 24, 8, 3, device=device)
     with use_backend("reference"):
         right = with_gradients(mix_with("auto"), to_double(tensors))
@@ -146,7 +160,7 @@ def test_p10_nan_stays_in_its_batch_item(backend, device):
 
 
 @pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
-def test_the_directions_do_not_see_the_same_time(backend, device):
+def test_swapping_the_directions_is_flipping_the_sequence(backend, device):
     tensors = inputs(1, 15, device=device)
     swapped = {
         name.replace("forward_params", "?")
@@ -210,7 +224,7 @@ def test_opcheck_and_a_full_graph(stub_kernels, fresh_compiler, backend, device,
     assert_right(tensors, backend, torch.float32, times=2.5, average=False)
 
 
-def test_a_name_in_force_reaches_the_ops_inside(stub_kernels):
+def test_the_active_name_reaches_the_composed_ops(stub_kernels):
     tensors = inputs()
     with use_backend("doubling"), torch.no_grad():
         doubling = mix_with("auto")(**tensors)
@@ -224,7 +238,7 @@ def test_a_name_in_force_reaches_the_ops_inside(stub_kernels):
 
 
 def test_an_empty_sequence_gives_an_empty_output(stub_kernels):
-    for backend in ("auto", "reference", "stub"):
+    for backend in ("auto", "composed", "reference", "stub"):
         assert mix_with(backend)(**inputs(2, 0)).shape == (2, 0, 6)
 
 

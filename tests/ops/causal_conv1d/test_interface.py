@@ -1,4 +1,4 @@
-"""Every backend of the convolution against the float64 reference, and what the interface promises."""
+"""Every backend of the convolution against the float64 reference, and the promises of the interface."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from op_inputs import TOLERANCES, assert_same, relative_error, to_double, ways, 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
-def inputs(batch=2, length=9, inner=5, taps=4, *, dtype=torch.float32, device="cpu", bias=True, seed=0):
+def inputs(batch=2, length=9, d_inner=5, d_conv=4, *, dtype=torch.float32, device="cpu", bias=True, seed=0):
     generator = torch.Generator().manual_seed(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -20,9 +20,9 @@ def inputs(batch=2, length=9, inner=5, taps=4, *, dtype=torch.float32, device="c
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     return {
-        "x": draw(batch, length, inner).to(device, dtype),
-        "weight": draw(inner, taps).to(device, wide),
-        "bias": draw(inner).to(device, wide) if bias else None,
+        "x": draw(batch, length, d_inner).to(device, dtype),
+        "weight": draw(d_inner, d_conv).to(device, wide),
+        "bias": draw(d_inner).to(device, wide) if bias else None,
     }
 
 
@@ -44,7 +44,7 @@ def assert_right(tensors, backend, dtype, **options):
         for way in ways("causal_conv1d", dtype)
     ],
 )
-def test_the_released_codes_numbers(case, dtype, backend, device):
+def test_golden_values_of_the_released_code(case, dtype, backend, device):
     tensors = {name: case[name].to(device, dtype).clone() for name in ("x", "weight", "bias") if name in case}
     tensors["x"] = tensors["x"].transpose(1, 2)
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
@@ -63,13 +63,13 @@ def test_any_length_in_both_directions(backend, device, length, reverse):
     assert_right(inputs(2, length, 6, device=device), backend, torch.float32, reverse=reverse)
 
 
-@pytest.mark.parametrize("taps", [1, 2, 3, 4])
+@pytest.mark.parametrize("d_conv", [1, 2, 3, 4])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("activation", ["silu", None])
 @pytest.mark.parametrize("backend, device", ways("causal_conv1d"))
-def test_any_taps_with_and_without_bias_and_activation(backend, device, taps, bias, activation):
+def test_any_filter_length_with_and_without_bias_and_activation(backend, device, d_conv, bias, activation):
     for reverse in (False, True):
-        tensors = inputs(3, 11, 19, taps, device=device, bias=bias)
+        tensors = inputs(3, 11, 19, d_conv, device=device, bias=bias)
         assert_right(tensors, backend, torch.float32, activation=activation, reverse=reverse)
 
 
@@ -193,7 +193,7 @@ def test_bad_input_is_refused_with_the_argument_named():
     for name, tensor in (("x", torch.zeros(9, 5)), ("weight", torch.zeros(4, 5)), ("bias", torch.zeros(4))):
         with pytest.raises(ValueError, match=f"^{name} has"):
             causal_conv1d(**good | {name: tensor})
-    with pytest.raises(ValueError, match="no taps"):
+    with pytest.raises(ValueError, match="d_conv is 0"):
         causal_conv1d(**good | {"weight": torch.zeros(5, 0)})
     with pytest.raises(ValueError, match="activation='relu' is not known"):
         causal_conv1d(**good, activation="relu")

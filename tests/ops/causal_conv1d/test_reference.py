@@ -12,7 +12,7 @@ def test_it_is_the_padded_grouped_convolution():
     torch.testing.assert_close(found, expected)
 
 
-def test_the_last_tap_meets_the_present():
+def test_the_last_filter_column_multiplies_the_current_position():
     x = torch.zeros(1, 5, 1)
     x[0, 2] = 1
     weight = torch.tensor([[1.0, 2.0, 3.0]])

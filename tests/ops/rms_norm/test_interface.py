@@ -1,4 +1,4 @@
-"""Every backend of the norm against the float64 reference, and what the interface promises."""
+"""Every backend of the norm against the float64 reference, and the promises of the interface."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def assert_right(tensors, backend, dtype):
         for way in ways("rms_norm", dtype)
     ],
 )
-def test_the_released_codes_numbers(case, dtype, backend, device):
+def test_golden_values_of_the_released_code(case, dtype, backend, device):
     names = [name for name in ("x", "residual", "weight") if name in case]
     leaves = {name: case[name].to(device, dtype).clone().requires_grad_() for name in names}
     weights = [case[name].to(device, dtype) for name in ("loss_weight", "loss_weight_residual")]

@@ -1,4 +1,4 @@
-"""Every backend of the scan against the float64 reference, and what the interface promises whichever computes."""
+"""Every backend of the scan against the float64 reference, and the promises of the interface."""
 
 import sys
 
@@ -39,7 +39,7 @@ def assert_right(tensors, backend, dtype, *, times=1, **options):
 
 
 def _golden(case, dtype, device):
-    """A golden case channels last: arguments, options."""
+    """The tensors, channels last, and the options of a golden case."""
     names = [name for name in SCAN_NAMES if name in case]
     tensors = {name: case[name].to(device, dtype) for name in names}
     for name in ("u", "delta", "B", "C", "z"):
@@ -57,7 +57,7 @@ def _golden(case, dtype, device):
         for way in ways("selective_scan", dtype)
     ],
 )
-def test_the_released_codes_numbers(case, dtype, backend, device):
+def test_golden_values_of_the_released_code(case, dtype, backend, device):
     tensors, options = _golden(case, dtype, device)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
     out, state = selective_scan_with_state(**leaves, **options, backend=backend)
@@ -86,10 +86,10 @@ def test_a_long_sequence_that_forgets_slowly(backend, device):
     assert_right(tensors, backend, torch.float32, times=4, delta_softplus=True)
 
 
-@pytest.mark.parametrize("inner, state", [(1, 1), (3, 16), (17, 5), (65, 16), (130, 3), (20, 64)])
+@pytest.mark.parametrize("d_inner, d_state", [(1, 1), (3, 16), (17, 5), (65, 16), (130, 3), (20, 64)])
 @pytest.mark.parametrize("backend, device", ways("selective_scan"))
-def test_any_width_and_state(backend, device, inner, state):
-    assert_right(scan_inputs(3, 19, inner, state, device=device), backend, torch.float32, delta_softplus=True)
+def test_any_width_and_state(backend, device, d_inner, d_state):
+    assert_right(scan_inputs(3, 19, d_inner, d_state, device=device), backend, torch.float32, delta_softplus=True)
 
 
 @pytest.mark.parametrize("without", [(name,) for name in OPTIONAL] + [OPTIONAL, ("z", "initial_state")], ids=str)
@@ -401,7 +401,7 @@ def test_autocast_changes_nothing_inside(backend, device):
     assert all(torch.equal(cast[name], tensor) for name, tensor in plain.items())
 
 
-def test_mixed_types_meet_in_the_wider_one():
+def test_mixed_types_are_promoted():
     tensors = scan_inputs(2, 9, 5, 4)
     tensors["B"], tensors["C"] = tensors["B"].bfloat16(), tensors["C"].bfloat16()
     y = selective_scan(**{n: t for n, t in tensors.items() if n != "initial_state"}, delta_softplus=True)
@@ -459,7 +459,7 @@ def test_opcheck(stub_kernels, backend, device, without, for_backward):
 
 @pytest.mark.parametrize("backend, device", [*ways("selective_scan", kernels_only=True), ("stub", "cpu")])
 def test_a_kernel_gives_back_contiguous_tensors(stub_kernels, backend, device):
-    # Compiled graphs rely on it; PyTorch's own check of an op does not look.
+    # Compiled graphs require it, and opcheck does not test it.
     *tensors, softplus, reverse, for_backward, backend = _op_arguments(backend, device, for_backward=True)
     tensors = [tensor.detach() for tensor in tensors]
     y, state, *saved = torch.ops.mambar.selective_scan(*tensors, softplus, reverse, for_backward, backend)
@@ -474,11 +474,11 @@ def test_a_kernel_is_one_node_of_a_full_graph(stub_kernels, fresh_compiler, back
     tensors = scan_inputs(2, 18, 5, 4, device=device)
     graphs = []
 
-    def look(graph, example_inputs):
+    def record(graph, example_inputs):
         graphs.append([str(node.target) for node in graph.graph.nodes if "mambar" in str(node.target)])
         return graph
 
-    scan = torch.compile(scan_with(backend, delta_softplus=True), fullgraph=True, backend=look)
+    scan = torch.compile(scan_with(backend, delta_softplus=True), fullgraph=True, backend=record)
     assert_same(
         with_gradients(scan, tensors),
         with_gradients(scan_with("reference", delta_softplus=True), to_double(tensors)),
@@ -498,7 +498,7 @@ def test_inductor_compiles_a_kernel_with_its_backward(stub_kernels, fresh_compil
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_op_hands_everything_through(stub_kernels, reverse):
+def test_the_operator_passes_every_argument(stub_kernels, reverse):
     for without in ((), OPTIONAL):
         tensors = scan_inputs(2, 18, 5, 4, dtype=torch.float64, without=without)
         assert_right(tensors, "stub", torch.float64, delta_softplus=True, reverse=reverse)

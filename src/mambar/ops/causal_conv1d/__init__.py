@@ -1,3 +1,3 @@
-"""The short causal convolution in front of the scan."""
+"""The short causal convolution before the scan."""
 
 from mambar.ops.causal_conv1d.interface import causal_conv1d as causal_conv1d

@@ -1,11 +1,17 @@
-"""The causal depthwise convolution: checks, the table of backends, and the op that kernels stand behind.
+"""The causal depthwise convolution: checks, table of backends, custom operator.
 
-A kernel backend is a module with `forward(x, weight, bias, *, silu, reverse) -> y` and `backward(dy, x,
-weight, bias, *, silu, reverse) -> (dx, dweight, dbias)`. x has its channels beside each other (any stride of
-batch and time); weight and bias are float32, as are their gradients; `dbias` is None when there is no bias.
-Outputs are new and contiguous.
+A kernel backend is a module with two functions on plain tensors:
+
+    forward(x, weight, bias, *, silu, reverse) -> y
+    backward(dy, x, weight, bias, *, silu, reverse) -> (dx, dweight, dbias)
+
+x has stride 1 over channels; batch and time may have any stride. weight, bias and their gradients are float32 (float64
+if x is float64); `dbias` is None without a bias. Outputs are new and contiguous.
+
+A plain backend is a module with `causal_conv1d(x, weight, bias, *, silu, reverse) -> y` in differentiable operations.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,8 +20,19 @@ from torch import Tensor
 
 from mambar.errors import InputError
 from mambar.ops.causal_conv1d import reference
-from mambar.ops.checks import FLOATS, KERNEL_FLOATS, as_dtype, check_device, check_shape, compute_dtype, rows
+from mambar.ops.checks import (
+    FLOATS,
+    KERNEL_FLOATS,
+    as_dtype,
+    check_device,
+    check_kernel_dtypes,
+    check_shape,
+    common_dtype,
+    compute_dtype,
+    rows,
+)
 from mambar.ops.cuda.program import missing as cuda_missing
+from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
 from mambar.ops.dispatch import Backend, kernel, mode, resolve
 
 BACKENDS = (
@@ -46,43 +63,50 @@ BACKENDS = (
     Backend(name="reference", module="mambar.ops.causal_conv1d.reference", dtypes=FLOATS, traceable=True),
 )
 
-_PLAIN = {"reference": reference.causal_conv1d}
+# Backends without a kernel; `register_backend` adds to it.
+PLAIN = {"reference": reference.causal_conv1d}
 
 
 def causal_conv1d(
-    x: Float[Tensor, "batch length inner"],
-    weight: Float[Tensor, "inner taps"],
-    bias: Float[Tensor, " inner"] | None = None,
+    x: Float[Tensor, "batch length d_inner"],
+    weight: Float[Tensor, "d_inner d_conv"],
+    bias: Float[Tensor, " d_inner"] | None = None,
     *,
     activation: Literal["silu"] | None = "silu",
     reverse: bool = False,
     backend: str = "auto",
-) -> Float[Tensor, "batch length inner"]:
-    """Each channel convolved with its own taps, then SiLU, in the type of `x`; sums are float32 or float64.
+) -> Float[Tensor, "batch length d_inner"]:
+    """The convolution of each channel with its own filter, then SiLU, in the type of `x`.
 
-    The last tap meets the present position, the others the past, which is zero before the sequence. `reverse`
-    mirrors time: the past lies after the position, as when every sequence and the result are flipped. Equals
-    causal_conv1d's `causal_conv1d_fn` but for channels last.
+    The last column of `weight` multiplies the current position, the others the positions before it, which are zero
+    before the sequence. `reverse` mirrors time, like flipping every sequence and the result. Equals causal_conv1d's
+    `causal_conv1d_fn`, with channels last.
+
+    Types may be mixed: if any argument is float64, everything is computed in float64, by a backend that supports it.
+    Otherwise weight, bias and sums are float32. Each gradient has the type of its argument.
     """
     if activation not in ("silu", None):
         raise InputError(f"activation={activation!r} is not known; use 'silu' or None.")
-    check_shape("x", x, batch=None, length=None, inner=None)
-    check_shape("weight", weight, inner=x.shape[2], taps=None)
-    check_shape("bias", bias, inner=x.shape[2])
+    check_shape("x", x, batch=None, length=None, d_inner=None)
+    check_shape("weight", weight, d_inner=x.shape[2], d_conv=None)
+    check_shape("bias", bias, d_inner=x.shape[2])
     check_device(x=x, weight=weight, bias=bias)
     if weight.shape[1] == 0:
-        raise InputError(f"weight has shape {tuple(weight.shape)}: no taps; give at least one column.")
-    name = resolve("causal_conv1d", backend, device=x.device, dtype=x.dtype)
-    wide = compute_dtype(x, weight)
-    weight, bias = as_dtype(weight, wide), as_dtype(bias, wide)
-    if mode() == "eager" and x.numel() == 0:
+        raise InputError(f"weight has shape {tuple(weight.shape)}: d_conv is 0; give at least one column.")
+    wide = compute_dtype(x, weight, bias)
+    dtype = common_dtype(x, wide=wide)
+    name = resolve("causal_conv1d", backend, device=x.device, dtype=dtype)
+    if mode() in ("eager", "transformed") and x.numel() == 0:
         return x + 0
-    if name in _PLAIN:
-        return _PLAIN[name](x, weight, bias, silu=activation == "silu", reverse=reverse)
-    return torch.ops.mambar.causal_conv1d(x, weight, bias, activation == "silu", reverse, name)
+    tensors = (as_dtype(x, dtype), as_dtype(weight, wide), as_dtype(bias, wide))
+    if name in PLAIN:
+        y = PLAIN[name](*tensors, silu=activation == "silu", reverse=reverse)
+    else:
+        y = torch.ops.mambar.causal_conv1d(*tensors, activation == "silu", reverse, name)
+    return as_dtype(y, x.dtype)
 
 
-# The op: one opaque node of a graph, with the backend's name as a constant.
+# The custom operator: one opaque node of a graph, with the name of the backend as a constant.
 
 _ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, str backend"
 torch.library.define("mambar::causal_conv1d", f"({_ARGUMENTS}) -> Tensor")
@@ -91,6 +115,8 @@ torch.library.define("mambar::causal_conv1d_backward", f"(Tensor dy, {_ARGUMENTS
 
 @torch.library.impl("mambar::causal_conv1d", "CompositeExplicitAutograd")
 def _forward(x, weight, bias, silu, reverse, backend):
+    refuse_forward_mode("causal_conv1d", backend)
+    check_kernel_dtypes({"x": x}, {"weight": weight, "bias": bias})
     bias = None if bias is None else bias.contiguous()
     run = kernel("causal_conv1d", backend).forward
     return run(rows(x), weight.contiguous(), bias, silu=silu, reverse=reverse)
@@ -103,6 +129,7 @@ def _(x, weight, bias, silu, reverse, backend):
 
 @torch.library.impl("mambar::causal_conv1d_backward", "CompositeExplicitAutograd")
 def _backward(dy, x, weight, bias, silu, reverse, backend):
+    check_kernel_dtypes({"x": x, "dy": dy}, {"weight": weight, "bias": bias})
     bias = None if bias is None else bias.contiguous()
     run = kernel("causal_conv1d", backend).backward
     gradients = run(rows(dy), rows(x), weight.contiguous(), bias, silu=silu, reverse=reverse)
@@ -121,6 +148,9 @@ def _keep_for_backward(ctx, inputs, output):
 
 def _differentiate(ctx, dy):
     x, weight, bias = ctx.saved_tensors
+    if needs_reference(dy):
+        convolve = partial(reference.causal_conv1d, silu=ctx.silu, reverse=ctx.reverse)
+        return *reference_gradients(convolve, (x, weight, bias), (dy,)), None, None, None
     run = torch.ops.mambar.causal_conv1d_backward
     dx, dweight, dbias = run(dy, x, weight, bias, ctx.silu, ctx.reverse, ctx.backend)
     return dx, dweight, None if bias is None else dbias, None, None, None

@@ -1,11 +1,18 @@
-"""RMS normalisation: checks, the table of backends, and the op that kernels stand behind.
+"""RMS normalisation: checks, table of backends, custom operator.
 
-A kernel backend is a module with `forward(x, residual, weight, *, eps, dtype) -> (normed, total, inverse_rms)`
-and `backward(dnormed, dtotal, total, weight, inverse_rms, *, eps) -> (gradient of total, dweight)`, all on
-matrices (rows, D). `normed` has the type `dtype`, `total` (x + residual) that of residual, `inverse_rms` (rows)
-is float32. Without a residual `total` is an empty tensor, and x takes its place in `backward`. weight is
-float32, as is `dweight`; `dtotal` may be None. Outputs are new and contiguous.
+A kernel backend is a module with two functions on matrices (rows, dim):
+
+    forward(x, residual, weight, *, eps, dtype) -> (normed, total, inverse_rms)
+    backward(dnormed, dtotal, total, weight, inverse_rms, *, eps) -> (gradient of total, dweight)
+
+`total` is x + residual in the type of residual, `normed` has the type `dtype`, `inverse_rms` is (rows,). Without a
+residual `total` is an empty tensor, and `backward` gets x in its place. residual, weight, `dweight` and `inverse_rms`
+are float32 (float64 if x is float64); `dtotal` may be None. Outputs are new and contiguous.
+
+A plain backend is a module with `rms_norm(x, weight, *, eps, dtype) -> normed` in differentiable operations.
 """
+
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -17,10 +24,13 @@ from mambar.ops.checks import (
     as_dtype,
     check_device,
     check_floating,
+    check_kernel_dtypes,
     check_shape,
+    common_dtype,
     compute_dtype,
     rows,
 )
+from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
 from mambar.ops.dispatch import Backend, kernel, mode, resolve
 from mambar.ops.rms_norm import reference
 
@@ -36,7 +46,8 @@ BACKENDS = (
     Backend(name="reference", module="mambar.ops.rms_norm.reference", dtypes=FLOATS, traceable=True),
 )
 
-_PLAIN = {"reference": reference.rms_norm}
+# Backends without a kernel; `register_backend` adds to it.
+PLAIN = {"reference": reference.rms_norm}
 
 
 def rms_norm(
@@ -47,16 +58,23 @@ def rms_norm(
     dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "*rows dim"]:
-    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, inside float32, given in `dtype` (None: of `x`)."""
+    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, in `dtype` (default: the type of `x`).
+
+    Computed in float32, or in float64 if `x` or `weight` is float64. Each gradient has the type of its argument.
+    """
     check_floating("x", x)
     check_shape("weight", weight, dim=x.shape[-1])
     check_device(x=x, weight=weight)
-    name = resolve("rms_norm", backend, device=x.device, dtype=x.dtype)
-    weight, dtype = as_dtype(weight, compute_dtype(x, weight)), dtype or x.dtype
-    if mode() == "eager" and x.numel() == 0:
+    dtype = dtype or x.dtype
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype={dtype} is not supported; use float32, bfloat16, float16 or float64.")
+    wide = compute_dtype(x, weight)
+    name = resolve("rms_norm", backend, device=x.device, dtype=common_dtype(x, wide=wide))
+    if mode() in ("eager", "transformed") and x.numel() == 0:
         return as_dtype(x + 0, dtype)
-    if name in _PLAIN:
-        return _PLAIN[name](x, weight, eps=eps, dtype=dtype)
+    x, weight = as_dtype(x, common_dtype(x, wide=wide)), as_dtype(weight, wide)
+    if name in PLAIN:
+        return PLAIN[name](x, weight, eps=eps, dtype=dtype)
     matrix = x.reshape(-1, x.shape[-1])
     return torch.ops.mambar.rms_norm(matrix, None, weight, eps, dtype, name)[0].view(x.shape)
 
@@ -69,28 +87,29 @@ def add_rms_norm(
     eps: float = 1e-5,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "*rows dim"], Float[Tensor, "*rows dim"]]:
-    """The sum `x + residual` normalised, in the type of `x`, and the sum itself, at least float32.
+    """The normalised sum `x + residual` in the type of `x`, and the sum in float32 or float64.
 
-    With 16-bit `x` and a float32 `residual` the stream stays float32 and the branch 16-bit, as in the
-    official block.
+    With 16-bit `x` and a float32 `residual`, as under autocast, the residual stream stays float32. If any argument is
+    float64, everything is computed in float64. Each gradient has the type of its argument.
     """
+    check_floating("residual", residual)
     check_shape("x", x, **{f"axis {axis}": size for axis, size in enumerate(residual.shape)})
     check_shape("weight", weight, dim=x.shape[-1])
     check_device(x=x, residual=residual, weight=weight)
-    name = resolve("rms_norm", backend, device=x.device, dtype=x.dtype)
-    wide = compute_dtype(x, residual, weight)
-    weight, residual = as_dtype(weight, wide), as_dtype(residual, wide)
-    if mode() == "eager" and x.numel() == 0:
-        return x + 0, x + residual
-    if name in _PLAIN:
+    dtype, wide = x.dtype, compute_dtype(x, residual, weight)
+    name = resolve("rms_norm", backend, device=x.device, dtype=common_dtype(x, wide=wide))
+    x, residual, weight = as_dtype(x, common_dtype(x, wide=wide)), as_dtype(residual, wide), as_dtype(weight, wide)
+    if mode() in ("eager", "transformed") and x.numel() == 0:
+        return as_dtype(x + 0, dtype), x + residual
+    if name in PLAIN:
         total = x + residual
-        return _PLAIN[name](total, weight, eps=eps, dtype=x.dtype), total
+        return PLAIN[name](total, weight, eps=eps, dtype=dtype), total
     matrices = (x.reshape(-1, x.shape[-1]), residual.reshape(-1, x.shape[-1]))
-    normed, total, _ = torch.ops.mambar.rms_norm(*matrices, weight, eps, x.dtype, name)
+    normed, total, _ = torch.ops.mambar.rms_norm(*matrices, weight, eps, dtype, name)
     return normed.view(x.shape), total.view(x.shape)
 
 
-# The op: one opaque node of a graph, with the backend's name as a constant.
+# The custom operator: one opaque node of a graph, with the name of the backend as a constant.
 
 torch.library.define(
     "mambar::rms_norm",
@@ -105,6 +124,8 @@ torch.library.define(
 
 @torch.library.impl("mambar::rms_norm", "CompositeExplicitAutograd")
 def _forward(x, residual, weight, eps, dtype, backend):
+    refuse_forward_mode("rms_norm", backend)
+    check_kernel_dtypes({"x": x}, {"residual": residual, "weight": weight})
     residual = None if residual is None else rows(residual)
     return list(kernel("rms_norm", backend).forward(rows(x), residual, weight.contiguous(), eps=eps, dtype=dtype))
 
@@ -138,11 +159,21 @@ def _keep_for_backward(ctx, inputs, output):
 def _differentiate(ctx, gradients):
     total, weight, inverse_rms = ctx.saved_tensors
     dnormed, dtotal, _ = gradients
+    if needs_reference(dnormed, dtotal):
+        norm = partial(_norm_and_total, eps=ctx.eps, dtype=ctx.dtype)
+        outputs = (dnormed, dtotal if ctx.adds else None)
+        gradient, dweight = reference_gradients(norm, (total, weight), outputs)
+        branch = None if gradient is None else gradient.to(ctx.branch_dtype)
+        return branch, gradient if ctx.adds else None, dweight, None, None, None
     if dnormed is None:
         dnormed = total.new_zeros(total.shape, dtype=ctx.dtype)
     run = torch.ops.mambar.rms_norm_backward
     gradient, dweight = run(dnormed, dtotal if ctx.adds else None, total, weight, inverse_rms, ctx.eps, ctx.backend)
     return gradient.to(ctx.branch_dtype), gradient if ctx.adds else None, dweight, None, None, None
+
+
+def _norm_and_total(total, weight, *, eps, dtype):
+    return reference.rms_norm(total, weight, eps=eps, dtype=dtype), total
 
 
 torch.library.register_autograd("mambar::rms_norm", _differentiate, setup_context=_keep_for_backward)

@@ -1,32 +1,33 @@
-"""The selective scan for eager CPUs in plain PyTorch: a few steps at a time, in buffers that stay in the cache.
+"""The selective scan for eager CPUs in plain PyTorch: a few steps at a time, in buffers that fit the cache.
 
-A tile is a few batch items and channels; a chunk is a few steps of it. For one chunk the decays `exp2(dt A
-log2(e))` and the inputs `dt u B` are each one call, after which a step of the recurrence is one in-place
-multiply-add that turns the inputs into the states, and `C h` is one product of matrices. The states before
-each chunk are kept for the backward pass, which computes the others again; nothing of size (batch, length,
-inner, state) is.
+A tile is a few batch items and channels; a chunk is a few steps of a tile. For one chunk, the decays
+`exp2(dt A log2(e))` and the inputs `dt u B` take one call each. Then a step of the recurrence is one in-place
+multiply-add that turns the inputs into the states, and `C h` is one matrix product. The states before each chunk are
+saved for the backward pass, which recomputes the others. Nothing of size (batch, length, d_inner, d_state) is stored.
 """
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mambar.ops.derivatives import needs_reference, reference_gradients
+from mambar.ops.selective_scan import reference
 from mambar.ops.selective_scan.reference import step_sizes
 
-# Measured for float32 on CPUs with 1 to 2 MB of second-level cache. A call works on the states of one step of a tile:
-# with fewer it is the calls that cost, with more the buffers of a chunk (two forward, four backward) leave the cache.
-# Whole chunks of the forward pass make up one of the backward pass.
+# Measured for float32 on CPUs with 1 to 2 MB of second-level cache. A call computes the states of one step of a tile.
+# In smaller tiles the calls dominate; in larger ones the buffers of a chunk (two in the forward pass, four in the
+# backward pass) exceed the cache. A chunk of the backward pass is a whole number of chunks of the forward pass.
 STEPS, TILE_VALUES = 4, 24 * 1024
 BACKWARD_STEPS, BACKWARD_TILE_VALUES = 16, 12 * 1024
 
 
 class _Inputs(NamedTuple):
-    """The tensors of a scan; what is absent is None."""
+    """The tensors of a scan; absent ones are None."""
 
     u: Tensor
     delta: Tensor
@@ -72,16 +73,18 @@ class _ChunkedScan(torch.autograd.Function):
         return y, state
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:  # type: ignore[override]
         (dy, dstate), (*tensors, checkpoints) = grad_outputs, ctx.saved_tensors
+        if needs_reference(dy, dstate):
+            scan = partial(reference.selective_scan, delta_softplus=ctx.delta_softplus, reverse=ctx.reverse)
+            return None, None, *reference_gradients(scan, tensors, (dy, dstate))
         inputs = _Inputs(*tensors)
         dy = torch.zeros_like(inputs.u) if dy is None else dy
         return None, None, *_backward(dy, dstate, inputs, checkpoints, ctx.delta_softplus, ctx.reverse)
 
 
 class _Chunk(NamedTuple):
-    """A few steps of a tile: which, and views of the operands, shaped for the calls that read them."""
+    """The positions of a few steps of a tile, and views of the operands in the shapes that the calls need."""
 
     times: slice
     dt: Tensor
@@ -94,9 +97,9 @@ class _Chunk(NamedTuple):
 class _Tile:
     """Some batch items and channels of a scan, with the buffers of one chunk.
 
-    Time comes first and channels last, (length, items, [state,] inner): a chunk is contiguous memory, one
-    step of it too, and channels are the lanes of every vector instruction. Views are made once, as a view
-    costs as much as a short sum.
+    Time is the first dimension and channels the last, (length, items, [d_state,] d_inner), so that a chunk and each
+    step of it are contiguous, and vector instructions run over channels. Views are created once, because that takes as
+    long as a short sum.
     """
 
     def __init__(self, inputs: _Inputs, items: slice, channels: slice, delta_softplus: bool, steps: int) -> None:
@@ -118,11 +121,11 @@ class _Tile:
         self.pairs = list(zip(self.decays.unbind(), self.states.unbind(), strict=True))
 
     def buffer(self) -> Tensor:
-        """Room for one chunk of decays, states or gradients (steps, items, state, inner)."""
+        """An empty buffer for the decays, states or gradients of one chunk (steps, items, d_state, d_inner)."""
         return self.state.new_empty(self.steps, *self.state.shape)
 
     def chunks(self, *, backwards: bool) -> list[_Chunk]:
-        """The chunks, from the first or from the last."""
+        """The chunks, in order of time or backwards."""
         length, items, _ = self.dt.shape
         views = (
             self.dt.unsqueeze(2).split(self.steps),
@@ -135,8 +138,8 @@ class _Tile:
         chunks = [_Chunk(*parts) for parts in zip(times, *views, strict=True)]
         return chunks[::-1] if backwards else chunks
 
-    def walk(self, chunk: _Chunk, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-        """The decays and states of a chunk that starts from this state, in two buffers; its output is written."""
+    def scan_chunk(self, chunk: _Chunk, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+        """The decays and states of a chunk that starts from this state; also writes the output of the chunk."""
         steps = len(chunk.dt)
         whole = steps == self.steps
         decays, states = (self.decays, self.states) if whole else (self.decays[:steps], self.states[:steps])
@@ -149,24 +152,24 @@ class _Tile:
 
 
 def _tiles(inputs: _Inputs, values: int) -> Iterator[tuple[slice, slice]]:
-    """The batch items and channels of each tile; on other devices than CPUs one tile has all."""
-    batch, _, inner = inputs.u.shape
-    items, channels = batch, inner
+    """The batch items and channels of each tile; a single tile on devices other than CPUs."""
+    batch, _, d_inner = inputs.u.shape
+    items, channels = batch, d_inner
     if inputs.u.device.type == "cpu":
-        parts = -(-inner * inputs.A.shape[1] // values)
-        channels = -(-inner // parts)
+        parts = -(-d_inner * inputs.A.shape[1] // values)
+        channels = -(-d_inner // parts)
         items = max(1, values // (channels * inputs.A.shape[1]))
     for item in range(0, batch, items):
-        for channel in range(0, inner, channels):
-            yield slice(item, min(item + items, batch)), slice(channel, min(channel + channels, inner))
+        for channel in range(0, d_inner, channels):
+            yield slice(item, min(item + items, batch)), slice(channel, min(channel + channels, d_inner))
 
 
 def _forward(
     inputs: _Inputs, delta_softplus: bool, reverse: bool, *, checkpoint: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, the last state, and the states before each chunk of the backward pass, if asked.
+    """The output, the last state, and with `checkpoint` the states before each chunk of the backward pass.
 
-    The latter are (chunks, batch, state, inner); a state is that before a chunk in the order of the walk.
+    The latter are (chunks, batch, d_state, d_inner); "before" is meant in scan order.
     """
     u, A, D, z = inputs.u, inputs.A, inputs.D, inputs.z
     batch, length, _ = u.shape
@@ -182,7 +185,7 @@ def _forward(
                 if checkpoint and number != kept:
                     checkpoints[number, items, :, channels] = tile.state
                     kept = number
-                _, states = tile.walk(chunk, tile.state, reverse)
+                _, states = tile.scan_chunk(chunk, tile.state, reverse)
                 tile.state.copy_(states[0 if reverse else -1])
             last_state[items, channels] = tile.state.transpose(1, 2)
             if D is not None:
@@ -204,7 +207,7 @@ def _backward(
     delta_softplus: bool,
     reverse: bool,
 ) -> list[Tensor | None]:
-    """The gradients of all inputs, None for those that are None."""
+    """The gradients of all inputs; None for absent inputs."""
     given = {name: tensor for name, tensor in inputs._asdict().items() if tensor is not None}
     gradients = {name: tensor.new_zeros(tensor.shape, dtype=inputs.A.dtype) for name, tensor in given.items()}
     with torch.autocast(dy.device.type, enabled=False):
@@ -215,13 +218,13 @@ def _backward(
                 back.dstate.copy_(dstate[items, channels].transpose(1, 2))
             for chunk in tile.chunks(backwards=not reverse):
                 number = chunk.times.start // BACKWARD_STEPS
-                back.walk(chunk, checkpoints[number, items, :, channels], reverse)
+                back.add_chunk(chunk, checkpoints[number, items, :, channels], reverse)
             back.add_to(gradients, items, channels, inputs.D, delta_softplus)
     return [gradients[name].to(given[name].dtype) if name in given else None for name in _Inputs._fields]
 
 
 class _BackwardTile:
-    """A tile with what the walk back in time reads and collects."""
+    """A tile with the operands and results of the backward pass."""
 
     def __init__(self, tile: _Tile, inputs: _Inputs, items: slice, channels: slice, dy: Tensor) -> None:
         self.tile = tile
@@ -238,12 +241,12 @@ class _BackwardTile:
         self.ddt, self.ddrive = torch.empty_like(tile.dt), torch.empty_like(tile.dt)
         self.dA = torch.zeros_like(self.A)
 
-    def walk(self, chunk: _Chunk, state: Tensor, reverse: bool) -> None:
-        """One chunk's part of the gradients, from the state before it and the gradient of the state after it."""
+    def add_chunk(self, chunk: _Chunk, state: Tensor, reverse: bool) -> None:
+        """Adds the gradients of one chunk that starts from this state; `dstate` is the gradient of its last state."""
         tile, times = self.tile, chunk.times
-        decays, states = tile.walk(chunk, state, reverse)
+        decays, states = tile.scan_chunk(chunk, state, reverse)
         steps = len(states)
-        # What is left in each state of the one before it: through it alone the decays have a gradient.
+        # The part of each state that comes from the one before it: decay times state. Only this depends on the decays.
         decayed = self.decayed[:steps]
         if reverse:
             torch.mul(decays[:-1], states[1:], out=decayed[:-1])
@@ -268,7 +271,7 @@ class _BackwardTile:
     def add_to(
         self, gradients: dict[str, Tensor], items: slice, channels: slice, D: Tensor | None, softplus: bool
     ) -> None:
-        """Adds what the walk collected to the gradients of the whole."""
+        """Adds the gradients of this tile to those of the whole scan."""
         tile = self.tile
         du = self.ddrive * tile.dt
         if D is not None:
@@ -293,10 +296,10 @@ class _BackwardTile:
 
 
 def _sum_over_states(weights: Tensor, values: Tensor, out: Tensor) -> None:
-    """Writes weights (steps, items, state) times values (steps, items, state, inner), summed over states."""
+    """Writes weights (steps, items, d_state) times values (steps, items, d_state, d_inner), summed over states."""
     torch.bmm(weights.flatten(0, 1).unsqueeze(1), values.flatten(0, 1), out=out.flatten(0, 1).unsqueeze(1))
 
 
 def _sum_over_channels(values: Tensor, weights: Tensor, out: Tensor) -> None:
-    """Writes values (steps, items, state, inner) times weights (steps, items, inner), summed over channels."""
+    """Writes values (steps, items, d_state, d_inner) times weights (steps, items, d_inner), summed over channels."""
     torch.bmm(values.flatten(0, 1), weights.flatten(0, 1).unsqueeze(2), out=out.flatten(0, 1).unsqueeze(2))

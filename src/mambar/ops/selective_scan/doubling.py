@@ -23,16 +23,15 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """The output in the type of `u`, and the state after the last step; see `reference`.
 
-    Two steps in a row are one step with the product of their decays. Joining neighbours halves the sequence, again and
-    again, and on the way back every second state follows from the one before it (Blelloch). Decays are only ever
-    multiplied, never divided: the shorter form exp(cumsum) overflows. Every round holds (steps, inner, state) values:
-    memory is what it costs.
+    Two consecutive steps are one step with the product of their decays. Each round joins neighbours, which halves the
+    sequence; on the way back every second state follows from the one before it (Blelloch). Decays are multiplied, never
+    divided, because the shorter form exp(cumsum) overflows. Each round stores (steps, d_inner, d_state) values.
     """
     dt = step_sizes(delta, delta_bias, A.dtype, delta_softplus)
-    decays = torch.exp(dt[..., None] * A)  # (batch, length, inner, state)
+    decays = torch.exp(dt[..., None] * A)  # (batch, length, d_inner, d_state)
     inputs = (dt * u)[..., None] * B[:, :, None, :]
     if initial_state is None and u.shape[1] == 1:
-        # One step joins nothing: without this A would have no gradient, which stops training on several processes.
+        # A single step would not use A. Without a gradient of A, training on several processes stops.
         initial_state = torch.zeros_like(inputs[:, 0])
     if initial_state is not None:
         inputs = _with_start(decays, inputs, initial_state[:, None], reverse)
@@ -42,34 +41,34 @@ def selective_scan(
 
 
 def _with_start(decays: Tensor, inputs: Tensor, state: Tensor, reverse: bool) -> Tensor:
-    """The inputs with what the first step keeps of an initial state (batch, 1, inner, state)."""
+    """The inputs, plus the decayed initial state (batch, 1, d_inner, d_state) in the first step."""
     if reverse:
         return torch.cat([inputs[:, :-1], inputs[:, -1:] + decays[:, -1:] * state], dim=1)
     return torch.cat([inputs[:, :1] + decays[:, :1] * state, inputs[:, 1:]], dim=1)
 
 
 def _states(decays: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
-    """All states (batch, steps, inner, state) of `h = decay h + input` from zero, walked in either direction."""
+    """All states (batch, steps, d_inner, d_state) of `h = decay h + input` from zero, in either direction."""
     steps = inputs.shape[1]
     if steps == 1:
         return inputs
-    # Counted along the walk, steps are firsts and seconds in turn; an odd number ends with a first that is alone.
-    alone = steps % 2
+    # In scan order, steps alternate between first and second of a pair; an odd number leaves a last step unpaired.
+    unpaired = steps % 2
     if reverse:
-        firsts, paired, seconds = slice(1 - alone, None, 2), slice(1 + alone, None, 2), slice(alone, None, 2)
+        firsts, paired, seconds = slice(1 - unpaired, None, 2), slice(1 + unpaired, None, 2), slice(unpaired, None, 2)
     else:
-        firsts, paired, seconds = slice(0, None, 2), slice(0, steps - alone, 2), slice(1, None, 2)
+        firsts, paired, seconds = slice(0, None, 2), slice(0, steps - unpaired, 2), slice(1, None, 2)
     second_decays = decays[:, seconds]
     joined_inputs = torch.addcmul(inputs[:, seconds], second_decays, inputs[:, paired])
     second_states = _states(second_decays * decays[:, paired], joined_inputs, reverse)
-    before = _padded(second_states, alone - 1, 1) if reverse else _padded(second_states, 1, alone - 1)
+    before = _padded(second_states, unpaired - 1, 1) if reverse else _padded(second_states, 1, unpaired - 1)
     first_states = torch.addcmul(inputs[:, firsts], decays[:, firsts], before)
-    if not alone:
+    if not unpaired:
         order = [second_states, first_states] if reverse else [first_states, second_states]
         return torch.stack(order, dim=2).flatten(1, 2)
     return torch.stack([first_states, _padded(second_states, 0, 1)], dim=2).flatten(1, 2)[:, :steps]
 
 
-def _padded(states: Tensor, ahead: int, behind: int) -> Tensor:
-    """The states with so many zeros before and behind them in time; below zero some are cut off instead."""
-    return F.pad(states, (0, 0, 0, 0, ahead, behind))
+def _padded(states: Tensor, before: int, after: int) -> Tensor:
+    """The states with this many zeros before and after them in time; negative numbers remove states."""
+    return F.pad(states, (0, 0, 0, 0, before, after))

@@ -1,18 +1,25 @@
-"""The selective scan (Mamba, arXiv 2312.00752): checks, table of backends, the op kernels stand behind.
+"""The selective scan (Mamba, arXiv 2312.00752): checks, table of backends, custom operator.
 
-A kernel backend is a module with three functions on plain tensors, whose fixed signature is that of
-`_forward` and `_backward` below without `backend`:
+A kernel backend is a module with three functions on plain tensors:
 
-    empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) -> list[Tensor] forward(..., *,
-    delta_softplus, reverse, for_backward) -> (y, last_state, saved) backward(dy, dstate, ..., saved, *,
-    delta_softplus, reverse) -> (du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state)
+    empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) -> list[Tensor]
+    forward(u, delta, A, B, C, D, z, delta_bias, initial_state, *,
+            delta_softplus, reverse, for_backward) -> (y, last_state, saved)
+    backward(dy, dstate, u, delta, A, B, C, D, z, delta_bias, initial_state, saved, *,
+             delta_softplus, reverse) -> (du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state)
 
-`empty_saved` gives the new tensors, checkpoints for example, that `forward` fills for `backward`; it looks at
-shapes and types only, as it also runs with fake tensors. `saved` is empty unless `for_backward`. u, delta, B,
-C and z come in one type with channels beside each other (any stride of batch and time); A, D, delta_bias and
-the states are float32. Gradients of the former go back in their type, all others in float32, and None for
-what was None. Outputs are new, contiguous and written in full.
+* `empty_saved` allocates the tensors that `forward` fills for `backward`, for example checkpoints. It may only use
+  shapes and types, because it also runs with fake tensors. `saved` is empty unless `for_backward`.
+* u, delta, B, C and z have one type, and stride 1 over channels; batch and time may have any stride.
+* A, D, delta_bias and the states are float32 and contiguous (float64 if u is float64).
+* Each gradient has the type of its argument; the gradient of an absent argument is None. `dstate` may be None.
+* Outputs are new, contiguous, and every element is written.
+
+A plain backend is a module with `selective_scan(u, ..., initial_state, *, delta_softplus, reverse) -> (y, last_state)`
+in differentiable operations.
 """
+
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -24,12 +31,14 @@ from mambar.ops.checks import (
     as_dtype,
     check_decay,
     check_device,
+    check_kernel_dtypes,
     check_shape,
     common_dtype,
     compute_dtype,
     rows,
 )
 from mambar.ops.cuda.program import missing as cuda_missing
+from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
 from mambar.ops.dispatch import Backend, kernel, mode, resolve
 from mambar.ops.selective_scan import chunked, doubling, reference
 
@@ -54,7 +63,7 @@ BACKENDS = (
         name="llvm",
         module="mambar.ops.selective_scan.llvm",
         devices=("cpu",),
-        dtypes=(torch.float32, torch.bfloat16, torch.float16),
+        dtypes=KERNEL_FLOATS,
         requires=("llvmlite",),
         kernel=True,
     ),
@@ -68,7 +77,8 @@ BACKENDS = (
     Backend(name="reference", module="mambar.ops.selective_scan.reference", dtypes=FLOATS, traceable=True),
 )
 
-_PLAIN = {
+# Backends without a kernel; `register_backend` adds to it.
+PLAIN = {
     "chunked": chunked.selective_scan,
     "doubling": doubling.selective_scan,
     "reference": reference.selective_scan,
@@ -76,49 +86,51 @@ _PLAIN = {
 
 
 def selective_scan(
-    u: Float[Tensor, "batch length inner"],
-    delta: Float[Tensor, "batch length inner"],
-    A: Float[Tensor, "inner state"],
-    B: Float[Tensor, "batch length state"],
-    C: Float[Tensor, "batch length state"],
-    D: Float[Tensor, " inner"] | None = None,
-    z: Float[Tensor, "batch length inner"] | None = None,
-    delta_bias: Float[Tensor, " inner"] | None = None,
+    u: Float[Tensor, "batch length d_inner"],
+    delta: Float[Tensor, "batch length d_inner"],
+    A: Float[Tensor, "d_inner d_state"],
+    B: Float[Tensor, "batch length d_state"],
+    C: Float[Tensor, "batch length d_state"],
+    D: Float[Tensor, " d_inner"] | None = None,
+    z: Float[Tensor, "batch length d_inner"] | None = None,
+    delta_bias: Float[Tensor, " d_inner"] | None = None,
     *,
     delta_softplus: bool = False,
     reverse: bool = False,
     backend: str = "auto",
-) -> Float[Tensor, "batch length inner"]:
+) -> Float[Tensor, "batch length d_inner"]:
     """The output `(C h + D u) silu(z)` in the type of `u`, where `h[t] = exp(dt A) h[t-1] + dt B u[t]`.
 
-    dt is `delta + delta_bias`, through softplus if asked (the identity above 20). `reverse` walks from the
-    last position to the first, like flipping every sequence and the result. The arguments are those of
-    mamba_ssm's `selective_scan_fn`, but channels come last. A must not be positive (a state that grows
-    without bound); this is looked at for CPU tensors outside tracing only. State, softplus, gate and sums are
-    float32 for 16-bit tensors, float64 as soon as one tensor is.
+    The arguments are those of mamba_ssm's `selective_scan_fn`, with channels last. dt is `delta + delta_bias`, through
+    softplus (the identity above 20) if `delta_softplus`. `reverse` scans from the last position to the first, like
+    flipping every sequence and the result. A must not be positive; this is checked for CPU tensors in eager mode only.
+
+    Types may be mixed. If any argument is float64, everything is computed in float64, by a backend that supports it.
+    Otherwise u, delta, B, C and z are promoted to their common type, and the parameters, the state, softplus, gate and
+    sums are float32. Each gradient has the type of its argument.
     """
     return _scan(u, delta, A, B, C, D, z, delta_bias, None, delta_softplus, reverse, backend)[0]
 
 
 def selective_scan_with_state(
-    u: Float[Tensor, "batch length inner"],
-    delta: Float[Tensor, "batch length inner"],
-    A: Float[Tensor, "inner state"],
-    B: Float[Tensor, "batch length state"],
-    C: Float[Tensor, "batch length state"],
-    D: Float[Tensor, " inner"] | None = None,
-    z: Float[Tensor, "batch length inner"] | None = None,
-    delta_bias: Float[Tensor, " inner"] | None = None,
-    initial_state: Float[Tensor, "batch inner state"] | None = None,
+    u: Float[Tensor, "batch length d_inner"],
+    delta: Float[Tensor, "batch length d_inner"],
+    A: Float[Tensor, "d_inner d_state"],
+    B: Float[Tensor, "batch length d_state"],
+    C: Float[Tensor, "batch length d_state"],
+    D: Float[Tensor, " d_inner"] | None = None,
+    z: Float[Tensor, "batch length d_inner"] | None = None,
+    delta_bias: Float[Tensor, " d_inner"] | None = None,
+    initial_state: Float[Tensor, "batch d_inner d_state"] | None = None,
     *,
     delta_softplus: bool = False,
     reverse: bool = False,
     backend: str = "auto",
-) -> tuple[Float[Tensor, "batch length inner"], Float[Tensor, "batch inner state"]]:
-    """The output of `selective_scan` and the state after its last step, float32 or float64.
+) -> tuple[Float[Tensor, "batch length d_inner"], Float[Tensor, "batch d_inner d_state"]]:
+    """The output of `selective_scan`, and the state after the last step, in float32 or float64.
 
-    A scan of a sequence equals the scans of its two parts, the second started with the first one's state as
-    `initial_state` (zeros when None). With `reverse` the part at the end of the sequence is the first.
+    A long sequence can be scanned in parts: pass the state of one part as `initial_state` (default: zeros) of the
+    next. With `reverse` start with the last part of the sequence.
     """
     return _scan(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, backend)
 
@@ -138,9 +150,9 @@ def _scan(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    dtype = common_dtype(u, delta, B, C, z)
+    wide = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    dtype = common_dtype(u, delta, B, C, z, wide=wide)
     name = resolve("selective_scan", backend, device=u.device, dtype=dtype)
-    wide = compute_dtype(u, delta, A, B, C, z)
     tensors = (
         as_dtype(u, dtype),
         as_dtype(delta, dtype),
@@ -152,14 +164,14 @@ def _scan(
         as_dtype(delta_bias, wide),
         as_dtype(initial_state, wide),
     )
-    if mode() == "eager" and u.numel() == 0:
+    if mode() in ("eager", "transformed") and u.numel() == 0:
         state = tensors[-1]
         return u + 0, A.new_zeros(u.shape[0], *A.shape, dtype=wide) if state is None else state
-    if name in _PLAIN:
-        y, state = _PLAIN[name](*tensors, delta_softplus=delta_softplus, reverse=reverse)
+    if name in PLAIN:
+        y, state = PLAIN[name](*tensors, delta_softplus=delta_softplus, reverse=reverse)
     else:
-        learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        y, state, *_ = torch.ops.mambar.selective_scan(*tensors, delta_softplus, reverse, learns, name)
+        for_backward = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        y, state, *_ = torch.ops.mambar.selective_scan(*tensors, delta_softplus, reverse, for_backward, name)
     return as_dtype(y, u.dtype), state
 
 
@@ -174,22 +186,22 @@ def _check(
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
 ) -> None:
-    check_shape("u", u, batch=None, length=None, inner=None)
-    batch, length, inner = u.shape
-    check_shape("A", A, inner=inner, state=None)
-    state = A.shape[1]
-    check_shape("delta", delta, batch=batch, length=length, inner=inner)
-    check_shape("B", B, batch=batch, length=length, state=state)
-    check_shape("C", C, batch=batch, length=length, state=state)
-    check_shape("D", D, inner=inner)
-    check_shape("z", z, batch=batch, length=length, inner=inner)
-    check_shape("delta_bias", delta_bias, inner=inner)
-    check_shape("initial_state", initial_state, batch=batch, inner=inner, state=state)
+    check_shape("u", u, batch=None, length=None, d_inner=None)
+    batch, length, d_inner = u.shape
+    check_shape("A", A, d_inner=d_inner, d_state=None)
+    d_state = A.shape[1]
+    check_shape("delta", delta, batch=batch, length=length, d_inner=d_inner)
+    check_shape("B", B, batch=batch, length=length, d_state=d_state)
+    check_shape("C", C, batch=batch, length=length, d_state=d_state)
+    check_shape("D", D, d_inner=d_inner)
+    check_shape("z", z, batch=batch, length=length, d_inner=d_inner)
+    check_shape("delta_bias", delta_bias, d_inner=d_inner)
+    check_shape("initial_state", initial_state, batch=batch, d_inner=d_inner, d_state=d_state)
     check_device(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
     check_decay(A)
 
 
-# The op: one opaque node of a graph, with the backend's name as a constant.
+# The custom operator: one opaque node of a graph, with the name of the backend as a constant.
 
 _ARGUMENTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
@@ -208,8 +220,9 @@ torch.library.define(
 
 @torch.library.impl("mambar::selective_scan", "CompositeExplicitAutograd")
 def _forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, for_backward, backend):
+    refuse_forward_mode("selective_scan", backend)
     y, state, saved = kernel("selective_scan", backend).forward(
-        *_laid_out(u, delta, A, B, C, D, z, delta_bias, initial_state),
+        *_kernel_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state),
         delta_softplus=delta_softplus,
         reverse=reverse,
         for_backward=for_backward,
@@ -226,10 +239,11 @@ def _(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, revers
 
 @torch.library.impl("mambar::selective_scan_backward", "CompositeExplicitAutograd")
 def _backward(dy, dstate, u, delta, A, B, C, D, z, delta_bias, initial_state, saved, delta_softplus, reverse, backend):
+    check_kernel_dtypes({"u": u, "dy": dy}, {"A": A, "dstate": dstate})
     gradients = kernel("selective_scan", backend).backward(
         rows(dy),
         None if dstate is None else dstate.contiguous(),
-        *_laid_out(u, delta, A, B, C, D, z, delta_bias, initial_state),
+        *_kernel_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state),
         saved,
         delta_softplus=delta_softplus,
         reverse=reverse,
@@ -243,7 +257,11 @@ def _(dy, dstate, u, delta, A, B, C, D, z, delta_bias, initial_state, saved, del
     return [u.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in tensors]
 
 
-def _laid_out(u, delta, A, B, C, D, z, delta_bias, initial_state):
+def _kernel_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state):
+    check_kernel_dtypes(
+        {"u": u, "delta": delta, "B": B, "C": C, "z": z},
+        {"A": A, "D": D, "delta_bias": delta_bias, "initial_state": initial_state},
+    )
     wide = (None if tensor is None else tensor.contiguous() for tensor in (D, delta_bias, initial_state))
     D, delta_bias, initial_state = wide
     z = None if z is None else rows(z)
@@ -257,10 +275,13 @@ def _keep_for_backward(ctx, inputs, output):
 
 
 def _differentiate(ctx, gradients):
-    # Asked for once: gradient checkpointing allows no second time.
-    everything = ctx.saved_tensors
-    tensors, saved = everything[:9], everything[9:]
+    # Read once: gradient checkpointing does not allow a second read.
+    all_saved = ctx.saved_tensors
+    tensors, saved = all_saved[:9], all_saved[9:]
     dy, dstate = gradients[:2]
+    if needs_reference(dy, dstate):
+        scan = partial(reference.selective_scan, delta_softplus=ctx.delta_softplus, reverse=ctx.reverse)
+        return *reference_gradients(scan, tensors, (dy, dstate)), None, None, None, None
     if dy is None:
         dy = tensors[0].new_zeros(tensors[0].shape)
     found = torch.ops.mambar.selective_scan_backward(

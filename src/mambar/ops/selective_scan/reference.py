@@ -1,4 +1,4 @@
-"""The selective scan as it is defined: a visible loop over time, any floating type, twice differentiable."""
+"""The selective scan by its definition: a loop over time, for any floating-point type, twice differentiable."""
 
 import torch
 import torch.nn.functional as F
@@ -24,24 +24,23 @@ def selective_scan(
     """The output in the type of `u`, and the state after the last step.
 
     The state equation is `h[t] = exp(dt A) h[t-1] + dt B u[t]`, the output `y[t] = C h[t] + D u[t]`, gated by
-    `silu(z[t])`. `reverse` walks from the last position to the first. Everything inside is computed in the
-    type of `A`.
+    `silu(z[t])`. `reverse` scans from the last position to the first. Everything is computed in the type of `A`.
     """
-    batch, length, inner = u.shape
+    batch, length, d_inner = u.shape
     dt = step_sizes(delta, delta_bias, A.dtype, delta_softplus)
-    inputs = dt * u  # (batch, length, inner)
-    state = u.new_zeros(batch, inner, A.shape[1], dtype=A.dtype) if initial_state is None else initial_state
+    inputs = dt * u  # (batch, length, d_inner)
+    state = u.new_zeros(batch, d_inner, A.shape[1], dtype=A.dtype) if initial_state is None else initial_state
     outputs = []
     for t in reversed(range(length)) if reverse else range(length):
-        decay = torch.exp(dt[:, t, :, None] * A)  # (batch, inner, state)
+        decay = torch.exp(dt[:, t, :, None] * A)  # (batch, d_inner, d_state)
         state = decay * state + inputs[:, t, :, None] * B[:, t, None, :]
-        outputs.append((state * C[:, t, None, :]).sum(dim=-1))  # (batch, inner)
+        outputs.append((state * C[:, t, None, :]).sum(dim=-1))  # (batch, d_inner)
     y = torch.stack(outputs[::-1] if reverse else outputs, dim=1)
     return skip_and_gate(y, u, D, z), state
 
 
 def step_sizes(delta: Tensor, delta_bias: Tensor | None, dtype: torch.dtype, delta_softplus: bool) -> Tensor:
-    """The step sizes dt (batch, length, inner) in this type: bias, then softplus (the identity above 20)."""
+    """The step sizes dt (batch, length, d_inner) in this type: bias, then softplus (the identity above 20)."""
     dt = as_dtype(delta, dtype)
     if delta_bias is not None:
         dt = dt + delta_bias
@@ -49,7 +48,7 @@ def step_sizes(delta: Tensor, delta_bias: Tensor | None, dtype: torch.dtype, del
 
 
 def skip_and_gate(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
-    """`(y + D u) silu(z)`, computed in the type of `y` and given back in that of `u`."""
+    """`(y + D u) silu(z)`, computed in the type of `y`, returned in that of `u`."""
     if D is not None:
         y = torch.addcmul(y, as_dtype(u, y.dtype), D)
     if z is not None:
