@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mambar.analysis import token_norms as token_norms
     from mambar.data import Preprocessing as Preprocessing
     from mambar.data import open_dataset as open_dataset
+    from mambar.data import register_dataset as register_dataset
     from mambar.errors import MambarError as MambarError
     from mambar.hub import create_model as create_model
     from mambar.hub import list_models as list_models
@@ -48,6 +49,7 @@ _ROOMS = {
     "load_official": "hub",
     "open_dataset": "data",
     "outlier_statistics": "analysis",
+    "register_dataset": "data",
     "run": "recipes",
     "save_model": "hub",
     "token_norms": "analysis",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mambar.cli import main
-from mambar.data.segmentation.registry import open_segmentation
+from mambar.data.registry import open_dataset
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.hub.files import save_model
 from mambar.models import VisionMamba, VisionMambaConfig
@@ -26,7 +26,7 @@ def evaluate(capsys, *arguments):
 
 @pytest.fixture
 def segmenter(tmp_path):
-    scenes = open_segmentation("shapes", "val", **SCENES)
+    scenes = open_dataset("shapes", "val", kind="segmentation", **SCENES)
     model = Segmenter(VisionMamba(VisionMambaConfig(**BODY, num_classes=0)), num_classes=3, channels=8)
     model.classes, model.palette = scenes.classes, scenes.palette
     model.preprocessing = Preprocessing(img_size=32)
@@ -59,7 +59,7 @@ def test_bad_options_of_a_segmenter(segmenter, capsys, option, message):
 
 
 def test_a_classifier_takes_the_options_of_data(tmp_path, capsys):
-    scenes = open_segmentation("shapes", "val", **SCENES)
+    scenes = open_dataset("shapes", "val", kind="segmentation", **SCENES)
     names = scenes.classes[1:]
     model = VisionMamba(VisionMambaConfig(**BODY, num_classes=2))
     save_model(tmp_path / "run", model, name="tiny", classes=names, preprocessing=Preprocessing(img_size=32))

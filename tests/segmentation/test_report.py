@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mambar.data.segmentation.registry import open_segmentation
+from mambar.data.registry import open_dataset
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.evaluation.segmentation import count, image_iou, summarize
@@ -31,9 +31,9 @@ def run(tiny_mamba, tmp_path):
             values = draw.integers(0, high, side).astype(np.uint8)
             Image.fromarray(values).save(root / kind / "validation" / f"{number}.png")
     (root / "classes.txt").write_text("\n".join(NAMES), "utf-8")
-    val = MaskChannelDataset(open_segmentation(root, "val"))
+    val = MaskChannelDataset(open_dataset(root, "val", kind="segmentation"))
     model = Segmenter(tiny_mamba, num_classes=len(NAMES), channels=8).eval()
-    model.classes, model.palette = val.classes, val.dataset.palette
+    model.classes, model.palette = val.classes, val.palette
     model.preprocessing = Preprocessing(img_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     inference = Inference(crop=32, stride=32)
     counted = None

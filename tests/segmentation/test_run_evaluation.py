@@ -2,7 +2,7 @@
 
 import pytest
 
-from mambar.data.segmentation.registry import open_segmentation
+from mambar.data.registry import open_dataset
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import DataError
 from mambar.segmentation import Inference, Segmenter
@@ -14,7 +14,7 @@ SCENES = {"img_size": 32, "num_images": 8, "val_limit": 4, "num_classes": 2}
 
 @pytest.fixture
 def run(tiny_mamba, tmp_path):
-    scenes = open_segmentation("shapes", "val", **SCENES)
+    scenes = open_dataset("shapes", "val", kind="segmentation", **SCENES)
     model = Segmenter(tiny_mamba, num_classes=3, channels=8)
     model.classes, model.palette = scenes.classes, scenes.palette
     model.preprocessing = Preprocessing(img_size=32)
@@ -25,7 +25,7 @@ def run(tiny_mamba, tmp_path):
 def test_every_labelled_pixel_counts_once(run):
     result = evaluate_run(run, data="shapes", data_options=SCENES)
     assert result.pixels == 4 * 32 * 32
-    assert list(result.per_class) == list(open_segmentation("shapes", "val", **SCENES).classes)
+    assert list(result.per_class) == list(open_dataset("shapes", "val", kind="segmentation", **SCENES).classes)
     assert 0 <= result.miou <= 1 and result.confusion.sum(1).tolist()[0] > 0
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mambar.data.loading.loaders import Batch
+from mambar.data.registry import open_dataset
 from mambar.data.segmentation.ade20k import write_scene_parse
-from mambar.data.segmentation.registry import open_segmentation
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import DataError, InputError, RecipeError
@@ -86,7 +86,9 @@ def scenes(tmp_path_factory):
     """Twelve training and five validation scenes in the layout of SceneParse150."""
     root = tmp_path_factory.mktemp("scenes")
     for split, number in (("train", 12), ("val", 5)):
-        write_scene_parse(open_segmentation("shapes", split, img_size=32, num_classes=3), root, split, limit=number)
+        write_scene_parse(
+            open_dataset("shapes", split, kind="segmentation", img_size=32, num_classes=3), root, split, limit=number
+        )
     return root
 
 
@@ -145,7 +147,7 @@ def test_a_run_from_recipe_to_files(scenes, tmp_path):
     assert model.classes == ("background", "disc", "square", "triangle") and len(model.palette) == 4
     # Neither the auxiliary head nor the classifier is handed over.
     assert not any("auxiliary" in name for name in model.state_dict())
-    val = MaskChannelDataset(open_segmentation(scenes, "val"))
+    val = MaskChannelDataset(open_dataset(scenes, "val", kind="segmentation"))
     inference = Inference(crop=24, stride=16, resize=(64, 32), scales=(1.0, 0.75), flip=True)
     counted = None
     for index in range(len(val)):
@@ -227,7 +229,7 @@ def test_classifiers_begin_with_the_shares_of_the_classes(tiny_mamba):
     recipe = tiny("shapes", data_options={"img_size": 32, "num_images": 40, "num_classes": 3})
     chosen = SegmentationTask.of(recipe, recipe.stages[0], classes=("background", "a", "b", "c"))
     model = chosen.wrap(tiny_mamba)
-    dataset = open_segmentation("shapes", "train", **recipe.data_options)
+    dataset = open_dataset("shapes", "train", kind="segmentation", **recipe.data_options)
     masks = torch.stack([dataset[index].mask for index in range(len(dataset))])
     shares = torch.bincount(masks.flatten(), minlength=4).double() / masks.numel()
     expected = (0.9 * shares + 0.1 / 4).log().float()

@@ -1,4 +1,4 @@
-"""Pixels and labels; knows nothing of models."""
+"""Datasets, image decoding, augmentation and loading; independent of models."""
 
 from mambar.data.dataset import ImageDataset as ImageDataset
 from mambar.data.dataset import Sample as Sample
@@ -13,6 +13,7 @@ from mambar.data.loading.samplers import epoch_order as epoch_order
 from mambar.data.loading.samplers import steps_per_epoch as steps_per_epoch
 from mambar.data.registry import DATASETS as DATASETS
 from mambar.data.registry import open_dataset as open_dataset
+from mambar.data.registry import register_dataset as register_dataset
 from mambar.data.shards.pack import pack_folder as pack_folder
 from mambar.data.synthetic.photographs import photographs as photographs
 from mambar.data.synthetic.shapes import Shapes as Shapes

@@ -1,9 +1,9 @@
-"""What a dataset is: numbered samples with named classes, and the ways to take a part of one."""
+"""The dataset protocol, its samples, subsets and stratified splits."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
@@ -11,25 +11,35 @@ from torch import Tensor
 
 from mambar.data.keys import key, permutation
 from mambar.errors import DataError
-from mambar.messages import one_line
+
+SPLITS: Final = ("train", "val")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as stored, its class, and its mask if there is one (0 = background, k + 1 = class k)."""
+    """One item of a dataset.
+
+    Attributes:
+        image: Pixels as stored, before any transform.
+        label: Class index; 0 where a dataset has no image labels.
+        mask: Label of every pixel. Segmentation: an index into `classes` or `IGNORE`. Classification: 0 is the
+            background, k + 1 is class k.
+        targets: Further targets by name, such as boxes; tensors or lists of any length.
+    """
 
     image: UInt8[Tensor, "channels height width"]
     label: int
     mask: UInt8[Tensor, "height width"] | None = None
+    targets: Mapping[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
 class ImageDataset(Protocol):
-    """Numbered samples: `dataset[i]` is the same sample in every process and at every time."""
+    """A map-style dataset: `dataset[i]` is the same `Sample` in every process and in every run."""
 
     @property
     def name(self) -> str:
-        """What to call it in logs and reports."""
+        """Name in logs and reports."""
         ...
 
     @property
@@ -42,12 +52,12 @@ class ImageDataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
     def fingerprint(self) -> str:
-        """sha256 of what the data is; a resumed run must find the same."""
+        """sha256 that identifies the data; a resumed run checks that it is unchanged."""
         ...
 
 
 class Subset:
-    """Some samples of another dataset, in the given order."""
+    """The samples of another dataset at `indices`, in that order."""
 
     def __init__(
         self, dataset: ImageDataset, indices: Sequence[int] | Int[np.ndarray, "samples"], *, name: str
@@ -56,15 +66,20 @@ class Subset:
         self.indices = np.asarray(indices, dtype=np.int64).reshape(-1)
         if len(self.indices) and not 0 <= self.indices.min() <= self.indices.max() < len(dataset):
             raise DataError(
-                f"indices={self.indices.min()}…{self.indices.max()} leave the {len(dataset)} samples of "
-                f"{dataset.name}; use 0 to {len(dataset) - 1}."
+                f"indices={self.indices.min()}…{self.indices.max()} are out of range for the {len(dataset)} samples "
+                f"of {dataset.name}; use 0 to {len(dataset) - 1}."
             )
         self.name = name
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class names of the whole."""
+        """The class names of the dataset."""
         return self.dataset.classes
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """The colors of the dataset's classes; empty where it has none."""
+        return getattr(self.dataset, "palette", ())
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -73,7 +88,7 @@ class Subset:
         return self.dataset[int(self.indices[index])]
 
     def fingerprint(self) -> str:
-        """sha256 of the whole's fingerprint and the chosen indices."""
+        """sha256 of the dataset's fingerprint and the indices."""
         digest = hashlib.sha256(self.dataset.fingerprint().encode())
         digest.update(self.indices.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -82,13 +97,13 @@ class Subset:
 def stratified_split(
     labels: Int[np.ndarray, "samples"], *, fraction: float, seed: int
 ) -> tuple[Int64[np.ndarray, "rest"], Int64[np.ndarray, "part"]]:
-    """Two increasing lists of indices, (rest, part): `part` takes `fraction` of every class, rounded.
+    """Splits indices into two sorted arrays, (rest, part): `part` has `fraction` of every class, rounded.
 
-    A class of two samples or more has at least one in both; a class of one stays in `rest`. The same labels
-    and seed give the same split, however it is used later.
+    Classes with at least two samples have one or more in both arrays; a single sample goes to `rest`. Equal labels and
+    seeds give equal splits.
     """
     if not 0 < fraction < 1:
-        raise DataError(f"fraction={fraction} is not a share of the data; choose one between 0 and 1.")
+        raise DataError(f"fraction={fraction} is not a fraction of the data; use a number between 0 and 1.")
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -98,11 +113,3 @@ def stratified_split(
         order = permutation(len(members), key(seed, "split", int(label)))
         chosen[members[order[:count]]] = True
     return np.flatnonzero(~chosen).astype(np.int64), np.flatnonzero(chosen).astype(np.int64)
-
-
-def limit_of(split: str, limit: int | None, val_limit: int | None) -> int | None:
-    """How many images of a split are kept at most: `limit`, or `val_limit` of "val" where it is given."""
-    for name, count in (("limit", limit), ("val_limit", val_limit)):
-        if count is not None and (type(count) is not int or count < 1):
-            raise DataError(f"{name}={one_line(repr(count))} is not a count; use 1 or more.")
-    return val_limit if split == "val" and val_limit is not None else limit

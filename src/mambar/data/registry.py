@@ -1,97 +1,39 @@
-"""Datasets by name or by path: the one place that knows them all."""
+"""Opens a dataset by registered name, by path, or from an object, for every kind of task."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from mambar.data.classification.cifar10 import Cifar10, Cifar10Jpeg, has_npz
 from mambar.data.classification.digits import Digits
-from mambar.data.classification.folder import SPLITS, ImageFolder
+from mambar.data.classification.folder import ImageFolder
 from mambar.data.classification.hf_datasets import PREFIX, HuggingFaceDataset, saved_to_disk
 from mambar.data.classification.imagenet import ImageNet, named_by_wordnet
-from mambar.data.dataset import ImageDataset, Subset, limit_of
+from mambar.data.dataset import SPLITS, ImageDataset, Subset
 from mambar.data.keys import key, permutation
+from mambar.data.segmentation.layouts import segmentation_factory
+from mambar.data.segmentation.shape_masks import ShapeMasks
 from mambar.data.shards.dataset import TarShards
 from mambar.data.shards.index import index_path, shard_files
 from mambar.data.synthetic.canvas import CanvasDataset
+from mambar.data.synthetic.mosaics import Mosaics
 from mambar.data.synthetic.shapes import Shapes
+from mambar.data.user_dataset import UserDataset, split_object
 from mambar.errors import DataError
 from mambar.messages import did_you_mean, one_line
 
+Factory = TypeVar("Factory", bound=Callable[..., Any])
 _LIMIT_SEED = 0
-
-
-def _shapes(split: str, **options: Any) -> Shapes:
-    return Shapes(split=split, **options)
 
 
 def _cifar10(split: str, *, root: Path | str = Path("data"), download: bool = False) -> Cifar10:
     return Cifar10(root, split, download=download)
 
 
-DATASETS: dict[str, Callable[..., ImageDataset]] = {"digits": Digits, "shapes": _shapes, "cifar10": _cifar10}
-# What to look at for the names of the options, where it is not the opener itself.
-_OPTIONS = {"shapes": Shapes}
-# Options of every dataset.
-_FOR_ALL = ("limit", "val_limit", "canvas")
-
-
-def open_dataset(
-    data: str | Path,
-    split: str,
-    *,
-    limit: int | None = None,
-    val_limit: int | None = None,
-    canvas: int | None = None,
-    **options: Any,
-) -> ImageDataset:
-    """The split ("train" or "val") of the dataset that `data` names: a built-in's name, or a path.
-
-    Built in: digits, shapes (options: the fields of `Shapes`), cifar10 (torchvision's; options `root` and
-    `download`). "hf:NAME" is a set on the Hugging Face hub. A path is looked at: CIFAR-10 as .npz or as torchvision
-    stores it, what Hugging Face's `save_to_disk` wrote, a folder of tar shards, class folders called by WordNet ids
-    (ImageNet) or by anything else. "./digits" is a path, "digits" is not.
-
-    `limit` keeps that many images at most, always the same ones; `val_limit` acts on "val" in its place. `canvas`
-    pastes each at a random place on a plain canvas of so many pixels a side, with the mask of where it lies.
-    """
-    if split not in SPLITS:
-        raise DataError(f"split={split!r} is unknown; use {' or '.join(SPLITS)}.")
-    opener, arguments, accepted = _find(data)
-    for name in options:
-        if name not in accepted:
-            names = [*accepted, *_FOR_ALL]
-            hint = did_you_mean(name, names, otherwise=f"it takes {', '.join(names)}.")
-            raise DataError(f"data={data} has no option {one_line(name)!r}; {hint}")
-    try:
-        dataset = opener(*arguments, split, **options)
-    except TypeError as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise DataError(f"data={data} cannot be opened with {one_line(given)}: {one_line(str(error))}.") from error
-    limit = limit_of(split, limit, val_limit)
-    kept = dataset if limit is None else _limited(dataset, limit, split)
-    return kept if canvas is None else CanvasDataset(kept, split, size=canvas)
-
-
-def _find(data: str | Path) -> tuple[Callable[..., ImageDataset], tuple[Path | str, ...], list[str]]:
-    """(opener, its arguments before the split, the options it takes)."""
-    if isinstance(data, str) and data in DATASETS:
-        opener = DATASETS[data]
-        return opener, (), _option_names(_OPTIONS.get(data, opener))
-    if str(data).startswith(PREFIX):
-        return HuggingFaceDataset, (str(data),), _option_names(HuggingFaceDataset)
-    path = Path(data)
-    opener = _opener_of(path)
-    return opener, (path,), _option_names(opener)
-
-
-def _opener_of(path: Path) -> Callable[..., ImageDataset]:
+def _classification_factory(path: Path) -> Callable[..., ImageDataset]:
     if not path.is_dir():
-        if path.exists():
-            raise DataError(f"data={path} is a file; give the folder that holds the data.")
-        known = ", ".join(DATASETS)
-        raise DataError(f"data={path} does not exist; give a folder, or one of the built-in sets: {known}.")
+        raise DataError(f"data={path} is a file; give the folder that holds the data.")
     if has_npz(path):
         return Cifar10Jpeg
     if (path / "cifar-10-batches-py").is_dir():
@@ -103,17 +45,122 @@ def _opener_of(path: Path) -> Callable[..., ImageDataset]:
     return ImageNet if named_by_wordnet(path) else ImageFolder
 
 
-def _option_names(opener: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(opener).parameters.values()
-    return [
-        parameter.name
-        for parameter in parameters
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name != "split"
-    ]
+# Kind → name → factory, called as factory(split=..., **options).
+DATASETS: Final[dict[str, dict[str, Callable[..., Any]]]] = {
+    "classification": {"digits": Digits, "shapes": Shapes, "cifar10": _cifar10},
+    "segmentation": {"shapes": ShapeMasks, "mosaics": Mosaics},
+}
+# Kind → function that returns the factory for a path, called as factory(path, split=..., **options).
+PATH_FACTORIES: Final[dict[str, Callable[[Path], Callable[..., Any]]]] = {
+    "classification": _classification_factory,
+    "segmentation": segmentation_factory,
+}
 
 
-def _limited(dataset: ImageDataset, limit: int, split: str) -> ImageDataset:
-    if limit >= len(dataset):
-        return dataset
-    chosen = permutation(len(dataset), key(_LIMIT_SEED, "limit", split))[:limit]
-    return Subset(dataset, sorted(chosen.tolist()), name=dataset.name)
+def register_dataset(
+    name: str, factory: Factory | None = None, *, kind: str = "classification"
+) -> Factory | Callable[[Factory], Factory]:
+    """Registers a dataset class or function under `name`; without `factory` it returns a decorator.
+
+    `factory(split=..., **options)` returns an object with `__len__`, `__getitem__` and `classes` (see `UserDataset`).
+    Its other parameters become `data_options`. `kind` is the kind of dataset that a task opens: "classification",
+    "segmentation", or the name of a new kind.
+    """
+    if factory is None:
+        return lambda given: _registered(name, given, kind)
+    return _registered(name, factory, kind)
+
+
+def _registered(name: str, factory: Factory, kind: str) -> Factory:
+    if not name or any(character in name for character in "/\\:."):
+        raise DataError(f"name={one_line(name)!r} is not a dataset name; use letters, digits, - and _.")
+    known = DATASETS.setdefault(kind, {}).get(name)
+    # A class that is defined again, as in a notebook, replaces the earlier one.
+    if known is not None and known.__module__ != factory.__module__:
+        raise DataError(f"name={name!r} is already a {kind} dataset of {known.__module__}; choose another name.")
+    DATASETS[kind][name] = factory
+    return factory
+
+
+def open_dataset(
+    data: Any,
+    split: str,
+    *,
+    kind: str = "classification",
+    limit: int | None = None,
+    val_limit: int | None = None,
+    **options: Any,
+) -> ImageDataset:
+    """The split ("train" or "val") of a dataset of the given kind.
+
+    Args:
+        data: A registered name, a path, or an object. Classification: digits, shapes (options: the fields of `Shapes`),
+            cifar10 (options `root`, `download`), "hf:NAME" on the Hugging Face hub, or a folder: CIFAR-10, the output
+            of `save_to_disk`, tar shards, class sub-folders. Segmentation: shapes, mosaics (options: the fields of
+            `Mosaics`), or a folder or .zip: SceneParse150, full ADE20K, VOC, images and masks (options of
+            `find_folder`). "./digits" is a path, "digits" is a name. An object is a mapping from split to dataset, or
+            one dataset, which is split by class (options `val_fraction`, `split_seed`).
+        split: "train" or "val".
+        kind: The kind of dataset: a key of `DATASETS`.
+        limit: Maximum number of images, always the same ones.
+        val_limit: The limit of the "val" split, in place of `limit`.
+        options: Options of the dataset. Classification also takes `canvas`: each image is pasted at a random place of
+            a plain square of that many pixels a side, with the mask of its place.
+    """
+    if split not in SPLITS:
+        raise DataError(f"split={one_line(repr(split))} is unknown; use {' or '.join(SPLITS)}.")
+    if kind not in DATASETS:
+        raise DataError(f"kind={one_line(repr(kind))} is unknown; use {', '.join(DATASETS)}, or register a dataset.")
+    limit = _limit_of(split, limit, val_limit)
+    canvas = options.pop("canvas", None) if kind == "classification" else None
+    factory, arguments, name = _find(data, kind)
+    parameters = list(inspect.signature(factory).parameters.values())[len(arguments) :]
+    _check_options(name, options, parameters, kind)
+    try:
+        dataset = factory(*arguments, split=split, **options)
+    except TypeError as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise DataError(f"data={name} cannot be opened with {one_line(given)}: {one_line(str(error))}.") from error
+    if not isinstance(dataset, ImageDataset):
+        dataset = UserDataset(dataset, split=split, name=name)
+    if limit is not None and limit < len(dataset):
+        chosen = permutation(len(dataset), key(_LIMIT_SEED, "limit", split))[:limit]
+        dataset = Subset(dataset, sorted(chosen.tolist()), name=dataset.name)
+    return dataset if canvas is None else CanvasDataset(dataset, split, size=canvas)
+
+
+def _find(data: Any, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...], str]:
+    """(factory, its arguments before the split, the name of the data in messages)."""
+    if isinstance(data, str) and data in DATASETS[kind]:
+        return DATASETS[kind][data], (), data
+    if not isinstance(data, str | Path):
+        return split_object, (data,), type(data).__name__
+    if kind == "classification" and str(data).startswith(PREFIX):
+        return HuggingFaceDataset, (str(data),), str(data)
+    path = Path(data)
+    if not path.exists():
+        raise DataError(
+            f"data={one_line(str(path))} does not exist; give a folder, or one of the built-in sets: "
+            f"{', '.join(DATASETS[kind])}."
+        )
+    if kind not in PATH_FACTORIES:
+        raise DataError(f"data={one_line(str(path))}: {kind} has no path layouts; use {', '.join(DATASETS[kind])}.")
+    return PATH_FACTORIES[kind](path), (path,), str(path)
+
+
+def _check_options(data: str, options: Mapping[str, Any], parameters: Sequence[inspect.Parameter], kind: str) -> None:
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+        return
+    accepted = [each.name for each in parameters if each.name != "split"]
+    accepted += ["limit", "val_limit", *(["canvas"] if kind == "classification" else [])]
+    for name in options:
+        if name not in accepted:
+            hint = did_you_mean(name, accepted, otherwise=f"it takes {', '.join(accepted)}.")
+            raise DataError(f"data={one_line(data)} has no option {one_line(name)!r}; {hint}")
+
+
+def _limit_of(split: str, limit: int | None, val_limit: int | None) -> int | None:
+    for name, count in (("limit", limit), ("val_limit", val_limit)):
+        if count is not None and (type(count) is not int or count < 1):
+            raise DataError(f"{name}={one_line(repr(count))} is not a count; use 1 or more.")
+    return val_limit if split == "val" and val_limit is not None else limit

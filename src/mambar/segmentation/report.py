@@ -46,7 +46,7 @@ def write_report(
     """Writes report.html and curves.png of the run in `out`; `model` carries its classes, palette, preprocessing."""
     result = measured.detail
     assert isinstance(result, SegmentationResult)
-    colours = val_set.dataset.palette
+    colours = val_set.palette
     curves = collect_curves({recipe.name: read_metrics(out / "metrics.jsonl")})
     title = f"mambar: {recipe.name}"
     content = [
@@ -127,7 +127,7 @@ def _image_section(model: Segmenter, inference: Inference, val_set: MaskChannelD
         return html.Html("")
     looked.sort(key=lambda each: each[0])
     shown = min(_SHOWN, (len(looked) + 1) // 2)
-    palette = val_set.dataset.palette
+    palette = val_set.palette
     content: list[object] = [
         html.element(
             "p",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mambar.data.loading.loaders import evaluation_batches
-from mambar.data.segmentation.registry import open_segmentation
+from mambar.data.registry import open_dataset
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import DataError
 from mambar.evaluation.segmentation import SegmentationResult
@@ -35,7 +35,7 @@ def evaluate_run(
     if data is None:
         recipe = read_recipe(Path(run))
         data, data_options = recipe.data, {**recipe.data_options, **(data_options or {})}
-    dataset = open_segmentation(data, split, **(data_options or {}))
+    dataset = open_dataset(data, split, kind="segmentation", **(data_options or {}))
     if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
         raise DataError(
             f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "

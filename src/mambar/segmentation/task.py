@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.data.loading.loaders import Batch
+from mambar.data.registry import open_dataset
 from mambar.data.segmentation.masks import IGNORE
-from mambar.data.segmentation.registry import BUILT_IN, open_segmentation
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import RecipeError
@@ -28,6 +28,8 @@ from mambar.training.task import EvaluationContext, Loss, Measured, Prepared, pr
 
 # Training images whose masks tell how frequent the classes are.
 _LOOKED_AT: Final = 64
+# Built-in sets whose images all have one size, so that they are evaluated in batches.
+_SAME_SIZE: Final = ("shapes", "mosaics")
 
 
 class SegmentationTask:
@@ -66,8 +68,8 @@ class SegmentationTask:
 
     @classmethod
     def open(cls, recipe: Recipe, split: str) -> ImageDataset:
-        """Images with masks (see `open_segmentation`), the labels as a fourth channel."""
-        return MaskChannelDataset(open_segmentation(recipe.data, split, **recipe.data_options))
+        """Images with masks (see `open_dataset`), the labels as a fourth channel."""
+        return MaskChannelDataset(open_dataset(recipe.data, split, kind="segmentation", **recipe.data_options))
 
     @classmethod
     def of(cls, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> "SegmentationTask":
@@ -93,7 +95,7 @@ class SegmentationTask:
             img_size=stage.img_size,
             flip=stage.hflip,
             init_key=key(recipe.seed, "decoder", stage.name),
-            alike=recipe.data in BUILT_IN,
+            alike=recipe.data in _SAME_SIZE,
             shares=partial(_shares, recipe, len(classes)) if options.start_at_shares else None,
         )
 
@@ -182,7 +184,7 @@ class SegmentationTask:
         """The segmenter, without the auxiliary head."""
         assert isinstance(val_set, MaskChannelDataset)
         segmenter = _segmenter(model)
-        segmenter.classes, segmenter.palette = self.classes, val_set.dataset.palette
+        segmenter.classes, segmenter.palette = self.classes, val_set.palette
         segmenter.preprocessing = self.preprocessing
         save_segmenter(out, segmenter, name=recipe.model, inference=self.options.inference(), force=True)
 
@@ -202,7 +204,7 @@ def _segmenter(model: nn.Module) -> Segmenter:
 
 def _shares(recipe: Recipe, num_classes: int) -> Tensor:
     """The classes' shares of the labelled pixels of some training images, with a tenth spread evenly over all."""
-    dataset = open_segmentation(recipe.data, "train", **recipe.data_options)
+    dataset = open_dataset(recipe.data, "train", kind="segmentation", **recipe.data_options)
     count = min(_LOOKED_AT, len(dataset))
     pixels = torch.zeros(IGNORE + 1, dtype=torch.float64)
     for number in range(count):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from data.segmented import image, png, values, write
+from mambar.data.registry import open_dataset
 from mambar.data.segmentation.ade20k import write_scene_parse
 from mambar.data.segmentation.ade20k_classes import CLASSES, FULL_NAMES, OTHER_NAMES
 from mambar.data.segmentation.masks import IGNORE
-from mambar.data.segmentation.registry import open_segmentation
 from mambar.errors import DataError, ImageError
 
 ROOT = "ADEChallengeData2016"
@@ -36,7 +36,7 @@ def test_scene_parse(tmp_path, packed):
                 archive.writestr(name, content)
     else:
         write(data, scene_parse())
-    train, val = (open_segmentation(data, split) for split in ("train", "val"))
+    train, val = (open_dataset(data, split, kind="segmentation") for split in ("train", "val"))
     assert (len(train), len(val)) == (3, 2) and train.classes == CLASSES
     stored = values(1, high=151)
     expected = np.where(stored == 0, IGNORE, stored - 1)
@@ -74,7 +74,7 @@ def full(names_in):
 
 @pytest.mark.parametrize("names_in", ["json", "atr"])
 def test_full_archive_is_mapped_to_the_150_classes(tmp_path, names_in):
-    found = open_segmentation(write(tmp_path, full(names_in)), "val")
+    found = open_dataset(write(tmp_path, full(names_in)), "val", kind="segmentation")
     assert found.classes == CLASSES and len(found) == 1
     rows = found[0].mask[:, 0].tolist()
     assert rows == [0] * 4 + [IGNORE] * 4 + [CLASSES.index("traffic light")] * 2 + [IGNORE] * 2
@@ -85,22 +85,22 @@ def test_full_archive_is_mapped_to_the_150_classes(tmp_path, names_in):
 def test_full_archive_without_good_names(tmp_path, text):
     files = full("json" if text is not None else "none")
     files = {name: text if name.endswith("json") else data for name, data in files.items()}
-    val = open_segmentation(write(tmp_path, files), "val")
+    val = open_dataset(write(tmp_path, files), "val", kind="segmentation")
     with pytest.raises(ImageError, match=r"neither a .json nor|is no annotation of ADE20K"):
         val[0]
 
 
 def test_shapes_in_the_layout_come_back_as_they_were(tmp_path):
     for split in ("train", "val"):
-        write_scene_parse(open_segmentation("shapes", split, img_size=24), tmp_path, split, limit=3)
+        write_scene_parse(open_dataset("shapes", split, kind="segmentation", img_size=24), tmp_path, split, limit=3)
     for split in ("train", "val"):
-        there = open_segmentation("shapes", split, img_size=24)
-        back = open_segmentation(tmp_path, split)
+        there = open_dataset("shapes", split, kind="segmentation", img_size=24)
+        back = open_dataset(tmp_path, split, kind="segmentation")
         assert len(back) == 3 and back.classes == there.classes
         for index in range(3):
             assert torch.equal(back[index].image, there[index].image)
             assert torch.equal(back[index].mask, there[index].mask)
     with pytest.raises(FileExistsError):
-        write_scene_parse(open_segmentation("shapes", "val", img_size=24), tmp_path, "val", limit=1)
+        write_scene_parse(open_dataset("shapes", "val", kind="segmentation", img_size=24), tmp_path, "val", limit=1)
     with pytest.raises(DataError, match="names other classes"):
-        write_scene_parse(open_segmentation("mosaics", "val", img_size=24), tmp_path, "val", limit=1)
+        write_scene_parse(open_dataset("mosaics", "val", kind="segmentation", img_size=24), tmp_path, "val", limit=1)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from data.segmented import image, png, values, write
+from mambar.data.registry import open_dataset
 from mambar.data.segmentation.folder import parse_class_lines
 from mambar.data.segmentation.masks import IGNORE
-from mambar.data.segmentation.registry import open_segmentation
 from mambar.errors import DataError, ImageError
 
 NAMES = "sky\nroad\ntree\n"
@@ -39,7 +39,7 @@ def pairs(images, masks, count=4, start=0, ending=""):
 def test_layouts(tmp_path, train, val, extra):
     write(tmp_path, {**pairs(*train), **pairs(*val, start=10, ending="_mask"), "classes.txt": NAMES, **extra})
     for split, first in (("train", 0), ("val", 10)):
-        found = open_segmentation(tmp_path, split)
+        found = open_dataset(tmp_path, split, kind="segmentation")
         assert len(found) == 4 and found.classes == ("sky", "road", "tree") and len(found.palette) == 3
         for index in range(4):
             assert found[index].image.shape == (3, 12, 16)
@@ -48,13 +48,13 @@ def test_layouts(tmp_path, train, val, extra):
 
 def test_without_a_split_a_part_is_held_out(tmp_path):
     write(tmp_path, {**pairs("images", "masks", count=10), "classes.txt": NAMES})
-    train, val = (open_segmentation(tmp_path, split) for split in ("train", "val"))
+    train, val = (open_dataset(tmp_path, split, kind="segmentation") for split in ("train", "val"))
     assert (len(train), len(val)) == (8, 2)
     assert not set(train.images) & set(val.images)
-    again = open_segmentation(tmp_path, "val")
+    again = open_dataset(tmp_path, "val", kind="segmentation")
     assert list(again.images) == list(val.images) and again.fingerprint() == val.fingerprint() != train.fingerprint()
-    assert len(open_segmentation(tmp_path, "val", val_fraction=0.5)) == 5
-    assert len(open_segmentation(tmp_path, "train", limit=3)) == 3
+    assert len(open_dataset(tmp_path, "val", kind="segmentation", val_fraction=0.5)) == 5
+    assert len(open_dataset(tmp_path, "train", kind="segmentation", limit=3)) == 3
 
 
 def test_colors_from_the_class_file(tmp_path):
@@ -62,7 +62,7 @@ def test_colors_from_the_class_file(tmp_path):
     files = {f"images/{split}/a.jpg": image(size=(2, 2)) for split in ("train", "val")}
     files |= {f"masks/{split}/a.png": png(colors) for split in ("train", "val")}
     write(tmp_path, {**files, "classes.txt": "sky #0000ff\n9 9 9 void\ntree 0 128 0\n"})
-    found = open_segmentation(tmp_path, "train")
+    found = open_dataset(tmp_path, "train", kind="segmentation")
     assert found.classes == ("sky", "tree") and found.palette == ((0, 0, 255), (0, 128, 0))
     assert found[0].mask.tolist() == [[0, IGNORE], [1, 0]]
 
@@ -70,10 +70,10 @@ def test_colors_from_the_class_file(tmp_path):
 def test_found_classes(tmp_path):
     write(tmp_path, pairs("images/train", "masks/train") | pairs("images/val", "masks/val", start=5))
     write(tmp_path, {"masks/train/00.png": png(np.full((12, 16), 7))})
-    found = open_segmentation(tmp_path, "train", classes="found")
+    found = open_dataset(tmp_path, "train", kind="segmentation", classes="found")
     assert found.classes == ("class 0", "class 1", "class 2", "class 7")
     assert found[0].mask.unique().tolist() == [3]
-    assert open_segmentation(tmp_path, "val", classes="found").classes == found.classes
+    assert open_dataset(tmp_path, "val", kind="segmentation", classes="found").classes == found.classes
 
 
 def test_found_colors(tmp_path):
@@ -82,7 +82,7 @@ def test_found_colors(tmp_path):
     write(
         tmp_path, {"images/a.jpg": image(), "images/b.jpg": image(1), "masks/a.png": png(two), "masks/b.png": png(two)}
     )
-    found = open_segmentation(tmp_path, "train", classes="found")
+    found = open_dataset(tmp_path, "train", kind="segmentation", classes="found")
     assert found.classes == ("#000000", "#c80a00") and found.palette[1] == (200, 10, 0)
 
 
@@ -91,7 +91,7 @@ def test_binary_masks_of_0_and_255(tmp_path, caplog):
     files = {name: png(values(1, high=2) * 255) if "masks" in name else data for name, data in files.items()}
     write(tmp_path, {**files, "classes.txt": "rest\nroad\n"})
     with caplog.at_level(logging.INFO, "mambar.data"):
-        found = open_segmentation(tmp_path, "train")
+        found = open_dataset(tmp_path, "train", kind="segmentation")
     assert found[0].mask.unique().tolist() == [0, 1] and "255 is taken for 'road'" in caplog.text
 
 
@@ -107,7 +107,7 @@ def test_image_turned_by_exif_meets_its_mask(tmp_path):
     # Drawn on the upright picture, and drawn on the pixels as stored.
     files |= {"images/train/00.jpg": turned, "masks/train/00.png": png(values(size=(16, 12)))}
     files |= {"images/train/01.jpg": turned, "masks/train/01.png": png(values(size=(12, 16)))}
-    found = open_segmentation(write(tmp_path, {**files, "classes.txt": NAMES}), "train")
+    found = open_dataset(write(tmp_path, {**files, "classes.txt": NAMES}), "train", kind="segmentation")
     assert found[0].image.shape == (3, 16, 12) and found[1].image.shape == (3, 12, 16)
     assert torch.equal(found[0].image, found[1].image.rot90(-1, (1, 2)))
 
@@ -129,7 +129,7 @@ def test_bad_pairs_are_counted_and_named_once(tmp_path, caplog, kind):
     for split in ("train", "val"):
         files |= {name.format(split): data for name, data in changed.items()}
     write(tmp_path, {**{name: data for name, data in files.items() if data is not None}, "classes.txt": NAMES})
-    train, val = (open_segmentation(tmp_path, split) for split in ("train", "val"))
+    train, val = (open_dataset(tmp_path, split, kind="segmentation") for split in ("train", "val"))
     with caplog.at_level(logging.WARNING, "mambar.data"):
         stand_in = train[0]
         assert torch.equal(train[0].mask, stand_in.mask)
@@ -144,7 +144,7 @@ def test_bad_pairs_are_counted_and_named_once(tmp_path, caplog, kind):
 def test_too_many_bad_pairs_end_the_run(tmp_path):
     files = pairs("images/train", "masks/train", 20) | {"masks/val/x.png": png(values()), "images/val/x.jpg": image()}
     wrong = {name: png(np.full((12, 16), 9)) for name in files if name.startswith("masks/train")}
-    train = open_segmentation(write(tmp_path, {**files, **wrong, "classes.txt": NAMES}), "train")
+    train = open_dataset(write(tmp_path, {**files, **wrong, "classes.txt": NAMES}), "train", kind="segmentation")
     with pytest.raises(DataError, match="of the 20 images"):
         train[0]
 
@@ -173,7 +173,7 @@ def test_too_many_bad_pairs_end_the_run(tmp_path):
 def test_wrong_layouts_are_one_line(tmp_path, files, message):
     with pytest.raises(DataError, match=message) as caught:
         for split in ("train", "val"):
-            open_segmentation(write(tmp_path, files), split)
+            open_dataset(write(tmp_path, files), split, kind="segmentation")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
@@ -181,7 +181,7 @@ def test_palette_without_names(tmp_path):
     colors = np.zeros((12, 16, 3), dtype=np.uint8)
     write(tmp_path, {f"images/{n}.jpg": image(n) for n in range(3)} | {f"masks/{n}.png": png(colors) for n in range(3)})
     with pytest.raises(DataError, match=r"masks hold #000000: write a line NAME #rrggbb for each"):
-        open_segmentation(tmp_path, "train")
+        open_dataset(tmp_path, "train", kind="segmentation")
 
 
 def test_photographs_as_masks(tmp_path):
@@ -190,7 +190,7 @@ def test_photographs_as_masks(tmp_path):
     masks = {f"masks/{n}.png": encoded(photo(40, 40, seed=n), "PNG") for n in range(3)}
     write(tmp_path, {f"images/{n}.jpg": image(n) for n in range(3)} | masks)
     with pytest.raises(DataError, match="more than 255 different colors"):
-        open_segmentation(tmp_path, "train")
+        open_dataset(tmp_path, "train", kind="segmentation")
 
 
 @pytest.mark.parametrize(
@@ -204,20 +204,20 @@ def test_photographs_as_masks(tmp_path):
 )
 def test_bad_options(data, options, message):
     with pytest.raises(DataError, match=message):
-        open_segmentation(data, "train", **options)
+        open_dataset(data, "train", kind="segmentation", **options)
 
 
 def test_unknown_split_and_limit():
     with pytest.raises(DataError, match="split='test' is unknown"):
-        open_segmentation("mosaics", "test")
+        open_dataset("mosaics", "test", kind="segmentation")
     with pytest.raises(DataError, match="limit=0"):
-        open_segmentation("mosaics", "train", limit=0)
+        open_dataset("mosaics", "train", kind="segmentation", limit=0)
 
 
 @pytest.mark.wrong_shapes
 def test_a_limit_that_is_no_number():
     with pytest.raises(DataError, match=r"^val_limit='x' is not a count"):
-        open_segmentation("mosaics", "val", val_limit="x")
+        open_dataset("mosaics", "val", kind="segmentation", val_limit="x")
 
 
 def test_class_lines():

@@ -8,8 +8,8 @@ from PIL import Image
 from data.pictures import photo
 from mambar.data.dataset import Sample
 from mambar.data.keys import numpy_generator
+from mambar.data.registry import open_dataset
 from mambar.data.segmentation.masks import IGNORE
-from mambar.data.segmentation.registry import open_segmentation
 from mambar.data.transforms.classification import pil_to_tensor
 from mambar.data.transforms.segmentation import (
     MaskChannelDataset,
@@ -121,7 +121,7 @@ def test_distortion_stays_within_its_ranges():
 
 
 def test_stacked_dataset():
-    dataset = open_segmentation("mosaics", "val", img_size=24)
+    dataset = open_dataset("mosaics", "val", kind="segmentation", img_size=24)
     stacked = MaskChannelDataset(dataset)
     sample = stacked[3]
     assert sample.image.shape == (4, 24, 24) and torch.equal(sample.image[3], dataset[3].mask)

@@ -15,7 +15,7 @@ import torch
 
 from mambar.data.dataset import Sample
 from mambar.data.loading.images import read_image
-from mambar.data.loading.pixel_memory import PixelCache
+from mambar.data.loading.pixel_cache import PixelCache
 from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.errors import DataError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from mambar.data.dataset import Sample, stratified_split
+from mambar.data.dataset import SPLITS, Sample, stratified_split
 from mambar.data.loading.images import IMAGE_SUFFIXES, MAX_PIXELS, read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.names import PackedNames
@@ -17,7 +17,6 @@ from mambar.messages import one_line
 
 logger = logging.getLogger("mambar.data")
 
-SPLITS = ("train", "val")
 _OTHER_IMAGES = frozenset({".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg"})
 
 

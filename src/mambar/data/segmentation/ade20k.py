@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from mambar.data.dataset import ImageDataset
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.segmentation.ade20k_classes import CLASSES, FULL_NAMES, OTHER_NAMES
 from mambar.data.segmentation.folder import CLASS_FILE, label_table, parse_class_lines
-from mambar.data.segmentation.masked_images import Listing, SegmentationDataset, mask_reader, match_masks
+from mambar.data.segmentation.image_mask_pairs import Listing, mask_reader, match_masks
 from mambar.data.segmentation.masks import IGNORE, LabelTable, read_mask
 from mambar.errors import DataError, ImageError
 from mambar.messages import one_line
@@ -130,7 +131,7 @@ def _looked_up(numbers: np.ndarray, labels: dict[int, int]) -> UInt8[np.ndarray,
     return table[numbers]
 
 
-def write_scene_parse(dataset: SegmentationDataset, root: Path, split: str, *, limit: int | None = None) -> None:
+def write_scene_parse(dataset: ImageDataset, root: Path, split: str, *, limit: int | None = None) -> None:
     """Writes a dataset in the layout of SceneParse150, PNG images and masks, with its `classes.txt`.
 
     For trying ADE20K's path without ADE20K. Existing files of the same names are an error, not overwritten.

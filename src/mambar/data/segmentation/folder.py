@@ -12,10 +12,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from mambar.data.dataset import SPLITS
 from mambar.data.keys import key, permutation
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.loading.images import IMAGE_SUFFIXES
-from mambar.data.segmentation.masked_images import SPLITS, Listing, mask_reader, match_masks
+from mambar.data.segmentation.image_mask_pairs import Listing, mask_reader, match_masks
 from mambar.data.segmentation.masks import IGNORE, Color, LabelTable, color_codes, read_mask
 from mambar.errors import DataError, ImageError
 from mambar.messages import one_line

@@ -10,7 +10,7 @@ from typing import Final
 from mambar.data.loading.file_tree import FileTree, SubTree
 from mambar.data.loading.images import IMAGE_SUFFIXES
 from mambar.data.segmentation.folder import CLASS_FILE, label_table, parse_class_lines
-from mambar.data.segmentation.masked_images import Listing, mask_reader, match_masks
+from mambar.data.segmentation.image_mask_pairs import Listing, mask_reader, match_masks
 from mambar.data.segmentation.masks import IGNORE, Color, LabelTable, index_values
 from mambar.errors import DataError
 

@@ -10,9 +10,9 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-from mambar.data.classification.folder import SPLITS, listing_fingerprint
+from mambar.data.classification.folder import listing_fingerprint
 from mambar.data.classification.imagenet import are_wordnet_ids, wordnet_names
-from mambar.data.dataset import Sample
+from mambar.data.dataset import SPLITS, Sample
 from mambar.data.loading.images import MAX_PIXELS, read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.shards.index import ShardIndex, build_index, index_path, read_index, save_index, shard_files

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mambar.data.classification.folder import SPLITS, ImageFolder
+from mambar.data.classification.folder import ImageFolder
+from mambar.data.dataset import SPLITS
 from mambar.data.keys import key, permutation
 from mambar.data.loading.images import MAX_BYTES
 from mambar.data.names import PackedNames

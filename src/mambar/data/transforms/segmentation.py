@@ -14,10 +14,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from mambar.data.dataset import Sample
+from mambar.data.dataset import ImageDataset, Sample
 from mambar.data.keys import numpy_generator
-from mambar.data.segmentation.masked_images import SegmentationDataset
-from mambar.data.segmentation.masks import IGNORE
+from mambar.data.segmentation.masks import IGNORE, Color, palette
 from mambar.data.transforms.classification import pil_to_tensor, to_pil_image
 from mambar.errors import DataError, RecipeError
 
@@ -29,7 +28,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 18 * 2
 class MaskChannelDataset:
     """A dataset whose images carry their labels as a fourth channel."""
 
-    def __init__(self, dataset: SegmentationDataset) -> None:
+    def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
 
     @property
@@ -41,6 +40,11 @@ class MaskChannelDataset:
     def classes(self) -> tuple[str, ...]:
         """The name of each label."""
         return self.dataset.classes
+
+    @property
+    def palette(self) -> tuple[Color, ...]:
+        """A color for each class: the dataset's, or generated ones."""
+        return getattr(self.dataset, "palette", ()) or palette(len(self.classes))
 
     def __len__(self) -> int:
         return len(self.dataset)

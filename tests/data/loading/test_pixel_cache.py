@@ -3,8 +3,7 @@ import pickle
 import torch
 import torch.multiprocessing
 
-from mambar.data.loading import pixel_memory
-from mambar.data.loading.pixel_memory import PixelCache
+from mambar.data.loading.pixel_cache import PixelCache
 
 
 def pixels(value):

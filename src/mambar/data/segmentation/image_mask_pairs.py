@@ -4,13 +4,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from mambar.data.dataset import ImageDataset, Sample
+from mambar.data.dataset import Sample
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.loading.images import MAX_PIXELS, read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
@@ -19,22 +18,11 @@ from mambar.data.segmentation.masks import Color, LabelTable, read_mask
 from mambar.errors import DataError, ImageError
 from mambar.messages import one_line
 
-SPLITS = ("train", "val")
 # What may follow an image's name in its mask's.
 MASK_SUFFIXES = ("", "_mask", "_seg", "_label", "_labels", "_gt")
 
 # (tree, path, most pixels) → the label of every pixel.
 MaskReader = Callable[[FileTree, str, int], UInt8[np.ndarray, "height width"]]
-
-
-@runtime_checkable
-class SegmentationDataset(ImageDataset, Protocol):
-    """Samples whose mask holds a label for every pixel: an index into `classes`, or `IGNORE`."""
-
-    @property
-    def palette(self) -> tuple[Color, ...]:
-        """A color a class, for showing."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
