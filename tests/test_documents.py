@@ -39,7 +39,7 @@ SHORTER = {
     "train finetune": ["epochs=1", "max_steps=2"],
     "train upernet_shapes": ["epochs=1", "max_steps=2", "data_options.val_limit=4"],
     "train upernet_shapes_vim": ["epochs=1", "max_steps=2", "data_options.val_limit=4"],
-    "analyze": ["num_images=4", "gallery=2", "added_registers=0"],
+    "analyze": ["--num-images", "4", "--gallery", "2", "--test-time-registers", "0"],
 }
 
 

@@ -16,7 +16,7 @@ from mambar.hub import save_model
 from mambar.models import VisionMamba, VisionMambaConfig
 from op_inputs import without_shape_hook
 
-OPTIONS = AnalysisOptions(gallery=1, num_images=24, batch_size=8, added_registers=2)
+OPTIONS = AnalysisOptions(gallery=1, num_images=24, batch_size=8, test_time_registers=2)
 SHAPES = {"img_size": 32, "num_classes": 3, "num_images": 24}
 
 
@@ -101,7 +101,7 @@ def test_planted_outliers_are_found_and_moved(shapes):
 
 @pytest.mark.slow
 def test_random_weights_are_named_in_the_report(tmp_path):
-    options = AnalysisOptions(gallery=1, num_images=2, img_size=64, added_registers=0)
+    options = AnalysisOptions(gallery=1, num_images=2, img_size=64, test_time_registers=0)
     files = []
     for name in ("<img src=x onerror=alert(1)>.png", "b.png"):
         files.append(tmp_path / name)

@@ -36,11 +36,11 @@ def segmenter(tmp_path):
 
 @pytest.mark.slow
 def test_a_segmenter_gives_iou_of_every_class(segmenter, capsys):
-    common = (segmenter, "data=shapes", "data_options.val_limit=2", *OPTIONS, "device=cpu")
+    common = (segmenter, "--data=shapes", "data_options.val_limit=2", *OPTIONS, "--device=cpu")
     code, out, _ = evaluate(capsys, *common, "--json")
     found = json.loads(out)
     assert code == 0 and found["pixels"] == 2 * 32 * 32 and found["classes"][0] == "background"
-    code, out, _ = evaluate(capsys, *common, "crop=16", "stride=16", "scales=1,2")
+    code, out, _ = evaluate(capsys, *common, "--crop=16", "--stride=16", "--scales=1,2")
     assert code == 0 and out.startswith("mIoU ") and "background" in out
 
 
@@ -49,12 +49,12 @@ def test_a_segmenter_gives_iou_of_every_class(segmenter, capsys):
     [
         ("batch_size=2", "no option 'batch_size'"),
         ("scales=1,big", "must be numbers"),
-        ("stride=99", "stride=99 must lie between 1 and crop=32"),
+        ("--stride=99", "stride=99 must lie between 1 and crop=32"),
         ("data_options.num_clases=2", "num_clases"),
     ],
 )
 def test_bad_options_of_a_segmenter(segmenter, capsys, option, message):
-    code, _, err = evaluate(capsys, segmenter, "data=shapes", *OPTIONS, option, "device=cpu")
+    code, _, err = evaluate(capsys, segmenter, "--data=shapes", *OPTIONS, option, "--device=cpu")
     assert code == 2 and message in err
 
 
@@ -63,7 +63,7 @@ def test_a_classifier_takes_the_options_of_data(tmp_path, capsys):
     names = scenes.classes[1:]
     model = VisionMamba(VisionMambaConfig(**BODY, num_classes=2))
     save_model(tmp_path / "run", model, name="tiny", classes=names, preprocessing=Preprocessing(img_size=32))
-    code, out, _ = evaluate(capsys, tmp_path / "run", "data=shapes", *OPTIONS, "device=cpu", "--json")
+    code, out, _ = evaluate(capsys, tmp_path / "run", "--data=shapes", *OPTIONS, "--device=cpu", "--json")
     assert code == 0 and set(json.loads(out)["per_class"]) == set(names)
-    code, _, err = evaluate(capsys, tmp_path / "run", "data=shapes", "flip=true", "device=cpu")
+    code, _, err = evaluate(capsys, tmp_path / "run", "--data=shapes", "--flip", "--device=cpu")
     assert code == 2 and "no option 'flip'" in err

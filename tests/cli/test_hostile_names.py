@@ -74,7 +74,15 @@ def run(*arguments) -> tuple[str, str]:
     return out.getvalue(), error.getvalue()
 
 
-SMALL = ("img_size=16", "config.depth=1", "batch_size=4", "max_steps=2", "eval_every=1", "workers=0", "device=cpu")
+SMALL = (
+    "img_size=16",
+    "config.depth=1",
+    "batch_size=4",
+    "max_steps=2",
+    "eval_every=1",
+    "--num-workers=0",
+    "--device=cpu",
+)
 
 
 def walk(place: Path, names) -> dict[str, str]:
@@ -83,12 +91,19 @@ def walk(place: Path, names) -> dict[str, str]:
     image = next(path for path in sorted(data.rglob("*.png")))
     printed = {}
     printed["train"] = "".join(
-        run("train", "folder", f"data={data}", f"out={place / 'run'}", *SMALL, "trackers=tensorboard")
+        run("train", "folder", f"data={data}", f"--out={place / 'run'}", *SMALL, "trackers=tensorboard")
     )
     printed["evaluate"] = "".join(run("evaluate", place / "run"))
-    printed["predict"] = "".join(run("predict", place / "run", image, f"top={len(names)}"))
+    printed["predict"] = "".join(run("predict", place / "run", image, f"--top={len(names)}"))
     printed["analyze"] = "".join(
-        run("analyze", place / "run", f"data={data}", f"out={place / 'analysis'}", "added_registers=0", "num_images=8")
+        run(
+            "analyze",
+            place / "run",
+            f"data={data}",
+            f"--out={place / 'analysis'}",
+            "--test-time-registers=0",
+            "--num-images=8",
+        )
     )
     for verb in (
         ("evaluate", place / "run"),

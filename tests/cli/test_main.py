@@ -56,7 +56,7 @@ def test_a_second_ctrl_c_on_the_way_out_leaves_one_line_and_the_code(monkeypatch
     def pressed(*arguments, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "app", stopped)
+    monkeypatch.setattr(command, "_call", stopped)
     if again == "during the line":
         monkeypatch.setattr(command.typer, "echo", pressed)
     with pytest.raises(SystemExit) as ended:
@@ -118,7 +118,7 @@ def test_every_verb_has_help(mambar_command, verb):
         (("train", "digit"), "did you mean 'digits'"),
         (("train", "digits", "epoch=2"), "did you mean 'epochs'"),
         (("train", "digits", "epochs=two"), "epochs"),
-        (("train", "digits", "--resume", "x"), "leave the name 'digits' away"),
+        (("train", "digits", "--resume", "x"), "omit the name 'digits'"),
         (("train", "--resume", "no/where"), "recipe.json"),
         (("train", "folder", "data=no/where"), "no/where"),
         (("info", "mambar_huge"), "There is no model 'mambar_huge'"),
@@ -152,7 +152,7 @@ def test_a_bug_of_ours_exits_with_1(mambar_command, monkeypatch):
 
 
 def test_predict(mambar_command, trained, picture):
-    code, out, _ = mambar_command("predict", trained, picture, "top=2")
+    code, out, _ = mambar_command("predict", trained, picture, "--top=2")
     assert code == 0 and len(out.splitlines()) == 3
     code, out, _ = mambar_command("predict", trained, picture, "--json")
     guesses = json.loads(out)[str(picture)]

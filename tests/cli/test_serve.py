@@ -15,7 +15,7 @@ from mambar.web import server
     ("arguments", "part"),
     [
         (("no/where",), "There is no model 'no/where'"),
-        (("port=0",), "port=0 must be at least 1"),
+        (("--port", "0"), "0 is not in the range"),
         (("port=70000",), "at most 65535"),
         (("prot=7860",), "did you mean 'port'"),
         (("compare=nothing",), "There is no model 'nothing'"),

@@ -81,7 +81,7 @@ def test_p7_a_signal_reaches_the_processes_and_the_run_goes_on_where_it_was(tmp_
         "log_every=1",
         "epochs=3",
         "batch_size=64",
-        "workers=0",
+        "--num-workers=0",
     ]
     fields += ["img_size=8", "config.embed_dim=16", "config.depth=2", "data_options.limit=1000", "seed=1"]
 
@@ -92,7 +92,7 @@ def test_p7_a_signal_reaches_the_processes_and_the_run_goes_on_where_it_was(tmp_
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     out, straight = tmp_path / "run", tmp_path / "straight"
-    run = start("digits", f"out={out}", *fields, "--processes", 2)
+    run = start("digits", f"--out={out}", *fields, "--processes", 2)
     while steps_in(out) < 5 and run.poll() is None:
         time.sleep(0.01)
     for _ in range(3):
@@ -102,5 +102,5 @@ def test_p7_a_signal_reaches_the_processes_and_the_run_goes_on_where_it_was(tmp_
     stopped = steps_in(out)
     assert 5 <= stopped < 45 and list((out / "checkpoints").glob(f"step-{stopped:08d}"))
     assert start("--resume", out, "--processes", 2).wait(300) == 0, (tmp_path / "log").read_text("utf-8")
-    assert start("digits", f"out={straight}", *fields).wait(300) == 0
+    assert start("digits", f"--out={straight}", *fields).wait(300) == 0
     assert (out / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()

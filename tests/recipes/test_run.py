@@ -28,7 +28,7 @@ SHORT = [
         "num_shards=2",
         "log_every=1",
         "precision=fp32",
-        "workers=1",
+        "--num-workers=1",
     ),
     *("stages.0.img_size=32", "stages.1.img_size=48", "stages.2.img_size=48"),
     *(f"stages.{stage}.{field}" for stage in range(3) for field in ("epochs=1", "warmup_epochs=0.5", "batch_size=24")),
@@ -48,7 +48,7 @@ def sources(tmp_path_factory):
             folder = root / "folder" / split / IDS[sample.label]
             folder.mkdir(parents=True, exist_ok=True)
             to_pil_image(sample.image).save(folder / f"{split}_{index:05d}.JPEG", quality=90)
-    command(["pack", root / "folder", root / "shards", "shard_megabytes=4"])
+    command(["pack", root / "folder", root / "shards", "--shard-megabytes=4"])
     return root
 
 
@@ -69,7 +69,7 @@ def command(arguments):
 def trained(source, out, processes):
     """(rows of the log, weights, result) of the shortened recipe."""
     many = ["--processes", processes] if processes > 1 else []
-    command(["train", "mambar_base", f"data={source}", f"out={out}", *SHORT, *many])
+    command(["train", "mambar_base", f"data={source}", f"--out={out}", *SHORT, *many])
     rows = [
         {name: value for name, value in row.items() if name not in OWN} for row in read_metrics(out / "metrics.jsonl")
     ]

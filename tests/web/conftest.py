@@ -68,7 +68,7 @@ def start_page(directory: Path, *arguments: str, environment: dict[str, str] | N
         "OMP_NUM_THREADS": "1",
         **(environment or {}),
     }
-    command = [sys.executable, "-m", "mambar", "serve", *arguments, f"port={port}", "device=cpu"]
+    command = [sys.executable, "-m", "mambar", "serve", *arguments, f"--port={port}", "--device=cpu"]
     watched = ["strace", "-f", "-qq", "-e", "trace=connect,bind,sendto,sendmsg", "-e", "signal=none", "-o", str(trace)]
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
@@ -107,7 +107,7 @@ def running(tmp_path_factory, need_program):
     second = save_small(
         directory / "vim", seed=1, placement="middle", head="token", num_registers=1, register_reduction=1, depth=2
     )
-    page = start_page(directory, str(first), f"compare={second}")
+    page = start_page(directory, str(first), f"--compare={second}")
     yield page
     assert stop_page(page) == 143
     assert list(page.temporary.iterdir()) == []

@@ -113,7 +113,7 @@ def analyze_model(
         analyzed.model,
         reader.images(),
         tensor=options.tensor,
-        keep=options.keep,
+        keep=options.max_maps,
         seed=options.seed,
         progress=told("norms"),
     )
@@ -265,7 +265,7 @@ def _map_ground_truth(
 
 def _added(reader: Reader, options: AnalysisOptions, not_run: dict[str, str]) -> list[AddedRegistersResult]:
     model = reader.analyzed.model
-    if not options.added_registers:
+    if not options.test_time_registers:
         not_run["added registers"] = "not asked for"
         return []
     if not isinstance(model, VisionMamba):
@@ -283,4 +283,4 @@ def _added(reader: Reader, options: AnalysisOptions, not_run: dict[str, str]) ->
     except InputError as error:
         neurons = None
         not_run["moving activations"] = str(error).rstrip(".")
-    return evaluate_added_registers(register_variants(model, neurons, options.added_registers), batches)
+    return evaluate_added_registers(register_variants(model, neurons, options.test_time_registers), batches)

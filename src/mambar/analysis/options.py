@@ -14,32 +14,35 @@ from mambar.models.protocol import TokenTensor
 @accept_old_names(ANALYSIS_FIELDS)
 @dataclass(frozen=True, kw_only=True)
 class AnalysisOptions:
-    """The choices of an analysis, all of them written into its report.
+    """The choices of an analysis, all of them written into its report."""
 
-    tensor: whose norms. layers: shown in the gallery, from 0 (None: 4 of them, for 24 layers the paper's 7, 15, 19,
-    23). vector, metric, map_tensor: what the feature map compares (see `analysis.feature_maps`). img_size: pixels
-    (None: the model's own; for the built-in photographs 14 to 28 patches a side). num_images: most images for
-    distributions, probes, ground truth; keep: most images whose maps are held. gallery: images shown. batch_size: None
-    chooses by memory. scale: of the norm maps. probes: methods, () for none. added_registers: how many are
-    tried without training, 0 for none.
-    """
-
+    # The tensor whose norms are measured: residual, mixer or normed.
     tensor: TokenTensor = "residual"
+    # Layers of the gallery, from 0. None: four of them; for 24 layers the paper's 7, 15, 19 and 23.
     layers: tuple[int, ...] | None = None
+    # What the feature map compares: a global vector with the patches of `map_tensor` (`measure.feature_maps`).
     vector: str = "registers"
     metric: Metric = "l2"
     map_tensor: TokenTensor = "normed"
+    # Pixels. None: the model's own size; for the built-in photographs 14 to 28 patches a side.
     img_size: int | tuple[int, int] | None = None
+    # Maximum number of images for distributions, probes and ground truth.
     num_images: int = 1000
-    keep: int = 1000
+    # Maximum number of images whose maps are kept.
+    max_maps: int = 1000
+    # Number of images shown.
     gallery: int = 6
+    # None: chosen by memory.
     batch_size: int | None = None
+    # Color scale of norm maps.
     scale: Literal["linear", "log"] = "linear"
     resampling: Resampling = "nearest"
     colormap: str = "viridis"
+    # Methods of the probes; () for none.
     probes: tuple[str, ...] = ("ridge",)
     folds: int = 5
-    added_registers: int = 4
+    # Number of registers added without training; 0 for none.
+    test_time_registers: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,7 +60,7 @@ class AnalysisOptions:
         for name in self.probes:
             if name not in METHODS:
                 raise InputError(f"probes={name!r} is not known; choose from {', '.join(METHODS)}.")
-        least = {"num_images": 1, "keep": 1, "gallery": 1, "folds": 2, "added_registers": 0}
+        least = {"num_images": 1, "max_maps": 1, "gallery": 1, "folds": 2, "test_time_registers": 0}
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise InputError(f"{name}={getattr(self, name)} must be at least {lowest}.")

@@ -1,4 +1,4 @@
-"""`mambar analyze`: look into a model, alone or beside another."""
+"""`mambar analyze`: norms, outliers, maps and probes of one model, or of two on the same scale."""
 
 import logging
 import time
@@ -7,58 +7,105 @@ from typing import Annotated, Any
 
 import typer
 
-from mambar.cli.arguments import AsJson, Assignments, parse, print_json, take_data_options, truth
+from mambar.cli.arguments import (
+    AsJson,
+    Compare,
+    Data,
+    DataOptions,
+    Device,
+    ImgSize,
+    NumWorkers,
+    Out,
+    Pretrained,
+    data_options,
+    numbers,
+    print_json,
+)
 from mambar.cli.console import say
-from mambar.deprecated import ANALYSIS_FIELDS, translate_assignment
 from mambar.device import choose_device
 from mambar.errors import InputError
 
 logger = logging.getLogger("mambar.cli.analyze")
 
+_MAP_TENSOR = "Tensor of the feature and register maps."
+
 
 def analyze(
-    model: Annotated[str, typer.Argument(help="A run directory, a checkpoint, a name of ours, or timm/NAME.")],
-    assignments: Assignments = None,
+    model: Annotated[str, typer.Argument(help="A run directory, a checkpoint, a model's name, or timm/NAME.")],
+    fields: DataOptions = None,
+    compare: Compare = None,
+    data: Data = None,
+    images: Annotated[
+        list[Path] | None, typer.Option("--images", metavar="PATH", help="An image or folder to show; repeatable.")
+    ] = None,
+    pretrained: Pretrained = False,
+    layers: Annotated[str | None, typer.Option("--layers", metavar="LIST", help="Layers shown: 7,23.")] = None,
+    tensor: Annotated[str, typer.Option("--tensor", help="residual, mixer or normed.")] = "residual",
+    vector: Annotated[
+        str, typer.Option("--vector", help="Global vector of the feature map: registers, first, patches, head.")
+    ] = "registers",
+    metric: Annotated[str, typer.Option("--metric", help="Distance of the feature map: l2 or cosine.")] = "l2",
+    map_tensor: Annotated[str, typer.Option("--map-tensor", help=_MAP_TENSOR)] = "normed",
+    img_size: ImgSize = None,
+    num_images: Annotated[int, typer.Option("--num-images", min=1, help="Images for statistics and probes.")] = 1000,
+    max_maps: Annotated[int, typer.Option("--max-maps", min=1, help="Images whose maps are kept.")] = 1000,
+    gallery: Annotated[int, typer.Option("--gallery", min=1, help="Images shown.")] = 6,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: by memory.")] = None,
+    scale: Annotated[str, typer.Option("--scale", help="Color scale of norm maps: linear or log.")] = "linear",
+    resampling: Annotated[str, typer.Option("--resampling", help="Resizing of maps: nearest or bicubic.")] = "nearest",
+    colormap: Annotated[str, typer.Option("--colormap", help="Colormap of norm maps.")] = "viridis",
+    probes: Annotated[str, typer.Option("--probes", metavar="LIST", help="Probe methods; empty for none.")] = "ridge",
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of the probes.")] = 5,
+    test_time_registers: Annotated[
+        int, typer.Option("--test-time-registers", min=0, help="Registers added without training; 0 for none.")
+    ] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of image samples and folds.")] = 0,
+    out: Out = None,
+    device: Device = "auto",
+    num_workers: NumWorkers = 0,
     as_json: AsJson = False,
 ) -> None:
     """Measure token norms, outliers, feature and register maps; write report.html, figures and numbers.
 
-    compare=MODEL shows two side by side in one scale; data=SET takes statistics, images=PATH,PATH shows pictures of
-    your own (default: built-in photographs); pretrained=true loads weights for a bare name, which otherwise has
-    random ones. Others: layers=7,23 tensor=residual|mixer|normed vector= metric= img_size= num_images= probes=
-    scale=linear|log colormap= data_options.NAME= seed= device= workers= out=.
+    --data SET is used for statistics and probes; without it and --images, built-in photographs are shown. A model's
+    name without --pretrained has random weights.
     """
     from mambar.analysis.analyze import analyze as run
     from mambar.analysis.options import AnalysisOptions
-    from mambar.training.fields import field_types
-    from mambar.training.fields import parse as parse_field
 
-    types = field_types(AnalysisOptions)
-    known = (*types, *ANALYSIS_FIELDS, "compare", "data", "images", "pretrained", "out", "device", "workers")
-    others, of_data = take_data_options(assignments)
-    options = parse(others, allowed=known)
-    given = {translate_assignment(name, ANALYSIS_FIELDS): value for name, value in options.fields.items()}
     chosen: dict[str, Any] = {
-        name: parse_field(types[name], value, name=name) for name, value in given.items() if name in types
+        "tensor": tensor,
+        "layers": None if layers is None else numbers("--layers", layers, int),
+        "vector": vector,
+        "metric": metric,
+        "map_tensor": map_tensor,
+        "img_size": img_size,
+        "num_images": num_images,
+        "max_maps": max_maps,
+        "gallery": gallery,
+        "batch_size": batch_size,
+        "scale": scale,
+        "resampling": resampling,
+        "colormap": colormap,
+        "probes": tuple(name for name in probes.split(",") if name),
+        "folds": folds,
+        "test_time_registers": test_time_registers,
+        "seed": seed,
     }
-    if options.seed is not None:
-        chosen["seed"] = options.seed
-    out = options.out or _default_out(model)
-    images = [Path(part) for part in given.get("images", "").split(",") if part]
-    missing = [str(path) for path in images if not path.exists()]
+    missing = [path for path in images or () if not path.exists()]
     if missing:
-        raise InputError(f"images={missing[0]} does not exist; give files or folders, separated by commas.")
+        raise InputError(f"--images {missing[0]} does not exist; give a file or a folder.")
     result = run(
         model,
-        out=out,
-        compare=given.get("compare"),
-        data=options.data,
-        images=images,
-        pretrained=truth("pretrained", given.get("pretrained", "false")),
+        out=out or _default_out(model),
+        compare=compare,
+        data=data,
+        images=images or [],
+        pretrained=pretrained,
         options=AnalysisOptions(**chosen),
-        data_options=of_data,
-        device=choose_device(options.device),
-        workers=options.workers or 0,
+        data_options=data_options(fields),
+        device=choose_device(device),
+        workers=num_workers or 0,
         progress=_Progress(),
     )
     if as_json:
@@ -68,15 +115,15 @@ def analyze(
 
 
 class _Progress:
-    """Says every few seconds how many images a part of the analysis has seen."""
+    """Logs every few seconds how many images a part of the analysis has processed."""
 
     def __init__(self, *, seconds: float = 5.0) -> None:
         self.seconds = seconds
-        self.said = time.monotonic()
+        self.logged = time.monotonic()
 
     def __call__(self, part: str, done: int) -> None:
-        if time.monotonic() - self.said >= self.seconds:
-            self.said = time.monotonic()
+        if time.monotonic() - self.logged >= self.seconds:
+            self.logged = time.monotonic()
             logger.info("%s: %d images", part, done)
 
 

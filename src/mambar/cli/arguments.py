@@ -1,8 +1,11 @@
-"""Arguments of the form `name=value`, shared by all verbs."""
+"""Options and `field=value` arguments that several commands share.
+
+Options of a command are written `--option VALUE`. `field=value` is for fields of a recipe, a model or a dataset.
+"""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,106 +15,143 @@ from mambar.cli.console import escaped
 from mambar.errors import InputError
 from mambar.messages import did_you_mean
 
-_OF_DATA = "data_options."
+logger = logging.getLogger("mambar.cli")
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
-
-Assignments = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Run options and recipe fields.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+_DATA_OPTIONS = "data_options."
 
 
-@dataclass(kw_only=True)
-class RunOptions:
-    """Where and how a verb runs: the options every verb shares. What is left over are fields of the verb."""
-
-    data: str | None = None
-    out: Path | None = None
-    seed: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    workers: int | None = None
-    fields: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def assignments(self) -> list[str]:
-        """The left-over fields as they were written."""
-        return [f"{name}={value}" for name, value in self.fields.items()]
-
-
-def parse(assignments: Sequence[str] | None, *, allowed: Sequence[str] | None = None) -> RunOptions:
-    """Sorts `name=value` arguments into run options and fields.
-
-    allowed: the only names a verb takes; None where a recipe checks the left-over fields itself. Raises
-    `InputError` for anything else, with the nearest right name.
-    """
-    options = RunOptions()
-    for assignment in assignments or ():
-        name, equals, value = assignment.partition("=")
-        if not equals or not name:
-            raise InputError(f"{assignment!r} is not NAME=VALUE; write for example data=PATH or device=cpu.")
-        if name in ("data", "out") and not value.strip():
-            raise InputError(f"{name}= is empty; write {name}=PATH.")
-        if allowed is not None and name not in allowed:
-            hint = did_you_mean(name, allowed, otherwise=f"this verb takes {', '.join(allowed)}.")
-            raise InputError(f"There is no option {name!r}; {hint}")
-        if name in ("data", "precision"):
-            setattr(options, name, value)
-        elif name == "out":
-            options.out = Path(value).expanduser()
-        elif name in ("seed", "workers"):
-            setattr(options, name, whole_number(name, value))
-        elif name == "device":
-            if value.split(":")[0] not in DEVICES:
-                raise InputError(f"device={value!r} is not known; choose one of {', '.join(DEVICES)}.")
-            options.device = value
-        else:
-            options.fields[name] = value
-    return options
-
-
-def take_data_options(assignments: Sequence[str] | None) -> tuple[list[str], dict[str, Any]]:
-    """The other assignments, and the data set's own options that `data_options.NAME=VALUE` give."""
-    from mambar.training.fields import literal
-
-    others, options = [], {}
-    for assignment in assignments or ():
-        name, equals, value = assignment.partition("=")
-        if name.startswith(_OF_DATA) and equals and name != _OF_DATA:
-            options[name.removeprefix(_OF_DATA)] = literal(value)
-        else:
-            others.append(assignment)
-    return others, options
-
-
-def whole_number(name: str, value: str, least: int = 0) -> int:
-    """The number a value stands for; raises `InputError` where it is none or too small."""
-    try:
-        number = int(value)
-    except ValueError as error:
-        raise InputError(f"{name}={value!r} must be a whole number.") from error
-    if number < least:
-        raise InputError(f"{name}={value} must be at least {least}.")
-    return number
-
-
-def img_size(value: str) -> int | tuple[int, int]:
-    """Pixels: `224`, or height and width as `224x384`."""
+def _image_size(value: str) -> int | tuple[int, int]:
+    """`224`, or height and width as `224x384`, in pixels."""
     parts = value.lower().split("x")
-    if len(parts) not in (1, 2):
-        raise InputError(f"img_size={value!r} must be a number of pixels or HEIGHTxWIDTH.")
-    numbers = [whole_number("img_size", part, 1) for part in parts]
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and 0 < int(part) < 10**6 for part in parts):
+        raise InputError(f"--img-size {value} is not an image size; write pixels (224) or HEIGHTxWIDTH (224x384).")
+    numbers = [int(part) for part in parts]
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def truth(name: str, value: str) -> bool:
-    """A yes or a no."""
+def _device(value: str) -> str:
+    if value.split(":")[0] not in DEVICES:
+        raise InputError(f"--device {value} is not known; choose one of {', '.join(DEVICES)}.")
+    return value
+
+
+def _path(value: str) -> Path:
+    if not value.strip():
+        raise InputError("--out is empty; write --out PATH.")
+    return Path(value).expanduser()
+
+
+# What click passes through a parser is text; the type is what the command receives.
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Compare = Annotated[str | None, typer.Option("--compare", metavar="MODEL", help="A second model, on the same scale.")]
+Data = Annotated[str | None, typer.Option("--data", metavar="SET", help="A dataset's name or path.")]
+Device = Annotated[
+    str, typer.Option("--device", parser=_device, metavar="DEVICE", help=f"One of {', '.join(DEVICES)}.")
+]
+Fields = Annotated[
+    list[str] | None, typer.Argument(metavar="[FIELD=VALUE]...", show_default=False, help="Fields of the recipe.")
+]
+DataOptions = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FIELD=VALUE]...", show_default=False, help="data_options.NAME=VALUE of the dataset."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")]
+ImgSize = Annotated[
+    Any, typer.Option("--img-size", parser=_image_size, metavar="PIXELS", help="224, or HEIGHTxWIDTH as 224x384.")
+]
+NumWorkers = Annotated[int | None, typer.Option("--num-workers", min=0, help="Data loader processes.")]
+Out = Annotated[Any, typer.Option("--out", parser=_path, metavar="PATH", help="The directory or file to write.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load the released weights for a model's name.")]
+
+# Option names of version 0.1, written name=value then; the others were the present names with underscores.
+OLD_NAMES: Mapping[str, Mapping[str, str]] = {
+    "": {"workers": "num-workers", "image_size": "img-size"},
+    "bench": {"batch": "batch-size", "length": "seq-len", "name": "model", "compiled": "compile"},
+    "analyze": {"colours": "colormap", "added_registers": "test-time-registers", "keep": "max-maps"},
+}
+
+
+def named_values(assignments: Sequence[str] | None) -> dict[str, str]:
+    """`field=value` arguments as a table; raises `InputError` for anything else."""
+    found: dict[str, str] = {}
+    for assignment in assignments or ():
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"{assignment!r} is not FIELD=VALUE; write for example epochs=2.")
+        if name == "data" and not value.strip():
+            raise InputError("data= is empty; write data=PATH.")
+        found[name.strip()] = value
+    return found
+
+
+def data_options(assignments: Sequence[str] | None) -> dict[str, Any]:
+    """The options of a dataset from `data_options.NAME=VALUE`; raises `InputError` for another name."""
+    from mambar.training.fields import literal
+
+    options = {}
+    for name, value in named_values(assignments).items():
+        if not name.startswith(_DATA_OPTIONS) or name == _DATA_OPTIONS:
+            raise InputError(f"{name}={value} is not a dataset option; write data_options.NAME=VALUE.")
+        options[name.removeprefix(_DATA_OPTIONS)] = literal(value)
+    return options
+
+
+def numbers(option: str, text: str, kind: type = float) -> tuple[Any, ...]:
+    """The comma-separated numbers of an option; raises `InputError` where one is not a number."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{option} {text} must be numbers, separated by commas.") from error
+
+
+def print_json(content: Any) -> None:
+    """Prints one JSON object with control characters escaped."""
+    typer.echo(escaped(json.dumps(content, indent=2, ensure_ascii=False)))
+
+
+def with_options(
+    arguments: Sequence[str], command: str, options: Mapping[str, bool], *, takes_fields: bool
+) -> list[str]:
+    """The arguments with `name=value` of version 0.1 written as `--name value`.
+
+    options: the command's option names without dashes in front, True for a flag. Logs one line for each argument that
+    is rewritten. A `name=value` that is neither an option nor, with `takes_fields`, a field raises `InputError` unless
+    it is an existing file.
+    """
+    old_names = {**OLD_NAMES[""], **OLD_NAMES.get(command, {})}
+    rewritten: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        # What follows an option is its value.
+        if rewritten and options.get(rewritten[-1].removeprefix("--")) is False and rewritten[-1].startswith("--"):
+            rewritten.append(argument)
+            continue
+        option = old_names.get(name, name.replace("_", "-"))
+        if (command, name) == ("evaluate", "crop") and "." in value:
+            option = "crop-pct"
+        if not equals or argument.startswith("-") or (not takes_fields and Path(argument).exists()):
+            rewritten.append(argument)
+        elif option in options:
+            flag = options[option]
+            shown = f"--{option}" if flag else f"--{option} VALUE"
+            logger.warning("%s= is now %s; the old form ends with version 0.3.", name, shown)
+            if not flag:
+                rewritten += [f"--{option}", value]
+            elif _is_true(name, value):
+                rewritten.append(f"--{option}")
+        elif takes_fields or name.startswith(_DATA_OPTIONS):
+            rewritten.append(argument)
+        else:
+            known = [f"--{each}" for each in options]
+            hint = did_you_mean(f"--{option}", known, otherwise=f"mambar {command} --help lists them.")
+            raise InputError(f"mambar {command} has no option {name!r}; {hint}")
+    return rewritten
+
+
+def _is_true(name: str, value: str) -> bool:
     known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if value.lower() not in known:
         raise InputError(f"{name}={value!r} must be true or false.")
     return known[value.lower()]
-
-
-def print_json(content: Any) -> None:
-    """One JSON object on stdout, with control characters escaped."""
-    typer.echo(escaped(json.dumps(content, indent=2, ensure_ascii=False)))

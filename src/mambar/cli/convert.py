@@ -1,32 +1,30 @@
-"""`mambar convert`: released checkpoints to ours, and back."""
+"""`mambar convert`: released checkpoints to this format, and back."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import Assignments, img_size, parse
+from mambar.cli.arguments import Force, ImgSize
 from mambar.cli.console import say
 
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A released .pth or .safetensors; with --official, a directory of ours.")
+        Path, typer.Argument(help="A released .pth or .safetensors; with --official, a model directory.")
     ],
     target: Annotated[Path, typer.Argument(help="The directory to write; with --official, a .safetensors file.")],
-    assignments: Assignments = None,
-    official: Annotated[bool, typer.Option("--official", help="From ours to the released names.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    img_size: ImgSize = None,
+    official: Annotated[bool, typer.Option("--official", help="Convert to the released names.")] = False,
+    force: Force = False,
 ) -> None:
-    """Turn a released Mamba-R or Vim checkpoint into safetensors + config.json, or back (img_size=224)."""
-    options = parse(assignments, allowed=("img_size",))
+    """Convert a released Mamba-R or Vim checkpoint to config.json and model.safetensors, or back."""
     if official:
         _to_official(source, target, force)
         return
     from mambar.hub import load_official, save_model
 
-    size = options.fields.get("img_size")
-    model = load_official(source, img_size=img_size(size) if size else None)
+    model = load_official(source, img_size=img_size)
     save_model(target, model, force=force)
     config = model.config
     say(
@@ -46,7 +44,7 @@ def _to_official(source: Path, target: Path, force: bool) -> None:
     if os.path.lexists(target) and not force:
         raise InputError(f"{target} exists already; choose another place or give --force.")
     if target.suffix != ".safetensors":
-        raise InputError(f"{target} must end in .safetensors; a released name is kept, a pickle is not written.")
+        raise InputError(f"{target} must end in .safetensors; no pickle is written.")
     model = load(source)
     vim = model.config.placement == "middle" and model.config.num_registers == 1
     state = to_official(model.state_dict(), source="vim" if vim else "mamba-reg", config=model.config)

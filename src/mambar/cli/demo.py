@@ -1,25 +1,29 @@
-"""`mambar demo`: the main job on real images, in about two minutes on two CPU cores."""
+"""`mambar demo`: train and compare two small networks, in about two minutes on two CPU cores."""
 
-from mambar.cli.arguments import AsJson, Assignments, parse, print_json
+from typing import Annotated
+
+import typer
+
+from mambar.cli.arguments import AsJson, Device, Fields, NumWorkers, Out, named_values, print_json
 from mambar.cli.console import say
 
 
-def demo(assignments: Assignments = None, as_json: AsJson = False) -> None:
-    """Train a small Mamba-R and the same network with one middle register (Vim) on handwritten digits, and compare.
+def demo(
+    fields: Fields = None,
+    out: Out = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of both networks.")] = 0,
+    device: Device = "cpu",
+    num_workers: NumWorkers = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a small Mamba-R and a Vim (one middle register) on handwritten digits, and compare them.
 
-    Options: out= seed=0 device=cpu workers=0 epochs=.
+    FIELD=VALUE changes fields of both recipes, for example epochs=2.
     """
-    options = parse(assignments, allowed=("out", "seed", "device", "workers", "epochs"))
-
     from mambar.recipes.demo import run_demo
 
-    result = run_demo(
-        out=options.out,
-        seed=options.seed or 0,
-        device="cpu" if options.device == "auto" else options.device,
-        workers=options.workers or 0,
-        fields=options.assignments,
-    )
+    changes = [f"{name}={value}" for name, value in named_values(fields).items()]
+    result = run_demo(out=out, seed=seed, device=device, workers=num_workers or 0, fields=changes)
     if as_json:
         print_json(result.to_dict())
         return

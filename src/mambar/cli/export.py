@@ -1,4 +1,4 @@
-"""`mambar export`: a trained model as a file for other programs, checked against the model on the spot."""
+"""`mambar export`: a trained model as a file for other programs, compared with the model."""
 
 import logging
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mambar.cli.arguments import AsJson, Assignments, img_size, parse, print_json, truth, whole_number
+from mambar.cli.arguments import AsJson, Data, Force, ImgSize, Out, Pretrained, print_json
 from mambar.cli.console import say
 from mambar.errors import InputError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mambar.cli.export")
 
-# Every format with the ending of its file; transformers takes a directory.
+# Format → file suffix; transformers is a directory.
 _ENDINGS = {
     "onnx": ".onnx",
     "torch-export": ".pt2",
@@ -26,50 +26,50 @@ _ENDINGS = {
     "openvino": ".xml",
     "transformers": "-transformers",
 }
-_ONNX_ONLY = ("opset", "scan")
 
 
 def export(
     run: Annotated[str, typer.Argument(help="A run directory, a model file, a hub id owner/name, or a model's name.")],
-    assignments: Assignments = None,
     format: Annotated[
         str, typer.Option("--format", help=f"One of {', '.join(_ENDINGS)}.", autocompletion=lambda: list(_ENDINGS))
     ] = "onnx",
-    int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits (onnx), with what that costs.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    out: Out = None,
+    data: Data = None,
+    img_size: ImgSize = None,
+    pretrained: Pretrained = False,
+    opset: Annotated[int | None, typer.Option("--opset", min=18, help="ONNX operator set; default 20.")] = None,
+    scan: Annotated[str | None, typer.Option("--scan", help="ONNX form of the scan: loop (default), doubling.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX with 8-bit weights, and the accuracy it costs.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export a model, hold the file against it on 256 images, and write the parity report beside it.
+    """Export a model, compare the file with the model on 256 images, and write a parity report.
 
-    onnx takes any batch, height and width; torch-export, aoti and openvino any batch at one img_size=. out= names the
-    file (default: export/ in the run, else the current directory). data=SET checks on its held-out images and says the
-    accuracy, which --int8 does with the run's own data. Others: opset=20 scan=loop|doubling (onnx), pretrained=true for
-    a bare name. Runs on the CPU.
+    onnx accepts any batch size, height and width; torch-export, aoti and openvino accept any batch size at one
+    --img-size. The default of --out is export/ in the run, else the current directory. With --data the comparison uses
+    its held-out images and reports the accuracy; --int8 uses the run's own data. Runs on the CPU.
     """
-    allowed = ("out", "data", "img_size", "pretrained", *_ONNX_ONLY)
-    options = parse(assignments, allowed=allowed)
-    fields = options.fields
     if format not in _ENDINGS:
         raise InputError(f"--format {format} is not known; choose one of {', '.join(_ENDINGS)}.")
-    onnx_fields = [name for name in _ONNX_ONLY if name in fields] + (["--int8"] if int8 else [])
-    if onnx_fields and format != "onnx":
-        raise InputError(f"{onnx_fields[0]} belongs to --format onnx; leave it away or choose that format.")
-    if "img_size" in fields and format == "transformers":
-        raise InputError("img_size belongs to traced formats; a transformers model reads any size.")
-    path = options.out or _default_out(run, _ENDINGS[format], int8)
+    only_onnx = {"--opset": opset is not None, "--scan": scan is not None, "--int8": int8}
+    given = [name for name, is_given in only_onnx.items() if is_given]
+    if given and format != "onnx":
+        raise InputError(f"{given[0]} is an option of --format onnx; omit it or choose that format.")
+    if img_size is not None and format == "transformers":
+        raise InputError("--img-size is an option of traced formats; a transformers model accepts any size.")
+    path = out or _default_out(run, _ENDINGS[format], int8)
     chosen: dict[str, Any] = {"force": force}
-    if "img_size" in fields:
-        chosen["img_size"] = img_size(fields["img_size"])
+    if img_size is not None:
+        chosen["img_size"] = img_size
     if format == "onnx":
-        chosen |= {"int8": int8, "scan": fields.get("scan", "loop")}
-        chosen["opset"] = whole_number("opset", fields.get("opset", "20"), 18)
-    # A file in the way is found before minutes of work, not after them.
-    _refuse_taken(path, force)
-    model = _model(run, pretrained=truth("pretrained", fields.get("pretrained", "false")))
-    images, labels = _held_out(run, model, options.data, int8, chosen.get("img_size"))
+        chosen |= {"int8": int8, "scan": scan or "loop", "opset": opset or 20}
+    # An existing file is found before minutes of work, not after them.
+    _refuse_existing(path, force)
+    model = _model(run, pretrained=pretrained)
+    images, labels = _held_out(run, model, data, int8, img_size)
     if images is not None:
         chosen |= {"images": images, "labels": labels}
-    logger.info("Exporting %s as %s and checking it; a Base model takes minutes.", run, format)
+    logger.info("Exporting %s as %s and comparing it with the model; a Base model takes minutes.", run, format)
     report = _transformers(model, path, **chosen) if format == "transformers" else _file(model, path, format, chosen)
     if as_json:
         print_json(report.to_dict())
@@ -77,7 +77,7 @@ def export(
     for line in report.lines():
         say(line)
     if int8 and report.model_accuracy is None:
-        say("accuracy: not run; give data=SET with the model's classes to see what int8 costs")
+        say("accuracy: not run; give --data SET with the model's classes to measure what int8 costs")
 
 
 def _file(model: "VisionMamba", path: Path, format: str, options: dict[str, Any]) -> "ParityReport":
@@ -94,7 +94,7 @@ def _transformers(
     images: "Tensor | None" = None,
     labels: "Tensor | None" = None,
 ) -> "ParityReport":
-    """A directory that transformers reads; its files arrive there after they were held against the model."""
+    """Writes a directory that transformers reads, after comparing it with the model."""
     import tempfile
 
     from mambar.errors import DiskError
@@ -137,11 +137,11 @@ def _default_out(run: str, ending: str, int8: bool) -> Path:
     return Path(stem + ("-int8" if int8 else "") + ending)
 
 
-def _refuse_taken(path: Path, force: bool) -> None:
+def _refuse_existing(path: Path, force: bool) -> None:
     import os
 
     if os.path.lexists(path) and not force:
-        raise InputError(f"{path} exists already; choose another place with out= or give --force.")
+        raise InputError(f"{path} exists already; choose another place with --out or give --force.")
 
 
 def _model(run: str, *, pretrained: bool) -> "VisionMamba":
@@ -149,7 +149,7 @@ def _model(run: str, *, pretrained: bool) -> "VisionMamba":
 
     if run in list_models() and not Path(run).exists():
         if not pretrained:
-            logger.warning("%s has random weights here; pretrained=true loads the released ones.", run)
+            logger.warning("%s has random weights here; --pretrained loads the released ones.", run)
         return create_model(run, pretrained=pretrained).eval()
     return load(run)
 
@@ -157,7 +157,7 @@ def _model(run: str, *, pretrained: bool) -> "VisionMamba":
 def _held_out(
     run: str, model: "VisionMamba", data: str | None, int8: bool, size: int | tuple[int, int] | None
 ) -> "tuple[Tensor | None, Tensor | None]":
-    """Images and labels to check on: of `data`; for int8, whose accuracy is the question, else of the run's own."""
+    """Images and labels of `data`, or for int8 of the run's own data; (None, None) otherwise."""
     from mambar.recipes.evaluation import held_out_images
 
     if data is None and not (int8 and (Path(run) / "recipe.json").is_file()):

@@ -5,22 +5,21 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import AsJson, Assignments, img_size, parse, print_json
+from mambar.cli.arguments import AsJson, ImgSize, print_json
 
 
 def info(
     model: Annotated[
         str, typer.Argument(help="A model's name, a run directory or a checkpoint; none: all names.")
     ] = "",
-    assignments: Assignments = None,
+    img_size: ImgSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a model's sizes, parameters, multiply-adds, scan work and memory (img_size=224)."""
+    """Print a model's sizes, parameters, multiply-adds, scan operations and memory."""
     from mambar.hub.weights import WEIGHTS
     from mambar.models.complexity import complexity
     from mambar.models.config import VARIANTS, variant
 
-    options = parse(assignments, allowed=("img_size",))
     if not model:
         rows = {name: complexity(config) for name, config in VARIANTS.items()}
         if as_json:
@@ -36,8 +35,8 @@ def info(
         config = load(model).config
     else:
         config = variant(model)
-    if "img_size" in options.fields:
-        config = config.replace(img_size=img_size(options.fields["img_size"]))
+    if img_size is not None:
+        config = config.replace(img_size=img_size)
     costs = complexity(config)
     if as_json:
         print_json({"name": model, "config": config.to_dict(), "complexity": vars(costs)})

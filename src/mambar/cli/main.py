@@ -1,4 +1,4 @@
-"""The command `mambar`: its verbs, and what becomes of errors.
+"""The command `mambar`: its subcommands and exit codes.
 
 Every error is one line on stderr and an exit code: 0 done, 1 failure, 2 usage or input, 3 disk, 4 non-finite,
 130 interrupted, 143 terminated. `--debug` shows the traceback as well.
@@ -31,40 +31,43 @@ from mambar.cli import (
     serve,
     train,
 )
+from mambar.cli.arguments import with_options
 from mambar.cli.console import PrintableFormatter
 from mambar.errors import MambarError
 from mambar.memory import keep_freed_memory
 from mambar.messages import printable
 from mambar.version import __version__
 
+# Commands that take FIELD=VALUE of a recipe.
+_FIELDS = {"train", "recipe", "reproduce", "demo"}
 _EVERYWHERE = ("--debug", "--quiet", "-q")
 
 app = typer.Typer(
     name="mambar",
-    help="Mamba-R: vision Mamba with register tokens. Train, evaluate and look into it.",
+    help="Mamba-R: vision Mamba with register tokens. Train, evaluate and analyze it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# In the order of the work: try, train, look, use, and what is around it; with the line that `mambar --help` shows.
+# In the order of a workflow, with the line that `mambar --help` shows.
 _VERBS = {
-    "demo": (demo.demo, "Train a small Mamba-R and its Vim twin, compare them."),
-    "train": (train.train, "Train a recipe, or go on with a run."),
-    "evaluate": (evaluate.evaluate, "Top-1, top-5 and per class on held-out images."),
-    "predict": (predict.predict, "Name what is on images."),
-    "analyze": (analyze.analyze, "Look for artifacts: norms, maps, outliers, probes."),
-    "reproduce": (reproduce.reproduce, "A table or figure of the paper, ours beside it."),
-    "recipe": (recipe.recipe, "List the recipes, or show one resolved."),
-    "segment": (segment.segment, "Name every pixel of images."),
+    "demo": (demo.demo, "Train a small Mamba-R and a Vim, and compare them."),
+    "train": (train.train, "Train a recipe, or resume a run."),
+    "evaluate": (evaluate.evaluate, "Evaluate a model on held-out images."),
+    "predict": (predict.predict, "Classify images."),
+    "analyze": (analyze.analyze, "Find artifacts: norms, outliers, maps, probes."),
+    "reproduce": (reproduce.reproduce, "Measure a table or figure of the paper."),
+    "recipe": (recipe.recipe, "List the recipes, or print one."),
+    "segment": (segment.segment, "Segment images."),
     "pack": (pack.pack, "Write a folder of images as tar shards."),
-    "export": (export.export, "ONNX, torch.export, AOTInductor, OpenVINO, transformers."),
-    "serve": (serve.serve, "A page that shows what a model sees in an image."),
-    "doctor": (doctor.doctor, "What is here, what can run, are the numbers right."),
-    "bench": (bench.bench, "Speed of the ops and models on this machine."),
-    "convert": (convert.convert, "Released checkpoints to ours, and back."),
-    "info": (info.info, "What a model is and what it costs."),
+    "export": (export.export, "Export: ONNX, torch.export, AOTInductor, OpenVINO, transformers."),
+    "serve": (serve.serve, "Open a local web page for a model."),
+    "doctor": (doctor.doctor, "Print versions, devices and backends; run a self-test."),
+    "bench": (bench.bench, "Measure the speed of ops and models."),
+    "convert": (convert.convert, "Convert released checkpoints, and back."),
+    "info": (info.info, "Print a model's sizes and costs."),
 }
 for _name, (_verb, _line) in _VERBS.items():
     app.command(_name, short_help=_line)(_verb)
@@ -85,7 +88,7 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
 ) -> None:
-    """Mamba-R: vision Mamba with register tokens. Train, evaluate and look into it."""
+    """Mamba-R: vision Mamba with register tokens. Train, evaluate and analyze it."""
     keep_freed_memory()
     level = logging.DEBUG if debug else logging.ERROR if quiet else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
@@ -98,29 +101,29 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits with its code; `arguments` default to the process's own."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    # Wherever they stand, these are meant for the whole command.
+    # These may be given after the subcommand too.
     everywhere = [argument for argument in given if argument in _EVERYWHERE]
     given = [*everywhere, *(argument for argument in given if argument not in _EVERYWHERE)]
     try:
         code = _run(given, debug)
     except KeyboardInterrupt:
-        # Pressed again while the line of the first was being printed.
+        # Ctrl-C again while the message of the first was printed.
         code = 130
     sys.exit(code)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
-        result = app(arguments, prog_name="mambar", standalone_mode=False)
+        result = _call(arguments)
         return result if isinstance(result, int) else 0
     except MambarError as error:
         return _fail(error, str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort) as error:
-        # A second Ctrl-C on the way out does not hide what the first one has to say: how to go on.
+        # A second Ctrl-C keeps the message of the first: how to resume.
         first = error.__context__
         return _fail(error, str(first) if isinstance(first, MambarError) else "Interrupted.", 130, debug)
     except BrokenPipeError:
-        # The reader of our output has gone; nothing is left to say to it.
+        # The reader of the output has closed it.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -129,10 +132,49 @@ def _run(arguments: list[str], debug: bool) -> int:
         return _fail(error, f"{error.filename or 'A file'}: {error.strerror or error}", code, debug)
     except Exception as error:
         usage = getattr(error, "format_message", None)
-        if usage is not None:  # click's and typer's own complaints about the arguments
-            return _fail(error, usage(), getattr(error, "exit_code", 2), debug)
+        if usage is not None:  # click's and typer's own errors about the arguments
+            return _fail(error, usage() + _field_hint(arguments, error), getattr(error, "exit_code", 2), debug)
         message = f"{type(error).__name__}: {error} (run again with --debug to see where)"
         return _fail(error, message, 1, debug)
+
+
+def _call(arguments: list[str]) -> object:
+    return app(_present_form(arguments), prog_name="mambar", standalone_mode=False)
+
+
+def _present_form(arguments: list[str]) -> list[str]:
+    """The arguments with `name=value` options of version 0.1 as `--name value`."""
+    at = next((index for index, argument in enumerate(arguments) if argument in _VERBS), None)
+    if at is None:
+        return arguments
+    command = arguments[at]
+    options = _options(command)
+    return [*arguments[: at + 1], *with_options(arguments[at + 1 :], command, options, takes_fields=command in _FIELDS)]
+
+
+def _options(command: str) -> dict[str, bool]:
+    """The option names of a command, True for flags."""
+    group = typer.main.get_command(app)
+    parameters = group.commands[command].params  # type: ignore[attr-defined]
+    return {
+        name.removeprefix("--"): getattr(parameter, "is_flag", False)
+        for parameter in parameters
+        for name in parameter.opts
+        if name.startswith("--")
+    }
+
+
+def _field_hint(arguments: Sequence[str], error: Exception) -> str:
+    """What to write instead, where an unknown option is a field of recipes."""
+    name = str(getattr(error, "option_name", "") or "").removeprefix("--")
+    if not name or not _FIELDS & set(arguments):
+        return ""
+    from mambar.training.fields import field_types
+    from mambar.training.recipe import Recipe, Stage
+
+    field = name.replace("-", "_")
+    known = {**field_types(Recipe), **field_types(Stage)}
+    return f" {field} is a field: write {field}=VALUE." if field in known else ""
 
 
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:

@@ -1,26 +1,26 @@
-"""`mambar recipe`: the pages of recipes, resolved."""
+"""`mambar recipe`: list the recipes, or print one with all its fields."""
 
 from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import AsJson, Assignments, parse
+from mambar.cli.arguments import AsJson, Fields, named_values
 from mambar.training.recipe import Recipe
 
 
 def recipe(
-    name: Annotated[str, typer.Argument(help="A recipe's name; none or --list: all names.")] = "",
-    assignments: Assignments = None,
+    name: Annotated[str, typer.Argument(help="A recipe's name; without it all names are listed.")] = "",
+    fields: Fields = None,
     listing: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
     images: Annotated[int | None, typer.Option("--images", min=1, help="Training images, for the cost.")] = None,
     speed: Annotated[
-        float | None, typer.Option("--speed", min=0.001, help="Measured images/s in the first stage, for the hours.")
+        float | None, typer.Option("--speed", min=0.001, help="Measured images/s of the first stage, for the hours.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a recipe with any field changed, where its values come from, and what it costs.
+    """Print a recipe, the sources of its values, and its cost.
 
-    --speed is what a run shows on the console (images/s) and keeps in metrics.jsonl, or what `mambar bench` measures.
+    FIELD=VALUE changes fields. --speed is the images/s that a run prints and writes to metrics.jsonl.
     """
     from mambar.recipes.index import get_entry, recipe_names
 
@@ -29,12 +29,7 @@ def recipe(
             typer.echo(f"{known:16} {get_entry(known).title}")
         return
     found = get_entry(name)
-    options = parse(assignments)
-    resolved = found.recipe.with_overrides(options.assignments)
-    changes = {key: value for key in ("data", "seed") if (value := getattr(options, key)) is not None}
-    if options.precision != "auto":
-        changes["precision"] = options.precision
-    resolved = resolved.replace(**changes)
+    resolved = found.recipe.with_overrides(f"{field}={value}" for field, value in named_values(fields).items())
     if as_json:
         typer.echo(resolved.to_json(), nl=False)
         return

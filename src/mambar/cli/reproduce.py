@@ -1,28 +1,40 @@
-"""`mambar reproduce`: a table or figure of the paper, ours beside theirs."""
+"""`mambar reproduce`: tables and figures of the paper, published and measured."""
 
 from typing import Annotated, cast
 
 import typer
 
-from mambar.cli.arguments import AsJson, Assignments, parse, print_json, truth, whole_number
+from mambar.cli.arguments import AsJson, Device, Fields, NumWorkers, Out, named_values, numbers, print_json
 from mambar.device import choose_device
 from mambar.errors import InputError
 
-_OWN = ("budget", "seeds", "other_seeds", "more", "jobs", "minutes", "fit")
-
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="Tables or figures, separated by commas; none or --list: names.")] = "",
-    assignments: Assignments = None,
+    name: Annotated[str, typer.Argument(help="Tables or figures, comma-separated; without it all are listed.")] = "",
+    fields: Fields = None,
     listing: Annotated[bool, typer.Option("--list", help="List the tables and figures.")] = False,
+    budget: Annotated[
+        str, typer.Option("--budget", help="smoke: minutes on a CPU; small: real training; full: the paper's.")
+    ] = "smoke",
+    seeds: Annotated[str, typer.Option("--seeds", metavar="LIST", help="Comma-separated seeds.")] = "0",
+    other_seeds: Annotated[
+        int | None, typer.Option("--other-seeds", min=1, help="Number of seeds of rows that decide nothing.")
+    ] = None,
+    more: Annotated[bool, typer.Option("--more", help="Rows beyond the paper's.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Networks trained in parallel.")] = 1,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.001, max=1e6, help="Refuse what does not fit into the time.")
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="With --minutes: train as many epochs as fit.")] = False,
+    out: Out = None,
+    device: Device = "auto",
+    num_workers: NumWorkers = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure tables or figures of the paper (budget=smoke|small|full data= seeds=0,1,2 jobs=1 device= out=).
+    """Measure tables or figures of the paper and print published and own values.
 
-    smoke proves the path on a CPU in minutes; small is comparable among its own rows only; full is the paper's data
-    and recipe. What was not run says so. other_seeds=1: seeds of the rows that decide nothing; more=true: rows beyond
-    the paper's; minutes=8: refuse what does not fit, or with fit=true train as many epochs as do. Everything else is a
-    field of the recipes, as epochs=20 or data_options.canvas=64.
+    FIELD=VALUE sets a field of every recipe, for example data=PATH, epochs=20 or data_options.canvas=64. Cells that
+    were not run say so. Only full results are comparable with the paper's. The default of --out is runs/reproduce.
     """
     from mambar.paper.claim import Budget
     from mambar.paper.index import module, names
@@ -33,27 +45,24 @@ def reproduce(
         for known in names():
             typer.echo(f"{known:24} {module(known).TITLE}")
         return
-    options = parse(assignments)
-    if options.seed is not None:
-        raise InputError(f"seed={options.seed}: a table takes several; write seeds={options.seed}.")
-    given = {key: options.fields[key] for key in _OWN if key in options.fields}
-    fields = [f"{key}={value}" for key, value in options.fields.items() if key not in _OWN]
-    if options.precision != "auto":
-        fields.append(f"precision={options.precision}")
+    given = named_values(fields)
+    if "seed" in given:
+        raise InputError(f"seed={given['seed']}: a table takes several seeds; write --seeds {given['seed']}.")
+    data = given.pop("data", None)
     results = run(
         name.split(","),
-        budget=cast(Budget, given.get("budget", "smoke")),
-        data=options.data,
-        out=options.out or "runs/reproduce",
-        device=choose_device(options.device),
-        fields=fields,
-        seeds=[whole_number("seeds", part) for part in given.get("seeds", "0").split(",")],
-        other_seeds=whole_number("other_seeds", given["other_seeds"], 1) if "other_seeds" in given else None,
-        more=truth("more", given.get("more", "false")),
-        workers=options.workers or 0,
-        jobs=whole_number("jobs", given.get("jobs", "1"), 1),
-        minutes=_minutes(given["minutes"]) if "minutes" in given else None,
-        fit=truth("fit", given.get("fit", "false")),
+        budget=cast(Budget, budget),
+        data=data,
+        out=out or "runs/reproduce",
+        device=choose_device(device),
+        fields=[f"{field}={value}" for field, value in given.items()],
+        seeds=list(numbers("--seeds", seeds, int)),
+        other_seeds=other_seeds,
+        more=more,
+        workers=num_workers or 0,
+        jobs=jobs,
+        minutes=minutes,
+        fit=fit,
     )
     if as_json:
         every = [result for found in results.values() for result in found]
@@ -61,13 +70,3 @@ def reproduce(
         return
     for part, found in results.items():
         typer.echo(f"{module(part).TITLE}\n\n{render(module(part).CLAIMS, found)}")
-
-
-def _minutes(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError as error:
-        raise InputError(f"minutes={value!r} must be a number.") from error
-    if not 0 < number < 1e6:
-        raise InputError(f"minutes={value} must be above 0.")
-    return number

@@ -1,4 +1,4 @@
-"""`mambar serve`: a page that shows what a model sees in an image."""
+"""`mambar serve`: a local web page that shows a model's predictions, norms and maps."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import Assignments, img_size, parse, truth, whole_number
+from mambar.cli.arguments import Compare, Device, ImgSize, Pretrained
 from mambar.cli.console import say
 from mambar.device import choose_device
 from mambar.errors import InputError
@@ -18,25 +18,21 @@ _PASSWORD = "MAMBAR_PASSWORD"
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="A run directory, a checkpoint, a name of ours, or timm/NAME.")],
-    assignments: Assignments = None,
+    model: Annotated[str, typer.Argument(help="A run directory, a checkpoint, a model's name, or timm/NAME.")],
+    compare: Compare = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Default: a free one.")] = None,
+    img_size: ImgSize = None,
+    pretrained: Pretrained = False,
+    device: Device = "auto",
     public: Annotated[
-        bool, typer.Option("--public", help=f"Let other machines in, with the password in {_PASSWORD} or asked for.")
+        bool, typer.Option("--public", help=f"Allow other machines, with the password in {_PASSWORD} or prompted.")
     ] = False,
 ) -> None:
-    """Show classes, norms, feature and register maps of any image in the browser, on this machine only.
+    """Open a local web page with classes, norms, feature and register maps of any image.
 
-    compare=MODEL shows a second model beside the first in one scale. Others: port= device= img_size= (a larger one
-    gives finer maps) pretrained=true for a bare name. Ends with Ctrl-C.
+    A larger --img-size gives finer maps. Ctrl-C stops the page.
     """
-    options = parse(assignments, allowed=("compare", "port", "device", "img_size", "pretrained"))
-    fields = options.fields
-    port = whole_number("port", fields["port"], 1) if "port" in fields else None
-    if port is not None and port > 65535:
-        raise InputError(f"port={port} must be at most 65535.")
-    size = img_size(fields["img_size"]) if "img_size" in fields else None
-    pretrained = truth("pretrained", fields.get("pretrained", "false"))
-    device = choose_device(options.device)
+    chosen_device = choose_device(device)
     password = _password() if public else None
 
     from dataclasses import replace
@@ -44,12 +40,13 @@ def serve(
     from mambar.analysis.analyzed_model import open_model
     from mambar.web.server import USER, run_server, wait_for_shutdown
 
-    sources = [model, *([fields["compare"]] if "compare" in fields else [])]
-    analyzed_models = [open_model(source, pretrained=pretrained, img_size=size, device=device) for source in sources]
-    if len({analyzed.name for analyzed in analyzed_models}) < len(analyzed_models):
-        analyzed_models[1] = replace(analyzed_models[1], name=f"{analyzed_models[1].name} (2)")
+    sources = [model, *([] if compare is None else [compare])]
+    common = {"pretrained": pretrained, "img_size": img_size, "device": chosen_device}
+    models = [open_model(source, **common) for source in sources]
+    if len({analyzed.name for analyzed in models}) < len(models):
+        models[1] = replace(models[1], name=f"{models[1].name} (2)")
     logger.info("Starting the page; this takes some seconds.")
-    with run_server(analyzed_models, port=port, password=password) as page:
+    with run_server(models, port=port, password=password) as page:
         say(f"page: {page.address}  (Ctrl-C ends it)")
         if public:
             say(f"other machines reach it on the same port, as user {USER}; put TLS before it where others listen")

@@ -1,4 +1,4 @@
-"""`mambar train`: runs a recipe, or goes on with a run."""
+"""`mambar train`: train a recipe, or resume a run."""
 
 import os
 import signal
@@ -10,60 +10,59 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import AsJson, Assignments, parse, print_json
+from mambar.cli.arguments import AsJson, Device, Fields, NumWorkers, Out, named_values, print_json
 from mambar.cli.console import say
 from mambar.errors import InputError
 
 
 def train(
     name: Annotated[str, typer.Argument(help="A recipe's name (mambar recipe --list).")] = "",
-    assignments: Assignments = None,
-    resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Go on with a run.")] = None,
+    fields: Fields = None,
+    out: Out = None,
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Resume the run in DIR.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--override", metavar="FIELD", help="With --resume: a field that may change.")
     ] = None,
+    device: Device = "auto",
+    num_workers: NumWorkers = None,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Processes on this machine (torchrun).")] = 1,
     restarts: Annotated[int, typer.Option("--max-restarts", min=0, help="With --processes: restarts allowed.")] = 0,
     as_json: AsJson = False,
 ) -> int:
-    """Train a recipe: `mambar train digits epochs=10`, `mambar train folder data=PATH`, `mambar train --resume DIR`.
+    """Train a recipe, or resume a run.
 
-    Options for every recipe: data= out= seed= device=auto|cpu|cuda|mps precision= workers=; any field of the recipe as
-    field=value (mambar recipe NAME lists them).
+    FIELD=VALUE sets a field of the recipe: data=PATH, epochs=10, seed=1, config.depth=12 (mambar recipe NAME lists
+    them). Examples: mambar train digits epochs=10, mambar train folder data=PATH --out pets,
+    mambar train --resume pets.
     """
-    given = [*([name] if "=" in name else []), *(assignments or [])]
+    assignments = [*([name] if "=" in name else []), *(fields or [])]
     name = "" if "=" in name else name
     if processes > 1:
         return _under_torchrun(processes, restarts)
-    options = parse(given)
+    given = named_values(assignments)
     if resume is None and not name:
         raise InputError("train needs a recipe's name or --resume DIR; mambar recipe --list shows the names.")
     if resume is not None and name:
-        raise InputError(f"--resume {resume} goes on with that run's own recipe; leave the name {name!r} away.")
+        raise InputError(f"--resume {resume} uses that run's own recipe; omit the name {name!r}.")
     if override and resume is None:
-        raise InputError(f"--override {override[0]} is for --resume DIR only; leave it away.")
-    if resume is not None and options.out is not None:
-        raise InputError(f"--resume {resume} goes on in that directory; leave out={options.out} away.")
+        raise InputError(f"--override {override[0]} is for --resume DIR only; omit it.")
+    if resume is not None and out is not None:
+        raise InputError(f"--resume {resume} continues in that directory; omit --out {out}.")
 
     from mambar.recipes.run import resume as resume_run
     from mambar.recipes.run import run
     from mambar.training.distributed.environment import rank
 
-    shared = {"device": options.device, "workers": options.workers}
+    shared = {"device": device, "workers": num_workers}
     if resume is not None:
-        result = resume_run(resume, changes=options.assignments, data=options.data, override=override or (), **shared)
+        data = given.pop("data", None)
+        changes = [f"{field}={value}" for field, value in given.items()]
+        result = resume_run(resume, changes=changes, data=data, override=override or (), **shared)
     else:
         from mambar.recipes.index import get_recipe
 
-        chosen = get_recipe(name).with_overrides(options.assignments)
-        result = run(
-            chosen,
-            data=options.data,
-            out=options.out,
-            seed=options.seed,
-            precision=None if options.precision == "auto" else options.precision,
-            **shared,
-        )
+        chosen = get_recipe(name).with_overrides(f"{field}={value}" for field, value in given.items())
+        result = run(chosen, out=out, **shared)
     if as_json:
         print_json({"directory": str(result.directory), "metrics": dict(result.metrics)})
     elif rank() == 0:

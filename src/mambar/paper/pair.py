@@ -50,7 +50,7 @@ def analysed_pair(context: Context, **options: Any) -> Analysis:
         data=recipe.data,
         data_options=dict(recipe.data_options),
         out=out,
-        options=AnalysisOptions(seed=context.seeds[0], **{"added_registers": 0, **options}),
+        options=AnalysisOptions(seed=context.seeds[0], **{"test_time_registers": 0, **options}),
         device=context.device,
         workers=context.workers,
     )

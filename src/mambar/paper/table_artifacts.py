@@ -84,7 +84,7 @@ def _looked_into(cell: Cell, seed: int, context: Context) -> dict[str, float]:
             for name in content
         }
     logger.info("Looking into %s, seed %d.", cell.row, seed)
-    options = AnalysisOptions(num_images=64 if context.budget == "smoke" else 400, gallery=1, added_registers=0)
+    options = AnalysisOptions(num_images=64 if context.budget == "smoke" else 400, gallery=1, test_time_registers=0)
     recipe = cell.recipe
     dataset = open_dataset(recipe.data, "val", **{**recipe.data_options, "limit": options.num_images})
     analyzed = open_model(directory, device=context.device)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mambar.data import EvalTransform, ImageDataset, Preprocessing, evaluation_batches, open_dataset
-from mambar.errors import DataError, InputError
+from mambar.errors import DataError
 from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
 from mambar.models.vision_mamba import VisionMamba
@@ -23,15 +23,15 @@ def evaluate_run(
     data: str | None = None,
     split: str = "val",
     batch_size: int = 64,
-    crop: float | str | None = None,
+    crop_pct: float | None = None,
     data_options: Mapping[str, Any] | None = None,
     device: str = "cpu",
     workers: int = 0,
 ) -> ClassificationResult:
     """Top-1, top-5 and per class of the model in `run` (a run directory, a file, a hub id) on a split of `data`.
 
-    data: by default what the run was trained on. crop: share of the resized image that is looked at, by default the
-    model's own. The data's classes must be the model's.
+    data: by default what the run was trained on. crop_pct: share of the resized image that is kept, by
+    default the model's own. The data's classes must be the model's.
     """
     model = load(run, device=device)
     options = dict(data_options or {})
@@ -43,7 +43,7 @@ def evaluate_run(
         data=data,
         split=split,
         batch_size=batch_size,
-        crop=crop,
+        crop_pct=crop_pct,
         device=device,
         workers=workers,
         data_options=options,
@@ -56,7 +56,7 @@ def evaluate_model(
     data: str,
     split: str = "val",
     batch_size: int = 64,
-    crop: float | str | None = None,
+    crop_pct: float | None = None,
     device: str = "cpu",
     workers: int = 0,
     data_options: Mapping[str, Any] | None = None,
@@ -65,8 +65,8 @@ def evaluate_model(
     model = model.to(device)
     dataset = _dataset(model, data, split, data_options or {})
     preprocessing = model.preprocessing or Preprocessing(img_size=model.config.img_size)
-    if crop is not None:
-        preprocessing = dataclasses.replace(preprocessing, train_crop=_share(crop))
+    if crop_pct is not None:
+        preprocessing = dataclasses.replace(preprocessing, crop_pct=crop_pct)
     batches = evaluation_batches(
         dataset,
         EvalTransform(preprocessing=preprocessing).pixels,
@@ -112,13 +112,3 @@ def _dataset(model: VisionMamba, data: str, split: str, options: Mapping[str, An
             f"{len(model.classes)} ({', '.join(model.classes[:4])}, …); evaluate on data with the model's classes."
         )
     return dataset
-
-
-def _share(crop: float | str) -> float:
-    try:
-        share = float(crop)
-    except ValueError:
-        raise InputError(f"crop={crop!r} is not a number; use above 0 and at most 1.") from None
-    if not 0 < share <= 1:
-        raise InputError(f"crop={crop} is not allowed; use above 0 and at most 1.")
-    return share
