@@ -15,9 +15,9 @@ from mambar.web import server
     ("arguments", "part"),
     [
         (("no/where",), "There is no model 'no/where'"),
-        (("--port", "0"), "0 is not in the range"),
-        (("port=70000",), "at most 65535"),
-        (("prot=7860",), "did you mean 'port'"),
+        (("--port", "0"), "greater than or equal to 1"),
+        (("port=70000",), "less than or equal to 65535"),
+        (("prot=7860",), "did you mean '--port'"),
         (("compare=nothing",), "There is no model 'nothing'"),
         (("--public",), "set MAMBAR_PASSWORD"),
     ],
