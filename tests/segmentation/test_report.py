@@ -15,7 +15,7 @@ from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.inference import predict
 from mambar.segmentation.report import write_report
 from mambar.training.recipe import Recipe
-from mambar.training.task import Measured
+from mambar.training.task import EvalResult
 
 NAMES = ("plain", "<script>alert(1)</script>", "disc")
 
@@ -50,8 +50,8 @@ def written(run, out, *rows):
     out.mkdir()
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     recipe = Recipe(name="scenes", model="mambar_tiny_patch16_224", task="segmentation", data="scenes")
-    measured = Measured(metrics={}, detail=result)
-    write_report(out, recipe=recipe, model=model, inference=inference, measured=measured, val_set=val)
+    measured = EvalResult(metrics={}, details=result)
+    write_report(out, recipe=recipe, model=model, inference=inference, eval_result=measured, val_set=val)
     return (out / "report.html").read_text("utf-8")
 
 

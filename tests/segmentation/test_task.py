@@ -24,7 +24,7 @@ from mambar.segmentation import (
     load_segmenter,
     segment,
 )
-from mambar.training.loop.optim import groups
+from mambar.training.loop.optim import param_groups
 from mambar.training.recipe import Recipe, Stage
 from training import runs
 
@@ -202,7 +202,7 @@ def test_parameters_are_decayed_as_published(tiny_mamba):
     """No decay on positions, registers, norms, biases, A_log and D; layers scaled by their depth."""
     model = task().wrap(tiny_mamba)
     stage = Stage(weight_decay=0.01, decay_groups="corrected", layer_decay=0.5)
-    found = groups(tiny_mamba, stage, model=model, prefix="segmenter.backbone.")
+    found = param_groups(tiny_mamba, stage, model=model, prefix="segmenter.backbone.")
     place = {name: part for part in found for name in part.names}
     assert set(place) == {name for name, p in model.named_parameters() if p.requires_grad}
     for name, part in place.items():
@@ -248,7 +248,7 @@ def test_loss_and_its_parts(make_backbone):
     whole = plain.loss(model, prepared)
     parts = [plain.loss(model, prepared.part(start, start + 2)) for start in (0, 2)]
     torch.testing.assert_close(whole.value, (parts[0].value + parts[1].value) / 2)
-    torch.testing.assert_close(whole.hits, parts[0].hits + parts[1].hits)
+    torch.testing.assert_close(whole.num_correct, parts[0].num_correct + parts[1].num_correct)
     main, auxiliary = model(prepared.images)
     expected = plain._loss_of(main, prepared.targets) + 0.4 * plain._loss_of(auxiliary, prepared.targets)
     torch.testing.assert_close(whole.value, expected)

@@ -78,27 +78,27 @@ def die_in_worker(epoch: int, step: int, marker: Path) -> None:
 
 def forget(what: str) -> None:
     """The negative controls: a resume that loses a part of the state."""
-    from mambar.training.loop.context import Position
+    from mambar.training.loop.context import TrainingProgress
     from mambar.training.loop.optim import Optimizer
-    from mambar.training.loop.train_state import Learner
+    from mambar.training.loop.train_state import TrainState
 
     if what == "optimizer":
         Optimizer.load = lambda self, state, **named: None
     elif what == "ema":
-        fill = Learner._fill
+        fill = TrainState._fill
 
         def without_average(self, model, tensors):
             if self.ema is None or model is not self.ema.model:
                 fill(self, model, tensors)
 
-        Learner._fill = without_average
+        TrainState._fill = without_average
     elif what == "best":
-        update = Position.update
+        update = TrainingProgress.update
 
-        def without_best(self, plain):
-            update(self, {**plain, "best": None, "best_step": None})
+        def without_best(self, scalars):
+            update(self, {"progress": {**scalars["progress"], "best": None, "best_step": None}})
 
-        Position.update = without_best
+        TrainingProgress.update = without_best
     else:
         raise AssertionError(what)
 
@@ -107,15 +107,15 @@ def slow_steps(seconds: float) -> None:
     """Makes every step take a while, so that a signal can hit it."""
     import time
 
-    from mambar.training.loop.update import Updater
+    from mambar.training.loop.update import TrainStep
 
-    call = Updater.__call__
+    call = TrainStep.__call__
 
     def slow(self, *arguments, **named):
         time.sleep(seconds)
         return call(self, *arguments, **named)
 
-    Updater.__call__ = slow
+    TrainStep.__call__ = slow
 
 
 def record_samples(file: Path) -> None:
@@ -160,9 +160,9 @@ def poison(kind: str, steps: tuple[int, ...], shard: int = 1, value: float = flo
                 del layer.forward
         found = loss(self, model, batch)
         if kind == "loss":
-            return Loss(found.value * value, found.hits)
+            return Loss(found.value * value, found.num_correct)
         spoiled = _Spoil.apply(model.blocks[0].mixer.out_proj.weight, value).sum()
-        return Loss(found.value + spoiled, found.hits)
+        return Loss(found.value + spoiled, found.num_correct)
 
     ClassificationTask.prepare, ClassificationTask.loss = noting, poisoned
 
@@ -229,28 +229,28 @@ def signal_in_evaluation(number: int) -> None:
     trainer.evaluation_batches = wrapped
 
 
-def deaf() -> None:
-    """The negative control of the signals: nobody catches them."""
+def ignore_stop_signals() -> None:
+    """The negative control of the signals: no handler is installed."""
     from contextlib import contextmanager
 
     from mambar.training.loop import stages
-    from mambar.training.loop.signals import Wishes
+    from mambar.training.loop.signals import StopSignals
 
     @contextmanager
-    def nobody():
-        yield Wishes()
+    def without_handlers():
+        yield StopSignals()
 
-    stages.listening = nobody
+    stages.catch_stop_signals = without_handlers
 
 
 def scores(*values: float) -> None:
     """Makes the evaluations give these top-1 values, one evaluation after the other."""
-    from mambar.training.task import ClassificationTask, Measured
+    from mambar.training.task import ClassificationTask, EvalResult
 
     left = [value for value in values for _ in ("weights", "ema")]
 
     def evaluate(self, model, batches, context):
-        return Measured(metrics={"top1": left.pop(0), "top5": 1.0, "val_loss": 1.0})
+        return EvalResult(metrics={"top1": left.pop(0), "top5": 1.0, "val_loss": 1.0})
 
     ClassificationTask.evaluate = evaluate
 
@@ -271,7 +271,7 @@ def poison_epoch(epoch: int, times: int) -> None:
         if not state["hit"]:
             return found
         state["left"] -= 1
-        return Loss(found.value * float("nan"), found.hits)
+        return Loss(found.value * float("nan"), found.num_correct)
 
     first = epoch
     ClassificationTask.prepare, ClassificationTask.loss = noting, poisoned

@@ -75,20 +75,20 @@ class Trace:
 
     metrics: list
     tensors: dict
-    position: dict
+    progress: dict
     model: str
 
     def __eq__(self, other):
-        return (self.metrics, self.tensors, self.position, self.model) == (
+        return (self.metrics, self.tensors, self.progress, self.model) == (
             other.metrics,
             other.tensors,
-            other.position,
+            other.progress,
             other.model,
         )
 
 
 def trace(out: Path) -> Trace:
-    """The trace of a finished run: metrics without times, all tensors by hash, the position, the weights' hash."""
+    """The trace of a finished run: metrics without times, all tensors by hash, the progress, the weights' hash."""
     from mambar.training.checkpoint.store import CheckpointStore
     from mambar.training.metrics_log import read_metrics
 
@@ -97,7 +97,7 @@ def trace(out: Path) -> Trace:
     assert checkpoint is not None
     hashes = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in checkpoint.tensors.items()}
     weights = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
-    return Trace(rows, hashes, checkpoint.scalars["position"], weights)
+    return Trace(rows, hashes, checkpoint.scalars["progress"], weights)
 
 
 def here(recipe, out, **options):

@@ -24,7 +24,7 @@ from mambar.segmentation.overlays import coloured_labels, errors, painted
 from mambar.segmentation.segmenter import Segmenter
 from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe
-from mambar.training.task import Measured
+from mambar.training.task import EvalResult
 from mambar.version import __version__
 
 # Images looked at for the best and the worst, and how many of each are shown.
@@ -40,11 +40,11 @@ def write_report(
     recipe: Recipe,
     model: Segmenter,
     inference: Inference,
-    measured: Measured,
+    eval_result: EvalResult,
     val_set: MaskChannelDataset,
 ) -> Path:
     """Writes report.html and curves.png of the run in `out`; `model` carries its classes, palette, preprocessing."""
-    result = measured.detail
+    result = eval_result.details
     assert isinstance(result, SegmentationResult)
     colours = val_set.palette
     curves = collect_curves({recipe.name: read_metrics(out / "metrics.jsonl")})

@@ -24,7 +24,7 @@ from mambar.segmentation.options import SegmentationOptions
 from mambar.segmentation.segmenter import Segmenter
 from mambar.segmentation.training_model import SegmenterInTraining
 from mambar.training.recipe import Recipe, Stage
-from mambar.training.task import EvaluationContext, Loss, Measured, Prepared, preprocessing_of
+from mambar.training.task import EvalResult, EvaluationContext, Loss, Prepared, preprocessing_of
 
 # Training images whose masks tell how frequent the classes are.
 _LOOKED_AT: Final = 64
@@ -160,7 +160,7 @@ class SegmentationTask:
         value = pixel_cross_entropy(logits, labels, weights=weights)
         return value + self.options.dice * dice_loss(logits, labels) if self.options.dice else value
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> Measured:
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:
         """mIoU, pixel accuracy, mean accuracy, boundary F-score; the detail is a `SegmentationResult`."""
         result = evaluate(
             _segmenter(model),
@@ -169,7 +169,7 @@ class SegmentationTask:
             preprocessing=self.preprocessing,
             inference=self.options.inference(),
             autocast=context.autocast,
-            total=context.total,
+            total=context.all_reduce,
         )
         metrics = {
             "miou": result.miou,
@@ -178,7 +178,7 @@ class SegmentationTask:
             "boundary_f": result.boundary_f,
             "val_loss": result.loss or 0.0,
         }
-        return Measured(metrics=metrics, detail=result)
+        return EvalResult(metrics=metrics, details=result)
 
     def save(self, out: Path, model: nn.Module, *, recipe: Recipe, val_set: ImageDataset) -> None:
         """The segmenter, without the auxiliary head."""
@@ -188,13 +188,13 @@ class SegmentationTask:
         segmenter.preprocessing = self.preprocessing
         save_segmenter(out, segmenter, name=recipe.model, inference=self.options.inference(), force=True)
 
-    def report(self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset) -> None:
+    def report(self, out: Path, model: nn.Module, *, recipe: Recipe, result: EvalResult, val_set: ImageDataset) -> None:
         """report.html with the best and worst images."""
         from mambar.segmentation.report import write_report
 
         assert isinstance(val_set, MaskChannelDataset)
         segmenter, inference = _segmenter(model), self.options.inference()
-        write_report(out, recipe=recipe, model=segmenter, inference=inference, measured=measured, val_set=val_set)
+        write_report(out, recipe=recipe, model=segmenter, inference=inference, eval_result=result, val_set=val_set)
 
 
 def _segmenter(model: nn.Module) -> Segmenter:

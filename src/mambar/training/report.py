@@ -16,15 +16,17 @@ from mambar.evaluation.classification import ClassificationResult, examples
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe
-from mambar.training.task import Measured
+from mambar.training.task import EvalResult
 
 _LOG = logging.getLogger("mambar.training")
 _LOOKED_AT, _SHOWN, _MAPPED = 64, 12, 4
 
 
-def write_report(out: Path, *, recipe: Recipe, model: VisionMamba, measured: Measured, val_set: ImageDataset) -> Path:
+def write_report(
+    out: Path, *, recipe: Recipe, model: VisionMamba, eval_result: EvalResult, val_set: ImageDataset
+) -> Path:
     """Writes report.html and curves.png of the run in `out`; `model` carries its classes and preprocessing."""
-    result = measured.detail
+    result = eval_result.details
     sample = _sample(model, val_set)
     label = FigureLabel(data=f"{val_set.name}, validation", seed=recipe.seed)
     panels = compare_norms({recipe.name: model}, sample[0][:_MAPPED], shown=sample[1][:_MAPPED], label=label)
@@ -38,7 +40,7 @@ def write_report(out: Path, *, recipe: Recipe, model: VisionMamba, measured: Mea
         confusion=confusion,
         predictions=example_predictions(model, val_set),
         norm_panels={"Validation images": panels},
-        summary=_summary(measured.metrics, model, val_set),
+        summary=_summary(eval_result.metrics, model, val_set),
     )
 
 

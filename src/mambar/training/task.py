@@ -45,15 +45,15 @@ class Loss:
     """The mean loss of some images, and of them how many the model got right (0 where that has no meaning)."""
 
     value: Float[Tensor, ""]
-    hits: Float[Tensor, ""]
+    num_correct: Float[Tensor, ""]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class EvalResult:
     """An evaluation: numbers for the log, and whatever the report wants to show of it."""
 
     metrics: Mapping[str, float]
-    detail: Any = field(default=None, repr=False)
+    details: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class EvaluationContext:
     device: torch.device
     dtype: torch.dtype = torch.float32
     autocast: Callable[[], AbstractContextManager[object]]
-    total: Callable[[Tensor], Tensor]
+    all_reduce: Callable[[Tensor], Tensor]
 
 
 @runtime_checkable
@@ -119,7 +119,7 @@ class Task(Protocol):
         """The mean loss of a micro-batch."""
         ...
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> Measured:
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:
         """Measures the model on held-out images."""
         ...
 
@@ -127,7 +127,7 @@ class Task(Protocol):
         """Writes the finished model (on the CPU) into the run directory."""
         ...
 
-    def report(self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset) -> None:
+    def report(self, out: Path, model: nn.Module, *, recipe: Recipe, result: EvalResult, val_set: ImageDataset) -> None:
         """Writes the report of the model that `save` has written."""
         ...
 
@@ -234,7 +234,7 @@ class ClassificationTask:
         hits = (logits.detach().argmax(1) == targets.argmax(1)).sum().to(logits.dtype)
         return Loss(value, hits)
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> Measured:
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:
         """Top-1, top-5 (fractions) and the mean cross-entropy; the detail is a `ClassificationResult`."""
         result: ClassificationResult = evaluate(
             model,
@@ -243,10 +243,10 @@ class ClassificationTask:
             device=context.device,
             prepare=lambda images: self._normalized(images).to(context.dtype),
             autocast=context.autocast,
-            total=context.total,
+            total=context.all_reduce,
         )
         metrics = {"top1": result.top1, "top5": result.top5, "val_loss": result.loss}
-        return Measured(metrics=metrics, detail=result)
+        return EvalResult(metrics=metrics, details=result)
 
     def save(self, out: Path, model: nn.Module, *, recipe: Recipe, val_set: ImageDataset) -> None:
         """config.json and model.safetensors."""
@@ -254,12 +254,12 @@ class ClassificationTask:
         save_model(out, model, name=recipe.model, classes=self.classes, preprocessing=self.preprocessing, force=True)
         model.classes, model.preprocessing = self.classes, self.preprocessing
 
-    def report(self, out: Path, model: nn.Module, *, recipe: Recipe, measured: Measured, val_set: ImageDataset) -> None:
+    def report(self, out: Path, model: nn.Module, *, recipe: Recipe, result: EvalResult, val_set: ImageDataset) -> None:
         """report.html with confusion matrix, examples and token norms."""
         from mambar.training.report import write_report
 
         assert isinstance(model, VisionMamba)
-        write_report(out, recipe=recipe, model=model, measured=measured, val_set=val_set)
+        write_report(out, recipe=recipe, model=model, eval_result=result, val_set=val_set)
 
     def _normalized(self, images: Tensor) -> Tensor:
         return self.preprocessing.normalize(images) if images.dtype == torch.uint8 else images

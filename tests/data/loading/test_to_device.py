@@ -6,22 +6,22 @@ import pytest
 import torch
 
 import mambar
-from mambar.data.loading.to_device import sent
+from mambar.data.loading.to_device import to_device
 
 
 @pytest.mark.parametrize("device, waits", [("cuda", False), ("cuda:1", False), ("mps", True), ("cpu", True)])
 def test_only_a_cuda_copy_is_not_waited_for(device, waits, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.Tensor, "to", lambda *given, **named: asked.append((given[1], named)) or given[0])
-    sent(torch.ones(2), device)
-    sent(torch.ones(2), torch.device(device))
+    to_device(torch.ones(2), device)
+    to_device(torch.ones(2), torch.device(device))
     assert [given for given, _ in asked] == [device, torch.device(device)]
     assert all(named == {"non_blocking": not waits} for _, named in asked)
 
 
 def test_the_tensor_arrives():
-    assert torch.equal(sent(torch.arange(3), "cpu"), torch.arange(3))
-    assert sent(torch.arange(3), "meta").device.type == "meta"
+    assert torch.equal(to_device(torch.arange(3), "cpu"), torch.arange(3))
+    assert to_device(torch.arange(3), "meta").device.type == "meta"
 
 
 def test_nobody_copies_without_waiting_otherwise():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mambar.training.loop.health import first_bad_module
+from mambar.training.loop.health import first_non_finite_module
 
 
 class Net(nn.Module):
@@ -21,41 +21,41 @@ def net():
 
 
 def test_a_healthy_model_has_no_culprit(net):
-    assert first_bad_module(net, lambda: net(torch.randn(3, 4))) is None
+    assert first_non_finite_module(net, lambda: net(torch.randn(3, 4))) is None
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
 def test_a_bad_parameter_is_named(net):
     with torch.no_grad():
         net.two.weight[0, 1] = float("inf")
-    assert first_bad_module(net, lambda: net(torch.randn(3, 4))) == "parameter two.weight"
+    assert first_non_finite_module(net, lambda: net(torch.randn(3, 4))) == "parameter two.weight"
 
 
 def test_the_first_bad_output_is_named(net):
     handle = net.one.register_forward_hook(lambda module, inputs, output: output * float("nan"))
-    assert first_bad_module(net, lambda: net(torch.randn(3, 4))) == "module one"
+    assert first_non_finite_module(net, lambda: net(torch.randn(3, 4))) == "module one"
     handle.remove()
 
 
 def test_a_bad_loss_and_a_bad_gradient_are_told_apart(net):
-    assert first_bad_module(net, lambda: net(torch.randn(3, 4)) * float("nan")) == "the loss"
+    assert first_non_finite_module(net, lambda: net(torch.randn(3, 4)) * float("nan")) == "the loss"
     # The square root's slope at 0 is infinite, its value is not.
-    assert first_bad_module(net, lambda: (net.one.weight * 0).sum().sqrt() + net(torch.zeros(1, 4))) == (
+    assert first_non_finite_module(net, lambda: (net.one.weight * 0).sum().sqrt() + net(torch.zeros(1, 4))) == (
         "gradient of one.weight"
     )
 
 
 def test_layers_are_measured_without_a_trace():
     from mambar.hub import create_model
-    from mambar.training.loop.health import measure
+    from mambar.training.loop.health import layer_statistics
 
     torch.manual_seed(0)
     model = create_model(
-        "mambar_tiny_patch16_224", img_size=16, num_classes=3, patch_size=4, dim=16, depth=3, drop_path_rate=0.5
+        "mambar_tiny_patch16_224", img_size=16, num_classes=3, patch_size=4, embed_dim=16, depth=3, drop_path_rate=0.5
     ).train()
     images = torch.randn(4, 3, 16, 16)
     state = torch.get_rng_state()
-    found = measure(model, images)
+    found = layer_statistics(model, images)
     assert torch.equal(state, torch.get_rng_state()) and model.training
     assert {len(values) for values in found.values()} == {3}
     expected = [tokens.patches.norm(dim=-1).mean() for tokens in model.eval().tokens(images)]

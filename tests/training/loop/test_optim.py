@@ -8,7 +8,7 @@ from mambar.hub import create_model
 from mambar.hub.convert import to_official
 from mambar.models.config import variant
 from mambar.models.vision_mamba import VisionMamba
-from mambar.training.loop.optim import Optimizer, freeze_backbone, groups, is_decayed, set_training_mode
+from mambar.training.loop.optim import Optimizer, freeze_backbone, is_decayed, param_groups, set_training_mode
 from mambar.training.recipe import Stage
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "manifest.json"
@@ -57,7 +57,7 @@ def test_the_corrected_rule_also_exempts_A_log_and_nothing_else():
 
 def test_every_trainable_parameter_is_in_one_group():
     model = small()
-    names = [name for part in groups(model, Stage(layer_decay=0.7)) for name in part.names]
+    names = [name for part in param_groups(model, Stage(layer_decay=0.7)) for name in part.names]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
 
 
@@ -67,7 +67,7 @@ def test_layer_decay_is_timms():
     model = small()
     ours = {
         name: (part.scale, part.weight_decay)
-        for part in groups(model, Stage(layer_decay=0.7, weight_decay=0.05))
+        for part in param_groups(model, Stage(layer_decay=0.7, weight_decay=0.05))
         for name in part.names
     }
     names = {id(p): name for name, p in model.named_parameters()}
@@ -83,7 +83,7 @@ def test_layer_decay_is_timms():
 def test_a_frozen_backbone_trains_the_head_only_and_has_no_drop_path():
     model = small(drop_path_rate=0.5)
     freeze_backbone(model)
-    parts = groups(model, Stage())
+    parts = param_groups(model, Stage())
     assert {name.split(".")[0] for part in parts for name in part.names} == {"head"}
     set_training_mode(model)
     assert model.head.training and not model.blocks[0].training
@@ -95,7 +95,7 @@ def test_a_frozen_backbone_trains_the_head_only_and_has_no_drop_path():
 def test_the_optimizers_state_comes_back_bit_for_bit():
     torch.manual_seed(0)
     model, stage = small(), Stage()
-    optimizer = Optimizer(model, groups(model, stage), stage)
+    optimizer = Optimizer(model, param_groups(model, stage), stage)
     images = torch.randn(2, 3, 8, 8)
 
     def step(of, using):
@@ -108,7 +108,7 @@ def test_the_optimizers_state_comes_back_bit_for_bit():
         step(model, optimizer)
     twin = small()
     twin.load_state_dict(model.state_dict())
-    other = Optimizer(twin, groups(twin, stage), stage)
+    other = Optimizer(twin, param_groups(twin, stage), stage)
     other.load({name: value.clone() for name, value in optimizer.state().items()})
     step(model, optimizer)
     step(twin, other)
@@ -118,7 +118,7 @@ def test_the_optimizers_state_comes_back_bit_for_bit():
 def test_the_rate_of_a_group_is_its_share():
     model = small()
     stage = Stage(layer_decay=0.5)
-    optimizer = Optimizer(model, groups(model, stage), stage)
+    optimizer = Optimizer(model, param_groups(model, stage), stage)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step(0.8)

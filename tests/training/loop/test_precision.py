@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mambar.training.loop.precision import denormals_as_zero
+from mambar.training.loop.precision import flush_denormals
 
 
 def denormals_count() -> bool:
@@ -14,7 +14,7 @@ def denormals_count() -> bool:
 def test_denormals_are_zero_inside_and_as_before_afterwards(flushed):
     try:
         assert torch.set_flush_denormal(flushed)
-        with pytest.raises(KeyError), denormals_as_zero():
+        with pytest.raises(KeyError), flush_denormals():
             assert not denormals_count()
             raise KeyError
         assert denormals_count() != flushed

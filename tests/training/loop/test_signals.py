@@ -1,4 +1,4 @@
-"""P7: a signal is a wish that is granted between two steps: saved, named, resumed without a trace."""
+"""P7: a stop signal ends the run between two steps; the run is saved and resumes bit-identically."""
 
 import contextlib
 import os
@@ -91,10 +91,13 @@ def test_p7_a_signal_during_an_evaluation_saves_before_it_and_repeats_it(tmp_pat
 
 
 @pytest.mark.rel
-def test_p7_the_harness_catches_a_run_that_does_not_listen(tmp_path):
+def test_p7_the_harness_catches_a_run_without_signal_handlers(tmp_path):
     out = tmp_path / "run"
     process = runs.start(
-        runs.tiny(), out, before=(faults.all_of, (faults.deaf,), (faults.slow_steps, 0.05)), log=tmp_path / "log"
+        runs.tiny(),
+        out,
+        before=(faults.all_of, (faults.ignore_stop_signals,), (faults.slow_steps, 0.05)),
+        log=tmp_path / "log",
     )
     wait_for(out, 3, process)
     os.kill(process.pid, signal.SIGTERM)

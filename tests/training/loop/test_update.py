@@ -11,10 +11,10 @@ from mambar.errors import NonFiniteError
 from mambar.hub import create_model
 from mambar.training.distributed.process_group import ProcessGroup
 from mambar.training.loop.ema import Ema
-from mambar.training.loop.optim import Optimizer, groups
-from mambar.training.loop.precision import LossScale, Numerics
-from mambar.training.loop.signals import Wishes
-from mambar.training.loop.update import StepKeys, Updater
+from mambar.training.loop.optim import Optimizer, param_groups
+from mambar.training.loop.precision import LossScale, PrecisionPolicy
+from mambar.training.loop.signals import StopSignals
+from mambar.training.loop.update import StepKeys, TrainStep
 from mambar.training.recipe import Stage
 from mambar.training.task import ClassificationTask, Loss
 from training import faults, runs
@@ -22,9 +22,9 @@ from training import faults, runs
 CPU = torch.device("cpu")
 
 
-def make_updater(*, precision="fp32", shards=1, grad_accum_steps=1, clip=None, drop_path_rate=0.0, lr=1e-3):
+def make_updater(*, precision="fp32", shards=1, grad_accum_steps=1, clip_grad=None, drop_path_rate=0.0, lr=1e-3):
     torch.manual_seed(0)
-    numerics = Numerics.of(precision, CPU)
+    numerics = PrecisionPolicy.of(precision, CPU)
     model = create_model(
         "mambar_tiny_patch16_224",
         img_size=8,
@@ -35,21 +35,21 @@ def make_updater(*, precision="fp32", shards=1, grad_accum_steps=1, clip=None, d
         num_registers=2,
         register_reduction=2,
         drop_path_rate=drop_path_rate,
-    ).to(numerics.storage)
+    ).to(numerics.param_dtype)
     stage = Stage(lr=lr)
     preprocessing = Preprocessing(img_size=8)
-    return Updater(
+    return TrainStep(
         model,
         model,
         task=ClassificationTask(classes="abcde", preprocessing=preprocessing, mixing=None, smoothing=0.1),
-        optimizer=Optimizer(model, groups(model, stage), stage),
+        optimizer=Optimizer(model, param_groups(model, stage), stage),
         ema=Ema(model, 0.9),
         scale=LossScale(active=precision == "fp16"),
-        numerics=numerics,
-        processes=ProcessGroup(),
-        shards=shards,
+        precision=numerics,
+        process_group=ProcessGroup(),
+        num_shards=shards,
         grad_accum_steps=grad_accum_steps,
-        clip=clip,
+        clip_grad=clip_grad,
     )
 
 
@@ -73,7 +73,7 @@ def same(one, other):
 
 
 def step(updater, number=0, **options):
-    return updater(batches(**options), StepKeys(seed=1, epoch=0, step=number), lr=1e-3, wishes=Wishes())
+    return updater(batches(**options), StepKeys(seed=1, epoch=0, step=number), lr=1e-3, stop_signals=StopSignals())
 
 
 class Poisoned(ClassificationTask):
@@ -89,8 +89,8 @@ class Poisoned(ClassificationTask):
         found = super().loss(model, batch)
         if self.kind == "gradient":
             parameter = model.blocks[0].mixer.out_proj.weight
-            return Loss(found.value + faults._Spoil.apply(parameter, self.value).sum(), found.hits)
-        return Loss(found.value * self.value, found.hits)
+            return Loss(found.value + faults._Spoil.apply(parameter, self.value).sum(), found.num_correct)
+        return Loss(found.value * self.value, found.num_correct)
 
 
 def poison(updater, kind, value):
@@ -107,15 +107,15 @@ def poison(updater, kind, value):
 @pytest.mark.parametrize("kind", ["loss", "gradient", "activation"])
 @pytest.mark.slow
 def test_p11_a_bad_number_changes_nothing_of_the_state(kind, value, precision):
-    updater = make_updater(precision=precision, clip=1.0)
-    assert step(updater).finite
+    updater = make_updater(precision=precision, clip_grad=1.0)
+    assert step(updater).is_finite
     before = snapshot(updater)
     good = poison(updater, kind, value)
     outcome = step(updater, 1)
-    assert not outcome.finite
+    assert not outcome.is_finite
     assert same(before, snapshot(updater))
     updater.task = good
-    assert step(updater, 2).finite
+    assert step(updater, 2).is_finite
     assert not same(before, snapshot(updater))
     assert all(torch.isfinite(p).all() for p in updater.model.parameters())
 
@@ -123,7 +123,7 @@ def test_p11_a_bad_number_changes_nothing_of_the_state(kind, value, precision):
 @pytest.mark.rel
 def test_p11_the_harness_would_notice_clipping_before_the_check():
     """The negative control: torch's own clipping spreads one NaN gradient to every parameter."""
-    updater = make_updater(clip=1.0)
+    updater = make_updater(clip_grad=1.0)
     poison(updater, "gradient", float("nan"))
     step(updater)
     bad = sum(bool(torch.isnan(p.grad).any()) for p in updater.model.parameters())
@@ -134,17 +134,19 @@ def test_p11_the_harness_would_notice_clipping_before_the_check():
 
 @pytest.mark.slow
 @pytest.mark.rel
-@pytest.mark.parametrize("accumulation, shards", [(2, 1), (6, 1), (1, 3), (2, 3)])
-def test_accumulation_and_shards_equal_the_large_batch(accumulation, shards):
+@pytest.mark.parametrize("grad_accum_steps, shards", [(2, 1), (6, 1), (1, 3), (2, 3)])
+def test_accumulation_and_shards_equal_the_large_batch(grad_accum_steps, shards):
     """With drop path: its masks are drawn for the shard, however it is cut."""
     whole = make_updater(precision="fp64", drop_path_rate=0.3 if shards == 1 else 0.0)
     parts = make_updater(
         precision="fp64", drop_path_rate=0.3 if shards == 1 else 0.0, grad_accum_steps=grad_accum_steps, shards=shards
     )
     for number in range(3):
-        one = whole(batches(seed=number), StepKeys(seed=1, epoch=0, step=number), lr=1e-3, wishes=Wishes())
-        two = parts(batches(shards, seed=number), StepKeys(seed=1, epoch=0, step=number), lr=1e-3, wishes=Wishes())
-        assert one.loss == pytest.approx(two.loss, rel=1e-12) and one.hits == two.hits
+        one = whole(batches(seed=number), StepKeys(seed=1, epoch=0, step=number), lr=1e-3, stop_signals=StopSignals())
+        two = parts(
+            batches(shards, seed=number), StepKeys(seed=1, epoch=0, step=number), lr=1e-3, stop_signals=StopSignals()
+        )
+        assert one.loss == pytest.approx(two.loss, rel=1e-12) and one.num_correct == two.num_correct
         assert one.grad_norm == pytest.approx(two.grad_norm, rel=1e-10)
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         assert (a - b).abs().max() < 1e-9
@@ -158,7 +160,7 @@ def test_the_gradient_is_that_of_plain_pytorch():
     loss = sum(task.loss(reference, task.prepare(b, seed=1, epoch=0)).value for b in _doubled(one, two)) / 2
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 1e9)
-    outcome = updater(batches(2), StepKeys(seed=1, epoch=0, step=0), lr=0.0, wishes=Wishes())
+    outcome = updater(batches(2), StepKeys(seed=1, epoch=0, step=0), lr=0.0, stop_signals=StopSignals())
     assert outcome.grad_norm == pytest.approx(float(norm), rel=1e-12)
     assert outcome.loss == pytest.approx(float(loss.detach()), rel=1e-12)
 
@@ -168,7 +170,7 @@ def _doubled(*parts):
 
 
 def test_clipping_bounds_the_norm_that_the_optimiser_sees():
-    updater = make_updater(clip=0.01)
+    updater = make_updater(clip_grad=0.01)
     outcome = step(updater)
     seen = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in updater.model.parameters()]))
     assert outcome.grad_norm > 0.01
@@ -206,7 +208,7 @@ def test_p11_one_bad_process_and_all_decide_alike(tmp_path, kind):
     two = runs.start_group(runs.tiny(), tmp_path / "two", world=2, befores={1: fault})
     assert runs.finish(one, *two) == [0, 0, 0]
     trace = runs.trace(tmp_path / "one")
-    assert trace.position["skipped"] == 1
+    assert trace.progress["num_skipped"] == 1
     assert trace == runs.trace(tmp_path / "two")
     [skipped] = [row for row in trace.metrics if row["kind"] == "training" and row["grad_norm"] is None]
     assert skipped["step"] == 2 and skipped["skipped"] == 1
@@ -237,8 +239,8 @@ def test_p11_a_roll_back_goes_on_with_another_order_and_lower_rates(tmp_path):
     process = runs.start(recipe, out, before=(faults.poison_epoch, 1, 2))
     assert runs.finish(process) == [0]
     trace = runs.trace(out)
-    assert (trace.position["course"], trace.position["lr_factor"]) == (1, 0.5)
-    assert trace.position["step"] == 9 and trace.position["skipped"] == 2
+    assert (trace.progress["num_rollbacks"], trace.progress["lr_factor"]) == (1, 0.5)
+    assert trace.progress["step"] == 9 and trace.progress["num_skipped"] == 2
     steps = [row["step"] for row in trace.metrics if row["kind"] == "training"]
     assert steps == list(range(1, 10)), "the abandoned steps are out of the log"
 
@@ -251,7 +253,7 @@ def test_p11_a_planted_learning_rate_spike_recovers(tmp_path):
     process = runs.start(recipe, out, before=(faults.spike, 5, 1e38))
     assert runs.finish(process) == [0]
     trace = runs.trace(out)
-    assert trace.position["course"] >= 1
+    assert trace.progress["num_rollbacks"] >= 1
     assert all(row["loss"] is not None for row in trace.metrics if row["kind"] == "training" and row["step"] > 7)
 
 

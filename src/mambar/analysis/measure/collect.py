@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mambar.analysis.measure.distributions import DistributionCounter, NormDistribution
 from mambar.analysis.measure.norms import eval_mode, l2_norms, layer_indices
 from mambar.data import key
-from mambar.data.loading.to_device import sent
+from mambar.data.loading.to_device import to_device
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 
@@ -78,7 +78,7 @@ def collect_norms(
     total, done = None, 0
     with eval_mode(model):
         for images in batches:
-            found = model.tokens(sent(images, device), indices, tensor=tensor)
+            found = model.tokens(to_device(images, device), indices, tensor=tensor)
             rows, cols = found[0].grid
             maps = torch.stack([l2_norms(tokens.patches) for tokens in found]).unflatten(-1, (rows, cols))
             registers = torch.stack([l2_norms(tokens.registers) for tokens in found])

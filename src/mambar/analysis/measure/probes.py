@@ -18,7 +18,7 @@ from mambar.analysis.measure.collect import Progress, model_device
 from mambar.analysis.measure.norms import eval_mode, l2_norms, layer_indices
 from mambar.analysis.measure.ridge import fit_ridge
 from mambar.data.keys import key, permutation
-from mambar.data.loading.to_device import sent
+from mambar.data.loading.to_device import to_device
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.nn import Tokens
@@ -86,7 +86,7 @@ def pool_features(
     labels = []
     with eval_mode(model):
         for images, targets in batches:
-            images = sent(images, device)
+            images = to_device(images, device)
             ranked = model.tokens(images, indices, tensor=ranking)[0]
             tokens = ranked if features == ranking else model.tokens(images, indices, tensor=features)[0]
             norms = l2_norms(ranked.patches)

@@ -18,7 +18,7 @@ from torch import Tensor
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.data.loading.samplers import epoch_order, steps_per_epoch
-from mambar.data.loading.to_device import sent
+from mambar.data.loading.to_device import to_device
 from mambar.data.loading.workers import WorkerPool
 from mambar.errors import DataError, ImageError, InputError
 
@@ -40,9 +40,9 @@ class Batch:
         """The batch on a device; a pinned one is copied without waiting."""
         return replace(
             self,
-            images=sent(self.images, device),
-            labels=sent(self.labels, device),
-            indices=sent(self.indices, device),
+            images=to_device(self.images, device),
+            labels=to_device(self.labels, device),
+            indices=to_device(self.indices, device),
         )
 
     def pin_memory(self) -> "Batch":

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on a device; for a CUDA GPU nobody waits, and page-locked memory is copied meanwhile.
 
     An MPS copy that is not waited for reads memory that may have been freed (pytorch issue 189690).

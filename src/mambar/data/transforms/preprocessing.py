@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from mambar.data.loading.to_device import sent
+from mambar.data.loading.to_device import to_device
 from mambar.deprecated import PREPROCESSING_FIELDS, accept_old_names, translate
 from mambar.errors import InputError
 
@@ -88,7 +88,7 @@ class Preprocessing:
     ) -> Float[Tensor, "*batch channels height width"]:
         """float32 (pixels / 255 - mean) / std on the pixels' device; one by one or as a batch, equal bits."""
         # Made here and sent: with `device=` the copy would wait until the GPU has nothing left to do.
-        mean, std = (sent(torch.tensor(values)[:, None, None], pixels.device) for values in (self.mean, self.std))
+        mean, std = (to_device(torch.tensor(values)[:, None, None], pixels.device) for values in (self.mean, self.std))
         return pixels.contiguous().to(torch.float32).div_(255.0).sub_(mean).div_(std)
 
     def denormalize(

@@ -13,7 +13,7 @@ from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.mixer import DirectionalScan
 
 
-def first_bad_module(model: nn.Module, run: Callable[[], Tensor]) -> str | None:
+def first_non_finite_module(model: nn.Module, run: Callable[[], Tensor]) -> str | None:
     """The name of the first thing that holds NaN or Inf, None if nothing does.
 
     In this order: a parameter; a module's output in the forward pass that `run` makes (it gives the loss); a
@@ -63,7 +63,9 @@ def _finite(tensor: Tensor) -> bool:
 
 
 @torch.inference_mode()
-def measure(model: VisionMamba, images: Float[Tensor, "batch channels height width"]) -> dict[str, list[float]]:
+def layer_statistics(
+    model: VisionMamba, images: Float[Tensor, "batch channels height width"]
+) -> dict[str, list[float]]:
     """One number a layer: mean and largest norm of the image tokens, share of outliers, step sizes, decay rates.
 
     Measured on the residual stream in evaluation mode; an outlier has a norm above the median plus ten times the

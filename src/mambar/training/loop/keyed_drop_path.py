@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.data.keys import torch_generator
-from mambar.data.loading.to_device import sent
+from mambar.data.loading.to_device import to_device
 from mambar.nn.block import DropPath
 
 
@@ -31,7 +31,7 @@ class KeyedDropPath:
             return
         drawn = torch.rand(len(self.layers), images, generator=torch_generator(key))
         kept = (drawn >= self.rates[:, None]).float()[:, :, None, None]
-        self.masks = sent(kept, self.device)
+        self.masks = to_device(kept, self.device)
         self.window(0, images)
 
     def window(self, start: int, stop: int) -> None:

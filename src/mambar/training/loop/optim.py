@@ -11,7 +11,7 @@ from mambar.training.recipe import DecayGroups, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class ParamGroup:
     """Parameters by name, with their weight decay and their share of the learning rate."""
 
     names: tuple[str, ...]
@@ -32,7 +32,9 @@ def is_decayed(name: str, parameter: Tensor, exempt: Iterable[str], rule: DecayG
     return rule == "official" or not name.endswith(".A_log")
 
 
-def groups(backbone: VisionMamba, stage: Stage, *, model: nn.Module | None = None, prefix: str = "") -> list[Group]:
+def param_groups(
+    backbone: VisionMamba, stage: Stage, *, model: nn.Module | None = None, prefix: str = ""
+) -> list[ParamGroup]:
     """The trainable parameters in groups, in a fixed order.
 
     `model` is what a task made of the backbone, `prefix` what stands in front of the backbone's names there; its other
@@ -48,7 +50,7 @@ def groups(backbone: VisionMamba, stage: Stage, *, model: nn.Module | None = Non
         depth = _depth(name.removeprefix(prefix), backbone.num_layers) if name.startswith(prefix) else last
         scale = stage.layer_decay ** (last - depth)
         found.setdefault((stage.weight_decay if decayed else 0.0, scale), []).append(name)
-    return [Group(names=tuple(names), weight_decay=decay, scale=scale) for (decay, scale), names in found.items()]
+    return [ParamGroup(names=tuple(names), weight_decay=decay, scale=scale) for (decay, scale), names in found.items()]
 
 
 def _depth(name: str, num_layers: int) -> int:
@@ -59,16 +61,16 @@ def _depth(name: str, num_layers: int) -> int:
 class Optimizer:
     """AdamW over named groups, whose state is stored by parameter name."""
 
-    def __init__(self, model: nn.Module, parts: list[Group], stage: Stage) -> None:
+    def __init__(self, model: nn.Module, groups: list[ParamGroup], stage: Stage) -> None:
         parameters = dict(model.named_parameters())
-        self.parts = parts
-        self.names = [name for part in parts for name in part.names]
+        self.groups = groups
+        self.names = [name for part in groups for name in part.names]
         self.parameters = [parameters[name] for name in self.names]
         on_known_device = all(parameter.device.type in ("cpu", "cuda") for parameter in self.parameters)
         self.adamw = torch.optim.AdamW(
             [
                 {"params": [parameters[name] for name in part.names], "weight_decay": part.weight_decay}
-                for part in parts
+                for part in groups
             ],
             lr=stage.peak_lr,
             betas=stage.betas,
@@ -78,7 +80,7 @@ class Optimizer:
 
     def step(self, lr: float) -> None:
         """One update with the gradients at hand."""
-        for group, part in zip(self.adamw.param_groups, self.parts, strict=True):
+        for group, part in zip(self.adamw.param_groups, self.groups, strict=True):
             group["lr"] = lr * part.scale
         self.adamw.step()
 

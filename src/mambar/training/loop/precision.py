@@ -17,15 +17,15 @@ _TYPES: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numerics:
+class PrecisionPolicy:
     """Parameters and optimiser in `storage`; products inside `autocast`, which is none for whole precisions."""
 
     name: str
-    storage: torch.dtype
+    param_dtype: torch.dtype
     autocast: Callable[[], AbstractContextManager[object]]
 
     @classmethod
-    def of(cls, name: str, device: torch.device) -> "Numerics":
+    def of(cls, name: str, device: torch.device) -> "PrecisionPolicy":
         """What `name` means here; auto is bf16 on a GPU that has it, else fp32."""
         if name == "auto":
             has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -33,12 +33,12 @@ class Numerics:
         dtype = _TYPES[name]
         if name in ("bf16", "fp16"):
             context = partial(torch.autocast, device.type, dtype=dtype)
-            return cls(name=name, storage=torch.float32, autocast=context)
-        return cls(name=name, storage=dtype, autocast=nullcontext)
+            return cls(name=name, param_dtype=torch.float32, autocast=context)
+        return cls(name=name, param_dtype=dtype, autocast=nullcontext)
 
 
 @contextmanager
-def denormals_as_zero() -> Iterator[None]:
+def flush_denormals() -> Iterator[None]:
     """On a CPU, denormal numbers count as zero inside: they make the first epochs of a scan many times slower."""
     before = torch.full((), 1e-40) + 0 == 0
     torch.set_flush_denormal(True)

@@ -27,7 +27,7 @@ class Stopped(MambarError):
         self.step = step
 
 
-class Wishes:
+class StopSignals:
     """Which stop signals this process has received; a second one changes nothing, the save under way goes on."""
 
     def __init__(self) -> None:
@@ -38,19 +38,19 @@ class Wishes:
         return [float(name in self.received) for name in SIGNALS]
 
     @staticmethod
-    def name(flags: list[float]) -> str | None:
+    def first_of(flags: list[float]) -> str | None:
         """The signal that summed flags stand for, None if no process received any."""
         return next((name for name, flag in zip(SIGNALS, flags, strict=True) if flag > 0), None)
 
 
 @contextmanager
-def listening() -> Iterator[Wishes]:
+def catch_stop_signals() -> Iterator[StopSignals]:
     """Catches the stop signals while the block runs; outside the main thread signals stay as they are."""
-    wishes = Wishes()
+    signals = StopSignals()
     before: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        wishes.received.add(signal.Signals(number).name)
+        signals.received.add(signal.Signals(number).name)
 
     if threading.current_thread() is threading.main_thread():
         for name in SIGNALS:
@@ -58,7 +58,7 @@ def listening() -> Iterator[Wishes]:
             if number is not None:
                 before[number] = signal.signal(number, note)
     try:
-        yield wishes
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

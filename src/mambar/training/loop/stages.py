@@ -21,14 +21,14 @@ from mambar.training.checkpoint import atomic_files
 from mambar.training.checkpoint.run_directory import RunDirectory
 from mambar.training.checkpoint.store import Checkpoint, CheckpointStore
 from mambar.training.distributed.process_group import ProcessGroup, init_process_group
-from mambar.training.loop.context import Position, Surroundings
-from mambar.training.loop.precision import Numerics, denormals_as_zero
-from mambar.training.loop.signals import Wishes, listening
+from mambar.training.loop.context import RunContext, TrainingProgress
+from mambar.training.loop.precision import PrecisionPolicy, flush_denormals
+from mambar.training.loop.signals import StopSignals, catch_stop_signals
 from mambar.training.loop.trainer import Trainer
 from mambar.training.metrics_log import MetricsLog, make_progress
 from mambar.training.recipe import Recipe
 from mambar.training.result import RunResult
-from mambar.training.task import Measured, task_class
+from mambar.training.task import EvalResult, task_class
 from mambar.training.trackers import make_trackers
 from mambar.version import __version__
 
@@ -42,9 +42,9 @@ def run_stages(directory: RunDirectory, *, device: str, workers: int) -> RunResu
     done = _finished(directory)
     if done is not None:
         return done
-    with denormals_as_zero(), listening() as wishes:
+    with flush_denormals(), catch_stop_signals() as stop_signals:
         with init_process_group(device) as group:
-            result, report = _Run(directory, group, wishes, workers).to_the_end()
+            result, report = _Run(directory, group, stop_signals, workers).to_the_end()
         # The processes have parted: nobody waits, with a limit, for a report that takes its time.
         report()
     return result
@@ -64,7 +64,7 @@ class _Sets:
 
 
 class _Run:
-    def __init__(self, directory: RunDirectory, group: ProcessGroup, wishes: Wishes, workers: int) -> None:
+    def __init__(self, directory: RunDirectory, group: ProcessGroup, stop_signals: StopSignals, workers: int) -> None:
         recipe = directory.recipe
         self.directory, self.recipe, self.group = directory, recipe, group
         self.sets = _open(recipe)
@@ -79,16 +79,16 @@ class _Run:
             atomic_files.remove_stale_temporaries(directory.path)
             store.create()
         group.barrier()
-        self.around = Surroundings(
-            processes=group,
-            numerics=Numerics.of(recipe.precision, group.device),
+        self.context = RunContext(
+            process_group=group,
+            precision=PrecisionPolicy.of(recipe.precision, group.device),
             store=store,
             metrics=MetricsLog(
                 directory.path / "metrics.jsonl",
                 trackers=make_trackers(recipe, directory.path) if group.is_main else (),
             ),
-            progress=make_progress(is_main=group.is_main),
-            wishes=wishes,
+            display=make_progress(is_main=group.is_main),
+            stop_signals=stop_signals,
             workers=workers,
             facts=self.facts,
         )
@@ -96,16 +96,16 @@ class _Run:
     def to_the_end(self) -> tuple[RunResult, Callable[[], None]]:
         """The result, whose weights are written, and what is still to be done, by rank 0 alone."""
         checkpoint = self._last_checkpoint()
-        position = Position()
+        progress = TrainingProgress()
         if checkpoint is not None:
             _check_facts(checkpoint, self.facts)
-            position.update(checkpoint.scalars["position"])
-            _LOG.info("Going on after step %d from %s.", position.total, checkpoint.path)
+            progress.update(checkpoint.scalars)
+            _LOG.info("Going on after step %d from %s.", progress.total_steps, checkpoint.path)
         if self.group.is_main:
-            self.around.metrics.open(step=position.total, evaluated=position.total_evaluated)
+            self.context.metrics.open(step=progress.total_steps, evaluated=progress.total_evaluated_steps)
         trainer: Trainer | None = None
-        for index in range(position.stage, len(self.recipe.stages)):
-            previous, trainer = trainer, self._trainer(index, position)
+        for index in range(progress.stage, len(self.recipe.stages)):
+            previous, trainer = trainer, self._trainer(index, progress)
             if checkpoint is not None:
                 trainer.restore(checkpoint)
                 checkpoint = None
@@ -114,12 +114,14 @@ class _Run:
             del previous
             trainer.run()
             if index + 1 < len(self.recipe.stages):
-                position = Position(stage=index + 1, offset=position.total, skipped=position.skipped)
+                progress = TrainingProgress(
+                    stage=index + 1, offset=progress.total_steps, num_skipped=progress.num_skipped
+                )
         assert trainer is not None
         return self._deliver(trainer)
 
     def _last_checkpoint(self) -> Checkpoint | None:
-        store, group = self.around.store, self.group
+        store, group = self.context.store, self.group
         if not group.is_main:
             path = group.broadcast_object(None)
             return None if path is None else store.read(path)
@@ -127,7 +129,7 @@ class _Run:
         group.broadcast_object(None if checkpoint is None else checkpoint.path)
         return checkpoint
 
-    def _trainer(self, index: int, position: Position) -> Trainer:
+    def _trainer(self, index: int, progress: TrainingProgress) -> Trainer:
         recipe = self.recipe
         task = task_class(recipe.task).of(recipe, recipe.stages[index], classes=self.sets.train.classes)
         backbone = build_model(recipe, index, num_classes=task.backbone_classes)
@@ -138,27 +140,27 @@ class _Run:
             backbone=backbone,
             train_set=self.sets.train,
             val_set=self.sets.val,
-            around=self.around,
-            position=position,
+            context=self.context,
+            progress=progress,
         )
 
     def _start(self, trainer: Trainer, index: int, previous: Trainer | None) -> None:
         source = self.recipe.stages[index].start_from
         if source not in ("weights", "ema"):
             loaded = _starting_model(source)
-            trainer.learner.start_from(loaded.state_dict(), loaded.config)
+            trainer.state.start_from(loaded.state_dict(), loaded.config)
         elif previous is not None:
-            if source == "ema" and previous.learner.ema is None:
+            if source == "ema" and previous.state.ema is None:
                 raise RecipeError(
                     f"stages.{index}.start_from=ema, but the stage before keeps no average; set its ema_decay."
                 )
-            trainer.learner.start_from(previous.learner.weights(source), previous.learner.backbone.config)
+            trainer.state.start_from(previous.state.weights(source), previous.state.backbone.config)
 
     def _deliver(self, trainer: Trainer) -> tuple[RunResult, Callable[[], None]]:
         recipe, out = self.recipe, self.directory.path
         model, measured = self._delivered(trainer)
         metrics = {name: float(value) for name, value in measured.metrics.items()}
-        task, step = trainer.task, trainer.position.total
+        task, step = trainer.task, trainer.progress.total_steps
         if self.group.is_main:
             # The parameters' precision of a float64 run is not kept.
             model = model.float().cpu()
@@ -167,23 +169,23 @@ class _Run:
 
         def report() -> None:
             if self.group.is_main:
-                task.report(out, model, recipe=recipe, measured=measured, val_set=self.sets.val)
+                task.report(out, model, recipe=recipe, result=measured, val_set=self.sets.val)
                 result = {"format_version": _RESULT_FORMAT, "metrics": metrics, "step": step}
-                atomic_files.write_atomically(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
-                self.around.metrics.close()
+                atomic_files.write_file(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+                self.context.metrics.close()
 
         return RunResult(metrics=metrics, checkpoint=out / "model.safetensors", recipe=recipe), report
 
-    def _delivered(self, trainer: Trainer) -> tuple[nn.Module, Measured]:
+    def _delivered(self, trainer: Trainer) -> tuple[nn.Module, EvalResult]:
         """The weights that the recipe wants handed over, and what the validation images say of them."""
-        learner = trainer.learner
+        state = trainer.state
         best = trainer.best_path() if self.recipe.final_weights == "best" else None
         if best is not None:
-            learner.load_weights(self.around.store.read(best).tensors_of("model"))
-            return learner.finished("weights"), trainer.measure(learner.model)
-        averaged = learner.ema if self.recipe.final_weights == "ema" else None
-        measured = trainer.measured or trainer.measure(learner.model if averaged is None else averaged.model)
-        return learner.finished("weights" if averaged is None else "ema"), measured
+            state.load_weights(self.context.store.read(best).tensors_of("model"))
+            return state.export_model("weights"), trainer.evaluate(state.model)
+        averaged = state.ema if self.recipe.final_weights == "ema" else None
+        measured = trainer.eval_result or trainer.evaluate(state.model if averaged is None else averaged.model)
+        return state.export_model("weights" if averaged is None else "ema"), measured
 
 
 def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:

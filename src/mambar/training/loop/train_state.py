@@ -15,68 +15,66 @@ from mambar.models.vision_mamba import VisionMamba
 from mambar.training.checkpoint.store import Checkpoint
 from mambar.training.distributed.parallel import choose_sharding
 from mambar.training.loop import health
-from mambar.training.loop.context import Surroundings
+from mambar.training.loop.context import RunContext
 from mambar.training.loop.ema import Ema
-from mambar.training.loop.optim import Optimizer, groups
+from mambar.training.loop.optim import Optimizer, param_groups
 from mambar.training.loop.precision import LossScale
-from mambar.training.loop.update import Updater
+from mambar.training.loop.update import TrainStep
 from mambar.training.recipe import Recipe, Stage
 from mambar.training.task import Task
 
 _LOG = logging.getLogger("mambar.training")
 
 
-class Learner:
+class TrainState:
     """The model of one stage. First it may start from other weights; with `begin` it is ready to be updated."""
 
     optimizer: Optimizer
-    update: Updater
+    update: TrainStep
 
-    def __init__(
-        self, recipe: Recipe, stage: Stage, *, task: Task, backbone: VisionMamba, around: Surroundings
-    ) -> None:
-        self.recipe, self.stage, self.task, self.around = recipe, stage, task, around
-        device, dtype = around.processes.device, around.numerics.storage
+    def __init__(self, recipe: Recipe, stage: Stage, *, task: Task, backbone: VisionMamba, context: RunContext) -> None:
+        self.recipe, self.stage, self.task, self.context = recipe, stage, task, context
+        device, dtype = context.process_group.device, context.precision.param_dtype
         self.backbone = backbone.to(device=device, dtype=dtype)
         self.backbone.set_grad_checkpointing(recipe.grad_checkpointing)
         self.model = task.wrap(self.backbone).to(device=device, dtype=dtype)
         if stage.freeze_backbone:
             task.freeze(self.model)
         self.ema = None if stage.ema_decay is None else Ema(self.model, stage.ema_decay)
-        self.sharding = choose_sharding(recipe.parallel, around.processes)
-        self.scale = LossScale(active=around.numerics.name == "fp16")
+        self.sharding = choose_sharding(recipe.parallel, context.process_group)
+        self.scale = LossScale(active=context.precision.name == "fp16")
         # The model's build without its weights, where the weights themselves are cut over the processes.
-        self._shape: nn.Module | None = None
-        self._begun = False
+        self._meta_model: nn.Module | None = None
+        self._is_setup = False
 
-    def begin(self) -> None:
+    def setup(self) -> None:
         """Makes optimiser and update, and cuts the parameters over the processes where the recipe asks for it."""
-        if self._begun:
+        if self._is_setup:
             return
-        self._begun = True
-        recipe, stage, processes = self.recipe, self.stage, self.around.processes
+        self._is_setup = True
+        recipe, stage, processes = self.recipe, self.stage, self.context.process_group
         if self.sharding.is_sharded:
-            self._shape = copy.deepcopy(self.model).to("meta")
+            self._meta_model = copy.deepcopy(self.model).to("meta")
             self.sharding.shard_model(self.model)
             if self.ema is not None:
                 self.sharding.shard_model(self.ema.model)
         if self.ema is not None:
             self.ema.follow(self.model)
-        parts = groups(self.backbone, stage, model=self.model, prefix=self.task.backbone_prefix)
+        parts = param_groups(self.backbone, stage, model=self.model, prefix=self.task.backbone_prefix)
         self.optimizer = Optimizer(self.model, parts, stage)
         forward: Any = torch.compile(self.model) if recipe.compile else self.model
-        self.update = Updater(
+        self.update = TrainStep(
             self.model,
             forward,
             task=self.task,
             optimizer=self.optimizer,
             ema=self.ema,
             scale=self.scale,
-            numerics=self.around.numerics,
-            processes=processes,
-            shards=recipe.num_shards,
-            accumulation=stage.grad_accum_steps,
-            clip=stage.clip_grad,
+            precision=self.context.precision,
+            process_group=processes,
+            num_shards=recipe.num_shards,
+            grad_accum_steps=stage.grad_accum_steps,
+            clip_grad=stage.clip_grad,
             parallel=recipe.parallel,
             sharding=self.sharding,
         )
@@ -104,16 +102,16 @@ class Learner:
         model = self.ema.model if which == "ema" and self.ema is not None else self.model
         return {name: self.sharding.full_tensor(tensor) for name, tensor in model.state_dict().items()}
 
-    def finished(self, which: str) -> nn.Module:
+    def export_model(self, which: str) -> nn.Module:
         """The model (with "ema" the averaged one) in full, as it is handed over."""
-        if self._shape is None:
+        if self._meta_model is None:
             return self.ema.model if which == "ema" and self.ema is not None else self.model
         weights = self.weights(which)
-        model = self._shape.to_empty(device="cpu")
+        model = self._meta_model.to_empty(device="cpu")
         model.load_state_dict({name: tensor.cpu() for name, tensor in weights.items()})
         return model
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, in full; where parameters are cut, all processes must call this."""
         parts = {"model": self.weights("model"), "optimizer": self.optimizer.state()}
         if self.ema is not None:
@@ -123,7 +121,7 @@ class Learner:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Takes over the tensors and the loss scale of a checkpoint."""
-        self.begin()
+        self.setup()
         self._fill(self.model, checkpoint.tensors_of("model"))
         self.optimizer.load(checkpoint.tensors_of("optimizer"), cut=self.sharding.shard_tensor)
         if self.ema is not None:
@@ -134,10 +132,10 @@ class Learner:
         """Takes over the model's tensors alone."""
         self._fill(self.model, tensors)
 
-    def culprit(self) -> str | None:
+    def find_non_finite(self) -> str | None:
         """The first thing with a bad number in this process's shards of the last step."""
-        for batch, drop_key in self.update.shards_seen:
-            found = health.first_bad_module(self.model, partial(self.update.replay, batch, drop_key))
+        for batch, drop_key in self.update.last_shards:
+            found = health.first_non_finite_module(self.model, partial(self.update.replay, batch, drop_key))
             if found is not None:
                 return found
         return None

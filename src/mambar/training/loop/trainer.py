@@ -18,14 +18,14 @@ from mambar.errors import DiskError, InputError, NonFiniteError
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training.checkpoint.store import Checkpoint
 from mambar.training.loop import health
-from mambar.training.loop.context import Position, Surroundings
+from mambar.training.loop.context import RunContext, TrainingProgress
 from mambar.training.loop.optim import set_training_mode
 from mambar.training.loop.schedule import LearningRate
-from mambar.training.loop.signals import Stopped, Wishes
-from mambar.training.loop.train_state import Learner
-from mambar.training.loop.update import Outcome, StepKeys
+from mambar.training.loop.signals import Stopped, StopSignals
+from mambar.training.loop.train_state import TrainState
+from mambar.training.loop.update import StepKeys, StepResult
 from mambar.training.recipe import Recipe
-from mambar.training.task import EvaluationContext, Measured, Task
+from mambar.training.task import EvalResult, EvaluationContext, Task
 
 _LOG = logging.getLogger("mambar.training")
 
@@ -48,11 +48,11 @@ class Trainer:
         backbone: VisionMamba,
         train_set: ImageDataset,
         val_set: ImageDataset,
-        around: Surroundings,
-        position: Position,
+        context: RunContext,
+        progress: TrainingProgress,
     ) -> None:
         self.recipe, self.stage = recipe, recipe.stages[index]
-        self.task, self.around, self.position = task, around, position
+        self.task, self.context, self.progress = task, context, progress
         self.train_set, self.val_set = train_set, val_set
         stage = self.stage
         self.steps_per_epoch = steps_per_epoch(len(train_set), batch_size=stage.batch_size, repeats=stage.aug_repeats)
@@ -63,53 +63,53 @@ class Trainer:
             )
         planned = stage.epochs * self.steps_per_epoch
         self.steps = planned if stage.max_steps is None else min(planned, stage.max_steps)
-        self.learner = Learner(recipe, stage, task=task, backbone=backbone, around=around)
+        self.state = TrainState(recipe, stage, task=task, backbone=backbone, context=context)
         self.rates = LearningRate.of(stage, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
         # What the last evaluation in this process found, for the report.
-        self.measured: Measured | None = None
+        self.eval_result: EvalResult | None = None
         self.last_saved: tuple[int, int] | None = None
         self._fresh_course = False
 
     # The loop
 
-    def run(self) -> Position:
-        """Trains from the present position to the end of the stage, saved and evaluated."""
-        around = self.around
-        self.learner.begin()
+    def run(self) -> TrainingProgress:
+        """Trains from the present progress to the end of the stage, saved and evaluated."""
+        context = self.context
+        self.state.setup()
         title = f"{self.recipe.name}, {self.stage.name}" if len(self.recipe.stages) > 1 else self.recipe.name
-        around.progress.start(title, steps=self.steps, done=self.position.step)
+        context.display.start(title, steps=self.steps, done=self.progress.step)
         try:
             if self.last_saved is None:
                 # A roll-back in the first steps needs something to go back to.
                 self._save()
             self._evaluate_if_due()
-            while self.position.step < self.steps:
+            while self.progress.step < self.steps:
                 self._run_epoch()
             self._save()
         finally:
-            around.progress.close()
-        return self.position
+            context.display.close()
+        return self.progress
 
     def _run_epoch(self) -> None:
-        position = self.position
-        epoch, first = divmod(position.step, self.steps_per_epoch)
+        progress = self.progress
+        epoch, first = divmod(progress.step, self.steps_per_epoch)
         seed = self._seed()
         batches = self._batches(seed, epoch, first)
-        set_training_mode(self.learner.model)
-        course = position.course
+        set_training_mode(self.state.model)
+        course = progress.num_rollbacks
         last = min((epoch + 1) * self.steps_per_epoch, self.steps)
-        while position.step < last:
+        while progress.step < last:
             started = time.perf_counter()
-            keys = StepKeys(seed=seed, epoch=epoch, step=position.step - epoch * self.steps_per_epoch)
-            lr = self.rates.at(position.step) * position.lr_factor
-            outcome = self.learner.update(batches, keys, lr=lr, wishes=self.around.wishes)
-            position.step += 1
-            self._note(outcome, lr, epoch, time.perf_counter() - started)
-            if position.course != course:
+            keys = StepKeys(seed=seed, epoch=epoch, step=progress.step - epoch * self.steps_per_epoch)
+            lr = self.rates.at(progress.step) * progress.lr_factor
+            result = self.state.update(batches, keys, lr=lr, stop_signals=self.context.stop_signals)
+            progress.step += 1
+            self._note(result, lr, epoch, time.perf_counter() - started)
+            if progress.num_rollbacks != course:
                 return
-            if position.step == last:
+            if progress.step == last:
                 self._evaluate_if_due()
-            self._save_or_stop(outcome.stop)
+            self._save_or_stop(result.stop)
 
     def _batches(self, seed: int, epoch: int, first: int) -> Iterator[Batch]:
         return training_batches(
@@ -120,112 +120,115 @@ class Trainer:
             first_step=first,
             batch_size=self.stage.batch_size,
             shards=self.recipe.num_shards,
-            my_shards=self.around.processes.local_shards(self.recipe.num_shards),
+            my_shards=self.context.process_group.local_shards(self.recipe.num_shards),
             repeats=self.stage.aug_repeats,
-            workers=self.around.workers,
-            pinned=self.around.processes.device.type == "cuda",
+            workers=self.context.workers,
+            pinned=self.context.process_group.device.type == "cuda",
         )
 
     def _seed(self) -> int:
         """The key of this stage's randomness; after a roll-back another order is tried."""
-        return key(self.recipe.seed, "stage", self.position.stage, self.position.course)
+        return key(self.recipe.seed, "stage", self.progress.stage, self.progress.num_rollbacks)
 
-    def _note(self, outcome: Outcome, lr: float, epoch: int, seconds: float) -> None:
-        position, size = self.position, self.stage.batch_size
-        explained = self.learner.scale.update(finite=outcome.finite)
-        if outcome.finite:
-            position.in_row = 0
+    def _note(self, result: StepResult, lr: float, epoch: int, seconds: float) -> None:
+        progress, size = self.progress, self.stage.batch_size
+        explained = self.state.scale.update(finite=result.is_finite)
+        if result.is_finite:
+            progress.consecutive_skips = 0
         else:
-            position.skipped += 1
-            position.in_row += 0 if explained else 1
+            progress.num_skipped += 1
+            progress.consecutive_skips += 0 if explained else 1
             _LOG.warning(
                 "Step %d: loss %s, gradient norm %s; no update was made.",
-                *(position.total, outcome.loss, outcome.grad_norm),
+                *(progress.total_steps, result.loss, result.grad_norm),
             )
-        if position.step % self.recipe.log_every == 0 or not outcome.finite:
-            self.around.metrics.append(
+        if progress.step % self.recipe.log_every == 0 or not result.is_finite:
+            self.context.metrics.append(
                 "training",
                 {
-                    "step": position.total,
-                    "stage": position.stage,
+                    "step": progress.total_steps,
+                    "stage": progress.stage,
                     "epoch": epoch,
-                    "loss": outcome.loss,
-                    "accuracy": outcome.hits / size,
+                    "loss": result.loss,
+                    "accuracy": result.num_correct / size,
                     "lr": lr,
-                    "grad_norm": outcome.grad_norm,
-                    "skipped": position.skipped,
+                    "grad_norm": result.grad_norm,
+                    "skipped": progress.num_skipped,
                     "images_per_second": size / max(seconds, 1e-9),
-                    "memory_gib": self.around.processes.peak_memory,
+                    "memory_gib": self.context.process_group.peak_memory,
                 },
             )
         self._look_inside()
-        self.around.progress.step(position.step, loss=outcome.loss, accuracy=outcome.hits / size, images=size)
-        if position.in_row >= self.recipe.max_consecutive_skips:
+        self.context.display.step(progress.step, loss=result.loss, accuracy=result.num_correct / size, images=size)
+        if progress.consecutive_skips >= self.recipe.max_consecutive_skips:
             self._roll_back()
 
     def _look_inside(self) -> None:
-        every, position = self.recipe.health_every, self.position
+        every, progress = self.recipe.health_every, self.progress
         if (
             every is None
-            or position.step % every
-            or not self.around.processes.is_main
-            or self.learner.sharding.is_sharded
+            or progress.step % every
+            or not self.context.process_group.is_main
+            or self.state.sharding.is_sharded
         ):
             return
-        shard, _ = self.learner.update.shards_seen[0]
-        with self.around.numerics.autocast():
-            found = health.measure(self.learner.backbone, shard.images.to(self.around.numerics.storage))
-        self.around.metrics.append("health", {"step": position.total, "stage": position.stage, **found})
+        shard, _ = self.state.update.last_shards[0]
+        with self.context.precision.autocast():
+            found = health.layer_statistics(self.state.backbone, shard.images.to(self.context.precision.param_dtype))
+        self.context.metrics.append("health", {"step": progress.total_steps, "stage": progress.stage, **found})
 
     # Evaluation
 
     def _evaluate_if_due(self) -> None:
-        position = self.position
-        epoch, rest = divmod(position.step, self.steps_per_epoch)
-        finished = position.step >= self.steps
-        due = position.step > 0 and rest == 0 and epoch % self.recipe.eval_every == 0
-        if (due or finished) and position.evaluated != position.step:
+        progress = self.progress
+        epoch, rest = divmod(progress.step, self.steps_per_epoch)
+        finished = progress.step >= self.steps
+        due = progress.step > 0 and rest == 0 and epoch % self.recipe.eval_every == 0
+        if (due or finished) and progress.evaluated_step != progress.step:
             self._evaluate()
 
     def _evaluate(self) -> None:
-        position = self.position
-        measured = self.measure(self.learner.model)
+        progress = self.progress
+        measured = self.evaluate(self.state.model)
         metrics = dict(measured.metrics)
         chosen, candidates = measured, {"weights": metrics[self.task.metric]}
-        if self.learner.ema is not None:
-            averaged = self.measure(self.learner.ema.model)
+        if self.state.ema is not None:
+            averaged = self.evaluate(self.state.ema.model)
             metrics.update({f"ema_{name}": value for name, value in averaged.metrics.items()})
             candidates["ema"] = averaged.metrics[self.task.metric]
             if self.recipe.final_weights == "ema":
                 chosen = averaged
-        self.measured = chosen
-        position.evaluated, position.metrics = position.step, metrics
+        self.eval_result = chosen
+        progress.evaluated_step, progress.metrics = progress.step, metrics
         which, value = max(candidates.items(), key=lambda item: -math.inf if math.isnan(item[1]) else item[1])
         # Ties keep the earlier one; a metric that is no number is never best.
-        if not math.isnan(value) and (position.best is None or value > position.best):
-            position.best, position.best_step = value, position.total
+        if not math.isnan(value) and (progress.best is None or value > progress.best):
+            progress.best, progress.best_step = value, progress.total_steps
             self._save_best(which)
-        self.around.metrics.append("evaluation", {"step": position.total, "stage": position.stage, **metrics})
+        self.context.metrics.append("evaluation", {"step": progress.total_steps, "stage": progress.stage, **metrics})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self.around.progress.message(f"after step {position.step}: {shown}")
+        self.context.display.message(f"after step {progress.step}: {shown}")
 
-    def measure(self, model: nn.Module) -> Measured:
+    def evaluate(self, model: nn.Module) -> EvalResult:
         """Measures a model on the validation images, every one exactly once over all processes."""
-        processes = self.around.processes
+        processes = self.context.process_group
         micro_batch = self.stage.batch_size // self.recipe.num_shards // self.stage.grad_accum_steps
         batches = evaluation_batches(
             self.val_set,
             self.task.eval_transform(),
             batch_size=self.task.evaluation_batch(max(micro_batch, 1)),
-            workers=self.around.workers,
+            workers=self.context.workers,
             rank=processes.rank,
             world=processes.world_size,
             pinned=processes.device.type == "cuda",
         )
         count = len(range(0, len(self.val_set), processes.world_size))
-        numerics = self.around.numerics
+        numerics = self.context.precision
         context = EvaluationContext(
-            device=processes.device, dtype=numerics.storage, autocast=numerics.autocast, total=processes.all_reduce
+            device=processes.device,
+            dtype=numerics.param_dtype,
+            autocast=numerics.autocast,
+            all_reduce=processes.all_reduce,
         )
         return self.task.evaluate(model, self._until_asked(batches, count), context)
 
@@ -233,9 +236,9 @@ class Trainer:
         """The batches of an evaluation; stops the run where a signal asks for it, in all processes at once."""
         for _ in range(most):
             batch = next(batches, None)
-            flags = torch.tensor([*self.around.wishes.flags(), 0.0 if batch is None else 1.0])
-            *asked, left = self.around.processes.all_reduce(flags).tolist()
-            self._save_or_stop(Wishes.name(asked), due=False)
+            flags = torch.tensor([*self.context.stop_signals.flags(), 0.0 if batch is None else 1.0])
+            *asked, left = self.context.process_group.all_reduce(flags).tolist()
+            self._save_or_stop(StopSignals.first_of(asked), due=False)
             if not left:
                 return
             if batch is not None:
@@ -245,60 +248,60 @@ class Trainer:
 
     def best_path(self) -> Path | None:
         """Where the best evaluated weights are, None if no evaluation gave a number."""
-        first = self.around.processes.is_main
-        best = self.around.store.load_best() if first else None
-        return self.around.processes.broadcast_object(best.path if best else None)
+        first = self.context.process_group.is_main
+        best = self.context.store.load_best() if first else None
+        return self.context.process_group.broadcast_object(best.path if best else None)
 
     def _save_or_stop(self, stop: str | None, *, due: bool = True) -> None:
-        position, every = self.position, self.recipe.save_every
-        if due and position.step % (every or self.steps_per_epoch) == 0:
+        progress, every = self.progress, self.recipe.save_every
+        if due and progress.step % (every or self.steps_per_epoch) == 0:
             self._save()
         if stop is not None:
             self._save(must=True)
-            name = self.around.store.directory / f"step-{position.total:08d}"
-            raise Stopped(stop, step=position.total, checkpoint=name, out=self.around.store.directory.parent)
+            name = self.context.store.directory / f"step-{progress.total_steps:08d}"
+            raise Stopped(stop, step=progress.total_steps, checkpoint=name, out=self.context.store.directory.parent)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes over tensors and position of a checkpoint of this stage."""
-        self.learner.load(checkpoint)
-        self.position.update(checkpoint.scalars["position"])
-        self.last_saved = (self.position.total, self.position.evaluated)
+        """Takes over tensors and progress of a checkpoint of this stage."""
+        self.state.load(checkpoint)
+        self.progress.update(checkpoint.scalars)
+        self.last_saved = (self.progress.total_steps, self.progress.evaluated_step)
 
     def _save(self, *, must: bool = False) -> None:
-        position = self.position
-        if self.last_saved == (position.total, position.evaluated):
+        progress = self.progress
+        if self.last_saved == (progress.total_steps, progress.evaluated_step):
             return
         scalars = {
-            "position": position.to_dict(),
-            "scale": self.learner.scale.state(),
-            "facts": self.around.facts,
-            "config": self.learner.backbone.config.to_dict(),
+            "progress": progress.to_dict(),
+            "scale": self.state.scale.state(),
+            "facts": self.context.facts,
+            "config": self.state.backbone.config.to_dict(),
         }
         # Gathered by all processes, where parameters are cut over them; written by one.
-        tensors = self.learner.state()
-        self._as_first(lambda: self._write(position.total, tensors, scalars), must=must)
-        self.last_saved = (position.total, position.evaluated)
+        tensors = self.state.state_dict()
+        self._as_first(lambda: self._write(progress.total_steps, tensors, scalars), must=must)
+        self.last_saved = (progress.total_steps, progress.evaluated_step)
         self._fresh_course = False
 
     def _write(self, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        self.around.metrics.sync()
-        self.around.store.save(step, tensors, scalars)
+        self.context.metrics.sync()
+        self.context.store.save(step, tensors, scalars)
 
     def _save_best(self, which: str) -> None:
-        position = self.position
-        scalars = {"which": which, "metric": self.task.metric, "value": position.best}
-        tensors = {f"model.{name}": tensor for name, tensor in self.learner.weights(which).items()}
-        self._as_first(lambda: self.around.store.save_best(position.total, tensors, scalars))
+        progress = self.progress
+        scalars = {"which": which, "metric": self.task.metric, "value": progress.best}
+        tensors = {f"model.{name}": tensor for name, tensor in self.state.weights(which).items()}
+        self._as_first(lambda: self.context.store.save_best(progress.total_steps, tensors, scalars))
 
     def _as_first(self, write: Callable[[], object], *, must: bool = False) -> None:
         """Lets rank 0 write; every process learns whether it could. `must`: a failure always ends the run."""
         error: Exception | None = None
-        if self.around.processes.is_main:
+        if self.context.process_group.is_main:
             try:
                 write()
             except (DiskError, NonFiniteError) as caught:
                 error = caught
-        error = self.around.processes.broadcast_object(error)
+        error = self.context.process_group.broadcast_object(error)
         if error is None:
             return
         if not must and isinstance(error, DiskError) and self.recipe.on_save_error == "continue":
@@ -309,10 +312,10 @@ class Trainer:
     # When numbers are not finite
 
     def _roll_back(self) -> None:
-        position, recipe, around = self.position, self.recipe, self.around
+        progress, recipe, context = self.progress, self.recipe, self.context
         culprit = self._culprit()
-        processes, store = around.processes, around.store
-        failed_at, course, factor = position.total, position.course, position.lr_factor
+        processes, store = context.process_group, context.store
+        failed_at, course, factor = progress.total_steps, progress.num_rollbacks, progress.lr_factor
         found = processes.broadcast_object(self._target() if processes.is_main else None)
         good = f"the last good checkpoint is {found}" if found else "there is no checkpoint"
         sentence = (
@@ -322,29 +325,29 @@ class Trainer:
         if found is None or course >= recipe.max_rollbacks:
             raise NonFiniteError(f"{sentence}; {good}. Lower lr, set clip=1, or use precision=fp32.")
         checkpoint = store.read(found)
-        skipped = position.skipped
+        skipped = progress.num_skipped
         self.restore(checkpoint)
         if processes.is_main:
-            store.set_aside_after(position.total)
-            around.metrics.open(step=position.total, evaluated=position.total_evaluated)
+            store.set_aside_after(progress.total_steps)
+            context.metrics.open(step=progress.total_steps, evaluated=progress.total_evaluated_steps)
         processes.barrier()
-        position.course, position.lr_factor = course + 1, factor * 0.5
-        position.skipped, position.in_row = skipped, 0
+        progress.num_rollbacks, progress.lr_factor = course + 1, factor * 0.5
+        progress.num_skipped, progress.consecutive_skips = skipped, 0
         self._fresh_course = True
         _LOG.warning(
             "%s; went back to step %d with another order and learning rates times %g.",
-            *(sentence, position.total, position.lr_factor),
+            *(sentence, progress.total_steps, progress.lr_factor),
         )
 
     def _target(self) -> Path | None:
         """The checkpoint to go back to: the newest sound one; if going back there did not help, the one before."""
-        names = self.around.store.valid_checkpoints(min_step=self.position.offset)
+        names = self.context.store.valid_checkpoints(min_step=self.progress.offset)
         if self._fresh_course and len(names) > 1:
             return names[1]
         return names[0] if names else None
 
     def _culprit(self) -> str:
         """The first thing with a bad number, as the first process that finds one names it."""
-        found = self.learner.culprit()
-        named = [name for name in self.around.processes.gather_objects(found) if name]
+        found = self.state.find_non_finite()
+        named = [name for name in self.context.process_group.gather_objects(found) if name]
         return named[0] if named else "unknown (it did not show again)"
