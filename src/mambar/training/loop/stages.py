@@ -171,7 +171,7 @@ class _Run:
             if self.group.is_main:
                 task.report(out, model, recipe=recipe, result=measured, val_set=self.sets.val)
                 result = {"format_version": _RESULT_FORMAT, "metrics": metrics, "step": step}
-                atomic_files.write_file(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+                atomic_files.write_atomically(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
                 self.context.metrics.close()
 
         return RunResult(metrics=metrics, checkpoint=out / "model.safetensors", recipe=recipe), report
