@@ -1,6 +1,6 @@
-"""Typed fields: the value of a frozen dataclass's field, checked, or read from text on the command line.
+"""Type checks for dataclass fields, and parsing of field values from the command line.
 
-Needs no torch, so that a wrong name or value is answered at once.
+Needs no torch, so that a wrong name or value is reported at once.
 """
 
 import contextlib
@@ -15,19 +15,32 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from mambar.errors import RecipeError
 from mambar.messages import did_you_mean
 
+# Integers fit in 64 bits; a longer text than any path or list is refused before it is parsed.
+_INT_LIMIT = 2**63
+_TEXT_LIMIT = 4096
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 
 
 def suggestion(name: str, allowed: Iterable[str], *, listing: str = "") -> str:
-    """A sentence that names the nearest allowed name, else the command that lists them, else all of them."""
+    """A hint that names the nearest allowed name, else the command that lists them, else all of them."""
     known = sorted(allowed)
     otherwise = f"`{listing}` lists them." if listing else f"choose one of {', '.join(known)}."
     return did_you_mean(name, known, otherwise=otherwise, cutoff=0.55)
 
 
+def shown(value: object, *, limit: int = 60) -> str:
+    """The repr of a value for an error message, cut to `limit` characters."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python refuses to print integers of more than 4,300 digits.
+        return "a number of thousands of digits"
+    return text if len(text) <= limit else f"{text[: limit - 20]}… ({len(text)} characters)"
+
+
 def field_types(cls: type) -> dict[str, Any]:
-    """The declared types of a dataclass, by field."""
+    """The declared types of a dataclass by field name."""
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
@@ -52,21 +65,47 @@ def check(kind: Any, value: Any, *, name: str) -> Any:
     """`value` in the declared type (a list becomes a tuple, a whole number a float), else RecipeError."""
     accepted, result = _convert(kind, value)
     if not accepted:
-        raise RecipeError(f"{name}={value!r} is not allowed; it takes {describe(kind)}.")
+        raise RecipeError(f"{shown_name(name)}={shown(value)} is not allowed; it takes {describe(kind)}.")
+    if isinstance(result, Mapping):
+        for key, item in result.items():
+            check_numbers(item, name=f"{name}.{key}")
     return result
+
+
+def check_numbers(value: Any, *, name: str) -> None:
+    """Raises RecipeError for a number in `value`, or in its lists and tables, that is not finite or exceeds 64 bits."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            check_numbers(item, name=name)
+    elif isinstance(value, int | float) and not _is_bounded(value):
+        raise RecipeError(f"{shown_name(name)}={shown(value)} is not allowed; numbers are finite and below 2^63.")
+
+
+def shown_name(name: str) -> str:
+    """A field's name for an error message, cut to 60 characters."""
+    return name if len(name) <= 60 else name[:59] + "…"
 
 
 def parse(kind: Any, text: str, *, name: str) -> Any:
     """The value that `text` means for the declared type, else RecipeError."""
+    check_length(text, name=name)
     for candidate in _readings(kind, text.strip()):
         accepted, result = _convert(kind, candidate)
         if accepted:
             return result
-    raise RecipeError(f"{name}={text!r} is not allowed; it takes {describe(kind)}.")
+    raise RecipeError(f"{shown_name(name)}={shown(text)} is not allowed; it takes {describe(kind)}.")
+
+
+def check_length(text: str, *, name: str) -> None:
+    """Raises RecipeError for a text of more than 4,096 characters."""
+    if len(text) > _TEXT_LIMIT:
+        raise RecipeError(f"{shown_name(name)} has {len(text)} characters; at most {_TEXT_LIMIT} are allowed.")
 
 
 def literal(text: str) -> Any:
-    """Text as the JSON value that it spells (none, numbers, true, lists; no brackets needed), else the text."""
+    """The JSON value of a text (none, numbers, true, lists with or without brackets), else the text itself."""
     if text.lower() in ("none", "null"):
         return None
     lowered = {"true": True, "false": False}.get(text.lower())
@@ -99,10 +138,15 @@ def _convert(kind: Any, value: Any) -> tuple[bool, Any]:
         return True, value
     if kind is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value), float(value) if number else value
+        accepted = number and _is_bounded(value)
+        return accepted, float(value) if accepted else value
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
+        return isinstance(value, int) and not isinstance(value, bool) and _is_bounded(value), value
     return type(value) is kind, value
+
+
+def _is_bounded(value: float) -> bool:
+    return -_INT_LIMIT < value < _INT_LIMIT if isinstance(value, int) else math.isfinite(value)
 
 
 def _convert_tuple(parts: tuple[Any, ...], value: Any) -> tuple[bool, Any]:
@@ -117,7 +161,7 @@ def _convert_tuple(parts: tuple[Any, ...], value: Any) -> tuple[bool, Any]:
 
 
 def _readings(kind: Any, text: str) -> list[Any]:
-    """What the text may stand for, most literal first; `_convert` picks what the type admits."""
+    """Possible values of the text, most literal first; `_convert` selects one that the type allows."""
     origin = get_origin(kind)
     kinds = get_args(kind) if origin in (Union, types.UnionType) else (kind,)
     readings: list[Any] = []

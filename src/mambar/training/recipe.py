@@ -26,6 +26,9 @@ from mambar.training import fields
 RECIPE_FORMAT: Final = 2
 # Of an input; far above what any scan of an image holds in memory, below what overflows a size.
 MOST_PIXELS_A_SIDE: Final = 8192
+# Upper bounds of counts and of real numbers: far above any use, far below what overflows.
+_MANY: Final = 10**12
+_LARGE: Final = 1e12
 
 Schedule = Literal["cosine", "linear", "constant"]
 DecayGroups = Literal["official", "corrected"]
@@ -161,20 +164,22 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_types(self, "recipe")
-        for value, name, least in (
-            (self.num_shards, "num_shards", 1),
-            (self.eval_every, "eval_every", 1),
-            (self.log_every, "log_every", 1),
-            (self.keep_checkpoints, "keep_checkpoints", 1),
-            (self.max_consecutive_skips, "max_consecutive_skips", 1),
-            (self.max_rollbacks, "max_rollbacks", 0),
-            (1 if self.save_every is None else self.save_every, "save_every", 1),
-            (1 if self.health_every is None else self.health_every, "health_every", 1),
+        for name, least, most in (
+            ("num_shards", 1, 1 << 16),
+            ("eval_every", 1, _MANY),
+            ("log_every", 1, _MANY),
+            ("keep_checkpoints", 1, _MANY),
+            ("max_consecutive_skips", 1, _MANY),
+            ("max_rollbacks", 0, _MANY),
+            ("save_every", 1, _MANY),
+            ("health_every", 1, _MANY),
+            ("seed", 0, 2**63 - 1),
         ):
-            if value < least:
-                raise RecipeError(f"{name}={value} is not allowed; it must be at least {least}.")
-        if not 0 <= self.seed < 2**63:
-            raise RecipeError(f"seed={self.seed} is not allowed; it must be 0 or more and below 2^63.")
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise RecipeError(f"{name}={fields.shown(value)} is not allowed; it takes {least} to {most}.")
+        if not all(value > 0 for value in self.std):
+            raise RecipeError(f"std={fields.shown(self.std)} is not allowed; it takes numbers above 0.")
         if not self.stages:
             raise RecipeError("stages is empty; a recipe needs at least one stage.")
         for index, stage in enumerate(self.stages):
@@ -199,7 +204,8 @@ class Recipe:
         for assignment in assignments:
             name, equals, value = assignment.partition("=")
             if not equals or not name.strip():
-                raise RecipeError(f"{assignment!r} is not field=value; write for example epochs=2.")
+                raise RecipeError(f"{fields.shown(assignment)} is not field=value; write for example epochs=2.")
+            fields.check_length(value, name=name)
             if name.strip() == "stage":
                 stage = fields.parse(int, value, name="stage")
             else:
@@ -209,7 +215,7 @@ class Recipe:
     def from_stage(self, stage: int) -> "Recipe":
         """The recipe of the stages from number `stage` on, each of which is what it was."""
         if not 0 <= stage < len(self.stages):
-            raise RecipeError(f"stage={stage}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}.")
+            raise RecipeError(f"stage={fields.shown(stage)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}.")
         if stage > 0 and self.stages[stage].start_from in ("weights", "ema"):
             raise RecipeError(
                 f"stage={stage} starts in the middle: say from which weights, with stages.{stage}.start_from=PATH."
@@ -241,30 +247,31 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "recipe") -> "Recipe":
-        """The recipe that `to_json` wrote; a newer format or an unknown field raises RecipeError."""
-        try:
-            plain = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise RecipeError(f"{source} is not valid JSON ({str(error)[:80]}); write it anew.") from None
-        if not isinstance(plain, dict):
-            raise RecipeError(f"{source} holds a {type(plain).__name__}; a recipe is a JSON object.")
+        """The recipe of a `to_json` text; RecipeError for a newer format, an unknown, missing or repeated field."""
+        return cls.from_fields(load_json_object(text, source=source), source=source)
+
+    @classmethod
+    def from_fields(cls, document: Mapping[str, Any], *, source: str = "recipe") -> "Recipe":
+        """The recipe of the fields of a JSON document, `format_version` among them."""
+        plain = dict(document)
         version = plain.pop("format_version", None)
-        if not isinstance(version, int) or version > RECIPE_FORMAT:
+        if type(version) is not int or not 1 <= version <= RECIPE_FORMAT:
+            newer = type(version) is int and version > RECIPE_FORMAT
             raise RecipeError(
-                f"{source} has format_version {version!r}; this version of mambar reads up to "
-                f"{RECIPE_FORMAT}. Install a newer mambar."
+                f"{source} has format_version {fields.shown(version)}; this version of mambar reads 1 to "
+                f"{RECIPE_FORMAT}. {'Install a newer mambar.' if newer else 'Restore the file.'}"
             )
         if version == 1:
             plain = _from_version_1(plain)
         _refuse_unknown(plain, cls, source)
         stages = plain.get("stages", ())
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-            raise RecipeError(f"{source} has stages={stages!r}; it takes a list of stages.")
+            raise RecipeError(f"{source} has stages={fields.shown(stages)}; a list of stages is allowed.")
         for index, stage in enumerate(stages):
             _refuse_unknown(stage, Stage, f"{source}: stages.{index}")
-        for required in ("name", "model"):
-            if required not in plain:
-                raise RecipeError(f"{source} has no field {required!r}; add it.")
+        _refuse_missing(plain, cls, source)
+        for index, stage in enumerate(stages):
+            _refuse_missing(stage, Stage, f"{source}: stages.{index}")
         made = tuple(Stage(**_typed(Stage, stage)) for stage in stages)
         return cls(**{**_typed(cls, plain), "stages": made})
 
@@ -298,10 +305,10 @@ class Recipe:
         types = fields.field_types(Stage)
         many = len(self.stages) > 1
         parts = name.split(".")
-        if len(parts) == 3 and parts[0] == "stages" and parts[1].isdecimal():
+        if len(parts) == 3 and parts[0] == "stages" and parts[1].isdecimal() and len(parts[1]) < 10:
             index, key = int(parts[1]), parts[2]
             if index >= len(self.stages):
-                raise RecipeError(f"{name}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}.")
+                raise RecipeError(f"{fields.shown_name(name)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}.")
             if key in types:
                 return index, key, types[key]
         elif name in types and not many:
@@ -315,7 +322,29 @@ class Recipe:
         prefixes = [f"stages.{index}." for index in range(len(self.stages))] if many or "." in name else [""]
         known = own + [prefix + key for prefix in prefixes for key in types]
         hint = fields.suggestion(name, known, listing=f"mambar recipe {self.name}")
-        raise RecipeError(f"{name!r} is not a field of recipe {self.name!r}; {hint}")
+        raise RecipeError(f"{fields.shown(name)} is not a field of recipe {self.name!r}; {hint}")
+
+
+def load_json_object(text: str, *, source: str) -> dict[str, Any]:
+    """A JSON object without repeated names, else RecipeError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            repeated = next(name for name in names if names.count(name) > 1)
+            raise RecipeError(f"{source} has the field {fields.shown(repeated)} twice; remove one.")
+        return found
+
+    try:
+        plain = json.loads(text, object_pairs_hook=unique)
+    except RecipeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{source} is not valid JSON ({str(error)[:80]}); restore the file.") from None
+    if not isinstance(plain, dict):
+        raise RecipeError(f"{source} holds a {type(plain).__name__}; a recipe is a JSON object.")
+    return plain
 
 
 def _from_version_1(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,31 +384,43 @@ def _check_stage(stage: Stage) -> None:
     low, high = stage.scale
     for good, name, allowed in (
         (min(sides) >= 1 and max(sides) <= MOST_PIXELS_A_SIDE, "img_size", f"1 to {MOST_PIXELS_A_SIDE} pixels"),
-        (stage.epochs >= 0, "epochs", "0 or more"),
-        (stage.max_steps is None or stage.max_steps >= 0, "max_steps", "0 or more, or none"),
-        (stage.batch_size >= 1, "batch_size", "1 or more"),
-        (stage.lr > 0, "lr", "above 0"),
-        (stage.lr_base_size is None or stage.lr_base_size >= 1, "lr_base_size", "1 or more, or none"),
-        (stage.min_lr >= 0, "min_lr", "0 or more"),
-        (stage.warmup_lr >= 0, "warmup_lr", "0 or more"),
-        (stage.warmup_epochs >= 0, "warmup_epochs", "0 or more"),
-        (stage.warmup_steps is None or stage.warmup_steps >= 0, "warmup_steps", "0 or more, or none"),
-        (stage.weight_decay >= 0, "weight_decay", "0 or more"),
+        (0 <= stage.epochs <= 10**6, "epochs", "0 to 1,000,000"),
+        (stage.max_steps is None or 0 <= stage.max_steps <= _MANY, "max_steps", "0 or more, at most 10^12, or none"),
+        (1 <= stage.batch_size <= 1 << 24, "batch_size", "1 or more, at most 2^24"),
+        (0 < stage.lr <= _LARGE, "lr", "above 0, at most 10^12"),
+        (
+            stage.lr_base_size is None or 1 <= stage.lr_base_size <= 1 << 24,
+            "lr_base_size",
+            "1 or more, at most 2^24, or none",
+        ),
+        (0 <= stage.min_lr <= _LARGE, "min_lr", "0 or more, at most 10^12"),
+        (0 <= stage.warmup_lr <= _LARGE, "warmup_lr", "0 or more, at most 10^12"),
+        (0 <= stage.warmup_epochs <= 10**6, "warmup_epochs", "0 to 1,000,000"),
+        (
+            stage.warmup_steps is None or 0 <= stage.warmup_steps <= _MANY,
+            "warmup_steps",
+            "0 or more, at most 10^12, or none",
+        ),
+        (0 <= stage.weight_decay <= _LARGE, "weight_decay", "0 or more, at most 10^12"),
         (all(0 <= beta < 1 for beta in stage.betas), "betas", "two numbers from 0 to below 1"),
-        (stage.eps > 0, "eps", "above 0"),
+        (0 < stage.eps <= 1, "eps", "above 0 and at most 1"),
         (0 < stage.layer_decay <= 1, "layer_decay", "above 0 and at most 1"),
-        (stage.clip_grad is None or stage.clip_grad > 0, "clip_grad", "above 0, or none"),
+        (
+            stage.clip_grad is None or 0 < stage.clip_grad <= _LARGE,
+            "clip_grad",
+            "above 0, at most 10^12, or none",
+        ),
         (stage.ema_decay is None or 0 <= stage.ema_decay < 1, "ema_decay", "0 to below 1, or none"),
-        (stage.grad_accum_steps >= 1, "grad_accum_steps", "1 or more"),
+        (1 <= stage.grad_accum_steps <= 1 << 16, "grad_accum_steps", "1 to 65,536"),
         (0 <= stage.drop_path_rate < 1, "drop_path_rate", "0 to below 1"),
         (0 < low <= high <= 1, "scale", "two shares of the area in (0, 1], in rising order"),
         (0 <= stage.hflip <= 1, "hflip", "a probability, 0 to 1"),
         (0 <= stage.color_jitter <= 1, "color_jitter", "0 to 1"),
-        (stage.crop_padding >= 0, "crop_padding", "0 or more pixels"),
+        (0 <= stage.crop_padding <= MOST_PIXELS_A_SIDE, "crop_padding", f"0 to {MOST_PIXELS_A_SIDE} pixels"),
         (0 <= stage.random_erase_prob <= 1, "random_erase_prob", "a probability, 0 to 1"),
-        (stage.aug_repeats >= 1, "aug_repeats", "1 or more"),
-        (stage.mixup >= 0, "mixup", "0 or more"),
-        (stage.cutmix >= 0, "cutmix", "0 or more"),
+        (1 <= stage.aug_repeats <= 1000, "aug_repeats", "1 to 1,000"),
+        (0 <= stage.mixup <= 10**6, "mixup", "0 to 1,000,000"),
+        (0 <= stage.cutmix <= 10**6, "cutmix", "0 to 1,000,000"),
         (0 <= stage.mixup_prob <= 1, "mixup_prob", "a probability, 0 to 1"),
         (0 <= stage.mixup_switch_prob <= 1, "mixup_switch_prob", "a probability, 0 to 1"),
         (0 <= stage.label_smoothing < 1, "label_smoothing", "0 to below 1"),
@@ -387,7 +428,7 @@ def _check_stage(stage: Stage) -> None:
         (bool(stage.start_from), "start_from", "weights, ema, or a path"),
     ):
         if not good:
-            raise RecipeError(f"{name}={getattr(stage, name)!r} is not allowed; it takes {allowed}.")
+            raise RecipeError(f"{name}={fields.shown(getattr(stage, name))} is not allowed; it takes {allowed}.")
 
 
 def _check_split(stage: Stage, shards: int, prefix: str) -> None:
@@ -413,12 +454,18 @@ def _refuse_unknown(plain: Mapping[str, Any], cls: type, source: str) -> None:
     for name in plain:
         if name not in known:
             hint = fields.suggestion(name, known, listing="mambar recipe NAME")
-            raise RecipeError(f"{source}: {name!r} is not a field; {hint}")
+            raise RecipeError(f"{source}: {fields.shown(name)} is not a field; {hint}")
+
+
+def _refuse_missing(plain: Mapping[str, Any], cls: type, source: str) -> None:
+    for name in fields.field_types(cls):
+        if name not in plain:
+            raise RecipeError(f"{source} has no field {name!r}; add it.")
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     plain = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(recipe)}
     plain["stages"] = [dataclasses.asdict(stage) for stage in recipe.stages]
-    for table in ("config", "data_options"):
+    for table in ("config", "data_options", "task_options"):
         plain[table] = dict(plain[table])
     return json.loads(json.dumps(plain))

@@ -1,6 +1,6 @@
-"""The directory of a run: nothing in it is overwritten by surprise, and one run at a time works in it.
+"""The run directory: created, locked for one run at a time, and never overwritten by another.
 
-Needs no torch: recipe.json is written, and a mistake answered, before any heavy import.
+Needs no torch: recipe.json is written, and a mistake reported, before any heavy import.
 """
 
 import contextlib
@@ -14,11 +14,12 @@ from typing import Final
 
 from mambar.errors import InputError, RecipeError
 from mambar.training.checkpoint import atomic_files
+from mambar.training.checkpoint.recipe_file import RECIPE_NAME, RecipeFile, read_recipe_file
 from mambar.training.recipe import Recipe
 
 _LOG = logging.getLogger("mambar.training")
-RECIPE, LOCK = "recipe.json", ".lock"
-# Fields that a resumed run may change; any other needs to be named in `override`.
+LOCK: Final = ".lock"
+# Fields that a resumed run may change; any other must be named in `override`.
 CHANGEABLE_FIELDS: Final = (
     "epochs",
     "max_steps",
@@ -26,7 +27,7 @@ CHANGEABLE_FIELDS: Final = (
     "eval_every",
     "log_every",
     "health_every",
-    "track",
+    "trackers",
     "keep_checkpoints",
     "on_save_error",
 )
@@ -34,22 +35,30 @@ CHANGEABLE_FIELDS: Final = (
 
 @dataclass
 class RunDirectory:
-    """A claimed run directory; `release` lets others in."""
+    """The directory of a running run, locked until `release`.
+
+    Attributes:
+        path: The directory.
+        recipe: The recipe of the run.
+        recipe_sha256: Digests of the recipe that checkpoints may carry, the present one first.
+        resumed: True if the directory held a run before.
+    """
 
     path: Path
     recipe: Recipe
+    recipe_sha256: tuple[str, ...]
     resumed: bool
     _lock: int | None = field(default=None, repr=False)
 
     def discard_if_unused(self) -> None:
-        """Takes a new directory away again where nothing but its recipe was written: bad input leaves no trace."""
+        """Removes a new directory that holds nothing but its recipe, so that refused input leaves no files."""
         if self._lock is None or self.resumed:
             return
         with contextlib.suppress(OSError):
-            # Made before the model is; goes only where it is empty.
+            # Created before the model is built; only an empty one is removed.
             (self.path / "checkpoints").rmdir()
         found = {entry.name: entry.stat().st_size for entry in self.path.iterdir()}
-        if not set(found) <= {RECIPE, LOCK, "metrics.jsonl"} or found.get("metrics.jsonl"):
+        if not set(found) <= {RECIPE_NAME, LOCK, "metrics.jsonl"} or found.get("metrics.jsonl"):
             return
         for name in found:
             (self.path / name).unlink(missing_ok=True)
@@ -57,71 +66,77 @@ class RunDirectory:
             self.path.rmdir()
 
     def release(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
 
 def open_run_directory(
-    out: Path, recipe: Recipe | None, *, resume: bool, override: Iterable[str] = (), writes: bool = True
+    out: Path,
+    recipe: Recipe | None,
+    *,
+    resume: bool,
+    override: Iterable[str] = (),
+    accept_edited_recipe: bool = False,
+    writes: bool = True,
 ) -> RunDirectory:
-    """Claims `out` for a run of `recipe` (None: what recipe.json there says), or raises InputError.
+    """Creates or reopens `out` for a run of `recipe` (None: the recipe stored there), or raises InputError.
 
-    Not resuming, the directory must be new or empty. Resuming, it must hold a recipe.json, from which `recipe`
-    may differ in `CHANGEABLE_FIELDS` and in the fields named in `override`. `writes`: only rank 0 writes and locks.
+    A new run needs a new or empty directory. A resumed one needs a recipe.json, from which `recipe` may differ in
+    `CHANGEABLE_FIELDS` and in the fields named in `override`; changes are recorded in recipe.json.
+    accept_edited_recipe: take a recipe.json that was edited by hand. writes: True on rank 0, which writes and locks.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise InputError(f"out={out} is not a directory (links are not followed); choose another place.")
+        raise InputError(f"out={out} is not a directory (links are not followed); choose another path.")
     if resume:
-        merged = _merged(out, recipe, override)
+        stored = read_recipe_file(out, accept_edited=accept_edited_recipe)
+        merged = _merged(out, stored, recipe, override)
         lock = _lock(out) if writes else None
-        if writes and recipe is not None and merged.to_json() != (out / RECIPE).read_text("utf-8"):
-            atomic_files.write_atomically(out / RECIPE, merged.to_json().encode())
-        return RunDirectory(out, merged, resumed=True, _lock=lock)
+        if writes and (merged is not stored or stored.edited):
+            merged.write(out)
+        return _opened(out, merged, resumed=True, lock=lock)
     if recipe is None:
         raise InputError("a new run needs a recipe; name one, or give --resume DIR.")
+    file = RecipeFile.of(recipe)
     if not writes:
-        return RunDirectory(out, recipe, resumed=False)
+        return _opened(out, file, resumed=False, lock=None)
     _refuse_taken(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (NotADirectoryError, FileExistsError):
-        raise InputError(f"out={out} leads through a file; choose another place.") from None
+        raise InputError(f"out={out} has a file among its parent directories; choose another path.") from None
     except OSError as error:
         raise atomic_files.disk_error(out, 0, error) from error
     lock = _lock(out)
     try:
-        # Once more, now that nobody else can write: two runs may have started at once.
+        # Once more under the lock: two runs may have started at the same time.
         _refuse_taken(out)
         atomic_files.remove_stale_temporaries(out)
-        atomic_files.write_atomically(out / RECIPE, recipe.to_json().encode())
+        file.write(out)
     except BaseException:
         os.close(lock)
         raise
-    return RunDirectory(out, recipe, resumed=False, _lock=lock)
+    return _opened(out, file, resumed=False, lock=lock)
 
 
 def read_recipe(out: Path) -> Recipe:
-    """The recipe of the run in `out`; InputError if there is none."""
-    file = out / RECIPE
-    try:
-        text = file.read_text("utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{out} holds no {RECIPE}, so there is no run to resume; check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}.") from None
-    return Recipe.from_json(text, source=str(file))
+    """The recipe of the run in `out`; InputError if there is none or if its file was changed."""
+    return read_recipe_file(out).recipe
 
 
-def _merged(out: Path, recipe: Recipe | None, override: Iterable[str]) -> Recipe:
-    stored = read_recipe(out)
-    if recipe is None:
+def _opened(out: Path, file: RecipeFile, *, resumed: bool, lock: int | None) -> RunDirectory:
+    return RunDirectory(out, file.recipe, file.accepted_sha256, resumed=resumed, _lock=lock)
+
+
+def _merged(out: Path, stored: RecipeFile, recipe: Recipe | None, override: Iterable[str]) -> RecipeFile:
+    if recipe is None or recipe == stored.recipe:
         return stored
+    override = tuple(override)
     allowed = set(CHANGEABLE_FIELDS) | set(override)
     changed = {
         name: pair
-        for name, pair in stored.differences(recipe).items()
+        for name, pair in stored.recipe.differences(recipe).items()
         if name not in allowed and name.rpartition(".")[2] not in allowed
     }
     if changed:
@@ -130,7 +145,7 @@ def _merged(out: Path, recipe: Recipe | None, override: Iterable[str]) -> Recipe
             f"the run in {out} has another recipe: {listed}. Resume it unchanged, name these fields in --override, "
             "or start a new run elsewhere."
         )
-    return recipe
+    return stored.changed(recipe, option=" ".join(["--resume", *(f"--override {name}" for name in override)]))
 
 
 def _refuse_taken(out: Path) -> None:
@@ -139,24 +154,24 @@ def _refuse_taken(out: Path) -> None:
     for entry in out.iterdir():
         if entry.name != LOCK and not atomic_files.is_temporary(entry):
             raise InputError(
-                f"out={out} is not empty (it holds {entry.name}); choose another place, or go on with --resume {out}."
+                f"out={out} is not empty (it holds {entry.name}); choose another path, or continue that run with --resume {out}."
             )
 
 
 def _lock(out: Path) -> int:
-    """A lock that ends with this process, however it ends; not passed on to its children."""
+    """A lock that the system releases when this process ends; child processes do not inherit it."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     try:
         descriptor = os.open(out / LOCK, flags, 0o666)
     except OSError as error:
         raise atomic_files.disk_error(out / LOCK, 0, error) from error
-    # After a restart by torchrun the process before may take a moment to go.
+    # After a restart by torchrun the previous process may need a moment to end.
     deadline = time.monotonic() + (10 if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" else 0)
     while not _try_lock(descriptor):
         if time.monotonic() > deadline:
             holder = _holder(descriptor)
             os.close(descriptor)
-            raise InputError(f"another run works in {out}{holder}; wait for it, or choose another place.")
+            raise InputError(f"another run uses {out}{holder}; wait until it ends, or choose another path.")
         time.sleep(0.1)
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
@@ -168,7 +183,7 @@ def _try_lock(descriptor: int) -> bool:
     try:
         import fcntl
     except ImportError:
-        # Windows: no lock; the check for a non-empty directory remains.
+        # Windows has no lock here; the check for a non-empty directory remains.
         return True
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,10 +1,11 @@
-"""Checkpoints: a directory a step, checksummed, published atomically; damaged ones are kept and passed over.
+"""Checkpoints: one directory a step, checksummed and written atomically; damaged ones are kept and skipped.
 
     checkpoints/step-00000120/state.safetensors   tensors: model.*, ema.*, optimizer.*
-    checkpoints/step-00000120/state.json          scalars, and size and sha256 of the file beside it; sealed
-    checkpoints/last.json, best.json              which one, and the sha256 of its state.json; sealed
+    checkpoints/step-00000120/state.json          scalars, digest of the recipe, size and sha256 of the tensor file
+    checkpoints/last.json, best.json              name and sha256 of the newest and of the best checkpoint
 
-`last.json` is replaced once its directory is complete on the disk, and older directories go only after that.
+Each JSON file carries its own checksum. `last.json` is replaced when its directory is complete on the disk; older
+directories are removed after that.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,15 +26,27 @@ from mambar.errors import CheckpointError, NonFiniteError
 from mambar.training.checkpoint import atomic_files, checksummed_json
 from mambar.training.checkpoint.tensor_file import TensorPayload
 
-CHECKPOINT_FORMAT: Final = 1
+# 1: version 0.1, without the recipe's digest.
+CHECKPOINT_FORMAT: Final = 2
 _LOG = logging.getLogger("mambar.training.checkpoint.store")
 _TENSORS, _SCALARS = "state.safetensors", "state.json"
 _NAME: Final = re.compile(r"(step|best)-(\d{8,})(?:-(\d+))?$")
 
 
+class OtherRunError(CheckpointError):
+    """An intact checkpoint of a run with another recipe; no older checkpoint is loaded in its place."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A verified checkpoint in memory."""
+    """A verified checkpoint in memory.
+
+    Attributes:
+        step: Steps since the start of the run.
+        tensors: Tensors by name: model.*, ema.*, optimizer.*.
+        scalars: Everything else, as JSON can hold it.
+        path: Its directory.
+    """
 
     step: int
     tensors: dict[str, Tensor]
@@ -41,20 +54,25 @@ class Checkpoint:
     path: Path
 
     def tensors_of(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors under `prefix.`, without it."""
+        """The tensors whose name starts with `prefix.`, under the rest of their name."""
         start = prefix + "."
         return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
 
 
 class CheckpointStore:
-    """The `checkpoints` directory of one run: `save`, `load`, and the same for the best evaluated weights."""
+    """The `checkpoints` directory of one run: saves and loads its state, and the best evaluated weights.
 
-    def __init__(self, directory: Path, *, keep: int = 2) -> None:
+    keep: checkpoints that remain after a save. recipe_sha256: digests of the run's recipe, the present one first; a
+    checkpoint with another digest is refused. Empty: checkpoints of any recipe are read.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 2, recipe_sha256: Sequence[str] = ()) -> None:
         self.directory = directory
         self.keep = keep
+        self.recipe_sha256 = tuple(recipe_sha256)
 
     def create(self) -> None:
-        """Makes the directory and removes what dead processes left half-written in it."""
+        """Creates the directory and removes temporaries of ended processes."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -62,56 +80,56 @@ class CheckpointStore:
         atomic_files.remove_stale_temporaries(self.directory)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> Path:
-        """Publishes the state at `step`, then points `last.json` at it, then prunes; returns its path.
+        """Writes the state at `step`, then `last.json`, then removes older checkpoints; returns its path.
 
-        Raises DiskError (what was there before is intact) or NonFiniteError (nothing was written). Nothing is
+        Raises DiskError (older checkpoints are intact) or NonFiniteError (nothing was written). Nothing is
         overwritten: the same state at the same step is kept, another one gets the next free name.
         """
         return self._save("step", step, tensors, scalars)
 
     def save_best(self, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> Path:
-        """Publishes the best evaluated weights in the same way, under `best.json`."""
+        """Writes the best evaluated weights in the same way, under `best.json`."""
         return self._save("best", step, tensors, scalars)
 
     def load(self, *, repair: bool = False) -> Checkpoint | None:
-        """The newest sound checkpoint, None if there never was one; CheckpointError if all are damaged.
+        """The newest intact checkpoint, None if there never was one; CheckpointError if all are damaged.
 
-        A damaged one is logged with the reason and passed over. With `repair`, for a run that goes on, it is
-        also renamed to `NAME.damaged-1`, so that no later pruning takes it away.
+        A damaged one is logged with the reason and skipped. With `repair`, for a resumed run, it is also renamed to
+        `NAME.damaged-1`, so that it is not removed later.
         """
-        expected, complaint = self._pointed("last.json")
-        if complaint:
-            _LOG.warning("%s Taking the newest sound checkpoint instead.", complaint)
+        expected, reason_refused = self._read_pointer("last.json")
+        if reason_refused:
+            _LOG.warning("%s Loading the newest intact checkpoint instead.", reason_refused)
         reasons: list[str] = []
         for path in self._names("step"):
             try:
-                checkpoint = self._read_as_pointed(path, expected)
-            except checksummed_json.NewerFormatError:
+                checkpoint = self._read_as_read_pointer(path, expected)
+            except (checksummed_json.NewerFormatError, OtherRunError):
                 raise
             except CheckpointError as error:
                 kept = self._set_aside(path, "damaged") if repair else path
                 reasons.append(str(error))
-                _LOG.warning("%s Going back to the checkpoint before it; it is kept as %s.", error, kept.name)
+                _LOG.warning("%s Loading the checkpoint before it; the damaged one is kept as %s.", error, kept.name)
                 continue
             return checkpoint
-        if reasons or complaint:
-            reason = reasons[0] if reasons else complaint
-            raise CheckpointError(f"{reason} No sound checkpoint is left in {self.directory}; start anew elsewhere.")
+        if reasons or reason_refused:
+            reason = reasons[0] if reasons else reason_refused
+            raise CheckpointError(f"{reason} No intact checkpoint is left in {self.directory}; start a new run elsewhere.")
         return None
 
     def load_best(self) -> Checkpoint | None:
         """The best evaluated weights, None if there are none yet; CheckpointError if they are damaged."""
-        expected, complaint = self._pointed("best.json")
-        if complaint:
-            raise CheckpointError(complaint)
-        return None if expected is None else self._read_as_pointed(expected[0], expected)
+        expected, reason_refused = self._read_pointer("best.json")
+        if reason_refused:
+            raise CheckpointError(reason_refused)
+        return None if expected is None else self._read_as_read_pointer(expected[0], expected)
 
     def valid_checkpoints(self, *, min_step: int = 0) -> list[Path]:
         """The sound checkpoints from step `least` on, newest first."""
         return [path for path in self._names("step") if _order(path)[0] >= min_step and self._is_valid(path)]
 
     def set_aside_after(self, step: int) -> list[Path]:
-        """Renames the checkpoints later than `step` to `NAME.abandoned-1`: the run takes another course."""
+        """Renames the checkpoints after `step` to `NAME.abandoned-1`, for a run that was rolled back to `step`."""
         later = [path for path in self._names("step") if _order(path)[0] > step]
         moved = [self._set_aside(path, "abandoned") for path in later]
         if moved:
@@ -121,31 +139,43 @@ class CheckpointStore:
     def read(self, path: Path) -> Checkpoint:
         """The checkpoint at `path`, every byte verified; CheckpointError says what was expected and found."""
         found = _NAME.match(path.name)
-        document = _read_sealed(path / _SCALARS)
+        document = _read_json(path / _SCALARS)
         if found is not None and document["step"] != int(found.group(2)):
             raise CheckpointError(f"{path} is damaged: it holds step {document['step']}.")
+        self._check_recipe(document, path)
         for name, facts in document["files"].items():
             checksummed_json.verify_file(path / name, size=int(facts["size"]), sha256=facts["sha256"])
         tensors = load_file(path / _TENSORS)
         return Checkpoint(step=document["step"], tensors=tensors, scalars=document["scalars"], path=path)
 
+    def _check_recipe(self, document: Mapping[str, Any], path: Path) -> None:
+        # Format 1 has no digest.
+        if not self.recipe_sha256 or document["format_version"] < 2:
+            return
+        if document["recipe_sha256"] not in (None, *self.recipe_sha256):
+            raise OtherRunError(
+                f"{path} is a checkpoint of another run: its recipe differs from recipe.json. Remove it, or resume the "
+                "run that it belongs to."
+            )
+
     def _save(self, kind: str, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> Path:
         plain = json.loads(json.dumps(scalars))
         path, present = self._place(f"{kind}-{step:08d}", plain)
         if present:
-            sealed = (path / _SCALARS).read_bytes()
+            state = (path / _SCALARS).read_bytes()
         else:
             _refuse_non_finite(tensors, step)
-            body = {"format_version": CHECKPOINT_FORMAT, "step": step, "scalars": plain}
+            recipe = self.recipe_sha256[0] if self.recipe_sha256 else None
+            body = {"format_version": CHECKPOINT_FORMAT, "step": step, "scalars": plain, "recipe_sha256": recipe}
             payload = checksummed_json.ChecksummedJson(body, listed=[_TENSORS])
             atomic_files.write_directory_atomically(path, {_TENSORS: TensorPayload(tensors), _SCALARS: payload})
-            sealed = payload.data
+            state = payload.data
         pointer = {
             "format_version": CHECKPOINT_FORMAT,
             "name": path.name,
             "step": step,
-            "size": len(sealed),
-            "state_sha256": hashlib.sha256(sealed).hexdigest(),
+            "size": len(state),
+            "state_sha256": hashlib.sha256(state).hexdigest(),
         }
         atomic_files.write_atomically(
             self.directory / ("last.json" if kind == "step" else "best.json"), checksummed_json.dumps(pointer)
@@ -154,7 +184,7 @@ class CheckpointStore:
         return path
 
     def _place(self, name: str, scalars: dict[str, Any]) -> tuple[Path, bool]:
-        """Where this state goes: a free name, or the sound copy of it that a killed save left complete."""
+        """A free path for this state, or the intact copy of it that an interrupted save left."""
         path, number = self.directory / name, 0
         while os.path.lexists(path):
             try:
@@ -166,20 +196,20 @@ class CheckpointStore:
             path = self.directory / f"{name}-{number}"
         return path, False
 
-    def _pointed(self, pointer: str) -> tuple[tuple[Path, int, str] | None, str | None]:
-        """What the pointer file says (path, size and sha256 of its state.json), or a complaint about it."""
+    def _read_pointer(self, pointer: str) -> tuple[tuple[Path, int, str] | None, str | None]:
+        """Path, size and sha256 of the state.json that a pointer file names, or the reason why it is refused."""
         file = self.directory / pointer
         if not file.exists():
             return None, None
         try:
-            document = _read_sealed(file)
+            document = _read_json(file)
         except checksummed_json.NewerFormatError:
             raise
         except CheckpointError as error:
             return None, str(error)
         name = document["name"]
         if not _NAME.match(name):
-            return None, f"{file} names {name!r}, which is no checkpoint."
+            return None, f"{file} names {name!r}, which is not a checkpoint."
         return (self.directory / name, document["size"], document["state_sha256"]), None
 
     def _is_valid(self, path: Path) -> bool:
@@ -189,7 +219,7 @@ class CheckpointStore:
             return False
         return True
 
-    def _read_as_pointed(self, path: Path, expected: tuple[Path, int, str] | None) -> Checkpoint:
+    def _read_as_read_pointer(self, path: Path, expected: tuple[Path, int, str] | None) -> Checkpoint:
         if expected is not None and expected[0] == path:
             checksummed_json.verify_file(path / _SCALARS, size=expected[1], sha256=expected[2])
         return self.read(path)
@@ -212,7 +242,7 @@ class CheckpointStore:
             try:
                 atomic_files.remove_directory(path)
             except OSError as error:
-                # The new checkpoint is safe; an old one that stays only takes room.
+                # The new checkpoint is safe; an old one that remains only uses space.
                 _LOG.warning("%s could not be removed: %s.", path, error.strerror)
 
 
@@ -221,7 +251,7 @@ def _order(path: Path) -> tuple[int, int]:
     return (int(found.group(2)), int(found.group(3) or 0)) if found else (-1, 0)
 
 
-def _read_sealed(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -233,5 +263,5 @@ def _refuse_non_finite(tensors: Mapping[str, Tensor], step: int) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(
-                f"{name} holds NaN or Inf at step {step}; no checkpoint was written, the one before is intact."
+                f"{name} holds NaN or Inf at step {step}; no checkpoint was written, the previous one is intact."
             )

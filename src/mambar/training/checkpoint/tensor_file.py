@@ -1,4 +1,4 @@
-"""Tensors as a file in the safetensors layout, streamed, so that a large state is never held twice."""
+"""Tensors as a streamed safetensors file, so that a large state is not held in memory twice."""
 
 import json
 import struct
@@ -25,7 +25,7 @@ _TYPES: Final = {
 
 
 class TensorPayload(Payload):
-    """Named tensors: the header is made at once, the tensors' memory is read while it is written."""
+    """Named tensors: the header is made at once, the bytes of the tensors are read when they are written."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = dict(sorted(tensors.items()))
@@ -40,17 +40,17 @@ class TensorPayload(Payload):
             }
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
-        # The format wants the data to begin at a multiple of eight.
+        # In this format the data begin at a multiple of eight bytes.
         super().__init__(struct.pack("<Q", len(text) + -len(text) % 8) + text + b" " * (-len(text) % 8))
         self.tensor_bytes = offset
 
     @property
     def size(self) -> int:
-        """Bytes, header included."""
+        """Size in bytes, header included."""
         return len(self.data) + self.tensor_bytes
 
     def chunks(self, written: Mapping[str, FileDigest]) -> Iterator[bytes | memoryview]:
-        """The header, then each tensor's memory."""
+        """The header, then the bytes of each tensor."""
         yield self.data
         for tensor in self.tensors.values():
             if tensor.numel() == 0:
