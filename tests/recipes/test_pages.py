@@ -5,7 +5,7 @@ import pytest
 from mambar.errors import RecipeError
 from mambar.models.config import VARIANTS
 from mambar.recipes.entry import RecipeEntry
-from mambar.recipes.index import ENTRIES, get_entry, get_recipe
+from mambar.recipes.index import ENTRIES, get_entry, get_recipe, recipe_names
 from mambar.training.recipe import Recipe
 
 # REFERENCE: the published stages of Base (official README and code), typed once more here.
@@ -19,20 +19,20 @@ PUBLISHED = {
     "warmup_lr": (1e-6, 1e-6, 1e-6),
     "weight_decay": (0.05, 0.05, 0.1),
     "drop_path_rate": (0.1, 0.4, 0.4),
-    "augment": ("three", "three", "rand-m9-mstd0.5-inc1"),
-    "jitter": (0.3, 0.3, 0.0),
+    "auto_augment": ("three", "three", "rand-m9-mstd0.5-inc1"),
+    "color_jitter": (0.3, 0.3, 0.0),
     "scale": ((0.08, 1.0),) * 3,
-    "repeats": (3, 3, 1),
+    "aug_repeats": (3, 3, 1),
     "mixup": (0.8,) * 3,
     "cutmix": (1.0,) * 3,
     "mixup_prob": (1.0,) * 3,
     "mixup_switch_prob": (0.5,) * 3,
-    "smoothing": (0.0, 0.0, 0.1),
-    "erasing": (0.0,) * 3,
+    "label_smoothing": (0.0, 0.0, 0.1),
+    "random_erase_prob": (0.0,) * 3,
     "crop_pct": (0.875, 0.875, 1.0),
     "betas": ((0.9, 0.999),) * 3,
     "eps": (1e-8,) * 3,
-    "clip": (None,) * 3,
+    "clip_grad": (None,) * 3,
     "ema_decay": (0.99996,) * 3,
     "decay_groups": ("official",) * 3,
     "start_from": ("weights",) * 3,

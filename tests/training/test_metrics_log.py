@@ -1,9 +1,11 @@
+import errno
 import json
 import logging
+import os
 
 import pytest
 
-from mambar.errors import CheckpointError
+from mambar.errors import CheckpointError, DiskError
 from mambar.training.metrics_log import LogProgress, MetricsLog, read_metrics
 
 
@@ -60,7 +62,50 @@ def test_plain_lines_say_loss_accuracy_speed_and_time_left(caplog):
     lines = LogProgress(seconds=0.0)
     lines.start("digits", steps=4, done=0)
     lines.step(1, loss=2.5, accuracy=0.25, images=32)
-    lines.say("top1 0.9")
-    lines.end()
+    lines.message("top1 0.9")
+    lines.close()
     assert "digits: step 1 of 4, loss 2.5000, accuracy 25.0%" in caplog.text
     assert "images/s" in caplog.text and "left" in caplog.text and "digits: top1 0.9" in caplog.text
+
+
+def test_short_writes_are_continued_until_the_row_is_complete(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.open(step=0, evaluated=0)
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data)[:7]))
+        for step in (1, 2):
+            log.append("training", {"step": step, "loss": 0.5})
+    log.close()
+    assert [found["step"] for found in read_metrics(log.path)] == [1, 2]
+
+
+def test_a_row_that_a_full_disk_cut_is_removed_and_the_next_one_is_whole(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.open(step=0, evaluated=0)
+    write, calls = os.write, []
+
+    def cut(descriptor, data):
+        calls.append(data)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, bytes(data)[:9])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", cut)
+        with pytest.raises(DiskError, match="No space left"):
+            log.append("training", {"step": 1})
+    log.append("training", {"step": 2})
+    log.close()
+    assert [found["step"] for found in read_metrics(log.path)] == [2]
+
+
+def test_a_torn_last_row_is_mended_at_the_next_start(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(row(1) + row(2)[:-20], "utf-8")
+    log = MetricsLog(path)
+    log.open(step=2, evaluated=2)
+    log.append("training", {"step": 2})
+    log.close()
+    assert [found["step"] for found in read_metrics(path)] == [1, 2]
+    assert path.read_text("utf-8").endswith("\n")

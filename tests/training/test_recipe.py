@@ -28,14 +28,14 @@ def test_bare_names_change_the_only_stage_and_dotted_ones_any():
         ("lr=1", "lr", 1.0),
         ("img_size=224x160", "img_size", (224, 160)),
         ("img_size=64", "img_size", 64),
-        ("clip_grad=none", "clip", None),
-        ("clip_grad=2", "clip", 2.0),
+        ("clip_grad=none", "clip_grad", None),
+        ("clip_grad=2", "clip_grad", 2.0),
         ("freeze_backbone=yes", "freeze_backbone", True),
         ("scale=0.3,0.9", "scale", (0.3, 0.9)),
         ("betas=(0.8, 0.9)", "betas", (0.8, 0.9)),
         ("schedule=linear", "schedule", "linear"),
         ("start_from=runs/old=1", "start_from", "runs/old=1"),
-        ("auto_augment=rand-m9-mstd0.5-inc1", "augment", "rand-m9-mstd0.5-inc1"),
+        ("auto_augment=rand-m9-mstd0.5-inc1", "auto_augment", "rand-m9-mstd0.5-inc1"),
     ],
 )
 def test_text_is_typed_by_the_field(assignment, name, value):
@@ -45,7 +45,7 @@ def test_text_is_typed_by_the_field(assignment, name, value):
 
 def test_tables_take_any_name_with_a_dot():
     changed = ONE.with_overrides(
-        ["config.embed_dim=64", "config.head=mean", "data_options.limit=10", "config.drop_path_rate=0.1"]
+        ["config.embed_dim=64", "config.head=register_mean", "data_options.limit=10", "config.drop_path_rate=0.1"]
     )
     assert dict(changed.config) == {"embed_dim": 64, "head": "register_mean", "drop_path_rate": 0.1}
     assert dict(changed.data_options) == {"limit": 10}

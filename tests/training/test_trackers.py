@@ -5,7 +5,7 @@ import pytest
 
 from mambar.errors import InputError
 from mambar.training.metrics_log import MetricsLog
-from mambar.training.trackers import TRACKERS
+from mambar.training.trackers import TRACKERS, make_trackers
 from training import runs
 
 

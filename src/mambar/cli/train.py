@@ -23,6 +23,9 @@ def train(
     override: Annotated[
         list[str] | None, typer.Option("--override", metavar="FIELD", help="With --resume: a field that may change.")
     ] = None,
+    accept_edited_recipe: Annotated[
+        bool, typer.Option("--accept-edited-recipe", help="With --resume: accept a recipe.json that was edited.")
+    ] = False,
     device: Device = "auto",
     num_workers: NumWorkers = None,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Processes on this machine (torchrun).")] = 1,
@@ -46,6 +49,8 @@ def train(
         raise InputError(f"--resume {resume} uses that run's own recipe; omit the name {name!r}.")
     if override and resume is None:
         raise InputError(f"--override {override[0]} is for --resume DIR only; omit it.")
+    if accept_edited_recipe and resume is None:
+        raise InputError("--accept-edited-recipe is for --resume DIR only; omit it.")
     if resume is not None and out is not None:
         raise InputError(f"--resume {resume} continues in that directory; omit --out {out}.")
 
@@ -57,7 +62,8 @@ def train(
     if resume is not None:
         data = given.pop("data", None)
         changes = [f"{field}={value}" for field, value in given.items()]
-        result = resume_run(resume, changes=changes, data=data, override=override or (), **shared)
+        allowed = {"override": override or (), "accept_edited_recipe": accept_edited_recipe}
+        result = resume_run(resume, changes=changes, data=data, **allowed, **shared)
     else:
         from mambar.recipes.index import get_recipe
 

@@ -51,20 +51,29 @@ def resume(
     device: str = "auto",
     workers: int | None = None,
     override: Iterable[str] = (),
+    accept_edited_recipe: bool = False,
 ) -> RunResult:
-    """Goes on with the run in `out`; `changes` are `field=value` texts.
+    """Resumes the run in `out`; `changes` are `field=value` texts. A finished run returns its result.
 
-    Fields that change what was already computed must be named in `override`. A finished run is handed back.
-    `data` says where the same data are now.
+    Fields that change what was already computed must be named in `override`. `data` is the new path of the same data.
+    accept_edited_recipe: resume although recipe.json was edited by hand; the change is recorded there.
     """
     out = Path(out)
     changes, moved = list(changes), data is not None
-    stored = read_recipe(out)
+    stored = read_recipe(out, accept_edited=accept_edited_recipe)
     changed: dict[str, Any] = {"data": str(data)} if moved else {}
     asked = stored.with_overrides(changes).replace(**changed) if changes or moved else None
-    # The data's content is compared by fingerprint; only where it lies may change.
+    # The content of the data is compared by fingerprint; only their path may change.
     allowed = [*override, "data"] if moved else list(override)
-    return train(asked, out=out, device=device, workers=workers, resume=True, override=allowed)
+    return train(
+        asked,
+        out=out,
+        device=device,
+        workers=workers,
+        resume=True,
+        override=allowed,
+        accept_edited_recipe=accept_edited_recipe,
+    )
 
 
 def default_out(name: str) -> Path:

@@ -49,9 +49,13 @@ class MetricsLog:
             for name, value in values.items()
         }
         data = (json.dumps({"format_version": METRICS_FORMAT, "kind": kind, **plain}) + "\n").encode()
+        size = os.fstat(self._file).st_size
         try:
-            os.write(self._file, data)
+            atomic_files.write_all(self._file, data)
         except OSError as error:
+            # Part of the row may have been written; the next row must not continue it.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, size)
             raise atomic_files.disk_error(self.path, len(data), error) from error
         numbers = {name: value for name, value in plain.items() if isinstance(value, int | float)}
         for tracker in self.trackers:

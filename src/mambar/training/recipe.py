@@ -215,7 +215,9 @@ class Recipe:
     def from_stage(self, stage: int) -> "Recipe":
         """The recipe of the stages from number `stage` on, each of which is what it was."""
         if not 0 <= stage < len(self.stages):
-            raise RecipeError(f"stage={fields.shown(stage)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}.")
+            raise RecipeError(
+                f"stage={fields.shown(stage)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}."
+            )
         if stage > 0 and self.stages[stage].start_from in ("weights", "ema"):
             raise RecipeError(
                 f"stage={stage} starts in the middle: say from which weights, with stages.{stage}.start_from=PATH."
@@ -308,7 +310,9 @@ class Recipe:
         if len(parts) == 3 and parts[0] == "stages" and parts[1].isdecimal() and len(parts[1]) < 10:
             index, key = int(parts[1]), parts[2]
             if index >= len(self.stages):
-                raise RecipeError(f"{fields.shown_name(name)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}.")
+                raise RecipeError(
+                    f"{fields.shown_name(name)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}."
+                )
             if key in types:
                 return index, key, types[key]
         elif name in types and not many:
@@ -384,7 +388,7 @@ def _check_stage(stage: Stage) -> None:
     low, high = stage.scale
     for good, name, allowed in (
         (min(sides) >= 1 and max(sides) <= MOST_PIXELS_A_SIDE, "img_size", f"1 to {MOST_PIXELS_A_SIDE} pixels"),
-        (0 <= stage.epochs <= 10**6, "epochs", "0 to 1,000,000"),
+        (0 <= stage.epochs <= 10**6, "epochs", "0 or more, at most 1,000,000"),
         (stage.max_steps is None or 0 <= stage.max_steps <= _MANY, "max_steps", "0 or more, at most 10^12, or none"),
         (1 <= stage.batch_size <= 1 << 24, "batch_size", "1 or more, at most 2^24"),
         (0 < stage.lr <= _LARGE, "lr", "above 0, at most 10^12"),

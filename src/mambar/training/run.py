@@ -7,6 +7,7 @@ from pathlib import Path
 from mambar.errors import InputError
 from mambar.training.checkpoint.run_directory import open_run_directory
 from mambar.training.distributed.environment import num_restarts, rank
+from mambar.training.fields import shown
 from mambar.training.recipe import Recipe
 from mambar.training.result import RunResult
 
@@ -19,22 +20,32 @@ def train(
     workers: int | None = None,
     resume: bool = False,
     override: Iterable[str] = (),
+    accept_edited_recipe: bool = False,
 ) -> RunResult:
     """Runs all stages of `recipe` in the directory `out` and writes weights, curves and report there.
 
     resume: go on from the last good checkpoint (with none, from the start), with the recipe stored in `out` where
-    `recipe` is None. override: fields that a resumed run may change beside those of `directory.CHANGEABLE_FIELDS`.
+    `recipe` is None. override: fields that a resumed run may change beside those of `CHANGEABLE_FIELDS`.
+    accept_edited_recipe: resume although recipe.json was edited by hand; the change is recorded there.
     workers: loader processes, None for a choice by machine. Under torchrun every process calls this; after a
     restart by torchrun the run goes on by itself. Raises InputError (nothing touched), DiskError,
     NonFiniteError, or Stopped after a signal, each with the exit code of the command line.
     """
     out = Path(out)
+    num_workers = _num_workers(workers)
     again = resume or (num_restarts() > 0 and (out / "recipe.json").exists())
-    directory = open_run_directory(out, recipe, resume=again, override=override, writes=rank() == 0)
+    directory = open_run_directory(
+        out,
+        recipe,
+        resume=again,
+        override=override,
+        accept_edited_recipe=accept_edited_recipe,
+        writes=rank() == 0,
+    )
     try:
         from mambar.training.loop.stages import run_stages
 
-        return run_stages(directory, device=device, workers=_workers(workers))
+        return run_stages(directory, device=device, workers=num_workers)
     except InputError:
         directory.discard_if_unused()
         raise
@@ -42,8 +53,10 @@ def train(
         directory.release()
 
 
-def _workers(asked: int | None) -> int:
+def _num_workers(asked: int | None) -> int:
     if asked is not None:
+        if not 0 <= asked <= 1024:
+            raise InputError(f"workers={shown(asked)} is not allowed; it takes 0 to 1024.")
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     mine = cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)

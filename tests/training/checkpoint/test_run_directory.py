@@ -8,6 +8,7 @@ import time
 import pytest
 
 from mambar.errors import CheckpointError, DataError, InputError, RecipeError
+from mambar.training.checkpoint.recipe_file import RecipeFile
 from mambar.training.checkpoint.run_directory import open_run_directory, read_recipe
 from training import faults, runs
 
@@ -23,7 +24,7 @@ def old(tmp_path):
     """A directory with something in it."""
     out = tmp_path / "old"
     out.mkdir()
-    (out / "recipe.json").write_text(runs.tiny().to_json(), "utf-8")
+    RecipeFile.of(runs.tiny()).write(out)
     (out / "model.safetensors").write_bytes(b"precious")
     (out / "metrics.jsonl").write_text("{}\n", "utf-8")
     return out
@@ -100,8 +101,8 @@ def test_p8_a_link_in_place_of_a_file_is_replaced_not_followed(tmp_path):
     [
         ({"lr": 0.5}, ["stages.0.lr 0.002 → 0.5"]),
         ({"seed": 8}, ["seed 7 → 8"]),
-        ({"drop_path_rate": 0.3, "shards": 4}, ["stages.0.drop_path_rate", "shards"]),
-        ({"config.embed_dim": 32}, ["config.dim 16 → 32"]),
+        ({"drop_path_rate": 0.3, "num_shards": 4}, ["stages.0.drop_path_rate", "num_shards"]),
+        ({"config.embed_dim": 32}, ["config.embed_dim 16 → 32"]),
         ({"data_options.limit": 40}, ["data_options.limit"]),
         ({"precision": "fp64"}, ["precision"]),
     ],
@@ -128,9 +129,9 @@ def test_p8_other_changes_must_be_named(old):
 
 def test_resuming_where_there_is_no_run_is_exit_2(tmp_path):
     with pytest.raises(InputError, match=r"holds no recipe\.json"):
-        claim(tmp_path, None, resume=True)
+        open_run_directory(tmp_path, None, resume=True)
     with pytest.raises(InputError, match=r"holds no recipe\.json"):
-        claim(tmp_path / "nowhere", None, resume=True)
+        open_run_directory(tmp_path / "nowhere", None, resume=True)
     assert not (tmp_path / "nowhere").exists()
 
 

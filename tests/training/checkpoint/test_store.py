@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mambar.errors import CheckpointError, DiskError, NonFiniteError
+from mambar.training.checkpoint import checksummed_json
 from mambar.training.checkpoint.store import CheckpointStore
 from training import saving
 
@@ -77,10 +78,10 @@ def test_the_same_state_is_not_written_twice_and_another_one_never_over_it(store
 def test_a_newer_format_is_refused_and_nothing_falls_back_past_it(store):
     save(store, 1, 2)
     state = store.directory / "step-00000002" / "state.json"
-    body = checksummed_json.loads(state.read_bytes(), source=state, newest_format=1)
-    state.write_bytes(checksummed_json.dumps({**body, "format_version": 2}))
+    body = checksummed_json.loads(state.read_bytes(), source=state, newest_format=2)
+    state.write_bytes(checksummed_json.dumps({**body, "format_version": 3}))
     (store.directory / "last.json").unlink()
-    with pytest.raises(CheckpointError, match="format_version 2"):
+    with pytest.raises(CheckpointError, match="format_version 3"):
         store.load()
 
 
@@ -297,7 +298,7 @@ def test_p3_every_damage_is_refused_and_the_checkpoint_before_it_taken(tmp_path,
         checkpoint = CheckpointStore(directory).load()
         assert saving.is_right(checkpoint)
         assert checkpoint.step == (20 if name == "last.json" else 10)
-        assert "expected" in caplog.text or "no sealed document" in caplog.text or "holds step" in caplog.text
+        assert "expected" in caplog.text or "without a valid checksum" in caplog.text or "holds step" in caplog.text
         assert name.split("/")[-1] in caplog.text or "step-00000020" in caplog.text
         # Nothing is deleted, not even the damaged one.
         assert target.read_bytes() == damaged
@@ -336,7 +337,7 @@ def test_p3_swapped_checkpoints_are_refused(tmp_path, caplog):
     (tmp_path / "step-00000010").rename(tmp_path / "x")
     (tmp_path / "step-00000020").rename(tmp_path / "step-00000010")
     (tmp_path / "x").rename(tmp_path / "step-00000020")
-    with pytest.raises(CheckpointError, match="No sound checkpoint is left"):
+    with pytest.raises(CheckpointError, match="No intact checkpoint is left"):
         CheckpointStore(tmp_path).load()
 
 

@@ -30,11 +30,13 @@ class RecipeFile:
         sha256: Digest of the recipe's fields.
         changes: One mapping a change: `previous` (digest before), `option` (what allowed it), `fields` (name → [before,
             after]).
+        edited: True if the file was edited by hand and accepted, so that it must be written again.
     """
 
     recipe: Recipe
     sha256: str
     changes: tuple[Mapping[str, Any], ...] = ()
+    edited: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe) -> "RecipeFile":

@@ -120,9 +120,9 @@ def open_run_directory(
     return _opened(out, file, resumed=False, lock=lock)
 
 
-def read_recipe(out: Path) -> Recipe:
-    """The recipe of the run in `out`; InputError if there is none or if its file was changed."""
-    return read_recipe_file(out).recipe
+def read_recipe(out: Path, *, accept_edited: bool = False) -> Recipe:
+    """The recipe of the run in `out`; InputError if there is none, or if it was edited and not `accept_edited`."""
+    return read_recipe_file(out, accept_edited=accept_edited).recipe
 
 
 def _opened(out: Path, file: RecipeFile, *, resumed: bool, lock: int | None) -> RunDirectory:

@@ -114,7 +114,9 @@ class CheckpointStore:
             return checkpoint
         if reasons or reason_refused:
             reason = reasons[0] if reasons else reason_refused
-            raise CheckpointError(f"{reason} No intact checkpoint is left in {self.directory}; start a new run elsewhere.")
+            raise CheckpointError(
+                f"{reason} No intact checkpoint is left in {self.directory}; start a new run elsewhere."
+            )
         return None
 
     def load_best(self) -> Checkpoint | None:

@@ -52,8 +52,8 @@ class ProcessGroup:
         """The virtual shards of this process, round robin."""
         if count % self.world_size:
             raise InputError(
-                f"shards={count} cannot be spread evenly over {self.world_size} processes; use a multiple of "
-                f"{self.world_size}, for example shards={max(count // self.world_size, 1) * self.world_size}."
+                f"num_shards={count} cannot be spread evenly over {self.world_size} processes; use a multiple of "
+                f"{self.world_size}, for example num_shards={max(count // self.world_size, 1) * self.world_size}."
             )
         return range(self.rank, count, self.world_size)
 

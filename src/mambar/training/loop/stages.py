@@ -1,23 +1,23 @@
 """The stages of a run, one after the other, each starting from the last; then the delivered weights."""
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
-from mambar.errors import CheckpointError, DataError, RecipeError
+from mambar.errors import DataError, RecipeError
 from mambar.hub.create import create_model
 from mambar.hub.files import load, load_weights
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training.checkpoint import atomic_files
+from mambar.training.checkpoint.result_file import read_result, write_result
 from mambar.training.checkpoint.run_directory import RunDirectory
 from mambar.training.checkpoint.store import Checkpoint, CheckpointStore
 from mambar.training.distributed.process_group import ProcessGroup, init_process_group
@@ -33,8 +33,6 @@ from mambar.training.trackers import make_trackers
 from mambar.version import __version__
 
 _LOG = logging.getLogger("mambar.training")
-RESULT: Final = "result.json"
-_RESULT_FORMAT: Final = 1
 
 
 def run_stages(directory: RunDirectory, *, device: str, workers: int) -> RunResult:
@@ -74,7 +72,11 @@ class _Run:
             "threads": torch.get_num_threads(),
             "device": group.device.type,
         }
-        store = CheckpointStore(directory.path / "checkpoints", keep=recipe.keep_checkpoints)
+        store = CheckpointStore(
+            directory.path / "checkpoints",
+            keep=recipe.keep_checkpoints,
+            recipe_sha256=directory.recipe_sha256,
+        )
         if group.is_main:
             atomic_files.remove_stale_temporaries(directory.path)
             store.create()
@@ -170,8 +172,7 @@ class _Run:
         def report() -> None:
             if self.group.is_main:
                 task.report(out, model, recipe=recipe, result=measured, val_set=self.sets.val)
-                result = {"format_version": _RESULT_FORMAT, "metrics": metrics, "step": step}
-                atomic_files.write_atomically(out / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+                write_result(self.directory, metrics=metrics, step=step)
                 self.context.metrics.close()
 
         return RunResult(metrics=metrics, checkpoint=out / "model.safetensors", recipe=recipe), report
@@ -255,17 +256,9 @@ def _check_facts(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
 
 
 def _finished(directory: RunDirectory) -> RunResult | None:
-    file = directory.path / RESULT
-    if not directory.resumed or not file.exists():
+    metrics = read_result(directory) if directory.resumed else None
+    if metrics is None:
         return None
-    try:
-        result = json.loads(file.read_text("utf-8"))
-        metrics = {str(name): float(value) for name, value in result["metrics"].items()}
-        version = int(result["format_version"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{file} is damaged; remove it and resume, the weights are still there.") from None
-    if version > _RESULT_FORMAT:
-        raise CheckpointError(f"{file} has format_version {version}, newer than {_RESULT_FORMAT}: update mambar.")
     _LOG.info("The run in %s is finished already.", directory.path)
     return RunResult(
         metrics=metrics,
