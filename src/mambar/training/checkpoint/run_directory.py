@@ -154,7 +154,8 @@ def _refuse_taken(out: Path) -> None:
     for entry in out.iterdir():
         if entry.name != LOCK and not atomic_files.is_temporary(entry):
             raise InputError(
-                f"out={out} is not empty (it holds {entry.name}); choose another path, or continue that run with --resume {out}."
+                f"out={out} is not empty (it holds {entry.name}); choose another path, or continue that run with "
+                f"--resume {out}."
             )
 
 
