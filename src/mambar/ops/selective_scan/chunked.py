@@ -1,7 +1,7 @@
 """The selective scan for eager CPUs in plain PyTorch: a few steps at a time, in buffers that fit the cache.
 
 A tile is a few batch items and channels; a chunk is a few steps of a tile. For one chunk, the decays
-`exp2(dt A log2(e))` and the inputs `dt u B` take one call each. Then a step of the recurrence is one in-place
+`exp(dt A)` and the inputs `dt u B` take one call each. Then a step of the recurrence is one in-place
 multiply-add that turns the inputs into the states, and `C h` is one matrix product. The states before each chunk are
 saved for the backward pass, which recomputes the others. Nothing of size (batch, length, d_inner, d_state) is stored.
 """
@@ -112,7 +112,9 @@ class _Tile:
         self.B = inputs.B[items].transpose(0, 1).to(A.dtype).contiguous()
         self.C = inputs.C[items].transpose(0, 1).to(A.dtype).contiguous()
         self.output = torch.empty_like(self.dt)
-        self.rates = (A * math.log2(math.e)).t().contiguous()
+        # On CUDA, exp2 compiles to the approximate instruction ex2.approx, whose errors accumulate over the steps.
+        self.power, scale = (torch.exp2, math.log2(math.e)) if A.device.type == "cpu" else (torch.exp, 1.0)
+        self.rates = (A * scale).t().contiguous()
         self.state = A.new_zeros(self.dt.shape[1], *self.rates.shape)
         if inputs.initial_state is not None:
             self.state.copy_(inputs.initial_state[items, channels].transpose(1, 2))
@@ -143,7 +145,7 @@ class _Tile:
         steps = len(chunk.dt)
         whole = steps == self.steps
         decays, states = (self.decays, self.states) if whole else (self.decays[:steps], self.states[:steps])
-        torch.mul(chunk.dt, self.rates, out=decays).exp2_()
+        self.power(torch.mul(chunk.dt, self.rates, out=decays), out=decays)
         torch.mul(chunk.drive, chunk.B, out=states)
         for decay, here in self.pairs[steps - 1 :: -1] if reverse else self.pairs[:steps]:
             state = here.addcmul_(decay, state)
