@@ -1,4 +1,4 @@
-"""Which of the named machines this host can run, for the tests of the LLVM kernels."""
+"""The named machines that this host can run, for the tests of the LLVM kernels."""
 
 import pytest
 

@@ -27,7 +27,7 @@ def draw(inner, state, rank, taps, seed):
 @every_machine
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize("inner, states", [(70, (5, 5)), (128, (16, 4))])
-def test_every_width_of_vectors_is_right(machine, average, inner, states, monkeypatch):
+def test_every_vector_width_equals_the_reference(machine, average, inner, states, monkeypatch):
     monkeypatch.setenv("MAMBAR_LLVM_MACHINE", machine)
     ways = [draw(inner, state, 3, 4, seed) for seed, state in enumerate(states)]
     xz = torch.randn(2, 21, 2 * inner, generator=torch.Generator().manual_seed(9))

@@ -11,7 +11,7 @@ from op_inputs import relative_error
 @pytest.mark.parametrize("taps", [1, 4, 7])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length, inner", [(1, 5), (3, 64), (19, 131)])
-def test_every_width_of_vectors_is_right(machine, taps, reverse, length, inner, monkeypatch):
+def test_every_vector_width_equals_the_reference(machine, taps, reverse, length, inner, monkeypatch):
     monkeypatch.setenv("MAMBAR_LLVM_MACHINE", machine)
     generator = torch.Generator().manual_seed(0)
     x, weight, bias, dy = (
@@ -27,11 +27,11 @@ def test_every_width_of_vectors_is_right(machine, taps, reverse, length, inner, 
         assert relative_error(found, right) <= 1e-6
 
 
-def test_a_gradient_can_be_added_to_what_is_there():
+def test_a_gradient_can_be_accumulated():
     x, weight, dy = torch.randn(2, 9, 20), torch.randn(20, 4), torch.randn(2, 9, 20)
     dx, dweight, _ = llvm.backward(dy, x, weight, None, silu=True, reverse=True)
     base = torch.randn(2, 9, 40)
     target = base.clone()
-    again, none = llvm.backward_into(target[..., 20:], dy, x, weight, None, silu=True, reverse=True, adds=True)
+    again, none = llvm.backward_into(target[..., 20:], dy, x, weight, None, silu=True, reverse=True, accumulate=True)
     assert torch.equal(target[..., 20:], base[..., 20:] + dx) and torch.equal(target[..., :20], base[..., :20])
     assert torch.equal(again, dweight) and none is None

@@ -22,18 +22,18 @@ KERNELS = (scan_forward, scan_backward, conv_forward, conv_backward, mix_forward
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__.removeprefix("mambar.ops."))
 def test_arm64_code_is_generated(kernel, dtype):
     machine = NAMED_MACHINES["neon"]
-    code = compiler.object_code(kernel.write(machine, dtype), machine)
+    code = compiler.object_code(kernel.build_ir(machine, dtype), machine)
     # An ELF object for AArch64 (machine number 183).
     assert code[:4] == b"\x7fELF" and int.from_bytes(code[18:20], "little") == 183
 
 
 @pytest.fixture
 def new_process(tmp_path, monkeypatch):
-    """A cache directory of its own; calling it forgets what this process has compiled."""
+    """An empty cache directory; calling the fixture clears the compiled kernels of this process."""
     monkeypatch.setenv("MAMBAR_CACHE", str(tmp_path / "cache"))
-    compiler.compiled.cache_clear()
-    yield compiler.compiled.cache_clear
-    compiler.compiled.cache_clear()
+    compiler.get_kernel.cache_clear()
+    yield compiler.get_kernel.cache_clear
+    compiler.get_kernel.cache_clear()
 
 
 def test_the_second_process_compiles_nothing(new_process, monkeypatch):
@@ -56,7 +56,7 @@ def test_damaged_code_is_compiled_again(new_process, tmp_path):
     assert read_object("llvm", file.stem) is not None
 
 
-def test_without_a_place_for_code_it_still_runs(new_process, tmp_path):
+def test_kernels_run_without_a_cache_directory(new_process, tmp_path):
     (tmp_path / "cache").mkdir(mode=0o777)
     (tmp_path / "cache").chmod(0o777)
     parts = torch.randn(3, 40)
@@ -64,7 +64,7 @@ def test_without_a_place_for_code_it_still_runs(new_process, tmp_path):
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_kernel_is_kept_by_processor_dtype_and_program():
+def test_the_fingerprint_covers_processor_dtype_and_source():
     module, host = scan_forward.__name__, host_machine()
     keys = {
         compiler.fingerprint(module, "float32", host),

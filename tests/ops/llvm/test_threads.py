@@ -24,7 +24,7 @@ def run(tensors):
     return [y, state, *gradients]
 
 
-def test_the_number_of_threads_never_changes_a_bit(num_threads):
+def test_results_do_not_depend_on_the_number_of_threads(num_threads):
     tensors = scan_inputs(3, 37, 200, 16)
     results = []
     for count in (1, 2, 5):
@@ -55,7 +55,7 @@ def test_calls_from_several_threads_at_once(num_threads):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_has_helpers_of_its_own(num_threads):
+def test_a_forked_process_starts_its_own_threads(num_threads):
     num_threads(2)
     parts = torch.randn(5, 4000)
     right = sum_parts(parts)
@@ -65,12 +65,12 @@ def test_a_forked_process_has_helpers_of_its_own(num_threads):
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_the_callers_handling_of_denormals_is_put_back(num_threads):
+def test_the_denormal_mode_of_the_caller_is_restored(num_threads):
     num_threads(1)
     tiny = torch.tensor([1e-40])
     run(scan_inputs(1, 5, 6, 4))
     assert (tiny * 1.0).item() != 0
 
 
-def test_denormals_count_as_zero_inside():
+def test_denormals_are_zero_inside_a_kernel():
     assert sum_parts(torch.full((3, 40), 1e-40)).eq(0).all()

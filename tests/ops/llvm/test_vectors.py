@@ -7,25 +7,25 @@ import torch
 from llvm_machines import MACHINES, every_machine
 from mambar.ops.llvm.compiler import load, object_code
 from mambar.ops.llvm.functions import TaskFunction
-from mambar.ops.llvm.vectors import element, int64
+from mambar.ops.llvm.vectors import element_pointer, int64
 
 SOFTPLUS = torch.nn.functional.softplus
 SILU = torch.nn.functional.silu
 
 
-def silu_slope(x):
+def silu_derivative(x):
     s = torch.sigmoid(x)
     return s * (1 + x * (1 - s))
 
 
-# name -> (instructions, float64 truth). The relative error may grow with |x|: e**x is taken as 2**(x log2(e)).
+# name -> (instructions, float64 reference). The relative error can grow with |x|: e**x is 2**(x log2(e)).
 FUNCTIONS = {
     "exp2": (lambda v, x: v.exp2(x, v.constant(1.0)), torch.exp2),
     "softplus": (lambda v, x: v.softplus(x), SOFTPLUS),
-    "softplus's value": (lambda v, x: v.softplus_and_slope(x)[0], SOFTPLUS),
-    "softplus's slope": (lambda v, x: v.softplus_and_slope(x)[1], torch.sigmoid),
+    "softplus value": (lambda v, x: v.softplus_and_derivative(x)[0], SOFTPLUS),
+    "softplus derivative": (lambda v, x: v.softplus_and_derivative(x)[1], torch.sigmoid),
     "silu": (lambda v, x: v.silu(x), SILU),
-    "silu's value": (lambda v, x: v.silu_and_slope(x)[0], SILU),
+    "silu value": (lambda v, x: v.silu_and_derivative(x)[0], SILU),
 }
 
 
@@ -37,12 +37,14 @@ def apply(machine, write, x, y, dtypes=("float32", "float32"), active=None):
     def task(index):
         vectors = function.vectors(1, None if active is None else int64(active))
         start = function.builder.mul(index, int64(lanes))
-        values = vectors.load(element(function.builder, function.pointer("x"), start, dtypes[0]), dtypes[0])
+        values = vectors.load(element_pointer(function.builder, function.pointer("x"), start, dtypes[0]), dtypes[0])
         vectors.store(
-            write(vectors, values), element(function.builder, function.pointer("y"), start, dtypes[1]), dtypes[1]
+            write(vectors, values),
+            element_pointer(function.builder, function.pointer("y"), start, dtypes[1]),
+            dtypes[1],
         )
 
-    function.tasks(task)
+    function.for_each_task(task)
     kernel = load(object_code(function.module, machine), machine, "apply")
     arguments = (ctypes.c_int64 * 3)(-(-x.numel() // lanes), x.data_ptr(), y.data_ptr())
     kernel(ctypes.addressof(arguments), ctypes.addressof(ctypes.c_int64(0)), 0)
@@ -51,25 +53,25 @@ def apply(machine, write, x, y, dtypes=("float32", "float32"), active=None):
 
 @every_machine
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_are_right_to_float32(machine, name):
-    write, truth = FUNCTIONS[name]
+def test_functions_are_accurate_to_float32(machine, name):
+    write, reference = FUNCTIONS[name]
     x = torch.cat([torch.linspace(-80, 80, 4000), torch.linspace(-1, 1, 2000), torch.linspace(-1e-4, 1e-4, 2000)])
     found = apply(MACHINES[machine], write, x, torch.empty_like(x)).double()
-    right = truth(x.double())
+    right = reference(x.double())
     kept = right.abs() > 1.2e-38
     assert (((found - right) / right).abs() <= 3e-7 + 1e-7 * x.double().abs())[kept].all()
 
 
 @every_machine
-def test_the_slope_of_silu_is_right(machine):
+def test_the_derivative_of_silu_is_accurate(machine):
     x = torch.linspace(-80, 80, 4096)
-    found = apply(MACHINES[machine], lambda v, x: v.silu_and_slope(x)[1], x, torch.empty_like(x))
-    torch.testing.assert_close(found.double(), silu_slope(x.double()), rtol=0, atol=1e-6)
+    found = apply(MACHINES[machine], lambda v, x: v.silu_and_derivative(x)[1], x, torch.empty_like(x))
+    torch.testing.assert_close(found.double(), silu_derivative(x.double()), rtol=0, atol=1e-6)
 
 
 @every_machine
-def test_exp2_is_exact_where_a_decay_is_one_and_close_near_it(machine):
-    # An error of 1e-7 in a decay near 1 is repeated over the sequence: what counts is the error of its logarithm.
+def test_exp2_is_exact_at_zero_and_accurate_near_it(machine):
+    # A decay near 1 is applied at every position, so the error of its logarithm counts.
     x = torch.cat([torch.zeros(16), -torch.logspace(-6, -1, 4080)])
     found = apply(MACHINES[machine], FUNCTIONS["exp2"][0], x, torch.empty_like(x)).double()
     assert (found[:16] == 1).all()
@@ -79,7 +81,7 @@ def test_exp2_is_exact_where_a_decay_is_one_and_close_near_it(machine):
 
 @every_machine
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_nan_stays_nan_whatever_its_bits(machine, name):
+def test_every_nan_stays_nan(machine, name):
     bits = torch.tensor([0x7FC00000, 0x7FC00001, 0x7FFFFFFF, -1, -0x400000], dtype=torch.int32).repeat(16)[:64]
     found = apply(MACHINES[machine], FUNCTIONS[name][0], bits.view(torch.float32), torch.zeros(64))
     assert found.isnan().all()
@@ -97,7 +99,7 @@ def test_large_arguments_give_zero_or_the_bound(machine):
 
 @every_machine
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bits_are_converted_as_torch_does(machine, dtype):
+def test_16_bit_conversions_equal_those_of_torch(machine, dtype):
     name = str(dtype).removeprefix("torch.")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4096, generator=generator) * torch.logspace(-3, 4, 4096)
@@ -112,7 +114,7 @@ def test_sixteen_bits_are_converted_as_torch_does(machine, dtype):
 
 @every_machine
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_lanes_without_a_channel_read_zero_and_are_left_alone(machine, dtype):
+def test_lanes_without_a_channel_read_zero_and_are_not_written(machine, dtype):
     lanes, kind = MACHINES[machine].lanes, getattr(torch, dtype)
     x = torch.ones(lanes, dtype=kind)
     y = torch.full((lanes,), 7.0, dtype=kind)
@@ -121,14 +123,14 @@ def test_lanes_without_a_channel_read_zero_and_are_left_alone(machine, dtype):
 
 
 @every_machine
-def test_sums_over_lanes_come_in_the_order_of_the_vectors(machine):
+def test_sums_over_lanes_have_the_order_of_the_vectors(machine):
     lanes = MACHINES[machine].lanes
     rows = torch.randn(lanes, lanes, generator=torch.Generator().manual_seed(0))
 
     def write(vectors, x):
         builder = vectors.builder
         base = builder.inttoptr(int64(rows.data_ptr()), x[0].type.element.as_pointer())
-        loads = [vectors.load(element(builder, base, row * lanes))[0] for row in range(lanes)]
+        loads = [vectors.load(element_pointer(builder, base, row * lanes))[0] for row in range(lanes)]
         return (vectors.sum_lanes(loads),)
 
     found = apply(MACHINES[machine], write, torch.zeros(lanes), torch.empty(lanes))

@@ -1,6 +1,6 @@
-"""The mix on a CPU through LLVM: both scans, gate and sum in one pass, projections by the library's products.
+"""The mix on CPUs: LLVM kernels for convolutions, scans, gate and sum; matrix products by the BLAS library.
 
-For the backward the low-rank projections, the step sizes and the checkpoints are kept; the convolutions are made anew.
+Low-rank projections, step sizes and checkpoints are saved for the backward; the convolutions are recomputed.
 """
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor
 from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.bidirectional_mix.llvm_scans import Scan, ScanGradients, scan_both, scan_both_backward
 from mambar.ops.causal_conv1d import llvm as convolution
-from mambar.ops.llvm.products import linear, matmul
+from mambar.ops.llvm.matmul import linear, matmul
 from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY
 
 
 def empty_saved(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> list[Tensor]:
-    """For each direction: the projections to step size, B and C; the step sizes; the checkpoints."""
+    """Empty tensors for each direction: projections to step size, B and C; step sizes; checkpoints."""
     batch, length, inner = xz.shape[0], xz.shape[1], forward_params.A.shape[0]
     chunks = -(-length // CHECKPOINT_EVERY)
     saved = []
@@ -30,7 +30,7 @@ def empty_saved(xz: Tensor, forward_params: ScanDirection, backward_params: Scan
 def forward(
     xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, *, average: bool, for_backward: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """The mix, and what `backward` starts from."""
+    """The mix, and the tensors saved for `backward`."""
     x, z = xz.chunk(2, dim=-1)
     scans, projections = [], []
     for way, reverse in ((forward_params, False), (backward_params, True)):
@@ -77,14 +77,14 @@ def backward(
 def _scan(way: ScanDirection, u: Tensor, projected: Tensor, delta: Tensor) -> Scan:
     rank, state = way.sizes
     _, B, C = projected.split([rank, state, state], dim=-1)
-    # B and C are small; the kernels take them as float32.
+    # The kernels take B and C, which are small, as float32.
     return Scan(u=u, delta=delta, B=B.float(), C=C.float(), A=way.A, D=way.D, delta_bias=way.dt_bias)
 
 
 def _through_projections(
     way: ScanDirection, u: Tensor, projected: Tensor, scan: ScanGradients, x: Tensor, dx: Tensor, *, reverse: bool
 ) -> ScanDirection:
-    """From the scan's gradients to those of the parameters; the part of dx is written, or added when `reverse`."""
+    """Gradients of the parameters from those of the scan; stores its part of dx, or adds it if `reverse`."""
     rank, state = way.sizes
     ddelta, du = scan.delta.flatten(0, 1), scan.u.flatten(0, 1)
     low = projected.flatten(0, 1)[:, :rank]
@@ -94,7 +94,7 @@ def _through_projections(
         target.copy_(part)
     du += matmul(dprojected, way.x_proj)
     dweight, dbias = convolution.backward_into(
-        dx, scan.u, x, way.conv_weight, way.conv_bias, silu=True, reverse=reverse, adds=reverse
+        dx, scan.u, x, way.conv_weight, way.conv_bias, silu=True, reverse=reverse, accumulate=reverse
     )
     return ScanDirection(
         conv_weight=dweight,

@@ -1,21 +1,21 @@
-"""Both scans of the mix, its gate and its sum in one pass: a task walks a block ahead, then behind.
+"""The LLVM kernel of both scans, the gate and the sum: a task scans a block forward, then backward.
 
-What the first walk gives stays in scratch until the second adds its own and writes the gated result.
+The output of the forward direction stays in scratch until the backward direction adds its own and stores the result.
 """
 
 from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.memory_layout import Place, Rows
+from mambar.ops.llvm.memory_layout import Rows, TaskTensors
 from mambar.ops.llvm.vectors import Block, Vectors, int64
-from mambar.ops.selective_scan import llvm_forward as scan
-from mambar.ops.selective_scan.llvm_scan_loop import Walk
+from mambar.ops.selective_scan import llvm_forward as scan_forward
+from mambar.ops.selective_scan.llvm_scan_loop import ScanLoop
 
-VECTORS_PER_BLOCK = scan.VECTORS_PER_BLOCK
+VECTORS_PER_BLOCK = scan_forward.VECTORS_PER_BLOCK
 
-# What each direction has of its own, in the order of its walk; the gate and the result are the same tensors for both.
-OWN = (
+# Arguments of each direction, in its scan order; the gate and the result are the same tensors for both.
+DIRECTION_ARGUMENTS = (
     *("u", "u_batch", "u_time", "delta", "delta_batch", "delta_time", "z", "z_batch", "z_time"),
     *("B", "B_batch", "B_time", "C", "C_batch", "C_time", "out", "out_batch", "out_time"),
     *("state", "A", "D", "delta_bias", "checkpoints"),
@@ -23,30 +23,32 @@ OWN = (
 ARGUMENTS = (
     *("num_tasks", "length", "inner", "delta_softplus", "average", "streaming"),
     *("initial_state", "last_state"),
-    *(f"{direction}_{name}" for direction in ("ahead", "behind") for name in OWN),
+    *(f"{direction}_{name}" for direction in ("forward", "backward") for name in DIRECTION_ARGUMENTS),
 )
 
 
 def scratch_floats(machine: Machine, state: int, length: int) -> int:
-    """The scratch of one thread: that of a scan, and the outputs of the first walk."""
-    return scan.scratch_floats(machine, state) + length * VECTORS_PER_BLOCK * machine.lanes
+    """Size of the scratch memory of one thread: that of a scan, and the outputs of the first direction."""
+    return scan_forward.scratch_floats(machine, state) + length * VECTORS_PER_BLOCK * machine.lanes
 
 
-def direction_place(
-    function: TaskFunction, own: tuple[str, ...], behind: ir.Value, item: ir.Value, channel: ir.Value, dtype: str
-) -> Place:
-    """A place that reads a direction's own arguments by their common names."""
+def direction_tensors(
+    function: TaskFunction, own: tuple[str, ...], is_backward: ir.Value, item: ir.Value, channel: ir.Value, dtype: str
+) -> TaskTensors:
+    """The tensors of one direction, by argument names without the prefix of the direction."""
 
     def read(name: str) -> ir.Value:
         if name not in own:
             return function.integer(name)
-        return function.builder.select(behind, function.integer(f"behind_{name}"), function.integer(f"ahead_{name}"))
+        return function.builder.select(
+            is_backward, function.integer(f"backward_{name}"), function.integer(f"forward_{name}")
+        )
 
-    return Place(function=function, read=read, item=item, channel=channel, dtype=dtype)
+    return TaskTensors(function=function, argument=read, item=item, channel=channel, dtype=dtype)
 
 
-def write(machine: Machine, dtype: str) -> ir.Module:
-    """The module with the kernel, for activations of one dtype."""
+def build_ir(machine: Machine, dtype: str) -> ir.Module:
+    """The LLVM IR of the kernel for a dtype of the activations."""
     function = TaskFunction("llvm_forward", machine, ARGUMENTS)
     builder = function.builder
 
@@ -54,27 +56,27 @@ def write(machine: Machine, dtype: str) -> ir.Module:
         length = function.integer("length")
         final = builder.sub(length, int64(1))
 
-        def walk(direction: ir.Value) -> None:
-            behind = builder.icmp_unsigned("==", direction, int64(1))
-            place = direction_place(function, OWN, behind, item, channel, dtype)
+        def scan_direction(direction: ir.Value) -> None:
+            is_backward = builder.icmp_unsigned("==", direction, int64(1))
+            tensors = direction_tensors(function, DIRECTION_ARGUMENTS, is_backward, item, channel, dtype)
             scratch = Scratch(function)
-            first = scratch.take(builder.mul(length, int64(vectors.width)))
-            kept = Rows(builder=builder, first=first, stride=int64(vectors.width))
-            z, out = place.rows("z"), place.rows("out")
-            half = vectors.select(function.flag("average"), vectors.constant(0.5), vectors.constant(1.0))
+            first = scratch.allocate(builder.mul(length, int64(vectors.width)))
+            first_output = Rows(builder=builder, first=first, stride=int64(vectors.width))
+            z, out = tensors.rows("z"), tensors.rows("out")
+            half = vectors.select(function.is_set("average"), vectors.constant(0.5), vectors.constant(1.0))
 
             def finish(values: Block, step: ir.Value) -> None:
-                with builder.if_else(behind) as (second, start):
+                with builder.if_else(is_backward) as (second, start):
                     with second:
-                        both = vectors.mul(vectors.add(values, vectors.load_tile(kept.at(step))), half)
+                        both = vectors.mul(vectors.add(values, vectors.load_tile(first_output.at(step))), half)
                         gate = vectors.silu(vectors.load(z.at(step), dtype))
-                        place.store(vectors, vectors.mul(both, gate), out.at(step), dtype)
+                        tensors.store(vectors, vectors.mul(both, gate), out.at(step), dtype)
                     with start:
-                        vectors.store_tile(values, kept.at(builder.sub(final, step)))
+                        vectors.store_tile(values, first_output.at(builder.sub(final, step)))
 
-            scan.walk_forward(Walk(place, vectors, scratch), finish, prefetched=[z])
+            scan_forward.emit_forward_scan(ScanLoop(tensors, vectors, scratch), finish, prefetched=[z])
 
-        function.loop(2, walk)
+        function.loop(2, scan_direction)
 
-    function.channel_tasks(VECTORS_PER_BLOCK, task)
+    function.for_each_channel_block(VECTORS_PER_BLOCK, task)
     return function.module

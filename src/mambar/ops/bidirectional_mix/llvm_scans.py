@@ -1,4 +1,4 @@
-"""Both scans of the mix, its gate and its sum, as calls of the fused kernels."""
+"""Launches of the fused LLVM kernels for both scans, the gate and the sum."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from mambar.ops.bidirectional_mix import llvm_backward, llvm_forward
-from mambar.ops.llvm.functions import channel_blocks
-from mambar.ops.llvm.launch import address, launch, rows, streams, sum_parts
+from mambar.ops.llvm.functions import num_channel_blocks
+from mambar.ops.llvm.launch import address, launch, should_stream, strided_arguments, sum_parts
 from mambar.ops.llvm.machine import current_machine
 from mambar.ops.selective_scan import llvm_backward as scan_backward
-from mambar.ops.selective_scan.llvm import in_time
-from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, padded
+from mambar.ops.selective_scan.llvm import to_time_order
+from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, padded_to_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What one direction scans: u and delta in the activations' type, all else float32."""
+    """Inputs of the scan of one direction: u and delta in the dtype of the activations, the others float32."""
 
     u: Tensor
     delta: Tensor
@@ -27,9 +27,9 @@ class Scan:
     delta_bias: Tensor
 
     def arguments(self, *, reverse: bool) -> dict[str, int]:
-        """The kernels' arguments for these tensors, in the order of the walk."""
+        """The kernel arguments for these tensors, in scan order."""
         return {
-            **rows(reverse, u=self.u, delta=self.delta, B=self.B, C=self.C),
+            **strided_arguments(reverse, u=self.u, delta=self.delta, B=self.B, C=self.C),
             "state": self.A.shape[1],
             "A": address(self.A),
             "D": address(self.D),
@@ -37,14 +37,14 @@ class Scan:
         }
 
     def empty_checkpoints(self) -> Tensor:
-        """Room for the states before every 16th step."""
+        """Empty checkpoints, for the states before every 16th step."""
         batch, length, inner = self.u.shape
         return torch.empty(batch, -(-length // CHECKPOINT_EVERY), self.A.shape[1], inner, dtype=torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanGradients:
-    """The gradients of one direction's scan; those of B and C have the type of the activations."""
+    """The gradients of the scan of one direction; those of B and C have the dtype of the activations."""
 
     u: Tensor
     delta: Tensor
@@ -58,20 +58,20 @@ class ScanGradients:
 def scan_both(
     z: Tensor, forward_scan: Scan, backward_scan: Scan, checkpoints: tuple[Tensor, Tensor] | None, *, average: bool
 ) -> Tensor:
-    """The sum of both scans, or their mean, times silu(z); fills the checkpoints where they are given."""
+    """The sum of both scans, or their mean, times silu(z); fills the checkpoints if given."""
     out = torch.empty(z.shape, dtype=z.dtype)
     kept = checkpoints or (None, None)
     own = [
-        scan.arguments(reverse=reverse) | rows(reverse, z=z, out=out) | {"checkpoints": address(states)}
+        scan.arguments(reverse=reverse) | strided_arguments(reverse, z=z, out=out) | {"checkpoints": address(states)}
         for scan, states, reverse in zip((forward_scan, backward_scan), kept, (False, True), strict=True)
     ]
-    num_tasks = z.shape[0] * channel_blocks(current_machine(), z.shape[2], llvm_forward.VECTORS_PER_BLOCK)
-    arguments = _shared(z, num_tasks, average=average) | _by_direction(own)
+    num_tasks = z.shape[0] * num_channel_blocks(current_machine(), z.shape[2], llvm_forward.VECTORS_PER_BLOCK)
+    arguments = _shared(z, num_tasks, average=average) | _prefix_by_direction(own)
     largest = max(forward_scan.A.shape[1], backward_scan.A.shape[1])
     launch(
         llvm_forward,
         z.dtype,
-        arguments=arguments | {"streaming": streams(current_machine(), out), "initial_state": 0, "last_state": 0},
+        arguments=arguments | {"streaming": should_stream(current_machine(), out), "initial_state": 0, "last_state": 0},
         scratch_floats=llvm_forward.scratch_floats(current_machine(), largest, z.shape[1]),
     )
     return out
@@ -87,14 +87,14 @@ def scan_both_backward(
     *,
     average: bool,
 ) -> tuple[ScanGradients, ScanGradients]:
-    """The gradients of both scans' tensors; that of the gate is written into dz."""
+    """The gradients of both scans; that of the gate is stored to dz."""
     scans = [
         _Backward(scan, states, reverse)
         for scan, states, reverse in zip((forward_scan, backward_scan), checkpoints, (False, True), strict=True)
     ]
-    own = [scan.arguments() | rows(scan.reverse, z=z, dout=dout, dz=dz) for scan in scans]
+    own = [scan.arguments() | strided_arguments(scan.reverse, z=z, dout=dout, dz=dz) for scan in scans]
     size, tasks = scan_backward.blocks_per_task(current_machine(), z.shape[0], z.shape[2])
-    arguments = _shared(z, z.shape[0] * tasks, average=average) | _by_direction(own)
+    arguments = _shared(z, z.shape[0] * tasks, average=average) | _prefix_by_direction(own)
     results = [tensor for scan in scans for tensor in (scan.du, scan.ddelta)]
     largest = max(forward_scan.A.shape[1], backward_scan.A.shape[1])
     launch(
@@ -104,7 +104,7 @@ def scan_both_backward(
         | {
             "batch": z.shape[0],
             "blocks_per_task": size,
-            "streaming": streams(current_machine(), *results),
+            "streaming": should_stream(current_machine(), *results),
             "dstate": 0,
             "dinitial_state": 0,
         },
@@ -114,7 +114,7 @@ def scan_both_backward(
 
 
 class _Backward:
-    """One direction in the backward: its scan, and room for its gradients and their parts."""
+    """The backward of one direction: its scan, and buffers for its gradients and their parts."""
 
     def __init__(self, scan: Scan, checkpoints: Tensor, reverse: bool):
         self.scan = scan
@@ -125,12 +125,12 @@ class _Backward:
         _, tasks = scan_backward.blocks_per_task(current_machine(), batch, inner)
         self.du, self.ddelta = (torch.empty(scan.u.shape, dtype=scan.u.dtype) for _ in range(2))
         self.parameter_parts = torch.empty(batch, state + 2, inner, dtype=torch.float32)
-        self.sequence_parts = torch.empty(tasks, batch, 2, state, padded(length), dtype=torch.float32)
+        self.sequence_parts = torch.empty(tasks, batch, 2, state, padded_to_chunks(length), dtype=torch.float32)
 
     def arguments(self) -> dict[str, int]:
         return {
             **self.scan.arguments(reverse=self.reverse),
-            **rows(self.reverse, du=self.du, ddelta=self.ddelta),
+            **strided_arguments(self.reverse, du=self.du, ddelta=self.ddelta),
             "checkpoints": address(self.checkpoints),
             "parameter_parts": address(self.parameter_parts),
             "sequence_parts": address(self.sequence_parts),
@@ -139,7 +139,7 @@ class _Backward:
     def gradients(self) -> ScanGradients:
         length, state, dtype = self.scan.u.shape[1], self.scan.A.shape[1], self.scan.u.dtype
         sums, sequences = sum_parts(self.parameter_parts), sum_parts(self.sequence_parts)
-        dB, dC = (in_time(part, length, self.reverse).to(dtype) for part in sequences.unbind(1))
+        dB, dC = (to_time_order(part, length, self.reverse).to(dtype) for part in sequences.unbind(1))
         return ScanGradients(
             u=self.du,
             delta=self.ddelta,
@@ -161,6 +161,6 @@ def _shared(z: Tensor, num_tasks: int, *, average: bool) -> dict[str, int]:
     }
 
 
-def _by_direction(own: list[dict[str, int]]) -> dict[str, int]:
-    named = zip(("ahead", "behind"), own, strict=True)
+def _prefix_by_direction(own: list[dict[str, int]]) -> dict[str, int]:
+    named = zip(("forward", "backward"), own, strict=True)
     return {f"{direction}_{name}": value for direction, values in named for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""The causal convolution in CUDA C++, compiled at first use: the last inputs in registers, time in order."""
+"""The causal convolution in CUDA C++, compiled at the first use; a sliding window of inputs stays in registers."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from mambar.ops.cuda.conv import conv_backward, conv_forward
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool) -> Tensor:
-    """The convolution, through SiLU if asked."""
+    """The convolution, followed by SiLU if `silu`."""
     return conv_forward(x, ((weight, bias),), silu=silu, reverse=reverse)[0]
 
 

@@ -1,16 +1,16 @@
-"""The convolution on a CPU through LLVM: lanes are channels, SiLU fused in."""
+"""The causal convolution on CPUs as LLVM kernels: channels in vector lanes, SiLU fused."""
 
 import torch
 from torch import Tensor
 
 from mambar.ops.causal_conv1d import llvm_backward, llvm_forward
-from mambar.ops.llvm.functions import channel_blocks
-from mambar.ops.llvm.launch import address, launch, rows, streams, sum_parts
+from mambar.ops.llvm.functions import num_channel_blocks
+from mambar.ops.llvm.launch import address, launch, should_stream, strided_arguments, sum_parts
 from mambar.ops.llvm.machine import current_machine
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool) -> Tensor:
-    """The convolution, and its SiLU where asked."""
+    """The convolution, followed by SiLU if `silu`."""
     machine = current_machine()
     y = torch.empty(x.shape, dtype=x.dtype)
     launch(
@@ -19,8 +19,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, rever
         arguments={
             **_sizes(x, weight, bias, llvm_forward.VECTORS_PER_BLOCK),
             "silu": silu,
-            "streaming": streams(machine, y),
-            **rows(reverse, x=x, y=y),
+            "streaming": should_stream(machine, y),
+            **strided_arguments(reverse, x=x, y=y),
         },
         scratch_floats=llvm_forward.scratch_floats(machine, weight.shape[1]),
     )
@@ -30,7 +30,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, rever
 def backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients of x, the weight, and the bias (None where there is none)."""
+    """The gradients of x, weight and bias; None without bias."""
     dx = torch.empty(x.shape, dtype=x.dtype)
     dweight, dbias = backward_into(dx, dy, x, weight, bias, silu=silu, reverse=reverse)
     return dx, dweight, dbias
@@ -45,9 +45,9 @@ def backward_into(
     *,
     silu: bool,
     reverse: bool,
-    adds: bool = False,
+    accumulate: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Writes the gradient of x into dx, or adds it to what dx holds; returns the others."""
+    """Stores the gradient of x to dx, or adds it if `accumulate`; returns those of weight and bias."""
     machine = current_machine()
     taps = weight.shape[1]
     parts = torch.empty(x.shape[0], taps + 1, x.shape[2], dtype=torch.float32)
@@ -57,9 +57,9 @@ def backward_into(
         arguments={
             **_sizes(x, weight, bias, llvm_backward.VECTORS_PER_BLOCK),
             "silu": silu,
-            "adds": adds,
-            "streaming": streams(machine, dx),
-            **rows(reverse, x=x, dy=dy, dx=dx),
+            "accumulate": accumulate,
+            "streaming": should_stream(machine, dx),
+            **strided_arguments(reverse, x=x, dy=dy, dx=dx),
             "parts": address(parts),
         },
         scratch_floats=llvm_backward.scratch_floats(machine, taps),
@@ -71,7 +71,7 @@ def backward_into(
 def _sizes(x: Tensor, weight: Tensor, bias: Tensor | None, vectors_per_block: int) -> dict[str, int]:
     batch, length, inner = x.shape
     return {
-        "num_tasks": batch * channel_blocks(current_machine(), inner, vectors_per_block),
+        "num_tasks": batch * num_channel_blocks(current_machine(), inner, vectors_per_block),
         "length": length,
         "inner": inner,
         "taps": weight.shape[1],

@@ -1,4 +1,4 @@
-"""The forward convolution as vector instructions: lanes are channels, the taps' rows come from the nearest cache."""
+"""The LLVM kernel of the forward convolution: channels are vector lanes, rows of the taps are in the L1 cache."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,14 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.memory_layout import Place, Tile
+from mambar.ops.llvm.memory_layout import TaskTensors, Tile
 from mambar.ops.llvm.vectors import Block, Vectors, int64
 
 VECTORS_PER_BLOCK = 4
-ROWS_AHEAD = 8
+PREFETCH_ROWS = 8
 
-# Addresses are 0 where a tensor is not given; strides count elements. A walk's first row is the last in memory, and
-# its strides over time are negative, where time is mirrored.
+# An address is 0 if the tensor is not given; strides count elements. In reverse, the address is that of the last row
+# and strides over time are negative.
 ARGUMENTS = (
     *("num_tasks", "length", "inner", "taps", "silu", "streaming"),
     *("x", "x_batch", "x_time", "y", "y_batch", "y_time", "weight", "bias"),
@@ -21,60 +21,60 @@ ARGUMENTS = (
 
 
 def scratch_floats(machine: Machine, taps: int) -> int:
-    """The scratch of one thread: the taps and the bias of a block."""
+    """Size of the scratch memory of one thread: the taps and the bias of a block."""
     return (taps + 1) * VECTORS_PER_BLOCK * machine.lanes
 
 
-def write(machine: Machine, dtype: str) -> ir.Module:
-    """The module with the kernel, for activations of one dtype."""
+def build_ir(machine: Machine, dtype: str) -> ir.Module:
+    """The LLVM IR of the kernel for a dtype of the activations."""
     function = TaskFunction("llvm_forward", machine, ARGUMENTS)
 
     def task(vectors: Vectors, item: ir.Value, _: ir.Value, channel: ir.Value) -> None:
-        place = Place(function=function, read=function.integer, item=item, channel=channel, dtype=dtype)
-        convolution = Convolution(place, vectors, Scratch(function))
-        y = place.rows("y")
+        tensors = TaskTensors(function=function, argument=function.integer, item=item, channel=channel, dtype=dtype)
+        convolution = Convolution(tensors, vectors, Scratch(function))
+        y = tensors.rows("y")
 
         def step(index: ir.Value) -> None:
-            vectors.prefetch(convolution.x.at(place.builder.add(index, int64(ROWS_AHEAD))), dtype)
-            sums = convolution.before_activation(index)
-            values = function.choose(place.given("silu"), lambda: vectors.silu(sums), sums)
-            place.store(vectors, values, y.at(index), dtype)
+            vectors.prefetch(convolution.x.at(tensors.builder.add(index, int64(PREFETCH_ROWS))), dtype)
+            sums = convolution.preactivation(index)
+            values = function.choose(tensors.is_set("silu"), lambda: vectors.silu(sums), sums)
+            tensors.store(vectors, values, y.at(index), dtype)
 
-        function.loop(place.read("length"), step)
+        function.loop(tensors.argument("length"), step)
 
-    function.channel_tasks(VECTORS_PER_BLOCK, task)
+    function.for_each_channel_block(VECTORS_PER_BLOCK, task)
     return function.module
 
 
 class Convolution:
-    """A block's taps and bias in scratch, and what they make of its rows."""
+    """The convolution of a block of channels, with taps and bias in scratch."""
 
-    def __init__(self, place: Place, vectors: Vectors, scratch: Scratch):
-        self.place = place
+    def __init__(self, tensors: TaskTensors, vectors: Vectors, scratch: Scratch):
+        self.tensors = tensors
         self.vectors = vectors
-        self.taps = place.read("taps")
-        self.x = place.rows("x")
+        self.taps = tensors.argument("taps")
+        self.x = tensors.rows("x")
         self._scratch = scratch
         self.weight, self.bias = self.tile(self.taps), self.tile(1)
         self.weight.clear()
-        self.weight.read(place.shifted("weight", place.builder.mul(place.channel, self.taps)))
-        address = place.shifted("bias", place.channel)
-        given = place.given("bias")
-        self.bias.store(place.function.choose(given, lambda: vectors.load(address), vectors.constant(0.0)))
+        self.weight.load_transposed(tensors.offset_pointer("weight", tensors.builder.mul(tensors.channel, self.taps)))
+        address = tensors.offset_pointer("bias", tensors.channel)
+        given = tensors.is_set("bias")
+        self.bias.store(tensors.function.choose(given, lambda: vectors.load(address), vectors.constant(0.0)))
 
     def tile(self, num_rows: ir.Value | int) -> Tile:
-        """A new tile in the task's scratch."""
-        return Tile(self.place.function, self.vectors, self._scratch, num_rows)
+        """A new tile in scratch."""
+        return Tile(self.tensors.function, self.vectors, self._scratch, num_rows)
 
-    def before_activation(self, step: ir.Value) -> Block:
-        """The sum over taps and the bias, at a step of the walk."""
-        return self.each_tap(
+    def preactivation(self, step: ir.Value) -> Block:
+        """The sum over taps plus bias at a step."""
+        return self.for_each_tap(
             step, lambda tap, x, sums: self.vectors.fma(x, self.weight.load(tap), sums), self.bias.load()
         )
 
-    def each_tap(self, step: ir.Value, body: Callable[[ir.Value, Block, Block], Block], start: Block) -> Block:
-        """body(tap, x at that tap, carried) over the taps that do not reach before the sequence."""
-        builder, vectors = self.place.builder, self.vectors
+    def for_each_tap(self, step: ir.Value, body: Callable[[ir.Value, Block, Block], Block], start: Block) -> Block:
+        """Emits body(tap, x at that tap, carried) for the taps inside the sequence; returns the final carried block."""
+        builder, vectors = self.tensors.builder, self.vectors
         oldest = builder.sub(step, builder.sub(self.taps, int64(1)))
         first = builder.select(builder.icmp_signed("<", oldest, int64(0)), builder.neg(oldest), int64(0))
 
@@ -82,4 +82,4 @@ class Convolution:
             row = builder.add(oldest, tap)
             return (body(tap, vectors.load(self.x.at(row), self.x.dtype), carried),)
 
-        return self.place.function.loop(self.taps, one, start, start=first)[0]
+        return self.tensors.function.loop(self.taps, one, start, start=first)[0]

@@ -1,4 +1,4 @@
-"""The causal convolution in Triton: tiles of positions x channels, the taps as shifted loads."""
+"""The causal convolution in Triton: tiles of positions x channels, one shifted load per tap."""
 
 import torch
 import triton
@@ -12,7 +12,7 @@ POSITIONS, CHANNELS = 16, 128
 
 @triton.jit
 def _input(x, t, e, real_e, length, batch_at, x_time, REVERSE: tl.constexpr):
-    """x at positions t (counted in the direction of the walk), zero outside the sequence."""
+    """x at positions t, counted in scan order; zero outside the sequence."""
     place = length - 1 - t if REVERSE else t
     real = ((t >= 0) & (t < length))[:, None] & real_e[None, :]
     return tl.load(x + batch_at + place[:, None] * x_time + e[None, :], mask=real, other=0.0).to(tl.float32)
@@ -100,7 +100,7 @@ def _backward_kernel(
     part = batch * tl.num_programs(1) + tl.program_id(1)
     to = sums + part * inner * (TAPS + 1) + e * (TAPS + 1)
     found = tl.zeros([POSITIONS, CHANNELS], tl.float32)
-    # An input at t reaches the outputs at t ... t + TAPS - 1; what comes back through their SiLU is computed again.
+    # An input at t contributes to the outputs at t ... t + TAPS - 1; their preactivations are recomputed.
     for k in tl.static_range(TAPS):  # type: ignore[attr-defined]
         flow = _input(dy, t + k, e, real_e, length, batch * dy_batch, dy_time, REVERSE)
         if SILU:
@@ -114,7 +114,7 @@ def _backward_kernel(
             tl.store(to + TAPS, tl.sum(flow, axis=0), mask=real_e)
             for j in tl.static_range(TAPS):  # type: ignore[attr-defined]
                 held = _input(x, t - (TAPS - 1 - j), e, real_e, length, batch * x_batch, x_time, REVERSE)
-                # Positions beyond the end have no gradient, but 0 * inf would count.
+                # Positions beyond the end have gradient 0, but 0 * inf would be NaN.
                 own = tl.where((t < length)[:, None], flow * held, 0.0)
                 tl.store(to + j, tl.sum(own, axis=0), mask=real_e)
     place = length - 1 - t if REVERSE else t
@@ -134,7 +134,7 @@ def _options(weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> 
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool) -> Tensor:
-    """The convolution, through SiLU if asked."""
+    """The convolution, followed by SiLU if `silu`."""
     batch, length, inner = x.shape
     y = torch.empty((batch, length, inner), dtype=x.dtype, device=x.device)
     run(

@@ -1,1 +1,1 @@
-"""What the CPU kernels share: vector instructions written from Python, compiled by LLVM, run on threads."""
+"""Shared code of the CPU kernels: LLVM vector instructions built in Python, compiled by llvmlite, run on threads."""

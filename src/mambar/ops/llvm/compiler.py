@@ -1,4 +1,4 @@
-"""From a kernel's instructions to a function that can be called: LLVM's passes, and object code kept for next time."""
+"""Compiles a kernel's LLVM IR to a callable function, and caches the object code between processes."""
 
 import ctypes
 import functools
@@ -24,36 +24,36 @@ _engines: list[llvm.ExecutionEngine] = []
 
 @runtime_checkable
 class KernelModule(Protocol):
-    """A file that writes one kernel, whose function carries the file's name."""
+    """A Python module that builds the LLVM IR of one kernel; the IR function has the name of the module."""
 
     __name__: str
     ARGUMENTS: tuple[str, ...]
 
-    def write(self, machine: Machine, dtype: str) -> ir.Module:
-        """The kernel's instructions for a machine and a dtype of the activations."""
+    def build_ir(self, machine: Machine, dtype: str) -> ir.Module:
+        """The LLVM IR of the kernel for a target machine and a dtype of the activations."""
         ...
 
 
 @functools.cache
-def compiled(module: KernelModule, dtype: str, machine: Machine) -> Kernel:
-    """The function of a kernel, compiled at its first use unless object code of the same kernel is kept."""
+def get_kernel(module: KernelModule, dtype: str, machine: Machine) -> Kernel:
+    """The compiled function of a kernel; compiles at the first use unless the cache holds its object code."""
     with _compiling:
         name = module.__name__.rpartition(".")[2]
         key = f"{name}-{fingerprint(module.__name__, dtype, machine)}"
         code = read_object("llvm", key)
         if code is None:
-            code = object_code(module.write(machine, dtype), machine)
+            code = object_code(module.build_ir(machine, dtype), machine)
             write_object("llvm", key, code)
         return load(code, machine, name)
 
 
 def object_code(module: ir.Module, machine: Machine) -> bytes:
-    """The object code of a module that was written for a machine (which need not be this host)."""
+    """The object code of a module built for a machine, which can differ from this host."""
     target = _target(machine)
     parsed = llvm.parse_assembly(str(module))
     parsed.data_layout = str(target.target_data)
     parsed.verify()
-    # Vectors and loops are written by hand. Higher levels take a third longer and give no faster code.
+    # The IR is already vectorized and unrolled. Higher levels compile a third longer and give no faster code.
     options = llvm.create_pipeline_tuning_options(speed_level=1)
     options.loop_vectorization = False
     options.slp_vectorization = False
@@ -75,7 +75,7 @@ def _target(machine: Machine) -> llvm.TargetMachine:
 
 
 def load(code: bytes, machine: Machine, name: str) -> Kernel:
-    """The function of that name in object code for this host; it stays loaded until the process ends."""
+    """Loads object code for this host and returns the function `name`; it stays loaded until the process ends."""
     empty = llvm.parse_assembly(f'target triple = "{machine.triple}"')
     engine = llvm.create_mcjit_compiler(empty, _target(machine))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -85,10 +85,9 @@ def load(code: bytes, machine: Machine, name: str) -> Kernel:
 
 
 def fingerprint(module: str, dtype: str, machine: Machine) -> str:
-    """A hash of everything that decides the object code.
+    """A hash of everything that determines the object code.
 
-    The text of the programs that write the instructions stands for the instructions: writing them takes
-    longer than loading the code.
+    It covers the Python source of the kernels in place of their IR, because building IR is slower than loading code.
     """
     ops = Path(__file__).parents[1]
     files = sorted([*ops.glob("llvm/*.py"), *ops.glob("*/llvm*.py")])

@@ -1,9 +1,9 @@
-"""The frame of every kernel: an LLVM function that takes tasks from a shared counter until none is left.
+"""Builds the LLVM function of a kernel, which takes tasks from a shared counter until none is left.
 
 `void name(int64 *arguments, int64 *next_task, void *scratch)`: one array holds all pointers, sizes and
-strides, by the order of the kernel's argument names; the first is always `num_tasks`. Several threads may run
-the function with the same arguments and counter and a scratch of their own. Which thread does which task
-never changes a result.
+strides in the order of the kernel's argument names; the first is always `num_tasks`. Several threads can run the
+function with the same arguments and counter, each with its own scratch memory. Results do not depend on which thread
+runs which task.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 from llvmlite import ir
 
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.vectors import INT32, INT64, POINTER, Block, Builder, Vectors, element, int64
+from mambar.ops.llvm.vectors import INT32, INT64, POINTER, Block, Builder, Vectors, element_pointer, int64
 
 X86 = ("x86_64", "i686")
 ENTRY_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER])
 
 
-def channel_blocks(machine: Machine, inner: int, vectors_per_block: int) -> int:
-    """The number of tasks that `TaskFunction.channel_tasks` makes of a batch item's channels."""
+def num_channel_blocks(machine: Machine, inner: int, vectors_per_block: int) -> int:
+    """The number of tasks that `TaskFunction.for_each_channel_block` makes of the channels of a batch item."""
     full, left = divmod(inner, vectors_per_block * machine.lanes)
     return full + -(-left // machine.lanes)
 
 
 class TaskFunction:
-    """Writes one kernel: its arguments, its loops, its tasks."""
+    """Builder of one kernel: arguments, loops and tasks."""
 
     def __init__(self, name: str, machine: Machine, arguments: Sequence[str]):
         self.module = ir.Module(name)
@@ -36,7 +36,7 @@ class TaskFunction:
         self.builder: Builder = ir.IRBuilder(function.append_basic_block("entry"))
         self._arguments, self._next_task, self.scratch = function.args
         self._values = {
-            argument: self.builder.load(element(self.builder, self._arguments, index, "int64"), typ=INT64)
+            argument: self.builder.load(element_pointer(self.builder, self._arguments, index, "int64"), typ=INT64)
             for index, argument in enumerate(arguments)
         }
 
@@ -45,10 +45,10 @@ class TaskFunction:
         return self._values[name]
 
     def pointer(self, name: str) -> ir.Value:
-        """An argument as an address."""
+        """An argument as a pointer."""
         return self.builder.inttoptr(self._values[name], POINTER)
 
-    def flag(self, name: str) -> ir.Value:
+    def is_set(self, name: str) -> ir.Value:
         """Whether an argument is not 0."""
         return self.builder.icmp_unsigned("!=", self._values[name], int64(0))
 
@@ -56,11 +56,11 @@ class TaskFunction:
         """The arithmetic on blocks of `count` vectors in this function."""
         return Vectors(self.builder, self.machine, count, active)
 
-    def tasks(self, body: Callable[[ir.Value], None]) -> None:
-        """Calls body(task) for tasks of the shared counter and ends the function.
+    def for_each_task(self, body: Callable[[ir.Value], None]) -> None:
+        """Emits a loop that calls body(task) for tasks of the shared counter, then ends the function.
 
-        Meanwhile this thread takes denormal numbers as zero: a decaying state would otherwise become a
-        hundred times slower once it is tiny.
+        Denormal numbers count as zero inside the loop: arithmetic on a decayed state would otherwise be a hundred
+        times slower.
         """
         restore = flush_denormals(self.builder, self.machine)
         head, work, end = (self.builder.append_basic_block(name) for name in ("next", "task", "end"))
@@ -77,14 +77,14 @@ class TaskFunction:
         restore()
         self.builder.ret_void()
 
-    def channel_tasks(
+    def for_each_channel_block(
         self, vectors_per_block: int, body: Callable[[Vectors, ir.Value, ir.Value, ir.Value], None]
     ) -> None:
-        """Tasks over (batch item, block of channels): calls body(vectors, item, block, first channel).
+        """Emits tasks over (batch item, block of channels): body(vectors, item, block, first channel).
 
-        Needs the argument `inner`, the number of channels. Full blocks come first; what is left of an item's
-        channels is done by single vectors, the last one with some lanes unused. With an argument `blocks_per_task`
-        a task does that many blocks of an item one after the other.
+        Needs the argument `inner`, the number of channels. Full blocks come first; single vectors cover the remaining
+        channels, the last one with unused lanes. With an argument `blocks_per_task` a task processes that many blocks
+        of an item in sequence.
         """
         builder = self.builder
         wide = self.vectors(vectors_per_block)
@@ -116,7 +116,7 @@ class TaskFunction:
             end = builder.select(builder.icmp_unsigned("<", end, blocks), end, blocks)
             self.loop(end, lambda block: block_of(item, block), start=first)
 
-        self.tasks(task)
+        self.for_each_task(task)
 
     def loop(
         self,
@@ -125,11 +125,11 @@ class TaskFunction:
         *carried: Block,
         start: ir.Value | int = 0,
         step: int = 1,
-        backwards: bool = False,
+        reverse: bool = False,
     ) -> tuple[Block, ...]:
-        """body(index, *carried) for index in range(start, count, step); returns the carried blocks after the last.
+        """Emits body(index, *carried) for index in range(start, count, step); returns the final carried blocks.
 
-        `backwards` counts from count - 1 down to 0 (then start is 0 and step 1).
+        `reverse` counts from count - 1 down to 0; it needs start 0 and step 1.
         """
         builder = self.builder
         count = int64(count) if isinstance(count, int) else count
@@ -147,7 +147,7 @@ class TaskFunction:
                 phi.add_incoming(value, before)
         builder.cbranch(builder.icmp_signed("<", counter, count), inside, after)
         builder.position_at_end(inside)
-        index = builder.sub(builder.sub(count, int64(1)), counter) if backwards else counter
+        index = builder.sub(builder.sub(count, int64(1)), counter) if reverse else counter
         results = body(index, *phis) or ()
         counter.add_incoming(builder.add(counter, int64(step)), builder.block)
         for block, phi_block in zip(results, phis, strict=True):
@@ -158,7 +158,7 @@ class TaskFunction:
         return tuple(phis)
 
     def choose(self, condition: ir.Value, when: Callable[[], Block], otherwise: Block) -> Block:
-        """when() where the scalar condition holds, else the block given; when() is skipped where it does not."""
+        """when() if the scalar condition is true, else the given block; when() is not executed if it is false."""
         before = self.builder.block
         with self.builder.if_then(condition):
             values = when()
@@ -173,28 +173,28 @@ class TaskFunction:
 
 
 class Scratch:
-    """Hands out parts of a task's scratch, each at a multiple of 64 bytes."""
+    """Allocator for the scratch memory of a task, in multiples of 64 bytes."""
 
     def __init__(self, function: TaskFunction):
         self._builder = function.builder
         self._base = function.scratch
         self._used: ir.Value = int64(0)
 
-    def take(self, num_floats: ir.Value | int) -> ir.Value:
-        """The address of `num_floats` float32 (a multiple of 16)."""
-        address = element(self._builder, self._base, self._used)
+    def allocate(self, num_floats: ir.Value | int) -> ir.Value:
+        """A pointer to `num_floats` float32, a multiple of 16."""
+        address = element_pointer(self._builder, self._base, self._used)
         num_floats = int64(num_floats) if isinstance(num_floats, int) else num_floats
         self._used = self._builder.add(self._used, num_floats)
         return address
 
 
 def flush_denormals(builder: Builder, machine: Machine) -> Callable[[], None]:
-    """Makes this thread take denormals as zero; returns what puts its former mode back."""
+    """Emits code that makes this thread treat denormals as zero; returns a function that emits the restore."""
     if machine.family in X86:
         saved, changed = builder.alloca(INT32), builder.alloca(INT32)
         load = _declare(builder, "llvm.x86.sse.ldmxcsr", [POINTER])
         builder.call(_declare(builder, "llvm.x86.sse.stmxcsr", [POINTER]), [saved])
-        # Bit 15: results flushed to zero; bit 6: operands taken as zero.
+        # Bit 15 flushes results to zero; bit 6 treats operands as zero.
         builder.store(builder.or_(builder.load(saved, typ=INT32), ir.Constant(INT32, 0x8040)), changed)
         builder.call(load, [changed])
         return lambda: builder.call(load, [saved]) and None
@@ -202,7 +202,7 @@ def flush_denormals(builder: Builder, machine: Machine) -> Callable[[], None]:
         read = _declare(builder, "llvm.aarch64.get.fpcr", [], INT64)
         write = _declare(builder, "llvm.aarch64.set.fpcr", [INT64])
         saved = builder.call(read, [])
-        # Bit 24 (FZ): operands and results flushed to zero.
+        # Bit 24 (FZ) flushes operands and results to zero.
         builder.call(write, [builder.or_(saved, int64(1 << 24))])
         return lambda: builder.call(write, [saved]) and None
     return lambda: None

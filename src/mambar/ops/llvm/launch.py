@@ -1,4 +1,4 @@
-"""Calls a kernel with tensors: addresses and strides by the names of its arguments."""
+"""Launches a kernel on tensors, passing pointers and strides by argument name."""
 
 import time
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from mambar.ops.llvm import roofline, sums
-from mambar.ops.llvm.compiler import KernelModule, compiled
-from mambar.ops.llvm.functions import channel_blocks
+from mambar.ops.llvm.compiler import KernelModule, get_kernel
+from mambar.ops.llvm.functions import num_channel_blocks
 from mambar.ops.llvm.machine import Machine, current_machine
 from mambar.ops.llvm.threads import run
 
-# Results beyond this size (the second-level caches of a few cores) are read again from memory anyway.
+# Larger results exceed the second-level caches of a few cores and are read back from memory in any case.
 LARGE_BYTES = 4 << 20
 
 
@@ -24,21 +24,23 @@ def launch(
     scratch_floats: int = 0,
     max_threads: int | None = None,
 ) -> None:
-    """Runs a kernel's tasks on activations of a dtype; `arguments` gives exactly the names of its ARGUMENTS."""
-    kernel = compiled(module, str(dtype).removeprefix("torch."), current_machine())
+    """Runs the tasks of a kernel for a dtype of the activations; the keys of `arguments` must be its ARGUMENTS."""
+    kernel = get_kernel(module, str(dtype).removeprefix("torch."), current_machine())
     if arguments.keys() != set(module.ARGUMENTS):
         odd = sorted(arguments.keys() ^ set(module.ARGUMENTS))
-        raise TypeError(f"{module.__name__} got other arguments than it takes: {', '.join(odd)}.")
+        raise TypeError(f"{module.__name__} has missing or unknown arguments: {', '.join(odd)}.")
     run(kernel, [arguments[name] for name in module.ARGUMENTS], scratch_floats=scratch_floats, max_threads=max_threads)
 
 
 def address(tensor: Tensor | None) -> int:
-    """Where a tensor's first element lies; 0 for None."""
+    """The address of a tensor's first element; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def rows(reverse: bool, **tensors: Tensor | None) -> dict[str, int]:
-    """The arguments NAME, NAME_batch, NAME_time of (batch, length, channels) tensors, in the order of a walk."""
+def strided_arguments(reverse: bool, **tensors: Tensor | None) -> dict[str, int]:
+    """The arguments NAME, NAME_batch, NAME_time of (batch, length, channels) tensors: address and strides.
+
+    With `reverse` the address is that of the last position and the stride over time is negative."""
     arguments = {}
     for name, tensor in tensors.items():
         batch, time = (0, 0) if tensor is None else tensor.stride()[:2]
@@ -56,7 +58,7 @@ def sum_parts(parts: Tensor) -> Tensor:
         return parts[0]
     out = torch.empty(parts.shape[1:], dtype=torch.float32)
     arguments = {
-        "num_tasks": channel_blocks(current_machine(), out.numel(), sums.VECTORS_PER_BLOCK),
+        "num_tasks": num_channel_blocks(current_machine(), out.numel(), sums.VECTORS_PER_BLOCK),
         "inner": out.numel(),
         "num_parts": parts.shape[0],
         "parts": address(parts),
@@ -66,13 +68,13 @@ def sum_parts(parts: Tensor) -> Tensor:
     return out
 
 
-def streams(machine: Machine, *results: Tensor | None) -> bool:
-    """Whether results should be written past the caches: too large for them, and rows at whole vectors."""
+def should_stream(machine: Machine, *results: Tensor | None) -> bool:
+    """True if results should bypass the caches: larger than the caches, and rows aligned to whole vectors."""
     given = [result for result in results if result is not None]
-    return sum(result.nbytes for result in given) > LARGE_BYTES and all(_at_whole_vectors(machine, r) for r in given)
+    return sum(result.nbytes for result in given) > LARGE_BYTES and all(_is_vector_aligned(machine, r) for r in given)
 
 
-def _at_whole_vectors(machine: Machine, tensor: Tensor) -> bool:
+def _is_vector_aligned(machine: Machine, tensor: Tensor) -> bool:
     sizes = (*tensor.stride()[:-1], tensor.shape[-1])
     return (
         all(size % machine.lanes == 0 for size in sizes)
@@ -81,7 +83,7 @@ def _at_whole_vectors(machine: Machine, tensor: Tensor) -> bool:
 
 
 def roofline_states_per_second(*, backward: bool = False, rounds: int = 200_000) -> float:
-    """How many states one core can take a step with in a second, now: the best of five runs of the floor kernel."""
+    """State updates per second of one core: the best of five runs of the roofline kernel."""
     arguments = {"num_tasks": 1, "rounds": rounds, "backward": int(backward)}
     scratch_floats = roofline.STATES * roofline.VECTORS * current_machine().lanes
     best = float("inf")

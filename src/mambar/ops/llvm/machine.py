@@ -1,4 +1,4 @@
-"""The processor that code is written for: its vector width and the instructions that decide the form of the code."""
+"""The target processor: its vector width and the instructions that decide which code is generated."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ from mambar.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A target: LLVM's triple, processor and features, and the float32 lanes of its vectors."""
+    """A compilation target: LLVM's triple, processor and features, and the number of float32 lanes of a vector."""
 
     triple: str
     cpu: str
@@ -22,11 +22,11 @@ class Machine:
 
     @property
     def family(self) -> str:
-        """x86_64, aarch64, …: the first word of the triple."""
+        """The architecture, the first part of the triple: x86_64, aarch64, …"""
         return self.triple.split("-")[0].replace("arm64", "aarch64")
 
 
-# Machines that MAMBAR_LLVM_MACHINE (and the tests) may ask for in place of the host.
+# Targets that MAMBAR_LLVM_MACHINE and the tests can select in place of the host.
 NAMED_MACHINES = {
     "sse": Machine(triple="x86_64-unknown-linux-gnu", cpu="x86-64", features="", lanes=4),
     "avx2": Machine(triple="x86_64-unknown-linux-gnu", cpu="x86-64-v3", features="", lanes=8),
@@ -45,13 +45,15 @@ def current_machine() -> Machine:
         return host_machine()
     if name not in NAMED_MACHINES:
         allowed = ", ".join(["host", *NAMED_MACHINES])
-        raise InputError(f"MAMBAR_LLVM_MACHINE={name!r} is not known; use one of {allowed}, or unset it.")
+        raise InputError(
+            f"MAMBAR_LLVM_MACHINE={name!r} is not a known machine; allowed are {allowed}. Use one of them or unset it."
+        )
     return NAMED_MACHINES[name]
 
 
 @functools.cache
 def host_machine() -> Machine:
-    """The processor of this process, as LLVM sees it."""
+    """The processor of this process, as LLVM detects it."""
     features = llvm.get_host_cpu_features()
     cpu = llvm.get_host_cpu_name()
     if features.get("avx512f") and features.get("avx512dq"):
@@ -65,6 +67,6 @@ def host_machine() -> Machine:
         cpu=cpu,
         features=features.flatten(),
         lanes=lanes,
-        # On AMD only the other form was measured (Zen 5).
+        # On AMD processors (Zen 5) only the other form was measured.
         scale_and_estimate=lanes == 16 and not cpu.startswith("znver"),
     )

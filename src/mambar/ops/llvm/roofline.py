@@ -1,7 +1,7 @@
-"""The most states one core can take a step with: the scan's arithmetic alone, operands in registers and nearest cache.
+"""The peak rate of state updates of one core: the arithmetic of the scan on registers and the first-level cache.
 
-A floor for the time of the scan on this processor, measured in the same run as the scan itself. Softplus, gate and all
-memory traffic beyond 16 vectors come on top, so the scan cannot reach it.
+It bounds the speed of the scan on this processor and is measured in the same run as the scan. Softplus, gate and
+memory traffic beyond 16 vectors are not included, so the scan cannot reach it.
 """
 
 from llvmlite import ir
@@ -16,8 +16,8 @@ STATES = 16
 ARGUMENTS: tuple[str, ...] = ("num_tasks", "rounds", "backward")
 
 
-def write(machine: Machine, dtype: str) -> ir.Module:
-    """The module with the kernel (`dtype` plays no part)."""
+def build_ir(machine: Machine, dtype: str) -> ir.Module:
+    """The LLVM IR of the kernel; `dtype` has no effect."""
     del dtype
     function = TaskFunction("roofline", machine, ARGUMENTS)
     vectors = function.vectors(VECTORS)
@@ -25,13 +25,13 @@ def write(machine: Machine, dtype: str) -> ir.Module:
     def task(_: ir.Value) -> None:
         decays = Tile(function, vectors, Scratch(function), STATES)
         function.loop(STATES, lambda n: decays.store(vectors.constant(-0.3), n))
-        with function.builder.if_else(function.flag("backward")) as (back, ahead):
-            with back:
+        with function.builder.if_else(function.is_set("backward")) as (gradient, forward):
+            with gradient:
                 _run(function, decays, 5)
-            with ahead:
+            with forward:
                 _run(function, decays, 2)
 
-    function.tasks(task)
+    function.for_each_task(task)
     return function.module
 
 
@@ -49,14 +49,14 @@ def _run(function: TaskFunction, decays: Tile, num_chains: int) -> None:
 
 
 def _forward(vectors: Vectors, A: Block, h: Block, y: Block) -> list[Block]:
-    """Decay, what enters, the state, the output: 12 vector operations where 2**k is one."""
+    """Decay, input, state and output: 12 vector operations if 2**k is one of them."""
     B, C, dt = (vectors.constant(value) for value in (0.4, 0.1, 0.7))
     h = vectors.fma(vectors.exp2(dt, A), h, vectors.mul(A, B))
     return [h, vectors.fma(h, C, y)]
 
 
-def _backward(vectors: Vectors, A: Block, h: Block, y: Block, g: Block, flow: Block, sums: Block) -> list[Block]:
-    """The same once more, and the adjoint: seven further operations and two for the sums over lanes."""
+def _backward(vectors: Vectors, A: Block, h: Block, y: Block, g: Block, grad_A: Block, sums: Block) -> list[Block]:
+    """The forward step again, and its adjoint: seven more operations, and two for the sums over lanes."""
     B, C, dt = (vectors.constant(value) for value in (0.4, 0.1, 0.7))
     decay = vectors.exp2(dt, A)
     before, h = h, vectors.fma(decay, h, vectors.mul(A, B))
@@ -64,5 +64,5 @@ def _backward(vectors: Vectors, A: Block, h: Block, y: Block, g: Block, flow: Bl
     G = vectors.fma(A, C, g)
     sums = vectors.fma(h, A, vectors.fma(G, A, vectors.fma(G, B, sums)))
     g = vectors.mul(G, decay)
-    through = vectors.mul(g, before)
-    return [h, y, g, vectors.fma(through, dt, vectors.fma(through, A, flow)), sums]
+    grad_exponent = vectors.mul(g, before)
+    return [h, y, g, vectors.fma(grad_exponent, dt, vectors.fma(grad_exponent, A, grad_A)), sums]

@@ -1,7 +1,7 @@
 """Runs a kernel's tasks on `torch.get_num_threads()` threads.
 
-The calling thread works too; the helpers are kept between calls. Tasks are taken one by one from a counter in
-memory by the kernels themselves, without the interpreter's lock, so an occupied core takes fewer of them.
+The calling thread is one of them; the others are kept between calls. The kernels take tasks one by one from a counter
+in memory, without the GIL, so a busy core takes fewer tasks.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from mambar.ops.llvm.compiler import Kernel
 
 
 class _Job:
-    """One run of a kernel: helpers may join until the calling thread closes it."""
+    """One run of a kernel; worker threads can join until the calling thread closes it."""
 
     def __init__(self, kernel: Kernel, arguments: ctypes.Array[ctypes.c_int64], scratch: torch.Tensor):
         self._kernel = kernel
@@ -29,15 +29,15 @@ class _Job:
         self._working = 0
 
     def join(self) -> None:
-        """Works on tasks until none is left; does nothing once the job is closed."""
+        """Runs tasks until none is left; returns at once if the job is closed."""
         with self._condition:
             if self._closed:
                 return
-            seat = self._joined
+            slot = self._joined
             self._joined += 1
             self._working += 1
         try:
-            scratch = self._scratch[seat].data_ptr()
+            scratch = self._scratch[slot].data_ptr()
             self._kernel(ctypes.addressof(self._arguments), ctypes.addressof(self._next_task), scratch)
         finally:
             with self._condition:
@@ -45,26 +45,26 @@ class _Job:
                 self._condition.notify_all()
 
     def close(self) -> None:
-        """Lets nobody else join and waits for those who have."""
+        """Stops further threads from joining and waits for those that joined."""
         with self._condition:
             self._closed = True
             self._condition.wait_for(lambda: self._working == 0)
 
 
-class _Helpers:
-    """Threads that wait for jobs; made when first needed, made anew in a forked process."""
+class _WorkerThreads:
+    """Threads that wait for jobs; started at the first use, and again in a forked process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._num_threads = 0
 
-    def ask(self, job: _Job, num_helpers: int) -> None:
+    def submit(self, job: _Job, num_workers: int) -> None:
         with self._lock:
-            for index in range(self._num_threads, num_helpers):
+            for index in range(self._num_threads, num_workers):
                 threading.Thread(target=self._work, name=f"mambar-llvm-{index}", daemon=True).start()
-            self._num_threads = max(self._num_threads, num_helpers)
-        for _ in range(num_helpers):
+            self._num_threads = max(self._num_threads, num_workers)
+        for _ in range(num_workers):
             self._jobs.put(job)
 
     def _work(self) -> None:
@@ -72,34 +72,34 @@ class _Helpers:
             self._jobs.get().join()
 
 
-_helpers = _Helpers()
+_workers = _WorkerThreads()
 
 
-def _forget_helpers() -> None:
-    global _helpers
-    _helpers = _Helpers()
+def _reset_workers() -> None:
+    global _workers
+    _workers = _WorkerThreads()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_helpers)
+    os.register_at_fork(after_in_child=_reset_workers)
 
 
 def run(kernel: Kernel, arguments: Sequence[int], *, scratch_floats: int = 0, max_threads: int | None = None) -> None:
-    """Runs all tasks of a kernel; `arguments` in the order of its argument names, the number of tasks first.
+    """Runs all tasks of a kernel; `arguments` has the order of its argument names, the number of tasks first.
 
-    A thread is worth its waking for two tasks or more.
+    A further thread is used only for two tasks or more.
     """
     num_tasks = arguments[0]
     if num_tasks == 0:
         return
     num_threads = max(1, min(torch.get_num_threads(), num_tasks // 2, max_threads or num_tasks))
-    scratch = torch.empty(num_threads, _whole_lines(scratch_floats), dtype=torch.float32)
+    scratch = torch.empty(num_threads, _round_to_cache_lines(scratch_floats), dtype=torch.float32)
     job = _Job(kernel, (ctypes.c_int64 * len(arguments))(*arguments), scratch)
     if num_threads > 1:
-        _helpers.ask(job, num_threads - 1)
+        _workers.submit(job, num_threads - 1)
     job.join()
     job.close()
 
 
-def _whole_lines(num_floats: int) -> int:
+def _round_to_cache_lines(num_floats: int) -> int:
     return -(-max(num_floats, 1) // 16) * 16

@@ -1,10 +1,9 @@
-"""Arithmetic on blocks of channels, written as LLVM vector instructions.
+"""Arithmetic on blocks of channels as LLVM vector instructions.
 
-A *block* is a tuple of equally wide float32 vectors; lane i of vector v is channel `v * lanes + i`. One step
-of a recurrence over four vectors gives the processor four independent chains to overlap.
+A *block* is a tuple of float32 vectors of equal width; lane i of vector v is channel `v * lanes + i`. A recurrence
+over four vectors gives the processor four independent dependency chains to overlap.
 
-No fast-math flag is set: NaN and Inf mean what they mean, and the bits are those of the operations as
-written.
+No fast-math flag is set: NaN and Inf propagate, and results are those of the operations as written.
 """
 
 import math
@@ -24,7 +23,7 @@ INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
 POINTER = ir.PointerType()
 
-# llvmlite has no type hints, and what can be inferred of its builder is wrong.
+# llvmlite has no type hints, and pyright infers wrong types for its builder.
 Builder = Any
 Block = tuple[Any, ...]
 
@@ -33,10 +32,10 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}
 
 LOG2_E = 1.0 / math.log(2.0)
 
-# 2**f on [-1/2, 1/2], leading coefficient first. The constant is exactly 1 and the error falls to 0 with f: a
-# decay close to 1 is repeated over the whole sequence, and an error of 1e-7 there grew to 1e-5 in the output.
+# 2**f on [-1/2, 1/2], leading coefficient first. The constant is exactly 1 and the error vanishes at f = 0: a decay
+# close to 1 is applied at every position, and an error of 1e-7 there grew to 1e-5 in the output.
 EXP2_COEFFICIENTS = (0.00132669753, 0.00966587849, 0.0555066541, 0.240223587, 0.693147063, 1.0)
-# Adding 1.5 * 2**23 rounds to an integer, which is then in the low bits.
+# Adding 1.5 * 2**23 rounds to an integer and leaves it in the low bits.
 ROUNDER = 12582912.0
 BIAS = 127.0
 # log1p(u) / u on [0, 1]; relative error 4e-8.
@@ -47,7 +46,7 @@ LOG1P_COEFFICIENTS = (
 
 
 def float32(number: float) -> float:
-    """The nearest float32 (LLVM refuses a constant that float32 cannot hold exactly)."""
+    """The nearest float32; LLVM rejects a constant that float32 cannot represent exactly."""
     return struct.unpack("f", struct.pack("f", number))[0]
 
 
@@ -56,17 +55,17 @@ def int64(number: int) -> ir.Constant:
     return ir.Constant(INT64, number)
 
 
-def element(builder: Builder, pointer: ir.Value, index: ir.Value | int, dtype: str = "float32") -> ir.Value:
-    """The address of element `index` of an array."""
+def element_pointer(builder: Builder, pointer: ir.Value, index: ir.Value | int, dtype: str = "float32") -> ir.Value:
+    """A pointer to element `index` of an array."""
     index = int64(index) if isinstance(index, int) else index
     return builder.gep(pointer, [index], source_etype=ELEMENT_TYPES[dtype])
 
 
 class Vectors:
-    """Writes operations on blocks of `count` vectors at the builder's position.
+    """Emits operations on blocks of `count` vectors at the position of the builder.
 
-    `active` is the number of lanes that hold channels (an i64 value; the others load 0 and are never stored),
-    None for all. It needs `count` 1.
+    `active` (an i64 value) is the number of lanes that hold channels; the others load 0 and are never stored. None
+    means all lanes. It needs `count` 1.
     """
 
     def __init__(self, builder: Builder, machine: Machine, count: int, active: ir.Value | None = None):
@@ -93,7 +92,7 @@ class Vectors:
 
     def broadcast_load(self, pointer: ir.Value, index: ir.Value | int = 0) -> Block:
         """One float32 from memory in every lane."""
-        return self.broadcast(self.builder.load(element(self.builder, pointer, index), typ=FLOAT))
+        return self.broadcast(self.builder.load(element_pointer(self.builder, pointer, index), typ=FLOAT))
 
     # Arithmetic
 
@@ -114,7 +113,7 @@ class Vectors:
         return self._each(self.builder.fdiv, x, y)
 
     def fma(self, x: Block, y: Block, z: Block) -> Block:
-        """x * y + z, rounded once where the processor can (else twice: never a library call)."""
+        """x * y + z, rounded once if the processor has the instruction, else twice; never a library call."""
         return self._each(lambda *values: self._intrinsic("fmuladd", *values), x, y, z)
 
     def neg(self, x: Block) -> Block:
@@ -125,15 +124,15 @@ class Vectors:
         """|x|."""
         return self._each(lambda value: self._intrinsic("fabs", value), x)
 
-    def at_least(self, bound: float, x: Block) -> Block:
-        """max(bound, x); NaN stays NaN (one instruction with the operands in this order)."""
+    def clamp_min(self, bound: float, x: Block) -> Block:
+        """max(bound, x); NaN stays NaN. In this operand order it is one instruction."""
         return self._each(
             lambda low, value: self.builder.select(self.builder.fcmp_ordered(">", low, value), low, value),
             self.constant(bound),
             x,
         )
 
-    def at_most(self, bound: float, x: Block) -> Block:
+    def clamp_max(self, bound: float, x: Block) -> Block:
         """min(bound, x); NaN stays NaN."""
         return self._each(
             lambda high, value: self.builder.select(self.builder.fcmp_ordered("<", high, value), high, value),
@@ -154,21 +153,20 @@ class Vectors:
             rounded = self.sub(self.fma(x, y, rounder), rounder)
             fraction = self.fma(x, y, self.neg(rounded))
             return self._each(self._scale, self._polynomial(fraction, EXP2_COEFFICIENTS), rounded)
-        # The exponent's bias is added with the rounder, so that the low bits are the exponent field of the
-        # factor.
+        # The rounder includes the exponent bias, so that the low bits are the exponent field of the power.
         rounder = self.constant(ROUNDER + BIAS)
-        product = self.at_most(128.0, self.at_least(-127.0, self.mul(x, y)))
+        product = self.clamp_max(128.0, self.clamp_min(-127.0, self.mul(x, y)))
         shifted = self.add(product, rounder)
         fraction = self.sub(product, self.sub(shifted, rounder))
         return self.mul(self._polynomial(fraction, EXP2_COEFFICIENTS), self._each(self._power_of_two, shifted))
 
     def softplus(self, x: Block) -> Block:
-        """log(1 + e**x), to float32's precision also where it is tiny; x above 20."""
-        return self._softplus(x, self._exp_below(x))
+        """log(1 + e**x), to float32 precision also for tiny values; x above 20."""
+        return self._softplus(x, self._exp_neg_abs(x))
 
-    def softplus_and_slope(self, x: Block) -> tuple[Block, Block]:
+    def softplus_and_derivative(self, x: Block) -> tuple[Block, Block]:
         """The softplus and its derivative, the logistic function."""
-        u, one = self._exp_below(x), self.constant(1.0)
+        u, one = self._exp_neg_abs(x), self.constant(1.0)
         rising = self._each(
             lambda value, power, unit: self.builder.select(
                 self.builder.fcmp_ordered("<", value, ir.Constant(self.vector, [0.0] * self.lanes)), power, unit
@@ -179,19 +177,19 @@ class Vectors:
         )
         return self._softplus(x, u), self.mul(rising, self._reciprocal(self.add(one, u)))
 
-    def _exp_below(self, x: Block) -> Block:
+    def _exp_neg_abs(self, x: Block) -> Block:
         """e**-|x|, at most 1."""
-        return self.exp2(self.at_least(-100.0, self.neg(self.abs(x))), self.constant(LOG2_E))
+        return self.exp2(self.clamp_min(-100.0, self.neg(self.abs(x))), self.constant(LOG2_E))
 
     def _softplus(self, x: Block, u: Block) -> Block:
-        return self.fma(u, self._polynomial(u, LOG1P_COEFFICIENTS), self.at_least(0.0, x))
+        return self.fma(u, self._polynomial(u, LOG1P_COEFFICIENTS), self.clamp_min(0.0, x))
 
     def silu(self, x: Block) -> Block:
-        """x times its sigmoid."""
+        """x * sigmoid(x)."""
         return self.mul(x, self._sigmoid(x))
 
-    def silu_and_slope(self, x: Block) -> tuple[Block, Block]:
-        """The SiLU and its derivative s (1 + x (1 - s)), s the sigmoid."""
+    def silu_and_derivative(self, x: Block) -> tuple[Block, Block]:
+        """The SiLU and its derivative s (1 + x (1 - s)), with s = sigmoid(x)."""
         sigmoid = self._sigmoid(x)
         silu = self.mul(x, sigmoid)
         return silu, self.fma(silu, self.sub(self.constant(1.0), sigmoid), sigmoid)
@@ -200,72 +198,74 @@ class Vectors:
         return self._reciprocal(self.add(self.constant(1.0), self.exp2(x, self.constant(-LOG2_E))))
 
     def _reciprocal(self, x: Block) -> Block:
-        """1 / x for x from 1 to Inf, to the last bit or the one before."""
+        """1 / x for x from 1 to Inf, within two units in the last place."""
         one = self.constant(1.0)
         if not self.machine.scale_and_estimate:
             return self.div(one, x)
-        # A division keeps the processor busy for 16 cycles; an estimate of 14 bits and one Newton step do not.
+        # A division takes 16 cycles; an estimate of 14 bits and one Newton step are faster.
         estimate = self._each(self._estimate_reciprocal, x)
         correction = self.fma(self.neg(x), estimate, one)
-        # At Inf the estimate is 0 and the correction NaN: 1 keeps it 0. All others are far below 1.
-        correction = self._each(self._below_or, correction, one)
+        # At Inf the estimate is 0 and the correction NaN; 1 in its place keeps the result 0. Others are far below 1.
+        correction = self._each(self._minimum, correction, one)
         return self.fma(estimate, correction, estimate)
 
-    def _below_or(self, value: ir.Value, bound: ir.Value) -> ir.Value:
+    def _minimum(self, value: ir.Value, bound: ir.Value) -> ir.Value:
         return self.builder.select(self.builder.fcmp_ordered("<", value, bound), value, bound)
 
     # Memory
 
     def load(self, pointer: ir.Value, dtype: str = "float32") -> Block:
-        """`width` neighbouring elements as float32; lanes without a channel read 0."""
+        """Loads `width` adjacent elements as float32; lanes without a channel are 0."""
         return tuple(
-            self._widen(self._read(element(self.builder, pointer, index * self.lanes, dtype), dtype), dtype)
+            self._to_float32(
+                self._masked_load(element_pointer(self.builder, pointer, index * self.lanes, dtype), dtype), dtype
+            )
             for index in range(self.count)
         )
 
     def store(self, values: Block, pointer: ir.Value, dtype: str = "float32", *, streaming: bool = False) -> None:
-        """Writes `width` neighbouring elements, rounded to nearest even; lanes without a channel are left alone.
+        """Stores `width` adjacent elements, rounded to nearest even; lanes without a channel are not written.
 
-        A streaming store goes past the caches, for results that do not fit into them; it needs vectors at multiples
-        of their size, and `streaming_fence` before another thread may read.
+        A streaming store bypasses the caches, for results larger than they are. It needs aligned vectors, and a fence
+        before another thread reads.
         """
         for index, value in enumerate(values):
-            address = element(self.builder, pointer, index * self.lanes, dtype)
-            value = self._narrow(value, dtype)
+            address = element_pointer(self.builder, pointer, index * self.lanes, dtype)
+            value = self._from_float32(value, dtype)
             if streaming:
                 self.store_streaming(value, address, dtype)
             else:
-                self._write(value, address, dtype)
+                self._masked_store(value, address, dtype)
 
     def store_streaming(self, vector: Any, address: ir.Value, dtype: str = "float32") -> None:
-        """Writes one vector past the caches."""
+        """Stores one vector and bypasses the caches."""
         store = self.builder.store(vector, address, align=self.lanes * ELEMENT_BYTES[dtype])
         store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(INT32, 1)]))
 
     def load_tile(self, pointer: ir.Value) -> Block:
-        """`width` float32 of the kernel's own scratch, which has room for every lane."""
+        """Loads `width` float32 from scratch, which has space for every lane."""
         return tuple(
-            self.builder.load(element(self.builder, pointer, index * self.lanes), typ=self.vector, align=4)
+            self.builder.load(element_pointer(self.builder, pointer, index * self.lanes), typ=self.vector, align=4)
             for index in range(self.count)
         )
 
     def store_tile(self, values: Block, pointer: ir.Value) -> None:
-        """Writes `width` float32 of scratch."""
+        """Stores `width` float32 to scratch."""
         for index, value in enumerate(values):
-            self.builder.store(value, element(self.builder, pointer, index * self.lanes), align=4)
+            self.builder.store(value, element_pointer(self.builder, pointer, index * self.lanes), align=4)
 
     def prefetch(self, pointer: ir.Value, dtype: str = "float32") -> None:
-        """Asks for the cache lines of `width` elements (a hint: any address is allowed)."""
+        """Prefetches the cache lines of `width` elements; any address is allowed."""
         intrinsic = self._declare("llvm.prefetch.p0", ir.VoidType(), [POINTER, INT32, INT32, INT32])
         step = 64 // ELEMENT_BYTES[dtype]
         for start in range(0, self.width, step):
-            address = element(self.builder, pointer, start, dtype)
+            address = element_pointer(self.builder, pointer, start, dtype)
             self.builder.call(intrinsic, [address, *(ir.Constant(INT32, hint) for hint in (0, 3, 1))])
 
     # Sums over lanes
 
     def dot(self, x: Block, y: Block) -> ir.Value:
-        """The products x y of a block's vectors added to one vector."""
+        """The products x * y of the vectors of a block, summed to one vector."""
         total = self.builder.fmul(x[0], y[0])
         for left, right in zip(x[1:], y[1:], strict=True):
             total = self._intrinsic("fmuladd", left, right, total)
@@ -274,8 +274,7 @@ class Vectors:
     def sum_lanes(self, vectors: Sequence[ir.Value]) -> ir.Value:
         """The sums over the lanes of `lanes` vectors, as one vector: lane i holds the sum of vector i.
 
-        Each round folds pairs of vectors into one: half of the lanes stay where they are, the others cross
-        over.
+        Each round adds pairs of vectors into one: half of the lanes keep their position, the others are exchanged.
         """
         level = list(vectors)
         distance = 1
@@ -291,7 +290,7 @@ class Vectors:
         kept = self.builder.shuffle_vector(even, odd, ir.Constant(self.integers, stay))
         return self.builder.fadd(kept, self.builder.shuffle_vector(even, odd, ir.Constant(self.integers, cross)))
 
-    # One vector at a time
+    # Operations on one vector
 
     def _each(self, operation: Callable[..., ir.Value], *blocks: Block) -> Block:
         return tuple(operation(*values) for values in zip(*blocks, strict=True))
@@ -303,7 +302,7 @@ class Vectors:
         return result
 
     def _scale(self, x: Any, exponent: Any) -> Any:
-        """x * 2**floor(exponent), 0 or Inf where it leaves the range (AVX-512 F: one instruction)."""
+        """x * 2**floor(exponent), 0 or Inf out of range; one instruction of AVX-512 F."""
         zero, everywhere = ir.Constant(self.vector, [0.0] * self.lanes), ir.Constant(INT16, -1)
         operands: list[Any] = [x, exponent, zero, everywhere, ir.Constant(INT32, 4)]
         types = [value.type for value in operands]
@@ -315,7 +314,7 @@ class Vectors:
         return self.builder.call(self._declare("llvm.x86.avx512.rcp14.ps.512", self.vector, types), operands)
 
     def _power_of_two(self, shifted: ir.Value) -> ir.Value:
-        """2**k from k + BIAS + ROUNDER: the low bits of that number, moved into the exponent's place."""
+        """2**k from k + BIAS + ROUNDER: the low bits of that number, shifted to the exponent field."""
         bits = self.builder.bitcast(shifted, self.integers)
         return self.builder.bitcast(self.builder.shl(bits, self._integer(23)), self.vector)
 
@@ -339,7 +338,7 @@ class Vectors:
         module = self.builder.module
         return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
 
-    def _read(self, address: ir.Value, dtype: str) -> ir.Value:
+    def _masked_load(self, address: ir.Value, dtype: str) -> ir.Value:
         vector = ir.VectorType(ELEMENT_TYPES[dtype], self.lanes)
         size = ELEMENT_BYTES[dtype]
         if self._mask is None:
@@ -348,7 +347,7 @@ class Vectors:
         function = self._declare(name, vector, [POINTER, INT32, self._mask.type, vector])
         return self.builder.call(function, [address, ir.Constant(INT32, size), self._mask, ir.Constant(vector, None)])
 
-    def _write(self, value: Any, address: ir.Value, dtype: str) -> None:
+    def _masked_store(self, value: Any, address: ir.Value, dtype: str) -> None:
         size = ELEMENT_BYTES[dtype]
         if self._mask is None:
             self.builder.store(value, address, align=size)
@@ -357,7 +356,7 @@ class Vectors:
         function = self._declare(name, ir.VoidType(), [value.type, POINTER, INT32, self._mask.type])
         self.builder.call(function, [value, address, ir.Constant(INT32, size), self._mask])
 
-    def _widen(self, value: ir.Value, dtype: str) -> ir.Value:
+    def _to_float32(self, value: ir.Value, dtype: str) -> ir.Value:
         if dtype == "float32":
             return value
         if dtype == "float16":
@@ -366,7 +365,7 @@ class Vectors:
         bits = self.builder.shl(self.builder.zext(value, self.integers), self._integer(16))
         return self.builder.bitcast(bits, self.vector)
 
-    def _narrow(self, value: ir.Value, dtype: str) -> ir.Value:
+    def _from_float32(self, value: ir.Value, dtype: str) -> ir.Value:
         if dtype == "float32":
             return value
         shorts = ir.VectorType(INT16, self.lanes)

@@ -1,17 +1,17 @@
-"""The scan on a CPU through LLVM: lanes are channels, time inside, states in the first-level cache."""
+"""The scan on CPUs as LLVM kernels: channels in vector lanes, time in the inner loop, states in the L1 cache."""
 
 import torch
 from torch import Tensor
 
-from mambar.ops.llvm.functions import channel_blocks
-from mambar.ops.llvm.launch import address, launch, rows, streams, sum_parts
+from mambar.ops.llvm.functions import num_channel_blocks
+from mambar.ops.llvm.launch import address, launch, should_stream, strided_arguments, sum_parts
 from mambar.ops.llvm.machine import current_machine
 from mambar.ops.selective_scan import llvm_backward, llvm_forward
-from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, padded
+from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, padded_to_chunks
 
 
 def empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) -> list[Tensor]:
-    """The checkpoints: the states before every 16th step."""
+    """Empty checkpoints, for the states before every 16th step."""
     batch, length, inner = u.shape
     return [u.new_empty((batch, -(-length // CHECKPOINT_EVERY), A.shape[1], inner), dtype=torch.float32)]
 
@@ -31,25 +31,25 @@ def forward(
     reverse: bool,
     for_backward: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The output, the last state, and the checkpoints that `backward` starts from."""
+    """The output, the last state, and the checkpoints for `backward`."""
     y = torch.empty(u.shape, dtype=u.dtype)
     last_state = torch.empty((u.shape[0], *A.shape), dtype=torch.float32)
     saved = empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) if for_backward else []
     machine = current_machine()
     batch, length, inner = u.shape
-    # B and C are small; the kernel takes them as float32.
+    # The kernel takes B and C, which are small, as float32.
     B, C = B.float(), C.float()
     launch(
         llvm_forward,
         u.dtype,
         arguments={
-            "num_tasks": batch * channel_blocks(machine, inner, llvm_forward.VECTORS_PER_BLOCK),
+            "num_tasks": batch * num_channel_blocks(machine, inner, llvm_forward.VECTORS_PER_BLOCK),
             "length": length,
             "inner": inner,
             "state": A.shape[1],
             "delta_softplus": delta_softplus,
-            "streaming": streams(machine, y, *saved),
-            **rows(reverse, u=u, delta=delta, z=z, B=B, C=C, y=y),
+            "streaming": should_stream(machine, y, *saved),
+            **strided_arguments(reverse, u=u, delta=delta, z=z, B=B, C=C, y=y),
             "A": address(A),
             "D": address(D),
             "delta_bias": address(delta_bias),
@@ -79,7 +79,7 @@ def backward(
     delta_softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; None for what was None."""
+    """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_state; None for arguments that were None."""
     machine = current_machine()
     batch, length, inner = u.shape
     state = A.shape[1]
@@ -88,7 +88,7 @@ def backward(
     dz = None if z is None else torch.empty(u.shape, dtype=u.dtype)
     dinitial = None if initial_state is None else torch.empty(initial_state.shape, dtype=torch.float32)
     parameter_parts = torch.empty(batch, state + 2, inner, dtype=torch.float32)
-    sequence_parts = torch.empty(tasks, batch, 2, state, padded(length), dtype=torch.float32)
+    sequence_parts = torch.empty(tasks, batch, 2, state, padded_to_chunks(length), dtype=torch.float32)
     activations = {"u": u, "delta": delta, "z": z, "B": B.float(), "C": C.float(), "dy": dy}
     gradients = {"du": du, "ddelta": ddelta, "dz": dz}
     launch(
@@ -102,8 +102,8 @@ def backward(
             "state": state,
             "batch": batch,
             "delta_softplus": delta_softplus,
-            "streaming": streams(machine, du, ddelta, dz),
-            **rows(reverse, **activations, **gradients),
+            "streaming": should_stream(machine, du, ddelta, dz),
+            **strided_arguments(reverse, **activations, **gradients),
             "A": address(A),
             "D": address(D),
             "delta_bias": address(delta_bias),
@@ -116,7 +116,7 @@ def backward(
         scratch_floats=llvm_backward.scratch_floats(machine, state),
     )
     parameters, sequences = sum_parts(parameter_parts), sum_parts(sequence_parts)
-    dB, dC = (in_time(part, length, reverse).to(u.dtype) for part in sequences.unbind(1))
+    dB, dC = (to_time_order(part, length, reverse).to(u.dtype) for part in sequences.unbind(1))
     return (
         du,
         ddelta,
@@ -130,7 +130,7 @@ def backward(
     )
 
 
-def in_time(walked: Tensor, length: int, reverse: bool) -> Tensor:
-    """(batch, state, padded length) in the order of the walk as (batch, length, state) in the order of time."""
-    steps = walked[..., :length].transpose(1, 2)
+def to_time_order(scanned: Tensor, length: int, reverse: bool) -> Tensor:
+    """Converts (batch, state, padded length) in scan order to (batch, length, state) in time order."""
+    steps = scanned[..., :length].transpose(1, 2)
     return (steps.flip(1) if reverse else steps).clone(memory_format=torch.contiguous_format)

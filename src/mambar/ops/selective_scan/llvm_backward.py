@@ -1,9 +1,9 @@
-"""The gradients of the scan as vector instructions: chunk by chunk from the last one to the first.
+"""The LLVM kernel of the backward scan: processes chunks from the last one to the first.
 
-A chunk of 16 steps starts from the states that the forward walk kept. For one state at a time it is walked forwards
-(decays and states go to a small buffer) and backwards (the adjoint of the state). With G the gradient of h[t]:
-G = g + C dy, then g = exp(dt A) G for the step before, dA += g h[t-1] dt, and so on. Sums over states stay in the
-block; sums over the batch and over blocks of channels are written as parts and added later, in a fixed order.
+A chunk of 16 steps starts from the states saved by the forward pass. For two states at a time, a forward loop
+recomputes decays and states into a small buffer, and a reverse loop computes the adjoint of the state. With G the
+gradient of h[t]: G = g + C dy, then g = exp(dt A) G for the previous step, dA += g h[t-1] dt. Sums over states stay in
+the block. Sums over the batch and over blocks of channels are stored as parts and added later in a fixed order.
 """
 
 import math
@@ -12,19 +12,19 @@ from typing import Any
 
 from llvmlite import ir
 
-from mambar.ops.llvm.functions import Scratch, TaskFunction, channel_blocks
+from mambar.ops.llvm.functions import Scratch, TaskFunction, num_channel_blocks
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.memory_layout import Place, Rows
-from mambar.ops.llvm.vectors import Block, Vectors, element, int64
-from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, Walk, padded_length
+from mambar.ops.llvm.memory_layout import Rows, TaskTensors
+from mambar.ops.llvm.vectors import Block, Vectors, element_pointer, int64
+from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, ScanLoop, padded_length
 
 VECTORS_PER_BLOCK = 2
-STATES_AT_ONCE = 2
+STATES_PER_PASS = 2
 LN_2 = math.log(2.0)
 
-# As for the forward kernel; `parameter_parts` is (batch, state + 2, inner): the rows of dA, then dD and ddelta_bias;
-# `sequence_parts` is (tasks of an item, batch, 2, state, chunks * 16): dB and dC in the order of the walk, where the
-# blocks of one task add up.
+# As for the forward kernel. `parameter_parts` is (batch, d_state + 2, d_inner): the rows of dA, then dD and
+# ddelta_bias. `sequence_parts` is (tasks per item, batch, 2, d_state, chunks * 16): dB and dC in scan order, summed
+# over the blocks of a task.
 ARGUMENTS = (
     *("num_tasks", "length", "inner", "state", "batch", "blocks_per_task", "delta_softplus", "streaming"),
     *("u", "u_batch", "u_time", "delta", "delta_batch", "delta_time", "z", "z_batch", "z_time"),
@@ -34,118 +34,118 @@ ARGUMENTS = (
 )
 
 
-# What is kept of each step of a chunk, side by side: buffers of a whole chunk would lie whole pages apart, where they
-# push each other out of the cache.
+# Fields saved for each step of a chunk, interleaved by step. Separate buffers per field would be whole pages apart and
+# evict each other from the cache.
 STEP_FIELDS = (
-    *("dt", "slope", "pushed", "dy", "factor", "y", "ddecay", "dpushed"),
-    *(f"{name}_{slot}" for slot in range(STATES_AT_ONCE) for name in ("decay", "before")),
+    *("dt", "derivative", "dt_u", "dy", "gate_factor", "y", "ddecay", "ddt_u"),
+    *(f"{name}_{slot}" for slot in range(STATES_PER_PASS) for name in ("decay", "before")),
 )
 
 
 def scratch_floats(machine: Machine, state: int) -> int:
-    """The scratch of one thread: tiles of A, g and dA, D, bias and their gradients, a chunk, sums over lanes."""
+    """Size of the scratch memory of one thread: tiles of parameters and gradients, a chunk, sums over lanes."""
     rows = 3 * state + 4 + len(STEP_FIELDS) * CHECKPOINT_EVERY
-    return (rows * VECTORS_PER_BLOCK + 2 * STATES_AT_ONCE * CHECKPOINT_EVERY) * machine.lanes
+    return (rows * VECTORS_PER_BLOCK + 2 * STATES_PER_PASS * CHECKPOINT_EVERY) * machine.lanes
 
 
 def blocks_per_task(machine: Machine, batch: int, inner: int) -> tuple[int, int]:
-    """How many blocks a task does, and how many tasks a batch item makes: from the sizes alone, never from threads.
+    """The number of blocks per task and of tasks per batch item; depends on the sizes only, never on threads.
 
-    Blocks of one task share their sums over channels, so that these are not written and read by the block where
-    there are many; 64 tasks are enough for as many cores.
+    The blocks of a task share their sums over channels, which saves memory traffic if there are many blocks; 64 tasks
+    are enough for as many cores.
     """
-    blocks = channel_blocks(machine, inner, VECTORS_PER_BLOCK)
+    blocks = num_channel_blocks(machine, inner, VECTORS_PER_BLOCK)
     size = min(blocks, max(1, blocks * batch // 64))
     return size, -(-blocks // size)
 
 
-def write(machine: Machine, dtype: str) -> ir.Module:
-    """The module with the kernel, for activations of one dtype."""
+def build_ir(machine: Machine, dtype: str) -> ir.Module:
+    """The LLVM IR of the kernel for a dtype of the activations."""
     function = TaskFunction("llvm_backward", machine, ARGUMENTS)
 
     def task(vectors: Vectors, item: ir.Value, block: ir.Value, channel: ir.Value) -> None:
-        place = Place(function=function, read=function.integer, item=item, channel=channel, dtype=dtype)
-        walk = Walk(place, vectors, Scratch(function))
-        dy, z, dz = place.rows("dy"), place.rows("z"), place.rows("dz")
+        tensors = TaskTensors(function=function, argument=function.integer, item=item, channel=channel, dtype=dtype)
+        scan = ScanLoop(tensors, vectors, Scratch(function))
+        dy, z, dz = tensors.rows("dy"), tensors.rows("z"), tensors.rows("dz")
 
-        def receive(step: ir.Value) -> tuple[Block, Block]:
+        def load_gradient(step: ir.Value) -> tuple[Block, Block]:
             gradient = vectors.load(dy.at(step), dtype)
 
             def through_gate() -> Block:
-                gate, slope = vectors.silu_and_slope(vectors.load(z.at(step), dtype))
-                return vectors.mul(gradient, gate) + vectors.mul(gradient, slope)
+                gate, derivative = vectors.silu_and_derivative(vectors.load(z.at(step), dtype))
+                return vectors.mul(gradient, gate) + vectors.mul(gradient, derivative)
 
-            both = function.choose(place.given("z"), through_gate, gradient + vectors.constant(0.0))
+            both = function.choose(tensors.is_set("z"), through_gate, gradient + vectors.constant(0.0))
             return both[: vectors.count], both[vectors.count :]
 
-        def pass_on(step: ir.Value, y: Block, factor: Block) -> None:
-            with place.builder.if_then(place.given("z")):
-                place.store(vectors, vectors.mul(factor, y), dz.at(step), dtype)
+        def store_gate_gradient(step: ir.Value, y: Block, gate_factor: Block) -> None:
+            with tensors.builder.if_then(tensors.is_set("z")):
+                tensors.store(vectors, vectors.mul(gate_factor, y), dz.at(step), dtype)
 
-        BackwardWalk(walk, block, receive, pass_on, prefetched=[dy, z]).write()
+        BackwardScan(scan, block, load_gradient, store_gate_gradient, prefetched=[dy, z]).emit()
 
-    function.channel_tasks(VECTORS_PER_BLOCK, task)
+    function.for_each_channel_block(VECTORS_PER_BLOCK, task)
     return function.module
 
 
-class BackwardWalk:
-    """Writes the walk of a block of channels over all chunks.
+class BackwardScan:
+    """Emits the backward scan of a block of channels over all chunks.
 
-    receive(step) gives the gradient of the output before the gate, and a factor; pass_on(step, y, factor) gets that
-    factor and the output before the gate.
+    load_gradient(step) returns the gradient of the output before the gate, and a factor of the gate's gradient.
+    store_gate_gradient(step, y, factor) receives that factor and the output before the gate.
     """
 
     def __init__(
         self,
-        walk: Walk,
+        scan: ScanLoop,
         block: ir.Value,
-        receive: Callable[[ir.Value], tuple[Block, Block]],
-        pass_on: Callable[[ir.Value, Block, Block], None],
+        load_gradient: Callable[[ir.Value], tuple[Block, Block]],
+        store_gate_gradient: Callable[[ir.Value, Block, Block], None],
         *,
         prefetched: Sequence[Rows] = (),
     ):
-        self.walk = walk
-        self.place = walk.place
-        self.builder = walk.builder
-        self.vectors = walk.vectors
+        self.scan = scan
+        self.tensors = scan.tensors
+        self.builder = scan.builder
+        self.vectors = scan.vectors
         self.block = block
-        self.receive = receive
-        self.pass_on = pass_on
-        self.prefetched = (walk.u, walk.delta, *prefetched)
-        self.du, self.ddelta = walk.place.rows("du"), walk.place.rows("ddelta")
-        self.g, self.dA = walk.tile(), walk.tile()
-        self.dD, self.dbias = walk.tile(1), walk.tile(1)
-        self.steps = walk.tile(CHECKPOINT_EVERY * len(STEP_FIELDS))
-        lanes = STATES_AT_ONCE * CHECKPOINT_EVERY * walk.vectors.lanes
-        self.lanes_B, self.lanes_C = walk.scratch.take(lanes), walk.scratch.take(lanes)
+        self.load_gradient = load_gradient
+        self.store_gate_gradient = store_gate_gradient
+        self.prefetched = (scan.u, scan.delta, *prefetched)
+        self.du, self.ddelta = scan.tensors.rows("du"), scan.tensors.rows("ddelta")
+        self.g, self.dA = scan.tile(), scan.tile()
+        self.dD, self.dbias = scan.tile(1), scan.tile(1)
+        self.steps = scan.tile(CHECKPOINT_EVERY * len(STEP_FIELDS))
+        lanes = STATES_PER_PASS * CHECKPOINT_EVERY * scan.vectors.lanes
+        self.lanes_B, self.lanes_C = scan.scratch.allocate(lanes), scan.scratch.allocate(lanes)
 
-    def write(self) -> None:
-        """All chunks from the last to the first, then the sums over the walk."""
-        walk, loop, builder = self.walk, self.walk.function.loop, self.builder
-        walk.read_states("dstate", self.g)
+    def emit(self) -> None:
+        """Emits all chunks from the last to the first, then the stores of the sums over the scan."""
+        scan, loop, builder = self.scan, self.scan.function.loop, self.builder
+        scan.read_states("dstate", self.g)
         for tile in (self.dA, self.dD, self.dbias):
             tile.clear()
-        chunks = builder.udiv(padded_length(self.place), int64(CHECKPOINT_EVERY))
-        loop(chunks, lambda number: self._chunk(builder.mul(number, int64(CHECKPOINT_EVERY))), backwards=True)
-        walk.write_states("dinitial_state", self.g)
-        rows = self.place.item_rows("parameter_parts", builder.add(walk.state, int64(2)))
-        loop(walk.state, lambda n: self.vectors.store(self.dA.load(n), rows.at(n)))
+        chunks = builder.udiv(padded_length(self.tensors), int64(CHECKPOINT_EVERY))
+        loop(chunks, lambda number: self._chunk(builder.mul(number, int64(CHECKPOINT_EVERY))), reverse=True)
+        scan.write_states("dinitial_state", self.g)
+        rows = self.tensors.item_rows("parameter_parts", builder.add(scan.state, int64(2)))
+        loop(scan.state, lambda n: self.vectors.store(self.dA.load(n), rows.at(n)))
         for offset, tile in enumerate((self.dD, self.dbias)):
-            self.vectors.store(tile.load(), rows.at(builder.add(walk.state, int64(offset))))
+            self.vectors.store(tile.load(), rows.at(builder.add(scan.state, int64(offset))))
 
     def _chunk(self, first: ir.Value) -> None:
-        walk, loop, builder = self.walk, self.walk.function.loop, self.builder
-        count = builder.sub(walk.chunk_end(first), first)
+        scan, loop, builder = self.scan, self.scan.function.loop, self.builder
+        count = builder.sub(scan.chunk_end(first), first)
         loop(count, lambda index: self._prepare(index, builder.add(first, index)))
-        left = builder.urem(walk.state, int64(STATES_AT_ONCE))
+        left = builder.urem(scan.state, int64(STATES_PER_PASS))
         loop(left, lambda number: self._states([number], first, count))
         loop(
-            walk.state,
+            scan.state,
             lambda number: self._states(
-                [builder.add(number, int64(slot)) for slot in range(STATES_AT_ONCE)], first, count
+                [builder.add(number, int64(slot)) for slot in range(STATES_PER_PASS)], first, count
             ),
             start=left,
-            step=STATES_AT_ONCE,
+            step=STATES_PER_PASS,
         )
         zero = self.vectors.constant(0.0)
         sums = loop(count, lambda index, *sums: self._finish(index, builder.add(first, index), *sums), zero, zero)
@@ -153,57 +153,57 @@ class BackwardWalk:
             tile.store(self.vectors.add(tile.load(), added))
 
     def _prepare(self, index: ir.Value, step: ir.Value) -> None:
-        """What does not depend on the states: dt and its slope, dy, and the sums at their start."""
-        vectors, walk = self.vectors, self.walk
-        u = vectors.load(walk.u.at(step), walk.u.dtype)
-        dt, slope = walk.step_size_and_slope(step)
-        dy, factor = self.receive(step)
-        self._keep(index, dt=dt, slope=slope, pushed=vectors.mul(dt, u), dy=dy, factor=factor)
+        """Stores the fields that do not depend on the states: dt and its derivative, dy, and the initial sums."""
+        vectors, scan = self.vectors, self.scan
+        u = vectors.load(scan.u.at(step), scan.u.dtype)
+        dt, derivative = scan.step_size_and_derivative(step)
+        dy, gate_factor = self.load_gradient(step)
+        self._store_fields(index, dt=dt, derivative=derivative, dt_u=vectors.mul(dt, u), dy=dy, gate_factor=gate_factor)
         zero = vectors.constant(0.0)
-        self._keep(index, y=vectors.mul(u, walk.D.load()), ddecay=zero, dpushed=zero)
+        self._store_fields(index, y=vectors.mul(u, scan.D.load()), ddecay=zero, ddt_u=zero)
 
     def _states(self, numbers: Sequence[ir.Value], first: ir.Value, count: ir.Value) -> None:
-        """Some states through the steps of the chunk and back."""
-        builder, vectors, walk, loop = self.builder, self.vectors, self.walk, self.walk.function.loop
+        """Some states over the steps of the chunk, forward and in reverse."""
+        builder, vectors, scan, loop = self.builder, self.vectors, self.scan, self.scan.function.loop
         self._prefetch(numbers, builder.sub(first, int64(CHECKPOINT_EVERY)))
-        decays = [walk.A.load(number) for number in numbers]
-        kept = walk.checkpoint(first)
+        decays = [scan.A.load(number) for number in numbers]
+        saved = scan.checkpoint(first)
 
-        def ahead(index: ir.Value, *before: Block) -> list[Block]:
-            B, C = (rows.at(builder.add(first, index)) for rows in (walk.B, walk.C))
-            dt, pushed, y, dy = self._recall(index, "dt", "pushed", "y", "dy")
+        def forward(index: ir.Value, *before: Block) -> list[Block]:
+            B, C = (rows.at(builder.add(first, index)) for rows in (scan.B, scan.C))
+            dt, dt_u, y, dy = self._load_fields(index, "dt", "dt_u", "y", "dy")
             after = []
             for slot, (number, A, h) in enumerate(zip(numbers, decays, before, strict=True)):
                 decay = vectors.exp2(dt, A)
-                self._keep(index, **{f"decay_{slot}": decay, f"before_{slot}": h})
-                h = vectors.fma(decay, h, vectors.mul(pushed, vectors.broadcast_load(B, number)))
+                self._store_fields(index, **{f"decay_{slot}": decay, f"before_{slot}": h})
+                h = vectors.fma(decay, h, vectors.mul(dt_u, vectors.broadcast_load(B, number)))
                 y = vectors.fma(h, vectors.broadcast_load(C, number), y)
-                self._keep_lanes(self.lanes_C, slot, index, vectors.dot(h, dy))
+                self._store_lanes(self.lanes_C, slot, index, vectors.dot(h, dy))
                 after.append(h)
-            self._keep(index, y=y)
+            self._store_fields(index, y=y)
             return after
 
-        def back(index: ir.Value, *carried: Block) -> list[Block]:
-            B, C = (rows.at(builder.add(first, index)) for rows in (walk.B, walk.C))
-            dt, pushed, dy = self._recall(index, "dt", "pushed", "dy")
-            dpushed, ddecay = self._recall(index, "dpushed", "ddecay")
+        def backward(index: ir.Value, *carried: Block) -> list[Block]:
+            B, C = (rows.at(builder.add(first, index)) for rows in (scan.B, scan.C))
+            dt, dt_u, dy = self._load_fields(index, "dt", "dt_u", "dy")
+            ddt_u, ddecay = self._load_fields(index, "ddt_u", "ddecay")
             after = []
             pairs = zip(carried[::2], carried[1::2], strict=True)
             for slot, (number, A, (g, dA)) in enumerate(zip(numbers, decays, pairs, strict=True)):
-                decay, before = self._recall(index, f"decay_{slot}", f"before_{slot}")
+                decay, before = self._load_fields(index, f"decay_{slot}", f"before_{slot}")
                 G = vectors.fma(vectors.broadcast_load(C, number), dy, g)
-                self._keep_lanes(self.lanes_B, slot, index, vectors.dot(G, pushed))
-                dpushed = vectors.fma(G, vectors.broadcast_load(B, number), dpushed)
+                self._store_lanes(self.lanes_B, slot, index, vectors.dot(G, dt_u))
+                ddt_u = vectors.fma(G, vectors.broadcast_load(B, number), ddt_u)
                 g = vectors.mul(G, decay)
-                flow = vectors.mul(g, before)
-                ddecay = vectors.fma(flow, A, ddecay)
-                after += [g, vectors.fma(flow, dt, dA)]
-            self._keep(index, dpushed=dpushed, ddecay=ddecay)
+                grad_exponent = vectors.mul(g, before)
+                ddecay = vectors.fma(grad_exponent, A, ddecay)
+                after += [g, vectors.fma(grad_exponent, dt, dA)]
+            self._store_fields(index, ddt_u=ddt_u, ddecay=ddecay)
             return after
 
-        loop(count, ahead, *(vectors.load(kept.at(number)) for number in numbers))
+        loop(count, forward, *(vectors.load(saved.at(number)) for number in numbers))
         zero = vectors.constant(0.0)
-        ends = loop(count, back, *(block for n in numbers for block in (self.g.load(n), zero)), backwards=True)
+        ends = loop(count, backward, *(block for n in numbers for block in (self.g.load(n), zero)), reverse=True)
         for number, g, dA in zip(numbers, ends[::2], ends[1::2], strict=True):
             self.g.store(g, number)
             self.dA.store(vectors.add(self.dA.load(number), dA), number)
@@ -212,31 +212,31 @@ class BackwardWalk:
                 self._sum_lanes(lanes, slot, self._sequence_parts(which, number, first))
 
     def _finish(self, index: ir.Value, step: ir.Value, dD: Block, dbias: Block) -> tuple[Block, Block]:
-        """The gradients of the step's u and delta; adds to those of D and the bias."""
-        vectors, walk = self.vectors, self.walk
-        u = vectors.load(walk.u.at(step), walk.u.dtype)
-        dt, slope, dy, dpushed, ddecay = self._recall(index, "dt", "slope", "dy", "dpushed", "ddecay")
-        ddt = vectors.fma(ddecay, vectors.constant(LN_2), vectors.mul(dpushed, u))
-        ddelta = vectors.mul(ddt, slope)
-        du = vectors.fma(dpushed, dt, vectors.mul(dy, walk.D.load()))
-        self.place.store(vectors, ddelta, self.ddelta.at(step), self.ddelta.dtype)
-        self.place.store(vectors, du, self.du.at(step), self.du.dtype)
-        self.pass_on(step, *self._recall(index, "y", "factor"))
+        """Stores the gradients of u and delta of a step; adds to those of D and the bias."""
+        vectors, scan = self.vectors, self.scan
+        u = vectors.load(scan.u.at(step), scan.u.dtype)
+        dt, derivative, dy, ddt_u, ddecay = self._load_fields(index, "dt", "derivative", "dy", "ddt_u", "ddecay")
+        ddt = vectors.fma(ddecay, vectors.constant(LN_2), vectors.mul(ddt_u, u))
+        ddelta = vectors.mul(ddt, derivative)
+        du = vectors.fma(ddt_u, dt, vectors.mul(dy, scan.D.load()))
+        self.tensors.store(vectors, ddelta, self.ddelta.at(step), self.ddelta.dtype)
+        self.tensors.store(vectors, du, self.du.at(step), self.du.dtype)
+        self.store_gate_gradient(step, *self._load_fields(index, "y", "gate_factor"))
         return vectors.fma(dy, u, dD), vectors.add(ddelta, dbias)
 
     def _prefetch(self, numbers: Sequence[ir.Value], first: ir.Value) -> None:
-        """Asks for what the chunk before needs: with each state a row of activations and the kept state."""
+        """Prefetches the data of the previous chunk: per state, one row of activations and the saved state."""
         for number in numbers:
             step = self.builder.add(first, number)
             for rows in self.prefetched:
                 self.vectors.prefetch(rows.at(step), rows.dtype)
-            self.vectors.prefetch(self.walk.checkpoint(first).at(number))
+            self.vectors.prefetch(self.scan.checkpoint(first).at(number))
 
-    def _keep(self, index: ir.Value, **fields: Block) -> None:
+    def _store_fields(self, index: ir.Value, **fields: Block) -> None:
         for name, values in fields.items():
             self.steps.store(values, self._field(index, name))
 
-    def _recall(self, index: ir.Value, *names: str) -> list[Block]:
+    def _load_fields(self, index: ir.Value, *names: str) -> list[Block]:
         return [self.steps.load(self._field(index, name)) for name in names]
 
     def _field(self, index: ir.Value, name: str) -> ir.Value:
@@ -244,42 +244,42 @@ class BackwardWalk:
         return self.builder.add(record, int64(STEP_FIELDS.index(name)))
 
     def _lanes(self, buffer: ir.Value, slot: int, index: ir.Value | int) -> ir.Value:
-        """The vector of a step in a buffer for sums over lanes."""
+        """A pointer to the vector of a step in a buffer for sums over lanes."""
         index = int64(index) if isinstance(index, int) else index
         row = self.builder.add(int64(slot * CHECKPOINT_EVERY), index)
-        return element(self.builder, buffer, self.builder.mul(row, int64(self.vectors.lanes)))
+        return element_pointer(self.builder, buffer, self.builder.mul(row, int64(self.vectors.lanes)))
 
-    def _keep_lanes(self, buffer: ir.Value, slot: int, index: ir.Value, vector: ir.Value) -> None:
+    def _store_lanes(self, buffer: ir.Value, slot: int, index: ir.Value, vector: ir.Value) -> None:
         self.builder.store(vector, self._lanes(buffer, slot, index), align=4)
 
     def _sum_lanes(self, buffer: ir.Value, slot: int, target: ir.Value) -> None:
-        """Writes the sums over lanes of all 16 steps (those beyond the end are never read)."""
+        """Stores the sums over lanes of all 16 steps; those beyond the end are never read."""
         vectors = self.vectors
         for start in range(0, CHECKPOINT_EVERY, vectors.lanes):
             addresses = [self._lanes(buffer, slot, start + row) for row in range(vectors.lanes)]
             rows = [self.builder.load(address, typ=vectors.vector, align=4) for address in addresses]
-            self._add_part(vectors.sum_lanes(rows), element(self.builder, target, start))
+            self._add_part(vectors.sum_lanes(rows), element_pointer(self.builder, target, start))
 
     def _add_part(self, sums: Any, target: ir.Value) -> None:
-        """Writes a vector of sums, or adds it to those of the task's blocks before."""
-        builder, blocks_per_task = self.builder, self.place.read("blocks_per_task")
+        """Stores a vector of sums, or adds it to those of the task's previous blocks."""
+        builder, blocks_per_task = self.builder, self.tensors.argument("blocks_per_task")
         zero = (ir.Constant(sums.type, [0.0] * self.vectors.lanes),)
         alone = builder.icmp_unsigned("==", blocks_per_task, int64(1))
         later = builder.icmp_unsigned("!=", builder.urem(self.block, blocks_per_task), int64(0))
-        with builder.if_else(alone) as (past, through):
-            with past:
+        with builder.if_else(alone) as (streamed, cached):
+            with streamed:
                 self.vectors.store_streaming(sums, target)
-            with through:
+            with cached:
                 load = lambda: (builder.load(target, typ=sums.type, align=4),)  # noqa: E731
-                (before,) = self.walk.function.choose(later, load, zero)
+                (before,) = self.scan.function.choose(later, load, zero)
                 builder.store(builder.fadd(before, sums), target, align=4)
 
     def _sequence_parts(self, which: int, number: ir.Value, first: ir.Value) -> ir.Value:
-        """Where the block's sums for a state and a chunk go: of dB (which = 0) or dC (1)."""
-        builder, place = self.builder, self.place
-        task = builder.udiv(self.block, place.read("blocks_per_task"))
-        item = builder.add(builder.mul(task, place.read("batch")), place.item)
+        """A pointer to the block's sums for a state and a chunk: of dB (which = 0) or dC (1)."""
+        builder, tensors = self.builder, self.tensors
+        task = builder.udiv(self.block, tensors.argument("blocks_per_task"))
+        item = builder.add(builder.mul(task, tensors.argument("batch")), tensors.item)
         kind = builder.add(builder.mul(item, int64(2)), int64(which))
-        row = builder.add(builder.mul(kind, self.walk.state), number)
-        start = builder.add(builder.mul(row, padded_length(place)), first)
-        return element(builder, place.address("sequence_parts"), start)
+        row = builder.add(builder.mul(kind, self.scan.state), number)
+        start = builder.add(builder.mul(row, padded_length(tensors)), first)
+        return element_pointer(builder, tensors.pointer("sequence_parts"), start)

@@ -1,7 +1,7 @@
-"""The forward scan as vector instructions: one task walks one batch item's block of channels through time.
+"""The LLVM kernel of the forward scan: one task scans one block of channels of one batch item.
 
-Lanes are channels, the states of the block stay in the first-level cache, and all steps of all states are
-computed there: nothing of size (batch, length, inner, state) exists.
+Channels are vector lanes, and the states of the block stay in the first-level cache. No tensor of size (batch, length,
+d_inner, d_state) is allocated.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,15 +10,15 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.memory_layout import Place, Rows, Tile
+from mambar.ops.llvm.memory_layout import Rows, TaskTensors, Tile
 from mambar.ops.llvm.vectors import Block, Vectors, int64
-from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, Walk
+from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, ScanLoop
 
 VECTORS_PER_BLOCK = 4
-ROWS_AHEAD = 4
+PREFETCH_ROWS = 4
 
-# Addresses are 0 where a tensor is not given; strides count elements. A walk's first row is the last in
-# memory, and its strides over time are negative, where the walk goes backwards.
+# An address is 0 if the tensor is not given; strides count elements. In reverse, the address is that of the last row
+# and strides over time are negative.
 ARGUMENTS = (
     *("num_tasks", "length", "inner", "state", "delta_softplus", "streaming"),
     *("u", "u_batch", "u_time", "delta", "delta_batch", "delta_time", "z", "z_batch", "z_time"),
@@ -28,65 +28,67 @@ ARGUMENTS = (
 
 
 def scratch_floats(machine: Machine, state: int) -> int:
-    """The scratch of one thread: A and the states of a block, D and the bias."""
+    """Size of the scratch memory of one thread: A and the states of a block, D and the bias."""
     return 2 * (state + 1) * VECTORS_PER_BLOCK * machine.lanes
 
 
-def write(machine: Machine, dtype: str) -> ir.Module:
-    """The module with the kernel, for activations of one dtype."""
+def build_ir(machine: Machine, dtype: str) -> ir.Module:
+    """The LLVM IR of the kernel for a dtype of the activations."""
     function = TaskFunction("llvm_forward", machine, ARGUMENTS)
 
     def task(vectors: Vectors, item: ir.Value, _: ir.Value, channel: ir.Value) -> None:
-        place = Place(function=function, read=function.integer, item=item, channel=channel, dtype=dtype)
-        walk = Walk(place, vectors, Scratch(function))
-        y, z = place.rows("y"), place.rows("z")
+        tensors = TaskTensors(function=function, argument=function.integer, item=item, channel=channel, dtype=dtype)
+        scan = ScanLoop(tensors, vectors, Scratch(function))
+        y, z = tensors.rows("y"), tensors.rows("z")
 
         def finish(values: Block, step: ir.Value) -> None:
-            with place.builder.if_else(place.given("z")) as (gated, plain):
+            with tensors.builder.if_else(tensors.is_set("z")) as (gated, plain):
                 with gated:
                     gate = vectors.silu(vectors.load(z.at(step), dtype))
-                    place.store(vectors, vectors.mul(values, gate), y.at(step), dtype)
+                    tensors.store(vectors, vectors.mul(values, gate), y.at(step), dtype)
                 with plain:
-                    place.store(vectors, values, y.at(step), dtype)
+                    tensors.store(vectors, values, y.at(step), dtype)
 
-        walk_forward(walk, finish, prefetched=[z])
+        emit_forward_scan(scan, finish, prefetched=[z])
 
-    function.channel_tasks(VECTORS_PER_BLOCK, task)
+    function.for_each_channel_block(VECTORS_PER_BLOCK, task)
     return function.module
 
 
-def walk_forward(walk: Walk, finish: Callable[[Block, ir.Value], None], *, prefetched: Sequence[Rows] = ()) -> None:
-    """Writes a walk: from the initial to the last state, calling finish(C h + D u, step) at every step."""
-    place, builder, vectors = walk.place, walk.builder, walk.vectors
-    h = walk.tile()
-    walk.read_states("initial_state", h)
+def emit_forward_scan(
+    scan: ScanLoop, finish: Callable[[Block, ir.Value], None], *, prefetched: Sequence[Rows] = ()
+) -> None:
+    """Emits a scan from the initial to the last state, with finish(C h + D u, step) at every step."""
+    tensors, builder, vectors = scan.tensors, scan.builder, scan.vectors
+    h = scan.tile()
+    scan.read_states("initial_state", h)
 
     def step(index: ir.Value) -> None:
-        due = builder.icmp_unsigned("==", builder.urem(index, int64(CHECKPOINT_EVERY)), int64(0))
-        with builder.if_then(builder.and_(place.given("checkpoints"), due)):
-            kept = walk.checkpoint(index)
-            walk.function.loop(walk.state, lambda n: place.store(vectors, h.load(n), kept.at(n)))
-        ahead = builder.add(index, int64(ROWS_AHEAD))
-        for rows in (walk.u, walk.delta, *prefetched):
-            vectors.prefetch(rows.at(ahead), rows.dtype)
-        finish(_step(walk, h, index), index)
+        is_checkpoint = builder.icmp_unsigned("==", builder.urem(index, int64(CHECKPOINT_EVERY)), int64(0))
+        with builder.if_then(builder.and_(tensors.is_set("checkpoints"), is_checkpoint)):
+            saved = scan.checkpoint(index)
+            scan.function.loop(scan.state, lambda n: tensors.store(vectors, h.load(n), saved.at(n)))
+        next_row = builder.add(index, int64(PREFETCH_ROWS))
+        for rows in (scan.u, scan.delta, *prefetched):
+            vectors.prefetch(rows.at(next_row), rows.dtype)
+        finish(_step(scan, h, index), index)
 
-    walk.function.loop(walk.length, step)
-    walk.write_states("last_state", h)
+    scan.function.loop(scan.length, step)
+    scan.write_states("last_state", h)
 
 
-def _step(walk: Walk, h: Tile, step: ir.Value) -> Block:
-    """One step of all states: h = exp(dt A) h + dt u B, in place; returns C h + D u."""
-    vectors = walk.vectors
-    u = vectors.load(walk.u.at(step), walk.u.dtype)
-    dt = walk.step_size(step)
-    pushed = vectors.mul(dt, u)
-    B, C = walk.B.at(step), walk.C.at(step)
+def _step(scan: ScanLoop, h: Tile, step: ir.Value) -> Block:
+    """Updates all states in place, h = exp(dt A) h + dt u B, and returns C h + D u."""
+    vectors = scan.vectors
+    u = vectors.load(scan.u.at(step), scan.u.dtype)
+    dt = scan.step_size(step)
+    dt_u = vectors.mul(dt, u)
+    B, C = scan.B.at(step), scan.C.at(step)
 
     def state(number: ir.Value, y: Block) -> tuple[Block]:
-        decay = vectors.exp2(dt, walk.A.load(number))
-        new = vectors.fma(decay, h.load(number), vectors.mul(pushed, vectors.broadcast_load(B, number)))
+        decay = vectors.exp2(dt, scan.A.load(number))
+        new = vectors.fma(decay, h.load(number), vectors.mul(dt_u, vectors.broadcast_load(B, number)))
         h.store(new, number)
         return (vectors.fma(new, vectors.broadcast_load(C, number), y),)
 
-    return walk.function.loop(walk.state, state, vectors.mul(u, walk.D.load()))[0]
+    return scan.function.loop(scan.state, state, vectors.mul(u, scan.D.load()))[0]

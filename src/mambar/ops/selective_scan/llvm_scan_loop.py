@@ -1,77 +1,79 @@
-"""One walk of a block of channels through time: its activations, and its parameters in scratch."""
+"""The data of a scan over one block of channels: activations in memory, parameters in scratch."""
 
 from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch
-from mambar.ops.llvm.memory_layout import Place, Rows, Tile
+from mambar.ops.llvm.memory_layout import Rows, TaskTensors, Tile
 from mambar.ops.llvm.vectors import LOG2_E, Block, Vectors, int64
 
 CHECKPOINT_EVERY = 16
-# A is taken as at least this (and -Inf with it): far below any that leaves something of a state.
-LEAST_DECAY = -1e9
+# Lower bound of A, also for -Inf: at this rate a state already decays to 0 in one step.
+MIN_DECAY = -1e9
 
 
-class Walk:
-    """What a walk reads: rows of u, delta, B and C, and tiles of A (times log2(e)), D and the bias.
+class ScanLoop:
+    """Inputs of a scan: rows of u, delta, B and C, and tiles of A (times log2(e)), D and delta_bias.
 
-    Parameters that are not given are 0, and so are lanes without a channel.
+    Parameters that are not given are 0, and lanes without a channel are 0.
     """
 
-    def __init__(self, place: Place, vectors: Vectors, scratch: Scratch):
-        self.place = place
-        self.function = place.function
-        self.builder = place.builder
+    def __init__(self, tensors: TaskTensors, vectors: Vectors, scratch: Scratch):
+        self.tensors = tensors
+        self.function = tensors.function
+        self.builder = tensors.builder
         self.vectors = vectors
         self.scratch = scratch
-        self.length = place.read("length")
-        self.state = place.read("state")
-        self.u, self.delta = place.rows("u"), place.rows("delta")
-        self.B, self.C = (place.rows(name, by_channel=False, dtype="float32") for name in ("B", "C"))
+        self.length = tensors.argument("length")
+        self.state = tensors.argument("state")
+        self.u, self.delta = tensors.rows("u"), tensors.rows("delta")
+        self.B, self.C = (tensors.rows(name, by_channel=False, dtype="float32") for name in ("B", "C"))
         self.A = self.tile()
         self.D, self._bias = self.tile(1), self.tile(1)
-        self._fill()
+        self._load_parameters()
 
     def tile(self, num_rows: ir.Value | int | None = None) -> Tile:
-        """A new tile; a row for each state unless told otherwise."""
+        """A new tile with `num_rows` rows, by default one per state."""
         return Tile(self.function, self.vectors, self.scratch, self.state if num_rows is None else num_rows)
 
     def read_states(self, name: str, tile: Tile) -> None:
-        """Fills a tile from a (batch, inner, state) tensor, with 0 where it is not given."""
+        """Loads a tile from a (batch, d_inner, d_state) tensor, or fills it with 0 if the tensor is not given."""
         tile.clear()
-        with self.builder.if_then(self.place.given(name)):
-            tile.read(self._states(name))
+        with self.builder.if_then(self.tensors.is_set(name)):
+            tile.load_transposed(self._states(name))
 
     def write_states(self, name: str, tile: Tile) -> None:
-        """Writes a tile to a (batch, inner, state) tensor, if it is given."""
-        with self.builder.if_then(self.place.given(name)):
-            tile.write(self._states(name))
+        """Stores a tile to a (batch, d_inner, d_state) tensor, if it is given."""
+        with self.builder.if_then(self.tensors.is_set(name)):
+            tile.store_transposed(self._states(name))
 
     def checkpoint(self, first: ir.Value) -> Rows:
-        """The kept states before step `first`, a multiple of CHECKPOINT_EVERY: a row of channels for each state."""
-        chunks = self.builder.udiv(padded_length(self.place), int64(CHECKPOINT_EVERY))
+        """The saved states before step `first`, a multiple of CHECKPOINT_EVERY: one row of channels per state."""
+        chunks = self.builder.udiv(padded_length(self.tensors), int64(CHECKPOINT_EVERY))
         number = self.builder.udiv(first, int64(CHECKPOINT_EVERY))
         rows_per_item = self.builder.mul(chunks, self.state)
-        return self.place.item_rows("checkpoints", rows_per_item, self.builder.mul(number, self.state))
+        return self.tensors.item_rows("checkpoints", rows_per_item, self.builder.mul(number, self.state))
 
     def chunk_end(self, first: ir.Value) -> ir.Value:
-        """The step after the last one of the chunk that begins with step `first`."""
+        """The end (exclusive) of the chunk that starts at step `first`."""
         end = self.builder.add(first, int64(CHECKPOINT_EVERY))
         return self.builder.select(self.builder.icmp_signed("<", end, self.length), end, self.length)
 
     def step_size(self, step: ir.Value) -> Block:
         """dt of a step."""
         raw = self._raw_step_size(step)
-        return self.function.choose(self.place.given("delta_softplus"), lambda: self.vectors.softplus(raw), raw)
+        return self.function.choose(self.tensors.is_set("delta_softplus"), lambda: self.vectors.softplus(raw), raw)
 
-    def step_size_and_slope(self, step: ir.Value) -> tuple[Block, Block]:
-        """dt of a step, and its derivative."""
+    def step_size_and_derivative(self, step: ir.Value) -> tuple[Block, Block]:
+        """dt of a step, and its derivative with respect to delta."""
         vectors, raw = self.vectors, self._raw_step_size(step)
 
-        def soft() -> Block:
-            dt, slope = vectors.softplus_and_slope(raw)
-            return dt + slope
+        def through_softplus() -> Block:
+            dt, derivative = vectors.softplus_and_derivative(raw)
+            return dt + derivative
 
-        both = self.function.choose(self.place.given("delta_softplus"), soft, raw + vectors.constant(1.0))
+        both = self.function.choose(
+            self.tensors.is_set("delta_softplus"), through_softplus, raw + vectors.constant(1.0)
+        )
         return both[: vectors.count], both[vectors.count :]
 
     def _raw_step_size(self, step: ir.Value) -> Block:
@@ -79,33 +81,35 @@ class Walk:
         return self.vectors.add(delta, self._bias.load())
 
     def _states(self, name: str) -> ir.Value:
-        row = self.builder.add(self.builder.mul(self.place.item, self.place.read("inner")), self.place.channel)
-        return self.place.shifted(name, self.builder.mul(row, self.state))
+        row = self.builder.add(
+            self.builder.mul(self.tensors.item, self.tensors.argument("inner")), self.tensors.channel
+        )
+        return self.tensors.offset_pointer(name, self.builder.mul(row, self.state))
 
-    def _fill(self) -> None:
-        vectors, place = self.vectors, self.place
+    def _load_parameters(self) -> None:
+        vectors, tensors = self.vectors, self.tensors
         log2_e = vectors.constant(LOG2_E)
         self.A.clear()
-        self.A.read(place.shifted("A", self.builder.mul(place.channel, self.state)))
+        self.A.load_transposed(tensors.offset_pointer("A", self.builder.mul(tensors.channel, self.state)))
 
         def scale(row: ir.Value) -> None:
-            self.A.store(vectors.at_least(LEAST_DECAY, vectors.mul(self.A.load(row), log2_e)), row)
+            self.A.store(vectors.clamp_min(MIN_DECAY, vectors.mul(self.A.load(row), log2_e)), row)
 
         self.function.loop(self.state, scale)
         for tile, name in ((self.D, "D"), (self._bias, "delta_bias")):
-            address = place.shifted(name, place.channel)
+            address = tensors.offset_pointer(name, tensors.channel)
             values = self.function.choose(
-                place.given(name), lambda address=address: vectors.load(address), vectors.constant(0.0)
+                tensors.is_set(name), lambda address=address: vectors.load(address), vectors.constant(0.0)
             )
             tile.store(values)
 
 
-def padded(length: int) -> int:
-    """A length in whole chunks."""
+def padded_to_chunks(length: int) -> int:
+    """A length rounded up to whole chunks."""
     return -(-length // CHECKPOINT_EVERY) * CHECKPOINT_EVERY
 
 
-def padded_length(place: Place) -> ir.Value:
-    """The walk's length in whole chunks."""
-    up = place.builder.add(place.read("length"), int64(CHECKPOINT_EVERY - 1))
-    return place.builder.and_(up, int64(-CHECKPOINT_EVERY))
+def padded_length(tensors: TaskTensors) -> ir.Value:
+    """The length of the scan rounded up to whole chunks."""
+    up = tensors.builder.add(tensors.argument("length"), int64(CHECKPOINT_EVERY - 1))
+    return tensors.builder.and_(up, int64(-CHECKPOINT_EVERY))

@@ -4,15 +4,15 @@ import torch
 pytest.importorskip("llvmlite")
 
 from mambar.errors import InputError
-from mambar.ops.llvm import products
+from mambar.ops.llvm import matmul
 
 
 @pytest.fixture(params=["default", "onednn"])
 def choice(request, monkeypatch):
     monkeypatch.setenv("MAMBAR_CPU_MATMUL", request.param)
-    products._onednn_chosen.cache_clear()
+    matmul._uses_onednn.cache_clear()
     yield request.param
-    products._onednn_chosen.cache_clear()
+    matmul._uses_onednn.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -21,21 +21,21 @@ def test_products_of_any_layout(choice, dtype):
     right = (a.double() @ b.double()).to(dtype)
     for left in (a, a.t().contiguous().t()):
         for other in (b, b.t().contiguous().t()):
-            torch.testing.assert_close(products.matmul(left, other), right)
+            torch.testing.assert_close(matmul.matmul(left, other), right)
     x = torch.randn(2, 3, 20).to(dtype)[..., 4:16]
-    torch.testing.assert_close(products.linear(x, b.t()), (x.double() @ b.double()).to(dtype))
+    torch.testing.assert_close(matmul.linear(x, b.t()), (x.double() @ b.double()).to(dtype))
 
 
-def test_an_unknown_choice_is_named(monkeypatch):
+def test_an_unknown_choice_is_rejected_with_the_allowed_ones(monkeypatch):
     monkeypatch.setenv("MAMBAR_CPU_MATMUL", "blas")
-    products._onednn_chosen.cache_clear()
+    matmul._uses_onednn.cache_clear()
     with pytest.raises(InputError, match="auto, default or onednn"):
-        products.matmul(torch.ones(2, 2), torch.ones(2, 2))
+        matmul.matmul(torch.ones(2, 2), torch.ones(2, 2))
 
 
-def test_where_the_operation_is_missing_the_default_is_taken(choice, monkeypatch):
+def test_without_the_operator_the_default_is_used(choice, monkeypatch):
     def gone(a, b):
         raise AttributeError("_linear_pointwise")
 
-    monkeypatch.setattr(products, "_onednn", gone)
-    assert torch.equal(products.matmul(torch.ones(2, 2), torch.ones(2, 2)), torch.full((2, 2), 2.0))
+    monkeypatch.setattr(matmul, "_onednn", gone)
+    assert torch.equal(matmul.matmul(torch.ones(2, 2), torch.ones(2, 2)), torch.full((2, 2), 2.0))
