@@ -31,3 +31,13 @@ def needs_package(feature: str, *packages: str, extra: str | None = None) -> str
     install = f"'mambar[{extra}]'" if extra else " ".join(packages)
     noun = "package" if len(packages) == 1 else "packages"
     return f"{feature} needs the {noun} {', '.join(packages)}; install with: pip install {install}"
+
+
+def short_repr(value: object, *, limit: int = 60) -> str:
+    """The repr of a value, cut to about `limit` characters."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python refuses to print integers of more than 4,300 digits.
+        return "a number of thousands of digits"
+    return text if len(text) <= limit else f"{text[: limit - 20]}… ({len(text)} characters)"

@@ -3,13 +3,13 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, accept_old_names, translate, translate_arguments
 from mambar.errors import InputError
-from mambar.messages import did_you_mean
+from mambar.messages import did_you_mean, short_repr
 from mambar.nn.heads import HEADS
 from mambar.nn.placement import PLACEMENTS
 
@@ -52,33 +52,29 @@ class VisionMambaConfig:
     official_backward_bias: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.img_size, int):
-            height, width = self.img_size
-            object.__setattr__(self, "img_size", (int(height), int(width)))
-        for name in (
-            "patch_size",
-            "in_chans",
-            "embed_dim",
-            "depth",
-            "register_reduction",
-            "d_state",
-            "d_conv",
-            "expand",
-        ):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("num_registers", "num_classes"):
-            _at_least(name, getattr(self, name), 0)
-        if self.dt_rank is not None:
-            _at_least("dt_rank", self.dt_rank, 1)
+        if isinstance(self.img_size, list | tuple):
+            object.__setattr__(self, "img_size", tuple(self.img_size))
+        sides = self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+        if len(sides) != 2:
+            raise InputError(f"img_size={short_repr(self.img_size)} must be one number of pixels or (height, width).")
+        for side in sides:
+            _check_count("img_size", side, 1, 1 << 16)
+        for name, (least, most) in _COUNTS.items():
+            value = getattr(self, name)
+            if value is not None or name != "dt_rank":
+                _check_count(name, value, least, most)
         for name in ("drop_path_rate", "proj_drop_rate", "drop_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
-        if not self.norm_eps > 0:
-            raise InputError(f"norm_eps={self.norm_eps} must be above 0; the released models have 1e-5.")
+            _check_number(name, getattr(self, name), lambda rate: 0 <= rate < 1, "at least 0 and below 1")
+        _check_number("norm_eps", self.norm_eps, lambda eps: 0 < eps <= 1, "above 0 and at most 1, usually 1e-5")
+        for name in ("proj_bias", "conv_bias", "average_directions", "official_backward_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}={short_repr(getattr(self, name))} must be true or false.")
         if self.placement not in PLACEMENTS:
-            raise InputError(f"placement={self.placement!r} is not known; choose one of {', '.join(PLACEMENTS)}.")
+            raise InputError(
+                f"placement={short_repr(self.placement)} is not known; choose one of {', '.join(PLACEMENTS)}."
+            )
         if self.head not in HEADS:
-            raise InputError(f"head={self.head!r} is not known; choose one of {', '.join(HEADS)}.")
+            raise InputError(f"head={short_repr(self.head)} is not known; choose one of {', '.join(HEADS)}.")
         if min(self.grid) < 1:
             raise InputError(
                 f"img_size={self.img_size} holds no patch of {self.patch_size} pixels; "
@@ -136,9 +132,30 @@ class VisionMambaConfig:
         return cls(**fields)
 
 
-def _at_least(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name}={value!r} must be a whole number of at least {least}.")
+# Smallest and largest value of each count: far beyond any published model, below what overflows a size.
+_COUNTS = {
+    "patch_size": (1, 1 << 12),
+    "in_chans": (1, 1 << 12),
+    "embed_dim": (1, 1 << 20),
+    "depth": (1, 10_000),
+    "num_registers": (0, 1 << 20),
+    "register_reduction": (1, 1 << 20),
+    "num_classes": (0, 1 << 24),
+    "d_state": (1, 1 << 16),
+    "d_conv": (1, 1 << 10),
+    "expand": (1, 1 << 10),
+    "dt_rank": (1, 1 << 20),
+}
+
+
+def _check_count(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InputError(f"{name}={short_repr(value)} must be a whole number of at least {least}, at most {most}.")
+
+
+def _check_number(name: str, value: object, allowed: Callable[[float], bool], words: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not allowed(value):
+        raise InputError(f"{name}={short_repr(value)} must be {words}.")
 
 
 def _known_fields(fields: Mapping[str, Any]) -> None:
@@ -146,7 +163,7 @@ def _known_fields(fields: Mapping[str, Any]) -> None:
     for name in fields:
         if name not in known:
             hint = did_you_mean(name, known, otherwise=f"choose from {', '.join(known)}.")
-            raise InputError(f"A model has no field {name!r}; {hint}")
+            raise InputError(f"A model has no field {short_repr(name)}; {hint}")
 
 
 def _vim(dim: int) -> VisionMambaConfig:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mambar.errors import RecipeError
-from mambar.messages import did_you_mean
+from mambar.messages import did_you_mean, short_repr
 
 # Integers fit in 64 bits; a longer text than any path or list is refused before it is parsed.
 _INT_LIMIT = 2**63
@@ -27,16 +27,6 @@ def suggestion(name: str, allowed: Iterable[str], *, listing: str = "") -> str:
     known = sorted(allowed)
     otherwise = f"`{listing}` lists them." if listing else f"choose one of {', '.join(known)}."
     return did_you_mean(name, known, otherwise=otherwise, cutoff=0.55)
-
-
-def shown(value: object, *, limit: int = 60) -> str:
-    """The repr of a value for an error message, cut to `limit` characters."""
-    try:
-        text = repr(value)
-    except ValueError:
-        # Python refuses to print integers of more than 4,300 digits.
-        return "a number of thousands of digits"
-    return text if len(text) <= limit else f"{text[: limit - 20]}… ({len(text)} characters)"
 
 
 def field_types(cls: type) -> dict[str, Any]:
@@ -65,7 +55,7 @@ def check(kind: Any, value: Any, *, name: str) -> Any:
     """`value` in the declared type (a list becomes a tuple, a whole number a float), else RecipeError."""
     accepted, result = _convert(kind, value)
     if not accepted:
-        raise RecipeError(f"{shown_name(name)}={shown(value)} is not allowed; it takes {describe(kind)}.")
+        raise RecipeError(f"{cut_name(name)}={short_repr(value)} is not allowed; it takes {describe(kind)}.")
     if isinstance(result, Mapping):
         for key, item in result.items():
             check_numbers(item, name=f"{name}.{key}")
@@ -80,10 +70,10 @@ def check_numbers(value: Any, *, name: str) -> None:
         for item in value:
             check_numbers(item, name=name)
     elif isinstance(value, int | float) and not _is_bounded(value):
-        raise RecipeError(f"{shown_name(name)}={shown(value)} is not allowed; numbers are finite and below 2^63.")
+        raise RecipeError(f"{cut_name(name)}={short_repr(value)} is not allowed; numbers are finite and below 2^63.")
 
 
-def shown_name(name: str) -> str:
+def cut_name(name: str) -> str:
     """A field's name for an error message, cut to 60 characters."""
     return name if len(name) <= 60 else name[:59] + "…"
 
@@ -95,13 +85,13 @@ def parse(kind: Any, text: str, *, name: str) -> Any:
         accepted, result = _convert(kind, candidate)
         if accepted:
             return result
-    raise RecipeError(f"{shown_name(name)}={shown(text)} is not allowed; it takes {describe(kind)}.")
+    raise RecipeError(f"{cut_name(name)}={short_repr(text)} is not allowed; it takes {describe(kind)}.")
 
 
 def check_length(text: str, *, name: str) -> None:
     """Raises RecipeError for a text of more than 4,096 characters."""
     if len(text) > _TEXT_LIMIT:
-        raise RecipeError(f"{shown_name(name)} has {len(text)} characters; at most {_TEXT_LIMIT} are allowed.")
+        raise RecipeError(f"{cut_name(name)} has {len(text)} characters; at most {_TEXT_LIMIT} are allowed.")
 
 
 def literal(text: str) -> Any:

@@ -20,6 +20,7 @@ from mambar.deprecated import (
     translate_assignment,
 )
 from mambar.errors import RecipeError
+from mambar.messages import short_repr
 from mambar.training import fields
 
 # 1: version 0.1, whose fields had other names.
@@ -177,9 +178,9 @@ class Recipe:
         ):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                raise RecipeError(f"{name}={fields.shown(value)} is not allowed; it takes {least} to {most}.")
+                raise RecipeError(f"{name}={short_repr(value)} is not allowed; it takes {least} to {most}.")
         if not all(value > 0 for value in self.std):
-            raise RecipeError(f"std={fields.shown(self.std)} is not allowed; it takes numbers above 0.")
+            raise RecipeError(f"std={short_repr(self.std)} is not allowed; it takes numbers above 0.")
         if not self.stages:
             raise RecipeError("stages is empty; a recipe needs at least one stage.")
         for index, stage in enumerate(self.stages):
@@ -204,7 +205,7 @@ class Recipe:
         for assignment in assignments:
             name, equals, value = assignment.partition("=")
             if not equals or not name.strip():
-                raise RecipeError(f"{fields.shown(assignment)} is not field=value; write for example epochs=2.")
+                raise RecipeError(f"{short_repr(assignment)} is not field=value; write for example epochs=2.")
             fields.check_length(value, name=name)
             if name.strip() == "stage":
                 stage = fields.parse(int, value, name="stage")
@@ -216,7 +217,7 @@ class Recipe:
         """The recipe of the stages from number `stage` on, each of which is what it was."""
         if not 0 <= stage < len(self.stages):
             raise RecipeError(
-                f"stage={fields.shown(stage)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}."
+                f"stage={short_repr(stage)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}."
             )
         if stage > 0 and self.stages[stage].start_from in ("weights", "ema"):
             raise RecipeError(
@@ -260,7 +261,7 @@ class Recipe:
         if type(version) is not int or not 1 <= version <= RECIPE_FORMAT:
             newer = type(version) is int and version > RECIPE_FORMAT
             raise RecipeError(
-                f"{source} has format_version {fields.shown(version)}; this version of mambar reads 1 to "
+                f"{source} has format_version {short_repr(version)}; this version of mambar reads 1 to "
                 f"{RECIPE_FORMAT}. {'Install a newer mambar.' if newer else 'Restore the file.'}"
             )
         if version == 1:
@@ -268,7 +269,7 @@ class Recipe:
         _refuse_unknown(plain, cls, source)
         stages = plain.get("stages", ())
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-            raise RecipeError(f"{source} has stages={fields.shown(stages)}; a list of stages is allowed.")
+            raise RecipeError(f"{source} has stages={short_repr(stages)}; a list of stages is allowed.")
         for index, stage in enumerate(stages):
             _refuse_unknown(stage, Stage, f"{source}: stages.{index}")
         _refuse_missing(plain, cls, source)
@@ -311,7 +312,7 @@ class Recipe:
             index, key = int(parts[1]), parts[2]
             if index >= len(self.stages):
                 raise RecipeError(
-                    f"{fields.shown_name(name)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}."
+                    f"{fields.cut_name(name)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}."
                 )
             if key in types:
                 return index, key, types[key]
@@ -326,7 +327,7 @@ class Recipe:
         prefixes = [f"stages.{index}." for index in range(len(self.stages))] if many or "." in name else [""]
         known = own + [prefix + key for prefix in prefixes for key in types]
         hint = fields.suggestion(name, known, listing=f"mambar recipe {self.name}")
-        raise RecipeError(f"{fields.shown(name)} is not a field of recipe {self.name!r}; {hint}")
+        raise RecipeError(f"{short_repr(name)} is not a field of recipe {self.name!r}; {hint}")
 
 
 def load_json_object(text: str, *, source: str) -> dict[str, Any]:
@@ -337,7 +338,7 @@ def load_json_object(text: str, *, source: str) -> dict[str, Any]:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             repeated = next(name for name in names if names.count(name) > 1)
-            raise RecipeError(f"{source} has the field {fields.shown(repeated)} twice; remove one.")
+            raise RecipeError(f"{source} has the field {short_repr(repeated)} twice; remove one.")
         return found
 
     try:
@@ -432,7 +433,7 @@ def _check_stage(stage: Stage) -> None:
         (bool(stage.start_from), "start_from", "weights, ema, or a path"),
     ):
         if not good:
-            raise RecipeError(f"{name}={fields.shown(getattr(stage, name))} is not allowed; it takes {allowed}.")
+            raise RecipeError(f"{name}={short_repr(getattr(stage, name))} is not allowed; it takes {allowed}.")
 
 
 def _check_split(stage: Stage, shards: int, prefix: str) -> None:
@@ -458,7 +459,7 @@ def _refuse_unknown(plain: Mapping[str, Any], cls: type, source: str) -> None:
     for name in plain:
         if name not in known:
             hint = fields.suggestion(name, known, listing="mambar recipe NAME")
-            raise RecipeError(f"{source}: {fields.shown(name)} is not a field; {hint}")
+            raise RecipeError(f"{source}: {short_repr(name)} is not a field; {hint}")
 
 
 def _refuse_missing(plain: Mapping[str, Any], cls: type, source: str) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mambar.errors import InputError
+from mambar.messages import short_repr
 from mambar.training.checkpoint.run_directory import open_run_directory
 from mambar.training.distributed.environment import num_restarts, rank
-from mambar.training.fields import shown
 from mambar.training.recipe import Recipe
 from mambar.training.result import RunResult
 
@@ -56,7 +56,7 @@ def train(
 def _num_workers(asked: int | None) -> int:
     if asked is not None:
         if not 0 <= asked <= 1024:
-            raise InputError(f"workers={shown(asked)} is not allowed; it takes 0 to 1024.")
+            raise InputError(f"workers={short_repr(asked)} is not allowed; it takes 0 to 1024.")
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     mine = cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)

@@ -25,6 +25,7 @@ from mambar.training.loop.context import RunContext, TrainingProgress
 from mambar.training.loop.precision import PrecisionPolicy, flush_denormals
 from mambar.training.loop.signals import StopSignals, catch_stop_signals
 from mambar.training.loop.trainer import Trainer
+from mambar.training.memory_check import check_memory
 from mambar.training.metrics_log import MetricsLog, make_progress
 from mambar.training.recipe import Recipe
 from mambar.training.result import RunResult
@@ -205,6 +206,8 @@ def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:
         torch.manual_seed(key(recipe.seed, "init", index))
         if recipe.model == "same":
             return VisionMamba(_starting_model(recipe.stages[0].start_from).config.replace(**fields))
+        if recipe.model in VARIANTS:
+            check_memory(VARIANTS[recipe.model].replace(**fields))
         return create_model(recipe.model, **fields)
 
 
