@@ -78,7 +78,7 @@ def test_every_other_value_of_a_model_is_checked(fields):
 @pytest.mark.parametrize("config", [{"depth": 10**8}, {"embed_dim": 10**8}, {"depth": 10_000, "embed_dim": 1 << 20}])
 def test_a_run_of_a_huge_model_leaves_no_directory(tmp_path, config):
     out = tmp_path / "run"
-    with pytest.raises(InputError, match="depth|embed_dim") as error:
+    with pytest.raises(InputError, match=r"depth|embed_dim") as error:
         train(runs.tiny(**{f"config.{name}": value for name, value in config.items()}), out=out, device="cpu")
     one_line(error)
     assert not out.exists()
