@@ -12,6 +12,7 @@ from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.data import ImageDataset, Sample, evaluation_batches
 from mambar.data.keys import key, permutation
 from mambar.data.loading.images import IMAGE_SUFFIXES, read_image
+from mambar.data.loading.unreadable_images import readable_samples
 from mambar.data.synthetic.photographs import photographs
 from mambar.errors import InputError
 
@@ -66,8 +67,7 @@ def sample_gallery(dataset: ImageDataset, count: int, *, seed: int) -> NamedImag
         return NamedImages(name=dataset.name, images=dict(list(dataset.images.items())[:count]))
     chosen = permutation(len(dataset), key(seed, "gallery"))[:count]
     images = {}
-    for index in sorted(chosen.tolist()):
-        sample = dataset[index]
+    for index, sample in readable_samples(dataset, sorted(chosen.tolist())):
         kind = f", {dataset.classes[sample.label]}" if 0 <= sample.label < len(dataset.classes) else ""
         images[f"image {index}{kind}"] = sample.image
     return NamedImages(name=dataset.name, images=images)
@@ -106,8 +106,7 @@ def masks_and_pixels(
     analyzed: AnalyzedModel, dataset: ImageDataset, indices: Iterable[int]
 ) -> Iterator[tuple[UInt8[Tensor, "1 height width"], UInt8[Tensor, "1 channels height width"]]]:
     """Mask and pixels of each numbered image as the model reads it; stops at the first that has no mask."""
-    for index in indices:
-        sample = dataset[index]
+    for _, sample in readable_samples(dataset, indices):
         if sample.mask is None:
             return
         yield analyzed.resize_mask(sample.mask)[None], analyzed.pixels(sample.image)[None]

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mambar.data import EvalTransform, ImageDataset, Preprocessing, evaluation_batches, open_dataset
+from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.errors import DataError
 from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
@@ -99,8 +100,7 @@ def held_out_images(
     if img_size is not None:
         preprocessing = dataclasses.replace(preprocessing, img_size=img_size)
     transform = EvalTransform(preprocessing=preprocessing)
-    taken = min(count, len(dataset))
-    samples = [dataset[index * len(dataset) // taken] for index in range(taken)]
+    samples = evenly_spaced_samples(dataset, count)
     return torch.stack([transform(sample.image) for sample in samples]), torch.tensor([s.label for s in samples])
 
 

@@ -14,9 +14,9 @@ from mambar.analysis.draw.confusion import confusion_table
 from mambar.analysis.draw.curves import collect_curves, draw_curves, draw_family, families
 from mambar.analysis.draw.plots import png as figure_png
 from mambar.analysis.draw.plots import svg
+from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.data.segmentation.masks import IGNORE, Color
 from mambar.data.transforms.segmentation import MaskChannelDataset
-from mambar.errors import ImageError
 from mambar.evaluation.segmentation import SegmentationResult, image_iou
 from mambar.hub.files import write_atomically
 from mambar.segmentation.inference import Inference, predict
@@ -146,15 +146,10 @@ def _looked_at(
 ) -> list[tuple[float, torch.Tensor, torch.Tensor]]:
     """(mIoU, image with labels, prediction) of some validation images."""
     assert model.preprocessing is not None
-    count = min(_LOOKED_AT, len(val_set))
     found = []
     was_training = model.training
     model.eval()
-    for number in range(count):
-        try:
-            stacked = val_set[number * len(val_set) // count].image
-        except ImageError:
-            continue
+    for stacked in (sample.image for sample in evenly_spaced_samples(val_set, _LOOKED_AT)):
         predicted, _ = predict(model, stacked[:3], inference, preprocessing=model.preprocessing)
         found.append((image_iou(predicted, stacked[3], model.num_classes), stacked, predicted))
     model.train(was_training)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.data.loading.loaders import Batch
+from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.data.registry import open_dataset
 from mambar.data.segmentation.masks import IGNORE
 from mambar.data.transforms.preprocessing import Preprocessing
@@ -205,12 +206,10 @@ def _segmenter(model: nn.Module) -> Segmenter:
 def _shares(recipe: Recipe, num_classes: int) -> Tensor:
     """The classes' shares of the labelled pixels of some training images, with a tenth spread evenly over all."""
     dataset = open_dataset(recipe.data, "train", kind="segmentation", **recipe.data_options)
-    count = min(_LOOKED_AT, len(dataset))
     pixels = torch.zeros(IGNORE + 1, dtype=torch.float64)
-    for number in range(count):
-        mask = dataset[number * len(dataset) // count].mask
-        if mask is not None:
-            pixels += torch.bincount(mask.flatten(), minlength=IGNORE + 1)
+    for sample in evenly_spaced_samples(dataset, _LOOKED_AT):
+        if sample.mask is not None:
+            pixels += torch.bincount(sample.mask.flatten(), minlength=IGNORE + 1)
     found = pixels[:num_classes]
     return (0.9 * found / found.sum().clamp(min=1) + 0.1 / num_classes).float()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mambar.analysis import ExamplePrediction, FigureLabel, write_run_report
 from mambar.analysis.draw.norm_panels import compare_norms
 from mambar.data.dataset import ImageDataset
+from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.data.transforms.classification import EvalTransform
 from mambar.evaluation.classification import ClassificationResult, examples
 from mambar.models.vision_mamba import VisionMamba
@@ -54,10 +55,8 @@ def _sample(model: VisionMamba, val_set: ImageDataset) -> tuple[Tensor, list[Any
     """Validation images spread over the set: model inputs, pixels to show, labels."""
     assert model.preprocessing is not None
     transform = EvalTransform(preprocessing=model.preprocessing)
-    count = min(_LOOKED_AT, len(val_set))
     inputs, shown, labels = [], [], []
-    for number in range(count):
-        sample = val_set[number * len(val_set) // count]
+    for sample in evenly_spaced_samples(val_set, _LOOKED_AT):
         pixels = transform.pixels(sample.image)
         inputs.append(model.preprocessing.normalize(pixels))
         shown.append(pixels.numpy())

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mambar.data.classification.folder import ImageFolder
 from mambar.data.dataset import Sample
-from mambar.data.loading.unreadable_images import UnreadableImages
+from mambar.data.loading.unreadable_images import UnreadableImages, evenly_spaced_samples, readable_samples
 from mambar.errors import DataError, ImageError
 
 
@@ -79,3 +80,17 @@ def test_more_than_ten_and_more_than_a_hundredth_end_the_run(length, num_bad):
         except ImageError:
             pass
     assert stopped == (num_bad > 10 and num_bad > 0.01 * length)
+
+
+def test_samples_at_an_even_stride_leave_out_the_unreadable(make_folder):
+    root = make_folder({"train/ant": 2, "val/ant": 8})
+    names = sorted((root / "val/ant").iterdir())
+    names[2].write_bytes(b"no image")
+    val = ImageFolder(root, "val")
+    assert [index for index, _ in readable_samples(val, range(8))] == [0, 1, 3, 4, 5, 6, 7]
+    assert len(evenly_spaced_samples(val, 4)) == 3 and len(evenly_spaced_samples(val, 99)) == 7
+    assert val.unreadable.count == 1
+    for file in names:
+        file.write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of 8 images"):
+        evenly_spaced_samples(val, 8)

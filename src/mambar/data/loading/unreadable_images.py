@@ -1,29 +1,29 @@
-"""Images that cannot be read: counted once over all worker processes, named once; too many end the run."""
+"""Unreadable images are skipped, counted over all workers and named once; too many end the run."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from mambar.data.dataset import Sample
+from mambar.data.dataset import ImageDataset, Sample
 from mambar.errors import DataError, ImageError
 
 logger = logging.getLogger("mambar.data")
 
-# A run ends when more than this many, and more than this share, are bad.
+# A run ends when more than both are unreadable.
 MAX_UNREADABLE = 10
 MAX_UNREADABLE_FRACTION = 0.01
-_STRANGERS = 100
+_OTHER_CLASS_ATTEMPTS = 100
 
 
 class UnreadableImages:
-    """Reads samples and keeps account of the unreadable ones; the marks lie in memory that workers share.
+    """Reads samples and records the unreadable ones in memory that worker processes share.
 
-    With `substitute` (training) another image of the same class stands for a bad one: the next readable one,
-    so always the same and a resumed run meets it again. Without (evaluation) the ImageError goes on.
+    With `substitute` (training) the next readable image of the same class is returned in place of an unreadable one,
+    so that a resumed run reads the same. Without (evaluation) the ImageError is raised.
     """
 
     def __init__(self, labels: Int64[np.ndarray, "samples"], *, source: str, substitute: bool) -> None:
@@ -34,16 +34,16 @@ class UnreadableImages:
 
     @property
     def count(self) -> int:
-        """How many different samples were unreadable so far."""
+        """Number of samples that were unreadable so far."""
         return int(self._bad.sum())
 
     @property
     def indices(self) -> Int64[Tensor, "bad"]:
-        """The samples that were unreadable so far."""
+        """Indices of the samples that were unreadable so far."""
         return self._bad.nonzero()[:, 0]
 
     def read(self, read: Callable[[int], Sample], index: int) -> Sample:
-        """`read(index)`, or what stands for it; DataError when too many are bad, or none can stand in."""
+        """`read(index)` or its substitute; DataError if too many images are unreadable, or no substitute is found."""
         try:
             return self._read(read, index)
         except ImageError as error:
@@ -77,9 +77,29 @@ class UnreadableImages:
             ) from error
 
     def _others(self, index: int) -> Iterator[int]:
-        """The rest of the sample's class from the next one on, then a few of any class."""
+        """The other samples of the class from the next one on, then some of any class."""
         members = np.flatnonzero(self.labels == self.labels[index])
         place = int(np.searchsorted(members, index))
         yield from (int(member) for member in np.roll(members, -place - 1)[:-1])
         length = len(self.labels)
-        yield from ((index + step) % length for step in range(1, min(length, _STRANGERS)))
+        yield from ((index + step) % length for step in range(1, min(length, _OTHER_CLASS_ATTEMPTS)))
+
+
+def readable_samples(dataset: ImageDataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:
+    """(index, sample) of the readable samples at `indices`; the dataset counts and names the unreadable ones."""
+    for index in indices:
+        try:
+            sample = dataset[index]
+        except ImageError:
+            continue
+        yield index, sample
+
+
+def evenly_spaced_samples(dataset: ImageDataset, count: int) -> list[Sample]:
+    """The readable ones of `count` samples at an even stride; DataError where there is none."""
+    count = min(count, len(dataset))
+    places = (number * len(dataset) // count for number in range(count))
+    samples = [sample for _, sample in readable_samples(dataset, places)]
+    if not samples:
+        raise DataError(f"none of {count} images of {dataset.name} can be read; replace or remove them.")
+    return samples
