@@ -22,7 +22,7 @@ LAYERS = [
     {"models"},
     {"nn"},
     {"ops", "data"},
-    {"cache", "memory", "deprecated", "device"},
+    {"cache", "memory", "deprecated", "device", "user_module"},
     {"errors", "messages", "version"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

@@ -10,7 +10,12 @@ from mambar.errors import InputError
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="Tables or figures, comma-separated; without it all are listed.")] = "",
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Tables or figures, or Python files of tables, comma-separated; without it all are listed."
+        ),
+    ] = "",
     fields: Fields = None,
     listing: Annotated[bool, typer.Option("--list", help="List the tables and figures.")] = False,
     budget: Annotated[

@@ -16,7 +16,9 @@ from mambar.errors import InputError
 
 
 def train(
-    name: Annotated[str, typer.Argument(help="A recipe's name (mambar recipe --list).")] = "",
+    name: Annotated[
+        str, typer.Argument(help="A recipe's name (mambar recipe --list), or a Python file with RECIPE.")
+    ] = "",
     fields: Fields = None,
     out: Out = None,
     resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Resume the run in DIR.")] = None,

@@ -19,6 +19,7 @@ from mambar.paper.plot import draw_results
 from mambar.paper.render import provenance, render
 from mambar.paper.sweep import Cell, recorded, train_cells
 from mambar.paper.time_budget import within
+from mambar.user_module import import_file, is_python_file
 
 NAMES = (
     "table_imagenet",
@@ -44,7 +45,13 @@ def names() -> list[str]:
 
 
 def module(name: str) -> ModuleType:
-    """The file of a table or figure; `InputError` with the nearest name for an unknown one."""
+    """The module of a table or figure, by name or by the path of a Python file; `InputError` for an unknown name."""
+    if is_python_file(name):
+        table = import_file(name)
+        missing = [part for part in ("TITLE", "CLAIMS", "measure") if part not in table.__dict__]
+        if missing:
+            raise InputError(f"{name} has no {', '.join(missing)}; a table defines TITLE, CLAIMS and measure.")
+        return table
     if name not in NAMES:
         hint = did_you_mean(name, NAMES, otherwise="`mambar reproduce --list` lists them.")
         raise InputError(f"the paper has no {name!r} here; {hint}")
@@ -125,8 +132,12 @@ def reproduce_together(
     found = {}
     for part, table in chosen.items():
         found[part] = table.measure(replace(context, name=part))
-        write(found[part], table, context.out / part)
+        write(found[part], table, context.out / _directory_name(part))
     return found
+
+
+def _directory_name(name: str) -> str:
+    return Path(name).stem if is_python_file(name) else name
 
 
 def _all_cells(tables: Sequence[ModuleType], context: Context) -> list[Cell]:
@@ -144,7 +155,9 @@ def _write_tables(tables: Mapping[str, ModuleType], context: Context) -> None:
         for name, table in tables.items():
             if table.__dict__.get("results"):
                 here = replace(context, name=name)
-                write(table.results(here, recorded(table.cells(here), here)), table, context.out / name)
+                write(
+                    table.results(here, recorded(table.cells(here), here)), table, context.out / _directory_name(name)
+                )
 
 
 def write(results: Sequence[Result], table: ModuleType, directory: Path) -> None:

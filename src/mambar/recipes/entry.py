@@ -1,4 +1,4 @@
-"""A recipe as a page: where it comes from, the exact command, the expected number, and what is ours in it."""
+"""A recipe with its documentation: source, command, expected result, and the values that are not published."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,17 +9,21 @@ from mambar.training.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeEntry:
-    """One recipe with what a reader wants to know of it.
+    """One recipe of `mambar recipe --list`.
 
-    `not_published` names the fields that neither paper nor code publish, each with the reason for our choice.
+    Attributes:
+        recipe: The recipe.
+        title: One line for the list.
+        source: Where the values come from.
+        command: The command that runs it.
+        expected: The expected result and its origin; "not run" if it was never run here.
+        not_published: Fields whose values neither paper nor code publish, with the reason for each.
     """
 
     recipe: Recipe
     title: str
-    # Where the values come from.
     source: str
     command: str
-    # The number to expect, with its origin; "not run" where nobody here has run it.
     expected: str
     not_published: Mapping[str, str] = field(default_factory=dict)
 
@@ -27,4 +31,4 @@ class RecipeEntry:
         known = self.recipe.to_flat_dict()
         for name in self.not_published:
             if name not in known:
-                raise RecipeError(f"page {self.recipe.name!r} explains {name!r}, which the recipe does not have.")
+                raise RecipeError(f"recipe {self.recipe.name!r} has no field {name!r}; correct not_published.")

@@ -1,4 +1,4 @@
-"""The recipes by name: the one table that a new page is entered in."""
+"""All recipes by name: the one table in which a new recipe module is entered."""
 
 import importlib
 from typing import Final
@@ -7,8 +7,9 @@ from mambar.errors import RecipeError
 from mambar.recipes.entry import RecipeEntry
 from mambar.training.fields import suggestion
 from mambar.training.recipe import Recipe
+from mambar.user_module import import_file, is_python_file
 
-# Recipe → the module of its page, and the page's name there.
+# Recipe → its module, and the name of its entry there.
 ENTRIES: Final = {
     "mambar_tiny": ("mambar_tiny", "ENTRY"),
     "mambar_small": ("mambar_small", "ENTRY"),
@@ -39,13 +40,28 @@ def recipe_names() -> list[str]:
 
 
 def get_entry(name: str) -> RecipeEntry:
-    """The page of a recipe; RecipeError with the nearest name for an unknown one."""
+    """The entry of a recipe, by name or by the path of a Python file with ENTRY or RECIPE."""
+    if is_python_file(name):
+        return _entry_of_file(name)
     if name not in ENTRIES:
-        raise RecipeError(f"there is no recipe {name!r}; {suggestion(name, ENTRIES, listing='mambar recipe --list')}")
+        hint = suggestion(name, ENTRIES, listing="mambar recipe --list")
+        raise RecipeError(f"there is no recipe {name!r}; {hint}")
     module, constant = ENTRIES[name]
     return getattr(importlib.import_module(f"mambar.recipes.{module}"), constant)
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of this name."""
+    """The recipe of this name, or of the Python file at this path."""
     return get_entry(name).recipe
+
+
+def _entry_of_file(name: str) -> RecipeEntry:
+    found = import_file(name).__dict__
+    entry, recipe = found.get("ENTRY"), found.get("RECIPE")
+    if isinstance(entry, RecipeEntry):
+        return entry
+    if isinstance(recipe, Recipe):
+        return RecipeEntry(
+            recipe=recipe, title=recipe.name, source=name, command=f"mambar train {name}", expected="not run"
+        )
+    raise RecipeError(f"{name} has neither ENTRY nor RECIPE; define RECIPE = Recipe(...).")

@@ -207,9 +207,9 @@ def test_p8_other_data_than_at_the_start_are_refused(tmp_path):
 def test_p8_a_metric_that_is_no_number_or_ties_is_never_best(tmp_path):
     from mambar.training.loop.context import TrainingProgress
 
-    position = TrainingProgress(metrics={"top1": float("nan")})
+    progress = TrainingProgress(metrics={"top1": float("nan")})
     restored = TrainingProgress()
-    restored.update(json.loads(json.dumps(position.to_dict(), allow_nan=False)))
+    restored.update({"progress": json.loads(json.dumps(progress.to_dict(), allow_nan=False))})
     assert restored.metrics["top1"] != restored.metrics["top1"] and restored.best is None
 
 
