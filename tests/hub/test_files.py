@@ -10,7 +10,8 @@ import torch
 import mambar
 from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
-from mambar.hub.files import CONFIG, WEIGHTS, write_atomically
+from mambar.hub.config_file import CONFIG, with_checksum
+from mambar.hub.files import WEIGHTS, write_atomically
 from mambar.models import VisionMamba, VisionMambaConfig
 
 SMALL = VisionMambaConfig(img_size=16, patch_size=8, embed_dim=16, depth=1, num_registers=2, num_classes=3)
@@ -58,11 +59,88 @@ def test_every_flipped_byte_is_refused(saved):
     mambar.load(directory)
 
 
+def test_every_changed_value_in_config_json_is_refused(saved):
+    _, directory = saved
+    text = (directory / CONFIG).read_text("utf-8")
+    for old, new in (
+        ('"norm_eps": 1e-05', '"norm_eps": 1e-04'),
+        ('"ant"', '"ent"'),
+        ('"crop_pct": 0.9', '"crop_pct": 0.8'),
+    ):
+        assert old in text
+        (directory / CONFIG).write_text(text.replace(old, new), "utf-8")
+        with pytest.raises(CheckpointError, match=r"config\.json was edited or is damaged.*verify=False"):
+            mambar.load(directory)
+    (directory / CONFIG).write_text(text, "utf-8")
+    mambar.load(directory)
+
+
+def test_every_flipped_bit_in_config_json_is_refused_or_changes_nothing(saved):
+    model, directory = saved
+    data = (directory / CONFIG).read_bytes()
+    content = json.loads(data)
+    for bit in range(0, 8 * len(data), 13):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (directory / CONFIG).write_bytes(flipped)
+        try:
+            mambar.load(directory)
+        except CheckpointError:
+            continue
+        assert json.loads(flipped) == content
+
+
+def test_weights_of_another_model_are_refused(saved, tmp_path):
+    _, directory = saved
+    mambar.save_model(tmp_path / "other", VisionMamba(SMALL))
+    (tmp_path / "other" / WEIGHTS).replace(directory / WEIGHTS)
+    with pytest.raises(CheckpointError, match="is damaged: sha256 is"):
+        mambar.load(directory)
+
+
+def test_a_deliberate_edit_is_accepted_and_logged(saved, caplog):
+    _, directory = saved
+    text = (directory / CONFIG).read_text("utf-8")
+    (directory / CONFIG).write_text(text.replace('"norm_eps": 1e-05', '"norm_eps": 0.001'), "utf-8")
+    assert mambar.load(directory, verify=False).config.norm_eps == 0.001
+    assert "config.json was edited" in caplog.text
+
+
+def test_files_of_format_1_need_no_checksum(saved):
+    model, directory = saved
+    content = json.loads((directory / CONFIG).read_text("utf-8"))
+    del content["mambar"]["sha256"]
+    (directory / CONFIG).write_text(json.dumps(content), "utf-8")
+    with pytest.raises(CheckpointError, match="checksum"):
+        mambar.load(directory)
+    content["mambar"]["format_version"] = 1
+    (directory / CONFIG).write_text(json.dumps(content), "utf-8")
+    assert mambar.load(directory).config == model.config
+
+
+@pytest.mark.parametrize("version", [0, -5, True, "2", None, 1.0])
+def test_an_invalid_format_version_is_refused(saved, version):
+    _, directory = saved
+    content = json.loads((directory / CONFIG).read_text("utf-8"))
+    content["mambar"]["format_version"] = version
+    (directory / CONFIG).write_text(json.dumps(with_checksum(content)), "utf-8")
+    with pytest.raises(CheckpointError, match="format_version"):
+        mambar.load(directory)
+
+
+def test_a_key_that_is_given_twice_is_refused(saved):
+    _, directory = saved
+    text = (directory / CONFIG).read_text("utf-8")
+    (directory / CONFIG).write_text(text.replace('"depth": 1', '"depth": 1, "depth": 1'), "utf-8")
+    with pytest.raises(CheckpointError, match="given twice"):
+        mambar.load(directory)
+
+
 def test_a_newer_format_is_refused(saved):
     _, directory = saved
     content = json.loads((directory / CONFIG).read_text("utf-8"))
     content["mambar"]["format_version"] = 99
-    (directory / CONFIG).write_text(json.dumps(content), "utf-8")
+    (directory / CONFIG).write_text(json.dumps(with_checksum(content)), "utf-8")
     with pytest.raises(CheckpointError, match="update mambar"):
         mambar.load(directory)
 
@@ -80,7 +158,7 @@ def test_weights_outside_the_directory_are_refused(saved):
     _, directory = saved
     content = json.loads((directory / CONFIG).read_text("utf-8"))
     content["mambar"]["weights"] = {"file": "../elsewhere.safetensors"}
-    (directory / CONFIG).write_text(json.dumps(content), "utf-8")
+    (directory / CONFIG).write_text(json.dumps(with_checksum(content)), "utf-8")
     with pytest.raises(CheckpointError, match="outside its own directory"):
         mambar.load(directory)
 

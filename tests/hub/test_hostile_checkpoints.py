@@ -25,7 +25,8 @@ import hostile_loading
 import mambar
 from mambar.errors import CheckpointError
 from mambar.hub import to_official
-from mambar.hub.files import CONFIG, WEIGHTS
+from mambar.hub.config_file import CONFIG, json_bytes, with_checksum
+from mambar.hub.files import WEIGHTS
 from mambar.hub.safetensors_file import MOST_HEADER_BYTES, read_safetensors
 from mambar.models import VisionMamba, VisionMambaConfig
 
@@ -203,15 +204,15 @@ def bombs(released, state, directory) -> dict[str, tuple[pathlib.Path, str]]:
         "a million keys", ("{" + ",".join(f'"{k}":{empty}' for k in range(10**6)) + "}").encode(), "its header claims"
     )
     header("a long header", b"{}", "its header claims", size=1 << 62)
-    header("a deep header", b'{"a":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", "no JSON object")
-    header("twice", f'{{"a":{empty},"a":{empty}}}'.encode(), "stands twice")
+    header("a deep header", b'{"a":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", "not a JSON object")
+    header("twice", f'{{"a":{empty},"a":{empty}}}'.encode(), "given twice")
     huge = b'{"pos_embed":{"dtype":"F32","shape":[1,1000000,1000000],"data_offsets":[0,4000000000000]}}'
-    header("cut off", huge, "cut off")
+    header("cut off", huge, "truncated")
     # Read, hashed and looked through within its own size and 64 MB, before it is refused for its keys.
     large = directory / "large.safetensors"
     safetensors.torch.save_file({name: torch.zeros(10_000_000) for name in "ab"}, large)
     found["large"] = large, "missing cls_token"
-    header("overflow", huge.replace(b"1000000,1000000", b"4294967296,4294967296"), "does not fit")
+    header("overflow", huge.replace(b"1000000,1000000", b"4294967296,4294967296"), "is too large")
     return found
 
 
@@ -265,9 +266,15 @@ def test_no_changed_weights_are_accepted_with_a_manifest(run_directory, count):
             assert "sha256" in refused(run_directory)
 
 
+@pytest.mark.parametrize("format_version", [1, 2])
 @pytest.mark.parametrize("count", [200, pytest.param(5_000, marks=pytest.mark.soak)])
-def test_mutants_of_the_description_raise_one_error(run_directory, count):
-    data = (run_directory / CONFIG).read_bytes()
+def test_mutants_of_the_description_raise_one_error(run_directory, count, format_version):
+    content = json.loads((run_directory / CONFIG).read_text("utf-8"))
+    if format_version == 1:
+        # Without a checksum, so that mutants reach the checks behind it.
+        content["mambar"] |= {"format_version": 1}
+        del content["mambar"]["sha256"]
+    data = json_bytes(content)
     for seed in range(count):
         (run_directory / CONFIG).write_bytes(hostile_loading.mutate(data, seed))
         kind, message = hostile_loading.outcome(run_directory)
@@ -319,6 +326,14 @@ def test_our_reader_gives_what_was_saved(tmp_path):
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\7" + struct.pack("<f", 1.5))
     assert read_safetensors(path)["b"].item() == 1.5
     assert MOST_HEADER_BYTES < 1 << 23
+
+
+@pytest.mark.parametrize("shape", [[0, 1 << 62, 1 << 62], [1 << 62, 0, 4], [0, (1 << 63) - 1]], ids=str)
+def test_shapes_that_torch_cannot_hold_are_refused(run_directory, tmp_path, shape):
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    path = tmp_path / "shape.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    assert "too large" in refused(path)
 
 
 # What is wrong is named
@@ -386,7 +401,7 @@ def test_nonsense_in_a_description_is_one_line(run_directory, change):
     ours = content["mambar"]
     for part, fields in change.items():
         ours[part] = {**ours[part], **fields} if isinstance(fields, dict) and fields and part != "classes" else fields
-    (run_directory / CONFIG).write_text(json.dumps(content), "utf-8")
+    (run_directory / CONFIG).write_text(json.dumps(with_checksum(content)), "utf-8")
     kind, message = hostile_loading.outcome(run_directory)
     assert kind != "unexpected", message
 
@@ -395,13 +410,13 @@ def test_nonsense_in_a_description_is_one_line(run_directory, change):
 def test_a_description_that_would_blow_up_every_image_is_refused(run_directory, fields):
     content = json.loads((run_directory / CONFIG).read_text("utf-8"))
     content["mambar"]["preprocessing"] |= fields
-    (run_directory / CONFIG).write_text(json.dumps(content), "utf-8")
+    (run_directory / CONFIG).write_text(json.dumps(with_checksum(content)), "utf-8")
     assert "resizes above" in refused(run_directory)
 
 
 def test_a_huge_description_is_not_read(run_directory):
     (run_directory / CONFIG).write_bytes(b"[" * 20_000_000)
-    assert "a description of a model is smaller" in refused(run_directory)
+    assert "a configuration is smaller" in refused(run_directory)
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])

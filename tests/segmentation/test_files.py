@@ -7,6 +7,7 @@ import torch
 
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, InputError
+from mambar.hub.config_file import with_checksum
 from mambar.hub.files import save_model
 from mambar.segmentation import Inference, Segmenter, is_segmenter, load_segmenter, load_with_inference, save_segmenter
 
@@ -86,7 +87,7 @@ def test_nonsense_is_one_line(saved, change):
     for name, value in change.items():
         mixed = isinstance(value, dict) and isinstance(content["mambar"][name], dict)
         content["mambar"][name] = {**content["mambar"][name], **value} if mixed else value
-    path.write_text(json.dumps(content), "utf-8")
+    path.write_text(json.dumps(with_checksum(content)), "utf-8")
     with pytest.raises((CheckpointError, InputError)) as caught:
         load_segmenter(saved)
     assert "\n" not in str(caught.value)
@@ -99,7 +100,7 @@ def test_other_weights_are_named(saved, tiny_mamba):
     save_segmenter(saved, other, name=None, inference=Inference(), force=True)
     content, recorded = json.loads(config), json.loads((saved / "config.json").read_text("utf-8"))
     content["mambar"]["weights"] = recorded["mambar"]["weights"]
-    (saved / "config.json").write_text(json.dumps(content), "utf-8")
+    (saved / "config.json").write_text(json.dumps(with_checksum(content)), "utf-8")
     with pytest.raises(CheckpointMismatch, match="does not fit the segmenter"):
         load_segmenter(saved)
 

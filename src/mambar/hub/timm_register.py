@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, translate
 from mambar.errors import CheckpointMismatch, InputError
+from mambar.hub.config_file import CONFIG, read_json
 from mambar.hub.convert import convert_checkpoint, detect_source, extract_state_dict, infer_config
-from mambar.hub.files import CONFIG, read_directory_weights, read_json
+from mambar.hub.files import read_directory_weights
 from mambar.hub.released import read_official
 from mambar.hub.resize import load_pretrained_weights
 from mambar.hub.weights import WEIGHTS, released_file

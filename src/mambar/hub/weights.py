@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mambar.cache import optional_cache_directory
 from mambar.errors import CheckpointError, InputError
-from mambar.hub.files import json_bytes, write_atomically
+from mambar.hub.config_file import json_bytes
+from mambar.hub.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from typing import TypedDict, Unpack
 
 from mambar.analysis.draw.plots import png
 from mambar.errors import InputError
-from mambar.hub.files import json_bytes, write_atomically
+from mambar.hub.config_file import json_bytes
+from mambar.hub.files import write_atomically
 from mambar.messages import did_you_mean
 from mambar.paper.claim import BUDGETS, Budget, Provenance, Result
 from mambar.paper.context import Context

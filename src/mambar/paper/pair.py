@@ -7,7 +7,7 @@ from typing import Any
 from mambar.analysis.numbers import Analysis
 from mambar.analysis.options import AnalysisOptions
 from mambar.errors import MambarError
-from mambar.hub.files import CONFIG
+from mambar.hub.config_file import CONFIG
 from mambar.paper.claim import Result
 from mambar.paper.context import Context
 from mambar.paper.networks import VIM, base_recipe, registers, with_model

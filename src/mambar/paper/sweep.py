@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mambar.errors import InputError, MambarError
-from mambar.hub.files import json_bytes, write_atomically
+from mambar.hub.config_file import json_bytes
+from mambar.hub.files import write_atomically
 from mambar.memory import keep_freed_memory
 from mambar.models.config import variant
 from mambar.paper.context import Context

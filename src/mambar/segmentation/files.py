@@ -11,7 +11,8 @@ from torch import nn
 
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, InputError
-from mambar.hub.files import CONFIG, WEIGHTS, check_format_version, json_bytes, read_json, write_atomically
+from mambar.hub.config_file import CONFIG, json_bytes, read_config, read_json, with_checksum
+from mambar.hub.files import WEIGHTS, write_atomically
 from mambar.hub.safetensors_file import read_safetensors
 from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite
 from mambar.models.complexity import parameter_count
@@ -21,7 +22,8 @@ from mambar.segmentation.inference import Inference
 from mambar.segmentation.segmenter import Segmenter, SegmenterConfig
 from mambar.version import __version__
 
-FORMAT_VERSION: Final = 1
+# 1: version 0.1, without a checksum.
+FORMAT_VERSION: Final = 2
 KIND: Final = "segmenter"
 # A decoder of the widest published kind has some 80 M parameters.
 _LARGEST_DECODER: Final = 500_000_000
@@ -60,7 +62,9 @@ def save_segmenter(directory: Path, model: Segmenter, *, name: str | None, infer
         "inference": inference.to_dict(),
         "weights": {"file": WEIGHTS, "sha256": sha256, "bytes": len(weights)},
     }
-    write_atomically(directory / CONFIG, json_bytes({"architecture": "mambar_segmenter", "mambar": ours}))
+    write_atomically(
+        directory / CONFIG, json_bytes(with_checksum({"architecture": "mambar_segmenter", "mambar": ours}))
+    )
 
 
 def is_segmenter(directory: str | Path) -> bool:
@@ -87,10 +91,9 @@ def load_with_inference(source: str | Path, *, device: str | torch.device = "cpu
     path = directory / CONFIG
     if not directory.is_dir():
         raise InputError(f"There is no segmenter at {source}; give the directory of a segmentation run.")
-    ours = read_json(path).get("mambar")
-    if not isinstance(ours, dict) or ours.get("kind") != KIND:
+    ours = read_config(path, newest=FORMAT_VERSION)
+    if ours.get("kind") != KIND:
         raise CheckpointError(f"{path} describes no segmenter; train one with a segmentation recipe.")
-    check_format_version(ours, path, FORMAT_VERSION)
     recorded = ours.get("weights")
     sha256 = recorded.get("sha256") if isinstance(recorded, Mapping) else None
     if not isinstance(sha256, str):

@@ -15,7 +15,8 @@ from mambar.data.loading.images import read_image
 from mambar.data.segmentation.masks import Color, palette
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
-from mambar.hub.files import json_bytes, write_atomically
+from mambar.hub.config_file import json_bytes
+from mambar.hub.files import write_atomically
 from mambar.segmentation.inference import Inference, predict
 from mambar.segmentation.overlays import index_png, painted, with_legend
 from mambar.segmentation.segmenter import Segmenter

@@ -1,0 +1,144 @@
+"""config.json of a model directory: timm's keys, mambar's under "mambar", and a checksum over both.
+
+The checksum covers all that decides what is computed: architecture, configuration, classes, preprocessing and the
+sha256 of the weights. Files of format 1 (version 0.1) have none.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.errors import CheckpointError
+from mambar.messages import one_line
+from mambar.models.config import VARIANTS, VisionMambaConfig
+from mambar.version import __version__
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+# 1: version 0.1, with other field names and without a checksum.
+FORMAT_VERSION = 2
+# The class names of ImageNet-21k have about one megabyte.
+_MOST_JSON_BYTES = 16_000_000
+
+
+def config_content(
+    config: VisionMambaConfig,
+    *,
+    name: str | None,
+    classes: Sequence[str] | None,
+    preprocessing: Preprocessing | None,
+) -> dict[str, Any]:
+    """The content of config.json without checksum."""
+    rows, cols = config.size
+    preprocessing = preprocessing or Preprocessing(img_size=config.img_size)
+    return {
+        "architecture": name if name in VARIANTS else "vision_mamba",
+        "num_classes": config.num_classes,
+        "num_features": config.embed_dim,
+        # timm and its wrapper in transformers read class names here.
+        **({"label_names": list(classes)} if classes else {}),
+        "model_args": {key: value for key, value in config.to_dict().items() if key != "num_classes"},
+        "pretrained_cfg": {
+            "input_size": [config.in_chans, rows, cols],
+            "fixed_input_size": False,
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": preprocessing.crop_pct,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "num_classes": config.num_classes,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head.classifier",
+        },
+        "mambar": {
+            "format_version": FORMAT_VERSION,
+            "version": __version__,
+            "name": name,
+            "config": config.to_dict(),
+            "classes": list(classes) if classes else None,
+            "preprocessing": preprocessing.to_dict(),
+        },
+    }
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its sha256 under the keys "mambar", "sha256"."""
+    return {**content, "mambar": {**content["mambar"], "sha256": _sha256(content)}}
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Indented JSON, encoded as UTF-8."""
+    # A class named by an undecodable file name has surrogates; \udcXX is the same in JSON.
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def read_config(path: Path, *, verify: bool = True, newest: int = FORMAT_VERSION) -> dict[str, Any]:
+    """The "mambar" part of a config.json; raises `CheckpointError` for another version or checksum.
+
+    verify=False accepts a file that was edited, and logs it.
+    """
+    content = read_json(path)
+    ours = content.get("mambar")
+    if not isinstance(ours, dict):
+        raise CheckpointError(f"{path} was not written by mambar: the key 'mambar' is missing.")
+    check_format_version(ours, path, newest)
+    if ours["format_version"] == 1 and "sha256" not in ours:
+        return ours
+    if ours.get("sha256") is None or ours["sha256"] != _sha256(content):
+        if verify:
+            raise CheckpointError(
+                f"{path} was edited or is damaged: its checksum does not match. Restore the file, or accept the edit "
+                "with mambar.load(PATH, verify=False)."
+            )
+        logger.warning("%s was edited: its checksum does not match; accepted because of verify=False.", path)
+    return ours
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises `CheckpointError` in one line, also for a key that is given twice."""
+    try:
+        size = path.stat().st_size
+        if size > _MOST_JSON_BYTES or not path.is_file():
+            raise CheckpointError(f"{path} has {size} bytes or is no file; a configuration is smaller.")
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=unique_keys)
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no file {path}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object.")
+    return content
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of a JSON reader that refuses duplicate keys."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a key is given twice")
+    return content
+
+
+def check_format_version(content: Mapping[str, Any], path: Path, newest: int = FORMAT_VERSION) -> None:
+    """Raises `CheckpointError` unless `format_version` is a whole number from 1 to `newest`."""
+    version = content.get("format_version")
+    if type(version) is not int or not 1 <= version <= newest:
+        newer = type(version) is int and version > newest
+        raise CheckpointError(
+            f"{path} has format_version {one_line(repr(version), limit=40)}; this version reads 1 to {newest}"
+            f"{': update mambar' if newer else ''}."
+        )
+
+
+def _sha256(content: Mapping[str, Any]) -> str | None:
+    ours = {key: value for key, value in content["mambar"].items() if key != "sha256"}
+    try:
+        text = json.dumps({**content, "mambar": ours}, sort_keys=True)
+    except RecursionError:
+        return None
+    return hashlib.sha256(text.encode()).hexdigest()
