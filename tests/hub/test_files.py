@@ -76,7 +76,7 @@ def test_every_changed_value_in_config_json_is_refused(saved):
 
 
 def test_every_flipped_bit_in_config_json_is_refused_or_changes_nothing(saved):
-    model, directory = saved
+    _, directory = saved
     data = (directory / CONFIG).read_bytes()
     content = json.loads(data)
     for bit in range(0, 8 * len(data), 13):
