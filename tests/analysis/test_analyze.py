@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import torch
 from PIL import Image
 
 from mambar.analysis.analyze import analyze
+from mambar.analysis.analyze_model import analyze_model
 from mambar.analysis.analyzed_model import open_model
+from mambar.analysis.images import sample_gallery
 from mambar.analysis.options import AnalysisOptions, default_layers
 from mambar.data import Preprocessing
+from mambar.data.registry import open_dataset
 from mambar.errors import InputError
 from mambar.hub import save_model
 from mambar.models import VisionMamba, VisionMambaConfig
@@ -183,3 +187,16 @@ def test_nothing_is_written_outside(shapes):
 def test_the_old_name_of_the_colormap_is_accepted_with_a_warning():
     with pytest.warns(DeprecationWarning, match="colours= is now colormap="):
         assert AnalysisOptions(colours="magma").colormap == "magma"  # pyright: ignore[reportCallIssue]
+
+
+def test_the_model_runs_once_on_each_batch(runs):
+    """24 images in batches of 8, and the gallery; added registers need further passes and are skipped."""
+    analyzed = replace(open_model(runs / "mambar"), random_weights=True)
+    dataset = open_dataset("shapes", "val", **SHAPES)
+    calls = []
+    hook = analyzed.model.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+    result = analyze_model(analyzed, dataset, sample_gallery(dataset, 1, seed=0), OPTIONS)
+    hook.remove()
+    assert len(calls) == 3 + 1
+    assert result.probes and result.local and result.ground_truth and result.map_ground_truth
+    assert result.register_maps is not None and result.not_run == {"added registers": "the weights are random"}

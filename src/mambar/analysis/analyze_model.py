@@ -1,4 +1,4 @@
-"""Everything that is asked of one model, as arrays: norms, outliers, maps, probes, ground truth, added registers."""
+"""All measurements of one model, as arrays: norms, outliers, maps, probes, ground truth, added registers."""
 
 import logging
 from collections.abc import Callable
@@ -10,9 +10,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mambar.analysis.analyzed_model import AnalyzedModel
-from mambar.analysis.images import NamedImages, Reader, masks_and_pixels, stack_images
-from mambar.analysis.measure.collect import CollectedNorms, Progress, collect_norms, model_device
-from mambar.analysis.measure.feature_maps import feature_maps
+from mambar.analysis.images import BatchReader, NamedImages, masks_and_pixels, stack_images
+from mambar.analysis.measure.activations import capture_activations
+from mambar.analysis.measure.collect import CollectedNorms, ImageSample, NormCollector
+from mambar.analysis.measure.feature_maps import feature_map, supported_vector
 from mambar.analysis.measure.ground_truth import (
     GroundTruthStatistics,
     MapGroundTruth,
@@ -21,11 +22,16 @@ from mambar.analysis.measure.ground_truth import (
     local_entropy,
     map_ground_truth,
 )
-from mambar.analysis.measure.local_probes import LocalProbes, local_probes, local_tokens
-from mambar.analysis.measure.norms import eval_mode, token_norms
+from mambar.analysis.measure.local_probes import LocalProbes, LocalTokenCollector, local_probes
+from mambar.analysis.measure.norms import norm_map
 from mambar.analysis.measure.outliers import MedianDeviation, OutlierStatistics, default_rules, outlier_statistics
-from mambar.analysis.measure.probes import ProbeResult, pool_features, probe_all
-from mambar.analysis.measure.register_maps import cluster_registers, map_similarity, register_maps, register_similarity
+from mambar.analysis.measure.probes import PoolCollector, ProbeResult, probe_all
+from mambar.analysis.measure.register_maps import (
+    cluster_registers,
+    map_similarity,
+    mean_register_similarity,
+    register_map,
+)
 from mambar.analysis.measure.register_neurons import (
     AddedRegistersResult,
     evaluate_added_registers,
@@ -35,24 +41,40 @@ from mambar.analysis.measure.register_neurons import (
 from mambar.analysis.options import AnalysisOptions
 from mambar.data import ImageDataset
 from mambar.errors import InputError
-from mambar.models.protocol import TokenModel
+from mambar.models.protocol import TokenTensor
 from mambar.models.vision_mamba import VisionMamba
-from mambar.nn import RegisterHead
 
 logger = logging.getLogger("mambar.analysis.analyze_model")
 
-# The tokens of one batch, all layers together, are kept below this many bytes.
+# The tokens of one batch, all layers together, take at most this many bytes.
 _BATCH_BYTES = 256 * 2**20
-# Probes of single tokens and of added registers need no more images than this, nor more bytes of them.
-_FEW_IMAGES, _FEW_BYTES = 256, 128 * 2**20
+# Probes of single tokens and added registers use at most this many images, and at most this many bytes of them.
+_SUBSET_IMAGES, _SUBSET_BYTES = 256, 128 * 2**20
+_MIN_LOCAL_IMAGES = 8
+
+ProgressCallback = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnalysisResult:
-    """What was found in one model. `not_run` names each part that was left out, with the reason.
+    """All measurements of one model.
 
-    gallery_norms: (layers, images, rows, cols) of the shown images, all layers; feature_map and register_maps: of the
-    last layer; register_similarity: mean cosine between registers; register_groups: which see the same places.
+    Attributes:
+        analyzed: The model.
+        norms: Norm distributions of all images, maps of a sample.
+        outliers: Outlier statistics for each rule.
+        gallery_norms: Norm maps of the gallery images, all layers.
+        vector: The global vector of the feature maps.
+        feature_map: Feature maps of the gallery images, last layer.
+        register_maps: Register maps of the gallery images, last layer; None without registers.
+        register_similarity: Mean cosine similarity between registers, last layer; None without registers.
+        register_groups: Cluster of each register by its maps; None without registers.
+        probes: Pooling probes.
+        local: Local probes.
+        ground_truth: Outliers against masks, for each rule.
+        map_ground_truth: IoU of the maps with the masks.
+        added: Effect of registers added at test time.
+        not_run: Reason for each part that was skipped.
     """
 
     analyzed: AnalyzedModel
@@ -72,16 +94,13 @@ class AnalysisResult:
     not_run: dict[str, str] = field(default_factory=dict)
 
 
-ProgressCallback = Callable[[str, int], None]
-
-
 def batch_size_for(analyzed: AnalyzedModel, options: AnalysisOptions) -> int:
-    """As many images as keep the tokens of all layers below 256 MiB, at most 64."""
+    """The batch size of the options, or the largest up to 64 whose tokens of all layers take at most 256 MiB."""
     if options.batch_size is not None:
         return options.batch_size
     rows, cols = analyzed.grid
-    one = analyzed.model.num_layers * rows * cols * analyzed.model.embed_dim * 4
-    return max(1, min(64, _BATCH_BYTES // max(one, 1)))
+    bytes_per_image = analyzed.model.num_layers * rows * cols * analyzed.model.embed_dim * 4
+    return max(1, min(64, _BATCH_BYTES // max(bytes_per_image, 1)))
 
 
 def analyze_model(
@@ -93,40 +112,35 @@ def analyze_model(
     workers: int = 0,
     progress: ProgressCallback | None = None,
 ) -> AnalysisResult:
-    """Asks one model everything. `dataset` is what statistics are taken of, `gallery` what is shown.
+    """Runs every measurement on one model: statistics on `dataset`, maps to show on `gallery`.
 
-    Probes need labels, ground truth needs masks, added registers need a Vision Mamba with outliers: a skipped part says
-    why in `not_run`. `progress` is called with the part and the number of images done.
+    The model runs once on each batch of the dataset and once on the gallery. Only added registers need further forward
+    passes, because they change the input sequence. Probes need labels, ground truth needs masks, added registers need
+    a trained Vision Mamba; `not_run` gives the reason for a part that was skipped. `progress` receives the part and the
+    number of images done.
     """
-
-    def told(part: str) -> Progress:
-        return lambda done: progress(part, done) if progress else None
-
-    reader = Reader(
+    reader = BatchReader(
         analyzed=analyzed,
         dataset=dataset,
         batch_size=batch_size_for(analyzed, options),
         workers=workers,
         limit=options.num_images,
     )
-    norms = collect_norms(
-        analyzed.model,
-        reader.images(),
-        tensor=options.tensor,
-        keep=options.max_maps,
-        seed=options.seed,
-        progress=told("norms"),
-    )
+    collected = _Collectors(analyzed, dataset, options)
+    for images, labels in reader.labeled_batches():
+        collected.add(images, labels)
+        if progress is not None:
+            progress("images", collected.norms.num_images)
+    norms = collected.norms.result()
     kept = [reader.indices[place] for place in norms.kept]
     not_run: dict[str, str] = {}
-    probes, local = _probe(reader, options, not_run, told("probes"))
-    ground_truth, maps = _ground_truth(reader, kept, norms, options, not_run)
+    ground_truth, maps = _ground_truth(analyzed, dataset, kept, norms, collected.maps, options, not_run)
     return AnalysisResult(
         analyzed=analyzed,
         norms=norms,
         outliers=[outlier_statistics(norms.maps, rule=rule, layers=norms.layers) for rule in default_rules()],
-        probes=probes,
-        local=local,
+        probes=_pooling_probes(collected, reader, options, not_run),
+        local=_local_probes(collected, reader, options, not_run),
         ground_truth=ground_truth,
         map_ground_truth=maps,
         added=_added(reader, options, not_run),
@@ -135,149 +149,145 @@ def analyze_model(
     )
 
 
-def has_registers(model: TokenModel, images: Float[Tensor, "batch channels height width"]) -> bool:
-    """Whether the model has registers or a class token."""
-    with eval_mode(model):
-        return model.tokens(images[:1], [0])[0].registers.shape[1] > 0
+def _layers(options: AnalysisOptions) -> dict[TokenTensor, list[int] | None]:
+    """The layers that are captured: all of the tensor of the norms, the last one of the other tensors."""
+    return {"normed": [-1], options.map_tensor: [-1], options.tensor: None}
 
 
-def supported_vector(model: TokenModel, images: Float[Tensor, "batch channels height width"], asked: str) -> str:
-    """The global vector asked for, or the nearest thing the model has: patches without registers, first for head."""
-    if not has_registers(model, images):
-        return "patches"
-    read_out = model.head.read_out if isinstance(model, VisionMamba) else None
-    return "first" if asked == "head" and not isinstance(read_out, RegisterHead) else asked
+def _subset_size(analyzed: AnalyzedModel, options: AnalysisOptions) -> int:
+    """The number of images for the parts that hold all of their images in memory."""
+    height, width = analyzed.preprocessing.size
+    rows, cols = analyzed.grid
+    num_bytes = 4 * max(len(analyzed.preprocessing.mean) * height * width, rows * cols * analyzed.model.embed_dim)
+    return max(_MIN_LOCAL_IMAGES, min(options.num_images, _SUBSET_IMAGES, _SUBSET_BYTES // num_bytes))
+
+
+class _Collectors:
+    """Everything that is accumulated in the pass over the dataset; each batch takes one forward pass."""
+
+    def __init__(self, analyzed: AnalyzedModel, dataset: ImageDataset, options: AnalysisOptions) -> None:
+        model = analyzed.model
+        self.model, self.options = model, options
+        self.norms = NormCollector(range(model.num_layers), tensor=options.tensor, keep=options.max_maps, seed=options.seed)
+        # Maps of the last layer, for the same images as the norm maps: the feature map, then every register's.
+        self.maps = ImageSample(options.max_maps, options.seed)
+        self.pools = PoolCollector() if options.probes and len(dataset.classes) >= 2 else None
+        self.local = LocalTokenCollector(model.patch_size, limit=_subset_size(analyzed, options))
+
+    def add(self, images: Float[Tensor, "batch channels height width"], labels: Int64[Tensor, "batch"]) -> None:
+        """Runs the model on one batch and adds it to every collector."""
+        options = self.options
+        found = capture_activations(self.model, images, _layers(options))
+        self.norms.add(found[options.tensor])
+        last, ranked, normed = (found[tensor][-1] for tensor in (options.map_tensor, options.tensor, "normed"))
+        vector = supported_vector(self.model, last, options.vector)
+        maps = [feature_map(self.model, last, vector=vector, metric=options.metric)[:, None]]
+        if last.registers.shape[1]:
+            maps.append(register_map(last, metric=options.metric))
+        self.maps.add(torch.cat(maps, 1))
+        self.local.add(images, normed, ranked)
+        if self.pools is not None:
+            self.pools.add(normed, ranked, labels)
 
 
 def _gallery(analyzed: AnalyzedModel, gallery: NamedImages, options: AnalysisOptions) -> dict[str, Any]:
     model = analyzed.model
-    images = stack_images(analyzed, gallery).to(model_device(model))
-    vector = supported_vector(model, images, options.vector)
-    found: dict[str, Any] = {
-        "gallery_norms": token_norms(model, images, tensor=options.tensor).cpu(),
+    found = capture_activations(model, stack_images(analyzed, gallery), _layers(options))
+    last = found[options.map_tensor][-1]
+    vector = supported_vector(model, last, options.vector)
+    measured: dict[str, Any] = {
+        "gallery_norms": torch.stack([norm_map(tokens) for tokens in found[options.tensor]]).cpu(),
         "vector": vector,
-        "feature_map": feature_maps(
-            model, images, [-1], vector=vector, metric=options.metric, tensor=options.map_tensor
-        )[0].cpu(),
+        "feature_map": feature_map(model, last, vector=vector, metric=options.metric).cpu(),
         "register_maps": None,
         "register_similarity": None,
         "register_groups": None,
     }
-    if has_registers(model, images):
-        maps = register_maps(model, images, [-1], metric=options.metric, tensor=options.map_tensor)[0].cpu()
-        similarity = register_similarity(model, images, [-1], tensor=options.map_tensor)[0].cpu()
-        groups = cluster_registers(map_similarity(maps))
-        found |= {"register_maps": maps, "register_similarity": similarity, "register_groups": groups}
-    return found
+    if last.registers.shape[1]:
+        maps = register_map(last, metric=options.metric).cpu()
+        measured |= {
+            "register_maps": maps,
+            "register_similarity": mean_register_similarity(last).cpu(),
+            "register_groups": cluster_registers(map_similarity(maps)),
+        }
+    return measured
 
 
-def _subset(reader: Reader, options: AnalysisOptions) -> Reader:
-    """A reader of as many images as parts need that hold all of them at once."""
-    analyzed = reader.analyzed
-    height, width = analyzed.preprocessing.size
-    rows, cols = analyzed.grid
-    one = 4 * max(len(analyzed.preprocessing.mean) * height * width, rows * cols * analyzed.model.embed_dim)
-    return replace(reader, limit=max(8, min(options.num_images, _FEW_IMAGES, _FEW_BYTES // one)))
+def _local_probes(
+    collected: _Collectors, reader: BatchReader, options: AnalysisOptions, not_run: dict[str, str]
+) -> LocalProbes | None:
+    count = len(reader.indices)
+    if count < _MIN_LOCAL_IMAGES:
+        not_run["local probes"] = f"{count} images are too few; {_MIN_LOCAL_IMAGES} or more are needed"
+        return None
+    return local_probes(collected.local.result(), seed=options.seed, layer=reader.analyzed.model.num_layers - 1)
 
 
-def _probe(
-    reader: Reader, options: AnalysisOptions, not_run: dict[str, str], progress: Progress
-) -> tuple[list[ProbeResult], LocalProbes | None]:
-    few = _subset(reader, options)
-    local = None
-    if min(len(reader.indices), len(few.dataset)) < 8:
-        not_run["local probes"] = f"{len(reader.indices)} images are too few; 8 or more are needed"
-    else:
-        tokens = local_tokens(reader.analyzed.model, few.images(), ranking=options.tensor)
-        local = local_probes(tokens, seed=options.seed, layer=reader.analyzed.model.num_layers - 1)
-    classes = len(reader.dataset.classes)
+def _pooling_probes(
+    collected: _Collectors, reader: BatchReader, options: AnalysisOptions, not_run: dict[str, str]
+) -> list[ProbeResult]:
+    classes, count = len(reader.dataset.classes), len(reader.indices)
     if not options.probes:
-        not_run["pooling probes"] = "not asked for"
-    elif classes < 2:
-        not_run["pooling probes"] = "the images have no classes; give data with labels"
-    elif len(reader.indices) < 2 * options.folds or len(reader.indices) < 2 * classes:
-        not_run["pooling probes"] = f"{len(reader.indices)} images are too few for {classes} classes"
+        not_run["pooling probes"] = "not requested"
+    elif collected.pools is None:
+        not_run["pooling probes"] = "the images have no classes; use data with labels"
+    elif count < 2 * options.folds or count < 2 * classes:
+        not_run["pooling probes"] = f"{count} images are too few for {classes} classes"
     else:
-        pooled = pool_features(reader.analyzed.model, reader.labeled(), ranking=options.tensor, progress=progress)
-        return (
-            probe_all(pooled, methods=options.probes, folds=options.folds, seed=options.seed),
-            local,
-        )
-    return [], local
+        return probe_all(collected.pools.result(), methods=options.probes, folds=options.folds, seed=options.seed)
+    return []
 
 
 def _ground_truth(
-    reader: Reader,
+    analyzed: AnalyzedModel,
+    dataset: ImageDataset,
     kept: list[int],
     norms: CollectedNorms,
+    maps: ImageSample,
     options: AnalysisOptions,
     not_run: dict[str, str],
 ) -> tuple[list[GroundTruthStatistics], list[MapGroundTruth]]:
-    background, entropy, read = [], [], []
-    few = _subset(reader, options).limit or 0
-    analyzed = reader.analyzed
-    for mask, pixels in masks_and_pixels(analyzed, reader.dataset, kept):
-        background.append(background_share(mask, analyzed.model.patch_size))
-        entropy.append(local_entropy(pixels, analyzed.model.patch_size))
-        if len(read) < few:
-            read.append(analyzed.preprocessing.normalize(pixels))
-    if len(background) < len(kept):
-        not_run["ground truth"] = "the images have no masks; give data that has them, such as shapes"
+    """The sampled images' norms and maps against their masks."""
+    shares, entropies = [], []
+    for mask, pixels in masks_and_pixels(analyzed, dataset, kept):
+        shares.append(background_share(mask, analyzed.model.patch_size))
+        entropies.append(local_entropy(pixels, analyzed.model.patch_size))
+    if len(shares) < len(kept):
+        not_run["ground truth"] = "the images have no masks; use data with masks, such as shapes"
         return [], []
-    plain, bits = torch.cat(background), torch.cat(entropy)
+    background, entropy = torch.cat(shares), torch.cat(entropies)
     statistics = [
-        ground_truth_statistics(norms.maps, background=plain, entropy=bits, rule=rule, layers=norms.layers)
+        ground_truth_statistics(norms.maps, background=background, entropy=entropy, rule=rule, layers=norms.layers)
         for rule in default_rules()
     ]
-    return statistics, _map_ground_truth(analyzed, torch.cat(read), plain[: len(read)], norms, options)
+    count = min(len(kept), _subset_size(analyzed, options))
+    _, (scores,) = maps.result()
+    # A distance is negated, so that large means similar for every metric.
+    similar = (-scores if options.metric == "l2" else scores)[:count]
+    named = {
+        "norm, last layer": norms.maps[-1, :count],
+        "feature map, similar": similar[:, 0],
+        "feature map, dissimilar": -similar[:, 0],
+        **{f"register {place}": each for place, each in enumerate(similar[:, 1:].unbind(1))},
+    }
+    return statistics, [map_ground_truth(name, each, background[:count]) for name, each in named.items()]
 
 
-def _map_ground_truth(
-    analyzed: AnalyzedModel,
-    images: Float[Tensor, "batch channels height width"],
-    background: Float[Tensor, "batch rows cols"],
-    norms: CollectedNorms,
-    options: AnalysisOptions,
-) -> list[MapGroundTruth]:
-    """Norms, the feature map and every register map of the last layer against the objects of the same images."""
-    model, device = analyzed.model, model_device(analyzed.model)
-    # Small is near for a distance: its sign is turned, so that large means alike.
-    sign = -1.0 if options.metric == "l2" else 1.0
-    features, registers = [], []
-    for part in images.split(batch_size_for(analyzed, options)):
-        given = part.to(device)
-        vector = supported_vector(model, given, options.vector)
-        near = feature_maps(model, given, [-1], vector=vector, metric=options.metric, tensor=options.map_tensor)
-        features.append(sign * near[0].cpu())
-        if has_registers(model, given):
-            seen = register_maps(model, given, [-1], metric=options.metric, tensor=options.map_tensor)
-            registers.append(sign * seen[0].cpu())
-    found = [
-        map_ground_truth("norm, last layer", norms.maps[-1, : len(images)], background),
-        map_ground_truth("feature map, alike", torch.cat(features), background),
-        map_ground_truth("feature map, unlike", -torch.cat(features), background),
-    ]
-    if registers:
-        every = torch.cat(registers)
-        found += [map_ground_truth(f"register {place}", every[:, place], background) for place in range(every.shape[1])]
-    return found
-
-
-def _added(reader: Reader, options: AnalysisOptions, not_run: dict[str, str]) -> list[AddedRegistersResult]:
+def _added(reader: BatchReader, options: AnalysisOptions, not_run: dict[str, str]) -> list[AddedRegistersResult]:
     model = reader.analyzed.model
     if not options.test_time_registers:
-        not_run["added registers"] = "not asked for"
+        not_run["added registers"] = "not requested"
         return []
     if not isinstance(model, VisionMamba):
-        not_run["added registers"] = "only a Vision Mamba can be given registers without training"
+        not_run["added registers"] = "registers can be added to a Vision Mamba only"
         return []
     if reader.analyzed.random_weights:
         not_run["added registers"] = "the weights are random"
         return []
-    few = _subset(reader, options)
     classes = reader.analyzed.classes
     comparable = classes is not None and tuple(classes) == tuple(reader.dataset.classes)
-    batches = [(images, labels if comparable else labels * 0 - 1) for images, labels in few.labeled()]
+    subset = replace(reader, limit=_subset_size(reader.analyzed, options))
+    batches = [(images, labels if comparable else labels * 0 - 1) for images, labels in subset.labeled_batches()]
     try:
         neurons = find_register_neurons(model, (images for images, _ in batches), rule=MedianDeviation())
     except InputError as error:

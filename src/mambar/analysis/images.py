@@ -1,4 +1,4 @@
-"""Images to look at: files, the built-in photographs, or a part of a dataset, each with its name."""
+"""Named images to analyze: files, the built-in photographs, or a part of a dataset."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from mambar.errors import InputError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NamedImages:
-    """Named images without classes; an `ImageDataset` whose labels are all -1."""
+    """Named images without labels: an `ImageDataset` whose labels are all -1."""
 
     name: str
     images: Mapping[str, UInt8[Tensor, "channels height width"]]
@@ -32,37 +32,37 @@ class NamedImages:
         return Sample(list(self.images.values())[index], -1)
 
     def fingerprint(self) -> str:
-        """Names and sizes, for the record."""
+        """Names and shapes of the images."""
         return ", ".join(f"{name} {tuple(image.shape)}" for name, image in self.images.items())
 
 
 def builtin_images() -> NamedImages:
-    """The photographs of scikit-image, colour first."""
+    """The photographs of scikit-image."""
     return NamedImages(name="photographs of scikit-image", images=photographs())
 
 
 def images_from_paths(paths: Sequence[str | Path], *, limit: int = 1000) -> NamedImages:
-    """Image files, and the image files of folders (not of their sub-folders), in the order of their names."""
+    """Image files, and the image files of folders without their sub-folders, sorted by name."""
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
                 raise InputError(
-                    f"images={path} holds no image; give a folder with {', '.join(sorted(IMAGE_SUFFIXES))}."
+                    f"images={path} contains no image; use a folder with {', '.join(sorted(IMAGE_SUFFIXES))}."
                 )
             files += inside
         elif path.exists():
             files.append(path)
         else:
-            raise InputError(f"images={path} does not exist; give image files or a folder of them.")
+            raise InputError(f"images={path} does not exist; use image files or a folder of them.")
     if not files:
-        raise InputError("images= names no file; give image files or a folder of them.")
+        raise InputError("images= is empty; use image files or a folder of them.")
     return NamedImages(name="images given", images={file.name: read_image(file) for file in files[:limit]})
 
 
 def sample_gallery(dataset: ImageDataset, count: int, *, seed: int) -> NamedImages:
-    """`count` images of a dataset, drawn by `seed`, named by number and class; the figure's label names the data."""
+    """`count` images of a dataset, sampled by `seed` and named by number and class; the first ones of `NamedImages`."""
     if isinstance(dataset, NamedImages):
         return NamedImages(name=dataset.name, images=dict(list(dataset.images.items())[:count]))
     chosen = permutation(len(dataset), key(seed, "gallery"))[:count]
@@ -74,8 +74,16 @@ def sample_gallery(dataset: ImageDataset, count: int, *, seed: int) -> NamedImag
 
 
 @dataclass(kw_only=True, eq=False)
-class Reader:
-    """Batches of a dataset as the model reads them, any number of times; `indices` are those of the last pass."""
+class BatchReader:
+    """Preprocessed batches of a dataset.
+
+    Attributes:
+        analyzed: The model whose preprocessing is applied.
+        dataset: The images.
+        batch_size, workers: As for `evaluation_batches`.
+        limit: Maximum number of images.
+        indices: Numbers of the images read in the last pass.
+    """
 
     analyzed: AnalyzedModel
     dataset: ImageDataset
@@ -84,8 +92,8 @@ class Reader:
     limit: int | None = None
     indices: list[int] = field(default_factory=list)
 
-    def labeled(self) -> Iterator[tuple[Float[Tensor, "_ channels height width"], Int64[Tensor, "_"]]]:
-        """Images and labels; an unreadable image is left out."""
+    def labeled_batches(self) -> Iterator[tuple[Float[Tensor, "_ channels height width"], Int64[Tensor, "_"]]]:
+        """Images and labels; unreadable images are skipped."""
         self.indices = []
         for batch in evaluation_batches(
             self.dataset, self.analyzed.preprocess, batch_size=self.batch_size, workers=self.workers
@@ -96,22 +104,17 @@ class Reader:
             self.indices += batch.indices.tolist()[:left]
             yield batch.images[:left], batch.labels[:left]
 
-    def images(self) -> Iterator[Float[Tensor, "_ channels height width"]]:
-        """Images alone."""
-        for images, _ in self.labeled():
-            yield images
-
 
 def masks_and_pixels(
     analyzed: AnalyzedModel, dataset: ImageDataset, indices: Iterable[int]
 ) -> Iterator[tuple[UInt8[Tensor, "1 height width"], UInt8[Tensor, "1 channels height width"]]]:
-    """Mask and pixels of each numbered image as the model reads it; stops at the first that has no mask."""
+    """Mask and pixels of each numbered image after resize and crop; stops at the first image without a mask."""
     for _, sample in readable_samples(dataset, indices):
         if sample.mask is None:
             return
         yield analyzed.resize_mask(sample.mask)[None], analyzed.pixels(sample.image)[None]
 
 
-def stack_images(analyzed: AnalyzedModel, pictures: NamedImages) -> Float[Tensor, "images channels height width"]:
-    """All pictures as the model reads them."""
-    return torch.stack([analyzed.preprocess(image) for image in pictures.images.values()])
+def stack_images(analyzed: AnalyzedModel, images: NamedImages) -> Float[Tensor, "images channels height width"]:
+    """All images after preprocessing."""
+    return torch.stack([analyzed.preprocess(image) for image in images.images.values()])

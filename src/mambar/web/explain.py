@@ -6,20 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mambar.analysis.analyze_model import has_registers, supported_vector
 from mambar.analysis.analyzed_model import AnalyzedModel
-from mambar.analysis.measure.collect import CollectedNorms, collect_norms, model_device
-from mambar.analysis.measure.feature_maps import feature_maps
-from mambar.analysis.measure.norms import eval_mode
-from mambar.analysis.measure.register_maps import register_maps
+from mambar.analysis.measure.activations import capture_activations, eval_mode, model_device
+from mambar.analysis.measure.collect import CollectedNorms, NormCollector
+from mambar.analysis.measure.feature_maps import feature_map, supported_vector
+from mambar.analysis.measure.register_maps import register_map
 from mambar.errors import InputError
 from mambar.evaluation.prediction import Guess
-from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.models.vision_mamba import VisionMamba
-from mambar.nn import Tokens
 from mambar.version import __version__
 
 FORMAT_VERSION = 2
@@ -89,30 +87,31 @@ def explain(
     return Explanation(
         name=name,
         image=analyzed_models[0].pixels(image),
-        views=tuple(_view(analyzed, image, top) for analyzed in analyzed_models),
+        views=tuple(_explain_model(analyzed, image, top) for analyzed in analyzed_models),
     )
 
 
-def _view(analyzed: AnalyzedModel, image: Tensor, top: int) -> ModelExplanation:
-    images = analyzed.preprocess(image)[None]
-    begun = time.perf_counter()
+def _explain_model(analyzed: AnalyzedModel, image: Tensor, top: int) -> ModelExplanation:
+    model, images = analyzed.model, analyzed.preprocess(image)[None]
+    start = time.perf_counter()
     guesses = _guesses(analyzed, images, top)
-    named = time.perf_counter()
-    seen = _Remembered(analyzed.model)
-    # The registers' mean where there are registers, as in the reports.
-    vector = supported_vector(seen, images, "registers")
-    near = feature_maps(seen, images, vector=vector, metric=METRIC)[:, 0].cpu()
-    registers = register_maps(seen, images, metric=METRIC)[:, 0].cpu() if has_registers(seen, images) else None
-    norms = collect_norms(seen, [images], keep=1)
+    classified = time.perf_counter()
+    found = capture_activations(model, images, {"residual": None, "normed": None})
+    vector = supported_vector(model, found["normed"][-1], "registers")
+    norms = NormCollector(range(model.num_layers), tensor="residual", keep=1, seed=0)
+    norms.add(found["residual"])
+    maps = [feature_map(model, tokens, vector=vector, metric=METRIC)[0] for tokens in found["normed"]]
+    has_registers = found["normed"][-1].registers.shape[1] > 0
+    registers = [register_map(tokens, metric=METRIC)[0] for tokens in found["normed"]] if has_registers else None
     return ModelExplanation(
         name=analyzed.name,
         random_weights=analyzed.random_weights,
         guesses=guesses,
-        norms=norms,
+        norms=norms.result(),
         vector=vector,
-        feature_maps=near,
-        register_maps=registers,
-        seconds={"classes": named - begun, "maps": time.perf_counter() - named},
+        feature_maps=torch.stack(maps).cpu(),
+        register_maps=None if registers is None else torch.stack(registers).cpu(),
+        seconds={"classes": classified - start, "maps": time.perf_counter() - classified},
     )
 
 
@@ -128,33 +127,6 @@ def _guesses(analyzed: AnalyzedModel, images: Tensor, top: int) -> tuple[Guess, 
         Guess(name=names[index] if names else str(index), index=index, probability=probability)
         for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     )
-
-
-class _Remembered:
-    """A `TokenModel` that computes each kind of tokens of its one image once, on the model's device."""
-
-    def __init__(self, model: TokenModel) -> None:
-        self._model = model
-        self._tokens: dict[TokenTensor, list[Tokens]] = {}
-        self.num_layers, self.patch_size, self.embed_dim = model.num_layers, model.patch_size, model.embed_dim
-
-    def tokens(
-        self,
-        images: Float[Tensor, "batch channels height width"],
-        layers: Sequence[int] | None = None,
-        *,
-        tensor: TokenTensor = "residual",
-    ) -> list[Tokens]:
-        """As `TokenModel.tokens`."""
-        if tensor not in self._tokens:
-            with eval_mode(self._model):
-                self._tokens[tensor] = self._model.tokens(images.to(model_device(self._model)), tensor=tensor)
-        found = self._tokens[tensor]
-        return found if layers is None else [found[layer] for layer in layers]
-
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """As `TokenModel.forward`."""
-        return self._model.forward(images)
 
 
 def _model_dict(view: ModelExplanation, layer: int) -> dict[str, Any]:

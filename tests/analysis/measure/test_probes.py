@@ -22,8 +22,8 @@ from mambar.nn import Tokens
 def separable(count=90, dim=5, classes=3, spread=0.1):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % classes
-    centres = torch.randn(classes, dim, generator=generator)
-    return centres[labels] + spread * torch.randn(count, dim, generator=generator), labels
+    centers = torch.randn(classes, dim, generator=generator)
+    return centers[labels] + spread * torch.randn(count, dim, generator=generator), labels
 
 
 def test_pools_by_hand():
@@ -33,7 +33,7 @@ def test_pools_by_hand():
     assert highest_norm(0.2)(tokens, norms).tolist() == [[5.5]]
     assert highest_norm(0.01)(tokens, norms).tolist() == [[5.0]]
     assert lowest_norm(0.8)(tokens, norms).tolist() == [[(45 - 11) / 8]]
-    expected = {"all image tokens": [[4.5]], "registers, mean": [[2.0]], "registers, joined": [[1.0, 3.0]]}
+    expected = {"all image tokens": [[4.5]], "registers, mean": [[2.0]], "registers, concatenated": [[1.0, 3.0]]}
     for name, vector in expected.items():
         assert POOLS[name](tokens, norms).tolist() == vector
 

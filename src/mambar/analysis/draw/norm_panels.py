@@ -10,8 +10,8 @@ from torch import Tensor
 from mambar.analysis.draw import html
 from mambar.analysis.draw.color_maps import Resampling, colorbar_png, map_png, photograph, to_uint8
 from mambar.analysis.figure_label import FigureLabel, layer_name
-from mambar.analysis.measure.collect import model_device
-from mambar.analysis.measure.norms import layer_indices, token_norms
+from mambar.analysis.measure.activations import layer_indices, model_device
+from mambar.analysis.measure.norms import token_norms
 from mambar.models.protocol import TokenModel, TokenTensor
 
 

@@ -1,19 +1,20 @@
-"""Norms of many images in bounded memory: distributions of all, maps of a fixed random sample."""
+"""Norms of many images in bounded memory: distributions over all images, maps of a random sample."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from mambar.analysis.measure.activations import capture_activations, layer_indices
 from mambar.analysis.measure.distributions import DistributionCounter, NormDistribution
-from mambar.analysis.measure.norms import eval_mode, l2_norms, layer_indices
+from mambar.analysis.measure.norms import l2_norms, norm_map
 from mambar.data import key
-from mambar.data.loading.to_device import to_device
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
+from mambar.nn import Tokens
 
 logger = logging.getLogger("mambar.analysis.measure.collect")
 
@@ -22,10 +23,18 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CollectedNorms:
-    """What `collect_norms` found.
+    """Token norms of a set of images.
 
-    layers: counted from 0. patches, registers: one distribution a layer, over all `num_images`.
-    maps, register_norms: the norms of the images numbered `kept`, ascending; mean_map: the mean over all images.
+    Attributes:
+        layers: Layer numbers, from 0.
+        tensor: The tensor whose norms were taken.
+        num_images: Number of images.
+        patches: Distribution of image-token norms of each layer, over all images.
+        registers: Distribution of register norms of each layer, over all images.
+        kept: Numbers of the sampled images, ascending.
+        maps: Norm maps of the sampled images.
+        register_norms: Register norms of the sampled images.
+        mean_map: Mean norm map over all images.
     """
 
     layers: tuple[int, ...]
@@ -39,22 +48,6 @@ class CollectedNorms:
     mean_map: Float[Tensor, "layers rows cols"]
 
 
-def model_device(model: TokenModel) -> torch.device:
-    """Where the model computes: the device of its first parameter, the CPU where it has none."""
-    module: object = model
-    if isinstance(module, nn.Module):
-        for parameter in module.parameters():
-            return parameter.device
-    return torch.device("cpu")
-
-
-def split_batches(
-    images: Float[Tensor, "images channels height width"], batch_size: int = 32
-) -> Iterator[Float[Tensor, "_ channels height width"]]:
-    """The images, `batch_size` at a time."""
-    yield from images.split(batch_size)
-
-
 def collect_norms(
     model: TokenModel,
     batches: Iterable[Float[Tensor, "_ channels height width"]],
@@ -65,84 +58,90 @@ def collect_norms(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> CollectedNorms:
-    """The norms of all images of the batches, which must have one size.
+    """The norms of all images of the batches, which must have one size; see `NormCollector`."""
+    collector = NormCollector(layer_indices(model, layers), tensor=tensor, keep=keep, seed=seed)
+    for images in batches:
+        collector.add(capture_activations(model, images, {tensor: layers})[tensor])
+        if progress is not None:
+            progress(collector.num_images)
+    return collector.result()
 
-    Distributions count every token of every image; the maps of at most `keep` images are held, drawn by `seed`
-    and the image's number alone, so another batch size keeps the same ones. Memory does not grow with the number
-    of images beyond that. `progress` is called with the number of images done.
+
+class NormCollector:
+    """Adds up the norms of batch after batch.
+
+    Distributions count every token of every image. The maps of at most `keep` images are held; `seed` and the image's
+    number alone select them, so that any batch size keeps the same images. Memory is bounded by `keep`.
     """
-    indices = layer_indices(model, layers)
-    device = model_device(model)
-    patch_counter, register_counter = DistributionCounter(len(indices)), DistributionCounter(len(indices))
-    sample = _Sample(keep, seed)
-    total, done = None, 0
-    with eval_mode(model):
-        for images in batches:
-            found = model.tokens(to_device(images, device), indices, tensor=tensor)
-            rows, cols = found[0].grid
-            maps = torch.stack([l2_norms(tokens.patches) for tokens in found]).unflatten(-1, (rows, cols))
-            registers = torch.stack([l2_norms(tokens.registers) for tokens in found])
-            if total is not None and total.shape[1:] != maps.shape[2:]:
-                raise InputError(
-                    f"One batch has a grid of {rows} × {cols} patches, another {total.shape[1]} × {total.shape[2]}; "
-                    "bring all images to one size first."
-                )
-            patch_counter.add(maps)
-            register_counter.add(registers)
-            summed = maps.double().sum(1)
-            total = summed if total is None else total + summed
-            sample.add(maps, registers)
-            done += maps.shape[1]
-            if progress is not None:
-                progress(done)
-    if total is None:
-        raise InputError("There are no images to look at; the batches are empty.")
-    kept, maps, registers = sample.result()
-    return CollectedNorms(
-        layers=tuple(indices),
-        tensor=tensor,
-        num_images=done,
-        patches=patch_counter.result(),
-        registers=register_counter.result(),
-        kept=kept,
-        maps=maps,
-        register_norms=registers,
-        mean_map=(total / done).cpu(),
-    )
+
+    def __init__(self, layers: Sequence[int], *, tensor: TokenTensor, keep: int, seed: int) -> None:
+        self.layers, self.tensor, self.num_images = tuple(layers), tensor, 0
+        self._patches, self._registers = DistributionCounter(len(layers)), DistributionCounter(len(layers))
+        self._sample = ImageSample(keep, seed)
+        self._total: Tensor | None = None
+
+    def add(self, tokens: Sequence[Tokens]) -> None:
+        """Adds one batch: the tokens of each layer."""
+        maps = torch.stack([norm_map(each) for each in tokens], 1)  # (B, layers, rows, cols)
+        registers = torch.stack([l2_norms(each.registers) for each in tokens], 1)
+        if self._total is not None and self._total.shape[1:] != maps.shape[2:]:
+            (rows, cols), (first_rows, first_cols) = tokens[0].grid, self._total.shape[1:]
+            raise InputError(
+                f"One batch has a grid of {rows} × {cols} patches, another {first_rows} × {first_cols}; "
+                "resize all images to one size first."
+            )
+        self._patches.add(maps.transpose(0, 1))
+        self._registers.add(registers.transpose(0, 1))
+        total = maps.double().sum(0)
+        self._total = total if self._total is None else self._total + total
+        self._sample.add(maps, registers)
+        self.num_images += len(maps)
+
+    def result(self) -> CollectedNorms:
+        """The norms of all batches so far; raises `InputError` if there was none."""
+        if self._total is None:
+            raise InputError("There are no images to measure; the batches are empty.")
+        kept, (maps, registers) = self._sample.result()
+        return CollectedNorms(
+            layers=self.layers,
+            tensor=self.tensor,
+            num_images=self.num_images,
+            patches=self._patches.result(),
+            registers=self._registers.result(),
+            kept=kept,
+            maps=maps.transpose(0, 1).contiguous(),
+            register_norms=registers.transpose(0, 1).contiguous(),
+            mean_map=(self._total / self.num_images).cpu(),
+        )
 
 
-class _Sample:
-    """Holds the images with the smallest keys: a uniform sample that depends on seed and number only."""
+class ImageSample:
+    """Arrays of at most `size` images: a uniform sample that depends only on `seed` and the images' numbers."""
 
     def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.seen = size, seed, 0
-        self.held: list[tuple[int, int, Tensor, Tensor]] = []
+        self.size, self.seed, self.num_seen = size, seed, 0
+        # (key, number of the image, its arrays); the images with the smallest keys are held.
+        self._held: list[tuple[int, int, list[Tensor]]] = []
+        self._empty: list[Tensor] = []
 
-    def add(
-        self,
-        maps: Float[Tensor, "layers batch rows cols"],
-        registers: Float[Tensor, "layers batch registers"],
-    ) -> None:
-        limit = self.held[self.size - 1][0] if len(self.held) >= self.size > 0 else None
-        keys = [key(self.seed, "keep", self.seen + index) for index in range(maps.shape[1])]
+    def add(self, *arrays: Float[Tensor, "batch ..."]) -> None:
+        """Adds one batch of every array."""
+        limit = self._held[self.size - 1][0] if len(self._held) >= self.size > 0 else None
+        keys = [key(self.seed, "keep", self.num_seen + index) for index in range(len(arrays[0]))]
         chosen = [index for index, value in enumerate(keys) if limit is None or value < limit]
         if chosen and self.size:
-            at = torch.tensor(chosen, device=maps.device)
-            some, others = maps[:, at].cpu(), registers[:, at].cpu()
+            selected = [array[torch.tensor(chosen, device=array.device)].cpu() for array in arrays]
             for place, index in enumerate(chosen):
-                self.held.append((keys[index], self.seen + index, some[:, place].clone(), others[:, place].clone()))
-            self.held = sorted(self.held, key=lambda entry: entry[0])[: self.size]
-        self.seen += maps.shape[1]
-        self.empty = maps[:, :0], registers[:, :0]
+                copies = [array[place].clone() for array in selected]
+                self._held.append((keys[index], self.num_seen + index, copies))
+            self._held = sorted(self._held, key=lambda entry: entry[0])[: self.size]
+        self.num_seen += len(arrays[0])
+        self._empty = [array[:0].cpu() for array in arrays]
 
-    def result(self) -> tuple[tuple[int, ...], Tensor, Tensor]:
-        if not self.held:
-            maps, registers = self.empty
-            return (), maps.cpu(), registers.cpu()
-        ordered = sorted(self.held, key=lambda entry: entry[1])
-        maps = torch.stack([entry[2] for entry in ordered], dim=1)
-        return (
-            tuple(entry[1] for entry in ordered),
-            maps,
-            torch.stack([entry[3] for entry in ordered], dim=1),
-        )
+    def result(self) -> tuple[tuple[int, ...], list[Tensor]]:
+        """The numbers of the held images, ascending, and their arrays."""
+        if not self._held:
+            return (), self._empty
+        ordered = sorted(self._held, key=lambda entry: entry[1])
+        arrays = zip(*(entry[2] for entry in ordered), strict=True)
+        return tuple(entry[1] for entry in ordered), [torch.stack(images) for images in arrays]

@@ -1,4 +1,4 @@
-"""How near every image token is to a global vector: the paper's feature maps, with each choice named."""
+"""Feature maps as in the paper: similarity of every image token to a global vector of the image."""
 
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mambar.analysis.measure.norms import eval_mode, layer_indices
+from mambar.analysis.measure.activations import eval_mode, layer_indices
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.models.vision_mamba import VisionMamba
@@ -16,30 +16,30 @@ from mambar.nn import RegisterHead, Tokens
 Metric = Literal["l2", "cosine", "dot"]
 
 
-def _l2(locals_: Tensor, vector: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(locals_ - vector[:, None], dim=-1)
+def _l2(local_tokens: Tensor, vector: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(local_tokens - vector[:, None], dim=-1)
 
 
-def _cosine(locals_: Tensor, vector: Tensor) -> Tensor:
-    return nn.functional.cosine_similarity(locals_, vector[:, None], dim=-1)
+def _cosine(local_tokens: Tensor, vector: Tensor) -> Tensor:
+    return nn.functional.cosine_similarity(local_tokens, vector[:, None], dim=-1)
 
 
-def _dot(locals_: Tensor, vector: Tensor) -> Tensor:
-    return (locals_ * vector[:, None]).sum(-1)
+def _dot(local_tokens: Tensor, vector: Tensor) -> Tensor:
+    return (local_tokens * vector[:, None]).sum(-1)
 
 
 _METRICS: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {"l2": _l2, "cosine": _cosine, "dot": _dot}
 METRIC_NAMES: Final = {
-    "l2": "L2 distance (small: alike)",
-    "cosine": "cosine similarity (large: alike)",
-    "dot": "dot product (large: alike)",
+    "l2": "L2 distance (small: similar)",
+    "cosine": "cosine similarity (large: similar)",
+    "dot": "dot product (large: similar)",
 }
 # What the tokens are compared with; "register:3" is the register numbered 3 from 0.
 GLOBAL_VECTORS: Final = {
     "registers": "mean of the registers",
     "first": "first register (class token)",
     "patches": "mean of the image tokens",
-    "head": "mean of the registers, all tokens through the register head's reduce layer",
+    "head": "mean of the registers, all tokens after the register head's reduce layer",
     "register:k": "register k",
 }
 
@@ -47,9 +47,9 @@ GLOBAL_VECTORS: Final = {
 def compare(
     local_tokens: Float[Tensor, "batch patches dim"], vector: Float[Tensor, "batch dim"], metric: Metric = "l2"
 ) -> Float[Tensor, "batch patches"]:
-    """The metric between each local token and its image's vector, in at least float32.
+    """The metric between each image token and its image's vector, in at least float32.
 
-    l2 is a distance (small: alike); cosine and dot are similarities (large: alike).
+    l2 is a distance (small: similar); cosine and dot are similarities (large: similar).
     """
     if metric not in _METRICS:
         raise InputError(f"metric={metric!r} is not known; choose one of {', '.join(_METRICS)}.")
@@ -58,7 +58,7 @@ def compare(
 
 
 def global_vector(tokens: Tokens, name: str) -> Float[Tensor, "batch dim"]:
-    """The named vector of each image: registers (their mean), first, patches (their mean) or register:k."""
+    """The global vector of each image: registers (their mean), first, patches (their mean) or register:k."""
     if name == "patches":
         return tokens.patches.mean(1)
     count = tokens.registers.shape[1]
@@ -84,23 +84,34 @@ def feature_maps(
     metric: Metric = "l2",
     tensor: TokenTensor = "normed",
 ) -> Float[Tensor, "layers batch rows cols"]:
-    """How near each image token is to the image's global `vector` (see `GLOBAL_VECTORS`), layer by layer.
+    """The metric between each image token and the image's global `vector` (see `GLOBAL_VECTORS`), layer by layer.
 
-    The paper shows such maps of "global" against "local" outputs without saying layer, normalisation or sign (arXiv
-    2405.14858): here the tokens go through the final norm unless `tensor` is "residual" (before it) or "mixer".
+    The paper shows maps of "global" against "local" outputs without stating layer, normalization or sign (arXiv
+    2405.14858). Here the tokens pass through the final norm unless `tensor` is "residual" (before it) or "mixer".
     """
     with eval_mode(model):
-        maps = []
-        for tokens in model.tokens(images, layer_indices(model, layers), tensor=tensor):
-            seen = reduced_tokens(model, tokens) if vector == "head" else tokens
-            name = "registers" if vector == "head" else vector
-            near = compare(seen.patches, global_vector(seen, name), metric)
-            maps.append(near.unflatten(1, tokens.grid))
-    return torch.stack(maps)
+        found = model.tokens(images, layer_indices(model, layers), tensor=tensor)
+        return torch.stack([feature_map(model, tokens, vector=vector, metric=metric) for tokens in found])
+
+
+def feature_map(model: TokenModel, tokens: Tokens, *, vector: str, metric: Metric) -> Float[Tensor, "batch rows cols"]:
+    """The feature map of tokens of `model`; see `feature_maps`."""
+    if vector == "head":
+        with eval_mode(model):
+            tokens, vector = reduced_tokens(model, tokens), "registers"
+    return compare(tokens.patches, global_vector(tokens, vector), metric).unflatten(1, tokens.grid)
+
+
+def supported_vector(model: TokenModel, tokens: Tokens, requested: str) -> str:
+    """`requested`, or a global vector that the model has: patches without registers, first without a register head."""
+    if not tokens.registers.shape[1]:
+        return "patches"
+    read_out = model.head.read_out if isinstance(model, VisionMamba) else None
+    return "first" if requested == "head" and not isinstance(read_out, RegisterHead) else requested
 
 
 def reduced_tokens(model: TokenModel, tokens: Tokens) -> Tokens:
-    """All tokens through the shared linear layer of a Mamba-R's register head (for r = 1 as they are)."""
+    """All tokens after the shared linear layer of a Mamba-R's register head (unchanged for r = 1)."""
     read_out = model.head.read_out if isinstance(model, VisionMamba) else None
     if not isinstance(read_out, RegisterHead):
         raise InputError("global_vector='head' needs a model with a register head; choose 'registers' or 'first'.")

@@ -1,6 +1,6 @@
-"""What tokens still know of their own patch: where it lies and what its pixels are, for normal and outlier tokens.
+"""Local probes: position and pixels of a patch predicted from its token, for normal and outlier tokens.
 
-The probes of "Vision Transformers Need Registers" (Darcet et al., 2024): outlier tokens lose this local information.
+The probes of "Vision Transformers Need Registers" (Darcet et al., 2024), where outlier tokens lose local information.
 """
 
 import math
@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from mambar.analysis.measure.collect import Progress, model_device
-from mambar.analysis.measure.norms import eval_mode, l2_norms, layer_indices
+from mambar.analysis.measure.activations import capture_activations
+from mambar.analysis.measure.collect import Progress
+from mambar.analysis.measure.norms import l2_norms
 from mambar.analysis.measure.outliers import MedianDeviation, OutlierRule
 from mambar.analysis.measure.probes import wilson_interval
 from mambar.analysis.measure.ridge import Ridge, fit_ridge
@@ -21,9 +22,9 @@ from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.nn import Tokens
 
-# Tokens are many, so little penalty is needed; each strength costs a product of all tokens with all places.
+# Many tokens need little penalty, and every strength costs a product of all tokens with all positions.
 _STRENGTHS = (1e-6, 1e-4, 1e-2)
-# Images whose pixels are drawn together.
+# Images whose pixels are predicted at once, which bounds memory.
 _IMAGES = 16
 
 
@@ -31,9 +32,14 @@ _IMAGES = 16
 class LocalProbe:
     """One group of held-out tokens.
 
-    position_accuracy: share (0-1) of tokens whose place in the grid is guessed exactly, with its 95 % interval;
-    position_distance: mean distance of the guess, in patches. pixel_error: root mean squared error of the patch's
-    pixels, in the units of the images; explained: 1 - squared error / squared error of the mean patch.
+    Attributes:
+        group: `normal`, `outlier` or `all`.
+        num_tokens: Number of tokens.
+        position_accuracy: Share (0-1) of tokens whose grid position is predicted exactly.
+        position_low, position_high: 95 % interval of `position_accuracy`.
+        position_distance: Mean distance of the predicted position, in patches.
+        pixel_error: Root mean squared error of the patch's pixels, in the units of the images.
+        explained: 1 - squared error / squared error of the mean patch.
     """
 
     group: str
@@ -48,7 +54,7 @@ class LocalProbe:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalProbes:
-    """The probes of one layer: normal tokens, outliers, all; chance is the accuracy of a blind guess of the place."""
+    """The probes of one layer for each group; `chance` is the position accuracy of a random prediction."""
 
     rule: str
     layer: int
@@ -64,7 +70,7 @@ class LocalProbes:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LocalTokens:
-    """Tokens with what they should know: the place of their patch and its pixels."""
+    """Tokens with the pixels of their patches and the norms that rank them."""
 
     tokens: Float[Tensor, "images patches dim"]
     pixels: Float[Tensor, "images patches values"]
@@ -75,7 +81,7 @@ class LocalTokens:
 def patch_pixels(
     images: Float[Tensor, "batch channels height width"], patch_size: int
 ) -> Float[Tensor, "batch patches values"]:
-    """The pixels of each patch in row order; what does not fill a patch is left out."""
+    """The pixels of each patch in row order; incomplete patches at the border are omitted."""
     rows, cols = images.shape[2] // patch_size, images.shape[3] // patch_size
     whole = images[:, :, : rows * patch_size, : cols * patch_size]
     return torch.nn.functional.unfold(whole, patch_size, stride=patch_size).transpose(1, 2)
@@ -90,24 +96,44 @@ def local_tokens(
     ranking: TokenTensor = "residual",
     progress: Progress | None = None,
 ) -> LocalTokens:
-    """All image tokens of the batches with their patches; memory grows with the images, so give a few hundred."""
-    indices = layer_indices(model, [layer])
-    device = model_device(model)
-    tokens, pixels, norms = [], [], []
-    found: Tokens | None = None
-    with eval_mode(model):
-        for images in batches:
-            moved = images.to(device)
-            found = model.tokens(moved, indices, tensor=tensor)[0]
-            ranked = found if tensor == ranking else model.tokens(moved, indices, tensor=ranking)[0]
-            tokens.append(found.patches.float().cpu())
-            norms.append(l2_norms(ranked.patches).cpu())
-            pixels.append(patch_pixels(images.cpu().float(), model.patch_size))
-            if progress is not None:
-                progress(sum(len(part) for part in tokens))
-    if found is None:
-        raise InputError("There are no images to probe; the batches are empty.")
-    return LocalTokens(tokens=torch.cat(tokens), pixels=torch.cat(pixels), norms=torch.cat(norms), grid=found.grid)
+    """All image tokens of the batches with their patches; memory grows with the images, so pass a few hundred."""
+    collector = LocalTokenCollector(model.patch_size)
+    for images in batches:
+        found = capture_activations(model, images, {tensor: [layer], ranking: [layer]})
+        collector.add(images, found[tensor][0], found[ranking][0])
+        if progress is not None:
+            progress(collector.num_images)
+    return collector.result()
+
+
+class LocalTokenCollector:
+    """Gathers the tokens and patches of batch after batch, at most of `limit` images; see `local_tokens`."""
+
+    def __init__(self, patch_size: int, *, limit: int | None = None) -> None:
+        self.patch_size, self.limit, self.num_images = patch_size, limit, 0
+        self._parts: list[LocalTokens] = []
+
+    def add(self, images: Float[Tensor, "batch channels height width"], tokens: Tokens, ranked: Tokens) -> None:
+        """Adds one batch; `ranked` holds the tokens whose norms find the outliers."""
+        left = len(images) if self.limit is None else self.limit - self.num_images
+        if left <= 0:
+            return
+        part = LocalTokens(
+            tokens=tokens.patches[:left].float().cpu(),
+            pixels=patch_pixels(images[:left].cpu().float(), self.patch_size),
+            norms=l2_norms(ranked.patches[:left]).cpu(),
+            grid=tokens.grid,
+        )
+        self._parts.append(part)
+        self.num_images += len(part.tokens)
+
+    def result(self) -> LocalTokens:
+        """The tokens of all batches so far; raises `InputError` if there was none."""
+        if not self._parts:
+            raise InputError("There are no images to probe; the batches are empty.")
+        tokens, pixels, norms = zip(*((part.tokens, part.pixels, part.norms) for part in self._parts), strict=True)
+        grid = self._parts[0].grid
+        return LocalTokens(tokens=torch.cat(tokens), pixels=torch.cat(pixels), norms=torch.cat(norms), grid=grid)
 
 
 def local_probes(
@@ -118,26 +144,28 @@ def local_probes(
     layer: int = -1,
     tensor: TokenTensor = "normed",
 ) -> LocalProbes:
-    """Linear probes of place and pixels, fitted on the tokens of half of the images and tried on the other half.
+    """Linear probes of position and pixels, fitted on the tokens of half of the images and tested on the other half.
 
-    One ridge regression for all tokens; the groups differ only in which held-out tokens are counted. `layer` and
-    `tensor` are only written into the result.
+    One ridge regression is fitted on all tokens; the groups differ only in the held-out tokens that are counted.
+    `layer` and `tensor` are recorded in the result.
     """
     rule = rule or MedianDeviation()
     count, num_patches = local.tokens.shape[:2]
     if count < 2:
-        raise InputError(f"Local probes need 2 images or more, {count} came: one half to fit, one to try.")
+        raise InputError(
+            f"Local probes got {count} image; they need at least 2 images, one half to fit and one half to test."
+        )
     order = torch.from_numpy(permutation(count, key(seed, "local-probe")))
     fit, held = order[: count // 2], order[count // 2 :]
     outliers = local.norms > rule.threshold(local.norms.flatten())
 
-    places = torch.eye(num_patches, dtype=torch.float64)
-    position = fit_ridge(local.tokens[fit].flatten(0, 1), places.repeat(len(fit), 1), strengths=_STRENGTHS)
-    guessed = position.predict(local.tokens[held].flatten(0, 1)).argmax(1).reshape(len(held), num_patches)
+    positions = torch.eye(num_patches, dtype=torch.float64)
+    position = fit_ridge(local.tokens[fit].flatten(0, 1), positions.repeat(len(fit), 1), strengths=_STRENGTHS)
+    predicted = position.predict(local.tokens[held].flatten(0, 1)).argmax(1).reshape(len(held), num_patches)
     pixel = fit_ridge(local.tokens[fit].flatten(0, 1), local.pixels[fit].flatten(0, 1), strengths=_STRENGTHS)
 
-    right = guessed == torch.arange(num_patches)
-    away = _grid_distance(guessed, local.grid)
+    correct = predicted == torch.arange(num_patches)
+    distance = _grid_distance(predicted, local.grid)
     by_part = [_pixel_errors(pixel, local, part) for part in held.split(_IMAGES)]
     errors, spread = (torch.cat(parts) for parts in zip(*by_part, strict=True))
     groups = {"normal": ~outliers[held], "outlier": outliers[held], "all": torch.ones_like(outliers[held])}
@@ -147,45 +175,45 @@ def local_probes(
         tensor=tensor,
         chance=1 / num_patches,
         num_images=count,
-        groups=tuple(_group(name, mask, right, away, errors, spread) for name, mask in groups.items()),
+        groups=tuple(_group(name, mask, correct, distance, errors, spread) for name, mask in groups.items()),
     )
 
 
 def _pixel_errors(
     pixel: Ridge, local: LocalTokens, images: Int64[Tensor, "images"]
 ) -> tuple[Float[Tensor, "images patches"], Float[Tensor, "images patches"]]:
-    """Mean squared errors of the drawn patches, and of the mean patch in their place."""
-    wanted = local.pixels[images].double()
-    drawn = pixel.predict(local.tokens[images].flatten(0, 1)).reshape(wanted.shape)
-    return (drawn - wanted).square().mean(-1), (wanted - pixel.offset).square().mean(-1)
+    """Mean squared errors of the predicted patches, and of the mean patch."""
+    target = local.pixels[images].double()
+    predicted = pixel.predict(local.tokens[images].flatten(0, 1)).reshape(target.shape)
+    return (predicted - target).square().mean(-1), (target - pixel.offset).square().mean(-1)
 
 
-def _grid_distance(guessed: Tensor, grid: tuple[int, int]) -> Float[Tensor, "images patches"]:
+def _grid_distance(predicted: Tensor, grid: tuple[int, int]) -> Float[Tensor, "images patches"]:
     cols = grid[1]
     own = torch.arange(grid[0] * cols)
-    down, right = guessed // cols - own // cols, guessed % cols - own % cols
+    down, right = predicted // cols - own // cols, predicted % cols - own % cols
     return (down.double().square() + right.double().square()).sqrt()
 
 
 def _group(
     name: str,
     mask: Bool[Tensor, "images patches"],
-    right: Bool[Tensor, "images patches"],
-    away: Float[Tensor, "images patches"],
+    correct: Bool[Tensor, "images patches"],
+    distance: Float[Tensor, "images patches"],
     errors: Float[Tensor, "images patches"],
     spread: Float[Tensor, "images patches"],
 ) -> LocalProbe:
     count = int(mask.sum())
-    hits = int(right[mask].sum())
-    low, high = wilson_interval(hits, count)
-    whole = float(spread[mask].sum())
+    num_correct = int(correct[mask].sum())
+    low, high = wilson_interval(num_correct, count)
+    total = float(spread[mask].sum())
     return LocalProbe(
         group=name,
         num_tokens=count,
-        position_accuracy=hits / count if count else math.nan,
+        position_accuracy=num_correct / count if count else math.nan,
         position_low=low,
         position_high=high,
-        position_distance=float(away[mask].mean()) if count else math.nan,
+        position_distance=float(distance[mask].mean()) if count else math.nan,
         pixel_error=math.sqrt(float(errors[mask].mean())) if count else math.nan,
-        explained=1 - float(errors[mask].sum()) / whole if whole > 0 else math.nan,
+        explained=1 - float(errors[mask].sum()) / total if total > 0 else math.nan,
     )

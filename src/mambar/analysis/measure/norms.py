@@ -1,40 +1,14 @@
-"""How long the tokens are: the L2 norm of every image token and register, layer by layer."""
+"""L2 norms of image tokens and registers, layer by layer."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from mambar.errors import InputError
+from mambar.analysis.measure.activations import eval_mode, layer_indices
 from mambar.models.protocol import TokenModel, TokenTensor
-
-
-@contextmanager
-def eval_mode(model: TokenModel) -> Iterator[None]:
-    """The model in evaluation mode and without gradients; afterwards its mode is as it was."""
-    module: object = model
-    training = isinstance(module, nn.Module) and module.training
-    if isinstance(module, nn.Module):
-        module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if isinstance(module, nn.Module):
-            module.train(training)
-
-
-def layer_indices(model: TokenModel, layers: Sequence[int] | None) -> list[int]:
-    """The layers from 0; None: all; a negative number counts from the end. Raises `InputError` beyond."""
-    count = model.num_layers
-    if layers is None:
-        return list(range(count))
-    for layer in layers:
-        if not -count <= layer < count:
-            raise InputError(f"layer {layer} does not exist; the model has layers 0 to {count - 1}.")
-    return [layer % count for layer in layers]
+from mambar.nn import Tokens
 
 
 def token_norms(
@@ -44,19 +18,16 @@ def token_norms(
     *,
     tensor: TokenTensor = "residual",
 ) -> Float[Tensor, "layers batch rows cols"]:
-    """The L2 norm of each image token after the given layers, as maps; registers are left out.
+    """The L2 norm of each image token after the given layers, as maps without the registers; at least float32.
 
-    `residual` is the stream after a block, `mixer` what the block's mixer added to it, `normed` the stream
-    through the final norm. The paper's figures do not say which of them they measure (arXiv 2405.14858); a
-    normalised token of width D has norm sqrt(D) times the gain, so theirs are one of the first two.
-    At least float32.
+    `residual` is the residual stream after a block, `mixer` the output that the block adds to it, `normed` the residual
+    stream after the final norm. The paper does not state which tensor its figures show (arXiv 2405.14858). Tokens after
+    the final norm have nearly equal norms, sqrt(D) times the gain, so its figures show one of the first two.
     """
     with eval_mode(model):
-        maps = []
-        for tokens in model.tokens(images, layer_indices(model, layers), tensor=tensor):
-            rows, cols = tokens.grid
-            maps.append(l2_norms(tokens.patches).reshape(-1, rows, cols))
-    return torch.stack(maps)
+        return torch.stack(
+            [norm_map(tokens) for tokens in model.tokens(images, layer_indices(model, layers), tensor=tensor)]
+        )
 
 
 def register_norms(
@@ -70,6 +41,11 @@ def register_norms(
     with eval_mode(model):
         found = model.tokens(images, layer_indices(model, layers), tensor=tensor)
         return torch.stack([l2_norms(tokens.registers) for tokens in found])
+
+
+def norm_map(tokens: Tokens) -> Float[Tensor, "batch rows cols"]:
+    """The L2 norm of each image token, as a map."""
+    return l2_norms(tokens.patches).unflatten(1, tokens.grid)
 
 
 def l2_norms(vectors: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape"]:

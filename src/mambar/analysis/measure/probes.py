@@ -1,7 +1,7 @@
-"""Pooling probes: how much of the class a linear map can read from the mean of chosen tokens.
+"""Pooling probes: accuracy of linear classifiers on the mean of selected tokens.
 
-The paper pools the 5, 10 or 20 % highest-norm tokens of Vim-B, or the 80 % lowest, and reports top-1 accuracy; how it
-classified the pooled vector is not said (arXiv 2405.14858). Here: linear probes on frozen features, cross-validated.
+The paper pools the 5, 10 or 20 % highest-norm tokens of Vim-B, or the 80 % lowest, and reports top-1 accuracy. It
+does not state the classifier (arXiv 2405.14858). Here: linear probes on frozen features, cross-validated.
 """
 
 import math
@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from mambar.analysis.measure.collect import Progress, model_device
-from mambar.analysis.measure.norms import eval_mode, l2_norms, layer_indices
+from mambar.analysis.measure.activations import capture_activations
+from mambar.analysis.measure.collect import Progress
+from mambar.analysis.measure.norms import l2_norms
 from mambar.analysis.measure.ridge import fit_ridge
 from mambar.data.keys import key, permutation
-from mambar.data.loading.to_device import to_device
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.nn import Tokens
@@ -27,12 +27,12 @@ Pool = Callable[[Tokens, Tensor], Tensor]
 
 
 def highest_norm(share: float) -> Pool:
-    """Pools the mean of the `share` (0-1) highest-norm image tokens of each image, rounded, at least one."""
+    """A pool: the mean of the `share` (0-1) image tokens of highest norm; rounded, at least one token."""
     return lambda tokens, norms: _mean_of(tokens, norms, share, largest=True)
 
 
 def lowest_norm(share: float) -> Pool:
-    """Pools the mean of the `share` (0-1) lowest-norm image tokens of each image, rounded, at least one."""
+    """A pool: the mean of the `share` (0-1) image tokens of lowest norm; rounded, at least one token."""
     return lambda tokens, norms: _mean_of(tokens, norms, share, largest=False)
 
 
@@ -42,7 +42,7 @@ def _mean_of(tokens: Tokens, norms: Tensor, share: float, *, largest: bool) -> T
     return tokens.patches.gather(1, chosen[..., None].expand(-1, -1, tokens.patches.shape[2])).mean(1)
 
 
-# Tokens and their norms (batch, patches) in, one vector an image out.
+# A pool maps tokens and their norms (batch, patches) to one vector per image.
 POOLS: Final[dict[str, Pool]] = {
     "all image tokens": lambda tokens, norms: tokens.patches.mean(1),
     "highest-norm 5 %": highest_norm(0.05),
@@ -51,14 +51,14 @@ POOLS: Final[dict[str, Pool]] = {
     "lowest-norm 80 %": lowest_norm(0.80),
     "lowest-norm 5 %": lowest_norm(0.05),
     "registers, mean": lambda tokens, norms: tokens.registers.mean(1),
-    "registers, joined": lambda tokens, norms: tokens.registers.flatten(1),
+    "registers, concatenated": lambda tokens, norms: tokens.registers.flatten(1),
     "first register": lambda tokens, norms: tokens.registers[:, 0],
 }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PooledFeatures:
-    """One vector an image for each way of pooling, and the labels."""
+    """One vector per image for each pool, and the labels."""
 
     features: dict[str, Float[Tensor, "images _"]]
     labels: Int64[Tensor, "images"]
@@ -74,37 +74,46 @@ def pool_features(
     pools: dict[str, Pool] | None = None,
     progress: Progress | None = None,
 ) -> PooledFeatures:
-    """Frozen features of labeled images, pooled in every way of `pools` (default: `POOLS`).
+    """Features of labeled images, pooled by every pool of `pools` (default: the `POOLS` that the model supports).
 
-    Tokens are ranked by their norm in the `ranking` tensor and their `features` averaged. A pool that needs
-    registers is left out where the model has none; with one register "mean" and "joined" are left out, as they equal
-    the first.
+    Tokens are ranked by their norm in the `ranking` tensor and their `features` are averaged. Pools of registers are
+    omitted without registers; with one register "mean" and "concatenated" are omitted, as they equal "first".
     """
-    indices = layer_indices(model, [layer])
-    device = model_device(model)
-    found: dict[str, list[Tensor]] = {}
-    labels = []
-    with eval_mode(model):
-        for images, targets in batches:
-            images = to_device(images, device)
-            ranked = model.tokens(images, indices, tensor=ranking)[0]
-            tokens = ranked if features == ranking else model.tokens(images, indices, tensor=features)[0]
-            norms = l2_norms(ranked.patches)
-            for name, pool in (pools or _fitting(tokens)).items():
-                found.setdefault(name, []).append(pool(tokens, norms).float().cpu())
-            labels.append(targets.cpu())
-            if progress is not None:
-                progress(sum(len(part) for part in labels))
-    if not labels:
-        raise InputError("There are no labeled images to probe; the batches are empty.")
-    return PooledFeatures(features={name: torch.cat(parts) for name, parts in found.items()}, labels=torch.cat(labels))
+    collector = PoolCollector(pools)
+    for images, labels in batches:
+        found = capture_activations(model, images, {features: [layer], ranking: [layer]})
+        collector.add(found[features][0], found[ranking][0], labels)
+        if progress is not None:
+            progress(sum(map(len, collector.labels)))
+    return collector.result()
 
 
-def _fitting(tokens: Tokens) -> dict[str, Pool]:
+class PoolCollector:
+    """Pools the tokens of batch after batch; see `pool_features`."""
+
+    def __init__(self, pools: dict[str, Pool] | None = None) -> None:
+        self.pools, self.features, self.labels = pools, dict[str, list[Tensor]](), list[Tensor]()
+
+    def add(self, tokens: Tokens, ranked: Tokens, labels: Int64[Tensor, "batch"]) -> None:
+        """Adds one batch; `ranked` holds the tokens whose norms rank `tokens`."""
+        norms = l2_norms(ranked.patches)
+        for name, pool in (self.pools or _supported_pools(tokens)).items():
+            self.features.setdefault(name, []).append(pool(tokens, norms).float().cpu())
+        self.labels.append(labels.cpu())
+
+    def result(self) -> PooledFeatures:
+        """The features of all batches so far; raises `InputError` if there was none."""
+        if not self.labels:
+            raise InputError("There are no labeled images to probe; the batches are empty.")
+        features = {name: torch.cat(parts) for name, parts in self.features.items()}
+        return PooledFeatures(features=features, labels=torch.cat(self.labels))
+
+
+def _supported_pools(tokens: Tokens) -> dict[str, Pool]:
     count = tokens.registers.shape[1]
     left_out = {
-        0: ("registers, mean", "registers, joined", "first register"),
-        1: ("registers, mean", "registers, joined"),
+        0: ("registers, mean", "registers, concatenated", "first register"),
+        1: ("registers, mean", "registers, concatenated"),
     }
     return {name: pool for name, pool in POOLS.items() if name not in left_out.get(count, ())}
 
@@ -113,8 +122,15 @@ def _fitting(tokens: Tokens) -> dict[str, Pool]:
 class ProbeResult:
     """Cross-validated top-1 accuracy (0-1) of one linear probe.
 
-    low, high: 95 % interval (Wilson), which takes the images as independent. folds: accuracy of each fold.
-    correct: whether each image was right when it was held out.
+    Attributes:
+        name: Name of the pool.
+        method: `ridge` or `logistic`.
+        accuracy: Share of correct images, each predicted while held out.
+        low, high: 95 % Wilson interval of `accuracy`; it assumes independent images.
+        folds: Accuracy of each fold.
+        strengths: Penalty chosen in each fold.
+        num_images, num_features: Shape of the features.
+        correct: Whether each image was predicted correctly while held out.
     """
 
     name: str
@@ -129,25 +145,27 @@ class ProbeResult:
     correct: Bool[Tensor, "images"] = field(repr=False)
 
     def to_dict(self) -> dict[str, object]:
-        """The result as a JSON object, without the single images."""
+        """The result as a JSON object, without `correct`."""
         return {name: value for name, value in asdict(self).items() if name != "correct"}
 
 
-def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson interval of a share, 95 % for the default `z`."""
+def wilson_interval(successes: int, total: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of a proportion; 0 to 1 without trials."""
+    from scipy.stats import binomtest
+
     if not total:
         return 0.0, 1.0
-    share, spread = right / total, z * z / total
-    middle = share + spread / 2
-    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+    interval = binomtest(successes, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def difference(first: ProbeResult, second: ProbeResult, z: float = 1.959964) -> tuple[float, float, float]:
     """Accuracy of `first` minus that of `second` on the same images, with its paired 95 % interval (low, high)."""
     count = len(first.correct)
     if count != len(second.correct):
-        raise InputError(f"The probes saw {count} and {len(second.correct)} images; compare probes of the same ones.")
+        raise InputError(
+            f"The probes have {count} and {len(second.correct)} images; compare probes of the same images."
+        )
     only_first = int((first.correct & ~second.correct).sum())
     only_second = int((~first.correct & second.correct).sum())
     value = (only_first - only_second) / count
@@ -156,15 +174,15 @@ def difference(first: ProbeResult, second: ProbeResult, z: float = 1.959964) -> 
 
 
 def fold_numbers(labels: Int64[Tensor, "images"], folds: int, seed: int) -> Int64[Tensor, "images"]:
-    """The fold of each image: every class spread evenly over the folds, drawn by `seed`."""
+    """The fold of each image: stratified by class, shuffled by `seed`."""
     if not 2 <= folds <= len(labels):
-        raise InputError(f"folds={folds} must lie between 2 and the {len(labels)} images.")
+        raise InputError(f"folds={folds} must be between 2 and the number of images, {len(labels)}.")
     numbers = torch.empty_like(labels)
     start = 0
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
         order = torch.from_numpy(permutation(len(members), key(seed, "fold", int(label))))
-        # Going on where the class before stopped keeps the folds of equal size when classes are small.
+        # Starting at the fold where the previous class ended keeps fold sizes equal for small classes.
         numbers[members[order]] = (torch.arange(len(members)) + start) % folds
         start += len(members)
     return numbers
@@ -179,14 +197,14 @@ def probe(
     folds: int = 5,
     seed: int = 0,
 ) -> ProbeResult:
-    """A cross-validated linear probe; the penalty is chosen inside each training part, never on the held-out fold.
+    """A cross-validated linear probe; the penalty is chosen on each training part, never on the held-out fold.
 
     method: `ridge` (closed form on one-hot targets, penalty by leave-one-out accuracy) or `logistic`.
     """
     if method not in METHODS:
         raise InputError(f"method={method!r} is not known; choose one of {', '.join(METHODS)}.")
     if not torch.isfinite(features).all():
-        raise InputError(f"The features of {name!r} hold NaN or Inf; a linear probe needs finite numbers.")
+        raise InputError(f"The features of {name!r} contain NaN or Inf; a linear probe needs finite numbers.")
     numbers = fold_numbers(labels, folds, seed)
     correct = torch.zeros(len(labels), dtype=torch.bool)
     accuracies, strengths = [], []
@@ -196,12 +214,12 @@ def probe(
         correct[held] = predicted == labels[held]
         accuracies.append(float(correct[held].double().mean()))
         strengths.append(strength)
-    right = int(correct.sum())
-    low, high = wilson_interval(right, len(labels))
+    num_correct = int(correct.sum())
+    low, high = wilson_interval(num_correct, len(labels))
     return ProbeResult(
         name=name,
         method=method,
-        accuracy=right / len(labels),
+        accuracy=num_correct / len(labels),
         low=low,
         high=high,
         folds=tuple(accuracies),
@@ -215,7 +233,7 @@ def probe(
 def probe_all(
     pooled: PooledFeatures, *, methods: Sequence[str] = ("ridge",), folds: int = 5, seed: int = 0
 ) -> list[ProbeResult]:
-    """A probe for every pool and method."""
+    """A probe of every pool with every method."""
     return [
         probe(name, features, pooled.labels, method=method, folds=folds, seed=seed)
         for method in methods
@@ -233,18 +251,18 @@ def _ridge(features: Tensor, labels: Tensor, others: Tensor, seed: int) -> tuple
 
 
 def _logistic(features: Tensor, labels: Tensor, others: Tensor, seed: int) -> tuple[Tensor, float]:
-    """Multinomial logistic regression; the penalty is the one that does best on a third of the given images."""
+    """Multinomial logistic regression; the penalty has the best accuracy on a held-out third of the given images."""
     held = fold_numbers(labels, min(3, len(labels)), seed).numpy() == 0
     x, y = features.double().numpy(), labels.numpy()
 
-    def right(strength: float) -> int:
+    def num_correct(strength: float) -> int:
         return int((_logistic_labels(x[~held], y[~held], x[held], strength) == y[held]).sum())
 
-    best = max(LOGISTIC_STRENGTHS, key=lambda strength: (right(strength), strength))
+    best = max(LOGISTIC_STRENGTHS, key=lambda strength: (num_correct(strength), strength))
     return torch.from_numpy(_logistic_labels(x, y, others.double().numpy(), best)), best
 
 
-# The penalty relative to the number of samples, as for ridge.
+# Penalties relative to the number of samples, as for ridge.
 LOGISTIC_STRENGTHS: Final = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -260,7 +278,7 @@ def _logistic_labels(
         return np.full(len(others), labels[0])
     mean, scale = features.mean(0), features.std(0)
     scale = np.where(scale > 1e-12, scale, np.inf)
-    # scikit-learn weighs the sum of losses by C against half the squared norm of the weights.
+    # scikit-learn minimizes C times the summed losses plus half the squared norm of the weights.
     model = LogisticRegression(C=1 / (strength * len(labels)), max_iter=1000, tol=1e-3)
     model.fit((features - mean) / scale, labels)
     return np.asarray(model.predict((others - mean) / scale))

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mambar.analysis.measure.norms import layer_indices
+from mambar.analysis.measure.activations import layer_indices
 from mambar.errors import InputError
 from mambar.models.protocol import TokenTensor
 from mambar.models.vision_mamba import VisionMamba
