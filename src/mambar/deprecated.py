@@ -59,7 +59,7 @@ RECIPE_FIELDS = {
     "max_skips": "max_consecutive_skips",
 }
 
-ANALYSIS_FIELDS = {"colours": "colormap"}
+ANALYSIS_FIELDS = {"colours": "colormap", "keep": "max_maps", "added_registers": "test_time_registers"}
 
 
 def translate(

@@ -168,7 +168,9 @@ class _Collectors:
     def __init__(self, analyzed: AnalyzedModel, dataset: ImageDataset, options: AnalysisOptions) -> None:
         model = analyzed.model
         self.model, self.options = model, options
-        self.norms = NormCollector(range(model.num_layers), tensor=options.tensor, keep=options.max_maps, seed=options.seed)
+        self.norms = NormCollector(
+            range(model.num_layers), tensor=options.tensor, keep=options.max_maps, seed=options.seed
+        )
         # Maps of the last layer, for the same images as the norm maps: the feature map, then every register's.
         self.maps = ImageSample(options.max_maps, options.seed)
         self.pools = PoolCollector() if options.probes and len(dataset.classes) >= 2 else None
