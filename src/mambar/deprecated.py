@@ -100,6 +100,14 @@ def translate_assignment(name: str, names: Mapping[str, str], *, prefix: str = "
     return new
 
 
+def translate_value(name: str, value: str, values: Mapping[str, str]) -> str:
+    """The new value of a command-line field; logs one line if `value` is an old one."""
+    new = values.get(value, value)
+    if new != value:
+        logger.warning("%s=%s is now %s=%s; the old value ends with version 0.3.", name, value, name, new)
+    return new
+
+
 def accept_old_names(
     names: Mapping[str, str], values: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Callable[[Decorated], Decorated]:

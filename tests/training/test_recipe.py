@@ -152,3 +152,43 @@ def test_differences_name_every_changed_field():
 def test_the_peak_is_scaled_with_the_batch():
     assert Stage(lr=5e-4, lr_base_size=512, batch_size=1024).peak_lr == pytest.approx(1e-3)
     assert Stage(lr=1e-5, batch_size=512).peak_lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    "assignment, name, value, new",
+    [
+        ("clip=1", "stages.0.clip_grad", 1.0, "clip_grad="),
+        ("stages.0.image_size=64", "stages.0.img_size", 64, "stages.0.img_size="),
+        ("lr_per=512", "stages.0.lr_base_size", 512, "lr_base_size="),
+        ("shards=2", "num_shards", 2, "num_shards="),
+        ("deliver=best", "final_weights", "best", "final_weights="),
+        ("rollbacks=5", "max_rollbacks", 5, "max_rollbacks="),
+        ("config.dim=32", "config.embed_dim", 32, "config.embed_dim="),
+        ("config.drop_path=0.1", "config.drop_path_rate", 0.1, "config.drop_path_rate="),
+        ("config.head=mean", "config.head", "register_mean", "register_mean"),
+        ("config.head=none", "config.head", "avg_all", "avg_all"),
+    ],
+)
+def test_an_old_name_on_the_command_line_is_taken_with_one_line_that_names_the_new(
+    caplog, assignment, name, value, new
+):
+    assert ONE.with_overrides([assignment]).to_flat_dict()[name] == value
+    (record,) = caplog.records
+    assert assignment.partition("=")[0] in record.message and new in record.message and "0.3" in record.message
+
+
+def test_old_keywords_in_python_warn():
+    with pytest.warns(DeprecationWarning, match="clip= is now clip_grad="):
+        assert Stage(clip=1.0).clip_grad == 1.0
+    with pytest.warns(DeprecationWarning, match="shards= is now num_shards="):
+        assert Recipe(name="x", model="y", shards=2).num_shards == 2
+    with pytest.warns(DeprecationWarning, match="smoothing= is now label_smoothing=") as caught:
+        assert ONE.replace(smoothing=0.1).stages[0].label_smoothing == 0.1
+    assert caught[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match=r"Recipe\.but is now Recipe\.replace"):
+        assert ONE.but(epochs=2) == ONE.replace(epochs=2)
+
+
+def test_an_old_and_a_new_name_of_one_field_are_refused_together():
+    with pytest.raises(RecipeError, match="clip and clip_grad are the same field"):
+        ONE.with_overrides(["clip=1", "clip_grad=2"])

@@ -17,7 +17,9 @@ from mambar.deprecated import (
     STAGE_FIELDS,
     accept_old_names,
     translate,
+    translate_arguments,
     translate_assignment,
+    translate_value,
 )
 from mambar.errors import RecipeError
 from mambar.messages import short_repr
@@ -283,12 +285,16 @@ class Recipe:
         tables: dict[str, dict[str, Any]] = {}
         mine: dict[str, Any] = {}
         of_stage: list[dict[str, Any]] = [{} for _ in self.stages]
+        names: dict[str, str] = {}
         for given, value in changes.items():
-            name = _new_name(given)
+            name = current_field_name(given, warn=not from_text)
+            if name in names:
+                raise RecipeError(f"{names[name]} and {given} are the same field; give {name} only.")
+            names[name] = given
             head, _, tail = name.partition(".")
             if head in ("config", "data_options", "task_options") and tail:
                 known = tables.setdefault(head, dict(getattr(self, head)))
-                known[tail] = fields.literal(value) if from_text else value
+                known[tail] = _table_value(name, value) if from_text else value
             elif name in own and name != "stages":
                 convert = fields.parse if from_text else fields.check
                 mine[name] = convert(own[name], value, name=name)
@@ -362,16 +368,27 @@ def _from_version_1(plain: Mapping[str, Any]) -> dict[str, Any]:
     return recipe
 
 
-def _new_name(name: str) -> str:
-    """The present name of a dotted field."""
+def current_field_name(name: str, *, warn: bool = False) -> str:
+    """The present name of a dotted field; an old name logs one line, or with `warn` raises a DeprecationWarning."""
     prefix, dot, field_name = name.rpartition(".")
     if prefix == "config":
-        return prefix + dot + translate_assignment(field_name, MODEL_FIELDS, prefix="config.")
-    if not prefix and field_name in RECIPE_FIELDS:
-        return translate_assignment(field_name, RECIPE_FIELDS)
-    if not prefix or prefix.startswith("stages."):
-        return prefix + dot + translate_assignment(field_name, STAGE_FIELDS, prefix=prefix + dot)
-    return name
+        table = MODEL_FIELDS
+    elif not prefix and field_name in RECIPE_FIELDS:
+        table = RECIPE_FIELDS
+    elif not prefix or prefix.startswith("stages."):
+        table = STAGE_FIELDS
+    else:
+        return name
+    if warn:
+        return prefix + dot + next(iter(translate_arguments({field_name: None}, table, stacklevel=5)))
+    return prefix + dot + translate_assignment(field_name, table, prefix=prefix + dot)
+
+
+def _table_value(name: str, text: str) -> Any:
+    """The value of a field of a table; an old value of a model's field is translated."""
+    table, _, key = name.partition(".")
+    old_values = MODEL_VALUES.get(key, {}) if table == "config" else {}
+    return translate_value(name, text, old_values) if text in old_values else fields.literal(text)
 
 
 def _check_types(instance: Stage | Recipe, where: str) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 from mambar.errors import InputError, RecipeError
 from mambar.training.checkpoint import atomic_files
 from mambar.training.checkpoint.recipe_file import RECIPE_NAME, RecipeFile, read_recipe_file
-from mambar.training.recipe import Recipe
+from mambar.training.recipe import Recipe, current_field_name
 
 _LOG = logging.getLogger("mambar.training")
 LOCK: Final = ".lock"
@@ -132,7 +132,7 @@ def _opened(out: Path, file: RecipeFile, *, resumed: bool, lock: int | None) -> 
 def _merged(out: Path, stored: RecipeFile, recipe: Recipe | None, override: Iterable[str]) -> RecipeFile:
     if recipe is None or recipe == stored.recipe:
         return stored
-    override = tuple(override)
+    override = tuple(current_field_name(name) for name in override)
     allowed = set(CHANGEABLE_FIELDS) | set(override)
     changed = {
         name: pair
