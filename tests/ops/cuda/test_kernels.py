@@ -1,7 +1,7 @@
-"""The CUDA kernels on a GPU: every tile, every way of loading, the same bits, nothing left unwritten.
+"""The CUDA kernels on a GPU: every tile and kind of load, deterministic results, every element written.
 
 Run as a program (`compute-sanitizer python tests/ops/cuda/test_kernels.py`) it calls each kernel once on small shapes;
-with the word `scans` behind it only kernels of our own run (initcheck takes what cuBLAS writes for unwritten).
+with the argument `scans` only kernels of this package run (initcheck reports the results of cuBLAS as unwritten).
 """
 
 import sys
@@ -40,7 +40,7 @@ def scan_arguments(batch, length, inner, state=16, dtype=torch.bfloat16, *, offs
     )
 
 
-def scan_both_ways(arguments, reverse):
+def scan_errors(arguments, reverse):
     """Relative errors of the scan and of its gradients against float64."""
     from mambar.ops.selective_scan import cuda, reference
 
@@ -57,7 +57,7 @@ def scan_both_ways(arguments, reverse):
 
 @pytest.fixture
 def nan_filled(monkeypatch):
-    """Every new tensor is full of NaN until it is written."""
+    """Fills every new tensor with NaN."""
     empty, new_empty = torch.empty, torch.Tensor.new_empty
 
     def poisoned(tensor):
@@ -74,18 +74,18 @@ def nan_filled(monkeypatch):
 )
 @pytest.mark.parametrize("dtype", WORST)
 @pytest.mark.parametrize("tile", ["FULL", "SPLIT"])
-def test_every_tile_and_way_of_loading(nan_filled, monkeypatch, tile, dtype, batch, length, inner, offset, reverse):
+def test_every_tile_and_kind_of_load(nan_filled, monkeypatch, tile, dtype, batch, length, inner, offset, reverse):
     from mambar.ops.cuda import scan
 
     monkeypatch.setattr(scan, "_tile", lambda u: getattr(scan, tile))
     scan._plan_forward.cache_clear()
-    errors = scan_both_ways(scan_arguments(batch, length, inner, dtype=dtype, offset=offset), reverse)
+    errors = scan_errors(scan_arguments(batch, length, inner, dtype=dtype, offset=offset), reverse)
     scan._plan_forward.cache_clear()
     assert max(errors) <= WORST[dtype], errors
 
 
-def test_long_sequences_pass_many_windows(nan_filled):
-    errors = scan_both_ways(scan_arguments(1, 4113, 64), False)
+def test_long_sequences_use_many_windows(nan_filled):
+    errors = scan_errors(scan_arguments(1, 4113, 64), False)
     assert max(errors) <= WORST[torch.bfloat16], errors
 
 
@@ -95,7 +95,7 @@ def mix_arguments(batch, length, inner, rank, state=16, dtype=torch.bfloat16, se
     def draw(*shape):
         return torch.randn(shape, generator=generator).cuda()
 
-    def way():
+    def params():
         return ScanDirection(
             conv_weight=draw(inner, 4) * 0.5,
             conv_bias=draw(inner) * 0.3,
@@ -106,7 +106,7 @@ def mix_arguments(batch, length, inner, rank, state=16, dtype=torch.bfloat16, se
             D=draw(inner),
         )
 
-    return draw(batch, length, 2 * inner).to(dtype), way(), way()
+    return draw(batch, length, 2 * inner).to(dtype), params(), params()
 
 
 def mix_once(arguments, dout):
@@ -119,22 +119,22 @@ def mix_once(arguments, dout):
 
 @pytest.mark.parametrize("state", [5, 16, 20])
 @pytest.mark.parametrize("dtype", WORST)
-def test_the_mix_is_twice_as_exact_as_plain_pytorch_at_worst(nan_filled, dtype, state):
+def test_the_mix_is_at_most_twice_as_inexact_as_plain_pytorch(nan_filled, dtype, state):
     from mambar.ops import use_backend
     from mambar.ops.bidirectional_mix import reference
 
     arguments = mix_arguments(2, 70, 264, 12, state, dtype)
-    # A closed gate must not lose what went into it.
+    # A gate of 0 must not lose the value before it.
     arguments[0][0, 0, 264] = 0
     dout = torch.randn(2, 70, 264, device="cuda").to(dtype)
 
     def plain(dtype):
-        xz, *ways = arguments
+        xz, *directions = arguments
         xz = xz.to(dtype).requires_grad_()
-        ways = [ScanDirection(*(part.to(dtype).requires_grad_() for part in way)) for way in ways]
+        directions = [ScanDirection(*(part.to(dtype).requires_grad_() for part in params)) for params in directions]
         with use_backend("reference"):
-            out = reference.bidirectional_mix(xz, *ways, average=True)
-        gradients = torch.autograd.grad((out * dout.to(dtype)).sum(), [xz, *ways[0], *ways[1]])
+            out = reference.bidirectional_mix(xz, *directions, average=True)
+        gradients = torch.autograd.grad((out * dout.to(dtype)).sum(), [xz, *directions[0], *directions[1]])
         return [out, *gradients]
 
     exact, ours, theirs = plain(torch.float64), mix_once(arguments, dout), plain(dtype)
@@ -142,7 +142,7 @@ def test_the_mix_is_twice_as_exact_as_plain_pytorch_at_worst(nan_filled, dtype, 
         assert relative(found, wanted) <= max(2 * relative(other, wanted), WORST[dtype] / 4)
 
 
-def test_250_repeats_give_the_same_bits():
+def test_250_repeats_are_bit_identical():
     arguments = mix_arguments(4, 209, 256, 16)
     dout = torch.randn(4, 209, 256, device="cuda").to(torch.bfloat16)
     first = mix_once(arguments, dout)
@@ -151,7 +151,7 @@ def test_250_repeats_give_the_same_bits():
 
 
 def test_a_thread_without_a_context_can_launch():
-    """Autograd's threads may reach a kernel of ours before any call of PyTorch's binds a context to them."""
+    """An autograd thread can launch a kernel before a PyTorch call binds a CUDA context to the thread."""
     from concurrent.futures import ThreadPoolExecutor
 
     arguments = mix_arguments(1, 8, 32, 4)
@@ -161,7 +161,7 @@ def test_a_thread_without_a_context_can_launch():
     assert all(bool(part.isfinite().all()) for part in found)
 
 
-def test_a_captured_graph_replays_the_same():
+def test_a_captured_graph_replays_the_same_results():
     arguments = mix_arguments(2, 33, 64, 8)
     dout = torch.randn(2, 33, 64, device="cuda").to(torch.bfloat16)
     wanted = mix_once(arguments, dout)
@@ -177,5 +177,5 @@ if __name__ == "__main__":
     for kind in (torch.bfloat16, torch.float32):
         if sys.argv[1:] != ["scans"]:
             mix_once(mix_arguments(2, 21, 136, 8, dtype=kind), torch.randn(2, 21, 136, device="cuda").to(kind))
-        assert max(scan_both_ways(scan_arguments(2, 13, 40, dtype=kind, offset=1), True)) <= WORST[kind]
+        assert max(scan_errors(scan_arguments(2, 13, 40, dtype=kind, offset=1), True)) <= WORST[kind]
     torch.cuda.synchronize()

@@ -1,21 +1,21 @@
-"""What a launch reads off a tensor's layout."""
+"""Launch parameters that follow from the layout of a tensor."""
 
 import pytest
 import torch
 
 from mambar.ops.cuda import conv, launch, scan
-from mambar.ops.cuda.launch import Layout, ceil_div, channels_at_once
+from mambar.ops.cuda.launch import TensorLayout, ceil_div, channels_per_load
 
 
-def layout(shape, strides=None, *, beyond=0, dtype=torch.bfloat16):
+def layout(shape, strides=None, *, misalignment=0, dtype=torch.bfloat16):
     strides = torch.empty(shape, device="meta").stride() if strides is None else strides
-    return Layout(tuple(shape), strides, beyond, dtype, 0)
+    return TensorLayout(tuple(shape), strides, misalignment, dtype, 0)
 
 
 @pytest.fixture(autouse=True)
 def gpu_of_132(monkeypatch):
     for module in (conv, launch, scan):
-        monkeypatch.setattr(module, "multiprocessors", lambda device: 132)
+        monkeypatch.setattr(module, "num_multiprocessors", lambda device: 132)
 
 
 @pytest.mark.parametrize(
@@ -24,32 +24,32 @@ def gpu_of_132(monkeypatch):
         (layout((2, 3, 8)), 4),
         (layout((2, 3, 6)), 2),
         (layout((2, 3, 7)), 1),
-        (layout((2, 3, 8), beyond=4), 2),
-        (layout((2, 3, 8), beyond=2), 1),
+        (layout((2, 3, 8), misalignment=4), 2),
+        (layout((2, 3, 8), misalignment=2), 1),
         (layout((2, 3, 8), (33, 11, 1)), 1),
         (layout((1, 1, 8), (33, 11, 1)), 4),
         (layout((2, 3, 8), (0, 8, 1)), 4),
     ],
 )
-def test_channels_at_once_is_what_alignment_allows(given, wanted):
-    assert channels_at_once(4, given, None) == wanted
+def test_alignment_limits_the_channels_per_load(given, wanted):
+    assert channels_per_load(4, given, None) == wanted
 
 
-def test_pieces_are_sixteen_bytes():
-    assert layout((2, 3, 8)).is_pieces
-    assert not layout((2, 3, 4)).is_pieces
-    assert layout((2, 3, 4), dtype=torch.float32).is_pieces
+def test_copies_need_rows_of_16_byte_units():
+    assert layout((2, 3, 8)).is_copy_aligned
+    assert not layout((2, 3, 4)).is_copy_aligned
+    assert layout((2, 3, 4), dtype=torch.float32).is_copy_aligned
 
 
 def test_directions_are_the_leading_dimension():
-    assert layout((2, 3, 5, 8)).all_steps == (40, 8, 120)
-    assert layout((3, 5, 8)).all_steps == (40, 8, 0)
+    assert layout((2, 3, 5, 8)).batch_time_direction_strides == (40, 8, 120)
+    assert layout((3, 5, 8)).batch_time_direction_strides == (40, 8, 0)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 63, 208, 209, 589, 4113, 16384])
 @pytest.mark.parametrize("steps", [4, 8])
-def test_windows_cover_the_sequence_in_whole_turns(length, steps):
-    window = scan._even_windows(length, 64, steps)
+def test_windows_cover_the_sequence_in_whole_slots(length, steps):
+    window = scan._equal_window(length, 64, steps)
     assert window % steps == 0 and window <= 64 + steps
     assert ceil_div(length, window) * window >= length
 

@@ -12,31 +12,31 @@ FORWARD = {
     "RING": 3,
     "CHANNELS": 1,
     "THREADS": 64,
-    "BLOCKS": 8,
+    "MIN_BLOCKS": 8,
     "SOFTPLUS": 1,
     "GATED": 1,
-    "KEPT": 0,
+    "SAVE_PREGATE": 0,
     "REVERSE": 0,
 }
 BACKWARD = {"SOFTPLUS": 1, "REVERSE": 1}
-WHOLE = {"STAGED": 1, "WHOLE_ROWS": 1, "WHOLE_A": 1}
-ODD = {"STAGED": 0, "WHOLE_ROWS": 0, "WHOLE_A": 0}
+ALIGNED = {"ASYNC_COPY": 1, "ALIGNED_BC": 1, "ALIGNED_A": 1}
+UNALIGNED = {"ASYNC_COPY": 0, "ALIGNED_BC": 0, "ALIGNED_A": 0}
 CASES = [
     ("gate", {"SCALAR": 1, "CHANNELS": 4, "GATED": 1}),
-    ("scan_forward", {**FORWARD, **WHOLE, "SCALAR": 1, "LANES": 1, "WAYS": 2}),
-    ("scan_forward", {**FORWARD, **ODD, "SCALAR": 2, "LANES": 4, "WAYS": 1}),
-    ("scan_backward", {**BACKWARD, **WHOLE, "SCALAR": 1, "WAYS": 2, "TENSOR": 1}),
-    ("scan_backward", {**BACKWARD, **ODD, "SCALAR": 0, "WAYS": 1, "TENSOR": 0}),
+    ("scan_forward", {**FORWARD, **ALIGNED, "SCALAR": 1, "LANES": 1, "DIRECTIONS": 2}),
+    ("scan_forward", {**FORWARD, **UNALIGNED, "SCALAR": 2, "LANES": 4, "DIRECTIONS": 1}),
+    ("scan_backward", {**BACKWARD, **ALIGNED, "SCALAR": 1, "DIRECTIONS": 2, "TENSOR_CORES": 1}),
+    ("scan_backward", {**BACKWARD, **UNALIGNED, "SCALAR": 0, "DIRECTIONS": 1, "TENSOR_CORES": 0}),
     (
         "conv",
         {
             "SCALAR": 0,
             "CHANNELS": 2,
-            "AHEAD": 4,
-            "BLOCKS": 4,
+            "PREFETCH": 4,
+            "MIN_BLOCKS": 4,
             "TAPS": 4,
-            "WHOLE_TAPS": 1,
-            "WAYS": 2,
+            "ALIGNED_TAPS": 1,
+            "DIRECTIONS": 2,
             "REVERSE": 0,
             "SILU": 1,
             "THREADS": 128,
@@ -74,7 +74,7 @@ def test_compiled_code_is_read_from_the_cache(monkeypatch, tmp_path):
     assert loaded == [b"code", b"code"]
 
 
-def test_another_source_setting_or_gpu_is_another_file(monkeypatch, tmp_path):
+def test_source_macros_and_capability_change_the_fingerprint(monkeypatch, tmp_path):
     pytest.importorskip("cuda.bindings")
     found = {
         program._fingerprint(source, capability, macros)
@@ -85,7 +85,7 @@ def test_another_source_setting_or_gpu_is_another_file(monkeypatch, tmp_path):
     assert len(found) == 8
 
 
-def test_reasons_are_given_one_by_one(monkeypatch):
+def test_each_missing_requirement_has_its_reason(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "not built for CUDA" in str(program.missing())
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -1,9 +1,9 @@
-"""Both directions of the mixer in CUDA C++: one convolution, one scan, one gate; products by cuBLAS.
+"""Both directions of the mixer in CUDA C++: one convolution, one scan and one gate kernel; products by cuBLAS.
 
-Nothing is flipped or transposed, and x and z are read where in_proj left them. The backward computes the
-convolution and the step sizes again, and finds what went into the gate from the output, which out_proj holds
-anyway: of each block only the projections' few columns are kept beside it. For more than 16 states the scans are
-Triton's, one direction after the other.
+No tensor is flipped or transposed, and x and z are views of the output of in_proj. The backward recomputes the
+convolution and the step sizes. It recovers the value before the gate from the output, which out_proj saves in any case,
+so each block saves only the narrow projections. For more than 16 states it uses the Triton scan, one direction after
+the other.
 """
 
 from typing import NamedTuple, cast
@@ -13,38 +13,36 @@ from torch import Tensor
 
 from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.cuda.conv import conv_backward, conv_forward
-from mambar.ops.cuda.scan import LARGEST_STATE, Way, add_blocks, gate_backward, scan_backward, scan_forward
-from mambar.ops.selective_scan import triton as portable
+from mambar.ops.cuda.scan import MAX_STATE, ScanParams, add_blocks, gate_backward, scan_backward, scan_forward
+from mambar.ops.selective_scan import triton as triton_scan
 
 
 def empty_saved(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> list[Tensor]:
-    """The projections of both ways; in float16, whose exponents are too few to divide by the gate, its input too."""
+    """Empty projections; also the value before the gate for float16, whose range is too small to divide by the gate."""
     batch, length, both = xz.shape
     projected = xz.new_empty((2, batch, length, forward_params.x_proj.shape[0]))
-    keeps = xz.dtype == torch.float16 and forward_params.sizes[1] <= LARGEST_STATE
-    return [projected, xz.new_empty((batch, length, both // 2))] if keeps else [projected]
+    saves_pregate = xz.dtype == torch.float16 and forward_params.sizes[1] <= MAX_STATE
+    return [projected, xz.new_empty((batch, length, both // 2))] if saves_pregate else [projected]
 
 
 def forward(
     xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, *, average: bool, for_backward: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """The gated sum of both directions, halved if `average`."""
+    """The gated sum of both directions, or their mean if `average`."""
     x, z = xz.chunk(2, dim=-1)
     u = _convolve(x, forward_params, backward_params)
     projected = torch.empty((*u.shape[:3], forward_params.x_proj.shape[0]), dtype=u.dtype, device=u.device)
-    for way, weights in enumerate((forward_params, backward_params)):
-        torch.mm(_matrix(u[way]), weights.x_proj.t(), out=_matrix(projected[way]))
+    for i, params in enumerate((forward_params, backward_params)):
+        torch.mm(_matrix(u[i]), params.x_proj.t(), out=_matrix(projected[i]))
     delta = _step_sizes(projected, forward_params, backward_params)
     _, B, C = _split(projected, forward_params)
-    if forward_params.sizes[1] > LARGEST_STATE:
-        return _many_states(u, delta, B, C, z, forward_params, backward_params, average), [
-            projected
-        ] if for_backward else []
-    keep = for_backward and xz.dtype == torch.float16
-    out, kept = scan_forward(
-        u, delta, B, C, z, _ways(forward_params, backward_params), scale=_scale(average), keep=keep
-    )
-    saved = [projected] if kept is None else [projected, kept]
+    if forward_params.sizes[1] > MAX_STATE:
+        out = _many_states(u, delta, B, C, z, forward_params, backward_params, average)
+        return out, [projected] if for_backward else []
+    save_pregate = for_backward and xz.dtype == torch.float16
+    directions = _scan_params(forward_params, backward_params)
+    out, pregate = scan_forward(u, delta, B, C, z, directions, scale=_scale(average), save_pregate=save_pregate)
+    saved = [projected] if pregate is None else [projected, pregate]
     return out, saved if for_backward else []
 
 
@@ -58,7 +56,7 @@ def backward(
     average: bool,
 ) -> tuple[Tensor, ScanDirection, ScanDirection]:
     """Gradients of xz and of both directions' parameters; `saved` ends with the output."""
-    projected, *kept, out = saved
+    projected, *pregate, out = saved
     x, z = xz.chunk(2, dim=-1)
     dxz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     dx, dz = dxz.chunk(2, dim=-1)
@@ -67,38 +65,38 @@ def backward(
     low, B, C = _split(projected, forward_params)
     dprojected = torch.empty(projected.shape, dtype=projected.dtype, device=projected.device)
     dlow, dB, dC = _split(dprojected, forward_params)
-    if forward_params.sizes[1] > LARGEST_STATE:
+    if forward_params.sizes[1] > MAX_STATE:
         scanned = _many_states_backward(dout, u, delta, B, C, z, forward_params, backward_params, average, dB, dC, dz)
     else:
-        dy = gate_backward(dout, kept[0] if kept else out, z, dz, scale=_scale(average), gated=not kept)
-        # The gradient of delta takes delta's place.
-        found = scan_backward(dy, u, delta, B, C, _ways(forward_params, backward_params), ddelta=delta)
+        dy = gate_backward(dout, pregate[0] if pregate else out, z, dz, scale=_scale(average), gated=not pregate)
+        # The gradient of delta overwrites delta.
+        found = scan_backward(dy, u, delta, B, C, _scan_params(forward_params, backward_params), ddelta=delta)
         add_blocks(found.blocks, dB, dC)
         sums = (part.unflatten(0, (2, -1)).sum(dim=1) for part in (found.A, found.D, found.bias))
         scanned = _Scanned(found.u, found.delta, *sums)
 
     products = []
-    for way, weights in enumerate((forward_params, backward_params)):
-        ddelta, du = _matrix(scanned.delta[way]), _matrix(scanned.u[way])
-        torch.mm(ddelta, weights.dt_proj, out=_matrix(dlow[way]))
-        ddt_proj = torch.mm(ddelta.t(), _matrix(low[way]))
-        dx_proj = torch.mm(_matrix(dprojected[way]).t(), _matrix(u[way]))
-        du.addmm_(_matrix(dprojected[way]), weights.x_proj)
+    for i, params in enumerate((forward_params, backward_params)):
+        ddelta, du = _matrix(scanned.delta[i]), _matrix(scanned.u[i])
+        torch.mm(ddelta, params.dt_proj, out=_matrix(dlow[i]))
+        ddt_proj = torch.mm(ddelta.t(), _matrix(low[i]))
+        dx_proj = torch.mm(_matrix(dprojected[i]).t(), _matrix(u[i]))
+        du.addmm_(_matrix(dprojected[i]), params.x_proj)
         products.append((dx_proj, ddt_proj))
-    weights = [(way.conv_weight, way.conv_bias) for way in (forward_params, backward_params)]
+    weights = [(direction.conv_weight, direction.conv_bias) for direction in (forward_params, backward_params)]
     convolved = conv_backward(scanned.u, x, dx, (weights[0], weights[1]), silu=True)
 
     gradients = [
         ScanDirection(
-            conv_weight=convolved[way][0],
-            conv_bias=None if weights[way][1] is None else convolved[way][1],
-            x_proj=products[way][0],
-            dt_proj=products[way][1],
-            dt_bias=scanned.bias[way],
-            A=scanned.A[way],
-            D=scanned.D[way],
+            conv_weight=convolved[i][0],
+            conv_bias=None if weights[i][1] is None else convolved[i][1],
+            x_proj=products[i][0],
+            dt_proj=products[i][1],
+            dt_bias=scanned.bias[i],
+            A=scanned.A[i],
+            D=scanned.D[i],
         )
-        for way in range(2)
+        for i in range(2)
     ]
     return dxz, gradients[0], gradients[1]
 
@@ -123,11 +121,11 @@ def _many_states(
     backward_params: ScanDirection,
     average: bool,
 ) -> Tensor:
-    """The gated sum for more states than fit in registers."""
+    """The gated sum for more states than fit in registers, with the Triton scan."""
     total = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
-    for way, weights in enumerate((forward_params, backward_params)):
-        arguments = (u[way], delta[way], weights.A, B[way], C[way], weights.D, z, weights.dt_bias, None)
-        total += portable.forward(*arguments, delta_softplus=True, reverse=way == 1, for_backward=False)[0]
+    for i, params in enumerate((forward_params, backward_params)):
+        arguments = (u[i], delta[i], params.A, B[i], C[i], params.D, z, params.dt_bias, None)
+        total += triton_scan.forward(*arguments, delta_softplus=True, reverse=i == 1, for_backward=False)[0]
     return (total * _scale(average)).to(z.dtype)
 
 
@@ -145,54 +143,57 @@ def _many_states_backward(
     dC: Tensor,
     dz: Tensor,
 ) -> _Scanned:
-    """Gradients of the same; fills dB, dC and dz. What went into the gates is computed again."""
+    """Gradients of `_many_states`; fills dB, dC and dz. The values before the gates are recomputed."""
     dout = dout * _scale(average)
     dz.zero_()
     each = []
-    for way, weights in enumerate((forward_params, backward_params)):
-        arguments = (u[way], delta[way], weights.A, B[way], C[way], weights.D, z, weights.dt_bias, None)
-        flags = {"delta_softplus": True, "reverse": way == 1}
-        _, _, kept = portable.forward(*arguments, for_backward=True, **flags)
-        found = portable.backward(dout, None, *arguments, kept, **flags)
+    for i, params in enumerate((forward_params, backward_params)):
+        arguments = (u[i], delta[i], params.A, B[i], C[i], params.D, z, params.dt_bias, None)
+        flags = {"delta_softplus": True, "reverse": i == 1}
+        _, _, pregate = triton_scan.forward(*arguments, for_backward=True, **flags)
+        found = triton_scan.backward(dout, None, *arguments, pregate, **flags)
         du, ddelta, dA, from_B, from_C, dD, from_z, dbias = cast("tuple[Tensor, ...]", found[:8])
-        dB[way], dC[way] = from_B, from_C
+        dB[i], dC[i] = from_B, from_C
         dz += from_z
         each.append((du, ddelta, dA, dD, dbias))
     return _Scanned(*(torch.stack(parts) for parts in zip(*each, strict=True)))
 
 
 def _convolve(x: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> Tensor:
-    ways = (
+    directions = (
         (forward_params.conv_weight, forward_params.conv_bias),
         (backward_params.conv_weight, backward_params.conv_bias),
     )
-    return conv_forward(x, ways, silu=True)
+    return conv_forward(x, directions, silu=True)
 
 
 def _step_sizes(projected: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> Tensor:
-    """(2, batch, length, inner), before bias and softplus."""
+    """Step sizes before bias and softplus, (2, batch, length, d_inner)."""
     delta = torch.empty(
         (*projected.shape[:3], forward_params.dt_proj.shape[0]), dtype=projected.dtype, device=projected.device
     )
     low, _, _ = _split(projected, forward_params)
-    for way, weights in enumerate((forward_params, backward_params)):
-        torch.mm(_matrix(low[way]), weights.dt_proj.t(), out=_matrix(delta[way]))
+    for i, params in enumerate((forward_params, backward_params)):
+        torch.mm(_matrix(low[i]), params.dt_proj.t(), out=_matrix(delta[i]))
     return delta
 
 
-def _split(projected: Tensor, weights: ScanDirection) -> tuple[Tensor, Tensor, Tensor]:
-    rank, state = weights.sizes
+def _split(projected: Tensor, params: ScanDirection) -> tuple[Tensor, Tensor, Tensor]:
+    rank, state = params.sizes
     low, B, C = projected.split([rank, state, state], dim=-1)
     return low, B, C
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """(batch * length, columns), without a copy."""
+    """A view as (batch * length, columns)."""
     return tensor.view(-1, tensor.shape[-1])
 
 
-def _ways(forward_params: ScanDirection, backward_params: ScanDirection) -> tuple[Way, Way]:
-    first, second = (Way(A=way.A, D=way.D, bias=way.dt_bias) for way in (forward_params, backward_params))
+def _scan_params(forward_params: ScanDirection, backward_params: ScanDirection) -> tuple[ScanParams, ScanParams]:
+    first, second = (
+        ScanParams(A=direction.A, D=direction.D, bias=direction.dt_bias)
+        for direction in (forward_params, backward_params)
+    )
     return first, second
 
 

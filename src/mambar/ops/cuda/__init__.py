@@ -1,1 +1,1 @@
-"""CUDA C++ kernels, compiled on the user's machine at first use: the sources, the compiler, the launch."""
+"""CUDA C++ kernels, compiled on the user's machine at the first use: sources, compilation and launch."""

@@ -1,10 +1,11 @@
-// What stands between the matrix products and the scans of a backward pass, and only moves memory.
+// Memory-bound kernels between the matrix products and the scans of a backward pass.
 //
-// Macros: SCALAR, CHANNELS (1, 2, 4: neighbouring channels a thread takes at once), GATED (see below).
-
-// mixed = scale sum silu(z) in the forward. Gives the scans the gradient of their sums, dy = dout scale silu(z), and
-// dz = dout m silu'(z), where m = scale sum is what went into the gate. With GATED m is found again from mixed, which
-// the network holds anyway: m = mixed / silu(z). The forward took z + 1e-30 for z, so that this is no 0 / 0.
+// Macros: SCALAR, CHANNELS (1, 2, 4: adjacent channels per thread), GATED (see below).
+//
+// The forward computes mixed = scale sum silu(z). This kernel computes the gradient of the sums, dy = dout scale
+// silu(z), and dz = dout m silu'(z), with the pregate value m = scale sum. With GATED, m is recovered from the output,
+// which the network stores for out_proj: m = mixed / silu(z). The forward uses z + 1e-30 in place of z, which avoids 0
+// / 0.
 extern "C" __global__ void __launch_bounds__(128) gate_backward(
     const scalar *dout, const scalar *mixed, const scalar *z, scalar *dy, scalar *dz,
     i64 length, i64 inner, double scale, i64 dout_batch, i64 dout_time, i64 z_batch, i64 z_time, i64 dz_batch, i64 dz_time) {
@@ -17,17 +18,17 @@ extern "C" __global__ void __launch_bounds__(128) gate_backward(
         Group<CHANNELS> held;
         float gradient[CHANNELS], sum[CHANNELS], gate[CHANNELS];
         held.load(dout_row + channel);
-        held.wide(gradient);
+        held.to_float(gradient);
         held.load(mixed + row + channel);
-        held.wide(sum);
+        held.to_float(sum);
         held.load(z_row + channel);
-        held.wide(gate);
+        held.to_float(gate);
 #pragma unroll
         for (int c = 0; c < CHANNELS; c++) {
             if (GATED) gate[c] += 1e-30f;
-            const float open = sigmoid(gate[c]), silu = gate[c] * open;
+            const float gate_sigmoid = sigmoid(gate[c]), silu = gate[c] * gate_sigmoid;
             if (GATED) sum[c] = fabsf(silu) > 1e-36f ? sum[c] * reciprocal(silu) : silu * 0.f;
-            gate[c] = gradient[c] * sum[c] * (open * fmaf(gate[c], 1.f - open, 1.f));
+            gate[c] = gradient[c] * sum[c] * (gate_sigmoid * fmaf(gate[c], 1.f - gate_sigmoid, 1.f));
             gradient[c] *= silu * (float)scale;
         }
         Group<CHANNELS>::store(dy + row + channel, gradient);
@@ -35,20 +36,20 @@ extern "C" __global__ void __launch_bounds__(128) gate_backward(
     }
 }
 
-// Adds what the blocks of the scan's backward left for B and C, in order.
+// Sums the per-block gradients of B and C from the backward scan, in a fixed order.
 extern "C" __global__ void __launch_bounds__(256) add_blocks(
     const float *dBC, scalar *dB, scalar *dC, i64 batches, i64 across, i64 length, i64 states,
-    i64 B_batch, i64 B_time, i64 B_way, i64 C_batch, i64 C_time, i64 C_way) {
-    const i64 at = (i64)blockIdx.x * 256 + threadIdx.x, position = at >> 5, batch = blockIdx.y, way = blockIdx.z;
+    i64 B_batch, i64 B_time, i64 B_direction, i64 C_batch, i64 C_time, i64 C_direction) {
+    const i64 at = (i64)blockIdx.x * 256 + threadIdx.x, position = at >> 5, batch = blockIdx.y, direction = blockIdx.z;
     if (position >= length) return;
-    const float *from = dBC + (way * batches + batch) * across * length * 32 + at;
+    const float *from = dBC + (direction * batches + batch) * across * length * 32 + at;
     float sum = 0.f;
 #pragma unroll 4
     for (i64 block = 0; block < across; block++) sum += from[block * length * 32];
     const int s = (int)at & 15;
     if (s >= states) return;
     if (at & 16)
-        dC[batch * C_batch + position * C_time + way * C_way + s] = narrow(sum);
+        dC[batch * C_batch + position * C_time + direction * C_direction + s] = narrow(sum);
     else
-        dB[batch * B_batch + position * B_time + way * B_way + s] = narrow(sum);
+        dB[batch * B_batch + position * B_time + direction * B_direction + s] = narrow(sum);
 }

@@ -1,4 +1,4 @@
-"""From a CUDA C++ source beside this file to a kernel: compiled once by NVRTC, kept in a private cache."""
+"""Compiles the CUDA C++ sources of this directory with NVRTC and caches the machine code."""
 
 import functools
 import hashlib
@@ -17,7 +17,7 @@ OLDEST_CAPABILITY = (8, 0)
 
 
 def missing() -> str | None:
-    """None, or the reason why kernels in CUDA C++ cannot run here."""
+    """None, or the reason why the CUDA C++ kernels cannot run on this machine."""
     if torch.version.cuda is None:
         return "this PyTorch was not built for CUDA"
     if not torch.cuda.is_available():
@@ -32,12 +32,12 @@ def missing() -> str | None:
 
 @functools.cache
 def core() -> ModuleType:
-    """NVIDIA's cuda.core."""
+    """The module cuda.core of NVIDIA."""
     return importlib.import_module("cuda.core")
 
 
 def compile_kernel(source: str, capability: tuple[int, int], **macros: int) -> bytes:
-    """Machine code of `source`.cu with these macros for a GPU of this compute capability; needs no GPU."""
+    """Machine code of `source`.cu with the given macros for a compute capability; needs no GPU."""
     settings = core().ProgramOptions(
         arch=f"sm_{capability[0]}{capability[1]}",
         std="c++17",
@@ -53,7 +53,7 @@ def read_source(source: str) -> str:
 
 @functools.cache
 def load_kernel(source: str, function: str, device: int, shared: int, macros: tuple[tuple[str, int], ...]) -> Any:
-    """A kernel ready to launch on this device with up to `shared` bytes of dynamic shared memory."""
+    """A kernel to launch on a device with up to `shared` bytes of dynamic shared memory."""
     capability = torch.cuda.get_device_capability(device)
     key = f"{source}-{_fingerprint(source, capability, macros)}"
     code = read_object("cuda", key)
@@ -73,11 +73,11 @@ def _allow_shared_memory(kernel: Any, device: int, shared: int) -> None:
         attribute, shared, driver.CUkernel(int(kernel.handle)), driver.CUdevice(device)
     )
     if int(status) != 0:
-        raise RuntimeError(f"device {device} refused {shared} bytes of shared memory for a block: {status}.")
+        raise RuntimeError(f"device {device} does not allow {shared} bytes of shared memory per block: {status}.")
 
 
 def _files(source: str) -> tuple[str, ...]:
-    return "numbers.cuh", "copies.cuh", f"{source}.cu"
+    return "math.cuh", "memory.cuh", f"{source}.cu"
 
 
 def _fingerprint(source: str, capability: tuple[int, int], macros: tuple[tuple[str, int], ...]) -> str:

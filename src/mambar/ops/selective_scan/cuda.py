@@ -1,13 +1,13 @@
-"""The scan in CUDA C++, compiled at first use: all states of a channel in registers, time in order.
+"""The scan in CUDA C++, compiled at the first use; the states of a channel stay in registers.
 
-For more than 16 states the portable Triton kernels take over.
+For more than 16 states it uses the Triton kernels.
 """
 
 import torch
 from torch import Tensor
 
-from mambar.ops.cuda.scan import LARGEST_STATE, Way, add_blocks, gate_backward, scan_backward, scan_forward
-from mambar.ops.selective_scan import triton as portable
+from mambar.ops.cuda.scan import MAX_STATE, ScanParams, add_blocks, gate_backward, scan_backward, scan_forward
+from mambar.ops.selective_scan import triton as triton_scan
 
 
 def empty_saved(
@@ -21,9 +21,9 @@ def empty_saved(
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
 ) -> list[Tensor]:
-    """With a gate: what went into it, which its gradient needs."""
-    if A.shape[1] > LARGEST_STATE:
-        return portable.empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    """With a gate: an empty tensor for the value before it, which its gradient needs."""
+    if A.shape[1] > MAX_STATE:
+        return triton_scan.empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state)
     return [] if z is None else [u.new_empty(u.shape)]
 
 
@@ -42,20 +42,20 @@ def forward(
     reverse: bool,
     for_backward: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The output, the last state, and for the backward what went into the gate."""
-    if A.shape[1] > LARGEST_STATE:
+    """The output, the last state, and for the backward the value before the gate."""
+    if A.shape[1] > MAX_STATE:
         tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-        return portable.forward(*tensors, delta_softplus=delta_softplus, reverse=reverse, for_backward=for_backward)
+        return triton_scan.forward(*tensors, delta_softplus=delta_softplus, reverse=reverse, for_backward=for_backward)
     last_state = torch.empty((u.shape[0], *A.shape), dtype=torch.float32, device=u.device)
-    y, kept = scan_forward(
-        *(u, delta, B, C, z, (Way(A=A, D=D, bias=delta_bias),)),
+    y, pregate = scan_forward(
+        *(u, delta, B, C, z, (ScanParams(A=A, D=D, bias=delta_bias),)),
         initial=initial_state,
         last=last_state,
         softplus=delta_softplus,
         reverse=reverse,
-        keep=for_backward and z is not None,
+        save_pregate=for_backward and z is not None,
     )
-    return y, last_state, [] if kept is None else [kept]
+    return y, last_state, [] if pregate is None else [pregate]
 
 
 def backward(
@@ -76,30 +76,30 @@ def backward(
     reverse: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of all arguments, in their order."""
-    if A.shape[1] > LARGEST_STATE:
+    if A.shape[1] > MAX_STATE:
         tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-        return portable.backward(dy, dstate, *tensors, saved, delta_softplus=delta_softplus, reverse=reverse)
+        return triton_scan.backward(dy, dstate, *tensors, saved, delta_softplus=delta_softplus, reverse=reverse)
     dz = None
     if z is not None:
         dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
         dy = gate_backward(dy, saved[0], z, dz, scale=1.0, gated=False)
-    found = scan_backward(
-        *(dy, u, delta, B, C, (Way(A=A, D=D, bias=delta_bias),)),
+    gradients = scan_backward(
+        *(dy, u, delta, B, C, (ScanParams(A=A, D=D, bias=delta_bias),)),
         initial=initial_state,
         dlast=dstate,
         softplus=delta_softplus,
         reverse=reverse,
     )
     dB, dC = (torch.empty(B.shape, dtype=B.dtype, device=B.device) for _ in range(2))
-    add_blocks(found.blocks, dB, dC)
+    add_blocks(gradients.blocks, dB, dC)
     return (
-        found.u,
-        found.delta,
-        found.A.sum(dim=0),
+        gradients.u,
+        gradients.delta,
+        gradients.A.sum(dim=0),
         dB,
         dC,
-        None if D is None else found.D.sum(dim=0),
+        None if D is None else gradients.D.sum(dim=0),
         dz,
-        None if delta_bias is None else found.bias.sum(dim=0),
-        found.initial,
+        None if delta_bias is None else gradients.bias.sum(dim=0),
+        gradients.initial,
     )

@@ -1,5 +1,5 @@
-// Numbers the kernels share: loads and stores of the activations' type, and the few functions of a scan.
-// SCALAR: 0 float, 1 bfloat16, 2 half. No headers: NVRTC then needs nothing but this text.
+// Shared arithmetic of the kernels: conversion, loads and stores of activations, and the functions of a scan.
+// SCALAR: 0 float, 1 bfloat16, 2 half. No headers are included, so that NVRTC needs only this text.
 typedef long long i64;
 
 #if SCALAR == 0
@@ -10,7 +10,7 @@ typedef unsigned short scalar;
 
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
-#define EVERY 0xffffffffu
+#define ALL_LANES 0xffffffffu
 
 __device__ __forceinline__ float widen(scalar x) {
 #if SCALAR == 0
@@ -18,9 +18,9 @@ __device__ __forceinline__ float widen(scalar x) {
 #elif SCALAR == 1
     return __uint_as_float((unsigned)x << 16);
 #else
-    float wide;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x));
-    return wide;
+    float to_float;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(to_float) : "h"(x));
+    return to_float;
 #endif
 }
 
@@ -38,7 +38,7 @@ __device__ __forceinline__ scalar narrow(float x) {
 #endif
 }
 
-// Two neighbours as one 32-bit word (16-bit types only): the first in the low half.
+// Two adjacent 16-bit values as one 32-bit word: the first in the low half.
 __device__ __forceinline__ void widen_pair(unsigned word, float &first, float &second) {
 #if SCALAR == 1
     first = __uint_as_float(word << 16);
@@ -59,14 +59,14 @@ __device__ __forceinline__ unsigned narrow_pair(float first, float second) {
     return word;
 }
 
-// COUNT neighbouring channels, loaded at once, still in the activations' type.
+// COUNT adjacent channels in the type of the activations, loaded by one instruction.
 template <int COUNT> struct Group;
 
 template <> struct Group<1> {
     scalar value;
     __device__ __forceinline__ void load(const scalar *at) { value = *at; }
     __device__ __forceinline__ void clear() { value = 0; }
-    __device__ __forceinline__ void wide(float *to) const { to[0] = widen(value); }
+    __device__ __forceinline__ void to_float(float *to) const { to[0] = widen(value); }
     __device__ __forceinline__ static void store(scalar *at, const float *from) { *at = narrow(from[0]); }
 };
 
@@ -75,7 +75,7 @@ template <> struct Group<2> {
     float2 value;
     __device__ __forceinline__ void load(const scalar *at) { value = *(const float2 *)at; }
     __device__ __forceinline__ void clear() { value = make_float2(0.f, 0.f); }
-    __device__ __forceinline__ void wide(float *to) const { to[0] = value.x; to[1] = value.y; }
+    __device__ __forceinline__ void to_float(float *to) const { to[0] = value.x; to[1] = value.y; }
     __device__ __forceinline__ static void store(scalar *at, const float *from) {
         *(float2 *)at = make_float2(from[0], from[1]);
     }
@@ -84,7 +84,7 @@ template <> struct Group<4> {
     float4 value;
     __device__ __forceinline__ void load(const scalar *at) { value = *(const float4 *)at; }
     __device__ __forceinline__ void clear() { value = make_float4(0.f, 0.f, 0.f, 0.f); }
-    __device__ __forceinline__ void wide(float *to) const {
+    __device__ __forceinline__ void to_float(float *to) const {
         to[0] = value.x; to[1] = value.y; to[2] = value.z; to[3] = value.w;
     }
     __device__ __forceinline__ static void store(scalar *at, const float *from) {
@@ -96,7 +96,7 @@ template <> struct Group<2> {
     unsigned value;
     __device__ __forceinline__ void load(const scalar *at) { value = *(const unsigned *)at; }
     __device__ __forceinline__ void clear() { value = 0; }
-    __device__ __forceinline__ void wide(float *to) const { widen_pair(value, to[0], to[1]); }
+    __device__ __forceinline__ void to_float(float *to) const { widen_pair(value, to[0], to[1]); }
     __device__ __forceinline__ static void store(scalar *at, const float *from) {
         *(unsigned *)at = narrow_pair(from[0], from[1]);
     }
@@ -105,7 +105,7 @@ template <> struct Group<4> {
     uint2 value;
     __device__ __forceinline__ void load(const scalar *at) { value = *(const uint2 *)at; }
     __device__ __forceinline__ void clear() { value = make_uint2(0, 0); }
-    __device__ __forceinline__ void wide(float *to) const {
+    __device__ __forceinline__ void to_float(float *to) const {
         widen_pair(value.x, to[0], to[1]);
         widen_pair(value.y, to[2], to[3]);
     }
@@ -115,14 +115,14 @@ template <> struct Group<4> {
 };
 #endif
 
-// 2^x on the special-function unit, relative error 2^-22, subnormal results are zero.
-__device__ __forceinline__ float exp2_unit(float x) {
+// 2^x on the special-function unit: relative error 2^-22, subnormal results are zero.
+__device__ __forceinline__ float fast_exp2(float x) {
     float power;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
     return power;
 }
 
-__device__ __forceinline__ float log2_unit(float x) {
+__device__ __forceinline__ float fast_log2(float x) {
     float logarithm;
     asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(logarithm) : "f"(x));
     return logarithm;
@@ -134,12 +134,12 @@ __device__ __forceinline__ float reciprocal(float x) {
     return inverse;
 }
 
-__device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.f + exp2_unit(-LOG2E * x)); }
+__device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.f + fast_exp2(-LOG2E * x)); }
 
-// log(1 + e^x): the larger of x and 0, plus log(1 + e^-|x|) by a polynomial that keeps the digits of small values
-// (relative error 2e-7 with nine terms, 1.4e-6 with seven).
+// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). The polynomial is accurate for small values too: relative error 2e-7 with
+// nine terms, 1.4e-6 with seven.
 __device__ __forceinline__ float softplus(float x) {
-    float e = exp2_unit(-LOG2E * fabsf(x));
+    float e = fast_exp2(-LOG2E * fabsf(x));
 #if SCALAR == 0
     float series = fmaf(e, 0.0052326927f, -0.0295052325f);
     series = fmaf(e, series, 0.0782259417f);
@@ -160,9 +160,9 @@ __device__ __forceinline__ float softplus(float x) {
     return fmaf(e, series, fmaxf(x, 0.f));
 }
 
-// The slope of softplus where its value is d: 1 - e^-d.
-__device__ __forceinline__ float softplus_slope(float d) {
-    float slope = 1.f - exp2_unit(-LOG2E * d);
+// The derivative of softplus at the point where its value is d: 1 - e^-d.
+__device__ __forceinline__ float softplus_derivative(float d) {
+    float slope = 1.f - fast_exp2(-LOG2E * d);
 #if SCALAR == 0
     float series = d * fmaf(d, fmaf(d, fmaf(d, fmaf(d, 1.f / 120, -1.f / 24), 1.f / 6), -0.5f), 1.f);
     slope = d < 0.1f ? series : slope;
