@@ -10,7 +10,7 @@ from mambar.version import __version__
 def test_provenance_names_command_fields_and_seeds(tmp_path):
     here = Context(name="table_costs", budget="smoke", out=tmp_path, fields=("epochs=3", "lr=0.1"))
     found = here.provenance(data="digits", seeds=(0, 2))
-    assert found.command == "mambar reproduce table_costs budget=smoke epochs=3 lr=0.1"
+    assert found.command == "mambar reproduce table_costs --budget smoke epochs=3 lr=0.1"
     assert found.seeds == (0, 2) and found.data == "digits" and found.machine and found.date
 
 

@@ -23,7 +23,7 @@ def test_wrong_names_and_missing_data(tmp_path):
         index.reproduce("table_imagnet", out=tmp_path)
     with pytest.raises(InputError, match="budget=small needs data=PATH"):
         index.reproduce("table_register_count", budget="small", out=tmp_path)
-    with pytest.raises(InputError, match="must be different"):
+    with pytest.raises(InputError, match="without repetition"):
         index.reproduce("table_register_count", seeds=(1, 1), out=tmp_path)
     assert not list(tmp_path.rglob("*.json"))
 

@@ -8,7 +8,7 @@ from mambar.errors import MambarError
 from mambar.paper import table_register_count, table_register_design
 from mambar.paper.context import Context
 from mambar.paper.pair import one_result, pair_cells, trained_pair
-from mambar.paper.sweep import runs
+from mambar.paper.sweep import planned_runs
 
 
 @pytest.fixture
@@ -17,9 +17,9 @@ def context(tmp_path):
 
 
 def test_figures_and_tables_share_their_runs(context):
-    vim, registers = (list(runs([cell], context)) for cell in pair_cells(context))
-    assert set(vim) | set(registers) <= set(runs(table_register_count.cells(context), context))
-    assert set(registers) <= set(runs(table_register_design.cells(context), context))
+    vim, registers = (list(planned_runs([cell], context)) for cell in pair_cells(context))
+    assert set(vim) | set(registers) <= set(planned_runs(table_register_count.cells(context), context))
+    assert set(registers) <= set(planned_runs(table_register_design.cells(context), context))
 
 
 def test_same_body_but_for_the_registers(context):

@@ -56,13 +56,13 @@ def test_several_seeds_carry_an_interval():
 @pytest.mark.parametrize("values", [(math.nan,), (math.inf,), (), ("82.9",)])
 @pytest.mark.wrong_shapes
 def test_what_is_no_number_is_refused(values):
-    with pytest.raises(InputError, match="no measured numbers"):
+    with pytest.raises(InputError, match="not measured numbers"):
         result(values=values)
 
 
 @pytest.mark.parametrize("field", ["command", "commit", "machine", "date", "data"])
 def test_a_number_without_its_origin_is_refused(field):
-    with pytest.raises(InputError, match=f"without {field} is not a measurement"):
+    with pytest.raises(InputError, match=f"without {field} is not allowed"):
         result(**{field: " "})
 
 

@@ -9,7 +9,7 @@ import pytest
 from mambar.errors import InputError
 from mambar.paper import table_register_count, table_register_design
 from mambar.paper.context import Context
-from mambar.paper.sweep import Cell, directory_of, recorded, runs, seeds_of, train_cells
+from mambar.paper.sweep import Cell, directory_of, finished_results, planned_runs, seeds_of, train_cells
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def test_rows_that_decide_get_all_seeds(context):
 
 
 def test_tables_share_the_runs_of_equal_recipes(context):
-    counts = runs(table_register_count.cells(context), context)
-    designs = runs(table_register_design.cells(context), context)
+    counts = planned_runs(table_register_count.cells(context), context)
+    designs = planned_runs(table_register_design.cells(context), context)
     assert len(counts) == 9 and len(designs) == 9
     assert len({**counts, **designs}) == 15
     # Most registers first: the longest sequences take longest.
@@ -47,15 +47,15 @@ def test_another_field_is_another_directory(context):
     assert other.recipe.stages[0].epochs == 3
     assert directory_of(cell, 0, context) != directory_of(other, 0, context)
     assert directory_of(cell, 0, context) != directory_of(cell, 1, context)
-    assert "n1-middle-first" in directory_of(cell, 0, context).name
+    assert "n1-middle-token" in directory_of(cell, 0, context).name
 
 
 def test_only_finished_runs_are_in_the_table(context):
     chosen = table_register_count.cells(context)
     finish(chosen[0], 0, context, 0.5)
     finish(chosen[0], 2, context, 0.7)
-    assert recorded(chosen, context) == {"n = 1 (Vim)": {0: 50.0, 2: 70.0}}
-    results = table_register_count.results(context, recorded(chosen, context))
+    assert finished_results(chosen, context) == {"n = 1 (Vim)": {0: 50.0, 2: 70.0}}
+    results = table_register_count.results(context, finished_results(chosen, context))
     assert [(r.row, r.values, r.provenance.seeds) for r in results] == [("n = 1 (Vim)", (50.0, 70.0), (0, 2))]
 
 
@@ -74,17 +74,17 @@ def test_paired_differences_use_common_seeds(context):
         finish(chosen["all in the middle"], seed, context, top1)
     finish(chosen["all at the beginning"], 0, context, 0.5)
     cells = list(chosen.values())
-    found = {r.row: r for r in table_register_design.results(context, recorded(cells, context))}
-    assert "-1.50 ± 6.35 points to the default, not decided" in found["all in the middle"].note
+    found = {r.row: r for r in table_register_design.results(context, finished_results(cells, context))}
+    assert "-1.50 ± 6.35 points from the default, not decided" in found["all in the middle"].note
     assert found["all at the beginning"].note == ""
 
 
-def test_twins_and_changed_recipes_are_refused(context):
+def test_duplicate_rows_and_changed_recipes_are_refused(context):
     cell = table_register_count.cells(context)[0]
-    with pytest.raises(InputError, match="one name"):
+    with pytest.raises(InputError, match="same row name"):
         train_cells([cell, Cell(row=cell.row, recipe=cell.recipe.replace(lr=1.0))], context)
     finish(cell, 0, context, 0.5)
     path = directory_of(cell, 0, context) / "cell.json"
     path.write_text(path.read_text("utf-8").replace('"clip": 1.0', '"clip": 2.0'), "utf-8")
     with pytest.raises(InputError, match="another recipe"):
-        recorded([cell], context)
+        finished_results([cell], context)

@@ -8,7 +8,7 @@ from mambar.errors import InputError
 from mambar.paper import table_ade20k
 from mambar.paper.context import Context
 from mambar.paper.render import render
-from mambar.paper.sweep import directory_of, recorded
+from mambar.paper.sweep import directory_of, finished_results
 
 
 def context(tmp_path, **fields):
@@ -32,7 +32,7 @@ def test_scenes_never_stand_in_a_published_row(tmp_path):
     directory.mkdir(parents=True)
     content = {"recipe": json.loads(cells[0].recipe.to_json()), "metrics": {"miou": 0.5, "pixel_accuracy": 0.9}}
     (directory / "cell.json").write_text(json.dumps(content), "utf-8")
-    results = table_ade20k.results(here, recorded(cells, here))
+    results = table_ade20k.results(here, finished_results(cells, here))
     assert [(result.row, result.values) for result in results] == [("Mamba-R, scenes", (50.0,))]
     lines = render(table_ade20k.CLAIMS, results).splitlines()
     base = next(line for line in lines if line.startswith("| Mamba-R Base"))

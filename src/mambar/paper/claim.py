@@ -1,4 +1,4 @@
-"""A cell of the paper, and a cell of ours: what each must carry to stand in a table."""
+"""A published cell, a measured cell, and what each must record."""
 
 import math
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from typing import Literal
 
 from mambar.errors import InputError
 
-# smoke: a CPU, minutes, tiny networks: proves the path. small: one GPU, comparable among its own rows only.
+# smoke: tiny networks on a CPU, minutes; a test of the code path. small: one GPU, comparable only among its own rows.
 # full: the published data and recipe, the only budget that is compared with the paper.
 Budget = Literal["smoke", "small", "full"]
 BUDGETS: tuple[Budget, ...] = ("smoke", "small", "full")
 
-# How we know a published value: read in the source, derived by arithmetic from what is printed, read off a
-# figure by eye, or recalled and to be checked.
+# How a published value is known: read in the source, derived by arithmetic, read off a figure, or recalled and
+# unverified.
 Known = Literal["read", "derived", "by eye", "recalled"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One published cell, typed once. `version` says which edition of the paper (v1, v2) or which other source."""
+    """One published cell. `version` is the edition of the paper (v1, v2) or another source."""
 
     row: str
     column: str
@@ -29,14 +29,14 @@ class Claim:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
-            raise InputError(f"claim {self.row} / {self.column}: {self.value} is no published number.")
+            raise InputError(f"claim {self.row} / {self.column}: {self.value} is not a published number.")
         if not self.version or not self.source:
             raise InputError(f"claim {self.row} / {self.column} needs a version and a source.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a number of ours comes from; without any of it the number does not stand in a table."""
+    """How a result was measured. Every field is required."""
 
     command: str
     commit: str
@@ -48,15 +48,12 @@ class Provenance:
     def __post_init__(self) -> None:
         for name in ("command", "commit", "machine", "date", "data"):
             if not getattr(self, name).strip():
-                raise InputError(f"a result without {name} is not a measurement; give it.")
+                raise InputError(f"a result without {name} is not allowed; give it.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One measured cell: the mean over seeds, the half-width of its 95 % interval where there are several.
-
-    `values` are the single runs, one a seed, in the order of `provenance.seeds`.
-    """
+    """One measured cell: one value per run, in the order of `provenance.seeds`."""
 
     row: str
     column: str
@@ -67,9 +64,9 @@ class Result:
 
     def __post_init__(self) -> None:
         if self.budget not in BUDGETS:
-            raise InputError(f"budget={self.budget!r} is not known; choose one of {', '.join(BUDGETS)}.")
+            raise InputError(f"budget={self.budget!r} is unknown; choose one of {', '.join(BUDGETS)}.")
         if not self.values or not all(isinstance(v, float) and math.isfinite(v) for v in self.values):
-            raise InputError(f"{self.row} / {self.column}: {self.values} are no measured numbers; leave the cell out.")
+            raise InputError(f"{self.row} / {self.column}: {self.values} are not measured numbers; omit the cell.")
         if self.provenance.seeds and len(self.provenance.seeds) != len(self.values):
             raise InputError(
                 f"{self.row} / {self.column}: {len(self.values)} values for {len(self.provenance.seeds)} seeds."

@@ -1,4 +1,4 @@
-"""Where and how the cells of a table are measured: one context for a whole reproduction."""
+"""The settings of a reproduction: budget, data, device, seeds, directories."""
 
 import subprocess
 from collections.abc import Mapping
@@ -12,31 +12,34 @@ from mambar.version import __version__
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """The reproduction under way: its name and budget, its directory, the data and devices to use.
+    """The settings of a reproduction."""
 
-    fields: `field=value` texts that change every recipe (epochs=20). seeds: of the rows that decide; other_seeds: how
-    many of them the other rows get (None: all). more: the rows beyond the paper's too. jobs: runs side by side, as
-    separate processes, spread over the GPUs. deadline: when runs are stopped and saved, a reading of `time.monotonic`.
-    """
-
+    # Tables or figures, comma-separated.
     name: str
     budget: Budget
     out: Path
     data: str | None = None
     device: str = "cpu"
+    # `field=value` texts that change every recipe (epochs=20).
     fields: tuple[str, ...] = ()
+    # Seeds of the rows that decide a comparison.
     seeds: tuple[int, ...] = (0,)
+    # Number of seeds of the other rows; None: all.
     other_seeds: int | None = None
+    # Also rows beyond the paper's.
     more: bool = False
+    # Data loader processes of each run.
     workers: int = 0
+    # Runs in parallel, each a process, spread over the GPUs.
     jobs: int = 1
+    # When runs are stopped and saved, as a value of `time.monotonic`.
     deadline: float | None = None
 
     def provenance(self, *, data: str, seeds: tuple[int, ...] = ()) -> Provenance:
-        """What a result of this reproduction carries."""
+        """The provenance of a result of this reproduction."""
         from mambar.bench.machine import describe
 
-        words = [f"mambar reproduce {self.name} budget={self.budget}", *self.fields]
+        words = [f"mambar reproduce {self.name} --budget {self.budget}", *self.fields]
         return Provenance(
             command=" ".join(words),
             commit=commit(),
@@ -47,7 +50,7 @@ class Context:
         )
 
     def result(self, row: str, column: str, by_seed: Mapping[int, float], *, data: str, note: str = "") -> Result:
-        """A cell of this reproduction: the values of its seeds, in their order."""
+        """A measured cell with one value per seed."""
         return Result(
             row=row,
             column=column,
@@ -59,7 +62,7 @@ class Context:
 
 
 def commit() -> str:
-    """The commit of the source tree this runs from, marked where it has changes; else the version."""
+    """The commit of the source tree, marked if it has changes; without git the version."""
     here = Path(__file__).parent
     try:
         head = _git(here, "rev-parse", "--short", "HEAD")

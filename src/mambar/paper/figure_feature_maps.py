@@ -1,9 +1,9 @@
-"""Feature maps: how near each image token is to the global vector (arXiv 2405.14858, the first figures).
+"""Feature maps: distance of each image token to a global vector (arXiv 2405.14858, the first figures).
 
-    mambar reproduce figure_feature_maps budget=small data=PATH
+    mambar reproduce figure_feature_maps --budget small data=PATH
 
-A picture has no published number; beside the report's pictures stands how far the largest token stands out, and,
-where the data have masks, how well the map finds the object.
+The paper publishes no number for this figure. Measured: the ratio of the largest to the median norm and, with masks,
+the IoU of the thresholded map with the objects.
 """
 
 from typing import Final
@@ -17,7 +17,7 @@ CLAIMS: Final[tuple[Claim, ...]] = ()
 
 
 def measure(context: Context) -> list[Result]:
-    """The ratio of the largest to the median norm in the last layer, and the maps' scores against masks."""
+    """The ratio of the largest to the median norm in the last layer, and the IoU of the maps with masks."""
     analysis = analysed_pair(context, probes=(), num_images=64 if context.budget == "smoke" else 1000)
     results = []
     for network, result in zip(("Vim", "Mamba-R"), analysis.results.values(), strict=True):

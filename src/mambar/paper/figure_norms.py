@@ -1,9 +1,9 @@
-"""Token norms by layer, Vim beside Mamba-R (arXiv 2405.14858: maps and distributions of norms).
+"""Token norms by layer of Vim and Mamba-R (arXiv 2405.14858: maps and distributions of norms).
 
-    mambar reproduce figure_norms budget=small data=PATH
+    mambar reproduce figure_norms --budget small data=PATH
 
-The published values were read off the project page's figure by eye (within 5 %); which tensor the paper measures is not
-said: here it is the residual stream. The figure's layers 7, 15, 19, 23 count from 0, 23 being the last of 24.
+The published values were read off the project page's figure (within 5 %). The paper does not name the tensor; here it
+is the residual stream. The figure's layers 7, 15, 19, 23 count from 0; 23 is the last of 24.
 """
 
 from typing import Final

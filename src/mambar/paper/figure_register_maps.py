@@ -1,8 +1,8 @@
-"""What each register sees (arXiv 2405.14858, the register figure): maps of the distance to each register.
+"""Register maps: distance of each image token to each register (arXiv 2405.14858, the register figure).
 
-    mambar reproduce figure_register_maps budget=small data=PATH
+    mambar reproduce figure_register_maps --budget small data=PATH
 
-A picture has no published number; beside it stands how alike the registers are to each other.
+The paper publishes no number for this figure. Measured: the similarity of the registers.
 """
 
 from typing import Final
@@ -16,7 +16,7 @@ CLAIMS: Final[tuple[Claim, ...]] = ()
 
 
 def measure(context: Context) -> list[Result]:
-    """The mean cosine between two registers, and the number of groups that see the same places."""
+    """The mean cosine between two registers, and the number of clusters of their maps."""
     analysis = analysed_pair(context, probes=(), num_images=64 if context.budget == "smoke" else 1000)
     result = list(analysis.results.values())[1]
     results = []

@@ -1,4 +1,4 @@
-"""The tables and figures by name, and the one function that reproduces any of them."""
+"""Tables and figures by name, and their reproduction."""
 
 import importlib
 import json
@@ -18,8 +18,8 @@ from mambar.paper.claim import BUDGETS, Budget, Provenance, Result
 from mambar.paper.context import Context
 from mambar.paper.plot import draw_results
 from mambar.paper.render import provenance, render
-from mambar.paper.sweep import Cell, recorded, train_cells
-from mambar.paper.time_budget import within
+from mambar.paper.sweep import Cell, finished_results, train_cells
+from mambar.paper.time_budget import with_deadline
 from mambar.user_module import import_file, is_python_file
 
 NAMES = (
@@ -36,7 +36,7 @@ NAMES = (
 )
 
 
-# Runs end in threads of their own; one at a time writes.
+# Runs finish in several threads; only one writes at a time.
 _WRITING = threading.Lock()
 
 
@@ -55,12 +55,12 @@ def module(name: str) -> ModuleType:
         return table
     if name not in NAMES:
         hint = did_you_mean(name, NAMES, otherwise="`mambar reproduce --list` lists them.")
-        raise InputError(f"the paper has no {name!r} here; {hint}")
+        raise InputError(f"there is no table or figure {name!r}; {hint}")
     return importlib.import_module(f"mambar.paper.{name}")
 
 
 class Options(TypedDict, total=False):
-    """What `reproduce` and `reproduce_together` take beside names."""
+    """Keyword arguments of `reproduce` and `reproduce_together`."""
 
     budget: Budget
     data: str | Path | None
@@ -97,22 +97,28 @@ def reproduce_together(
     minutes: float | None = None,
     fit: bool = False,
 ) -> dict[str, list[Result]]:
-    """Measures the cells of tables and figures that the budget pays for; finished ones are read, not run again.
+    """Measures the cells of tables and figures and returns the results by name.
 
-    Gives the results by name. The runs of all are trained together, and shared where they are the same. Writes
-    results.json and the table as Markdown, HTML and CSV into `out`/BUDGET/NAME, tables anew after each run.
+    Runs that several tables need are trained once; finished runs are read. Writes results.json and the table as
+    Markdown, HTML and CSV into `out`/BUDGET/NAME, updated after each run.
 
-    budget: "smoke" (a CPU, minutes, proves the path), "small" (one GPU; comparable among its own rows), "full" (the
-    paper's data and recipe). fields: `field=value` texts for every recipe. seeds, other_seeds: of rows that decide, and
-    how many of them the others get. more: rows beyond the paper's. jobs: runs side by side, each a process. minutes:
-    what all training may take; a short trial measures the speed first, and what does not fit is refused, or with `fit`
-    gets as many epochs as do. Raises `InputError` for data that are missing.
+    Args:
+        budget: "smoke" (a CPU, minutes), "small" (one GPU, comparable among its own rows) or "full" (the paper's).
+        fields: `field=value` texts for every recipe.
+        seeds: Seeds of the rows that decide a comparison.
+        other_seeds: Number of seeds of the other rows; None for all.
+        more: Also measure rows beyond the paper's.
+        jobs: Number of runs in parallel, each a process.
+        minutes: Time for all training. A short trial measures the speed; runs that do not fit are refused.
+        fit: With `minutes`: train as many epochs as fit.
+
+    Raises `InputError` if data are missing.
     """
     chosen = {name: module(name) for name in names}
     if budget not in BUDGETS:
-        raise InputError(f"budget={budget!r} is not known; choose one of {', '.join(BUDGETS)}.")
+        raise InputError(f"budget={budget!r} is unknown; choose one of {', '.join(BUDGETS)}.")
     if len(set(seeds)) != len(seeds) or not seeds:
-        raise InputError(f"seeds={list(seeds)} must be different whole numbers, at least one.")
+        raise InputError(f"seeds={list(seeds)} must be at least one integer, without repetition.")
     context = Context(
         name=",".join(chosen),
         budget=budget,
@@ -128,7 +134,7 @@ def reproduce_together(
     )
     trained = [table for table in chosen.values() if table.__dict__.get("cells")]
     if trained:
-        context = within(minutes, fit=fit, cells=lambda where: _all_cells(trained, where), context=context)
+        context = with_deadline(minutes, fit=fit, cells=lambda where: _all_cells(trained, where), context=context)
         train_cells(_all_cells(trained, context), context, finished=lambda: _write_tables(chosen, context))
     found = {}
     for part, table in chosen.items():
@@ -142,7 +148,7 @@ def _directory_name(name: str) -> str:
 
 
 def _all_cells(tables: Sequence[ModuleType], context: Context) -> list[Cell]:
-    """The cells of all tables, each under a name of its own."""
+    """The cells of all tables, each with the table's name in its row."""
     return [
         replace(cell, row=f"{table.__name__.rpartition('.')[2]}: {cell.row}")
         for table in tables
@@ -151,18 +157,18 @@ def _all_cells(tables: Sequence[ModuleType], context: Context) -> list[Cell]:
 
 
 def _write_tables(tables: Mapping[str, ModuleType], context: Context) -> None:
-    """What is finished so far, where a table can be drawn of a part of its runs."""
+    """Writes the tables that can be made of the finished runs."""
     with _WRITING:
         for name, table in tables.items():
             if table.__dict__.get("results"):
                 here = replace(context, name=name)
                 write(
-                    table.results(here, recorded(table.cells(here), here)), table, context.out / _directory_name(name)
+                    table.results(here, finished_results(table.cells(here), here)), table, context.out / _directory_name(name)
                 )
 
 
 def write(results: Sequence[Result], table: ModuleType, directory: Path) -> None:
-    """results.json, the table in three formats, with where its numbers come from, and its runs drawn as table.png."""
+    """Writes results.json, the table in three formats with its provenance, and table.png with every run."""
     directory.mkdir(parents=True, exist_ok=True)
     content = {"format_version": 1, "title": table.TITLE, "results": [asdict(result) for result in results]}
     write_atomically(directory / "results.json", json_bytes(content))

@@ -1,4 +1,4 @@
-"""The network, data and schedule that stand for the paper's at each budget."""
+"""The network, data and schedule of each budget."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -9,8 +9,8 @@ from mambar.recipes.digits import RECIPE as DIGITS
 from mambar.recipes.mambar_base import RECIPE as BASE
 from mambar.training.recipe import Recipe, Stage
 
-# A network that a GPU trains in minutes on 32-pixel photographs, several side by side: 256 tokens, more than
-# ImageNet's 196 at 224 pixels, so that registers have a sequence to be spread over.
+# A network that a GPU trains in minutes on 32-pixel photographs, several in parallel. It has 256 tokens, more than
+# ImageNet's 196 at 224 pixels.
 _SMALL_BODY = {"patch_size": 2, "embed_dim": 128, "depth": 8}
 _SMALL = Recipe(
     name="small",
@@ -43,14 +43,14 @@ _SMALL = Recipe(
     keep_checkpoints=1,
 )
 _SMOKE_BODY = {"patch_size": 2, "embed_dim": 16, "depth": 2}
-# One register in the middle, read as it is.
+# One register in the middle, read without reduction.
 VIM: Final[Mapping[str, object]] = {"num_registers": 1, "placement": "middle", "head": "token", "register_reduction": 1}
 
 
 def base_recipe(context: Context) -> Recipe:
-    """The recipe that a table varies: digits (smoke), 32-pixel photographs or the named data (small), ImageNet (full).
+    """The recipe that a table varies: digits (smoke), 32-pixel photographs or the given data (small), ImageNet (full).
 
-    The context's fields change it. Raises `InputError` where the budget needs data that were not given.
+    Fields of the context change it. Raises `InputError` if the budget needs data that were not given.
     """
     if context.budget == "smoke":
         recipe = DIGITS.replace(config=_SMOKE_BODY, epochs=1, max_steps=8)
@@ -62,10 +62,10 @@ def base_recipe(context: Context) -> Recipe:
 
 
 def registers(context: Context, recipe: Recipe) -> dict[str, object]:
-    """Mamba-R's registers for a recipe's model: 12 and three times its width, or at `smoke` 4 and once."""
+    """Register fields of Mamba-R: 12 registers and 3 · D features; for `smoke` 4 registers and D features."""
     dim = dim_of(recipe)
     count, width = (4, dim) if context.budget == "smoke" else (12, 3 * dim)
-    return {"num_registers": count, "reduce": reduction(dim, count, width)}
+    return {"num_registers": count, "register_reduction": reduction(dim, count, width)}
 
 
 def with_model(recipe: Recipe, fields: Mapping[str, object]) -> Recipe:
@@ -74,7 +74,7 @@ def with_model(recipe: Recipe, fields: Mapping[str, object]) -> Recipe:
 
 
 def reduction(dim: int, num_registers: int, width: int) -> int:
-    """The divisor of dim that brings n registers nearest to `width` features together."""
+    """The divisor of dim for which n registers have the number of features nearest to `width`."""
     divisors = [r for r in range(1, dim + 1) if dim % r == 0]
     return min(divisors, key=lambda r: abs(num_registers * (dim // r) - width))
 

@@ -1,4 +1,4 @@
-"""The two networks every figure compares: Mamba-R and the same body with one register in the middle (Vim)."""
+"""The two networks that the figures compare: Mamba-R, and the same network with one middle register (Vim)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from mambar.paper.sweep import Cell, directory_of, train_cells
 
 
 def pair_cells(context: Context) -> list[Cell]:
-    """One cell for each of the two networks, named as the figures name them."""
+    """The cells of both networks."""
     base = base_recipe(context)
     return [
         Cell(row="Vim", recipe=with_model(base, VIM)),
@@ -24,21 +24,18 @@ def pair_cells(context: Context) -> list[Cell]:
 
 
 def trained_pair(context: Context) -> dict[str, Path]:
-    """The run directories of both, trained under the first seed if they are not yet."""
+    """The run directories of both networks, trained with the first seed unless finished."""
     first = replace(context, seeds=context.seeds[:1])
     pair = pair_cells(first)
     train_cells(pair, first)
     found = {cell.row: directory_of(cell, first.seeds[0], first) for cell in pair}
     if not all((path / CONFIG).is_file() for path in found.values()):
-        raise MambarError(f"{context.name}: the two networks are not finished; start again with more minutes.")
+        raise MambarError(f"{context.name}: the two networks are not finished; run again with more minutes.")
     return found
 
 
 def analysed_pair(context: Context, **options: Any) -> Analysis:
-    """Both networks looked into beside each other on the data they were trained on; the report lies beside them.
-
-    The studies of the analysis stand in the order Vim, Mamba-R.
-    """
+    """The analysis of both networks, in the order Vim, Mamba-R, on the data of their training; writes its report."""
     from mambar.analysis.analyze import analyze
 
     runs = trained_pair(context)
@@ -58,12 +55,12 @@ def analysed_pair(context: Context, **options: Any) -> Analysis:
 
 
 def one_result(context: Context, row: str, column: str, value: float, note: str = "") -> Result:
-    """A cell of a figure: one value under the first seed."""
+    """A cell of a figure: one value, for the first seed."""
     return context.result(row, column, {context.seeds[0]: value}, data=base_recipe(context).data, note=note)
 
 
 def _free(directory: Path) -> Path:
-    """The directory, or the first of its name with a number behind it that is not there yet."""
+    """The directory, or with a number appended if it exists."""
     number, free = 2, directory
     while free.exists():
         free = directory.with_name(f"{directory.name}-{number}")

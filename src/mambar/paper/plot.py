@@ -1,4 +1,4 @@
-"""Results drawn: every run as a point, the mean with its interval, one chart a column; drawing only."""
+"""Draws results: every run as a point and the mean with its interval, one chart per column."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Fields of a run's looks into the layers (metrics.jsonl) → the title of their chart.
+# Field of the layer statistics in metrics.jsonl → title of its chart.
 _BY_LAYER: Final = {
-    "norm_mean": "Mean norm by layer, last look",
-    "norm_max": "Largest norm by layer, last look",
-    "outlier_share": "Outliers by layer, last look, %",
+    "norm_mean": "Mean norm by layer, final step",
+    "norm_max": "Largest norm by layer, final step",
+    "outlier_share": "Outliers by layer, final step, %",
 }
 Rows = Sequence[Mapping[str, Any]]
 
 
 def draw_results(results: Sequence[Result]) -> "Figure | None":
-    """One chart a column, one line a row; None where nothing was measured. Only results of one budget go together."""
+    """One chart per column, one line per row, for results of one budget; None without results."""
     if not results:
         return None
     columns = list(dict.fromkeys(result.column for result in results))
@@ -39,21 +39,21 @@ def draw_results(results: Sequence[Result]) -> "Figure | None":
 
 
 def draw_layers(runs: Mapping[str, Sequence[Rows]], *, data: str) -> "Figure | None":
-    """What the looks into the layers saw during training: network → the metrics.jsonl rows of each of its runs.
+    """Layer statistics over training. `runs`: network → the metrics.jsonl rows of each of its runs.
 
-    Norms are of image tokens in the residual stream of a training batch; an outlier lies above median + 10 MAD of its
-    layer. None where no run was looked into.
+    Norms are of image tokens in the residual stream of a training batch; an outlier is above median + 10 MAD of its
+    layer. None if no run logged layer statistics.
     """
-    looks = {
+    logged = {
         network: [[row for row in rows if row["kind"] == "health"] for rows in of_runs]
         for network, of_runs in runs.items()
     }
-    looks = {network: [rows for rows in of_runs if rows] for network, of_runs in looks.items()}
-    if not any(looks.values()):
+    logged = {network: [rows for rows in of_runs if rows] for network, of_runs in logged.items()}
+    if not any(logged.values()):
         return None
-    panels = [partial(_layers, looks=looks, field=name, title=title) for name, title in _BY_LAYER.items()]
-    panels.append(partial(_course, looks=looks))
-    label = FigureLabel(tensor="residual", metric="one line a seed; outliers above median + 10 MAD", data=data)
+    panels = [partial(_layers, logged=logged, field=name, title=title) for name, title in _BY_LAYER.items()]
+    panels.append(partial(_course, logged=logged))
+    label = FigureLabel(tensor="residual", metric="one line per seed; outliers above median + 10 MAD", data=data)
     return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=2, size=(4.4, 2.9)))
 
 
@@ -71,9 +71,9 @@ def _column(axes: "Axes", *, found: Sequence[Result], rows: Sequence[str]) -> No
     axes.grid(axis="y", visible=not several)
 
 
-def _layers(axes: "Axes", *, looks: Mapping[str, Sequence[Rows]], field: str, title: str) -> None:
+def _layers(axes: "Axes", *, logged: Mapping[str, Sequence[Rows]], field: str, title: str) -> None:
     factor = 100 if field == "outlier_share" else 1
-    for place, (network, of_runs) in enumerate(looks.items()):
+    for place, (network, of_runs) in enumerate(logged.items()):
         for number, rows in enumerate(of_runs):
             values = [factor * value for value in rows[-1][field]]
             axes.plot(
@@ -91,8 +91,8 @@ def _layers(axes: "Axes", *, looks: Mapping[str, Sequence[Rows]], field: str, ti
     axes.legend()
 
 
-def _course(axes: "Axes", *, looks: Mapping[str, Sequence[Rows]]) -> None:
-    for place, (network, of_runs) in enumerate(looks.items()):
+def _course(axes: "Axes", *, logged: Mapping[str, Sequence[Rows]]) -> None:
+    for place, (network, of_runs) in enumerate(logged.items()):
         for number, rows in enumerate(of_runs):
             axes.plot(
                 [row["step"] for row in rows],

@@ -1,4 +1,4 @@
-"""Claims and results as a table: paper, ours, difference. What was not run says so."""
+"""Renders published and measured cells as a table: paper, ours, difference."""
 
 import csv
 import html
@@ -16,9 +16,9 @@ _EMPTY = "–"
 
 
 def render(claims: Sequence[Claim], results: Sequence[Result], *, format: Format = "markdown") -> str:
-    """One table. A result stands in the column of its own budget; only a full one is held against the paper.
+    """One table with a column per budget; only full results are compared with the paper.
 
-    Raises `InputError` where two results claim one cell.
+    Cells without a result read "not run". Raises `InputError` if two results are for one cell.
     """
     header, rows = _table(claims, results)
     if format == "csv":
@@ -28,7 +28,7 @@ def render(claims: Sequence[Claim], results: Sequence[Result], *, format: Format
     if format == "html":
         return _html(header, rows)
     if format != "markdown":
-        raise InputError(f"format={format!r} is not known; choose markdown, html or csv.")
+        raise InputError(f"format={format!r} is unknown; choose markdown, html or csv.")
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -97,7 +97,7 @@ def _number(value: float) -> str:
 
 
 def _safe(row: Sequence[str]) -> list[str]:
-    """Cells that no spreadsheet takes for a formula; behind the two names, a sign begins a number."""
+    """Cells escaped so that a spreadsheet does not read a formula; signs of numbers stay."""
     started = [("=", "@", "+", "-") if place < 2 else ("=", "@") for place in range(len(row))]
     return ["'" + cell if cell[:1] in starts else cell for cell, starts in zip(row, started, strict=True)]
 

@@ -1,4 +1,4 @@
-"""What a few seeds can say: intervals and paired differences."""
+"""Confidence intervals and paired differences over seeds."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ _T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """A difference of two choices under the same seeds: mean, half-width of its 95 % interval, seeds."""
+    """A difference paired by seed: mean, half-width of its 95 % interval, number of seeds."""
 
     mean: float
     half_width: float
@@ -18,11 +18,11 @@ class Paired:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """True if the interval excludes zero."""
         return abs(self.mean) > self.half_width
 
     def text(self, unit: str = "") -> str:
-        """Mean and interval, and whether that decides: "-1.50 ± 6.35 points, not decided"."""
+        """Mean, interval and decision as text: "-1.50 ± 6.35 points, not decided"."""
         return f"{self.mean:+.2f} ± {self.half_width:.2f}{unit}, {'decided' if self.decided else 'not decided'}"
 
 
@@ -46,7 +46,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def paired(ours: Sequence[float], reference: Sequence[float]) -> Paired | None:
-    """The difference ours - reference, seed by seed; None with fewer than two seeds."""
+    """The difference ours - reference, paired by seed; None with fewer than two seeds."""
     if len(ours) != len(reference) or len(ours) < 2:
         return None
     differences = [a - b for a, b in zip(ours, reference, strict=True)]

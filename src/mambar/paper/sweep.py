@@ -1,4 +1,4 @@
-"""The ablation runner: one run directory a choice and seed, resumable, side by side where asked."""
+"""Trains the cells of ablation tables: one resumable run directory per cell and seed, optionally in parallel."""
 
 import hashlib
 import json
@@ -27,8 +27,8 @@ from mambar.training.task import task_class
 logger = logging.getLogger("mambar.paper")
 
 _DONE = "cell.json"
-# A stopped cell saves before it ends; longer than this it is not waited for, seconds.
-_PATIENCE = 60.0
+# Seconds that a stopped run has to save before it is killed.
+_STOP_TIMEOUT = 60.0
 
 # Row → seed → metric in percent.
 Table = dict[str, dict[int, float]]
@@ -36,9 +36,9 @@ Table = dict[str, dict[int, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One choice to train: a row's name, and the recipe that makes it.
+    """One row to train.
 
-    decides: a row that a conclusion hangs on gets every seed; the others get `Context.other_seeds` of them.
+    decides: True for rows of the compared claim, which get every seed; others get `Context.other_seeds` of them.
     """
 
     row: str
@@ -47,8 +47,8 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """One run: a recipe with its seed, and where it lies."""
+class PlannedRun:
+    """One run: a recipe with its seed, and its directory."""
 
     title: str
     recipe: Recipe
@@ -61,25 +61,24 @@ def train_cells(
     *,
     finished: Callable[[], None] | None = None,
 ) -> Table:
-    """Trains every cell with its seeds; gives row → seed → the metric of its task in percent.
+    """Trains every cell with its seeds and returns row → seed → task metric in percent.
 
-    Finished runs are read from their directories, unfinished ones resumed; two cells of one recipe share their runs,
-    also over tables. With `jobs` > 1 runs are separate processes, spread evenly over the GPUs. Past the context's
-    deadline they are stopped, saved, and missing in the table. `finished` is called after each run.
+    Finished runs are read from their directories, unfinished ones resumed. Cells with equal recipes share their runs,
+    across tables too. With `jobs` > 1 each run is a process, spread evenly over the GPUs. At the context's deadline
+    runs are stopped and saved, and are missing in the table. `finished` is called after each run.
 
-    Raises `InputError` where a directory holds another recipe, and the first error of a run after all others have
-    ended.
+    Raises `InputError` if a directory holds another recipe, and the first error of a run after all others ended.
     """
-    _refuse_twins(cells)
-    work = list(runs(cells, context).values())
+    _refuse_duplicates(cells)
+    work = list(planned_runs(cells, context).values())
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
     for slot in range(context.jobs):
         slots.put(slot)
 
-    def one(item: Work) -> Exception | None:
+    def one(item: PlannedRun) -> Exception | None:
         slot = slots.get()
         try:
-            error = _run_here(item, context) if context.jobs == 1 else _run_apart(item, slot, context)
+            error = _run_here(item, context) if context.jobs == 1 else _run_subprocess(item, slot, context)
         finally:
             slots.put(slot)
         if error is None and finished is not None:
@@ -94,39 +93,41 @@ def train_cells(
     failed = [error for error in errors if error is not None]
     if failed:
         raise failed[0]
-    return recorded(cells, context)
+    return finished_results(cells, context)
 
 
-def recorded(cells: Sequence[Cell], context: Context) -> Table:
-    """What is finished: row → seed → the metric of its task in percent; a row without a finished run is left out."""
+def finished_results(cells: Sequence[Cell], context: Context) -> Table:
+    """Row → seed → task metric in percent, of finished runs only."""
     table: Table = {}
     for cell in cells:
         for seed in seeds_of(cell, context):
             recipe = cell.recipe.replace(seed=seed)
-            value = _recorded(directory_of(cell, seed, context), recipe)
+            value = _finished_metric(directory_of(cell, seed, context), recipe)
             if value is not None:
                 table.setdefault(cell.row, {})[seed] = value
     return table
 
 
-def runs(cells: Sequence[Cell], context: Context) -> dict[Path, Work]:
-    """The different runs of some cells by their directories, the longest sequences (most registers) first."""
-    found: dict[Path, Work] = {}
+def planned_runs(cells: Sequence[Cell], context: Context) -> dict[Path, PlannedRun]:
+    """The distinct runs of the cells by directory, most registers first."""
+    found: dict[Path, PlannedRun] = {}
     for cell in cells:
         for seed in seeds_of(cell, context):
             directory = directory_of(cell, seed, context)
-            work = Work(title=f"{cell.row}, seed {seed}", recipe=cell.recipe.replace(seed=seed), directory=directory)
+            work = PlannedRun(
+                title=f"{cell.row}, seed {seed}", recipe=cell.recipe.replace(seed=seed), directory=directory
+            )
             found.setdefault(directory, work)
     return dict(sorted(found.items(), key=lambda item: -_num_registers(item[1].recipe)))
 
 
 def seeds_of(cell: Cell, context: Context) -> tuple[int, ...]:
-    """The seeds of a cell: all, or the first few of a row that decides nothing."""
+    """The seeds of a cell: all, or the first `other_seeds` if the row does not decide."""
     return context.seeds if cell.decides else context.seeds[: context.other_seeds]
 
 
 def directory_of(cell: Cell, seed: int, context: Context) -> Path:
-    """The run directory of one recipe and seed, the same from every table that asks for it."""
+    """The run directory of a recipe and seed, the same for every table."""
     config = variant(cell.recipe.model).replace(**cell.recipe.config)
     words = f"n{config.num_registers}-{config.placement}-{config.head}"
     plain = json.loads(cell.recipe.replace(seed=0).to_json())
@@ -135,13 +136,13 @@ def directory_of(cell: Cell, seed: int, context: Context) -> Path:
 
 
 def gpus() -> list[str]:
-    """The GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that runs may use, in the notation of CUDA_VISIBLE_DEVICES."""
     given = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
     return given or list(_visible())
 
 
-def start(work: Work, slot: int, context: Context) -> subprocess.Popen[bytes]:
-    """A process that runs one recipe, on the GPU that the slot belongs to; it writes into DIRECTORY.log."""
+def start(work: PlannedRun, slot: int, context: Context) -> subprocess.Popen[bytes]:
+    """Starts a process that runs one recipe on the slot's GPU; its output goes to DIRECTORY.log."""
     directory = work.directory
     asked = directory.with_name(f"{directory.name}.recipe.json")
     asked.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +159,7 @@ def start(work: Work, slot: int, context: Context) -> subprocess.Popen[bytes]:
         )
 
 
-def last_words(work: Work) -> str:
+def last_log_line(work: PlannedRun) -> str:
     """The last line of a run's log."""
     path = work.directory.with_name(f"{work.directory.name}.log")
     lines = path.read_text("utf-8", errors="replace").strip().splitlines() if path.is_file() else []
@@ -169,25 +170,25 @@ def _num_registers(recipe: Recipe) -> int:
     return variant(recipe.model).replace(**recipe.config).num_registers
 
 
-def _refuse_twins(cells: Sequence[Cell]) -> None:
+def _refuse_duplicates(cells: Sequence[Cell]) -> None:
     rows = [cell.row for cell in cells]
     if len(set(rows)) != len(rows):
-        raise InputError(f"two cells have one name: {', '.join(rows)}.")
+        raise InputError(f"two cells have the same row name: {', '.join(rows)}.")
 
 
-def _recorded(directory: Path, recipe: Recipe) -> float | None:
-    """The metric of a finished run, if its recipe is this one."""
+def _finished_metric(directory: Path, recipe: Recipe) -> float | None:
+    """The metric of a finished run; None if it is not finished. Raises `InputError` for another recipe."""
     path = directory / _DONE
     if not path.is_file():
         return None
     content = json.loads(path.read_text("utf-8"))
     if content["recipe"] != json.loads(recipe.to_json()):
-        raise InputError(f"{directory} holds a cell of another recipe; choose another out= or remove it.")
+        raise InputError(f"{directory} holds a run of another recipe; choose another --out or remove it.")
     return float(content["metrics"][task_class(recipe.task).metric]) * 100
 
 
 def _run(recipe: Recipe, directory: Path, device: str, workers: int) -> None:
-    """Trains one recipe, or goes on with it, and writes down that it is finished."""
+    """Trains or resumes one recipe, and writes the file that marks it as finished."""
     from mambar.recipes.run import run
 
     begun = (directory / "recipe.json").is_file()
@@ -196,9 +197,9 @@ def _run(recipe: Recipe, directory: Path, device: str, workers: int) -> None:
     write_atomically(directory / _DONE, json_bytes(content))
 
 
-def _run_here(work: Work, context: Context) -> Exception | None:
+def _run_here(work: PlannedRun, context: Context) -> Exception | None:
     try:
-        if (work.directory / _DONE).is_file() or _left(context) == 0:
+        if (work.directory / _DONE).is_file() or _remaining_seconds(context) == 0:
             return None
         logger.info("%s", work.title)
         _run(work.recipe, work.directory, context.device, context.workers)
@@ -207,32 +208,32 @@ def _run_here(work: Work, context: Context) -> Exception | None:
     return None
 
 
-def _run_apart(work: Work, slot: int, context: Context) -> Exception | None:
-    """The same in a process of its own; at the deadline it is asked to save and end."""
-    if (work.directory / _DONE).is_file() or _left(context) == 0:
+def _run_subprocess(work: PlannedRun, slot: int, context: Context) -> Exception | None:
+    """Runs in a separate process; at the deadline it is asked to save and stop."""
+    if (work.directory / _DONE).is_file() or _remaining_seconds(context) == 0:
         return None
     process = start(work, slot, context)
     try:
-        code = process.wait(_left(context))
+        code = process.wait(_remaining_seconds(context))
     except subprocess.TimeoutExpired:
         stop([process])
-        logger.warning("%s: time is up; start again with more minutes to go on.", work.title)
+        logger.warning("%s: the time limit is reached; run again with more minutes to continue.", work.title)
         return None
     except BaseException:
         stop([process])
         raise
     if code:
-        return MambarError(f"{work.title}: exit code {code}: {last_words(work)}")
+        return MambarError(f"{work.title}: exit code {code}: {last_log_line(work)}")
     logger.info("%s: done", work.title)
     return None
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Asks processes to save and end; after a minute they are killed."""
+    """Asks processes to save and stop; kills them after a minute."""
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + _STOP_TIMEOUT
     for process in processes:
         try:
             process.wait(max(0.0, until - time.monotonic()))
@@ -241,8 +242,8 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _left(context: Context) -> float | None:
-    """Seconds to the deadline, 0 past it; None without one."""
+def _remaining_seconds(context: Context) -> float | None:
+    """Seconds until the deadline, at least 0; None without a deadline."""
     return None if context.deadline is None else max(0.0, context.deadline - time.monotonic())
 
 
@@ -262,7 +263,7 @@ def _visible() -> Iterator[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """What `start` starts: one run, its recipe read from a file."""
+    """The program that `start` runs: one run, its recipe read from a file."""
     asked, directory, device, workers = arguments
     keep_freed_memory()
     recipe = Recipe.from_json(Path(asked).read_text("utf-8"), source=asked)

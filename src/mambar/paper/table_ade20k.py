@@ -1,10 +1,10 @@
 """Semantic segmentation with UperNet (arXiv 2405.14858, the table on ADE20K: mIoU, one scale).
 
-    mambar reproduce table_ade20k budget=full data=ADEChallengeData2016
-    mambar reproduce table_ade20k budget=small seeds=0,1,2          procedural scenes, Mamba-R beside Vim
+    mambar reproduce table_ade20k --budget full data=ADEChallengeData2016
+    mambar reproduce table_ade20k --budget small --seeds 0,1,2      drawn scenes, Mamba-R and Vim
 
-Full trains the three published sizes from the released weights by the published recipe (160,000 iterations each).
-Smoke and small train UperNet from random weights on scenes whose classes are not ADE20K's: their rows are their own.
+Full trains the three published sizes from the released weights with the published recipe (160,000 iterations each).
+Smoke and small train UperNet from random weights on drawn scenes, whose classes differ from ADE20K's.
 """
 
 from typing import Final
@@ -57,7 +57,7 @@ def cells(context: Context) -> list[Cell]:
 
 
 def results(context: Context, table: Table) -> list[Result]:
-    """The rows that are there, each with the seeds that are finished."""
+    """The rows with finished runs."""
     data = cells(context)[0].recipe.data
     return [context.result(row, COLUMN, by_seed, data=data) for row, by_seed in table.items()]
 

@@ -1,12 +1,12 @@
-"""Do the artifacts appear, and do registers reduce them? Both networks under several seeds, in numbers.
+"""Outliers, probes and accuracy of Vim and Mamba-R over several seeds.
 
-    mambar reproduce table_artifacts budget=small data=PATH seeds=0,1,2
-    mambar reproduce table_artifacts budget=small data=PATH seeds=0,1,2 \\
+    mambar reproduce table_artifacts --budget small data=PATH --seeds 0,1,2
+    mambar reproduce table_artifacts --budget small data=PATH --seeds 0,1,2 \\
         data_options.canvas=64 img_size=64 config.patch_size=4
 
-Beyond the paper, which shows single networks and images (arXiv 2405.14858). Norms are of image tokens in the residual
-stream of 400 validation images; an outlier lies above median + 10 median absolute deviations of its layer. On
-canvases (the second command pastes images on larger plain ones) it is known where the background is.
+The paper shows single networks and images (arXiv 2405.14858). Norms are of image tokens in the residual stream of 400
+validation images; an outlier is above median + 10 median absolute deviations of its layer. The second command pastes
+images on larger plain canvases, whose background is known.
 """
 
 import json
@@ -39,7 +39,7 @@ cells = pair_cells
 
 
 def measure(context: Context) -> list[Result]:
-    """Trains both networks with every seed and looks into each finished one; what was looked into is read."""
+    """Trains both networks with every seed and analyzes each finished one; earlier analyses are read."""
     chosen = cells(context)
     found: dict[tuple[str, str], dict[int, float]] = {}
     for row, by_seed in train_cells(chosen, context).items():
@@ -59,7 +59,7 @@ def measure(context: Context) -> list[Result]:
 
 
 def _draw(chosen: list[Cell], context: Context) -> None:
-    """layers.png: the looks into the layers that were taken while the finished runs were trained."""
+    """Writes layers.png: the layer statistics logged during training."""
     rows = {
         cell.row: [
             read_metrics(directory_of(cell, seed, context) / "metrics.jsonl") for seed in seeds_of(cell, context)
@@ -74,7 +74,7 @@ def _draw(chosen: list[Cell], context: Context) -> None:
 
 
 def _looked_into(cell: Cell, seed: int, context: Context) -> dict[str, float]:
-    """The columns of one run, those left out that are undefined; they are kept beside the run's directory."""
+    """The defined columns of one run, stored beside its directory."""
     directory = directory_of(cell, seed, context)
     kept = directory.with_name(f"{directory.name}.artifacts.json")
     if kept.is_file():
@@ -84,7 +84,7 @@ def _looked_into(cell: Cell, seed: int, context: Context) -> dict[str, float]:
             name.replace("longest", "highest-norm").replace("shortest", "lowest-norm"): content[name]
             for name in content
         }
-    logger.info("Looking into %s, seed %d.", cell.row, seed)
+    logger.info("Analyzing %s, seed %d.", cell.row, seed)
     options = AnalysisOptions(num_images=64 if context.budget == "smoke" else 400, gallery=1, test_time_registers=0)
     recipe = cell.recipe
     dataset = open_dataset(recipe.data, "val", **{**recipe.data_options, "limit": options.num_images})
@@ -96,7 +96,7 @@ def _looked_into(cell: Cell, seed: int, context: Context) -> dict[str, float]:
 
 
 def _numbers(result: AnalysisResult) -> Iterator[tuple[str, float]]:
-    """The columns of one network under one seed; what is undefined is NaN."""
+    """The columns of one network and seed; undefined values are NaN."""
     by_deviation = result.outliers[0]
     first, last = by_deviation.layers[0], by_deviation.layers[-1]
     yield "median norm, first layer", first.median
@@ -115,7 +115,7 @@ def _numbers(result: AnalysisResult) -> Iterator[tuple[str, float]]:
         )
         yield "ROC-AUC of the norm for background, last layer", there.auc
     for group in () if result.local is None else result.local.groups:
-        yield f"place of {group.group} guessed, %", 100 * group.position_accuracy
+        yield f"position of {group.group} predicted, %", 100 * group.position_accuracy
         yield f"pixels of {group.group} explained, %", 100 * group.explained
     for probe in result.probes:
         yield f"linear probe of {probe.name}, %", 100 * probe.accuracy

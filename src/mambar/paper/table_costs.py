@@ -1,8 +1,8 @@
-"""What each model costs: parameters, multiply-adds, throughput, memory: the columns that reviewers missed.
+"""Parameters, multiply-adds, throughput and memory of every model.
 
-    mambar reproduce table_costs budget=small device=cuda
+    mambar reproduce table_costs --budget small --device cuda
 
-Parameters and multiply-adds are counted; speed and memory are measured, on whatever device is there.
+Parameters and multiply-adds are counted; speed and memory are measured on the given device.
 """
 
 from typing import Final

@@ -1,9 +1,9 @@
 """ImageNet-1k accuracy of all sizes (arXiv 2405.14858, both editions).
 
-    mambar reproduce table_imagenet budget=full data=/data/imagenet
+    mambar reproduce table_imagenet --budget full data=/data/imagenet
 
-`full` evaluates the released weights where they can be had; models without released weights are left *not run* (train
-them with their recipe). `small` is not offered: a table of sizes says nothing at a small scale.
+`full` evaluates the released weights; models without released weights stay *not run* (train them with their recipe).
+`small` is not available: a comparison of sizes needs the full scale.
 """
 
 from typing import Final
@@ -41,7 +41,7 @@ _RELEASED: Final = {
 
 
 def measure(context: Context) -> list[Result]:
-    """Evaluates released weights (full), or trains stand-ins of two rows (smoke)."""
+    """Evaluates released weights (full), or trains tiny networks for two rows (smoke)."""
     if context.budget == "small":
         raise InputError("table_imagenet has no small budget; use smoke, or full with data=PATH of ImageNet.")
     if context.budget == "smoke":
@@ -75,5 +75,5 @@ def _smoke(context: Context) -> list[Result]:
         Cell(row="Vim Tiny 224", recipe=with_model(base, VIM)),
     ]
     table = train_cells(cells, context)
-    note = "stand-ins of width 16 on handwritten digits: proves the path only"
+    note = "networks of width 16 on handwritten digits, a test of the code path"
     return [context.result(row, COLUMN, by_seed, data=base.data, note=note) for row, by_seed in table.items()]

@@ -1,9 +1,9 @@
-"""How many registers, and how wide the representation (arXiv 2405.14858, the ablation on the number of registers).
+"""Accuracy by number of registers (arXiv 2405.14858, the ablation on the number of registers).
 
-    mambar reproduce table_register_count budget=small data=PATH
+    mambar reproduce table_register_count --budget small data=PATH
 
-One register in the middle is Vim. The paper's control is Vim with its output widened to the same 2304 features; the
-paper does not describe the widening layer, so ours is the register head's (see `mambar.nn.heads.WidenedHead`).
+One register in the middle is Vim. The paper's control is Vim with its output widened to the same 2304 features. The
+paper does not describe the widening layer; here it is that of the register head (see `mambar.nn.heads.WidenedHead`).
 """
 
 from typing import Final
@@ -27,19 +27,19 @@ CLAIMS: Final = (
     _claim(WIDENED, 81.9),
     _claim("n = 12", 82.9),
 )
-# The two rows that the paper's conclusion hangs on.
+# The two rows of the paper's claim.
 _DECIDING: Final = (1, 12)
 COUNTS: Final = {"smoke": (1, 4), "small": (1, 4, 12, 24), "full": (1, 4, 12, 24)}
 
 
 def cells(context: Context) -> list[Cell]:
-    """One cell a count and the control; the reduction keeps n·(D/r) near that of 12 registers at r = 4."""
+    """One cell per count and the control; the reduction keeps n·(D/r) near that of 12 registers at r = 4."""
     base = base_recipe(context)
     dim = dim_of(base)
     width = dim if context.budget == "smoke" else 3 * dim
     found = []
     for count in COUNTS[context.budget]:
-        fields = VIM if count == 1 else {"num_registers": count, "reduce": reduction(dim, count, width)}
+        fields = VIM if count == 1 else {"num_registers": count, "register_reduction": reduction(dim, count, width)}
         row = "n = 1 (Vim)" if count == 1 else f"n = {count}"
         decides = context.budget != "small" or count in _DECIDING
         found.append(Cell(row=row, recipe=with_model(base, fields), decides=decides))
@@ -48,7 +48,7 @@ def cells(context: Context) -> list[Cell]:
 
 
 def results(context: Context, table: Table) -> list[Result]:
-    """The rows that are there, each with the seeds that are finished."""
+    """The rows with finished runs."""
     data = base_recipe(context).data
     return [context.result(row, COLUMN, by_seed, data=data) for row, by_seed in table.items()]
 

@@ -1,9 +1,9 @@
-"""Where registers stand and what is read (arXiv 2405.14858, the ablation on register design).
+"""Accuracy by register placement and head (arXiv 2405.14858, the ablation on register design).
 
-    mambar reproduce table_register_design budget=small data=PATH
+    mambar reproduce table_register_design --budget small data=PATH --seeds 0,1,2
 
-Reviewers doubted the 0.3 points of even over middle placement: give several seeds; the paired difference to the
-default stands beside each row.
+Reviewers doubted the 0.3 points of even over middle placement, so use several seeds. The note of each row has its
+paired difference to the default.
 """
 
 from typing import Final
@@ -35,22 +35,22 @@ CHOICES: Final = {
     "all at the beginning": {"placement": "begin"},
     "all in the middle": {"placement": "middle"},
     "evenly, one register read": {"head": "token"},
-    "truly even": {"placement": "spread"},
+    "spread": {"placement": "spread"},
     "all at the end": {"placement": "end"},
-    "random places": {"placement": "random"},
+    "random positions": {"placement": "random"},
     "evenly, mean of registers": {"head": "register_mean"},
     "evenly, mean of patches": {"head": "avg"},
     "no registers, mean of patches": {"head": "avg", "num_registers": 0},
 }
 _SMOKE: Final = (DEFAULT, "all at the beginning", "evenly, mean of patches")
-# At `small`: the paper's rows and the plainest other head; the rest with more=true.
+# At `small`: the paper's rows and one other head; the rest with --more.
 _SMALL: Final = (DEFAULT, "all in the middle", "all at the beginning", "evenly, one register read", _SMOKE[2])
-# Reviewers doubted the difference of these two.
+# The two rows whose difference reviewers doubted.
 _DECIDING: Final = (DEFAULT, "all in the middle")
 
 
 def cells(context: Context) -> list[Cell]:
-    """One cell a choice."""
+    """One cell per choice."""
     base = base_recipe(context)
     default = registers(context, base)
     rows = {"smoke": _SMOKE, "small": tuple(CHOICES) if context.more else _SMALL}.get(context.budget, tuple(CHOICES))
@@ -65,7 +65,7 @@ def cells(context: Context) -> list[Cell]:
 
 
 def results(context: Context, table: Table) -> list[Result]:
-    """The rows that are there; each row's note has its paired difference to the default over common seeds."""
+    """The rows with finished runs; each note has the paired difference to the default over common seeds."""
     data = base_recipe(context).data
     reference = table.get(DEFAULT, {})
     found = []
@@ -73,7 +73,7 @@ def results(context: Context, table: Table) -> list[Result]:
         common = [seed for seed in by_seed if seed in reference]
         both = [by_seed[seed] for seed in common], [reference[seed] for seed in common]
         difference = None if row == DEFAULT else paired(*both)
-        note = "" if difference is None else f"{row}: {difference.text(' points to the default')}"
+        note = "" if difference is None else f"{row}: {difference.text(' points from the default')}"
         found.append(context.result(row, COLUMN, by_seed, data=data, note=note))
     return found
 

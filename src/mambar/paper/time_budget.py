@@ -1,4 +1,4 @@
-"""What a grid of runs costs: images, and minutes at a speed measured by a short trial of the same runs."""
+"""Cost of a set of runs: images, and minutes at a speed measured by a short trial."""
 
 import logging
 import math
@@ -11,28 +11,30 @@ from pathlib import Path
 
 from mambar.errors import InputError, MambarError
 from mambar.paper.context import Context
-from mambar.paper.sweep import Cell, Work, last_words, runs, start, stop
+from mambar.paper.sweep import Cell, PlannedRun, last_log_line, planned_runs, start, stop
 from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe
 from mambar.training.task import task_class
 
 logger = logging.getLogger("mambar.paper")
 
-# Of the given minutes this share is planned for training steps; evaluation, saving, starts and ends take the rest.
-_PLANNED = 0.85
-# The trial: the seconds it is watched, once every run has made its first steps, and for how long it waits for these.
-_WATCHED, _LONGEST_START = 10.0, 180.0
+# Share of the given minutes that is planned for training steps; the rest is evaluation, saving and start-up.
+_TRAINING_SHARE = 0.85
+# Seconds that the trial measures after every run has made its first steps, and the time limit for these.
+_TRIAL_SECONDS, _START_TIMEOUT = 10.0, 180.0
 
 
-def within(
+def with_deadline(
     minutes: float | None, *, fit: bool, cells: Callable[[Context], Sequence[Cell]], context: Context
 ) -> Context:
-    """The context with a deadline, and with `fit` as many epochs as end before it; says the cost first.
+    """The context with a deadline, and with `fit` the number of epochs that fit; logs the cost.
 
-    Raises `InputError` where the runs do not fit and `fit` is off, or not even one epoch does.
+    Raises `InputError` if the runs do not fit without `fit`, or if not even one epoch fits.
     """
     started = time.monotonic()
-    work = [item for item in runs(cells(context), context).values() if not (item.directory / "cell.json").is_file()]
+    work = [
+        item for item in planned_runs(cells(context), context).values() if not (item.directory / "cell.json").is_file()
+    ]
     if not work:
         return context
     an_epoch = _images_of_an_epoch(work)
@@ -40,45 +42,45 @@ def within(
     logger.info("%d runs of %d epochs: %.2f million images", len(work), epochs, an_epoch * epochs / 1e6)
     if minutes is None:
         if fit:
-            raise InputError("fit=true needs minutes=; say how long training may take.")
+            raise InputError("--fit needs --minutes; give the time for training.")
         return context
     rate = measured_rate(work, context)
     deadline = started + 60 * minutes
-    can = math.floor(_PLANNED * (deadline - time.monotonic()) * rate / an_epoch)
-    needed = an_epoch * epochs / rate / _PLANNED / 60
-    logger.info("%.0f images/s with %d side by side: about %.1f minutes", rate, min(context.jobs, len(work)), needed)
+    can = math.floor(_TRAINING_SHARE * (deadline - time.monotonic()) * rate / an_epoch)
+    needed = an_epoch * epochs / rate / _TRAINING_SHARE / 60
+    logger.info("%.0f images/s with %d in parallel: about %.1f minutes", rate, min(context.jobs, len(work)), needed)
     if can < 1 or (epochs > can and not fit):
         hint = f"epochs={can} fit" if can else "take fewer runs or a faster machine"
-        raise InputError(f"the runs need about {needed:.1f} minutes here, minutes={minutes:g}; {hint}.")
+        raise InputError(f"the runs need about {needed:.1f} minutes, --minutes is {minutes:g}; {hint}.")
     if fit:
         logger.info("%d epochs fit into %g minutes", can, minutes)
         context = replace(context, fields=(*context.fields, f"epochs={can}"))
     return replace(context, deadline=deadline)
 
 
-def measured_rate(work: Sequence[Work], context: Context) -> float:
-    """Training images a second of all that run side by side together, watched for ten seconds after their first steps.
+def measured_rate(work: Sequence[PlannedRun], context: Context) -> float:
+    """Training images per second of all parallel runs together, measured for ten seconds after their first steps.
 
-    The trial's runs lie in a directory of their own, which is removed.
+    The trial uses a temporary directory.
     """
-    place = Path(tempfile.mkdtemp(prefix="trial-", dir=_made(context.out)))
+    place = Path(tempfile.mkdtemp(prefix="trial-", dir=_created(context.out)))
     trial = [
         replace(item, recipe=_endless(item.recipe), directory=place / str(number))
         for number, item in enumerate(work[: context.jobs])
     ]
     processes = [start(item, slot, context) for slot, item in enumerate(trial)]
     try:
-        until = time.monotonic() + _LONGEST_START
-        # Not before the batches are used up that were made while the network was: two a loader process.
+        until = time.monotonic() + _START_TIMEOUT
+        # Skip the batches that were prepared while the network was built: two per loader process.
         while not all(_steps(item) > 2 * context.workers for item in trial):
             for item, process in zip(trial, processes, strict=True):
                 if process.poll() is not None:
-                    raise MambarError(f"{item.title}: the trial ended: {last_words(item)}")
+                    raise MambarError(f"{item.title}: the trial ended: {last_log_line(item)}")
             if time.monotonic() > until:
-                raise MambarError(f"the trial made too few steps within {_LONGEST_START:.0f} s; try fewer jobs.")
+                raise MambarError(f"the trial made too few steps within {_START_TIMEOUT:.0f} s; try fewer jobs.")
             time.sleep(0.5)
         before, since = [_steps(item) for item in trial], time.monotonic()
-        time.sleep(_WATCHED)
+        time.sleep(_TRIAL_SECONDS)
         after, seconds = [_steps(item) for item in trial], time.monotonic() - since
     finally:
         for process in processes:
@@ -89,25 +91,25 @@ def measured_rate(work: Sequence[Work], context: Context) -> float:
         (last - first) * item.recipe.stages[0].batch_size
         for item, first, last in zip(trial, before, after, strict=True)
     ]
-    # Where all run at once, the slowest is waited for, and no other takes over from it.
+    # If all runs are in parallel, the slowest determines the time.
     made = len(images) * min(images) if len(trial) == len(work) else sum(images)
     if not made:
-        raise MambarError("the trial made no steps while it was watched; give more minutes, or fewer jobs.")
+        raise MambarError("the trial made no steps while it was measured; give more minutes or fewer jobs.")
     return made / seconds
 
 
 def _endless(recipe: Recipe) -> Recipe:
-    """The same work, told of every few steps, without ends of epochs in between."""
-    looks = None if recipe.health_every is None else min(recipe.health_every, 20)
-    return recipe.replace(epochs=1000, log_every=2, eval_every=1000, save_every=10**9, health_every=looks)
+    """The recipe with frequent logging and without evaluation or saving."""
+    layer_stats = None if recipe.health_every is None else min(recipe.health_every, 20)
+    return recipe.replace(epochs=1000, log_every=2, eval_every=1000, save_every=10**9, health_every=layer_stats)
 
 
-def _steps(work: Work) -> int:
+def _steps(work: PlannedRun) -> int:
     rows = [row["step"] for row in read_metrics(work.directory / "metrics.jsonl") if row["kind"] == "training"]
     return max(rows, default=0)
 
 
-def _images_of_an_epoch(work: Sequence[Work]) -> int:
+def _images_of_an_epoch(work: Sequence[PlannedRun]) -> int:
     """Training images of one epoch of all runs together."""
     counted: dict[str, int] = {}
     total = 0
@@ -120,6 +122,6 @@ def _images_of_an_epoch(work: Sequence[Work]) -> int:
     return total
 
 
-def _made(directory: Path) -> Path:
+def _created(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     return directory
