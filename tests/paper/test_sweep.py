@@ -85,6 +85,6 @@ def test_duplicate_rows_and_changed_recipes_are_refused(context):
         train_cells([cell, Cell(row=cell.row, recipe=cell.recipe.replace(lr=1.0))], context)
     finish(cell, 0, context, 0.5)
     path = directory_of(cell, 0, context) / "cell.json"
-    path.write_text(path.read_text("utf-8").replace('"clip": 1.0', '"clip": 2.0'), "utf-8")
+    path.write_text(path.read_text("utf-8").replace('"clip_grad": 1.0', '"clip_grad": 2.0'), "utf-8")
     with pytest.raises(InputError, match="another recipe"):
         finished_results([cell], context)
