@@ -162,9 +162,8 @@ def _write_tables(tables: Mapping[str, ModuleType], context: Context) -> None:
         for name, table in tables.items():
             if table.__dict__.get("results"):
                 here = replace(context, name=name)
-                write(
-                    table.results(here, finished_results(table.cells(here), here)), table, context.out / _directory_name(name)
-                )
+                results = table.results(here, finished_results(table.cells(here), here))
+                write(results, table, context.out / _directory_name(name))
 
 
 def write(results: Sequence[Result], table: ModuleType, directory: Path) -> None:
