@@ -20,15 +20,15 @@ TOLERANCES = {
 
 # `make shapes` checks arguments before the checks of the ops do, and the functions it wraps cannot be traced.
 without_shape_hook = pytest.mark.skipif(
-    bool(os.environ.get("MAMBAR_SHAPES")), reason="the shape-checking hook is in the way"
+    bool(os.environ.get("MAMBAR_SHAPES")), reason="not with the shape-checking hook"
 )
 
 SCAN_NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 ACTIVATIONS = ("u", "delta", "B", "C", "z", "x", "xz")
 
 
-def ways(op: str, dtype: torch.dtype = torch.float32, *, kernels_only: bool = False) -> list[Any]:
-    """Every backend of an op that takes this dtype, on every device it runs on: parameters `backend, device`."""
+def backend_cases(op: str, dtype: torch.dtype = torch.float32, *, kernels_only: bool = False) -> list[Any]:
+    """Parameters `backend, device`: every backend of an op that supports this dtype, on each of its devices."""
     found = []
     for row in backends(op):
         if dtype not in row.dtypes or (kernels_only and not row.kernel):

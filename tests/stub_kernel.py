@@ -87,21 +87,21 @@ class Mix:
     def backward(dout, xz, forward_params, backward_params, saved, *, average):
         assert torch.equal(saved[0], xz)
 
-        def run(xz, *ways):
-            return (_mix(xz, ScanDirection(*ways[:7]), ScanDirection(*ways[7:]), average),)
+        def run(xz, *params):
+            return (_mix(xz, ScanDirection(*params[:7]), ScanDirection(*params[7:]), average),)
 
-        dxz, *dways = _pull_back(run, (xz, *forward_params, *backward_params), (dout,))
-        return dxz, ScanDirection(*dways[:7]), ScanDirection(*dways[7:])
+        dxz, *dparams = _pull_back(run, (xz, *forward_params, *backward_params), (dout,))
+        return dxz, ScanDirection(*dparams[:7]), ScanDirection(*dparams[7:])
 
 
 def _mix(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, average: bool) -> Tensor:
     x, z = xz.chunk(2, dim=-1)
     total = torch.zeros_like(x)
-    for way, reverse in ((forward_params, False), (backward_params, True)):
-        u = causal_conv1d(x, way.conv_weight, way.conv_bias, silu=True, reverse=reverse)
-        rank, state = way.sizes
-        low, B, C = (u @ way.x_proj.T).split([rank, state, state], dim=-1)
-        tensors = (u, low @ way.dt_proj.T, way.A, B, C, way.D, z, way.dt_bias, None)
+    for params, reverse in ((forward_params, False), (backward_params, True)):
+        u = causal_conv1d(x, params.conv_weight, params.conv_bias, silu=True, reverse=reverse)
+        dt_rank, d_state = params.sizes
+        low_rank, B, C = (u @ params.x_proj.T).split([dt_rank, d_state, d_state], dim=-1)
+        tensors = (u, low_rank @ params.dt_proj.T, params.A, B, C, params.D, z, params.dt_bias, None)
         total = total + selective_scan(*tensors, delta_softplus=True, reverse=reverse)[0]
     return total / 2 if average else total
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 
 from mambar.errors import BackendUnavailable
@@ -16,7 +18,7 @@ from mambar.ops import (
     use_backend,
 )
 from mambar.ops.dispatch import backends
-from op_inputs import relative_error, scan_inputs, to_double, ways
+from op_inputs import backend_cases, relative_error, scan_inputs, to_double, without_shape_hook
 
 OPS = ("selective_scan", "causal_conv1d", "rms_norm", "add_rms_norm", "bidirectional_mix")
 FIELDS = ScanDirection._fields
@@ -76,8 +78,8 @@ def scalar(op, backend="auto"):
 
 def on_cpu(op):
     """Parameters `backend` of the CPU backends of an op, and the automatic choice."""
-    given = [way for way in ways(table(op)) if way.values[1] == "cpu"]
-    return ["auto", *(pytest.param(way.values[0], id=way.id, marks=way.marks) for way in given)]
+    given = [case for case in backend_cases(table(op)) if case.values[1] == "cpu"]
+    return ["auto", *(pytest.param(case.values[0], id=case.id, marks=case.marks) for case in given)]
 
 
 every_backend = pytest.mark.parametrize(
@@ -235,6 +237,29 @@ def test_the_operator_itself_refuses_forward_mode(op, stub_kernels):
         first = forward_ad.make_dual(tensors[0], torch.ones_like(tensors[0]))
         with pytest.raises(BackendUnavailable, match="does not support forward-mode AD"):
             operator(*arguments(first, *tensors[1:]))
+
+
+@without_shape_hook
+def test_a_compiled_backward_pass_runs_the_kernel(stub_kernels, fresh_compiler):
+    # Tracing must not look like a second derivative, which the reference computes.
+    graphs = []
+
+    def record(graph, example_inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes if "mambar" in str(node.target)])
+        return make_boxed_func(graph)
+
+    backend = aot_autograd(fw_compiler=record, bw_compiler=record)
+    scan = torch.compile(call("selective_scan", "stub"), fullgraph=True, backend=backend)
+    scan(*(tensor.requires_grad_() for tensor in draw("selective_scan").values()))[0].sum().backward()
+    assert graphs == [["mambar.selective_scan.default"], ["mambar.selective_scan_backward.default"]]
+
+
+@without_shape_hook
+def test_torch_func_inside_a_compiled_function(fresh_compiler):
+    tensors = tuple(draw("selective_scan").values())
+    expected = torch.func.grad(scalar("selective_scan"))(*tensors)
+    found = torch.compile(torch.func.grad(scalar("selective_scan")), fullgraph=True, backend="aot_eager")(*tensors)
+    assert relative_error(found, expected) <= 1e-5
 
 
 def test_the_reference_of_the_mix_calls_references_only():

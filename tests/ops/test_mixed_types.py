@@ -13,7 +13,7 @@ from mambar.ops import (
     selective_scan_with_state,
 )
 from mambar.ops.dispatch import backends
-from op_inputs import assert_same, scan_inputs, to_double, ways, with_gradients
+from op_inputs import assert_same, backend_cases, scan_inputs, to_double, with_gradients
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -69,7 +69,9 @@ def call(op, backend):
 
 def on_every_backend(op):
     found = [pytest.param(op, "auto", "cpu", id=f"{op}-auto")]
-    found += [pytest.param(op, *way.values, id=f"{op}-{way.id}", marks=way.marks) for way in ways(table(op))]
+    found += [
+        pytest.param(op, *case.values, id=f"{op}-{case.id}", marks=case.marks) for case in backend_cases(table(op))
+    ]
     return found
 
 

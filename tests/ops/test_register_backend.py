@@ -18,7 +18,7 @@ from mambar.ops import (
     use_backend,
 )
 from mambar.ops.dispatch import resolve
-from op_inputs import TOLERANCES, relative_error, scan_inputs, to_double, with_gradients
+from op_inputs import TOLERANCES, relative_error, scan_inputs, to_double, with_gradients, without_shape_hook
 
 DTYPES = tuple(TOLERANCES)
 
@@ -173,6 +173,23 @@ def test_plain_backends_of_the_other_ops():
     with register_backend("bidirectional_mix", row()):
         found = bidirectional_mix(torch.zeros(1, 2, 6), params, params)
     assert found.unique().tolist() == [3]
+
+
+@without_shape_hook
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_compiled_function_calls_it(fresh_compiler, kernel):
+    tensors = {name: t for name, t in scan_inputs().items() if name != "initial_state"}
+    row = Backend(name="mine", module=scan_of_plain_torch([]), dtypes=DTYPES, kernel=kernel, traceable=not kernel)
+    names = []
+
+    def record(graph, example_inputs):
+        names.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    with register_backend("selective_scan", row):
+        found = torch.compile(selective_scan, fullgraph=True, backend=record)(**tensors)
+    assert any("mambar" in name for name in names) == kernel
+    assert relative_error(found, selective_scan(**tensors, backend="reference")) <= 1e-5
 
 
 def test_a_registration_that_cannot_be_is_refused():

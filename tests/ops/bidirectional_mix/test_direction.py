@@ -4,8 +4,8 @@ from mambar.ops import ScanDirection
 
 
 def test_the_sizes_are_those_of_the_projections():
-    way = ScanDirection(
+    params = ScanDirection(
         *(torch.zeros(6, 4), None, torch.zeros(10, 6), torch.zeros(6, 2), torch.zeros(6), torch.zeros(6, 4)),
         torch.zeros(6),
     )
-    assert way.sizes == (2, 4)
+    assert params.sizes == (2, 4)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from golden_cases import assert_near, cases
 from mambar.errors import BackendUnavailable
 from mambar.ops import ScanDirection, bidirectional_mix, use_backend
-from op_inputs import assert_same, relative_error, to_double, ways, with_gradients, without_shape_hook
+from op_inputs import assert_same, backend_cases, relative_error, to_double, with_gradients, without_shape_hook
 
 FIELDS = ScanDirection._fields
 # Of a mixer: outputs, gradients (tests/golden/README.md).
@@ -35,7 +35,7 @@ def inputs(
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     tensors = {"xz": draw(batch, length, 2 * d_inner).to(device, dtype)}
-    for way in ("forward_params", "backward_params"):
+    for direction in ("forward_params", "backward_params"):
         drawn = ScanDirection(
             conv_weight=draw(d_inner, d_conv) / 2,
             conv_bias=draw(d_inner) / 4,
@@ -47,15 +47,15 @@ def inputs(
         )
         for field, tensor in drawn._asdict().items():
             kind = dtype if field in ("x_proj", "dt_proj") else wide
-            tensors[f"{way}.{field}"] = None if field == "conv_bias" and not bias else tensor.to(device, kind)
+            tensors[f"{direction}.{field}"] = None if field == "conv_bias" and not bias else tensor.to(device, kind)
     return tensors
 
 
 def mix_with(backend, **options):
     def mix(**tensors):
         params = [
-            ScanDirection(*(tensors[f"{way}.{field}"] for field in FIELDS))
-            for way in ("forward_params", "backward_params")
+            ScanDirection(*(tensors[f"{direction}.{field}"] for field in FIELDS))
+            for direction in ("forward_params", "backward_params")
         ]
         return bidirectional_mix(tensors["xz"], *params, **options, backend=backend)
 
@@ -73,9 +73,9 @@ def assert_right(tensors, backend, dtype, *, times=1, **options):
 @pytest.mark.parametrize(
     "dtype, backend, device",
     [
-        pytest.param(dtype, *way.values, id=f"{dtype}-{way.id}".removeprefix("torch."), marks=way.marks)
+        pytest.param(dtype, *case.values, id=f"{dtype}-{case.id}".removeprefix("torch."), marks=case.marks)
         for dtype in EXACT
-        for way in ways("bidirectional_mix", dtype)
+        for case in backend_cases("bidirectional_mix", dtype)
     ],
 )
 def test_golden_values_of_the_released_mixer(case, dtype, backend, device):
@@ -112,7 +112,7 @@ def test_golden_values_of_the_released_mixer(case, dtype, backend, device):
 
 @pytest.mark.parametrize("length", [1, 2, 7, 63, 197, 209])
 @pytest.mark.parametrize("average", [True, False])
-@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+@pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix"))
 def test_any_length_summed_or_averaged(backend, device, length, average):
     tensors = inputs(2, length, device=device)
     assert_right(tensors, backend, torch.float32, times=2.5, average=average)
@@ -128,12 +128,12 @@ def test_any_length_summed_or_averaged(backend, device, length, average):
     ids=str,
 )
 @pytest.mark.parametrize("d_conv, bias", [(2, True), (4, False)])
-@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+@pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix"))
 def test_any_sizes(backend, device, sizes, d_conv, bias):
     assert_right(inputs(3, 17, d_conv=d_conv, bias=bias, device=device, **sizes), backend, torch.float32, times=2.5)
 
 
-@pytest.mark.parametrize("backend, device", ways("bidirectional_mix", torch.bfloat16))
+@pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix", torch.bfloat16))
 def test_autocast_rounds_no_more_than_the_composition(backend, device):
     """As in flash-attention: at most twice the error of plain PyTorch in this type, for outputs and gradients."""
     tensors = inputs(2, 61, 24, 8, 3, device=device)
@@ -151,7 +151,7 @@ def test_autocast_rounds_no_more_than_the_composition(backend, device):
 
 
 @pytest.mark.rel
-@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+@pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix"))
 def test_p10_nan_stays_in_its_batch_item(backend, device):
     tensors = inputs(3, 21, device=device)
     tensors["xz"][1, 10, 2] = float("nan")
@@ -159,7 +159,7 @@ def test_p10_nan_stays_in_its_batch_item(backend, device):
     assert bool(y[[0, 2]].isfinite().all()) and bool(y[1].isnan().any())
 
 
-@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+@pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix"))
 def test_swapping_the_directions_is_flipping_the_sequence(backend, device):
     tensors = inputs(1, 15, device=device)
     swapped = {
@@ -173,13 +173,13 @@ def test_swapping_the_directions_is_flipping_the_sequence(backend, device):
     assert relative_error(mix(**swapped).flip(1), mix(**tensors)) <= 2e-6
 
 
-@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+@pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix"))
 def test_every_element_is_written(backend, device, nan_memory):
     found = with_gradients(mix_with(backend), inputs(3, 50, 33, 7, device=device))
     assert all(bool(tensor.isfinite().all()) for tensor in found.values())
 
 
-@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+@pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix"))
 def test_any_memory_layout(backend, device):
     tensors = inputs(2, 12, device=device)
     right = mix_with(backend)(**tensors)
@@ -189,7 +189,7 @@ def test_any_memory_layout(backend, device):
         assert relative_error(mix_with(backend)(**tensors | {"xz": xz}), right) <= 2e-6
 
 
-@pytest.mark.parametrize("backend, device", ways("bidirectional_mix"))
+@pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix"))
 def test_the_same_bits_every_time(backend, device):
     tensors = inputs(3, 40, 24, 16, device=device)
     first = with_gradients(mix_with(backend), tensors)
@@ -198,7 +198,7 @@ def test_the_same_bits_every_time(backend, device):
         assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
 
-@pytest.mark.parametrize("backend, device", ways("bidirectional_mix", torch.float64))
+@pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix", torch.float64))
 def test_gradients_are_those_of_finite_differences(backend, device):
     tensors = inputs(1, 4, 3, 2, 1, 2, dtype=torch.float64, device=device)
     tensors |= {name: tensor - 0.1 for name, tensor in tensors.items() if name.endswith(".A")}
@@ -212,7 +212,7 @@ def test_gradients_are_those_of_finite_differences(backend, device):
 
 @without_shape_hook
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("backend, device", [*ways("bidirectional_mix", kernels_only=True), ("stub", "cpu")])
+@pytest.mark.parametrize("backend, device", [*backend_cases("bidirectional_mix", kernels_only=True), ("stub", "cpu")])
 def test_opcheck_and_a_full_graph(stub_kernels, fresh_compiler, backend, device, bias):
     tensors = inputs(device=device, bias=bias)
     leaves = [None if t is None else t.clone().requires_grad_() for t in tensors.values()]
@@ -266,7 +266,9 @@ def test_bad_input_is_refused_with_the_argument_named():
 @without_shape_hook
 def test_old_argument_names_still_work():
     tensors = inputs(1, 3)
-    given = [ScanDirection(*(tensors[f"{way}_params.{field}"] for field in FIELDS)) for way in ("forward", "backward")]
+    given = [
+        ScanDirection(*(tensors[f"{name}_params.{field}"] for field in FIELDS)) for name in ("forward", "backward")
+    ]
     with pytest.warns(DeprecationWarning, match=r"(ahead= is now forward|behind= is now backward)_params="):
         found = bidirectional_mix(tensors["xz"], ahead=given[0], behind=given[1])
     assert torch.equal(found, bidirectional_mix(tensors["xz"], *given))

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from golden_cases import assert_near, cases
 from mambar.ops import causal_conv1d, use_backend
-from op_inputs import TOLERANCES, assert_same, relative_error, to_double, ways, with_gradients, without_shape_hook
+from op_inputs import (
+    TOLERANCES,
+    assert_same,
+    backend_cases,
+    relative_error,
+    to_double,
+    with_gradients,
+    without_shape_hook,
+)
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 
@@ -39,9 +47,9 @@ def assert_right(tensors, backend, dtype, **options):
 @pytest.mark.parametrize(
     "dtype, backend, device",
     [
-        pytest.param(dtype, *way.values, id=f"{dtype}-{way.id}".removeprefix("torch."), marks=way.marks)
+        pytest.param(dtype, *case.values, id=f"{dtype}-{case.id}".removeprefix("torch."), marks=case.marks)
         for dtype in EXACT
-        for way in ways("causal_conv1d", dtype)
+        for case in backend_cases("causal_conv1d", dtype)
     ],
 )
 def test_golden_values_of_the_released_code(case, dtype, backend, device):
@@ -58,7 +66,7 @@ def test_golden_values_of_the_released_code(case, dtype, backend, device):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 63, 197, 209, 1037])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("backend, device", ways("causal_conv1d"))
+@pytest.mark.parametrize("backend, device", backend_cases("causal_conv1d"))
 def test_any_length_in_both_directions(backend, device, length, reverse):
     assert_right(inputs(2, length, 6, device=device), backend, torch.float32, reverse=reverse)
 
@@ -66,7 +74,7 @@ def test_any_length_in_both_directions(backend, device, length, reverse):
 @pytest.mark.parametrize("d_conv", [1, 2, 3, 4])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("activation", ["silu", None])
-@pytest.mark.parametrize("backend, device", ways("causal_conv1d"))
+@pytest.mark.parametrize("backend, device", backend_cases("causal_conv1d"))
 def test_any_filter_length_with_and_without_bias_and_activation(backend, device, d_conv, bias, activation):
     for reverse in (False, True):
         tensors = inputs(3, 11, 19, d_conv, device=device, bias=bias)
@@ -74,14 +82,14 @@ def test_any_filter_length_with_and_without_bias_and_activation(backend, device,
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("backend, device", ways("causal_conv1d", torch.bfloat16))
+@pytest.mark.parametrize("backend, device", backend_cases("causal_conv1d", torch.bfloat16))
 def test_sixteen_bits_in_and_out_cost_only_their_rounding(backend, device, dtype):
     tensors = inputs(2, 37, 21, dtype=dtype, device=device)
     assert_right(tensors, backend, dtype)
     assert causal_conv1d(**tensors, backend=backend).dtype == dtype
 
 
-@pytest.mark.parametrize("backend, device", ways("causal_conv1d"))
+@pytest.mark.parametrize("backend, device", backend_cases("causal_conv1d"))
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 50), st.integers(1, 70), st.integers(1, 4)),
@@ -94,7 +102,7 @@ def test_drawn_shapes(backend, device, shape, reverse, bias):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("backend, device", ways("causal_conv1d"))
+@pytest.mark.parametrize("backend, device", backend_cases("causal_conv1d"))
 def test_a_position_sees_only_itself_and_its_past(backend, device, reverse):
     tensors = inputs(2, 20, 5, device=device)
     before = causal_conv1d(**tensors, reverse=reverse, backend=backend)
@@ -108,7 +116,7 @@ def test_a_position_sees_only_itself_and_its_past(backend, device, reverse):
         assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("backend, device", ways("causal_conv1d"))
+@pytest.mark.parametrize("backend, device", backend_cases("causal_conv1d"))
 def test_reverse_is_the_flipped_sequence_flipped_back(backend, device):
     tensors = inputs(2, 23, 5, device=device)
     found = causal_conv1d(**tensors, reverse=True, backend=backend)
@@ -116,13 +124,13 @@ def test_reverse_is_the_flipped_sequence_flipped_back(backend, device):
     assert relative_error(found, expected) <= 1e-6
 
 
-@pytest.mark.parametrize("backend, device", ways("causal_conv1d"))
+@pytest.mark.parametrize("backend, device", backend_cases("causal_conv1d"))
 def test_every_element_is_written(backend, device, nan_memory):
     found = with_gradients(conv_with(backend), inputs(3, 50, 33, device=device))
     assert all(bool(tensor.isfinite().all()) for tensor in found.values())
 
 
-@pytest.mark.parametrize("backend, device", ways("causal_conv1d"))
+@pytest.mark.parametrize("backend, device", backend_cases("causal_conv1d"))
 def test_any_memory_layout(backend, device):
     tensors = inputs(2, 12, 6, device=device)
     x = tensors["x"]
@@ -145,20 +153,20 @@ def test_any_memory_layout(backend, device):
         assert y.is_contiguous() and relative_error(y, expected["output 0"]) <= 1e-6, name
 
 
-@pytest.mark.parametrize("backend, device", ways("causal_conv1d", torch.float64))
+@pytest.mark.parametrize("backend, device", backend_cases("causal_conv1d", torch.float64))
 def test_gradients_are_those_of_finite_differences(backend, device):
     leaves = [tensor.requires_grad_() for tensor in inputs(2, 4, 3, 3, dtype=torch.float64, device=device).values()]
     assert torch.autograd.gradcheck(lambda *t: causal_conv1d(*t, backend=backend), leaves)
 
 
-@pytest.mark.parametrize("backend, device", ways("causal_conv1d"))
+@pytest.mark.parametrize("backend, device", backend_cases("causal_conv1d"))
 def test_an_empty_sequence_gives_an_empty_output(backend, device):
     assert causal_conv1d(**inputs(2, 0, 5, device=device), backend=backend).shape == (2, 0, 5)
 
 
 @without_shape_hook
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("backend, device", [*ways("causal_conv1d", kernels_only=True), ("stub", "cpu")])
+@pytest.mark.parametrize("backend, device", [*backend_cases("causal_conv1d", kernels_only=True), ("stub", "cpu")])
 def test_opcheck_and_a_full_graph(stub_kernels, fresh_compiler, backend, device, bias):
     tensors = inputs(2, 9, 5, device=device, bias=bias)
     leaves = [None if t is None else t.clone().requires_grad_() for t in tensors.values()]

@@ -5,7 +5,7 @@ import torch
 
 from golden_cases import assert_near, cases
 from mambar.ops import add_rms_norm, rms_norm
-from op_inputs import assert_same, relative_error, to_double, ways, with_gradients, without_shape_hook
+from op_inputs import assert_same, backend_cases, relative_error, to_double, with_gradients, without_shape_hook
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 
@@ -37,9 +37,9 @@ def assert_right(tensors, backend, dtype):
 @pytest.mark.parametrize(
     "dtype, backend, device",
     [
-        pytest.param(dtype, *way.values, id=f"{dtype}-{way.id}".removeprefix("torch."), marks=way.marks)
+        pytest.param(dtype, *case.values, id=f"{dtype}-{case.id}".removeprefix("torch."), marks=case.marks)
         for dtype in EXACT
-        for way in ways("rms_norm", dtype)
+        for case in backend_cases("rms_norm", dtype)
     ],
 )
 def test_golden_values_of_the_released_code(case, dtype, backend, device):
@@ -59,14 +59,14 @@ def test_golden_values_of_the_released_code(case, dtype, backend, device):
 
 @pytest.mark.parametrize("shape", [(2,), (3, 4), (5, 7), (2, 13, 192), (2, 3, 4, 33), (209, 1024)], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("backend, device", ways("rms_norm"))
+@pytest.mark.parametrize("backend, device", backend_cases("rms_norm"))
 def test_any_shape(backend, device, shape, residual):
     assert_right(inputs(*shape, device=device, residual=residual), backend, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("backend, device", ways("rms_norm", torch.bfloat16))
+@pytest.mark.parametrize("backend, device", backend_cases("rms_norm", torch.bfloat16))
 def test_a_sixteen_bit_branch_and_a_float32_stream(backend, device, dtype, residual):
     found = assert_right(inputs(2, 13, 48, dtype=dtype, device=device, residual=residual), backend, dtype)
     assert found["output 0"].dtype == dtype
@@ -74,7 +74,7 @@ def test_a_sixteen_bit_branch_and_a_float32_stream(backend, device, dtype, resid
         assert found["output 1"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("backend, device", ways("rms_norm"))
+@pytest.mark.parametrize("backend, device", backend_cases("rms_norm"))
 def test_a_float32_stream_normed_in_sixteen_bits_in_one_pass(backend, device):
     tensors = inputs(2, 13, 48, device=device, residual=False)
     found = with_gradients(lambda **t: rms_norm(**t, dtype=torch.bfloat16, backend=backend), tensors)
@@ -87,7 +87,7 @@ def test_a_float32_stream_normed_in_sixteen_bits_in_one_pass(backend, device):
 
 
 @pytest.mark.rel
-@pytest.mark.parametrize("backend, device", ways("rms_norm"))
+@pytest.mark.parametrize("backend, device", backend_cases("rms_norm"))
 def test_extremes_are_finite(backend, device):
     for scale in (1e-30, 1e-3, 1e4):
         assert_right(inputs(3, 40, device=device, scale=scale), backend, torch.float32)
@@ -97,7 +97,7 @@ def test_extremes_are_finite(backend, device):
 
 
 @pytest.mark.rel
-@pytest.mark.parametrize("backend, device", ways("rms_norm"))
+@pytest.mark.parametrize("backend, device", backend_cases("rms_norm"))
 def test_nan_stays_in_its_row(backend, device):
     tensors = inputs(2, 5, 8, device=device, residual=False)
     tensors["x"][1, 2, 3] = float("nan")
@@ -107,13 +107,13 @@ def test_nan_stays_in_its_row(backend, device):
     assert bool(y.isfinite().all())
 
 
-@pytest.mark.parametrize("backend, device", ways("rms_norm"))
+@pytest.mark.parametrize("backend, device", backend_cases("rms_norm"))
 def test_every_element_is_written(backend, device, nan_memory):
     found = with_gradients(norm_with(backend), inputs(3, 50, 33, device=device))
     assert all(bool(tensor.isfinite().all()) for tensor in found.values())
 
 
-@pytest.mark.parametrize("backend, device", ways("rms_norm"))
+@pytest.mark.parametrize("backend, device", backend_cases("rms_norm"))
 def test_any_memory_layout(backend, device):
     tensors = inputs(2, 6, 8, device=device)
     right = norm_with("reference")(**tensors)
@@ -126,7 +126,7 @@ def test_any_memory_layout(backend, device):
         assert relative_error(found, expected) <= 1e-6
 
 
-@pytest.mark.parametrize("backend, device", ways("rms_norm"))
+@pytest.mark.parametrize("backend, device", backend_cases("rms_norm"))
 def test_empty_rows_give_an_empty_output(backend, device):
     assert rms_norm(torch.zeros(2, 0, 8, device=device), torch.ones(8, device=device), backend=backend).shape == (
         2,
@@ -138,7 +138,7 @@ def test_empty_rows_give_an_empty_output(backend, device):
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("backend, device", ways("rms_norm", torch.float64))
+@pytest.mark.parametrize("backend, device", backend_cases("rms_norm", torch.float64))
 def test_gradients_are_those_of_finite_differences(backend, device, residual):
     tensors = inputs(2, 3, 4, dtype=torch.float64, device=device, residual=residual)
     leaves = [tensor.requires_grad_() for tensor in tensors.values()]
@@ -150,7 +150,7 @@ def test_gradients_are_those_of_finite_differences(backend, device, residual):
 
 @without_shape_hook
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("backend, device", [*ways("rms_norm", kernels_only=True), ("stub", "cpu")])
+@pytest.mark.parametrize("backend, device", [*backend_cases("rms_norm", kernels_only=True), ("stub", "cpu")])
 def test_opcheck_and_a_full_graph(stub_kernels, fresh_compiler, backend, device, residual):
     tensors = inputs(5, 8, device=device, residual=residual)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}

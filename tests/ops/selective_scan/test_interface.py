@@ -13,10 +13,10 @@ from op_inputs import (
     SCAN_NAMES,
     TOLERANCES,
     assert_same,
+    backend_cases,
     relative_error,
     scan_inputs,
     to_double,
-    ways,
     with_gradients,
     without_shape_hook,
 )
@@ -52,9 +52,9 @@ def _golden(case, dtype, device):
 @pytest.mark.parametrize(
     "dtype, backend, device",
     [
-        pytest.param(dtype, *way.values, id=f"{dtype}-{way.id}".removeprefix("torch."), marks=way.marks)
+        pytest.param(dtype, *case.values, id=f"{dtype}-{case.id}".removeprefix("torch."), marks=case.marks)
         for dtype in (torch.float64, torch.float32)
-        for way in ways("selective_scan", dtype)
+        for case in backend_cases("selective_scan", dtype)
     ],
 )
 def test_golden_values_of_the_released_code(case, dtype, backend, device):
@@ -74,27 +74,27 @@ def test_golden_values_of_the_released_code(case, dtype, backend, device):
 
 @pytest.mark.parametrize("length", ODD_LENGTHS)
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 def test_any_length_in_both_directions(backend, device, length, reverse):
     tensors = scan_inputs(2, length, 5, 4, device=device)
     assert_right(tensors, backend, torch.float32, delta_softplus=True, reverse=reverse)
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 def test_a_long_sequence_that_forgets_slowly(backend, device):
     tensors = scan_inputs(1, 1037, 3, 2, device=device, slow_decay=True)
     assert_right(tensors, backend, torch.float32, times=4, delta_softplus=True)
 
 
 @pytest.mark.parametrize("d_inner, d_state", [(1, 1), (3, 16), (17, 5), (65, 16), (130, 3), (20, 64)])
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 def test_any_width_and_state(backend, device, d_inner, d_state):
     assert_right(scan_inputs(3, 19, d_inner, d_state, device=device), backend, torch.float32, delta_softplus=True)
 
 
 @pytest.mark.parametrize("without", [(name,) for name in OPTIONAL] + [OPTIONAL, ("z", "initial_state")], ids=str)
 @pytest.mark.parametrize("softplus", [False, True])
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 def test_any_argument_may_be_absent(backend, device, without, softplus):
     tensors = scan_inputs(2, 9, 5, 3, device=device, without=without)
     if not softplus:
@@ -105,7 +105,7 @@ def test_any_argument_may_be_absent(backend, device, without, softplus):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("backend, device", ways("selective_scan", torch.bfloat16))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan", torch.bfloat16))
 def test_sixteen_bits_in_and_out_cost_only_their_rounding(backend, device, dtype, reverse):
     tensors = scan_inputs(2, 37, 7, 5, dtype=dtype, device=device)
     options = {"delta_softplus": True, "reverse": reverse}
@@ -117,7 +117,7 @@ def test_sixteen_bits_in_and_out_cost_only_their_rounding(backend, device, dtype
         assert found[f"gradient of {name}"].dtype == tensors[name].dtype
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan", torch.bfloat16))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan", torch.bfloat16))
 def test_a_slow_state_is_not_held_in_sixteen_bits(backend, device):
     # Held in bfloat16 the state is off by 0.28 at 784 steps; the rounding of inputs and output alone costs 0.004.
     tensors = scan_inputs(1, 784, 2, 2, dtype=torch.bfloat16, device=device, slow_decay=True, without=("z", "D"))
@@ -151,7 +151,7 @@ def _oddly_laid_out(tensor, layout):
 @pytest.mark.parametrize(
     "layout", ["slice of a wider matrix", "time first", "channels first", "every second step", "expanded"]
 )
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 def test_any_memory_layout(backend, device, layout):
     plain = scan_inputs(2, 21, 6, 4, device=device)
     if layout == "expanded":
@@ -175,13 +175,13 @@ def test_any_memory_layout(backend, device, layout):
         assert relative_error(found, expected) <= 1e-5, name
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 def test_every_element_is_written(backend, device, nan_memory):
     found = with_gradients(scan_with(backend, delta_softplus=True), scan_inputs(3, 50, 33, 7, device=device))
     assert all(bool(tensor.isfinite().all()) for tensor in found.values())
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 @pytest.mark.slow
 def test_the_same_bits_every_time(backend, device):
     tensors = scan_inputs(4, 70, 40, 16, device=device)
@@ -194,7 +194,7 @@ def test_the_same_bits_every_time(backend, device):
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 9), st.integers(1, 6))
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(shape=shapes, reverse=st.booleans(), softplus=st.booleans(), absent=st.sets(st.sampled_from(OPTIONAL)))
 def test_drawn_shapes(backend, device, shape, reverse, softplus, absent):
@@ -212,7 +212,7 @@ def of_the_norm(found, right):
 
 @pytest.mark.slow
 @pytest.mark.rel
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 @settings(max_examples=300, derandomize=True, deadline=None)
 @given(
     # From eight channels on: one channel's parameter gradient is a single sum, which may cancel to nothing.
@@ -239,12 +239,12 @@ def test_p9_drawn_shapes(backend, device, shape, reverse, absent, slow_decay):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1037, 3137])
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 def test_a_long_sequence(backend, device, length):
     assert_right(scan_inputs(1, length, 5, 4, device=device), backend, torch.float32, delta_softplus=True, reverse=True)
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 @settings(max_examples=15, derandomize=True, deadline=None)
 @given(shape=shapes, reverse=st.booleans(), factor=st.floats(-3, 3))
 def test_linear_in_u(backend, device, shape, reverse, factor):
@@ -260,7 +260,7 @@ def test_linear_in_u(backend, device, shape, reverse, factor):
     assert (both_state - state - factor * state2).abs().max().item() <= 1e-5 * scale
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 @settings(max_examples=15, derandomize=True, deadline=None)
 @given(data=st.data(), reverse=st.booleans())
 def test_a_position_sees_only_its_past(backend, device, data, reverse):
@@ -278,7 +278,7 @@ def test_a_position_sees_only_its_past(backend, device, data, reverse):
         assert torch.equal(before[:, unseen], after[:, unseen]), name
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 @settings(max_examples=15, derandomize=True, deadline=None)
 @given(shape=shapes)
 def test_reverse_is_a_scan_of_the_flipped_sequence_flipped_back(backend, device, shape):
@@ -290,7 +290,7 @@ def test_reverse_is_a_scan_of_the_flipped_sequence_flipped_back(backend, device,
     assert relative_error(found[1], expected[1]) <= 1e-6
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 @settings(max_examples=15, derandomize=True, deadline=None)
 @given(data=st.data(), reverse=st.booleans())
 def test_two_parts_with_the_state_carried_are_the_whole(backend, device, data, reverse):
@@ -311,7 +311,7 @@ def test_two_parts_with_the_state_carried_are_the_whole(backend, device, data, r
     assert relative_error(joined, whole) <= 2e-6 and relative_error(state, last) <= 2e-6
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan", torch.float64))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan", torch.float64))
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradients_are_those_of_finite_differences(backend, device, reverse):
     tensors = scan_inputs(2, 5, 3, 2, dtype=torch.float64, device=device)
@@ -328,7 +328,7 @@ def test_gradients_are_those_of_finite_differences(backend, device, reverse):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["u", "delta", "B", "C", "z"])
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 def test_p10_nan_stays_in_its_batch_item_and_its_future(backend, device, name, value, reverse):
     tensors = scan_inputs(3, 21, 5, 4, device=device)
     tensors[name][1, 10, 2] = value
@@ -362,7 +362,7 @@ EXTREMES = {
 @pytest.mark.rel
 @pytest.mark.parametrize("softplus", [False, True])
 @pytest.mark.parametrize("extreme", EXTREMES.values(), ids=EXTREMES.keys())
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 def test_p10_extremes_are_finite_and_right(backend, device, extreme, softplus):
     tensors = scan_inputs(2, 19, 5, 4, device=device, without=("delta_bias",))
     tensors["delta"] = tensors["delta"].abs()
@@ -380,7 +380,7 @@ def test_p10_extremes_are_finite_and_right(backend, device, extreme, softplus):
         assert difference <= 4e-5 * expected[name].abs().max() + 1e-37, name
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 def test_an_empty_sequence_gives_an_empty_output_and_the_state_as_it_was(backend, device):
     tensors = scan_inputs(2, 0, 5, 4, device=device)
     y, state = selective_scan_with_state(**tensors, backend=backend)
@@ -392,7 +392,7 @@ def test_an_empty_sequence_gives_an_empty_output_and_the_state_as_it_was(backend
         assert selective_scan_with_state(**tensors, backend=backend)[0].shape == shape[:3]
 
 
-@pytest.mark.parametrize("backend, device", ways("selective_scan"))
+@pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 def test_autocast_changes_nothing_inside(backend, device):
     tensors = scan_inputs(2, 33, 6, 4, device=device)
     plain = with_gradients(scan_with(backend, delta_softplus=True), tensors)
@@ -450,14 +450,14 @@ def _op_arguments(backend, device, without=(), for_backward=True, reverse=False)
 @without_shape_hook
 @pytest.mark.parametrize("without", [(), OPTIONAL], ids=["all given", "bare"])
 @pytest.mark.parametrize("for_backward", [False, True])
-@pytest.mark.parametrize("backend, device", [*ways("selective_scan", kernels_only=True), ("stub", "cpu")])
+@pytest.mark.parametrize("backend, device", [*backend_cases("selective_scan", kernels_only=True), ("stub", "cpu")])
 def test_opcheck(stub_kernels, backend, device, without, for_backward):
     torch.library.opcheck(
         torch.ops.mambar.selective_scan.default, _op_arguments(backend, device, without, for_backward)
     )
 
 
-@pytest.mark.parametrize("backend, device", [*ways("selective_scan", kernels_only=True), ("stub", "cpu")])
+@pytest.mark.parametrize("backend, device", [*backend_cases("selective_scan", kernels_only=True), ("stub", "cpu")])
 def test_a_kernel_gives_back_contiguous_tensors(stub_kernels, backend, device):
     # Compiled graphs require it, and opcheck does not test it.
     *tensors, softplus, reverse, for_backward, backend = _op_arguments(backend, device, for_backward=True)
@@ -469,7 +469,7 @@ def test_a_kernel_gives_back_contiguous_tensors(stub_kernels, backend, device):
 
 
 @without_shape_hook
-@pytest.mark.parametrize("backend, device", [*ways("selective_scan", kernels_only=True), ("stub", "cpu")])
+@pytest.mark.parametrize("backend, device", [*backend_cases("selective_scan", kernels_only=True), ("stub", "cpu")])
 def test_a_kernel_is_one_node_of_a_full_graph(stub_kernels, fresh_compiler, backend, device):
     tensors = scan_inputs(2, 18, 5, 4, device=device)
     graphs = []
@@ -489,7 +489,7 @@ def test_a_kernel_is_one_node_of_a_full_graph(stub_kernels, fresh_compiler, back
 
 @without_shape_hook
 @pytest.mark.slow
-@pytest.mark.parametrize("backend, device", [*ways("selective_scan", kernels_only=True), ("stub", "cpu")])
+@pytest.mark.parametrize("backend, device", [*backend_cases("selective_scan", kernels_only=True), ("stub", "cpu")])
 def test_inductor_compiles_a_kernel_with_its_backward(stub_kernels, fresh_compiler, backend, device):
     tensors = scan_inputs(2, 18, 5, 4, device=device)
     scan = torch.compile(scan_with(backend, delta_softplus=True, reverse=True), fullgraph=True)
@@ -507,7 +507,7 @@ def test_the_operator_passes_every_argument(stub_kernels, reverse):
 
 
 @pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize("backend, device", [*ways("selective_scan"), ("stub", "cpu")])
+@pytest.mark.parametrize("backend, device", [*backend_cases("selective_scan"), ("stub", "cpu")])
 def test_only_the_output_or_only_the_state_may_be_used(stub_kernels, backend, device, index):
     def used(backend):
         return lambda **tensors: selective_scan_with_state(**tensors, backend=backend)[index]
