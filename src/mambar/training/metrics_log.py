@@ -1,4 +1,4 @@
-"""What a run says while it works: metrics.jsonl, and progress on the console."""
+"""The metrics log of a run (metrics.jsonl), and its progress on the console."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ _LOG = logging.getLogger("mambar.training")
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, appended; after a resume it holds nothing beyond the resumed step."""
+    """metrics.jsonl: one JSON object a line. After a resume it has no rows beyond the resumed step."""
 
     def __init__(self, path: Path, *, trackers: Sequence[Tracker] = ()) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class MetricsLog:
         self._file: int | None = None
 
     def open(self, *, step: int, evaluated: int) -> None:
-        """Drops the lines after `step`, evaluations after `evaluated`, and a torn last line; opens for appending."""
+        """Removes rows after `step`, evaluations after `evaluated` and an incomplete last row; opens for appending."""
         kept = [
             row
             for row in read_metrics(self.path)
@@ -41,7 +41,7 @@ class MetricsLog:
         self._file = os.open(self.path, flags)
 
     def append(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Adds one line; numbers that are not finite are written as null."""
+        """Appends one row; numbers that are not finite are written as null."""
         if self._file is None:
             return
         plain = {
@@ -62,7 +62,7 @@ class MetricsLog:
             tracker.log(int(values["step"]), {f"{kind}/{name}": float(value) for name, value in numbers.items()})
 
     def sync(self) -> None:
-        """Makes the lines so far durable; called before a checkpoint that refers to them."""
+        """Flushes the rows to disk; called before each checkpoint."""
         if self._file is None:
             return
         try:
@@ -71,7 +71,7 @@ class MetricsLog:
             raise atomic_files.disk_error(self.path, 0, error) from error
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file and the trackers."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -80,7 +80,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a torn last line is left out, a newer format raises CheckpointError."""
+    """The rows of a metrics.jsonl without an incomplete last one; CheckpointError for a newer format."""
     try:
         lines = path.read_text("utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             version, _ = row["format_version"], (row["kind"], row["step"])
         except (ValueError, KeyError, TypeError):
             if number < len(lines) - 1:
-                _LOG.warning("%s: line %d is damaged and left out.", path, number + 1)
+                _LOG.warning("%s: line %d is damaged and ignored.", path, number + 1)
             continue
         if not isinstance(version, int) or version > METRICS_FORMAT:
             raise CheckpointError(
@@ -104,43 +104,43 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 @runtime_checkable
 class Progress(Protocol):
-    """Shows how far a run is."""
+    """Displays the progress of a run."""
 
     def start(self, title: str, *, steps: int, done: int) -> None:
-        """A stage of `steps` steps starts, `done` of them are behind it."""
+        """Begins a stage of `steps` steps, of which `done` are finished."""
         ...
 
     def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
-        """A step is done; `images` is what this run processed in it."""
+        """Counts one step; `images`: its batch size over all processes."""
         ...
 
     def message(self, text: str) -> None:
-        """A line of its own."""
+        """Shows one line of text."""
         ...
 
     def close(self) -> None:
-        """The stage is over, in whatever way."""
+        """Ends the display of the stage, also after an error."""
         ...
 
 
 class NoProgress:
-    """Shows nothing: the other processes of a run, and tests."""
+    """No display: for ranks other than 0, and for tests."""
 
     def start(self, title: str, *, steps: int, done: int) -> None:
-        """Nothing."""
+        """No operation."""
 
     def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
-        """Nothing."""
+        """No operation."""
 
     def message(self, text: str) -> None:
-        """Nothing."""
+        """No operation."""
 
     def close(self) -> None:
-        """Nothing."""
+        """No operation."""
 
 
 class LogProgress:
-    """Plain lines through logging, one every few seconds: for files and pipes."""
+    """Log lines, one every few seconds: for files and pipes."""
 
     def __init__(self, *, seconds: float = 10.0) -> None:
         self.seconds = seconds
@@ -149,14 +149,14 @@ class LogProgress:
         self.rate = _Rate()
 
     def start(self, title: str, *, steps: int, done: int) -> None:
-        """Starts the clock."""
+        """Starts the clock of the stage."""
         self.title, self.steps = title, steps
         self.rate = _Rate()
         self.shown = time.monotonic()
         self.first = done
 
     def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
-        """Logs a line if the last one is a few seconds old."""
+        """Logs a line if the last one is older than `seconds`."""
         self.rate.add(images)
         now = time.monotonic()
         if now - self.shown < self.seconds and done < self.steps:
@@ -174,11 +174,11 @@ class LogProgress:
         _LOG.info("%s: %s", self.title, text)
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """No operation."""
 
 
 class ProgressBar:
-    """A progress bar with loss, accuracy, images/s and time left: for a terminal."""
+    """A progress bar with loss, accuracy, images/s and remaining time: for a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -196,14 +196,14 @@ class ProgressBar:
         self.rate = _Rate()
 
     def start(self, title: str, *, steps: int, done: int) -> None:
-        """Draws the bar."""
+        """Shows the bar."""
         self.rate = _Rate()
         self.title = title
         self.bar.start()
         self.task = self.bar.add_task(title, total=steps, completed=done, numbers="")
 
     def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
-        """Moves the bar on."""
+        """Updates the bar."""
         self.rate.add(images)
         shown = "" if accuracy is None else f" · acc {accuracy:.1%}"
         numbers = f"loss {loss:.3f}{shown} · {self.rate.images_a_second():.0f} images/s"
@@ -216,20 +216,20 @@ class ProgressBar:
         self.bar.console.print(Text(f"{self.title}: {text}"))
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Stops updating the bar."""
         with contextlib.suppress(AttributeError):
             self.bar.stop()
 
 
 def make_progress(*, is_main: bool) -> Progress:
-    """A bar on a terminal, lines elsewhere, nothing for the other processes."""
+    """A progress bar on a terminal, log lines elsewhere, no display on ranks other than 0."""
     if not is_main:
         return NoProgress()
     return ProgressBar() if sys.stderr.isatty() else LogProgress()
 
 
 class _Rate:
-    """Images a second over the last minute or so."""
+    """Images a second over about the last minute."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
@@ -238,7 +238,7 @@ class _Rate:
 
     def add(self, images: int) -> None:
         if time.monotonic() - self.started > 60 and self.steps > 1:
-            # Forget half of the past, so that the figure follows the machine.
+            # Drop half of the history, so that the rate follows changes.
             self.started += (time.monotonic() - self.started) / 2
             self.images //= 2
             self.steps //= 2

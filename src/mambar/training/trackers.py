@@ -1,6 +1,6 @@
-"""Numbers of a run to TensorBoard, Weights & Biases or MLflow: one small interface, one class each.
+"""Experiment trackers: TensorBoard, Weights & Biases and MLflow behind one small interface.
 
-They get what metrics.jsonl gets and nothing else: no environment, no code, no files.
+They receive the numbers of metrics.jsonl and the recipe, and nothing else: no environment, no code, no files.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from mambar.training.recipe import Recipe
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Takes the numbers of a step."""
+    """Logs scalars by step."""
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Adds the numbers of a step, by name."""
+        """Logs the scalars of a step, by name."""
         ...
 
     def close(self) -> None:
-        """The run is over."""
+        """Ends the tracked run."""
         ...
 
 
@@ -36,17 +36,17 @@ class TensorBoard:
         self.writer: Any = SummaryWriter(str(out / "tensorboard"))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """One scalar a name."""
+        """Adds one scalar for each name."""
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flushes and closes the event file."""
         self.writer.close()
 
 
 class WeightsAndBiases:
-    """A run of wandb, named like the run directory; a resumed run goes on in it."""
+    """A run of wandb with the run directory's name as id; a resumed run continues it."""
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         try:
@@ -58,16 +58,16 @@ class WeightsAndBiases:
         )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """One call a step."""
+        """Logs all scalars in one call."""
         self.run.log(dict(numbers), step=step)
 
     def close(self) -> None:
-        """Ends the run there."""
+        """Finishes the wandb run."""
         self.run.finish()
 
 
 class MlFlow:
-    """A run of MLflow, where its own settings say."""
+    """A run of MLflow at the tracking server that MLflow is configured for."""
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         try:
@@ -79,11 +79,11 @@ class MlFlow:
         mlflow.log_params({name: str(value)[:250] for name, value in recipe.to_flat_dict().items()})
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """One call a step."""
+        """Logs all scalars in one call."""
         self.mlflow.log_metrics(dict(numbers), step=step)
 
     def close(self) -> None:
-        """Ends the run there."""
+        """Ends the MLflow run."""
         self.mlflow.end_run()
 
 
@@ -91,5 +91,5 @@ TRACKERS: Final = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflo
 
 
 def make_trackers(recipe: Recipe, out: Path) -> list[Tracker]:
-    """The trackers that the recipe names."""
+    """The trackers of the recipe."""
     return [TRACKERS[name](recipe, out) for name in recipe.trackers]

@@ -18,7 +18,7 @@ from training import faults, runs, saving
 
 def test_shards_go_round_robin():
     assert [list(ProcessGroup(rank=rank, world_size=2).local_shards(6)) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 5]]
-    with pytest.raises(InputError, match=r"num_shards=3 cannot be spread evenly over 2 processes.*shards=2"):
+    with pytest.raises(InputError, match=r"num_shards=3 cannot be divided among 2 processes.*shards=2"):
         ProcessGroup(rank=0, world_size=2).local_shards(3)
 
 

@@ -1,4 +1,4 @@
-"""How the gradients of a step's shards become one sum: in a fixed order, or by PyTorch's own engines."""
+"""Reduction of gradients over the shards of a step: in a fixed order, or by DDP and FSDP."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,180 +13,186 @@ from mambar.training.distributed.process_group import ProcessGroup
 
 
 @runtime_checkable
-class Gradients(Protocol):
-    """Gradients and a few further numbers (`extras`) that are added up over the shards of a step.
+class GradientReducer(Protocol):
+    """Sums gradients and a few further numbers (`extras`) over the shards of a step.
 
-    For each step: `open_step`; for each shard `open_shard`, backward passes, `close_shard`; then `extras` and `norm`
-    are those of the whole step in every process, and `hand_over` puts the sum where the optimiser looks for it.
+    Call order: `begin_step`; for each shard `begin_shard`, the backward passes, `end_shard`. Then `extras` and `norm`
+    are those of the whole step on every rank, and `write_grads` writes the sum to the parameters' `.grad`.
     """
 
-    # What a loss is multiplied by before the backward pass, so that the result is the sum over processes.
+    # Factor of the loss before the backward pass, so that the result is the sum over ranks.
     loss_factor: float
 
-    def open_step(self) -> None:
-        """Forgets the step before."""
+    def begin_step(self) -> None:
+        """Resets all sums to zero."""
         ...
 
-    def open_shard(self) -> None:
-        """Starts a shard."""
+    def begin_shard(self) -> None:
+        """Begins a shard."""
         ...
 
-    def backward_pass(self, *, last: bool) -> AbstractContextManager[object]:
-        """The surroundings of one micro-batch's forward and backward pass; `last` of the step in this process."""
+    def backward_context(self, *, last: bool) -> AbstractContextManager[object]:
+        """Context of the forward and backward pass of a micro-batch; `last`: the last one of the step on this rank."""
         ...
 
-    def add(self, index: int, values: Tensor) -> None:
-        """Adds to the extras of this shard, from `index` on."""
+    def add_extras(self, index: int, values: Tensor) -> None:
+        """Adds `values` to the extras of this shard, from `index` on."""
         ...
 
-    def close_shard(self, *, last: bool) -> None:
-        """Ends a shard; `last` of the step in this process."""
+    def end_shard(self, *, last: bool) -> None:
+        """Ends a shard; `last`: the last one of the step on this rank."""
         ...
 
     @property
     def extras(self) -> Float[Tensor, "extras"]:
-        """The sum of the further numbers over all shards and processes."""
+        """The extras, summed over all shards and ranks."""
         ...
 
     def norm(self) -> Float[Tensor, ""]:
-        """The 2-norm of the sum of all gradients."""
+        """The L2 norm of the summed gradients."""
         ...
 
-    def multiply(self, factor: float) -> None:
-        """Multiplies the sum of gradients."""
+    def scale(self, factor: float) -> None:
+        """Multiplies the summed gradients by `factor`."""
         ...
 
-    def hand_over(self) -> None:
-        """Puts the sum into the parameters' `.grad`."""
+    def write_grads(self) -> None:
+        """Writes the sum to the parameters' `.grad`."""
         ...
 
 
-class OrderedGradients:
-    """All gradients in one flat tensor, added shard by shard in one order: the same bits on any number of processes.
+class OrderedReducer:
+    """Sums all gradients in one flat tensor, shard by shard in a fixed order: bit-identical for any number of ranks.
 
-    A parameter's `.grad` is a view into this process's part, where the backward pass adds up one shard; closing a round
-    adds the shards of all processes to the total, in the order of the shards.
+    A parameter's `.grad` is a view of this rank's buffer, in which the backward pass accumulates one shard. `end_shard`
+    adds the current shard of every rank to the total, in the order of the shards.
     """
 
     loss_factor = 1.0
-
-    def __init__(
-        self, parameters: Sequence[Tensor], *, extras: int, processes: ProcessGroup, shards: int, accumulation: int
-    ) -> None:
-        kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
-        if len(kinds) != 1:
-            raise InputError(f"trainable parameters must share one dtype and device; there are {kinds or 'none'}.")
-        dtype, device = kinds.pop()
-        self._processes = processes
-        self._size = sum(parameter.numel() for parameter in parameters)
-        self._total = torch.zeros(self._size + extras, dtype=dtype, device=device)
-        # One backward pass a shard in one process: it may add to the total directly.
-        self._separate = processes.world_size > 1 or (shards > 1 and accumulation > 1)
-        self._mine = torch.zeros_like(self._total) if self._separate else self._total
-        start = 0
-        for parameter in parameters:
-            stop = start + parameter.numel()
-            parameter.grad = self._mine[start:stop].view_as(parameter)
-            start = stop
-
-    def open_step(self) -> None:
-        """Forgets the step before."""
-        self._total.zero_()
-
-    def open_shard(self) -> None:
-        """Starts a shard from zero."""
-        if self._separate:
-            self._mine.zero_()
-
-    def backward_pass(self, *, last: bool) -> AbstractContextManager[object]:
-        """Nothing special."""
-        return nullcontext()
-
-    def add(self, index: int, values: Tensor) -> None:
-        """Adds to the extras of this shard."""
-        self._mine[self._size + index :][: values.numel()] += values
-
-    def close_shard(self, *, last: bool) -> None:
-        """Adds this round's shards, one of each process, to the total."""
-        if self._separate:
-            self._processes.all_reduce_ordered(self._total, self._mine)
-
-    @property
-    def extras(self) -> Float[Tensor, "extras"]:
-        """The sum of the further numbers."""
-        return self._total[self._size :]
-
-    def norm(self) -> Float[Tensor, ""]:
-        """The 2-norm of the total."""
-        return torch.linalg.vector_norm(self._total[: self._size])
-
-    def multiply(self, factor: float) -> None:
-        """Multiplies the total."""
-        self._total[: self._size].mul_(factor)
-
-    def hand_over(self) -> None:
-        """Copies the total to where the views are."""
-        if self._separate:
-            self._mine.copy_(self._total)
-
-
-class AveragedGradients:
-    """Gradients that DDP or FSDP average over the processes while the backward pass runs; their order is PyTorch's."""
 
     def __init__(
         self,
         parameters: Sequence[Tensor],
         *,
         extras: int,
-        processes: ProcessGroup,
-        backward_pass: Callable[[bool], AbstractContextManager[object]],
-        whole: Callable[[Tensor], Tensor],
+        process_group: ProcessGroup,
+        num_shards: int,
+        grad_accum_steps: int,
     ) -> None:
-        self.loss_factor = float(processes.world_size)
-        self._parameters = list(parameters)
-        self._processes = processes
-        self._backward_pass = backward_pass
-        self._whole = whole
-        self._extras = torch.zeros(extras, device=processes.device)
+        kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
+        if len(kinds) != 1:
+            raise InputError(f"trainable parameters have {kinds or 'no'} dtypes and devices; one is allowed.")
+        dtype, device = kinds.pop()
+        self._process_group = process_group
+        self._size = sum(parameter.numel() for parameter in parameters)
+        self._total = torch.zeros(self._size + extras, dtype=dtype, device=device)
+        # With one rank and one backward pass a shard, gradients accumulate in the total directly.
+        self._separate = process_group.world_size > 1 or (num_shards > 1 and grad_accum_steps > 1)
+        self._local = torch.zeros_like(self._total) if self._separate else self._total
+        start = 0
+        for parameter in parameters:
+            stop = start + parameter.numel()
+            parameter.grad = self._local[start:stop].view_as(parameter)
+            start = stop
 
-    def open_step(self) -> None:
-        """Forgets the step before; the memory stays where DDP's buckets are."""
+    def begin_step(self) -> None:
+        """Resets the total to zero."""
+        self._total.zero_()
+
+    def begin_shard(self) -> None:
+        """Resets this rank's buffer to zero."""
+        if self._separate:
+            self._local.zero_()
+
+    def backward_context(self, *, last: bool) -> AbstractContextManager[object]:
+        """An empty context."""
+        return nullcontext()
+
+    def add_extras(self, index: int, values: Tensor) -> None:
+        """Adds `values` to the extras of this shard."""
+        self._local[self._size + index :][: values.numel()] += values
+
+    def end_shard(self, *, last: bool) -> None:
+        """Adds the current shard of every rank to the total."""
+        if self._separate:
+            self._process_group.all_reduce_ordered(self._total, self._local)
+
+    @property
+    def extras(self) -> Float[Tensor, "extras"]:
+        """The summed extras."""
+        return self._total[self._size :]
+
+    def norm(self) -> Float[Tensor, ""]:
+        """The L2 norm of the total."""
+        return torch.linalg.vector_norm(self._total[: self._size])
+
+    def scale(self, factor: float) -> None:
+        """Multiplies the total by `factor`."""
+        self._total[: self._size].mul_(factor)
+
+    def write_grads(self) -> None:
+        """Copies the total to the buffer that the parameters' `.grad` are views of."""
+        if self._separate:
+            self._local.copy_(self._total)
+
+
+class AveragedReducer:
+    """Gradients that DDP or FSDP average over the ranks during the backward pass, in PyTorch's order."""
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        *,
+        extras: int,
+        process_group: ProcessGroup,
+        backward_context: Callable[[bool], AbstractContextManager[object]],
+        full_tensor: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.loss_factor = float(process_group.world_size)
+        self._parameters = list(parameters)
+        self._process_group = process_group
+        self._backward_context = backward_context
+        self._full_tensor = full_tensor
+        self._extras = torch.zeros(extras, device=process_group.device)
+
+    def begin_step(self) -> None:
+        """Resets gradients to zero in place, as they are views of DDP's buckets."""
         gradients = self._gradients()
         if gradients:
             torch._foreach_zero_(gradients)  # pyright: ignore[reportPrivateImportUsage]
         self._extras.zero_()
 
-    def open_shard(self) -> None:
-        """Shards add up in `.grad`."""
+    def begin_shard(self) -> None:
+        """No operation: shards accumulate in `.grad`."""
 
-    def backward_pass(self, *, last: bool) -> AbstractContextManager[object]:
-        """Only the last backward pass of the step exchanges gradients."""
-        return self._backward_pass(last)
+    def backward_context(self, *, last: bool) -> AbstractContextManager[object]:
+        """Only the last backward pass of the step reduces gradients."""
+        return self._backward_context(last)
 
-    def add(self, index: int, values: Tensor) -> None:
-        """Adds to the extras of this process."""
+    def add_extras(self, index: int, values: Tensor) -> None:
+        """Adds `values` to the extras of this rank."""
         self._extras[index:][: values.numel()] += values
 
-    def close_shard(self, *, last: bool) -> None:
-        """Adds the extras up after the last shard."""
+    def end_shard(self, *, last: bool) -> None:
+        """Sums the extras over ranks after the last shard."""
         if last:
-            self._extras = self._processes.all_reduce(self._extras)
+            self._extras = self._process_group.all_reduce(self._extras)
 
     @property
     def extras(self) -> Float[Tensor, "extras"]:
-        """The sum of the further numbers."""
+        """The summed extras."""
         return self._extras
 
     def norm(self) -> Float[Tensor, ""]:
-        """The 2-norm over all parameters, also where each process holds a part."""
-        return self._whole(nn.utils.get_total_norm(self._gradients()))
+        """The L2 norm over all parameters, sharded ones included."""
+        return self._full_tensor(nn.utils.get_total_norm(self._gradients()))
 
-    def multiply(self, factor: float) -> None:
-        """Multiplies all gradients."""
+    def scale(self, factor: float) -> None:
+        """Multiplies all gradients by `factor`."""
         torch._foreach_mul_(self._gradients(), factor)  # pyright: ignore[reportPrivateImportUsage]
 
-    def hand_over(self) -> None:
-        """They are there already."""
+    def write_grads(self) -> None:
+        """No operation: `.grad` holds the average already."""
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self._parameters if parameter.grad is not None]

@@ -1,21 +1,21 @@
-"""One model on several processes: the house's own exact sum, PyTorch's DDP, or parameters sharded by FSDP2."""
+"""Data parallel training: the exact ordered sum, PyTorch's DDP, or FSDP2."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
-from mambar.training.distributed.gradients import AveragedGradients, Gradients, OrderedGradients
+from mambar.training.distributed.gradients import AveragedReducer, GradientReducer, OrderedReducer
 from mambar.training.distributed.process_group import ProcessGroup
 from mambar.training.distributed.sharding import Replicated, Sharding
 from mambar.training.recipe import Parallel
 
 
 def choose_sharding(kind: Parallel, process_group: ProcessGroup) -> Sharding:
-    """The layout of a recipe's `parallel`; on one process everything is whole."""
+    """The sharding of a recipe's `parallel`; parameters are replicated on one process."""
     if kind != "fsdp" or process_group.world_size == 1:
         return Replicated()
-    # It pulls in half of PyTorch, seconds that no other run needs.
+    # FSDP takes seconds to import.
     from mambar.training.distributed.fsdp import Sharded
 
     return Sharded()
@@ -32,23 +32,28 @@ def parallelize(
     extras: int,
     num_shards: int,
     grad_accum_steps: int,
-) -> tuple[nn.Module, Gradients]:
-    """What to call in the forward pass, and how gradients are added up.
+) -> tuple[nn.Module, GradientReducer]:
+    """The module to call in the forward pass, and the reduction of its gradients.
 
-    `forward` is the model or its compiled form. On one process every kind is the exact one.
+    forward: the model or its compiled form. extras: count of further numbers that are summed beside the gradients. On
+    one process every kind is "exact".
     """
     if kind == "exact" or process_group.world_size == 1:
-        ordered = OrderedGradients(
-            parameters, extras=extras, processes=process_group, shards=num_shards, accumulation=grad_accum_steps
+        ordered = OrderedReducer(
+            parameters,
+            extras=extras,
+            process_group=process_group,
+            num_shards=num_shards,
+            grad_accum_steps=grad_accum_steps,
         )
         return forward, ordered
     if kind == "fsdp":
-        averaged = AveragedGradients(
+        averaged = AveragedReducer(
             parameters,
             extras=extras,
-            processes=process_group,
-            backward_pass=lambda last: sharding.gradient_sync(model, last),
-            whole=sharding.full_tensor,
+            process_group=process_group,
+            backward_context=lambda last: sharding.gradient_sync(model, last),
+            full_tensor=sharding.full_tensor,
         )
         return forward, averaged
 
@@ -57,9 +62,13 @@ def parallelize(
     ids = [process_group.device.index] if process_group.device.type == "cuda" else None
     wrapped = DistributedDataParallel(forward, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def synchronized(last: bool) -> AbstractContextManager[object]:
+    def gradient_sync(last: bool) -> AbstractContextManager[object]:
         return nullcontext() if last else wrapped.no_sync()
 
-    return wrapped, AveragedGradients(
-        parameters, extras=extras, processes=process_group, backward_pass=synchronized, whole=sharding.full_tensor
+    return wrapped, AveragedReducer(
+        parameters,
+        extras=extras,
+        process_group=process_group,
+        backward_context=gradient_sync,
+        full_tensor=sharding.full_tensor,
     )

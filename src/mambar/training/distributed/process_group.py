@@ -1,4 +1,4 @@
-"""The processes of one run: who I am, and the few things we exchange. One process needs no process group."""
+"""The processes of one run and their collective operations; a single process needs no torch.distributed group."""
 
 import datetime
 import os
@@ -16,15 +16,21 @@ from mambar.device import choose_device
 from mambar.errors import BackendUnavailable, InputError
 from mambar.training.distributed import environment
 
-# Seconds after which a process that waits for a dead one gives up.
+# Seconds until a collective operation fails because a process does not answer.
 TIMEOUT: Final = 120
-# Numbers gathered at a time: bounds the memory of an exchange (64 MiB of float32 from each process).
-_PIECE: Final = 1 << 24
+# Elements gathered at a time; bounds the memory of a gather to 64 MiB of float32 from each rank.
+_CHUNK_ELEMENTS: Final = 1 << 24
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Rank and number of the processes, and the device of this one."""
+    """Rank, number of processes, and the device of this process.
+
+    Attributes:
+        rank: Rank of this process.
+        world_size: Number of processes.
+        device: Device of this process.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -32,12 +38,12 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+        """True on rank 0, which writes files and reports to the user."""
         return self.rank == 0
 
     @property
     def peak_memory(self) -> float | None:
-        """The most memory so far in GiB: what PyTorch took of a GPU, elsewhere all of this process; None if unknown."""
+        """Peak memory in GiB: PyTorch's on a GPU, else that of the whole process; None if unknown."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
         try:
@@ -49,35 +55,35 @@ class ProcessGroup:
         return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
     def local_shards(self, count: int) -> range:
-        """The virtual shards of this process, round robin."""
+        """The indices of this rank's shards out of `count`, round robin."""
         if count % self.world_size:
             raise InputError(
-                f"num_shards={count} cannot be spread evenly over {self.world_size} processes; use a multiple of "
+                f"num_shards={count} cannot be divided among {self.world_size} processes; use a multiple of "
                 f"{self.world_size}, for example num_shards={max(count // self.world_size, 1) * self.world_size}."
             )
         return range(self.rank, count, self.world_size)
 
-    def all_reduce_ordered(self, total: Tensor, mine: Tensor) -> None:
-        """Adds every process's flat `mine` to `total`, rank by rank: the same bits in every process."""
+    def all_reduce_ordered(self, total: Tensor, local: Tensor) -> None:
+        """Adds every rank's flat `local` to `total` in the order of ranks: bit-identical on every rank."""
         if self.world_size == 1:
-            total.add_(mine)
+            total.add_(local)
             return
-        for start in range(0, mine.numel(), _PIECE):
-            part = mine[start : start + _PIECE]
+        for start in range(0, local.numel(), _CHUNK_ELEMENTS):
+            part = local[start : start + _CHUNK_ELEMENTS]
             parts = [torch.empty_like(part) for _ in range(self.world_size)]
             dist.all_gather(parts, part)
             for other in parts:
-                total[start : start + _PIECE].add_(other)
+                total[start : start + _CHUNK_ELEMENTS].add_(other)
 
     def all_reduce(self, counts: Tensor) -> Tensor:
-        """The sum over all processes; exact for whole numbers."""
+        """The sum over all ranks; exact for integers."""
         if self.world_size > 1:
             counts = counts.to(self.device)
             dist.all_reduce(counts)
         return counts
 
     def broadcast_object(self, value: Any) -> Any:
-        """What rank 0 has, in every process (plain data only)."""
+        """The value of rank 0, on every rank; plain data only."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -85,7 +91,7 @@ class ProcessGroup:
         return box[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """What every process has, in the order of ranks (plain data only)."""
+        """The values of all ranks, in the order of ranks; plain data only."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -93,7 +99,7 @@ class ProcessGroup:
         return values
 
     def barrier(self) -> None:
-        """Returns once every process is here."""
+        """Returns when every rank has called it."""
         if self.world_size > 1:
             self.all_reduce(torch.zeros(1))
 
@@ -115,7 +121,7 @@ def local_device(name: str) -> torch.device:
 
 @contextmanager
 def init_process_group(device: str) -> Iterator[ProcessGroup]:
-    """The processes torchrun started (or this one alone), joined for the length of the block."""
+    """The process group of the processes that torchrun started, for the duration of the block."""
     chosen = local_device(device)
     world = environment.world_size()
     if chosen.type == "cuda":

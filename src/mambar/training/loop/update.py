@@ -97,11 +97,11 @@ class TrainStep:
     def __call__(self, batches: Iterator[Batch], keys: StepKeys, *, lr: float, stop_signals: StopSignals) -> StepResult:
         """Takes the shards of one step from `batches` and updates the weights at learning rate `lr`."""
         gradients = self.gradients
-        gradients.open_step()
+        gradients.begin_step()
         self.last_shards = []
         mine = self.process_group.local_shards(self.num_shards)
         for number in mine:
-            gradients.open_shard()
+            gradients.begin_shard()
             batch = next(batches)
             prepared = self.task.prepare(batch.to(self.process_group.device), seed=keys.seed, epoch=keys.epoch)
             drop_key = key(keys.seed, "drop", keys.epoch, keys.step, batch.shard)
@@ -110,10 +110,10 @@ class TrainStep:
             self._backward(prepared, drop_key, last=last)
             if last:
                 # Sent, not made there: that would wait for the backward pass before the sums are even asked for.
-                gradients.add(2, to_device(torch.tensor(stop_signals.flags()), self.process_group.device))
-            gradients.close_shard(last=last)
+                gradients.add_extras(2, to_device(torch.tensor(stop_signals.flags()), self.process_group.device))
+            gradients.end_shard(last=last)
         if self.scale.value != 1:
-            gradients.multiply(1 / self.scale.value)
+            gradients.scale(1 / self.scale.value)
         loss, hits, *flags, grad_norm = torch.cat([gradients.extras, gradients.norm()[None]]).tolist()
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite:
@@ -130,11 +130,11 @@ class TrainStep:
             self.drop_path.window(start, stop)
             # Whatever else draws inside the model (dropout) follows the key too.
             torch.manual_seed(drop_key + part)
-            with gradients.backward_pass(last=last and part == self.grad_accum_steps - 1):
+            with gradients.backward_context(last=last and part == self.grad_accum_steps - 1):
                 with self.precision.autocast():
                     loss = self.task.loss(self.forward, self._stored(shard.part(start, stop)))
                 (loss.value * (share * self.scale.value * gradients.loss_factor)).backward()
-            gradients.add(0, torch.stack([loss.value.detach() * share, loss.num_correct]))
+            gradients.add_extras(0, torch.stack([loss.value.detach() * share, loss.num_correct]))
 
     def replay(self, shard: Prepared, drop_key: int) -> Tensor:
         """The loss of a shard of the last step again, for finding the culprit."""
@@ -149,8 +149,8 @@ class TrainStep:
     def _apply(self, grad_norm: float, lr: float) -> None:
         gradients = self.gradients
         if self.clip_grad is not None and grad_norm > self.clip_grad:
-            gradients.multiply(self.clip_grad / (grad_norm + 1e-6))
-        gradients.hand_over()
+            gradients.scale(self.clip_grad / (grad_norm + 1e-6))
+        gradients.write_grads()
         self.optimizer.step(lr)
         if self.ema is not None:
             self.ema.update()
