@@ -1,8 +1,8 @@
-"""Random numbers by name: every draw of the data path has a key, and no global generator is read or moved.
+"""Keyed random numbers: each draw has its own key, and global generators are neither read nor advanced.
 
-A key is 63 bits of the sha256 of what the draw is for: `key(seed, "augment", epoch, index, repeat)`. Hence a
-sample's pixels do not depend on which worker or process makes them, nor on what was drawn before, and a run
-that is stopped and resumed needs to store no generator's state.
+A key is 63 bits of the sha256 of the purpose of the draw: `key(seed, "augment", epoch, index, repeat)`. A sample's
+pixels therefore depend neither on the worker that computes them nor on earlier draws, and a resumed run needs no
+stored generator state.
 """
 
 import hashlib
@@ -28,20 +28,20 @@ def key(seed: SupportsIndex, kind: str, *parts: SupportsIndex | str) -> int:
 
 
 def numpy_generator(key: int) -> np.random.Generator:
-    """A numpy generator (Philox) at the start of the key's own stream."""
+    """A numpy generator (Philox) seeded with the key."""
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def torch_generator(key: int) -> torch.Generator:
-    """A CPU torch generator at the start of the key's own stream."""
+    """A CPU torch generator seeded with the key."""
     return torch.Generator().manual_seed(key)
 
 
 def permutation(length: int, key: int) -> Int64[np.ndarray, "length"]:
-    """A random order of 0 … length-1.
+    """A random permutation of 0 … length-1.
 
-    It sorts raw Philox words, whose values are fixed by the algorithm; `Generator.permutation` may change
-    from one numpy version to the next, and a resumed run must see the same order.
+    It sorts raw Philox words, whose values the algorithm fixes; `Generator.permutation` may change between numpy
+    versions, and a resumed run must see the same order.
     """
     words = np.random.Philox(key=key).random_raw(length)
     return np.argsort(words, kind="stable").astype(np.int64)
@@ -49,10 +49,9 @@ def permutation(length: int, key: int) -> Int64[np.ndarray, "length"]:
 
 @contextmanager
 def seeded_globals(key: int) -> Iterator[None]:
-    """Within the block python's, numpy's and torch's (CPU) global generators follow the key.
+    """Seeds the global generators of python, numpy and torch (CPU) with the key inside the block, then restores them.
 
-    Afterwards each goes on as if nothing had happened. For library code that draws from them (timm's
-    RandAugment). CUDA generators are not touched.
+    For library code that draws from them, such as timm's RandAugment. CUDA generators are not changed.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     torch_state = torch.default_generator.get_state()

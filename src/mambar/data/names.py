@@ -1,7 +1,6 @@
-"""Names: very many of them in one array, and one of them in a message.
+"""Many strings in one array.
 
-A list of a million paths is a million objects whose reference counts every worker process touches, and so
-copies; two arrays are shared by all.
+Worker processes copy the memory page of every Python string whose reference count they change; arrays stay shared.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,7 @@ from jaxtyping import Int64, UInt8
 
 
 class PackedNames:
-    """An unchangeable sequence of strings, stored as UTF-8 bytes and offsets."""
+    """An immutable sequence of strings, stored as UTF-8 bytes and offsets."""
 
     def __init__(self, text: UInt8[np.ndarray, "bytes"], offsets: Int64[np.ndarray, "ends"]) -> None:
         self.text = text
@@ -19,7 +18,7 @@ class PackedNames:
 
     @classmethod
     def from_names(cls, names: Iterable[str]) -> "PackedNames":
-        """The names, packed; undecodable bytes in file names survive."""
+        """The packed names; undecodable bytes in file names are preserved."""
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
         np.cumsum([len(name) for name in encoded], out=offsets[1:])

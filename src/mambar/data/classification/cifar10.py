@@ -67,12 +67,12 @@ class Cifar10:
 
 
 class Cifar10Jpeg:
-    """CIFAR-10's JPEG copies in `train.npz` and `test.npz`; say in every figure that they are compressed copies.
+    """CIFAR-10 as JPEG copies in `train.npz` and `test.npz`.
 
-    Each image is decoded once and then kept (`PixelCache`).
+    Decoded images are cached (`PixelCache`).
     """
 
-    # Figures show the name: compression is part of what a network has seen.
+    # The name appears in figures, because results on compressed copies differ.
     name = "cifar10 (JPEG copies)"
 
     def __init__(self, root: Path | str, split: str) -> None:
@@ -107,7 +107,7 @@ class Cifar10Jpeg:
         sound = len(offsets) == len(labels) + 1 and len(labels) > 0
         sound = sound and offsets[0] == 0 and offsets[-1] == len(self.jpeg) and bool((np.diff(offsets) > 0).all())
         if not sound or not 0 <= labels.min() <= labels.max() < len(self.classes):
-            raise DataError(f"{self.file} does not hold together: offsets or labels are out of range; copy it anew.")
+            raise DataError(f"{self.file} is inconsistent: offsets or labels are out of range; copy it again.")
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -121,7 +121,7 @@ class Cifar10Jpeg:
 
 
 def has_npz(root: Path) -> bool:
-    """True when the folder holds CIFAR-10 in .npz files."""
+    """True if the folder has CIFAR-10 in .npz files."""
     return all((root / file).is_file() for file in FILES.values())
 
 

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits of 8×8 pixels: real data that needs no download."""
+"""scikit-learn's 1,797 handwritten digits of 8×8 pixels, which need no download."""
 
 import hashlib
 from typing import Any
@@ -10,12 +10,12 @@ from mambar.data.dataset import Sample, stratified_split
 from mambar.errors import DataError
 
 _VAL_FRACTION = 0.2
-# Part of what the data is, not of a run: every run holds out the same digits.
+# Every run holds out the same digits.
 _SPLIT_SEED = 0
 
 
 class Digits:
-    """Handwritten digits, three equal channels: 1,438 to train, 359 held out, the same in every run."""
+    """Handwritten digits with three equal channels: 1,438 for training, 359 for validation."""
 
     name = "digits"
     classes = tuple("0123456789")

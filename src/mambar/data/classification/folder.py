@@ -1,4 +1,4 @@
-"""The user's images: one sub-folder a class, in `train/` and `val/` or in one folder that is split here."""
+"""Images in one sub-folder per class, in `train/` and `val/`, or in one folder that is split on opening."""
 
 import hashlib
 import logging
@@ -21,15 +21,14 @@ _OTHER_IMAGES = frozenset({".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".
 
 
 class ImageFolder:
-    """Images in class sub-folders, labeled by the sorted folder names.
+    """Images in class sub-folders; labels follow the sorted folder names.
 
-    With `root/train` (and `root/val`) these are the splits; a missing `val` is cut from `train`, and
-    without either from the folder itself: `val_fraction` of every class, chosen by `split_seed`, the same
-    in every run.
+    `root/train` and `root/val` are the splits. Without `val`, `val_fraction` of every class in `train`, or in the
+    folder itself, is held out; `split_seed` determines which images.
 
-    An unreadable image is counted and named once (`damage`). The training split puts another of its class in
-    its place, always the same one; the validation split raises ImageError, and evaluation leaves it out. More
-    than 10 and more than 1 % bad images are a DataError.
+    `unreadable` counts and names unreadable images. The training split returns the next readable image of the class;
+    the validation split raises ImageError, and evaluation leaves the image out. More than 10 and more than 1 %
+    unreadable images raise a DataError.
     """
 
     def __init__(
@@ -58,11 +57,11 @@ class ImageFolder:
         return self.unreadable.read(self._read, index)
 
     def path(self, index: int) -> Path:
-        """Where a sample's image lies."""
+        """The file of a sample."""
         return self.folder / self.paths[index]
 
     def fingerprint(self) -> str:
-        """sha256 of the classes and of every image's relative path and label; tar shards of it have the same."""
+        """sha256 of the classes and of every image's relative path and label; equal for tar shards of the folder."""
         return listing_fingerprint(self.classes, self.paths, self.labels)
 
     def _read(self, index: int) -> Sample:
@@ -72,7 +71,7 @@ class ImageFolder:
 
 
 def listing_fingerprint(classes: tuple[str, ...], paths: PackedNames, labels: Int64[np.ndarray, "samples"]) -> str:
-    """sha256 of a labeled list of files; contents are not read."""
+    """sha256 of a labeled list of files; file contents are not read."""
     digest = hashlib.sha256()
     for name in classes:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
@@ -83,7 +82,7 @@ def listing_fingerprint(classes: tuple[str, ...], paths: PackedNames, labels: In
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The sorted names of the class sub-folders; DataError when there is no folder or nothing in it."""
+    """The sorted names of the class sub-folders; DataError if there are none."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -92,7 +91,7 @@ def class_folders(folder: Path) -> list[str]:
     names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     if not names:
         found = "images but no class sub-folders" if _loose_images(entries) else "no class sub-folders"
-        raise DataError(f"data={folder} has {found}; put each class's images into a sub-folder of its own.")
+        raise DataError(f"data={folder} has {found}; put the images of each class into its own sub-folder.")
     return names
 
 

@@ -1,7 +1,7 @@
-"""Image classification sets in the format of Hugging Face `datasets`, from the hub or from `save_to_disk`.
+"""Image classification datasets of Hugging Face `datasets`, from the hub or from `save_to_disk`.
 
-Only bytes are taken from it: they are decoded by `read_image`, with its limits, as those of every other source.
-`datasets` is imported where it is needed (extra `data`); from version 4 on it runs no code of a data set's author.
+Only bytes are read from the library: `read_image` decodes them, with its limits. `datasets` (extra `data`) is imported
+on use; since version 4 it runs no code of a dataset's author.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ _MARKS: Final = ("dataset_dict.json", "dataset_info.json")
 
 
 class HuggingFaceDataset:
-    """A split of a set on the hub (`hf:NAME`) or of a folder that `save_to_disk` wrote.
+    """A split of a dataset on the hub (`hf:NAME`) or of a folder that `save_to_disk` wrote.
 
-    `val` is the split called validation, val, valid or test, whichever comes first; where there is none,
-    `val_fraction` of every class of the training split, chosen by `split_seed`. `image` and `label` name the columns
-    (none: the only one of that kind); the label must be a ClassLabel. `subset` and `revision` are those of the hub.
-    Unreadable images are treated as in `ImageFolder`.
+    "val" is the first of the splits validation, val, valid and test. Without one, `val_fraction` of every class of the
+    training split is held out, chosen by `split_seed`. `image` and `label` name the columns (None: the only one of its
+    type); the label must be a ClassLabel. `subset` and `revision` are passed to the hub. Unreadable images are handled
+    as in `ImageFolder`.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class HuggingFaceDataset:
             self._rows = self._rows[parts[("train", "val").index(split)]]
         self.labels = labels[self._rows]
         if not len(self.labels):
-            raise DataError(f"data={self.source} has no labeled images in {split}; look at its card.")
-        # Bytes, not pictures: what is decoded is decoded by us.
+            raise DataError(f"data={self.source} has no labeled images in {split}; see its dataset card.")
+        # Bytes instead of images: `read_image` decodes them.
         self._table: Any = chosen.cast_column(self._image, datasets.Image(decode=False))
         self._content = str(chosen._fingerprint)
         self.unreadable = UnreadableImages(self.labels, source=self.source, substitute=split == "train")
@@ -94,7 +94,7 @@ class HuggingFaceDataset:
 
 
 def saved_to_disk(path: Path) -> bool:
-    """True when the folder is one that `save_to_disk` wrote."""
+    """True if `save_to_disk` wrote the folder."""
     return any((path / mark).is_file() for mark in _MARKS)
 
 
@@ -111,7 +111,7 @@ def _open(datasets: Any, source: str, subset: str | None, revision: str | None) 
         if source.startswith(PREFIX):
             return datasets.load_dataset(source.removeprefix(PREFIX), subset, revision=revision)
         found = datasets.load_from_disk(source)
-    # Whatever the library raises for a missing, private or damaged set; it has no common root.
+    # The library's errors for missing, private and damaged datasets have no common base class.
     except Exception as error:
         reason = one_line(str(error), limit=160) or type(error).__name__
         raise DataError(f"data={source} cannot be opened: {reason.rstrip('.')}.") from error
@@ -119,11 +119,11 @@ def _open(datasets: Any, source: str, subset: str | None, revision: str | None) 
 
 
 def _column(table: Any, kind: type[Any], asked: str | None, what: str) -> str:
-    """The asked-for column, or the only one of its kind."""
+    """The requested column, or the only one of its type."""
     fitting = [name for name, feature in table.features.items() if isinstance(feature, kind)]
     if asked is not None and asked not in fitting:
         raise DataError(
-            f"{what}={one_line(asked)} is no {kind.__name__} column; it has {one_line(', '.join(fitting))}."
+            f"{what}={one_line(asked)} is not a {kind.__name__} column; these are: {one_line(', '.join(fitting))}."
         )
     if asked is None and len(fitting) != 1:
         raise DataError(

@@ -1,4 +1,4 @@
-"""ImageNet's layout: `train/` and `val/` with one sub-folder per WordNet id, which becomes a readable name."""
+"""ImageNet's layout: `train/` and `val/` with one sub-folder per WordNet id."""
 
 import re
 from collections import Counter
@@ -14,10 +14,10 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 
 
 class ImageNet:
-    """ImageNet, or any part of it, with the words of each WordNet id as class names.
+    """ImageNet or a subset of it, with readable names of the WordNet ids as class names.
 
-    Labels follow the sorted ids, as in all published models. EXIF orientation is ignored, as in torchvision's
-    loader and the official evaluation; `ImageFolder` heeds it. See there for splits and unreadable images.
+    Labels follow the sorted ids, as in all published models. Unlike in `ImageFolder`, EXIF orientation is not applied,
+    as in torchvision and the official evaluation. For splits and unreadable images see `ImageFolder`.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ImageNet:
         if not are_wordnet_ids(self.wordnet_ids):
             other = next(name for name in self.wordnet_ids if not are_wordnet_ids((name,)))
             raise DataError(
-                f"class folder {one_line(other)!r} in {self.folder.folder} is no WordNet id such as n01440764; "
+                f"class folder {one_line(other)!r} in {self.folder.folder} is not a WordNet id such as n01440764; "
                 "open it as a plain folder."
             )
         self.classes = wordnet_names(self.wordnet_ids)
@@ -56,7 +56,7 @@ class ImageNet:
         return self.folder[index]
 
     def path(self, index: int) -> Path:
-        """Where a sample's image lies."""
+        """The file of a sample."""
         return self.folder.path(index)
 
     def fingerprint(self) -> str:
@@ -65,12 +65,12 @@ class ImageNet:
 
 
 def are_wordnet_ids(names: tuple[str, ...]) -> bool:
-    """True when every name is a WordNet id, such as n01440764."""
+    """True if every name is a WordNet id, such as n01440764."""
     return all(_WORDNET_ID.fullmatch(name) for name in names)
 
 
 def named_by_wordnet(root: Path) -> bool:
-    """True when every class sub-folder is called by a WordNet id."""
+    """True if every class sub-folder is named by a WordNet id."""
     try:
         return are_wordnet_ids(tuple(class_folders(root / "train" if (root / "train").is_dir() else root)))
     except DataError:
@@ -78,7 +78,7 @@ def named_by_wordnet(root: Path) -> bool:
 
 
 def wordnet_names(ids: tuple[str, ...]) -> tuple[str, ...]:
-    """The words for WordNet ids, from timm's table of 21,844; names that would be equal carry their id."""
+    """Readable names of WordNet ids, from timm's table of 21,844; equal names are followed by their id."""
     from timm.data.imagenet_info import ImageNetInfo
 
     table = ImageNetInfo()
@@ -86,7 +86,7 @@ def wordnet_names(ids: tuple[str, ...]) -> tuple[str, ...]:
     for own in ids:
         try:
             names.append(table.label_name_to_description(own))
-        # An id that timm does not know stays its own name.
+        # An unknown id is its own name.
         except KeyError:
             names.append(own)
     times = Counter(names)

@@ -1,7 +1,7 @@
-"""Files by relative path, in a folder or inside a zip archive that is never unpacked.
+"""Files by relative path, in a folder or in a zip archive that is read without unpacking.
 
-A member of an archive is a name and bytes: nothing is written, links and devices are passed over, and sizes are
-held against limits before and while they are read. Paths have forward slashes and never leave the tree.
+Nothing is written to disk. Links and devices in archives are skipped, and sizes are checked before and during reading.
+Paths have forward slashes and stay inside the tree.
 """
 
 import os
@@ -14,31 +14,30 @@ from mambar.data.loading.images import MAX_BYTES
 from mambar.errors import DataError, ImageError
 from mambar.messages import one_line
 
-# A photograph hardly shrinks and a mask up to some hundredfold; a bomb shrinks a thousandfold.
+# Masks compress up to a few hundredfold, decompression bombs a thousandfold.
 MAX_COMPRESSION_RATIO = 500
 MAX_MEMBERS = 2_000_000
 
 
 @runtime_checkable
-@runtime_checkable
 class FileTree(Protocol):
-    """Where a dataset's files lie."""
+    """Read access to the files of a dataset."""
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Name in messages."""
         ...
 
     def folders(self, path: str = "") -> list[str]:
-        """The names of the folders in folder `path`, sorted; none where there is no such folder."""
+        """Sorted names of the folders in `path`; empty where it does not exist."""
         ...
 
     def files(self, path: str = "") -> list[str]:
-        """The files in folder `path` and below, relative to it, sorted; hidden ones are left out."""
+        """Sorted paths, relative to `path`, of all files below it; hidden files are left out."""
         ...
 
     def read(self, path: str) -> bytes:
-        """A file's bytes; ImageError where there is no such file, or it is too large."""
+        """A file's bytes; ImageError if it does not exist or is too large."""
         ...
 
     def text(self, path: str) -> str | None:
@@ -53,12 +52,12 @@ def open_tree(path: Path | str) -> FileTree:
         return Directory(path)
     if path.is_file() and path.suffix.lower() == ".zip":
         return ZipArchive(path)
-    reason = "is no folder and no .zip" if path.exists() else "does not exist"
+    reason = "is neither a folder nor a .zip" if path.exists() else "does not exist"
     raise DataError(f"data={path} {reason}; give the folder or the zip archive that holds the data.")
 
 
 def single_folder(tree: FileTree) -> FileTree | None:
-    """The folder in which everything lies, as in released archives; None where there are several, or files."""
+    """The only top-level folder, as in released archives; None where there are several, or files beside it."""
     inside = tree.folders()
     if len(inside) != 1 or any("/" not in file for file in tree.files()):
         return None
@@ -114,7 +113,7 @@ class Directory:
 
 
 class ZipArchive:
-    """A zip archive whose members are read in place; each process opens it for itself."""
+    """A zip archive whose members are read in place; each process opens its own handle."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -144,13 +143,13 @@ class ZipArchive:
             raise ImageError(f"{one_line(path)} is not in {self.path}; check the archive.")
         try:
             with self._archive().open(info) as member:
-                # The header may lie: one byte more than it says is enough to know.
+                # The header may be wrong: one more byte than it states is enough to detect that.
                 data = member.read(info.file_size + 1)
         # Damage and encryption show as many kinds of exception: zipfile's own, zlib's, Python's.
         except Exception as error:
             raise ImageError(f"{one_line(path)} in {self.path} cannot be read: {one_line(str(error))}.") from error
         if len(data) != info.file_size:
-            raise ImageError(f"{one_line(path)} in {self.path} is not of the size its header says; get it anew.")
+            raise ImageError(f"{one_line(path)} in {self.path} does not have the size that its header states.")
         return data
 
     def text(self, path: str) -> str | None:
@@ -161,7 +160,7 @@ class ZipArchive:
         return {**self.__dict__, "_opened": None}
 
     def _archive(self) -> zipfile.ZipFile:
-        # After a fork the file position would be shared with the parent.
+        # After a fork, parent and child would share the file position.
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
@@ -173,7 +172,7 @@ class ZipArchive:
         found: dict[str, zipfile.ZipInfo] = {}
         infos = self._archive().infolist()
         if len(infos) > MAX_MEMBERS:
-            raise DataError(f"data={self.path} has {len(infos)} members; at most {MAX_MEMBERS} are looked at.")
+            raise DataError(f"data={self.path} has {len(infos)} members; at most {MAX_MEMBERS} are allowed.")
         for info in infos:
             mode = info.external_attr >> 16
             plain = stat.S_IFMT(mode) in (0, stat.S_IFREG) and not info.is_dir()
@@ -191,7 +190,7 @@ class ZipArchive:
 
 
 class SubTree:
-    """A folder of another tree as a tree of its own."""
+    """A folder of another tree as a tree."""
 
     def __init__(self, tree: FileTree, path: str) -> None:
         self.tree = tree

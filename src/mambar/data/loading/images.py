@@ -1,10 +1,10 @@
-"""One image, from a path or from bytes, as pixels; what could do harm is refused before it is decoded.
+"""Decodes one image from a path or from bytes, and rejects unsafe files before decoding.
 
-Only PNG, JPEG and WEBP are opened, whatever the file is called. The size is read from the header and held
-against a limit first, so a bomb costs no memory. Everything that goes wrong is an ImageError of one line.
+Only PNG, JPEG and WEBP are opened, whatever the file name. The size in the header is checked before decoding, so that
+a decompression bomb allocates no memory. Every failure is an ImageError with a message of one line.
 
-Pillow decodes, as it did for the published figures. torchvision's decoder gave the same pixels in the same time
-(0.72 against 0.74 ms for a 500x375 JPEG, one core) and ended the process on nearly every damaged PNG.
+Pillow decodes, as for the published results. torchvision's decoder gave the same pixels in the same time (0.72 and
+0.74 ms for a 500x375 JPEG on one core), and terminated the process on nearly every damaged PNG.
 """
 
 import io
@@ -52,10 +52,9 @@ def read_image(
 ) -> UInt8[Tensor, "3 height width"]:
     """The RGB pixels of a PNG, JPEG or WEBP file, or of its bytes.
 
-    Gray, palette, CMYK and 16-bit images (their high byte) become RGB; what is transparent is laid on
-    white. `apply_exif_orientation` rotates the image as its EXIF says; torchvision's and the official loader do not.
-    `name` stands for bytes in error messages. Animated PNG and WEBP are refused; of a multi-picture JPEG
-    the first is taken.
+    Gray, palette, CMYK and 16-bit images (their high byte) become RGB; transparent pixels are blended with white.
+    `apply_exif_orientation` rotates the image as its EXIF says; torchvision's and the official loader do not. `name`
+    names bytes in error messages. Animated PNG and WEBP are refused; a multi-picture JPEG gives its first picture.
 
     Raises ImageError for everything that is not a readable image.
     """
@@ -67,7 +66,7 @@ def read_image(
     if not data:
         raise ImageError(f"{one_line(name)} is empty (0 bytes); replace or remove it.")
     with warnings.catch_warnings():
-        # Pillow warns of what we check or refuse ourselves.
+        # Pillow warns about properties that are checked here.
         warnings.simplefilter("ignore")
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:

@@ -1,4 +1,4 @@
-"""Decoded images of one size, kept in memory that worker processes share: each is decoded once in a run."""
+"""A cache of decoded images of one size in memory that worker processes share."""
 
 import mmap
 import zlib
@@ -8,15 +8,15 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-# CIFAR-10 takes 154 MB; a set of photographs shall not fill the machine.
+# CIFAR-10 takes 154 MB; larger datasets are not cached.
 MAX_BYTES = 1 << 30
 
 
 class PixelCache:
-    """Room for `count` images of `shape` (channels, height, width); it takes memory only as it fills.
+    """A cache of `count` images of `shape` (channels, height, width); memory is allocated as it fills.
 
-    Processes forked from this one read and fill the same room. Pickled (to a spawned process), it starts empty there.
-    An image lies beside its checksum, so one that another process is still writing is not taken for whole.
+    Forked processes share it. A pickled copy, in a spawned process, starts empty. A checksum beside each image detects
+    images that another process is still writing.
     """
 
     def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
@@ -29,17 +29,17 @@ class PixelCache:
             self._sums = np.frombuffer(mmap.mmap(-1, count * 4), np.uint32)
 
     def get(self, index: int) -> UInt8[Tensor, "channels height width"] | None:
-        """The image that was put there, as a view; None if there is none."""
+        """The cached image as a view, or None."""
         if not self.active:
             return None
-        # Zero, as the memory begins, stands for none.
+        # Zero, the initial value, means not cached.
         expected = int(self._sums[index])
         if not expected or zlib.crc32(self._pixels[index]) != expected:
             return None
         return torch.from_numpy(self._pixels[index])
 
     def put(self, index: int, pixels: UInt8[Tensor, "channels height width"]) -> None:
-        """Keeps a copy; an image of another shape is not kept."""
+        """Stores a copy; an image of another shape is not stored."""
         if self.active and tuple(pixels.shape) == self.shape:
             self._pixels[index] = pixels.numpy()
             self._sums[index] = zlib.crc32(self._pixels[index])

@@ -1,9 +1,11 @@
-"""ADE20K in its released layouts: SceneParse150 (150 classes), and the full archive mapped to the same classes.
+"""ADE20K in its released layouts: SceneParse150 (150 classes), and the full archive with the same classes.
 
-SceneParse150 (`ADEChallengeData2016`): images/{training,validation}, annotations/…, where 0 is "other" (ignored) and k
-is class k - 1. Full archive (`ADE20K_2021_17_01`, `ADE20K_2016_07_26`): images in folders by scene, beside each a
-`_seg.png` whose red and green hold the object class and blue the instance, and a `.json` or `_atr.txt` that names them.
-Its own index is a pickle and is not read. All of it may lie in a folder or in the downloaded .zip.
+SceneParse150 (`ADEChallengeData2016`): images/{training,validation}, annotations/…, where value 0 is "other" (ignored)
+and value k is class k - 1.
+
+Full archive (`ADE20K_2021_17_01`, `ADE20K_2016_07_26`): images in folders by scene. Beside each image are a `_seg.png`
+(red and green encode the object class, blue the instance) and a `.json` or `_atr.txt` with the names. The archive's
+index is a pickle and is not read. Folders and the downloaded .zip are accepted.
 """
 
 import json
@@ -26,21 +28,21 @@ _SPLITS = {"train": "training", "val": "validation"}
 
 
 def looks_like_scene_parse(tree: FileTree) -> bool:
-    """Whether the folders of SceneParse150 are there."""
+    """True if `tree` has the folders of SceneParse150."""
     return "training" in tree.folders("images") and "training" in tree.folders("annotations")
 
 
 def looks_like_full_ade20k(tree: FileTree) -> bool:
-    """Whether the folders of the full archive are there."""
+    """True if `tree` has the folders of the full archive."""
     return _full_root(tree) is not None
 
 
 def find_scene_parse(tree: FileTree, split: str) -> Listing:
-    """A split of SceneParse150, or of other data in its layout: `classes.txt` beside it names classes 1, 2, …"""
+    """A split of SceneParse150, or of other data in its layout with a `classes.txt` that names values 1, 2, …"""
     folder = _SPLITS[split]
     images = [path for path in tree.files(f"images/{folder}") if path.lower().endswith((".jpg", ".jpeg", ".png"))]
     if not images:
-        raise DataError(f"data={tree.name} has no images in images/{folder}; unpack ADEChallengeData2016 whole.")
+        raise DataError(f"data={tree.name} has no images in images/{folder}; unpack all of ADEChallengeData2016.")
     masks = match_masks(images, tree.files(f"annotations/{folder}"))
     own = tree.text(CLASS_FILE)
     if own is not None:
@@ -59,10 +61,10 @@ def find_scene_parse(tree: FileTree, split: str) -> Listing:
 
 
 def find_full_ade20k(tree: FileTree, split: str) -> Listing:
-    """A split of the full archive; objects that are none of the 150 classes are ignored."""
+    """A split of the full archive; objects outside the 150 classes are ignored."""
     root = _full_root(tree)
     if root is None:
-        raise DataError(f"data={tree.name} is no full ADE20K; it needs images/ADE/training or images/training.")
+        raise DataError(f"data={tree.name} is not the full ADE20K; it needs images/ADE/training or images/training.")
     folder = f"{root}/{_SPLITS[split]}"
     files = tree.files(folder)
     images = [f"{folder}/{path}" for path in files if path.endswith(".jpg")]
@@ -77,18 +79,18 @@ def read_full_mask(tree: FileTree, path: str, max_pixels: int) -> UInt8[np.ndarr
     """Labels of a `_seg.png`: class number = red / 10 · 256 + green, named by the image's .json or _atr.txt."""
     stored = read_mask(tree.read(path), name=path, max_pixels=max_pixels)
     if stored.ndim != 3:
-        raise ImageError(f"{one_line(path)} is no ADE20K mask: it has no colors.")
+        raise ImageError(f"{one_line(path)} is not an ADE20K mask: it has no colors.")
     stem = path.removesuffix("_seg.png")
     text = tree.text(f"{stem}.json")
     if text is not None:
         numbers = stored[..., 0].astype(np.int64) // 10 * 256 + stored[..., 1]
         labels = {number: _label(name) for number, name in _named_numbers(text, f"{stem}.json").items()}
-        return _looked_up(numbers, labels)
+        return _map_labels(numbers, labels)
     text = tree.text(f"{stem}_atr.txt")
     if text is None:
         raise ImageError(f"{one_line(path)} has neither a .json nor an _atr.txt that names its objects.")
     instances = np.unique(stored[..., 2], return_inverse=True)[1].reshape(stored.shape[:2])
-    return _looked_up(instances, _named_instances(text))
+    return _map_labels(instances, _named_instances(text))
 
 
 def _full_root(tree: FileTree) -> str | None:
@@ -104,11 +106,11 @@ def _named_numbers(text: str, name: str) -> dict[int, str]:
         objects = [objects] if isinstance(objects, dict) else objects
         return {int(each["name_ndx"]): str(each["name"]) for each in objects}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ImageError(f"{one_line(name)} is no annotation of ADE20K: {type(error).__name__}.") from error
+        raise ImageError(f"{one_line(name)} is not an ADE20K annotation: {type(error).__name__}.") from error
 
 
 def _named_instances(text: str) -> dict[int, int]:
-    """Instance → label of an _atr.txt: number # part level # occluded # name # …; parts of objects are left out."""
+    """Instance → label of an _atr.txt (number # part level # occluded # name # …) without parts of objects."""
     labels = {}
     for line in text.splitlines():
         parts = [part.strip() for part in line.split("#")]
@@ -118,12 +120,12 @@ def _named_instances(text: str) -> dict[int, int]:
 
 
 def _label(name: str) -> int:
-    """The label of an object of the full archive, which lists its synonyms; `IGNORE` for other classes."""
+    """The label of an object name of the full archive, a list of synonyms; `IGNORE` for other classes."""
     words = ", ".join(word.strip() for word in name.lower().split(","))
     return FULL_NAMES.get(words, OTHER_NAMES.get(words, IGNORE))
 
 
-def _looked_up(numbers: np.ndarray, labels: dict[int, int]) -> UInt8[np.ndarray, "height width"]:
+def _map_labels(numbers: np.ndarray, labels: dict[int, int]) -> UInt8[np.ndarray, "height width"]:
     table = np.full(int(numbers.max(initial=0)) + 1, IGNORE, dtype=np.uint8)
     for number, label in labels.items():
         if 0 <= number < len(table):
@@ -134,7 +136,7 @@ def _looked_up(numbers: np.ndarray, labels: dict[int, int]) -> UInt8[np.ndarray,
 def write_scene_parse(dataset: ImageDataset, root: Path, split: str, *, limit: int | None = None) -> None:
     """Writes a dataset in the layout of SceneParse150, PNG images and masks, with its `classes.txt`.
 
-    For trying ADE20K's path without ADE20K. Existing files of the same names are an error, not overwritten.
+    For testing the ADE20K code without ADE20K. Existing files are not overwritten but raise an error.
     """
     folder = _SPLITS[split]
     images, masks = root / "images" / folder, root / "annotations" / folder

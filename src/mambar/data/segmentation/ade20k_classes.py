@@ -2,7 +2,7 @@
 
 from typing import Final
 
-# Line k names class k (from 0); the first word is the one that is shown.
+# Line k names class k (from 0); the first word is the displayed name.
 _SYNONYMS: Final = """
 wall
 building, edifice
@@ -160,7 +160,7 @@ _LINES: Final = tuple(_SYNONYMS.strip().splitlines())
 CLASSES: Final = tuple(line.split(", ")[0] for line in _LINES)
 # The full archive's name of an object → label.
 FULL_NAMES: Final = {line: label for label, line in enumerate(_LINES)}
-# Names of the full archive that SceneParse150 joined to a class of a longer name: one word that a single class lists.
+# Names of the full archive that are one synonym of exactly one class.
 _WORDS: Final = [word for line in _LINES for word in line.split(", ")]
 OTHER_NAMES: Final = {
     **{

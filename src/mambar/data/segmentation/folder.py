@@ -1,8 +1,9 @@
-"""The user's own images and masks: two folders side by side, and a file of class names.
+"""Folders of images and masks with a file of class names.
 
-Layouts: `images/train` + `masks/train`, `train/images` + `train/masks`, or `images` + `masks` with `train.txt` and
-`val.txt`, without which a part is held out. Masks are PNGs of the images' names: numbers (line k of classes.txt is
-the name of number k, 255 is ignored), or colors (`name #rrggbb` a line). A class called ignore or void is ignored.
+Layouts: `images/train` + `masks/train`, `train/images` + `train/masks`, or `images` + `masks` with the lists
+`train.txt` and `val.txt`; without lists a fraction is held out. Masks are PNGs with the names of the images. They hold
+numbers (line k of classes.txt names number k, 255 is ignored) or colors (`name #rrggbb` on each line). Classes named
+ignore or void are ignored.
 """
 
 import logging
@@ -28,8 +29,8 @@ MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "Segmentation
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 CLASS_FILE = "classes.txt"
 IGNORED_NAMES = frozenset({"ignore", "void", "unlabeled", "unlabelled"})
-# Masks looked at to tell a user without class names what they hold.
-_LOOKED_AT = 20
+# Masks that are read to list their values in an error message.
+_SAMPLED_MASKS = 20
 _COLORS = (
     re.compile(r"(?P<name>.*\S)[\s,;:]+#(?P<hex>[0-9a-fA-F]{6})"),
     re.compile(r"(?P<name>.*[^\s\d,;:])[\s,;:]+(?P<r>\d{1,3})[\s,]+(?P<g>\d{1,3})[\s,]+(?P<b>\d{1,3})"),
@@ -40,10 +41,10 @@ _COLORS = (
 def find_folder(
     tree: FileTree, split: str, *, classes: str = CLASS_FILE, val_fraction: float = 0.2, split_seed: int = 0
 ) -> Listing:
-    """The images and masks of a split; DataError where the layout is another.
+    """The images and masks of a split; DataError for another layout.
 
-    classes: the file of class names in the tree, or "found" to name them after the values or colors that the
-    masks hold. val_fraction: held out, always the same images, where the data have no split of their own.
+    classes: the file of class names in the tree, or "found" to name classes after the values or colors in the masks.
+    val_fraction: fraction of the images that is held out where the data have no splits, chosen by `split_seed`.
     """
     image_folder, mask_folder, chosen = _folders(tree, split)
     images = [path for path in tree.files(image_folder) if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES]
@@ -66,13 +67,13 @@ def find_folder(
 
 
 def looks_like_folder(tree: FileTree) -> bool:
-    """Whether there are folders of images and of masks as `find_folder` knows them."""
+    """True if `tree` has folders of images and of masks in a layout of `find_folder`."""
     inside = {*tree.folders(), *(sub for folder in tree.folders() for sub in _split_children(tree, folder))}
     return bool(inside & set(IMAGE_FOLDERS)) and bool(inside & set(MASK_FOLDERS))
 
 
 def parse_class_lines(text: str, *, source: str) -> list[tuple[str, Color | None]]:
-    """(name, color if given) of every line of a class file; blank lines and those behind // are left out."""
+    """(name, color or None) of every line of a class file; blank lines and lines with // are left out."""
     found: list[tuple[str, Color | None]] = []
     for line in (line.strip() for line in text.splitlines()):
         if not line or line.startswith("//"):
@@ -88,16 +89,16 @@ def parse_class_lines(text: str, *, source: str) -> list[tuple[str, Color | None
             raise DataError(f"{source}: {one_line(line)!r} has a color above 255; write name #rrggbb.")
         found.append((match["name"].strip(), (color[0], color[1], color[2])))
     if not found:
-        raise DataError(f"{source} has no class names; write one a line.")
+        raise DataError(f"{source} has no class names; write one per line.")
     return found
 
 
 def label_table(lines: list[tuple[str, Color | None]], *, source: str, zero_ignored: bool = False) -> LabelTable:
-    """The table of a class file: line k is number k (with `zero_ignored` k + 1), colors where they are given."""
+    """The label table of a class file: line k is number k (k + 1 with `zero_ignored`), with colors if given."""
     given = [color is not None for _, color in lines]
     if any(given) and not all(given):
         without = lines[given.index(False)][0]
-        raise DataError(f"{source} gives colors to some classes, none to {one_line(without)!r}; give all or none.")
+        raise DataError(f"{source} gives colors to some classes, but none to {one_line(without)!r}; give all or none.")
     values: dict[int, int] = {IGNORE: IGNORE, **({0: IGNORE} if zero_ignored else {})}
     colors: dict[Color, int] = {}
     names: list[str] = []
@@ -112,12 +113,12 @@ def label_table(lines: list[tuple[str, Color | None]], *, source: str, zero_igno
         if label != IGNORE:
             names.append(name)
             shown += [color] if color is not None else []
-    hint = f"mend the mask, or give it a line in {source}"
+    hint = f"correct the mask, or add a line to {source}"
     return LabelTable(classes=tuple(names), values=values, colors=colors, palette=tuple(shown), hint=hint)
 
 
 def _folders(tree: FileTree, split: str) -> tuple[str, str, set[str] | None]:
-    """(folder of images, folder of masks, the names of the split where a list has them)."""
+    """(folder of images, folder of masks, the names that the split's list contains, or None without lists)."""
     top = tree.folders()
     image_top, mask_top = _first(IMAGE_FOLDERS, top), _first(MASK_FOLDERS, top)
     if image_top and mask_top:
@@ -164,7 +165,7 @@ def _first(names: Iterable[str], there: list[str]) -> str:
 
 def _part(images: list[str], masks: list[str], split: str, fraction: float, seed: int) -> tuple[list[str], list[str]]:
     if not 0 < fraction < 1:
-        raise DataError(f"val_fraction={fraction} is not a share of the data; choose one between 0 and 1.")
+        raise DataError(f"val_fraction={fraction} is not a fraction of the data; use a number between 0 and 1.")
     if len(images) < 2:
         raise DataError("one image cannot be split into train and val; add some, or give both folders.")
     held_out = min(max(round(fraction * len(images)), 1), len(images) - 1)
@@ -188,8 +189,8 @@ def _every_mask(tree: FileTree) -> list[str]:
 def _named_table(tree: FileTree, file: str, masks: list[str]) -> LabelTable:
     text = tree.text(file)
     if text is None:
-        held = _held(tree, masks[:: max(len(masks) // _LOOKED_AT, 1)])
-        how = "one class name a line" if not held or isinstance(held[0], int) else "a line NAME #rrggbb for each"
+        held = _held(tree, masks[:: max(len(masks) // _SAMPLED_MASKS, 1)])
+        how = "one class name per line" if not held or isinstance(held[0], int) else "a line NAME #rrggbb for each"
         raise DataError(
             f"data={tree.name} has no {file}; its masks hold {_shown(held)}: write {how} into it, or give "
             "data_options.classes=found."
@@ -197,21 +198,21 @@ def _named_table(tree: FileTree, file: str, masks: list[str]) -> LabelTable:
     source = f"{tree.name}/{file}"
     table = label_table(parse_class_lines(text, source=source), source=source)
     if len(table.classes) == 2 and not table.colors and _binary(tree, masks):
-        logger.info("%s: masks hold 0 and 255 only; 255 is taken for %r.", tree.name, table.classes[1])
+        logger.info("%s: masks hold only 0 and 255; 255 is read as %r.", tree.name, table.classes[1])
         return LabelTable(classes=table.classes, values={0: 0, 255: 1}, palette=table.palette, hint=table.hint)
     return table
 
 
 def _found_table(tree: FileTree, masks: list[str]) -> LabelTable:
-    """A table named after what all masks hold."""
+    """A table with a class for each value or color in the masks."""
     held = _held(tree, masks)
     numbers = [value for value in held if isinstance(value, int) and value != IGNORE]
     colors = [value for value in held if not isinstance(value, int)]
     if numbers and colors:
-        raise DataError(f"data={tree.name}: some masks hold numbers, others colors; save all in one way.")
+        raise DataError(f"data={tree.name}: some masks hold numbers, others colors; save all in the same way.")
     if not numbers and not colors:
-        raise DataError(f"data={tree.name}: no mask can be read, so no classes can be found.")
-    logger.info("%s: %d classes found in %d masks; %s would name them.", tree.name, len(held), len(masks), CLASS_FILE)
+        raise DataError(f"data={tree.name}: no mask can be read, so that no classes can be found.")
+    logger.info("%s: %d classes found in %d masks; %s can name them.", tree.name, len(held), len(masks), CLASS_FILE)
     if numbers:
         values = {IGNORE: IGNORE, **{value: label for label, value in enumerate(numbers)}}
         return LabelTable(classes=tuple(f"class {value}" for value in numbers), values=values)
@@ -220,7 +221,7 @@ def _found_table(tree: FileTree, masks: list[str]) -> LabelTable:
 
 
 def _held(tree: FileTree, masks: list[str]) -> list[int | Color]:
-    """The numbers and colors that masks hold, sorted; DataError where there are too many to be classes."""
+    """The sorted numbers and colors in `masks`; DataError if there are too many to be classes."""
     numbers: set[int] = set()
     codes: set[int] = set()
     for path in masks:
@@ -243,7 +244,7 @@ def _held(tree: FileTree, masks: list[str]) -> list[int | Color]:
 
 
 def _binary(tree: FileTree, masks: list[str]) -> bool:
-    held = _held(tree, masks[:: max(len(masks) // _LOOKED_AT, 1)])
+    held = _held(tree, masks[:: max(len(masks) // _SAMPLED_MASKS, 1)])
     return 255 in held and set(held) <= {0, 255}
 
 

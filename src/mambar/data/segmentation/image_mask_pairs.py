@@ -1,4 +1,4 @@
-"""Images with masks as a dataset, whatever the layout they were found in."""
+"""A dataset of image files with mask files, for every layout."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -18,16 +18,16 @@ from mambar.data.segmentation.masks import Color, LabelTable, read_mask
 from mambar.errors import DataError, ImageError
 from mambar.messages import one_line
 
-# What may follow an image's name in its mask's.
+# Suffixes of a mask's name after the image's name.
 MASK_SUFFIXES = ("", "_mask", "_seg", "_label", "_labels", "_gt")
 
-# (tree, path, most pixels) → the label of every pixel.
+# (tree, path, max_pixels) → the label of every pixel.
 MaskReader = Callable[[FileTree, str, int], UInt8[np.ndarray, "height width"]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The images of one split and their masks, paths in `tree`; "" where a mask is missing."""
+    """The image and mask paths of one split in `tree`; "" where a mask is missing."""
 
     tree: FileTree
     images: Sequence[str]
@@ -37,23 +37,22 @@ class Listing:
 
 
 class ImageMaskPairs:
-    """A `SegmentationDataset` of image and mask files.
+    """A segmentation dataset of image and mask files.
 
-    An image without a mask, of another size than its mask, or one of the two unreadable, or a value that the classes do
-    not have: counted and named once (`damage`). Training puts another image in its place, evaluation leaves it out;
-    more than 10 and more than 1 % are a DataError.
+    `unreadable` counts and names pairs that cannot be read, have no mask, differ in size, or hold an unknown value.
+    Training replaces such a pair, evaluation leaves it out; more than 10 and more than 1 % raise a DataError.
     """
 
     def __init__(self, listing: Listing, split: str, *, name: str, max_pixels: int = MAX_PIXELS) -> None:
         if not any(listing.masks):
             raise DataError(
-                f"data={listing.tree.name} has {len(listing.images)} images for {split} and no mask of them."
+                f"data={listing.tree.name} has {len(listing.images)} images for {split}, but no masks of them."
             )
         self.tree, self.table, self.read_labels = listing.tree, listing.table, listing.read
         self.images, self.masks = PackedNames.from_names(listing.images), PackedNames.from_names(listing.masks)
         self.split, self.name, self.max_pixels = split, name, max_pixels
-        nothing_to_tell = np.zeros(len(self.images), dtype=np.int64)
-        self.unreadable = UnreadableImages(nothing_to_tell, source=self.tree.name, substitute=split == "train")
+        no_labels = np.zeros(len(self.images), dtype=np.int64)
+        self.unreadable = UnreadableImages(no_labels, source=self.tree.name, substitute=split == "train")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -62,7 +61,7 @@ class ImageMaskPairs:
 
     @property
     def palette(self) -> tuple[Color, ...]:
-        """A color a class."""
+        """A color for each class."""
         return self.table.palette
 
     def __len__(self) -> int:
@@ -72,7 +71,7 @@ class ImageMaskPairs:
         return self.unreadable.read(self._read, index)
 
     def fingerprint(self) -> str:
-        """sha256 of classes, table and the paths of images and masks; contents are not read."""
+        """sha256 of the classes, label table, image paths and mask paths; file contents are not read."""
         digest = hashlib.sha256()
         table = (self.table.classes, sorted(self.table.values.items()), sorted(self.table.colors.items()))
         digest.update(repr(table).encode("utf-8", "surrogateescape"))
@@ -90,7 +89,7 @@ class ImageMaskPairs:
         labels = self.read_labels(self.tree, mask_path, self.max_pixels)
         image = read_image(data, name=name, max_pixels=self.max_pixels)
         if tuple(image.shape[1:]) != labels.shape and tuple(image.shape[1:]) == labels.shape[::-1]:
-            # The mask was drawn on the pixels as stored, before EXIF turned the picture.
+            # The mask was drawn without applying the EXIF orientation.
             image = read_image(data, name=name, apply_exif_orientation=False, max_pixels=self.max_pixels)
         if tuple(image.shape[1:]) != labels.shape:
             raise ImageError(
@@ -101,7 +100,7 @@ class ImageMaskPairs:
 
 
 def mask_reader(table: LabelTable) -> MaskReader:
-    """Reads masks of numbers or colors by `table`."""
+    """A function that reads masks with `table`."""
 
     def read(tree: FileTree, path: str, max_pixels: int) -> UInt8[np.ndarray, "height width"]:
         name = f"{tree.name}/{path}"
@@ -112,7 +111,7 @@ def mask_reader(table: LabelTable) -> MaskReader:
 
 
 def match_masks(images: Sequence[str], masks: Sequence[str]) -> list[str]:
-    """For each image the mask of the same name (or with one of `MASK_ENDINGS`), "" where there is none."""
+    """The mask of each image: same name, optionally with one of `MASK_SUFFIXES`; "" where there is none."""
     known = {str(PurePosixPath(mask).with_suffix("")): mask for mask in masks if mask.lower().endswith(".png")}
     found = []
     for image in images:

@@ -1,7 +1,7 @@
-"""Masks: an image of values or colors becomes a label for every pixel, by one small table a dataset.
+"""Masks: a table per dataset maps stored values or colors to a label for every pixel.
 
-Labels are 0 … K-1 in the order of the class names; `IGNORE` marks pixels that are neither trained nor counted. What
-a table does not know is an ImageError that names the value, the file and the way out.
+Labels are 0 … K-1 in the order of the class names; `IGNORE` marks pixels that are excluded from loss and metrics. An
+unknown value raises an ImageError with the value, the file and what to do.
 """
 
 import colorsys
@@ -19,7 +19,7 @@ from mambar.data.loading.images import MAX_PIXELS
 from mambar.errors import DataError, ImageError
 from mambar.messages import one_line
 
-# Neither trained nor counted; hence at most 255 classes.
+# Excluded from loss and metrics; hence at most 255 classes.
 IGNORE = 255
 MAX_CLASSES = 255
 
@@ -31,35 +31,39 @@ StoredMask = (
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTable:
-    """What a dataset's masks mean, checked when made.
+    """Maps the stored values of masks to labels.
 
-    values: stored number → label, for masks of numbers. colors: stored color → label, for masks of colors. palette:
-    a color a class, for showing. `hint` ends the message about an unknown value.
+    Attributes:
+        classes: The name of each label.
+        values: Stored number → label, for masks of numbers.
+        colors: Stored color → label, for masks of colors.
+        palette: A display color for each class; generated if empty.
+        hint: End of the error message about an unknown value.
     """
 
     classes: tuple[str, ...]
     values: Mapping[int, int] = field(default_factory=dict)
     colors: Mapping[Color, int] = field(default_factory=dict)
     palette: tuple[Color, ...] = ()
-    hint: str = "mend the mask, or list the value"
+    hint: str = "correct the mask, or list the value"
 
     def __post_init__(self) -> None:
         if not self.classes:
-            raise DataError("a dataset to segment needs at least one class; got none.")
+            raise DataError("a segmentation dataset needs at least one class; got none.")
         if len(self.classes) > MAX_CLASSES:
-            raise DataError(f"{len(self.classes)} classes are too many; at most {MAX_CLASSES} can be told apart.")
+            raise DataError(f"{len(self.classes)} classes are too many; at most {MAX_CLASSES} are supported.")
         if len(set(self.classes)) != len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
-            raise DataError(f"the class name {one_line(twice)!r} stands twice; give every class its own name.")
+            raise DataError(f"the class name {one_line(twice)!r} appears twice; give every class its own name.")
         if not self.palette:
             object.__setattr__(self, "palette", palette(len(self.classes)))
 
     def labels(self, stored: StoredMask, *, name: str) -> UInt8[np.ndarray, "height width"]:
-        """The label of every pixel; ImageError for a value or color that the table does not have."""
+        """The label of every pixel; ImageError for a value or color that is not in the table."""
         if stored.ndim == 3:
             return self._of_colors(stored, name)
         if not self.values:
-            raise ImageError(f"{one_line(name)} holds numbers, the classes have colors only; {self.hint}.")
+            raise ImageError(f"{one_line(name)} holds numbers, but the classes have only colors; {self.hint}.")
         found = self._by_value[stored]
         if found.min(initial=0) < 0:
             value = int(stored[found < 0].flat[0])
@@ -72,7 +76,7 @@ class LabelTable:
             gray = (stored[..., 0] == stored[..., 1]).all() and (stored[..., 0] == stored[..., 2]).all()
             if gray and self.values:
                 return self.labels(np.ascontiguousarray(stored[..., 0]), name=name)
-            raise ImageError(f"{one_line(name)} holds colors, the classes have none; {self.hint}.")
+            raise ImageError(f"{one_line(name)} holds colors, but the classes have none; {self.hint}.")
         codes, labels = self._by_code
         wanted = color_codes(stored)
         place = np.searchsorted(codes, wanted).clip(max=len(codes) - 1)
@@ -101,8 +105,8 @@ class LabelTable:
 def read_mask(data: bytes, *, name: str, colors: bool = False, max_pixels: int = MAX_PIXELS) -> StoredMask:
     """The numbers (height, width) or colors (height, width, 3) that a PNG holds.
 
-    Palette images give their numbers, with `colors` their colors; 16-bit gray keeps its 16 bits; transparency is
-    ignored. Raises ImageError for everything else: JPEG would blur classes into each other.
+    Palette images give their indices, or their colors with `colors`. 16-bit gray keeps its 16 bits, and transparency is
+    ignored. Raises ImageError for every other file: JPEG compression changes labels.
     """
     if not data:
         raise ImageError(f"{one_line(name)} is empty (0 bytes); replace or remove it.")
@@ -141,22 +145,22 @@ def _stored(image: Image.Image, colors: bool) -> StoredMask:
 
 
 def color_codes(stored: UInt8[np.ndarray, "*place 3"]) -> np.ndarray:
-    """Each color as one number, red first."""
+    """Each color as one number, 0xRRGGBB."""
     wide = stored.astype(np.uint32)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
 
 
 def palette(count: int) -> tuple[Color, ...]:
-    """`count` colors that stay apart: hues a golden angle apart, three steps of lightness and strength.
+    """`count` distinguishable colors: hues a golden angle apart, in three steps of value and saturation.
 
-    The same count gives the same colors, and more classes keep those of fewer.
+    A longer palette begins with the colors of a shorter one.
     """
     colors: list[Color] = []
     for index in range(count):
         hue = (0.58 + index * 0.6180339887) % 1.0
         value = (0.90, 0.62, 0.98)[index % 3]
-        strength = (0.78, 0.85, 0.48)[(index // 3) % 3]
-        red, green, blue = colorsys.hsv_to_rgb(hue, strength, value)
+        saturation = (0.78, 0.85, 0.48)[(index // 3) % 3]
+        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
         colors.append((round(255 * red), round(255 * green), round(255 * blue)))
     return tuple(colors)
 
@@ -167,7 +171,7 @@ def index_values(count: int, *, ignore: Iterable[int] = (IGNORE,)) -> dict[int, 
 
 
 def _ranges(values: Sequence[int] | Mapping[int, int]) -> str:
-    """Sorted numbers as text: 0-150, 255."""
+    """Sorted numbers as ranges: 0-150, 255."""
     runs: list[list[int]] = []
     for value in sorted(values):
         if runs and value == runs[-1][1] + 1:

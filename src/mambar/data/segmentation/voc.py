@@ -1,7 +1,7 @@
 """PASCAL VOC's layout: JPEGImages, SegmentationClass, and lists of names in ImageSets/Segmentation.
 
-Tools that export "VOC" write the same folders with their own classes beside them: a `labelmap.txt`
-(`name:r,g,b::` a line), `class_names.txt` or `classes.txt` is read in place of VOC's twenty.
+Annotation tools export this layout with their own classes. A `labelmap.txt` (`name:r,g,b::` on each line),
+`class_names.txt` or `classes.txt` replaces the twenty classes of VOC.
 """
 
 import re
@@ -23,7 +23,7 @@ _LABELMAP: Final = re.compile(r"(?P<name>[^:]+):(?P<r>\d{1,3}),(?P<g>\d{1,3}),(?
 
 
 def looks_like_voc(tree: FileTree) -> bool:
-    """Whether VOC's folders are there, at the top or in VOCdevkit/VOC2012."""
+    """True if `tree` has VOC's folders, at the top or in VOCdevkit/VOC2012."""
     return _root(tree) is not None
 
 
@@ -34,7 +34,7 @@ def find_voc(tree: FileTree, split: str) -> Listing:
         raise DataError(f"data={tree.name} has no {_IMAGES} and {_MASKS}; give the folder VOC2012.")
     text = root.text(f"{_LISTS}/{split}.txt")
     if text is None:
-        raise DataError(f"data={root.name} has no {_LISTS}/{split}.txt; add it with one image name a line.")
+        raise DataError(f"data={root.name} has no {_LISTS}/{split}.txt; add it with one image name per line.")
     wanted = [line.strip() for line in text.splitlines() if line.strip()]
     if not wanted:
         raise DataError(f"{root.name}/{_LISTS}/{split}.txt lists no image.")
@@ -43,7 +43,7 @@ def find_voc(tree: FileTree, split: str) -> Listing:
         for path in root.files(_IMAGES)
         if f".{path.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
     }
-    # A listed image that is not there is read and reported like any unreadable one.
+    # A listed image that does not exist is reported like an unreadable one.
     images = [there.get(name, f"{name}.jpg") for name in wanted]
     masks = match_masks(images, root.files(_MASKS))
     table = _table(root)
@@ -57,7 +57,7 @@ def find_voc(tree: FileTree, split: str) -> Listing:
 
 
 def voc_palette(count: int) -> tuple[Color, ...]:
-    """VOC's colors: the bits of the class number spread over red, green and blue, highest first."""
+    """VOC's colors: the bits of the class number distributed over red, green and blue, highest first."""
     found = []
     for label in range(count):
         bands = [0, 0, 0]
@@ -95,7 +95,7 @@ def _from_labelmap(text: str, source: str) -> LabelTable:
         if match:
             lines.append((match["name"].strip(), (int(match["r"]), int(match["g"]), int(match["b"]))))
     if not lines:
-        raise DataError(f"{source} has no line name:r,g,b::; write one a class, or remove the file.")
+        raise DataError(f"{source} has no line name:r,g,b::; write one for each class, or remove the file.")
     table = label_table(lines, source=source)
     # VOC's border between objects.
     return LabelTable(

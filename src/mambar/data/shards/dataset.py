@@ -1,8 +1,8 @@
-"""WebDataset-layout tar files, read in any order: one sampler and one resume serve folders and tars.
+"""WebDataset tar files with random access, so that folders and tars share sampler and resume.
 
-A sample is two neighboring members, `KEY.jpg` (or png, webp) and `KEY.cls` (its label as text). Nothing is
-ever extracted: the index says where each image's bytes lie, and they are read from there. `pack_folder`
-(see packing) writes tars and index; for tars from elsewhere the index is built once.
+A sample is two adjacent members, `KEY.jpg` (or png, webp) and `KEY.cls` (its label as text). Nothing is extracted: the
+index stores the position of each image's bytes. `pack_folder` writes tars and index; for other tars the index is built
+once.
 """
 
 import hashlib
@@ -20,11 +20,10 @@ from mambar.errors import DataError, DiskError, ImageError
 
 
 class TarShards:
-    """A split of a folder of tar shards; sample i is sample i of the folder they were packed from.
+    """A split of a folder of tar shards, with the sample numbers of the folder that was packed.
 
-    Class names that are WordNet ids become words, and EXIF orientation is then ignored as in `ImageNet`.
-    Every image's CRC-32 is checked when it is read; `verify` checks whole files. Unreadable images are
-    treated as in `ImageFolder`.
+    WordNet ids become readable class names, and EXIF orientation is then not applied, as in `ImageNet`. Reading checks
+    every image's CRC-32; `verify` checks whole files. Unreadable images are handled as in `ImageFolder`.
     """
 
     def __init__(
@@ -54,18 +53,18 @@ class TarShards:
         return self.unreadable.read(self._read, index)
 
     def fingerprint(self) -> str:
-        """sha256 of the classes and of every image's name and label: that of the folder the shards came from."""
+        """sha256 of the classes and of every image's name and label; equal to that of the packed folder."""
         return listing_fingerprint(self.index.classes, self.index.paths, self.labels)
 
     def verify(self) -> None:
-        """Read every shard whole; DataError names the first whose sha256 is not the index's."""
+        """Reads all shards; DataError for the first whose sha256 differs from the index."""
         for shard in self.index.shards:
             with (self.root / shard.name).open("rb") as file:
                 actual = hashlib.file_digest(file, "sha256").hexdigest()
             if actual != shard.sha256:
                 raise DataError(
                     f"{self.root / shard.name} is damaged: sha256 {actual}, the index says {shard.sha256}; "
-                    "copy it anew."
+                    "copy it again."
                 )
 
     def _read(self, index: int) -> Sample:
@@ -80,19 +79,19 @@ class TarShards:
         shard = self.index.shards[self.index.shard[index]]
         size = int(self.index.size[index])
         try:
-            # Opened for each image: a handle that is kept would share its place with forked workers.
+            # Opened for each image: forked workers would share the position of an open file.
             with (self.root / shard.name).open("rb") as file:
                 file.seek(int(self.index.offset[index]))
                 data = file.read(size)
         except OSError as error:
             raise ImageError(f"{name} cannot be read: {error.strerror}.") from error
         if len(data) != size or zlib.crc32(data) != int(self.index.crc[index]):
-            raise ImageError(f"{name} is damaged: its checksum is not the index's.")
+            raise ImageError(f"{name} is damaged: its checksum differs from the index.")
         return data
 
 
 def open_index(root: Path, split: str) -> ShardIndex:
-    """The index of a split, from its file or, once, from the shards themselves."""
+    """The index of a split, read from its file or built from the shards."""
     file = index_path(root, split)
     files = shard_files(root, split)
     if file.is_file():
@@ -100,9 +99,9 @@ def open_index(root: Path, split: str) -> ShardIndex:
         index.check_files(root)
         return index
     if not files:
-        raise DataError(f"data={root} has no {split} shards; they are called like {split}-000000.tar.")
+        raise DataError(f"data={root} has no {split} shards; name them like {split}-000000.tar.")
     index = build_index(root, files)
-    # In a read-only folder it is built anew next time.
+    # In a read-only folder the index is built each time.
     with suppress(DiskError):
         save_index(file, index)
     return index

@@ -1,7 +1,7 @@
-"""Where in which tar each image lies: the index that makes shards readable in any order, and how it is built.
+"""The index of tar shards: the position of each image, for random access.
 
-The file `SPLIT.index.npz` holds plain arrays (never a pickle). Tars are walked, not extracted: only regular
-files count, a name is only a key, and offsets are held against the file's size.
+The file `SPLIT.index.npz` holds plain arrays, no pickle. Tars are not extracted: only regular files are listed, names
+are used as keys only, and offsets are checked against the file size.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _TEMPORARY = ".tmp"
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One tar file: its name in the folder, its bytes, its checksum."""
+    """Name, size in bytes and checksum of a tar file."""
 
     name: str
     size: int
@@ -81,18 +81,18 @@ class ShardIndex:
 
 
 def index_path(root: Path, split: str) -> Path:
-    """Where a split's index lies."""
+    """The index file of a split."""
     return root / f"{split}.index.npz"
 
 
 def shard_files(root: Path, split: str) -> list[Path]:
-    """A split's tar files in order: those with the split's name as a word in theirs."""
+    """The sorted tar files of a split: those whose names contain the split's name as a word."""
     word = re.compile(rf"(^|[^a-z]){split}([^a-z].*)?\.tar")
     return sorted(path for path in root.glob("*.tar") if word.search(path.name) and path.is_file())
 
 
 def save_index(file: Path, index: ShardIndex) -> None:
-    """Write the index file, whole or not at all."""
+    """Writes the index file atomically."""
     meta = {
         "format_version": FORMAT_VERSION,
         "classes": index.classes,
@@ -123,7 +123,7 @@ def save_index(file: Path, index: ShardIndex) -> None:
 
 
 def read_index(file: Path) -> ShardIndex:
-    """The index in a file; DataError when it is damaged or newer than this version."""
+    """Reads an index file; DataError if it is damaged or newer than this version."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             arrays: dict[str, Any] = {name: stored[name] for name in _ARRAYS}
@@ -151,14 +151,14 @@ def read_index(file: Path) -> ShardIndex:
         if isinstance(error, DataError) and str(file) in str(error):
             raise
         raise DataError(
-            f"{file} is not a usable shard index: {one_line(str(error)).rstrip('.')}; remove it to have it built again."
+            f"{file} is not a usable shard index: {one_line(str(error)).rstrip('.')}; remove it, and it is built again."
         ) from error
 
 
 def build_index(root: Path, files: list[Path]) -> ShardIndex:
-    """The index of WebDataset tars from elsewhere, read once from start to end.
+    """Builds the index of WebDataset tars by reading them once.
 
-    Class names come from `classes.json` (a list) in the folder where there is one, else they are the numbers.
+    Class names are the list in the folder's `classes.json`, or else numbers.
     """
     shards: list[ShardFile] = []
     rows: list[tuple[int, int, int, int, int]] = []
@@ -186,22 +186,22 @@ def build_index(root: Path, files: list[Path]) -> ShardIndex:
 
 
 def tar_members(path: Path) -> list[tuple[str, int, int]]:
-    """(name, offset, size) of a tar's regular members; links, devices, sparse and oversized files are refused."""
+    """(name, offset, size) of a tar's regular members; DataError for links, devices, sparse and oversized files."""
     total = path.stat().st_size
     members: list[tuple[str, int, int]] = []
     place = -1
     try:
-        # "r:" opens uncompressed tars only; in others nothing could be found by offset.
+        # "r:" opens uncompressed tars only; offsets into compressed ones are useless.
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                # A negative size would lead tarfile round in circles.
+                # A negative size would make tarfile loop.
                 if member.size < 0 or member.offset_data <= place or len(members) > _MOST_MEMBERS:
-                    raise DataError(f"{path} is not a sound tar file: its members run backwards.")
+                    raise DataError(f"{path} is not a valid tar file: its members overlap.")
                 place = member.offset_data
                 if member.isdir():
                     continue
                 if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                    raise DataError(f"{path} holds {one_line(member.name)!r}, which is no regular file.")
+                    raise DataError(f"{path} holds {one_line(member.name)!r}, which is not a regular file.")
                 if member.size > MAX_BYTES or place + member.size > total:
                     raise DataError(f"{path}: {one_line(member.name)!r} of {member.size} bytes is too large.")
                 members.append((member.name, place, member.size))

@@ -1,4 +1,4 @@
-"""From class folders to tar shards with an index; the folder itself is only read."""
+"""Writes class folders as tar shards with an index."""
 
 import errno
 import json
@@ -30,7 +30,14 @@ _BLOCK = 512
 
 @dataclass(frozen=True, kw_only=True)
 class PackResult:
-    """What `pack_folder` wrote."""
+    """Summary of what `pack_folder` wrote.
+
+    Attributes:
+        images: Number of images of each split.
+        shards: Number of tar files.
+        bytes: Total size of the tar files.
+        unreadable: Number of images that could not be read and were packed empty.
+    """
 
     images: dict[str, int]
     shards: int
@@ -47,20 +54,19 @@ def pack_folder(
     split_seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackResult:
-    """Write both splits of a folder of class sub-folders as tar shards into the new folder `out`.
+    """Writes both splits of a folder of class sub-folders as tar shards into the new folder `out`.
 
-    Files are copied byte for byte, in random order within the split, so that a reader which streams gets
-    mixed classes too; the index numbers them as the folder does. A file that cannot be opened is packed
-    empty, so the numbering stays. `out` appears when all is written, or not at all. `progress(done, total)`
-    is called per image.
+    Files are copied byte for byte, in random order within the split, so that streaming readers get mixed classes; the
+    index keeps the numbering of the folder. A file that cannot be opened is packed empty. `out` is written atomically.
+    `progress(done, total)` is called for each image.
     """
     source, target = Path(folder), Path(out)
     if shard_bytes < _BLOCK:
-        raise InputError(f"shard_bytes={shard_bytes} is too small for a tar file; use at least a few millions.")
+        raise InputError(f"shard_bytes={shard_bytes} is too small for a tar file; use at least a few million.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"out={target} exists already; choose a new or empty folder, nothing is overwritten.")
+        raise DataError(f"out={target} exists already; choose a new or empty folder.")
     if target.resolve().is_relative_to(source.resolve()):
-        raise DataError(f"out={target} lies inside data={source}; choose a folder outside it.")
+        raise DataError(f"out={target} is inside data={source}; choose a folder outside it.")
     parts = [ImageFolder(source, split, val_fraction=val_fraction, split_seed=split_seed) for split in SPLITS]
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -98,7 +104,7 @@ def _pack(parts: list[ImageFolder], out: Path, shard_bytes: int, progress: Calla
 
 
 class _Writer:
-    """Fills one tar after the other and notes where each image went."""
+    """Writes tars of at most `shard_bytes` and records the position of each image."""
 
     def __init__(self, out: Path, split: str, shard_bytes: int) -> None:
         self.out = out
@@ -134,7 +140,7 @@ class _Writer:
         )
 
     def _append(self, tar: tarfile.TarFile, name: str, data: bytes) -> int:
-        # Nothing of the machine (owner, time, mode) goes into the file: equal images, equal bytes.
+        # No owner, time or mode: equal images give equal bytes.
         member = tarfile.TarInfo(name)
         member.size = len(data)
         tar.addfile(member, BytesIO(data))

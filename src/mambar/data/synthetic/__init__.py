@@ -1,1 +1,1 @@
-"""Images drawn or composed on the fly, with exact masks."""
+"""Images generated on the fly, with exact masks."""

@@ -1,4 +1,4 @@
-"""Images pasted at random places on larger plain canvases: where the background is, is known."""
+"""Images pasted at random places on larger plain canvases, so that the background is known exactly."""
 
 import hashlib
 from dataclasses import replace
@@ -11,15 +11,15 @@ from mambar.errors import DataError, ImageError
 
 
 class CanvasDataset:
-    """Another dataset's images, each on a square canvas of one color; place and color follow (seed, split, index).
+    """A dataset's images, each on a square canvas of one color; (seed, split, index) determine place and color.
 
-    `size` is the canvas's side in pixels. The mask is 0 on the canvas and label + 1 on the image (or what the image's
-    own mask says there). An image larger than the canvas is an `ImageError` when it is read.
+    `size` is the canvas's side in pixels. The mask is 0 on the canvas, and label + 1 on the image, or the image's own
+    mask. Reading an image that is larger than the canvas raises an `ImageError`.
     """
 
     def __init__(self, dataset: ImageDataset, split: str, *, size: int, seed: int = 0) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise DataError(f"canvas={size!r} is not a side in pixels; use a whole number of 1 or more.")
+            raise DataError(f"canvas={size!r} is not a size in pixels; use an integer of 1 or more.")
         self.dataset, self.split, self.size, self.seed = dataset, split, size, seed
         self.name = f"{dataset.name} on canvases of {size} pixels"
 
@@ -50,6 +50,6 @@ class CanvasDataset:
         return replace(sample, image=image, mask=mask)
 
     def fingerprint(self) -> str:
-        """sha256 of the images' fingerprint, the split, size and seed."""
+        """sha256 of the dataset's fingerprint, split, size and seed."""
         text = f"{self.dataset.fingerprint()} canvas {self.split} {self.size} {self.seed}"
         return hashlib.sha256(text.encode()).hexdigest()

@@ -1,8 +1,8 @@
 """Mosaics of photographed textures with exact masks: brick, grass and gravel, without a download.
 
-scikit-image's three 512-pixel textures are cut into cells with straight, oblique borders. Every cell has its own place,
-turn and brightness, so that a class is told by its pattern alone. The parts of the photographs that training and
-validation take never overlap.
+The cells of a random power diagram are filled with patches of scikit-image's three 512-pixel textures. Each patch has a
+random position, rotation and brightness, so that only its pattern identifies the class. Training and validation use
+parts of the photographs that do not overlap.
 """
 
 import hashlib
@@ -20,19 +20,23 @@ from mambar.data.segmentation.masks import Color
 from mambar.errors import DataError
 
 CLASSES: Final = ("brick", "grass", "gravel")
-# Raised when the same fields begin to give other pixels.
+# Increased whenever equal fields give different pixels.
 _DRAWING: Final = 1
 _COUNTS: Final = {"train": 2_000, "val": 200}
-# Rows of the photographs that a split takes, with a gap between.
+# Rows of the photographs that each split uses, with a gap between them.
 _ROWS: Final = {"train": slice(0, 320), "val": slice(336, 512)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mosaics:
-    """Mosaics numbered 0 … num_images-1, each made when it is asked for.
+    """Mosaics that are generated on access.
 
-    img_size: a square's side in pixels, at most 120 (a validation patch turned by any angle must fit). cells: the
-    range of how many. num_images None: 2,000 to train, 200 to evaluate.
+    Attributes:
+        split: "train" or "val".
+        img_size: Side of the square image in pixels, at most 120, so that a rotated validation patch fits.
+        num_images: Number of images; None for 2,000 in "train" and 200 in "val".
+        cells: Range of the number of cells.
+        seed: Seed of all images.
     """
 
     split: str = "train"
@@ -54,17 +58,17 @@ class Mosaics:
 
     @property
     def name(self) -> str:
-        """What to call it in logs and reports."""
+        """Name in logs and reports."""
         return "mosaics"
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The textures."""
+        """The names of the textures."""
         return CLASSES
 
     @property
     def palette(self) -> tuple[Color, ...]:
-        """A color a texture."""
+        """One color per texture."""
         return ((178, 70, 52), (88, 150, 60), (130, 130, 138))
 
     def __len__(self) -> int:
@@ -77,7 +81,7 @@ class Mosaics:
         side, (least, most) = self.img_size, self.cells
         count = least + int(generator.integers(most - least + 1))
         centers = generator.random((count, 2)) * side
-        # A different size for each cell: its center pulls with a weight of its own.
+        # Weights of the power diagram give the cells different sizes.
         weights = generator.random(count) * (side / 6) ** 2
         labels = generator.integers(len(CLASSES), size=count)
         rows, cols = np.mgrid[:side, :side] + 0.5
@@ -99,10 +103,10 @@ class Mosaics:
         return digest.hexdigest()
 
     def _patch(self, label: int, generator: np.random.Generator) -> np.ndarray:
-        """A turned piece of a texture, its mean and contrast drawn anew."""
+        """A rotated piece of a texture with random mean and contrast."""
         photograph = _photographs()[label][_ROWS[self.split]].astype(np.float64)
         side = self.img_size
-        # Nearest pixels of a turned square: no interpolation that could tell the angle.
+        # Nearest neighbors: interpolation artifacts would reveal the angle.
         angle = generator.random() * 2 * np.pi
         reach = side / np.sqrt(2)
         room = np.array(photograph.shape) - 2 * reach - 1

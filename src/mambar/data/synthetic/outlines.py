@@ -1,7 +1,7 @@
-"""The outlines of the shapes data: for every point its signed distance to the edge, negative inside.
+"""Outlines of the shapes data as signed distance functions, negative inside.
 
-Coordinates are in units of the shape's radius: every outline fits into the circle of radius 1 around (0, 0),
-y pointing down. Distances are right to first order near the edge, which is all that anti-aliasing looks at.
+Coordinates are in units of the shape's radius: every outline fits into the unit circle, with y pointing down. Distances
+are accurate to first order near the edge, which is sufficient for anti-aliasing.
 """
 
 import math
@@ -58,7 +58,7 @@ def moon(x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> Float[np.n
 def heart(x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Signed distance to a heart: a square on its corner with two half discs on the upper sides."""
     half = 0.5
-    # The square's middle lies below the origin so that the whole is centered.
+    # The square is moved down so that the whole outline is centered.
     side, down = np.abs(x), y - 0.2
     body = (np.maximum(side + down, side - down)) * math.sqrt(0.5) - half
     lobe = np.hypot(side - half * math.sqrt(0.5), down + half * math.sqrt(0.5)) - half
@@ -93,7 +93,7 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 @cache
 def area(name: str) -> float:
-    """The outline's area at radius 1, counted on a fine grid."""
+    """The outline's area at radius 1, computed on a fine grid."""
     steps = (np.arange(512) + 0.5) / 256 - 1.0
     inside = OUTLINES[name](steps[None, :], steps[:, None]) < 0
     return float(inside.mean()) * 4.0

@@ -1,4 +1,4 @@
-"""The real photographs that come with scikit-image, for pictures and reports without a download."""
+"""Photographs that are installed with scikit-image, for figures and reports without a download."""
 
 import importlib.util
 from pathlib import Path
@@ -26,10 +26,10 @@ _FILES = {
 
 
 def photographs(*names: str) -> dict[str, UInt8[Tensor, "3 height width"]]:
-    """The named photographs, or all there are, by name; sizes differ.
+    """The named photographs, or all of them, by name; sizes differ.
 
-    They are read from scikit-image's folder (color first, the last three gray); one that a build of
-    scikit-image leaves out is left out here too, unless it was asked for.
+    They are read from the folder of scikit-image (the last three are gray). One that a build of scikit-image does not
+    contain is left out, unless it is named.
     """
     for name in names:
         if name not in _FILES:

@@ -1,8 +1,8 @@
-"""One scene of the shapes data: soft backgrounds, clutter, filled outlines with shadows, and the mask.
+"""Draws one scene of the shapes data: background, clutter, filled outlines with shadows, and the mask.
 
-Everything is drawn in fractions of the image, so a key gives the same scene at every size (fine grain aside).
-Colors lie apart, a plane each: numpy is fast along rows and slow along three neighbors.
-Only `Generator.random` is drawn from: its values are fixed by the bit stream.
+Coordinates are fractions of the image, so that a key gives the same scene at every size, except for fine grain.
+Images are stored as color planes, because numpy is fast along rows. Only `Generator.random` is used: its values are
+fixed by the bit stream.
 """
 
 import colorsys
@@ -22,7 +22,7 @@ _SHADOW = 0.28
 
 @dataclass(frozen=True)
 class SceneObject:
-    """An object of a scene: its outline, its center and radius in units of the image's shorter side, its turn."""
+    """An object of a scene: class, center and radius in units of the image's shorter side, and rotation angle."""
 
     label: int
     row: float
@@ -32,19 +32,19 @@ class SceneObject:
 
 
 def uniform(low: float, high: float, generator: np.random.Generator) -> float:
-    """A uniform draw."""
+    """A uniform random number."""
     return low + (high - low) * float(generator.random())
 
 
 def random_index(count: int, generator: np.random.Generator) -> int:
-    """A uniform draw of 0 … count-1."""
+    """A uniform random integer of 0 … count-1."""
     return int(generator.random() * count)
 
 
 def background(
     kind: str, height: int, width: int, generator: np.random.Generator
 ) -> Float[np.ndarray, "3 height width"]:
-    """A low-information background: at most a soft drift or a faint grain of one color."""
+    """A low-information background: one color, at most with a smooth gradient or faint grain."""
     if kind == "mixed":
         kind = BACKGROUNDS[random_index(len(BACKGROUNDS) - 1, generator)]
     base = _color(generator, saturation=(0.05, 0.55), value=(0.3, 0.9))[:, None, None]
@@ -64,7 +64,7 @@ def background(
 
 
 def draw_clutter(canvas: Float[np.ndarray, "3 height width"], clutter: float, generator: np.random.Generator) -> None:
-    """Draw faint short strokes into the canvas, up to 40 at clutter 1: they belong to no class."""
+    """Draws faint short strokes of no class into the canvas, up to 40 at clutter 1."""
     count = round(40 * clutter * float(generator.random()))
     height, width = canvas.shape[1:]
     side = min(height, width)
@@ -87,20 +87,20 @@ def draw_clutter(canvas: Float[np.ndarray, "3 height width"], clutter: float, ge
 def draw_object(
     canvas: Float[np.ndarray, "3 height width"],
     mask: UInt8[np.ndarray, "height width"],
-    thing: SceneObject,
+    item: SceneObject,
     name: str,
     generator: np.random.Generator,
 ) -> None:
-    """Draw one thing with anti-aliased edges and a soft shadow into the canvas, and its class into the mask."""
+    """Draws an object with anti-aliased edges and a soft shadow into the canvas, and its class into the mask."""
     side = min(canvas.shape[1:])
-    radius = thing.radius * side
-    row, col = thing.row * side, thing.col * side
+    radius = item.radius * side
+    row, col = item.row * side, item.col * side
     offset = max(round(0.06 * radius), 1)
     window = _window(canvas, row, col, radius + offset + 2)
     if window is None:
         return
     part, down, across = window
-    cos, sin = math.cos(thing.angle) / radius, math.sin(thing.angle) / radius
+    cos, sin = math.cos(item.angle) / radius, math.sin(item.angle) / radius
     x, y = across * cos + down * sin, down * cos - across * sin
     distance = OUTLINES[name](x, y) * radius
     # The shadow is the same outline moved down and right by whole pixels, with a soft edge.
@@ -110,11 +110,11 @@ def draw_object(
     colors = _fill(x, y, _contrasting(part, generator), generator)
     part += cover * (colors - part)
     target = _window_of(mask, row, col, radius + offset + 2)
-    target[cover >= 0.5] = thing.label + 1
+    target[cover >= 0.5] = item.label + 1
 
 
 def radius_for(share: float, name: str) -> float:
-    """The radius, in units of a square image's side, that gives an outline this share of the image's area."""
+    """The radius, in units of a square image's side, at which an outline covers this fraction of the image."""
     return math.sqrt(share / area(name))
 
 
@@ -126,7 +126,7 @@ def _window_of(array: np.ndarray, row: float, col: float, reach: float) -> np.nd
 def _window(
     canvas: np.ndarray, row: float, col: float, reach: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The part of the canvas around a point, and its pixels' offsets from that point (down, across)."""
+    """The part of the canvas around a point, and its pixels' offsets (down, across) from that point."""
     part = _window_of(canvas, row, col, reach)
     if not part.size:
         return None
@@ -153,8 +153,8 @@ def _fill(x: np.ndarray, y: np.ndarray, color: np.ndarray, generator: np.random.
 
 
 def _contrasting(part: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A color that stands out from the mean of what is there."""
-    # A mean, added up pixel by pixel: `mean` of a plane adds in another order, and rounds otherwise.
+    """A color that contrasts with the mean color of `part`."""
+    # Summed pixel by pixel: `mean` of a plane sums in another order and rounds differently.
     around = np.add.accumulate(part.reshape(3, -1), axis=1)[:, -1] / np.float32(part[0].size)
     color = around
     for _ in range(12):

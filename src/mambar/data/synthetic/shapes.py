@@ -1,7 +1,7 @@
-"""Procedural scenes: shapes on low-information backgrounds, with per-pixel masks, made on the fly.
+"""Procedural scenes: shapes on low-information backgrounds with per-pixel masks, generated on the fly.
 
-The label is the class of the largest object. What the registers of the paper are about, large plain areas
-beside a few objects, is here by construction, at any size and in any number, without a download.
+The label is the class of the largest object. Large uniform areas beside a few objects, in which the paper finds
+artifacts, are present by construction, at any size and in any number.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from mambar.data.synthetic.scenes import (
 )
 from mambar.errors import DataError
 
-# Raised when the same configuration begins to give other pixels.
+# Increased whenever equal fields give different pixels.
 _DRAWING = 1
 _COUNTS = {"train": 10_000, "val": 2_000}
 _SIDES = (8, 4096)
@@ -35,12 +35,18 @@ _SIDES = (8, 4096)
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Scenes numbered 0 … num_images-1; train and val never share one.
+    """Scenes that are generated on access; labels are balanced, and no scene is in both splits.
 
-    `img_size` in pixels, (height, width) or a square's side; `objects` is the range of how many; `area` the
-    range of the largest object's share of the image (of its inscribed square, when it is not one);
-    `background` one of "plain", "gradient", "clouds", "grain", "mixed"; `clutter` 0 (none) to 1 (dozens of
-    faint strokes). `num_images` None: 10,000 to train, 2,000 to evaluate. Labels are balanced.
+    Attributes:
+        split: "train" or "val".
+        img_size: Size in pixels, (height, width) or a square's side.
+        num_images: Number of images; None for 10,000 in "train" and 2,000 in "val".
+        num_classes: Number of outlines, at most 10.
+        objects: Range of the number of objects.
+        area: Range of the largest object's fraction of the image, or of the largest centered square.
+        background: "plain", "gradient", "clouds", "grain" or "mixed".
+        clutter: Amount of faint strokes, from 0 (none) to 1 (up to 40).
+        seed: Seed of all images.
     """
 
     split: str = "train"
@@ -78,7 +84,7 @@ class Shapes:
 
     @property
     def name(self) -> str:
-        """What to call it in logs and reports."""
+        """Name in logs and reports."""
         return "shapes"
 
     @property
@@ -103,39 +109,39 @@ class Shapes:
         mask = np.zeros((height, width), dtype=np.uint8)
         draw_clutter(canvas, self.clutter, numpy_generator(key(scene, "clutter")))
         label = index % self.num_classes
-        things = self._things(label, numpy_generator(key(scene, "layout")))
-        # The largest thing comes last: it lies on top and is whole.
-        for number, thing in reversed(list(enumerate(things))):
+        items = self._layout(label, numpy_generator(key(scene, "layout")))
+        # The largest object is drawn last, so that nothing covers it.
+        for number, item in reversed(list(enumerate(items))):
             fill = numpy_generator(key(scene, "fill", number))
-            draw_object(canvas, mask, thing, self.classes[thing.label], fill)
+            draw_object(canvas, mask, item, self.classes[item.label], fill)
         pixels = (np.clip(canvas, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
         return Sample(torch.from_numpy(pixels), label, torch.from_numpy(mask))
 
-    def _things(self, label: int, generator: np.random.Generator) -> list[SceneObject]:
+    def _layout(self, label: int, generator: np.random.Generator) -> list[SceneObject]:
         height, width = (length / min(self.size) for length in self.size)
         share = uniform(*self.area, generator)
-        things: list[SceneObject] = []
+        items: list[SceneObject] = []
         for _ in range(self.objects[0] + random_index(self.objects[1] - self.objects[0] + 1, generator)):
             radius = radius_for(share, self.classes[label])
             row, col = 0.0, 0.0
-            # Look for a free place; a crowded scene lets small things lie behind large ones.
+            # Look for a free place; in a crowded scene larger objects cover smaller ones.
             for _ in range(10):
                 row = uniform(min(radius, 0.5), max(height - radius, height - 0.5), generator)
                 col = uniform(min(radius, 0.5), max(width - radius, width - 0.5), generator)
-                if all(math.hypot(row - t.row, col - t.col) > 0.9 * (radius + t.radius) for t in things):
+                if all(math.hypot(row - t.row, col - t.col) > 0.9 * (radius + t.radius) for t in items):
                     break
             turn = uniform(0.0, 2 * math.pi, generator)
-            things.append(SceneObject(label, row, col, radius, turn))
+            items.append(SceneObject(label, row, col, radius, turn))
             label = random_index(self.num_classes, generator)
             share = uniform(0.2, 0.6, generator) * uniform(*self.area, generator)
-            share = min(share, 0.6 * self._share(things[0]))
-        return things
+            share = min(share, 0.6 * self._share(items[0]))
+        return items
 
-    def _share(self, thing: SceneObject) -> float:
-        unit = radius_for(1.0, self.classes[thing.label])
-        return (thing.radius / unit) ** 2
+    def _share(self, item: SceneObject) -> float:
+        unit = radius_for(1.0, self.classes[item.label])
+        return (item.radius / unit) ** 2
 
     def fingerprint(self) -> str:
-        """sha256 of the configuration and of the drawing's version."""
+        """sha256 of the fields and of the drawing version."""
         text = json.dumps({**asdict(self), "num_images": len(self), "drawing": _DRAWING}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The single augmentations, each a function of pixels and a generator: no choice is made here.
+"""Augmentation functions of pixels and a random generator.
 
 Distributions and arithmetic are those of torchvision (crop, jitter), timm's "3a" policy (3-Augment of
 DeiT III, arXiv 2204.07118) and timm's RandomErasing (arXiv 1708.04896, mode "const").
@@ -26,10 +26,10 @@ def random_resized_crop_box(
     ratio: tuple[float, float],
     generator: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """(top, left, rows, cols) of a random part of an image.
+    """(top, left, rows, cols) of a random resized crop, as in torchvision.
 
-    The area's share is uniform in `scale`, the logarithm of cols / rows uniform between those of `ratio`.
-    After ten draws that do not fit: the largest centered part with an allowed ratio.
+    The fraction of the area is uniform in `scale`, log(cols / rows) is uniform in log `ratio`. After ten draws that do
+    not fit, it is the largest center crop with an allowed ratio.
     """
     for _ in range(_ATTEMPTS):
         area = height * width * generator.uniform(*scale)
@@ -55,14 +55,14 @@ def random_padded_crop_offset(padding: int, generator: np.random.Generator) -> t
 def shift_and_flip(
     image: UInt8[Tensor, "channels height width"], down: int, right: int, *, flipped: bool
 ) -> UInt8[Tensor, "channels height width"]:
-    """A copy, cut `down` rows and `right` columns further on (zeros beyond the border), then mirrored if `flipped`.
+    """A copy shifted up by `down` rows and left by `right` columns with zero padding, then mirrored if `flipped`.
 
-    In numpy: on an image of 32 pixels torch's pad, slice and flip took three times as long.
+    numpy, because torch's pad, slice and flip took three times as long for images of 32 pixels.
     """
     source = image.numpy()
     moved = np.zeros_like(source, order="C")
     _, height, width = source.shape
-    # Where in the result the part of the image lies that is still seen.
+    # Position of the visible part of the image in the result.
     rows = slice(max(-down, 0), min(height, height - down))
     cols = slice(max(-right, 0), min(width, width - right))
     part = source[:, rows.start + down : rows.stop + down, cols.start + right : cols.stop + right]
@@ -75,7 +75,7 @@ def shift_and_flip(
 
 
 def three_augment(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Gray, solarized (values from 128 inverted) or blurred (radius 0.1-2 pixels): each one time in three."""
+    """Gray, solarized (values from 128 inverted) or blurred (radius 0.1-2 pixels), each with probability 1/3."""
     choice = int(generator.integers(3))
     if choice == 0:
         return image.convert("L").convert(image.mode)
@@ -85,7 +85,7 @@ def three_augment(image: Image.Image, generator: np.random.Generator) -> Image.I
 
 
 def color_jitter(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and saturation in random order, each times a factor uniform in 1 ± strength."""
+    """Brightness, contrast and saturation in random order, with factors uniform in 1 ± strength."""
     factors = generator.uniform(max(0.0, 1.0 - strength), 1.0 + strength, size=3)
     for step in np.argsort(generator.random(3)):
         enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[step]
@@ -96,7 +96,7 @@ def color_jitter(image: Image.Image, strength: float, generator: np.random.Gener
 def random_erasing(
     image: Float[Tensor, "channels height width"], generator: np.random.Generator
 ) -> Float[Tensor, "channels height width"]:
-    """A copy of a normalized image, one rectangle (2-33 % of it, ratio 0.3-3.3) set to 0, the mean color."""
+    """A copy of a normalized image with a rectangle (2-33 % of the area, ratio 0.3-3.3) set to 0, the mean color."""
     height, width = image.shape[1:]
     for _ in range(_ATTEMPTS):
         area = height * width * generator.uniform(*_ERASED_AREA)

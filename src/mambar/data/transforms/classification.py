@@ -1,10 +1,10 @@
-"""From stored pixels to a model's input: the evaluation crop and the training augmentations.
+"""The evaluation crop and the training augmentations of images.
 
-The chain of DeiT III ("3-Augment", arXiv 2204.07118) as used for Mamba-R: random resized crop, flip, one of
-gray / solarize / blur, color jitter; RandAugment stands in for "one of three" in the last stage. Pillow does
-the work, because the published figures were made so, but for the random crop: torch's kernel for bytes takes a
-quarter of the time, and no value differs by more than one level of 255.
-`tests/data/transforms/test_classification.py` holds each step against torchvision's or timm's for the same draws.
+These are the augmentations of DeiT III ("3-Augment", arXiv 2204.07118) as used for Mamba-R: random resized crop, flip,
+one of gray / solarize / blur, color jitter; RandAugment replaces "one of three" in the last stage. Pillow is used as
+for the published results, except for the random crop: torch's uint8 kernel takes a quarter of the time and differs by
+at most one level of 255. `tests/data/transforms/test_classification.py` compares each step with torchvision's or
+timm's.
 """
 
 import re
@@ -36,29 +36,28 @@ _RAND_AUGMENT = re.compile(r"rand(-(m|n|mstd|mmax|inc|p)\d+(\.\d+)?)*")
 
 
 def to_pil_image(image: UInt8[Tensor, "channels height width"]) -> Image.Image:
-    """The same pixels as a Pillow image (1 channel: gray, 3: RGB)."""
+    """Converts a tensor to a Pillow image (1 channel: gray, 3: RGB)."""
     pixels = image.permute(1, 2, 0).contiguous().numpy()  # (height, width, channels)
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def pil_to_tensor(image: Image.Image) -> UInt8[Tensor, "channels height width"]:
-    """The same pixels as a tensor."""
+    """Converts a Pillow image to a tensor."""
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """Resize so that the crop fits, cut it from the center, normalize: timm's and DeiT's evaluation.
+    """Resize, center crop and normalization, as in the evaluation of timm and DeiT.
 
-    The image is scaled to img_size / crop along the side that is short for the wanted shape, with Pillow's
-    anti-aliased interpolation.
+    The image is scaled so that the crop of size img_size / crop_pct fits, with Pillow's anti-aliased interpolation.
     """
 
     preprocessing: Preprocessing
 
     def pixels(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "channels crop_height crop_width"]:
-        """The crop before normalization."""
+        """The crop as bytes, before normalization."""
         height, width = self.preprocessing.size
         scaled = _scaled_size(image.shape[1], image.shape[2], self.preprocessing)
         if scaled == (height, width) == tuple(image.shape[1:]):
@@ -77,7 +76,7 @@ class EvalTransform:
 def _scaled_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
     rows, cols = (int(side / preprocessing.crop_pct) for side in preprocessing.size)
     if rows == cols:
-        # torchvision's rule for a square: the long side is rounded down.
+        # As torchvision for a square: the long side is rounded down.
         if height < width:
             return rows, int(rows * width / height)
         return int(rows * height / width), rows
@@ -87,14 +86,20 @@ def _scaled_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """The training chain; every draw comes from the key, so (image, key) fixes the pixels.
+    """Training augmentation; every draw is derived from the key, so that (image, key) determines the pixels.
 
-    `crop`: "resized" (an area in `scale` with a shape in `ratio`, resized to the input), "shift" (the
-    evaluation crop, moved by up to `padding` pixels over a border of zeros: gentle, for small images) or
-    "center" (the evaluation crop). `flip` is the chance of a left-right flip; keep it 0 for digits and
-    letters. `augment`: "none", "three" (gray, solarize or blur, one of them every time) or timm's
-    RandAugment by its string, such as "rand-m9-mstd0.5-inc1". `jitter` is the range of brightness, contrast
-    and saturation around 1. `erasing` is the chance of a rectangle of the mean color.
+    Attributes:
+        preprocessing: Output size, interpolation and normalization.
+        train_crop: "resized" (random resized crop), "shift" (the evaluation crop, moved by up to `crop_padding` pixels
+            with zero padding, for small images) or "center" (the evaluation crop).
+        scale: Range of the crop's fraction of the image area.
+        ratio: Range of the crop's width / height.
+        crop_padding: Maximum shift in pixels.
+        hflip: Probability of a horizontal flip; use 0 for digits and letters.
+        auto_augment: "none", "three" (always one of gray, solarize and blur) or a RandAugment string of timm, such as
+            "rand-m9-mstd0.5-inc1".
+        color_jitter: Range of brightness, contrast and saturation factors around 1.
+        random_erase_prob: Probability that a rectangle is set to the mean color.
     """
 
     preprocessing: Preprocessing
@@ -111,7 +116,7 @@ class TrainTransform:
         if self.train_crop not in CROPS:
             raise RecipeError(f"train_crop={self.train_crop!r} is unknown; use one of {', '.join(CROPS)}.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise RecipeError(f"scale={self.scale} is not a range of area shares; use 0 < least <= most <= 1.")
+            raise RecipeError(f"scale={self.scale} is not a range of area fractions; use 0 < least <= most <= 1.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise RecipeError(f"ratio={self.ratio} is not a range of width / height; use 0 < least <= most.")
         if self.crop_padding < 0:
@@ -132,7 +137,7 @@ class TrainTransform:
     def pixels(
         self, image: UInt8[Tensor, "channels height width"], key: int
     ) -> UInt8[Tensor, "channels crop_height crop_width"]:
-        """The augmented pixels, to be normalized later as a batch (on a GPU); erasing must be 0."""
+        """The augmented pixels as bytes, to be normalized as a batch on the device; needs `random_erase_prob=0`."""
         if self.random_erase_prob:
             raise InputError(
                 f"random_erase_prob={self.random_erase_prob} needs normalized images; call the transform itself."
@@ -166,7 +171,7 @@ class TrainTransform:
             )
         if self.auto_augment == "none" and not self.color_jitter:
             return image
-        return pil_to_tensor(self._recolored(to_pil_image(image), key, generator))
+        return pil_to_tensor(self._augment_color(to_pil_image(image), key, generator))
 
     def _resized_crop(self, image: Tensor, generator: np.random.Generator) -> Tensor:
         height, width = self.preprocessing.size
@@ -179,7 +184,7 @@ class TrainTransform:
         mode = self.preprocessing.interpolation
         return torch.nn.functional.interpolate(part[None], size=(height, width), mode=mode, antialias=True)[0]
 
-    def _recolored(self, picture: Image.Image, key: int, generator: np.random.Generator) -> Image.Image:
+    def _augment_color(self, picture: Image.Image, key: int, generator: np.random.Generator) -> Image.Image:
         if self.auto_augment == "three":
             picture = three_augment(picture, generator)
         elif self.auto_augment != "none":

@@ -1,4 +1,4 @@
-"""What happens to an image before a model sees it: size, crop, normalization. It travels with the weights."""
+"""Size, crop and normalization of a model's input images; stored with the weights."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -26,10 +26,14 @@ INTERPOLATIONS = {
 @accept_old_names(PREPROCESSING_FIELDS)
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes a model's input at evaluation.
+    """Evaluation preprocessing of images.
 
-    `img_size` in pixels (a square's side, or (height, width)); `crop` is the share of the resized image
-    that the center crop keeps (1.0: all; 0.875: a margin is cut); `mean` and `std` of pixel values in 0…1.
+    Attributes:
+        img_size: Input size in pixels, a square's side or (height, width).
+        crop_pct: Fraction of the resized image's side that the center crop keeps.
+        interpolation: A key of `INTERPOLATIONS`.
+        mean: Mean of each channel, for pixel values from 0 to 1.
+        std: Standard deviation of each channel.
     """
 
     img_size: int | tuple[int, int] = 224
@@ -46,7 +50,7 @@ class Preprocessing:
         if min(self.size) < 1:
             raise InputError(f"img_size={self.img_size} is not a size in pixels; use 1 or more.")
         if not 0 < self.crop_pct <= 1:
-            raise InputError(f"crop_pct={self.crop_pct} is not a share of the image; use more than 0 and at most 1.")
+            raise InputError(f"crop_pct={self.crop_pct} is not a fraction of the image; use more than 0 and at most 1.")
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(
                 f"interpolation={self.interpolation!r} is unknown; use one of {', '.join(INTERPOLATIONS)}."
@@ -61,7 +65,7 @@ class Preprocessing:
 
     @property
     def resampling(self) -> Image.Resampling:
-        """Pillow's name of the interpolation."""
+        """Pillow's resampling filter of the interpolation."""
         return INTERPOLATIONS[self.interpolation]
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +74,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """The preprocessing that `to_dict` described; an unknown field is an InputError."""
+        """Restores the result of `to_dict`; InputError for an unknown field."""
         values = translate(values, PREPROCESSING_FIELDS)
         known = [field.name for field in fields(cls)]
         for name in values:
@@ -86,7 +90,7 @@ class Preprocessing:
     def normalize(
         self, pixels: UInt8[Tensor, "*batch channels height width"]
     ) -> Float[Tensor, "*batch channels height width"]:
-        """float32 (pixels / 255 - mean) / std on the pixels' device; one by one or as a batch, equal bits."""
+        """float32 (pixels / 255 - mean) / std on the pixels' device; images and batches give equal bits."""
         # Made here and sent: with `device=` the copy would wait until the GPU has nothing left to do.
         mean, std = (to_device(torch.tensor(values)[:, None, None], pixels.device) for values in (self.mean, self.std))
         return pixels.contiguous().to(torch.float32).div_(255.0).sub_(mean).div_(std)
@@ -94,7 +98,7 @@ class Preprocessing:
     def denormalize(
         self, images: Float[Tensor, "*batch channels height width"]
     ) -> UInt8[Tensor, "*batch channels height width"]:
-        """The pixels a normalized image came from, for showing it."""
+        """The inverse of `normalize`, for display."""
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         return images.float().mul(std).add_(mean).mul_(255.0).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,12 +1,12 @@
-"""Augmentation of an image and its mask together: one tensor of four bytes a pixel, red, green, blue and label.
+"""Augmentation of an image with its mask as one uint8 tensor: red, green, blue and label.
 
-So nothing can be cropped or flipped in one and not in the other, loaders need not know of masks, and only bytes travel
-to the device. The chain is that of the published ADE20K training (mmsegmentation's): scale, crop in which no class
-fills too much, flip, photometric distortion. Scaling is Pillow's bilinear, anti-aliased where the image shrinks
-(mmsegmentation's OpenCV is not); labels take the nearest pixel.
+Geometric transforms thus act on both, and loaders need no support for masks. The augmentations are those of the
+published ADE20K training (mmsegmentation): scale, crop with a limit on the largest class, flip, photometric distortion.
+Images are scaled with Pillow's bilinear filter, anti-aliased when shrinking (unlike OpenCV in mmsegmentation); labels
+use nearest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 18 * 2
 
 
 class MaskChannelDataset:
-    """A dataset whose images carry their labels as a fourth channel."""
+    """A segmentation dataset whose masks are the fourth channel of the images."""
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
@@ -52,11 +52,11 @@ class MaskChannelDataset:
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[index]
         if sample.mask is None:
-            raise DataError(f"sample {index} of {self.name} has no mask; segmentation needs one for every image.")
-        return Sample(torch.cat([sample.image, sample.mask[None]]), sample.label)
+            raise DataError(f"sample {index} of {self.name} has no mask; segmentation needs a mask for every image.")
+        return replace(sample, image=torch.cat([sample.image, sample.mask[None]]), mask=None)
 
     def fingerprint(self) -> str:
-        """The dataset's."""
+        """The fingerprint of the dataset."""
         return self.dataset.fingerprint()
 
 
@@ -112,7 +112,7 @@ class SegmentationTransform:
         return stacked.contiguous()
 
     def pixels(self, stacked: UInt8[Tensor, "4 height width"], key: int) -> UInt8[Tensor, "4 rows cols"]:
-        """The same: what this transform gives is not normalized."""
+        """Same as calling the transform: its output is not normalized."""
         return self(stacked, key)
 
     def _scaled(self, stacked: Tensor, generator: np.random.Generator) -> Tensor:
@@ -145,7 +145,7 @@ class SegmentationTransform:
 
 
 def largest_class_fraction(labels: UInt8[Tensor, "height width"]) -> float:
-    """The share of the labeled pixels that the most frequent class has; 1 where only one or none is there."""
+    """The most frequent class's fraction of the labeled pixels; 1 if there is at most one class."""
     counts = torch.bincount(labels.flatten(), minlength=IGNORE + 1)[:IGNORE]
     several = int((counts > 0).sum()) > 1
     return float(counts.max()) / float(counts.sum()) if several else 1.0
@@ -173,7 +173,7 @@ def photometric_distortion(image: Image.Image, generator: np.random.Generator) -
 
 
 def _between(bounds: tuple[float, float], amount: float) -> float:
-    """`amount` from -1 to 1 as a number within the bounds."""
+    """Maps `amount` from [-1, 1] to the bounds."""
     return bounds[0] + (bounds[1] - bounds[0]) * (amount + 1) / 2
 
 
