@@ -80,7 +80,7 @@ def test_an_image_is_decoded_once(tmp_path, monkeypatch):
 )
 def test_files_that_do_not_hold_together_are_refused(changed, tmp_path):
     write(tmp_path, **arrays(**changed)[1])
-    with pytest.raises(DataError, match=r"train\.npz does not hold together"):
+    with pytest.raises(DataError, match=r"train\.npz is inconsistent"):
         Cifar10Jpeg(tmp_path, "train")
 
 

@@ -91,7 +91,7 @@ def test_a_damaged_image_is_replaced_in_training_only(saved):
 def test_columns_can_be_named_and_wrong_ones_are_refused(saved):
     root = saved("train", "test")
     assert len(open_dataset(root, "train", image="picture", label="kind")) == 12
-    with pytest.raises(DataError, match="label=id is no ClassLabel column; it has kind"):
+    with pytest.raises(DataError, match="label=id is not a ClassLabel column; these are: kind"):
         open_dataset(root, "train", label="id")
     with pytest.raises(DataError, match="did you mean 'label'"):
         open_dataset(root, "train", labl="id")

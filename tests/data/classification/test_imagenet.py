@@ -47,7 +47,7 @@ def test_the_layout_is_read_without_turning(make_folder):
 def test_other_folders_are_refused(make_folder):
     root = make_folder({"n01440764": 2, "cats": 2})
     assert not named_by_wordnet(root) and not named_by_wordnet(root / "none")
-    with pytest.raises(DataError, match=r"'cats' .* is no WordNet id"):
+    with pytest.raises(DataError, match=r"'cats' .* is not a WordNet id"):
         ImageNet(root, "train")
 
 

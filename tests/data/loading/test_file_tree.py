@@ -45,7 +45,7 @@ def test_another_process_opens_for_itself(tree):
     assert pickle.loads(pickle.dumps(tree)).read("a/one.png") == b"1"
 
 
-@pytest.mark.parametrize(("name", "message"), [("none", "does not exist"), ("x.tar", "is no folder and no .zip")])
+@pytest.mark.parametrize(("name", "message"), [("none", "does not exist"), ("x.tar", "is neither a folder nor a .zip")])
 def test_other_paths(tmp_path, name, message):
     (tmp_path / "x.tar").write_bytes(b"")
     with pytest.raises(DataError, match=message):
@@ -124,7 +124,7 @@ def test_encrypted_member_is_an_image_error(tmp_path):
 
 
 def test_too_many_members(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_tree, "MOST_MEMBERS", 1)
+    monkeypatch.setattr(file_tree, "MAX_MEMBERS", 1)
     with pytest.raises(DataError, match="2 members"):
         open_tree(archive(tmp_path / "many.zip", [("a", b""), ("b", b"")]))
 

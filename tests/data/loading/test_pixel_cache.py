@@ -3,6 +3,7 @@ import pickle
 import torch
 import torch.multiprocessing
 
+from mambar.data.loading import pixel_cache
 from mambar.data.loading.pixel_cache import PixelCache
 
 
@@ -37,7 +38,7 @@ def test_other_shapes_and_sets_too_large_are_not_kept(monkeypatch):
     memory = PixelCache(1, (3, 4, 5))
     memory.put(0, torch.ones(3, 5, 4, dtype=torch.uint8))
     assert memory.get(0) is None
-    monkeypatch.setattr(pixel_memory, "MAX_BYTES", 59)
+    monkeypatch.setattr(pixel_cache, "MAX_BYTES", 59)
     memory = PixelCache(1, (3, 4, 5))
     memory.put(0, pixels(0))
     assert memory.get(0) is None

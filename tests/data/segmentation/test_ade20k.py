@@ -86,7 +86,7 @@ def test_full_archive_without_good_names(tmp_path, text):
     files = full("json" if text is not None else "none")
     files = {name: text if name.endswith("json") else data for name, data in files.items()}
     val = open_dataset(write(tmp_path, files), "val", kind="segmentation")
-    with pytest.raises(ImageError, match=r"neither a .json nor|is no annotation of ADE20K"):
+    with pytest.raises(ImageError, match=r"neither a .json nor|is not an ADE20K annotation"):
         val[0]
 
 

@@ -92,7 +92,7 @@ def test_binary_masks_of_0_and_255(tmp_path, caplog):
     write(tmp_path, {**files, "classes.txt": "rest\nroad\n"})
     with caplog.at_level(logging.INFO, "mambar.data"):
         found = open_dataset(tmp_path, "train", kind="segmentation")
-    assert found[0].mask.unique().tolist() == [0, 1] and "255 is taken for 'road'" in caplog.text
+    assert found[0].mask.unique().tolist() == [0, 1] and "255 is read as 'road'" in caplog.text
 
 
 def test_image_turned_by_exif_meets_its_mask(tmp_path):
@@ -157,17 +157,17 @@ def test_too_many_bad_pairs_end_the_run(tmp_path):
         (pairs("images/train", "x"), "has no folders of images and masks"),
         (
             {"images/train/a.jpg": image(), "masks/train/b.png": png(values()), "classes.txt": NAMES},
-            "has 1 images for train and no mask of them",
+            "has 1 images for train, but no masks of them",
         ),
         ({"images/a.jpg": image(), "masks/a.png": png(values())}, "one image cannot be split"),
         ({"images/a.txt": "x", "masks/a.png": png(values())}, "has no images"),
         ({"a.jpg": image()}, "has no folders of images and masks"),
         (pairs("images", "masks") | {"classes.txt": ""}, "has no class names"),
-        (pairs("images", "masks") | {"classes.txt": "a #ff0000\nb\n"}, "gives colors to some classes, none to 'b'"),
+        (pairs("images", "masks") | {"classes.txt": "a #ff0000\nb\n"}, "gives colors to some classes, but none to 'b'"),
         (pairs("images", "masks") | {"classes.txt": "a #ff0000\nb #ff0000\n"}, "two classes have the color #ff0000"),
-        (pairs("images", "masks") | {"classes.txt": "a\na\n"}, "stands twice"),
+        (pairs("images", "masks") | {"classes.txt": "a\na\n"}, "appears twice"),
         (pairs("images", "masks") | {"classes.txt": "1 2 300 a\n"}, "a color above 255"),
-        (pairs("images", "masks"), "has no classes.txt; its masks hold 0, 1, 2: write one class name a line"),
+        (pairs("images", "masks"), "has no classes.txt; its masks hold 0, 1, 2: write one class name per line"),
     ],
 )
 def test_wrong_layouts_are_one_line(tmp_path, files, message):

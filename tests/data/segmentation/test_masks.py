@@ -61,8 +61,8 @@ def test_gray_saved_as_color_counts_as_numbers():
         (TABLE, VALUES + 1, "m holds the value 3; known are 0-2, 255"),
         (TABLE, np.full((1, 1), 4660, dtype=np.uint16), "the value 4660"),
         (COLORED, np.full((1, 1, 3), 7, dtype=np.uint8), "the color #070707, which no class has"),
-        (COLORED, VALUES, "holds numbers, the classes have colors only"),
-        (TABLE, np.array([[[1, 2, 3]]], dtype=np.uint8), "holds colors, the classes have none"),
+        (COLORED, VALUES, "holds numbers, but the classes have only colors"),
+        (TABLE, np.array([[[1, 2, 3]]], dtype=np.uint8), "holds colors, but the classes have none"),
     ],
 )
 def test_unknown_is_one_line(table, array, message):
@@ -112,7 +112,7 @@ def test_damaged_masks_are_image_errors():
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [((), "at least one class"), (("a", "a"), "stands twice"), (tuple(map(str, range(256))), "256 classes")],
+    [((), "at least one class"), (("a", "a"), "appears twice"), (tuple(map(str, range(256))), "256 classes")],
 )
 def test_bad_classes(classes, message):
     with pytest.raises(DataError, match=message):

@@ -59,7 +59,7 @@ def test_damage_is_found_by_checksum(packed):
 def test_changed_or_missing_files_are_refused(packed):
     path = packed / "val-000000.tar"
     path.write_bytes(path.read_bytes()[:-512])
-    with pytest.raises(DataError, match="copy it anew"):
+    with pytest.raises(DataError, match="copy it again"):
         TarShards(packed, "val")
     path.unlink()
     with pytest.raises(DataError, match="is missing"):

@@ -93,7 +93,7 @@ def test_nothing_is_overwritten(make_folder, tmp_path):
     (tmp_path / "file").write_text("x", "utf-8")
     before = tree(tmp_path)
     for out in ("full", "file"):
-        with pytest.raises(DataError, match="nothing is overwritten"):
+        with pytest.raises(DataError, match="choose a new or empty folder"):
             pack_folder(root, tmp_path / out)
     for out in (root, root / "train", root / "new"):
         with pytest.raises(DataError, match=r"out="):

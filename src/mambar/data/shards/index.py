@@ -75,7 +75,7 @@ class ShardIndex:
             if actual != shard.size:
                 found = "is missing" if actual is None else f"has {actual} bytes"
                 raise DataError(
-                    f"{path} {found}, its index says {shard.size} bytes; copy it anew, or remove the index file "
+                    f"{path} {found}, its index says {shard.size} bytes; copy it again, or remove the index file "
                     "to have it built again."
                 )
 
