@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mambar.errors import InputError
-from mambar.ops.checks import check_decay, check_device, check_shape, common_dtype, compute_dtype, rows
+from mambar.ops.checks import check_decay, check_device, check_shape, common_dtype, compute_dtype, find_float64, rows
 
 
 def test_shapes_are_named_in_the_message():
@@ -32,8 +32,8 @@ def test_a_positive_decay_is_refused_where_it_costs_nothing():
 
 def test_sums_are_at_least_float32():
     half, single, double = (torch.zeros(1, dtype=dtype) for dtype in (torch.float16, torch.float32, torch.float64))
-    assert compute_dtype(half, None) == torch.float32
-    assert compute_dtype(half, double) == torch.float64
+    assert find_float64(u=half, D=None) is None and compute_dtype(None) == torch.float32
+    assert find_float64(u=half, A=double) == "A" and compute_dtype("A") == torch.float64
 
     def common(*tensors):
         return common_dtype(*tensors, wide=torch.float32)

@@ -92,7 +92,10 @@ def test_each_argument_in_each_type(op, backend, device, base):
             tensors = {n: t.to(device, base if n in activations else torch.float32) for n, t in INPUTS[op].items()}
             tensors[name] = tensors[name].to(dtype)
             if dtype == torch.float64 and not takes(op, backend, dtype):
-                with pytest.raises(BackendUnavailable, match=f"backend '{backend}' cannot run: it takes .*float64"):
+                with pytest.raises(
+                    BackendUnavailable,
+                    match=f"backend '{backend}' cannot run: it takes .*not torch.float64, the type of {name};",
+                ):
                     call(op, backend)(**tensors)
                 continue
             found = with_gradients(call(op, backend), tensors)

@@ -51,10 +51,16 @@ def check_decay(A: Tensor) -> None:
         raise InputError(f"A has a value of {A.max().item():g}; it must not be positive, use -exp(A_log).")
 
 
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """The type of the state and of sums: float64 if any tensor is float64, else float32."""
-    doubles = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if doubles else torch.float32
+def find_float64(**tensors: Tensor | None) -> str | None:
+    """The name of the first float64 tensor; None if there is none."""
+    return next(
+        (name for name, tensor in tensors.items() if tensor is not None and tensor.dtype == torch.float64), None
+    )
+
+
+def compute_dtype(float64: str | None) -> torch.dtype:
+    """The type of the state and of sums: float64 if `find_float64` found an argument, else float32."""
+    return torch.float32 if float64 is None else torch.float64
 
 
 def common_dtype(*tensors: Tensor | None, wide: torch.dtype) -> torch.dtype:

@@ -171,14 +171,23 @@ def _check_known(name: str, where: str) -> None:
         raise InputError(f"{where}: no op has a backend {name!r}; use auto or one of {', '.join(known)}.")
 
 
-def resolve(op: str, asked: str, *, device: torch.device, dtype: torch.dtype, otherwise: str | None = None) -> str:
+def resolve(
+    op: str,
+    asked: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    float64: str | None = None,
+    otherwise: str | None = None,
+) -> str:
     """The name of the backend for this call: argument, `use_backend`, MAMBAR_BACKEND, or the first that fits.
 
     `otherwise` is used when `use_backend` or MAMBAR_BACKEND names a backend that this op does not have. Raises
-    `BackendUnavailable` when a requested backend cannot run. A compiled graph keeps the name it was traced with.
+    `BackendUnavailable` when a requested backend cannot run; the message names the argument `float64` if that is why.
+    A compiled graph keeps the name it was traced with.
     """
     active = _active_name.get() if _FOLLOWS else _current_name()
-    return _choose(op, asked, active, device.type, dtype, otherwise, mode())
+    return _choose(op, asked, active, device.type, dtype, otherwise, mode(), float64)
 
 
 # Whether Dynamo traces a ContextVar: torch 2.15 does; with 2.11 a compiled function keeps the name that was active
@@ -216,6 +225,7 @@ def _choose(
     dtype: torch.dtype,
     otherwise: str | None,
     mode: Mode,
+    float64: str | None = None,
 ) -> str:
     table = backends(op)
     names = [row.name for row in table]
@@ -229,6 +239,8 @@ def _choose(
         return _first_that_fits(op, table, device, dtype, mode)
     row = table[names.index(asked)]
     reason = row.refuses(device, dtype)
+    if float64 is not None and dtype not in row.dtypes:
+        reason = f"{reason}, the type of {float64}"
     if reason is None and mode == "transformed" and not row.traceable:
         reason = "it does not support torch.func and forward-mode AD"
     if reason is None and mode != "eager" and not (row.traceable or row.kernel):

@@ -41,6 +41,7 @@ from mambar.ops.checks import (
     check_shape,
     common_dtype,
     compute_dtype,
+    find_float64,
     rows,
 )
 from mambar.ops.cuda.program import missing as cuda_missing
@@ -97,10 +98,12 @@ def bidirectional_mix(
     """
     _check(xz, forward_params, backward_params)
     given = xz.dtype
-    wide = compute_dtype(xz, *forward_params, *backward_params)
+    float64 = find_float64(**dict(zip(_NAMES, (xz, *forward_params, *backward_params), strict=True)))
+    wide = compute_dtype(float64)
     xz = as_dtype(xz, common_dtype(xz, wide=wide))
     dtype = _linear_dtype(xz)
-    name = resolve("bidirectional_mix", backend, device=xz.device, dtype=dtype, otherwise="composed")
+    options = {"float64": float64, "otherwise": "composed"}
+    name = resolve("bidirectional_mix", backend, device=xz.device, dtype=dtype, **options)
     if mode() in ("eager", "transformed") and xz.numel() == 0:
         return as_dtype(xz.chunk(2, dim=-1)[0] + 0, given)
     forward_params, backward_params = (_typed(params, dtype, wide) for params in (forward_params, backward_params))

@@ -29,6 +29,7 @@ from mambar.ops.checks import (
     check_shape,
     common_dtype,
     compute_dtype,
+    find_float64,
     rows,
 )
 from mambar.ops.cuda.program import missing as cuda_missing
@@ -93,9 +94,10 @@ def causal_conv1d(
     check_device(x=x, weight=weight, bias=bias)
     if weight.shape[1] == 0:
         raise InputError(f"weight has shape {tuple(weight.shape)}: d_conv is 0; give at least one column.")
-    wide = compute_dtype(x, weight, bias)
+    float64 = find_float64(x=x, weight=weight, bias=bias)
+    wide = compute_dtype(float64)
     dtype = common_dtype(x, wide=wide)
-    name = resolve("causal_conv1d", backend, device=x.device, dtype=dtype)
+    name = resolve("causal_conv1d", backend, device=x.device, dtype=dtype, float64=float64)
     if mode() in ("eager", "transformed") and x.numel() == 0:
         return x + 0
     tensors = (as_dtype(x, dtype), as_dtype(weight, wide), as_dtype(bias, wide))

@@ -28,6 +28,7 @@ from mambar.ops.checks import (
     check_shape,
     common_dtype,
     compute_dtype,
+    find_float64,
     rows,
 )
 from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
@@ -68,8 +69,9 @@ def rms_norm(
     dtype = dtype or x.dtype
     if dtype not in FLOATS:
         raise TypeError(f"dtype={dtype} is not supported; use float32, bfloat16, float16 or float64.")
-    wide = compute_dtype(x, weight)
-    name = resolve("rms_norm", backend, device=x.device, dtype=common_dtype(x, wide=wide))
+    float64 = find_float64(x=x, weight=weight)
+    wide = compute_dtype(float64)
+    name = resolve("rms_norm", backend, device=x.device, dtype=common_dtype(x, wide=wide), float64=float64)
     if mode() in ("eager", "transformed") and x.numel() == 0:
         return as_dtype(x + 0, dtype)
     x, weight = as_dtype(x, common_dtype(x, wide=wide)), as_dtype(weight, wide)
@@ -96,8 +98,9 @@ def add_rms_norm(
     check_shape("x", x, **{f"axis {axis}": size for axis, size in enumerate(residual.shape)})
     check_shape("weight", weight, dim=x.shape[-1])
     check_device(x=x, residual=residual, weight=weight)
-    dtype, wide = x.dtype, compute_dtype(x, residual, weight)
-    name = resolve("rms_norm", backend, device=x.device, dtype=common_dtype(x, wide=wide))
+    float64 = find_float64(x=x, residual=residual, weight=weight)
+    dtype, wide = x.dtype, compute_dtype(float64)
+    name = resolve("rms_norm", backend, device=x.device, dtype=common_dtype(x, wide=wide), float64=float64)
     x, residual, weight = as_dtype(x, common_dtype(x, wide=wide)), as_dtype(residual, wide), as_dtype(weight, wide)
     if mode() in ("eager", "transformed") and x.numel() == 0:
         return as_dtype(x + 0, dtype), x + residual

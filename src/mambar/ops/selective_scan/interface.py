@@ -35,6 +35,7 @@ from mambar.ops.checks import (
     check_shape,
     common_dtype,
     compute_dtype,
+    find_float64,
     rows,
 )
 from mambar.ops.cuda.program import missing as cuda_missing
@@ -150,9 +151,12 @@ def _scan(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    wide = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    float64 = find_float64(
+        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
+    )
+    wide = compute_dtype(float64)
     dtype = common_dtype(u, delta, B, C, z, wide=wide)
-    name = resolve("selective_scan", backend, device=u.device, dtype=dtype)
+    name = resolve("selective_scan", backend, device=u.device, dtype=dtype, float64=float64)
     tensors = (
         as_dtype(u, dtype),
         as_dtype(delta, dtype),
