@@ -2,11 +2,12 @@ import errno
 import json
 import logging
 import os
+import sys
 
 import pytest
 
 from mambar.errors import CheckpointError, DiskError
-from mambar.training.metrics_log import LogProgress, MetricsLog, read_metrics
+from mambar.training.metrics_log import LogProgress, MetricsLog, make_progress, read_metrics
 
 
 def row(step, kind="training", **values):
@@ -109,3 +110,8 @@ def test_a_torn_last_row_is_mended_at_the_next_start(tmp_path):
     log.close()
     assert [found["step"] for found in read_metrics(path)] == [1, 2]
     assert path.read_text("utf-8").endswith("\n")
+
+
+def test_without_a_standard_error_progress_is_logged(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert isinstance(make_progress(is_main=True), LogProgress)

@@ -77,7 +77,7 @@ def test_tables_take_lists_with_and_without_brackets(text, value):
         (ONE, "compile=maybe", "true or false"),
         (ONE, "epochs", "is not field=value"),
         (ONE, "=2", "is not field=value"),
-        (ONE, "num_shards=3", "batch_size=128 cannot be cut"),
+        (ONE, "num_shards=3", "batch_size=128 cannot be divided"),
         (ONE, "final_weights=ema", "ema_decay"),
         (ONE, "scale=0.9,0.1", "rising order"),
         (ONE, "stages=2", "not a field"),

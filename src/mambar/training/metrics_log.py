@@ -225,7 +225,8 @@ def make_progress(*, is_main: bool) -> Progress:
     """A progress bar on a terminal, log lines elsewhere, no display on ranks other than 0."""
     if not is_main:
         return NoProgress()
-    return ProgressBar() if sys.stderr.isatty() else LogProgress()
+    # A service may have no standard error.
+    return ProgressBar() if sys.stderr is not None and sys.stderr.isatty() else LogProgress()
 
 
 class _Rate:

@@ -1,6 +1,6 @@
-"""Recipe and Stage: everything that decides what a training run computes, frozen and checked.
+"""`Recipe`: the frozen, checked description of a training run.
 
-Needs no torch. Where the run computes (device, worker processes, output directory) is not part of a recipe.
+Needs no torch. Device, worker processes and output directory are not part of a recipe.
 """
 
 import dataclasses
@@ -24,90 +24,13 @@ from mambar.deprecated import (
 from mambar.errors import RecipeError
 from mambar.messages import short_repr
 from mambar.training import fields
+from mambar.training.stage import MANY, Stage
 
 # 1: version 0.1, whose fields had other names.
 RECIPE_FORMAT: Final = 2
-# Of an input; far above what any scan of an image holds in memory, below what overflows a size.
-MOST_PIXELS_A_SIDE: Final = 8192
-# Upper bounds of counts and of real numbers: far above any use, far below what overflows.
-_MANY: Final = 10**12
-_LARGE: Final = 1e12
-
-Schedule = Literal["cosine", "linear", "constant"]
-DecayGroups = Literal["official", "corrected"]
-Crop = Literal["resized", "shift", "center"]
 Precision = Literal["auto", "fp64", "fp32", "bf16", "fp16"]
 Parallel = Literal["exact", "ddp", "fsdp"]
 FinalWeights = Literal["last", "ema", "best"]
-
-
-@accept_old_names(STAGE_FIELDS)
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage of training: one input size, one optimiser, one schedule."""
-
-    name: str = "train"
-    # Pixels: a side, or (height, width).
-    img_size: int | tuple[int, int] = 224
-    epochs: int = 30
-    # Ends the stage early after so many steps; the schedule then spans these steps.
-    max_steps: int | None = None
-    # Images a step, over all processes.
-    batch_size: int = 128
-
-    # Peak learning rate; with lr_per it is lr · batch_size / lr_per (linear scaling).
-    lr: float = 1e-4
-    lr_base_size: int | None = None
-    min_lr: float = 1e-6
-    warmup_lr: float = 1e-6
-    warmup_epochs: float = 1.0
-    # Updates of the warm-up; where given, in place of warmup_epochs.
-    warmup_steps: int | None = None
-    schedule: Schedule = "cosine"
-    weight_decay: float = 0.05
-    decay_groups: DecayGroups = "official"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    # Learning rate of a layer = peak · layer_decay ^ (layers above it); 1 is off.
-    layer_decay: float = 1.0
-    freeze_backbone: bool = False
-    clip_grad: float | None = None
-    ema_decay: float | None = None
-    # Micro-batches into which a shard is cut to save memory; the result is that of the whole shard.
-    grad_accum_steps: int = 1
-
-    drop_path_rate: float = 0.0
-    # resized: random resized crop; shift: the evaluation crop moved by up to `padding` pixels; center.
-    train_crop: Crop = "resized"
-    # Smallest and largest share of the area that a resized crop keeps.
-    scale: tuple[float, float] = (0.08, 1.0)
-    crop_padding: int = 1
-    hflip: float = 0.5
-    # none, three (3-Augment), or RandAugment as rand-m9-mstd0.5-inc1.
-    auto_augment: str = "none"
-    color_jitter: float = 0.0
-    # Probability of random erasing.
-    random_erase_prob: float = 0.0
-    aug_repeats: int = 1
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
-    label_smoothing: float = 0.0
-    crop_pct: float = 1.0
-
-    # "weights" or "ema" of the stage before (a first stage: fresh weights), or where to start from: a run, a file, a
-    # hub id, a released model's name, or the checkpoints/step-… directory of a run.
-    start_from: str = "weights"
-
-    def __post_init__(self) -> None:
-        _check_types(self, "stage")
-        _check_stage(self)
-
-    @property
-    def peak_lr(self) -> float:
-        """The learning rate after warm-up, linear scaling included."""
-        return self.lr if self.lr_base_size is None else self.lr * self.batch_size / self.lr_base_size
 
 
 def _one_stage() -> tuple[Stage, ...]:
@@ -117,65 +40,78 @@ def _one_stage() -> tuple[Stage, ...]:
 @accept_old_names(RECIPE_FIELDS)
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One run from start to end: model, data, stages, and the rules that every stage shares.
+    """A training run: model, data, stages, and the settings that all stages share.
 
-    `shards` fixes how a step's batch is cut: each shard owns its images, its mixup partners and its drop-path
-    masks, and processes take shards round robin, so the number of processes does not change what is computed.
+    A step's batch is divided into `num_shards` shards. Each shard has its own images, mixup pairs and drop-path masks,
+    and ranks take shards round robin. So the number of processes does not change what is computed.
     """
 
+    # Name of the recipe; the default run directory starts with it.
     name: str
+    # Name of the model; "same": that of the model in the first stage's start_from.
     model: str
     # Fields of the model's configuration that differ from the named variant's.
     config: Mapping[str, Any] = field(default_factory=dict)
+    # Name of the dataset, or the path of its directory.
     data: str = "digits"
-    # Options of the data set (for shapes: number of images, size …).
+    # Options of the dataset, for example limit (number of images).
     data_options: Mapping[str, Any] = field(default_factory=dict)
-    # Of pixel values in 0…1.
+    # Mean and standard deviation of each color channel, for pixel values from 0 to 1.
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    # Interpolation of resized images.
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     task: Literal["classification", "segmentation"] = "classification"
-    # Options of the task (segmentation: the fields of `mambar.segmentation.SegmentationOptions`).
+    # Options of the task; for segmentation the fields of `mambar.segmentation.SegmentationOptions`.
     task_options: Mapping[str, Any] = field(default_factory=dict)
+    # The stages, in order; each starts from the weights of the one before.
     stages: tuple[Stage, ...] = field(default_factory=_one_stage)
+    # Seed of every random draw.
     seed: int = 0
-    # auto: bf16 on a GPU that has it, else fp32.
+    # Precision of the forward and backward pass. auto: bf16 on a GPU that supports it, else fp32.
     precision: Precision = "auto"
+    # Compile the model with torch.compile.
     compile: bool = False
+    # Recompute activations in the backward pass to save memory.
     grad_checkpointing: bool = False
+    # Shards of a batch; a multiple of the number of processes.
     num_shards: int = 1
-    # exact: gradients are added shard by shard in one order, the same bits on any number of processes.
-    # ddp: PyTorch's all-reduce, overlapped with the backward pass. fsdp: parameters sharded too.
+    # Gradient reduction. exact: shard by shard in a fixed order, bit-identical for any number of processes;
+    # ddp: PyTorch's all-reduce during the backward pass; fsdp: as ddp, with sharded parameters.
     parallel: Parallel = "exact"
 
-    # Steps between checkpoints; None saves once an epoch.
+    # Steps between checkpoints. None: one checkpoint an epoch.
     save_every: int | None = None
     # Epochs between evaluations; the last epoch is always evaluated.
     eval_every: int = 1
+    # Steps between rows of metrics.jsonl.
     log_every: int = 10
-    # Steps between looks into the layers (norms, outliers, step sizes); none looks never.
+    # Steps between logs of layer statistics (norms, outliers, step sizes). None: no statistics.
     health_every: int | None = None
-    # Where numbers go beside metrics.jsonl: tensorboard, wandb, mlflow.
+    # Experiment trackers that receive the rows of metrics.jsonl.
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    # Checkpoints that are kept; older ones are removed.
     keep_checkpoints: int = 2
+    # What a failed save does: stop the run, or continue without the checkpoint.
     on_save_error: Literal["stop", "continue"] = "stop"
-    # Steps in a row without finite numbers before the run rolls back, and how often it may.
+    # Consecutive steps with NaN or Inf until the run is rolled back to a checkpoint.
     max_consecutive_skips: int = 10
+    # Maximum number of rollbacks of the run.
     max_rollbacks: int = 2
-    # Which weights the finished run hands over.
+    # Weights of the finished model: those of the last step, their average, or the best evaluated ones.
     final_weights: FinalWeights = "last"
 
     def __post_init__(self) -> None:
-        _check_types(self, "recipe")
+        _check_types(self)
         for name, least, most in (
             ("num_shards", 1, 1 << 16),
-            ("eval_every", 1, _MANY),
-            ("log_every", 1, _MANY),
-            ("keep_checkpoints", 1, _MANY),
-            ("max_consecutive_skips", 1, _MANY),
-            ("max_rollbacks", 0, _MANY),
-            ("save_every", 1, _MANY),
-            ("health_every", 1, _MANY),
+            ("eval_every", 1, MANY),
+            ("log_every", 1, MANY),
+            ("keep_checkpoints", 1, MANY),
+            ("max_consecutive_skips", 1, MANY),
+            ("max_rollbacks", 0, MANY),
+            ("save_every", 1, MANY),
+            ("health_every", 1, MANY),
             ("seed", 0, 2**63 - 1),
         ):
             value = getattr(self, name)
@@ -201,7 +137,7 @@ class Recipe:
         return self.replace(**changes)
 
     def with_overrides(self, assignments: Iterable[str]) -> "Recipe":
-        """A copy changed by `field=value` texts, each typed by the field; `stage=2` leaves out what is before it."""
+        """A copy changed by `field=value` texts; `stage=2` removes the stages before number 2."""
         changes: dict[str, str] = {}
         stage = 0
         for assignment in assignments:
@@ -216,19 +152,17 @@ class Recipe:
         return self._changed(changes, from_text=True).from_stage(stage)
 
     def from_stage(self, stage: int) -> "Recipe":
-        """The recipe of the stages from number `stage` on, each of which is what it was."""
+        """A copy with the stages from number `stage` on."""
         if not 0 <= stage < len(self.stages):
             raise RecipeError(
                 f"stage={short_repr(stage)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}."
             )
         if stage > 0 and self.stages[stage].start_from in ("weights", "ema"):
-            raise RecipeError(
-                f"stage={stage} starts in the middle: say from which weights, with stages.{stage}.start_from=PATH."
-            )
+            raise RecipeError(f"stage={stage} has no previous stage to start from; set stages.{stage}.start_from=PATH.")
         return dataclasses.replace(self, stages=self.stages[stage:])
 
     def to_flat_dict(self) -> dict[str, Any]:
-        """Every field under its dotted name, as `replace` takes it."""
+        """All fields by dotted name, as `replace` accepts them."""
         plain: dict[str, Any] = {}
         for name, value in _plain(self).items():
             if name == "stages":
@@ -241,13 +175,13 @@ class Recipe:
         return plain
 
     def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
-        """The dotted fields that differ: name → (here, there)."""
+        """The fields that differ: dotted name → (value here, value in `other`)."""
         here, there = self.to_flat_dict(), other.to_flat_dict()
         names = list(here) + [name for name in there if name not in here]
         return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
 
     def to_json(self) -> str:
-        """The whole recipe as JSON text with its format version."""
+        """The recipe as JSON text, `format_version` included."""
         return json.dumps({"format_version": RECIPE_FORMAT, **_plain(self)}, indent=2) + "\n"
 
     @classmethod
@@ -326,8 +260,8 @@ class Recipe:
             return 0, name, types[name]
         elif name in types:
             raise RecipeError(
-                f"{name} stands in each of the {len(self.stages)} stages of {self.name!r}; "
-                f"write stages.0.{name}=… to say which."
+                f"{name} is a field of each of the {len(self.stages)} stages of {self.name!r}; "
+                f"write stages.0.{name}=… for the first."
             )
         own = [key for key in fields.field_types(type(self)) if key != "stages"]
         prefixes = [f"stages.{index}." for index in range(len(self.stages))] if many or "." in name else [""]
@@ -391,79 +325,27 @@ def _table_value(name: str, text: str) -> Any:
     return translate_value(name, text, old_values) if text in old_values else fields.literal(text)
 
 
-def _check_types(instance: Stage | Recipe, where: str) -> None:
-    for name, kind in fields.field_types(type(instance)).items():
-        value = getattr(instance, name)
+def _check_types(recipe: Recipe) -> None:
+    for name, kind in fields.field_types(Recipe).items():
+        value = getattr(recipe, name)
         if name == "stages":
             if not isinstance(value, tuple) or not all(isinstance(stage, Stage) for stage in value):
-                raise RecipeError(f"stages of a {where} must be a tuple of Stage; got {type(value).__name__}.")
+                raise RecipeError(f"stages is a {type(value).__name__}; a tuple of Stage is allowed.")
             continue
-        object.__setattr__(instance, name, fields.check(kind, value, name=name))
-
-
-def _check_stage(stage: Stage) -> None:
-    sides = stage.img_size if isinstance(stage.img_size, tuple) else (stage.img_size,)
-    low, high = stage.scale
-    for good, name, allowed in (
-        (min(sides) >= 1 and max(sides) <= MOST_PIXELS_A_SIDE, "img_size", f"1 to {MOST_PIXELS_A_SIDE} pixels"),
-        (0 <= stage.epochs <= 10**6, "epochs", "0 or more, at most 1,000,000"),
-        (stage.max_steps is None or 0 <= stage.max_steps <= _MANY, "max_steps", "0 or more, at most 10^12, or none"),
-        (1 <= stage.batch_size <= 1 << 24, "batch_size", "1 or more, at most 2^24"),
-        (0 < stage.lr <= _LARGE, "lr", "above 0, at most 10^12"),
-        (
-            stage.lr_base_size is None or 1 <= stage.lr_base_size <= 1 << 24,
-            "lr_base_size",
-            "1 or more, at most 2^24, or none",
-        ),
-        (0 <= stage.min_lr <= _LARGE, "min_lr", "0 or more, at most 10^12"),
-        (0 <= stage.warmup_lr <= _LARGE, "warmup_lr", "0 or more, at most 10^12"),
-        (0 <= stage.warmup_epochs <= 10**6, "warmup_epochs", "0 to 1,000,000"),
-        (
-            stage.warmup_steps is None or 0 <= stage.warmup_steps <= _MANY,
-            "warmup_steps",
-            "0 or more, at most 10^12, or none",
-        ),
-        (0 <= stage.weight_decay <= _LARGE, "weight_decay", "0 or more, at most 10^12"),
-        (all(0 <= beta < 1 for beta in stage.betas), "betas", "two numbers from 0 to below 1"),
-        (0 < stage.eps <= 1, "eps", "above 0 and at most 1"),
-        (0 < stage.layer_decay <= 1, "layer_decay", "above 0 and at most 1"),
-        (
-            stage.clip_grad is None or 0 < stage.clip_grad <= _LARGE,
-            "clip_grad",
-            "above 0, at most 10^12, or none",
-        ),
-        (stage.ema_decay is None or 0 <= stage.ema_decay < 1, "ema_decay", "0 to below 1, or none"),
-        (1 <= stage.grad_accum_steps <= 1 << 16, "grad_accum_steps", "1 to 65,536"),
-        (0 <= stage.drop_path_rate < 1, "drop_path_rate", "0 to below 1"),
-        (0 < low <= high <= 1, "scale", "two shares of the area in (0, 1], in rising order"),
-        (0 <= stage.hflip <= 1, "hflip", "a probability, 0 to 1"),
-        (0 <= stage.color_jitter <= 1, "color_jitter", "0 to 1"),
-        (0 <= stage.crop_padding <= MOST_PIXELS_A_SIDE, "crop_padding", f"0 to {MOST_PIXELS_A_SIDE} pixels"),
-        (0 <= stage.random_erase_prob <= 1, "random_erase_prob", "a probability, 0 to 1"),
-        (1 <= stage.aug_repeats <= 1000, "aug_repeats", "1 to 1,000"),
-        (0 <= stage.mixup <= 10**6, "mixup", "0 to 1,000,000"),
-        (0 <= stage.cutmix <= 10**6, "cutmix", "0 to 1,000,000"),
-        (0 <= stage.mixup_prob <= 1, "mixup_prob", "a probability, 0 to 1"),
-        (0 <= stage.mixup_switch_prob <= 1, "mixup_switch_prob", "a probability, 0 to 1"),
-        (0 <= stage.label_smoothing < 1, "label_smoothing", "0 to below 1"),
-        (0 < stage.crop_pct <= 1, "crop_pct", "above 0 and at most 1"),
-        (bool(stage.start_from), "start_from", "weights, ema, or a path"),
-    ):
-        if not good:
-            raise RecipeError(f"{name}={short_repr(getattr(stage, name))} is not allowed; it takes {allowed}.")
+        object.__setattr__(recipe, name, fields.check(kind, value, name=name))
 
 
 def _check_split(stage: Stage, shards: int, prefix: str) -> None:
     parts = shards * stage.grad_accum_steps
     if stage.batch_size % parts:
         raise RecipeError(
-            f"{prefix}batch_size={stage.batch_size} cannot be cut into num_shards={shards} × "
+            f"{prefix}batch_size={stage.batch_size} cannot be divided by num_shards={shards} × "
             f"grad_accum_steps={stage.grad_accum_steps}; use a multiple of {parts}."
         )
 
 
 def _typed(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a JSON object in the types of the fields, without the stages."""
+    """The values of a JSON object in the types of the fields; stages are left as they are."""
     kinds = fields.field_types(cls)
     return {
         name: value if name == "stages" else fields.check(kinds[name], value, name=name)

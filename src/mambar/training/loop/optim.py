@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mambar.models.vision_mamba import VisionMamba, layer_of
-from mambar.training.recipe import DecayGroups, Stage
+from mambar.training.stage import DecayGroups, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
