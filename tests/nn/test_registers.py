@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import golden_cases
 from mambar.nn.placement import PLACEMENTS
-from mambar.nn.registers import RegisterTokens, _indices
+from mambar.nn.fused_forward import _indices
+from mambar.nn.registers import RegisterTokens
 
 
 def register_tokens(num_registers, placement, dim=3):
@@ -25,8 +26,8 @@ def test_split_undoes_insert(placement, rows, cols, num_registers):
     patches = torch.randn(2, rows * cols, 3, dtype=torch.float64)
     sequence = module.insert(patches)
     assert sequence.shape == (2, rows * cols + num_registers, 3)
-    for learns in (True, False):
-        with torch.set_grad_enabled(learns):
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
             apart = module.split(sequence, (rows, cols))
         assert torch.equal(apart.patches, patches)
         assert torch.equal(apart.registers, (module.embedding + module.position).expand(2, -1, -1))

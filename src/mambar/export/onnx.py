@@ -28,6 +28,7 @@ from mambar.export.scan_loop import ScanMixer, translations
 from mambar.export.traceable import description, input_size, traceable_model
 from mambar.messages import needs_package
 from mambar.models.vision_mamba import VisionMamba
+from mambar.nn.placement import PLACEMENTS, CountRule
 
 OPSET = 20
 # Metadata key of class names and preprocessing.
@@ -63,7 +64,8 @@ def export_onnx(
     if scan not in ("loop", "doubling"):
         raise InputError(f"scan={scan!r} is unknown; choose loop or doubling.")
     path, size = Path(path), input_size(model, img_size)
-    any_size = scan == "loop" and model.config.placement != "random"
+    placement = model.config.placement
+    any_size = scan == "loop" and placement != "random" and isinstance(PLACEMENTS[placement], CountRule)
     with atomic_output(path, force=force) as temporary:
         traceable = traceable_model(model, mixer=ScanMixer if scan == "loop" else None, any_size=any_size)
         # Not assigned to a variable: the program has a copy of the weights.

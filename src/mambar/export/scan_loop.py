@@ -5,6 +5,7 @@ The reference scan of logarithmic depth can be traced too, but its graph is slow
 the ONNX exporter translates to `Scan`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mambar.errors import InputError
 from mambar.nn.mixer import DirectionalScan, MambaMixer
+from mambar.nn.placement import Grid
 
 # dt and dt·u (length, 2, batch, inner), B and C (length, 2, batch, state), A (2, 1, state, inner).
 torch.library.define("mambar_export::scan_loop", "(Tensor dt, Tensor dtu, Tensor B, Tensor C, Tensor A) -> Tensor")
@@ -43,8 +46,13 @@ def translations() -> dict[Any, Any]:
 class ScanMixer(nn.Module):
     """A `MambaMixer` that runs both directions in one loop."""
 
-    def __init__(self, mixer: MambaMixer) -> None:
+    def __init__(self, mixer: nn.Module) -> None:
         super().__init__()
+        if not isinstance(mixer, MambaMixer):
+            raise InputError(
+                f"ONNX export with scan='loop' supports mixer='bidirectional'; this model has a {type(mixer).__name__}. "
+                "Use scan='doubling'."
+            )
         self.in_proj, self.out_proj = mixer.in_proj, mixer.out_proj
         self.directions = nn.ModuleList([mixer.forward_scan, mixer.backward_scan])
         self.scale = 0.5 if mixer.average_directions else 1.0
@@ -53,7 +61,9 @@ class ScanMixer(nn.Module):
             self.register_buffer("A", torch.stack([each.A.T for each in weights])[:, None].contiguous())
             self.register_buffer("D", torch.stack([each.D for each in weights])[:, None].contiguous())
 
-    def forward(self, tokens: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
+    def forward(
+        self, tokens: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
+    ) -> Float[Tensor, "batch length dim"]:
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
         parts = []
         for direction, given in zip(self.directions, (x, x.flip(1)), strict=True):

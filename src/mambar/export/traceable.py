@@ -14,11 +14,10 @@ from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.block import MambaBlock
-from mambar.nn.mixer import MambaMixer
 
 
 def traceable_model(
-    model: VisionMamba, *, mixer: Callable[[MambaMixer], nn.Module] | None = None, any_size: bool = False
+    model: VisionMamba, *, mixer: Callable[[nn.Module], nn.Module] | None = None, any_size: bool = False
 ) -> VisionMamba:
     """A float32 copy of the model on the CPU, which shares memory if possible; the model is not changed.
 

@@ -107,11 +107,11 @@ class MambarModel(MambarPreTrainedModel):
         **_: Any,
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
         """`hidden_states`, if requested, are the residual stream before the first block and after each."""
-        states, _grid = _hidden_states(self.model, pixel_values)
+        states, grid = _hidden_states(self.model, pixel_values)
         tokens = self.model.norm(states[-1])
         output = BaseModelOutputWithPooling(
             last_hidden_state=tokens,
-            pooler_output=self.model.forward_head(tokens, pre_logits=True),
+            pooler_output=self.model.forward_head(tokens, pre_logits=True, grid=grid),
             hidden_states=tuple(states) if _requested(output_hidden_states, self.config) else None,
         )
         return output if return_dict is not False else output.to_tuple()
@@ -135,8 +135,8 @@ class MambarForImageClassification(MambarPreTrainedModel):
         **_: Any,
     ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
         """The usual outputs of an image classifier; the loss is cross-entropy unless `problem_type` is set."""
-        states, _grid = _hidden_states(self.model, pixel_values)
-        logits = self.model.forward_head(self.model.norm(states[-1]))
+        states, grid = _hidden_states(self.model, pixel_values)
+        logits = self.model.forward_head(self.model.norm(states[-1]), grid=grid)
         output = ImageClassifierOutputWithNoAttention(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,

@@ -33,9 +33,10 @@ from mambar.hub.weights import WEIGHTS, released_file
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.block import DropPath
-from mambar.nn.mixer import MambaMixer
+from mambar.nn.mixer import CrossScanMixer, ForwardMixer, MambaMixer
 from mambar.nn.norm import RMSNorm
 from mambar.nn.patch_embed import PatchEmbed
+from mambar.nn.placement import register_positions
 from mambar.nn.position_embed import PositionEmbed
 from mambar.nn.registers import RegisterTokens, split_tokens
 
@@ -184,6 +185,7 @@ for _name in (*VARIANTS, GENERIC):
     _register(_name)
 
 # Leaf modules of torch.fx tracing in timm's feature extraction: their code depends on shapes and types.
-for _module in (PatchEmbed, PositionEmbed, RegisterTokens, RMSNorm, MambaMixer, DropPath):
+for _module in (PatchEmbed, PositionEmbed, RegisterTokens, RMSNorm, MambaMixer, ForwardMixer, CrossScanMixer, DropPath):
     register_notrace_module(_module)
 register_notrace_function(split_tokens)
+register_notrace_function(register_positions)

@@ -1,4 +1,4 @@
-"""Floor 3: whole models."""
+"""Models: configuration, variants, VisionMamba, the backbone protocols, complexity."""
 
 from mambar.models.complexity import Complexity as Complexity
 from mambar.models.complexity import complexity as complexity

@@ -1,4 +1,4 @@
-"""What a model is made of: one frozen configuration, and the table of published sizes."""
+"""The configuration of a model, and the table of published variants."""
 
 import dataclasses
 import math
@@ -11,21 +11,39 @@ from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, accept_old_names, tran
 from mambar.errors import InputError
 from mambar.messages import did_you_mean, short_repr
 from mambar.nn.heads import HEADS
+from mambar.nn.mixer import MIXERS
 from mambar.nn.placement import PLACEMENTS
 
 
 @accept_old_names(MODEL_FIELDS, MODEL_VALUES)
 @dataclass(frozen=True, kw_only=True)
 class VisionMambaConfig:
-    """Sizes and choices of a `VisionMamba`, checked when made.
+    """The configuration of a `VisionMamba`; invalid values raise `InputError`.
 
-    img_size: pixels, one number for squares or (height, width); decides the grid of the position table.
-    reduce: width reduction r of the register head. state, taps, expand, dt_rank: state size, convolution width,
-    inner width / dim, rank of the step-size projection (None: dim / 16, rounded up).
-    placement: a key of `PLACEMENTS`. head: a key of `HEADS`. drop_path: rate of the last block, rising linearly
-    from 0. dropout: on what each mixer adds; head_dropout: in front of the classifier.
-    average: halve the sum of both directions. official_backward_bias: start the backward dt bias at 0 as the
-    released code does.
+    Attributes:
+        img_size: image size in pixels, one number for squares or (height, width); sets the grid of the position table.
+        patch_size: side of a patch in pixels.
+        in_chans: number of image channels.
+        embed_dim: width of a token.
+        depth: number of blocks.
+        num_registers: number of register tokens.
+        register_reduction: factor by which the register head reduces the width of each register.
+        num_classes: number of logits; 0 builds no classifier.
+        d_state: state size of the selective scan.
+        d_conv: kernel width of the causal convolution.
+        expand: inner width of the mixer divided by `embed_dim`.
+        dt_rank: rank of the step-size projection; None means embed_dim / 16, rounded up.
+        mixer: a key of `mambar.nn.MIXERS`.
+        placement: a key of `mambar.nn.PLACEMENTS`, the positions of the registers.
+        head: a key of `mambar.nn.HEADS`.
+        drop_path_rate: stochastic depth rate of the last block, rising linearly from 0.
+        proj_drop_rate: dropout rate of the mixer output.
+        drop_rate: dropout rate in front of the classifier.
+        norm_eps: eps of the RMS norms.
+        proj_bias: add a bias to the input and output projections of the mixer.
+        conv_bias: add a bias to the causal convolution.
+        average_directions: average the scan directions instead of adding them.
+        official_backward_bias: initialize the backward dt bias with 0 as the released code does (`bidirectional` only).
     """
 
     img_size: int | tuple[int, int] = 224
@@ -40,6 +58,7 @@ class VisionMambaConfig:
     d_conv: int = 4
     expand: int = 2
     dt_rank: int | None = None
+    mixer: str = "bidirectional"
     placement: str = "evenly"
     head: str = "registers"
     drop_path_rate: float = 0.0
@@ -69,12 +88,12 @@ class VisionMambaConfig:
         for name in ("proj_bias", "conv_bias", "average_directions", "official_backward_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}={short_repr(getattr(self, name))} must be true or false.")
-        if self.placement not in PLACEMENTS:
-            raise InputError(
-                f"placement={short_repr(self.placement)} is not known; choose one of {', '.join(PLACEMENTS)}."
-            )
-        if self.head not in HEADS:
-            raise InputError(f"head={short_repr(self.head)} is not known; choose one of {', '.join(HEADS)}.")
+        for name, table in (("mixer", MIXERS), ("placement", PLACEMENTS), ("head", HEADS)):
+            value = getattr(self, name)
+            if value not in table:
+                raise InputError(f"{name}={short_repr(value)} is not known; choose one of {', '.join(table)}.")
+        if self.official_backward_bias and self.mixer != "bidirectional":
+            raise InputError(f"official_backward_bias needs mixer='bidirectional'; got mixer={self.mixer!r}.")
         if min(self.grid) < 1:
             raise InputError(
                 f"img_size={self.img_size} holds no patch of {self.patch_size} pixels; "
@@ -96,16 +115,16 @@ class VisionMambaConfig:
 
     @property
     def d_inner(self) -> int:
-        """Width between the mixer's projections."""
+        """Inner width of the mixer."""
         return self.expand * self.embed_dim
 
     @property
     def effective_dt_rank(self) -> int:
-        """Rank of the step-size projection."""
+        """`dt_rank`, or its default if that is None."""
         return math.ceil(self.embed_dim / 16) if self.dt_rank is None else self.dt_rank
 
     def replace(self, **fields: Any) -> "VisionMambaConfig":
-        """A changed copy; an unknown field raises `InputError` with the nearest right name."""
+        """A copy with changed fields; an unknown field raises `InputError` with the closest name."""
         fields = translate_arguments(fields, MODEL_FIELDS, MODEL_VALUES)
         _known_fields(fields)
         return dataclasses.replace(self, **fields)
@@ -116,7 +135,7 @@ class VisionMambaConfig:
         return self.replace(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them."""
+        """All fields as JSON values."""
         fields = dataclasses.asdict(self)
         if isinstance(self.img_size, tuple):
             fields["img_size"] = list(self.img_size)
@@ -124,7 +143,7 @@ class VisionMambaConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "VisionMambaConfig":
-        """Undoes `to_dict`; an unknown field raises `InputError`."""
+        """The inverse of `to_dict`; an unknown field raises `InputError`."""
         fields = translate(fields, MODEL_FIELDS, MODEL_VALUES)
         _known_fields(fields)
         if isinstance(fields.get("img_size"), list):
@@ -163,14 +182,14 @@ def _known_fields(fields: Mapping[str, Any]) -> None:
     for name in fields:
         if name not in known:
             hint = did_you_mean(name, known, otherwise=f"choose from {', '.join(known)}.")
-            raise InputError(f"A model has no field {short_repr(name)}; {hint}")
+            raise InputError(f"The model has no field {short_repr(name)}; {hint}")
 
 
 def _vim(dim: int) -> VisionMambaConfig:
     return VisionMambaConfig(embed_dim=dim, num_registers=1, placement="middle", head="token")
 
 
-# The paper's sizes (arXiv 2405.14858) and Vim's, which are the same network with one register in the middle.
+# The sizes of the paper (arXiv 2405.14858), and of Vim, which is the same network with one register in the middle.
 VARIANTS: dict[str, VisionMambaConfig] = {
     "mambar_tiny_patch16_224": VisionMambaConfig(embed_dim=192, register_reduction=1),
     "mambar_small_patch16_224": VisionMambaConfig(embed_dim=384, register_reduction=2),
@@ -183,7 +202,7 @@ VARIANTS: dict[str, VisionMambaConfig] = {
 
 
 def variant(name: str) -> VisionMambaConfig:
-    """The configuration of a published model; an unknown name raises `InputError` with the nearest one."""
+    """The configuration of a published variant; an unknown name raises `InputError` with the closest one."""
     if name not in VARIANTS:
         hint = did_you_mean(name, VARIANTS, otherwise="`mambar info` lists them.", cutoff=0.4)
         raise InputError(f"There is no model {name!r}; {hint}")

@@ -1,4 +1,4 @@
-"""The model: an image becomes tokens, tokens pass blocks, a head reads the registers."""
+"""Vision Mamba with register tokens: patch embedding, registers, Mamba blocks, final norm, head."""
 
 import re
 from collections.abc import Sequence
@@ -13,11 +13,13 @@ from mambar.errors import InputError
 from mambar.models.config import VisionMambaConfig
 from mambar.models.protocol import TokenTensor
 from mambar.nn import init
-from mambar.nn.block import MambaBlock, chain
+from mambar.nn.block import MambaBlock
+from mambar.nn.fused_forward import can_fuse, fused_forward
 from mambar.nn.heads import Head
-from mambar.nn.mixer import MambaMixer
+from mambar.nn.mixer import MIXERS
 from mambar.nn.norm import RMSNorm
 from mambar.nn.patch_embed import PatchEmbed
+from mambar.nn.placement import Grid, register_positions
 from mambar.nn.position_embed import PositionEmbed, resize_positions
 from mambar.nn.registers import RegisterTokens, Tokens, split_tokens
 
@@ -27,8 +29,12 @@ class VisionMamba(nn.Module):
 
     Takes images (batch, channels, height, width) of any size that holds a patch; positions are resized to the
     grid. Keeps timm's model contract (`forward_features`, `forward_head`, `reset_classifier`,
-    `forward_intermediates`, …). A loaded model carries its class names and preprocessing in `classes` and
-    `preprocessing`.
+    `forward_intermediates`, …).
+
+    Attributes:
+        config: the configuration; `reset_classifier` and `set_input_size` replace it.
+        classes: the class names of a loaded model, else None.
+        preprocessing: the preprocessing of a loaded model, else None.
     """
 
     def __init__(self, config: VisionMambaConfig) -> None:
@@ -45,19 +51,12 @@ class VisionMamba(nn.Module):
         self.registers = RegisterTokens(config.embed_dim, config.num_registers, config.placement)
         self.blocks = nn.ModuleList(self._block(rate) for rate in drop_path_rates(config))
         self.norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
-        self.head = Head(
-            config.head,
-            embed_dim=config.embed_dim,
-            num_registers=config.num_registers,
-            register_reduction=config.register_reduction,
-            num_classes=config.num_classes,
-            drop_rate=config.drop_rate,
-        )
-        self.init_weights()
+        self.head = self._head(config)
+        self._set_start_values()
 
     def _block(self, drop_path: float) -> MambaBlock:
         config = self.config
-        mixer = MambaMixer(
+        mixer = MIXERS[config.mixer](
             config.embed_dim,
             d_state=config.d_state,
             d_conv=config.d_conv,
@@ -71,25 +70,38 @@ class VisionMamba(nn.Module):
             config.embed_dim, mixer, drop_path=drop_path, proj_drop=config.proj_drop_rate, norm_eps=config.norm_eps
         )
 
-    def init_weights(self) -> None:
-        """Draws fresh start values (see `mambar.nn.init`); the constructor has done it already."""
-        init.init_patch_embed(self.patch_embed)
-        init.init_tokens(self.pos_embed)
-        init.init_tokens(self.registers)
-        for block in self.blocks:
-            assert isinstance(block, MambaBlock)
-            init.init_mixer(
-                block.mixer,
-                depth=self.config.depth,
-                official_backward_bias=self.config.official_backward_bias,
-            )
-        for module in self.head.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+    @staticmethod
+    def _head(config: VisionMambaConfig) -> Head:
+        return Head(
+            config.head,
+            embed_dim=config.embed_dim,
+            num_registers=config.num_registers,
+            register_reduction=config.register_reduction,
+            num_classes=config.num_classes,
+            drop_rate=config.drop_rate,
+        )
 
-    # What the model is
+    def init_weights(self) -> None:
+        """Initializes every parameter, for example after `to_empty` of a model built on the `meta` device.
+
+        The constructor gives values of the same distribution.
+        """
+        init.reset_parameters(self)
+        self._set_start_values()
+
+    def _set_start_values(self) -> None:
+        init.init_patch_projection(self.patch_embed.proj)
+        init.init_tokens(self.pos_embed.parameters())
+        init.init_tokens(self.registers.parameters())
+        for block in self.blocks:
+            block.mixer.init_weights(depth=self.config.depth)
+            if self.config.official_backward_bias:
+                # In the released code a later hook, inherited from Vim, sets the backward dt bias to 0, so that
+                # direction starts with steps near 0.7 instead of 0.001-0.1.
+                nn.init.zeros_(block.mixer.backward_scan.dt_proj.bias)
+        init.init_linears(self.head)
+
+    # Sizes
 
     @property
     def num_layers(self) -> int:
@@ -108,27 +120,27 @@ class VisionMamba(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """The number of logits; 0 where `forward` gives features."""
+        """The number of logits; 0 if `forward` returns features."""
         return self.config.num_classes
 
     @property
     def num_features(self) -> int:
-        """The width of what `forward_features` gives, as in timm."""
+        """The width of the tokens that `forward_features` returns, as in timm."""
         return self.config.embed_dim
 
     @property
     def head_hidden_size(self) -> int:
-        """The width of what the classifier reads; for the register head it differs from `num_features`."""
+        """The width of the classifier's input; for the register head it differs from `num_features`."""
         return self.head.num_features
 
     @property
     def in_chans(self) -> int:
-        """timm's name of the configuration's `in_channels`."""
+        """The number of image channels."""
         return self.config.in_chans
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """What timm's feature extraction asks of each block: channels, stride in pixels, module name."""
+        """Channels, stride in pixels and module name of each block, for timm's feature extraction."""
         return [
             {"num_chs": self.embed_dim, "reduction": self.patch_size, "module": f"blocks.{index}"}
             for index in range(self.num_layers)
@@ -138,56 +150,68 @@ class VisionMamba(nn.Module):
 
     def embed(
         self, images: Float[Tensor, "batch channels height width"]
-    ) -> tuple[Float[Tensor, "batch length dim"], tuple[int, int]]:
-        """The token sequence in front of the first block, in at least float32, and its patch grid."""
+    ) -> tuple[Float[Tensor, "batch length dim"], Grid]:
+        """The token sequence in front of the first block, in at least float32, and its patch grid.
+
+        To embed with changed patches, for example masked ones, call its three modules and `forward_tokens`:
+
+            grid = model.patch_embed.grid(images)
+            patches = model.patch_embed(images)  # (B, M, D), row by row
+            patches = torch.where(mask[..., None], mask_token, patches)
+            tokens = model.forward_tokens(model.registers(model.pos_embed(patches, grid), grid), grid)
+            predicted = model.registers.split(tokens, grid).patches
+        """
         grid = self.patch_embed.grid(images)
         patches = self.pos_embed(self.patch_embed(images), grid)
-        return self.registers(patches), grid
-
-    def _through(self, block: nn.Module, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and self.training:
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
+        return self.registers(patches, grid), grid
 
     def forward_features(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch length dim"]:
         """All tokens after the final norm, in sequence order (patches and registers interleaved)."""
-        x, _ = self.embed(images)
-        unwatched = self._unwatched(x)
-        if unwatched:
-            return self.norm(chain(unwatched, x))
-        for block in self.blocks:
-            x = self._through(block, x)
-        return self.norm(x)
+        return self.forward_tokens(*self.embed(images))
 
-    def _unwatched(self, x: Tensor) -> list[MambaBlock]:
-        """The blocks, where nobody needs them to be called one by one; none for checkpointing and tracing."""
-        if (self.grad_checkpointing and self.training) or not isinstance(x, Tensor):
-            return []
-        blocks = [
-            block
-            for block in self.blocks
-            if type(block) is MambaBlock and type(block.norm) is RMSNorm and not block.watched
-        ]
-        return blocks if len(blocks) == self.num_layers else []
+    def forward_tokens(
+        self, tokens: Float[Tensor, "batch length dim"], grid: Grid
+    ) -> Float[Tensor, "batch length dim"]:
+        """Embedded tokens after all blocks and the final norm."""
+        positions = self._positions(tokens, grid)
+        if can_fuse(self.blocks, tokens) and not (self.grad_checkpointing and self.training):
+            return self.norm(fused_forward(self.blocks, tokens, grid, positions))
+        for block in self.blocks:
+            tokens = self._run_block(block, tokens, grid, positions)
+        return self.norm(tokens)
+
+    def _positions(self, tokens: Tensor, grid: Grid) -> tuple[int, ...]:
+        # A module-level function: symbolic tracing keeps it whole, while it enters methods.
+        count = self.registers.num_registers
+        return register_positions(self.registers.placement, tokens.shape[1] - count, count, grid)
+
+    def _run_block(self, block: nn.Module, x: Tensor, grid: Grid, positions: tuple[int, ...]) -> Tensor:
+        if self.grad_checkpointing and self.training:
+            return checkpoint(block, x, grid, positions, use_reentrant=False)
+        return block(x, grid, positions)
 
     def forward_head(
         self,
         tokens: Float[Tensor, "batch length dim"],
         pre_logits: bool = False,
         *,
-        grid: tuple[int, int] | None = None,
+        grid: Grid | None = None,
     ) -> Float[Tensor, "batch classes"]:
-        """Logits from what `forward_features` gave; `pre_logits`: the features in front of the classifier."""
-        # The function behind `registers.split`: symbolic tracing keeps a function whole, a method it enters.
-        taken_apart = split_tokens(tokens, self.registers.placement, self.registers.num_registers, grid)
-        return self.head.features(taken_apart) if pre_logits else self.head(taken_apart)
+        """Logits from the output of `forward_features`; `pre_logits`: the features in front of the classifier.
+
+        `grid` is the patch grid of the images. It may be omitted for a placement and a head that do not depend on it.
+        """
+        # A module-level function for the same reason as in `_positions`.
+        split = split_tokens(tokens, self.registers.placement, self.registers.num_registers, grid)
+        return self.head.features(split) if pre_logits else self.head(split)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        return self.forward_head(self.forward_features(images))
+        """Logits, or features if there is no classifier."""
+        return self.forward_head(self.forward_features(images), grid=self.patch_embed.grid(images))
 
-    # Looking inside
+    # Intermediate tokens
 
     def tokens(
         self,
@@ -196,29 +220,29 @@ class VisionMamba(nn.Module):
         *,
         tensor: TokenTensor = "residual",
     ) -> list[Tokens]:
-        """The tokens of the given layers, patches and registers apart.
+        """The tokens of the given layers, patches and registers separate.
 
-        Layer k is the stream after block k, counted from 0 (negative: from the end; None: all); `residual` is
-        that stream, `mixer` what the block's mixer adds to it before stochastic depth, `normed` the stream
-        through the final norm. Only the blocks that are needed run.
+        Layer k is the residual stream after block k, counted from 0 (negative: from the end; None: all). `residual`
+        is that stream, `mixer` what the block's mixer adds to it before stochastic depth, `normed` the stream
+        after the final norm. Blocks after the last given layer do not run.
         """
         wanted = self._layer_indices(layers)
         if tensor not in ("residual", "mixer", "normed"):
             raise InputError(f"tensor={tensor!r} is not known; choose residual, mixer or normed.")
         x, grid = self.embed(images)
+        positions = self._positions(x, grid)
         found: dict[int, Tokens] = {}
         for index in range(max(wanted, default=-1) + 1):
             block = self.blocks[index]
             assert isinstance(block, MambaBlock)
             if tensor == "mixer" and index in wanted:
-                added = block.branch(x)
+                added = block.branch(x, grid, positions)
                 found[index] = self.registers.split(added, grid)
                 x = x + block.drop_path(added)
                 continue
-            x = self._through(block, x)
+            x = self._run_block(block, x, grid, positions)
             if index in wanted:
-                seen = self.norm(x) if tensor == "normed" else x
-                found[index] = self.registers.split(seen, grid)
+                found[index] = self.registers.split(self.norm(x) if tensor == "normed" else x, grid)
         return [found[index] for index in wanted]
 
     def _layer_indices(self, layers: Sequence[int] | None) -> list[int]:
@@ -243,21 +267,29 @@ class VisionMamba(nn.Module):
     ) -> list[Any] | tuple[Tensor, list[Any]] | dict[str, Any]:
         """timm's `forward_intermediates`: patch tokens of some layers as maps, beside the final tokens.
 
-        indices: the last k layers, a list, or None for all; given in ascending order. `return_prefix_tokens`
-        adds the registers to each. output_fmt: NCHW or NLC.
+        Args:
+            x: images.
+            indices: the last k layers, a list of layers, or None for all; returned in ascending order.
+            return_prefix_tokens: return (patches, registers) for each layer.
+            norm: apply the final norm to the intermediates.
+            stop_early: do not run the blocks after the last layer.
+            output_fmt: NCHW or NLC.
+            intermediates_only: do not return the final tokens.
+            output_dict: return a dict with `image_intermediates` and `image_features`.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise InputError(f"output_fmt={output_fmt!r} is not known; choose NCHW or NLC.")
         wanted = sorted(set(self._take(indices)))
         tokens, grid = self.embed(x)
+        positions = self._positions(tokens, grid)
         intermediates: list[Any] = []
         last = wanted[-1] if stop_early and wanted else self.num_layers - 1
         for index in range(last + 1):
-            tokens = self._through(self.blocks[index], tokens)
+            tokens = self._run_block(self.blocks[index], tokens, grid, positions)
             if index in wanted:
-                apart = self.registers.split(self.norm(tokens) if norm else tokens, grid)
-                seen = apart.map() if output_fmt == "NCHW" else apart.patches
-                intermediates.append((seen, apart.registers) if return_prefix_tokens else seen)
+                split = self.registers.split(self.norm(tokens) if norm else tokens, grid)
+                patches = split.map() if output_fmt == "NCHW" else split.patches
+                intermediates.append((patches, split.registers) if return_prefix_tokens else patches)
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": intermediates}
             if not intermediates_only:
@@ -268,7 +300,7 @@ class VisionMamba(nn.Module):
     def _take(self, indices: int | Sequence[int] | None) -> list[int]:
         if isinstance(indices, int):
             if not 0 < indices <= self.num_layers:
-                raise InputError(f"indices={indices} must lie between 1 and the {self.num_layers} layers.")
+                raise InputError(f"indices={indices} must be between 1 and the number of layers, {self.num_layers}.")
             return list(range(self.num_layers - indices, self.num_layers))
         return self._layer_indices(indices)
 
@@ -277,9 +309,9 @@ class VisionMamba(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Takes away the blocks behind the last one asked for, and the head; gives the indices back.
+        """Removes the blocks after the last given layer, and the head; returns the layers.
 
-        Without a head `forward` gives the mean of the patches, which leaves no parameter without gradient.
+        Without a head `forward` returns the mean of the patches, so every parameter keeps a gradient.
         """
         wanted = self._take(indices)
         self.blocks = self.blocks[: max(wanted) + 1]
@@ -291,49 +323,44 @@ class VisionMamba(nn.Module):
         return wanted
 
     def get_classifier(self) -> nn.Module:
-        """The linear layer that gives logits, or an identity."""
+        """The linear layer that computes the logits, or an identity."""
         return self.head.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier by a fresh one for `num_classes`; 0 takes it away.
+        """Replaces the classifier by a new one for `num_classes`; 0 removes it.
 
-        `global_pool`, where given, is a key of `mambar.nn.HEADS` and replaces the read-out as well.
+        `global_pool`, a key of `mambar.nn.HEADS`, replaces the read-out as well.
         """
         head = self.config.head if global_pool is None else global_pool
         config = self.config.replace(num_classes=num_classes, head=head)
         if config.head != self.config.head:
             like = self.pos_embed.weight
-            self.head = Head(
-                config.head,
-                embed_dim=config.embed_dim,
-                num_registers=config.num_registers,
-                register_reduction=config.register_reduction,
-                num_classes=num_classes,
-                drop_rate=config.drop_rate,
-            ).to(device=like.device, dtype=like.dtype)
+            self.head = self._head(config).to(device=like.device, dtype=like.dtype)
         else:
             self.head.reset(num_classes)
         self.config = config
 
     def no_weight_decay(self) -> set[str]:
-        """The names the released models exempt from weight decay: positions and registers."""
+        """The parameters without weight decay, as in the released code: positions and registers."""
         return {"pos_embed.weight", "registers.embedding", "registers.position"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that sort parameter names into layers, for layer-wise learning-rate decay."""
+        """Patterns that assign parameter names to layers, for layer-wise learning-rate decay."""
         return {
             "stem": r"^patch_embed|^pos_embed|^registers",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes each block in the backward pass instead of keeping what it needs."""
+        """Recomputes each block in the backward pass instead of storing its activations."""
         self.grad_checkpointing = enable
 
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
-        """Gives the position table the grid of another image size (resized, see `nn.position_embed`)."""
+        """Resizes the position table to the grid of another image size (see `nn.position_embed`)."""
         if patch_size is not None and patch_size != self.config.patch_size:
-            raise InputError(f"patch_size={patch_size}: the patch size of a built model stays {self.patch_size}.")
+            raise InputError(
+                f"patch_size={patch_size} differs from the model's {self.patch_size}, which cannot change; build a new model."
+            )
         if img_size is None:
             return
         config = self.config.replace(img_size=img_size)
@@ -341,12 +368,12 @@ class VisionMamba(nn.Module):
         self.pos_embed.weight = nn.Parameter(resized, requires_grad=self.pos_embed.weight.requires_grad)
         self.pos_embed.grid = config.grid
         self.config = config
-        # timm keeps the present input size of a model here and writes it into what it saves.
+        # timm reads the current input size of a model from here when it saves.
         self._traits = {**self._traits, "img_size": config.size}
 
 
 def drop_path_rates(config: VisionMambaConfig) -> list[float]:
-    """The rate of each block's output: linear from 0 to `drop_path`."""
+    """The drop-path rate of each block: linear from 0 to `drop_path_rate`."""
     last = max(config.depth - 1, 1)
     return [config.drop_path_rate * index / last for index in range(config.depth)]
 

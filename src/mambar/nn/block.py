@@ -1,14 +1,13 @@
 """One residual block: normalise, mix, add."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
-from mambar.nn.mixer import MambaMixer
 from mambar.nn.norm import RMSNorm
+from mambar.nn.placement import Grid
 
 
 class DropPath(nn.Module):
@@ -33,16 +32,16 @@ class DropPath(nn.Module):
 
 
 class MambaBlock(nn.Module):
-    """x + drop_path(mixer(norm(x))), the residual stream x in at least float32.
+    """x + drop_path(proj_drop(mixer(norm(x)))), with the residual stream x in at least float32.
 
-    The released code computes the numerically equal chain add → norm → mixer, which reads the stream once less: see
-    `chain`.
+    `mixer` is any module called as `mixer(tokens, grid, positions)`, see `mambar.nn.mixer`. The released code orders
+    the same operations as add, norm, mixer; `mambar.nn.fused_forward` computes them that way.
     """
 
     def __init__(
         self,
         embed_dim: int,
-        mixer: MambaMixer,
+        mixer: nn.Module,
         *,
         drop_path: float = 0.0,
         proj_drop: float = 0.0,
@@ -54,35 +53,14 @@ class MambaBlock(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         self.drop_path = DropPath(drop_path)
 
-    def branch(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
+    def branch(
+        self, x: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
+    ) -> Float[Tensor, "batch length dim"]:
         """What the mixer adds to the stream, before stochastic depth."""
-        return self.proj_drop(self.mixer(self.norm(x)))
+        return self.proj_drop(self.mixer(self.norm(x), grid, positions))
 
-    def forward(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
-        return x + self.drop_path(self.branch(x))
-
-    @property
-    def watched(self) -> bool:
-        """Whether somebody waits for calls of this block or its norm: by a hook, or with a function in their place."""
-        return any(_watched(module) for module in (self, self.norm))
-
-
-def _watched(module: nn.Module) -> bool:
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    if hooks or torch.compiler.is_compiling():
-        return bool(hooks)
-    # `module.compile()`, tools that put their own `forward` before a module's, hooks on all modules there are.
-    return bool(module._compiled_call_impl or "forward" in vars(module) or _has_any_global_hook())
-
-
-def chain(blocks: Iterable[MambaBlock], x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
-    """The stream behind the last block, as from the blocks one after the other.
-
-    Each block's sum is left to the norm of the next, which finds both in one pass over memory. No block is called, so
-    none of them may be `watched`.
-    """
-    branch: Tensor | None = None
-    for block in blocks:
-        normed, x = (block.norm(x), x) if branch is None else block.norm.add(x, branch)
-        branch = block.drop_path(block.proj_drop(block.mixer(normed)))
-    return x if branch is None else x + branch
+    def forward(
+        self, x: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
+    ) -> Float[Tensor, "batch length dim"]:
+        """The stream after this block; `grid` and register `positions` go to the mixer."""
+        return x + self.drop_path(self.branch(x, grid, positions))

@@ -1,4 +1,11 @@
-"""Read-outs: what of the tokens becomes the image's representation."""
+"""Heads: the read-outs that pool tokens to one feature vector, their table, and the classifier.
+
+A read-out is built as `HEADS[name](embed_dim, num_registers, register_reduction)` and called with `Tokens`. It returns
+features (batch, num_features) and has the width as attribute `num_features`. Register your own class with
+`HEADS["name"] = Class`; it needs no base class.
+"""
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -15,7 +22,7 @@ def _need_registers(head: str, num_registers: int) -> None:
 
 
 class RegisterHead(nn.Module):
-    """The paper's register head: every register through one shared linear map, concatenated, normalised.
+    """Register head of the paper (`registers`): a shared linear map of every register, concatenated and normalized.
 
     D → D/r without bias, n·(D/r) features in register order, RMS norm (eps 1e-5). For r = 1 there is neither
     the map nor the norm (arXiv 2405.14858; golden cases `mambar_*`).
@@ -38,7 +45,7 @@ class RegisterHead(nn.Module):
 
 
 class RegisterMeanHead(nn.Module):
-    """The mean of all registers."""
+    """Mean of all registers (`register_mean`)."""
 
     def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
         super().__init__()
@@ -50,7 +57,7 @@ class RegisterMeanHead(nn.Module):
 
 
 class FirstRegisterHead(nn.Module):
-    """One register read, the others dropped. With n = 1 it is Vim's class token."""
+    """The first register (`token`); the others are dropped. With n = 1 it is Vim's class token."""
 
     def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
         super().__init__()
@@ -62,10 +69,10 @@ class FirstRegisterHead(nn.Module):
 
 
 class WidenedHead(nn.Module):
-    """The first register through a linear map to three times its width, and an RMS norm (eps 1e-5).
+    """The first register through a linear map to three times its width, and an RMS norm with eps 1e-5 (`widened`).
 
-    A control: as many features as 12 registers at r = 4 give, from one. arXiv 2405.14858 reports Vim with its output
-    widened from 768 to 2304 features and does not describe the layer; this form is the register head's, and ours.
+    A control with as many features as 12 registers at r = 4. arXiv 2405.14858 reports Vim with its output widened from
+    768 to 2304 features and does not describe the layer; this is the layer of the register head.
     """
 
     FACTOR = 3
@@ -82,7 +89,7 @@ class WidenedHead(nn.Module):
 
 
 class PatchMeanHead(nn.Module):
-    """The mean of all patch tokens; registers, if any, are dropped."""
+    """Mean of all patch tokens (`avg`); registers are dropped."""
 
     def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
         super().__init__()
@@ -93,7 +100,7 @@ class PatchMeanHead(nn.Module):
 
 
 class TokenMeanHead(nn.Module):
-    """No choice made: the mean over patches and registers alike."""
+    """Mean over patches and registers (`avg_all`)."""
 
     def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
         super().__init__()
@@ -103,7 +110,7 @@ class TokenMeanHead(nn.Module):
         return torch.cat([tokens.patches, tokens.registers], dim=1).mean(1)
 
 
-HEADS: dict[str, type[nn.Module]] = {
+HEADS: dict[str, Callable[..., nn.Module]] = {
     "registers": RegisterHead,
     "register_mean": RegisterMeanHead,
     "token": FirstRegisterHead,
@@ -114,7 +121,7 @@ HEADS: dict[str, type[nn.Module]] = {
 
 
 class Head(nn.Module):
-    """A read-out followed by a linear classifier; without classes the features are the result."""
+    """A read-out of `HEADS`, dropout and a linear classifier; returns the features if `num_classes` is 0."""
 
     def __init__(
         self,
@@ -136,11 +143,11 @@ class Head(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """The width of the features that the classifier reads."""
+        """The width of the classifier's input."""
         return int(self.read_out.num_features)  # pyright: ignore[reportArgumentType]
 
     def reset(self, num_classes: int) -> None:
-        """Puts a fresh classifier of `num_classes` in place; 0 takes it away."""
+        """Replaces the classifier by a new one for `num_classes`; 0 removes it."""
         like = self.classifier.weight if isinstance(self.classifier, nn.Linear) else None
         if num_classes < 1:
             self.classifier = nn.Identity()
@@ -152,7 +159,7 @@ class Head(nn.Module):
             self.classifier.to(device=like.device, dtype=like.dtype)
 
     def features(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
-        """What the classifier reads: one vector an image."""
+        """The input of the classifier: one vector per image."""
         return self.read_out(tokens)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch classes"]:

@@ -1,58 +1,64 @@
-"""Start values, as the released code has them (one departure, named)."""
+"""Start values, as the released code has them."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
-
-from mambar.nn.mixer import DirectionalScan, MambaMixer
-from mambar.nn.patch_embed import PatchEmbed
-from mambar.nn.position_embed import PositionEmbed
-from mambar.nn.registers import RegisterTokens
 
 # The standard deviation that a normal distribution keeps after it is cut at two standard deviations.
 _CUT_NORMAL = 0.87962566103423978
 
 
-def init_tokens(module: RegisterTokens | PositionEmbed) -> None:
-    """Truncated normal of standard deviation 0.02 for learned vectors and positions."""
-    for parameter in module.parameters():
+def reset_parameters(module: nn.Module) -> None:
+    """Calls `reset_parameters` of every submodule that has it: the values that the constructors give.
+
+    PyTorch's convention, on which FSDP relies for modules built on the `meta` device.
+    """
+    for each in module.modules():
+        reset = getattr(each, "reset_parameters", None)
+        if reset is not None:
+            reset()
+
+
+def init_tokens(parameters: Iterable[nn.Parameter]) -> None:
+    """Truncated normal of standard deviation 0.02 for learned tokens and positions."""
+    for parameter in parameters:
         nn.init.trunc_normal_(parameter, std=0.02)
 
 
-def init_patch_embed(module: PatchEmbed) -> None:
+def init_patch_projection(proj: nn.Conv2d) -> None:
     """LeCun normal as timm writes it: deviation fan_in^-½ / 0.88 (the correction for a cut that is not made)."""
-    fan_in = module.proj.weight[0].numel()
-    nn.init.trunc_normal_(module.proj.weight, std=fan_in**-0.5 / _CUT_NORMAL)
-    assert module.proj.bias is not None
-    nn.init.zeros_(module.proj.bias)
+    nn.init.trunc_normal_(proj.weight, std=proj.weight[0].numel() ** -0.5 / _CUT_NORMAL)
+    if proj.bias is not None:
+        nn.init.zeros_(proj.bias)
 
 
-def init_step_size(scan: DirectionalScan, *, least: float = 1e-3, most: float = 0.1, floor: float = 1e-4) -> None:
-    """dt weight uniform ±rank^-½; dt bias such that softplus gives a log-uniform step in [least, most]."""
-    rank = scan.dt_proj.in_features
-    nn.init.uniform_(scan.dt_proj.weight, -(rank**-0.5), rank**-0.5)
+def init_linears(module: nn.Module) -> None:
+    """Truncated normal of standard deviation 0.02 for the linear layers of a head, biases 0."""
+    for each in module.modules():
+        if isinstance(each, nn.Linear):
+            nn.init.trunc_normal_(each.weight, std=0.02)
+            if each.bias is not None:
+                nn.init.zeros_(each.bias)
+
+
+def init_step_size(dt_proj: nn.Linear, *, dt_min: float = 1e-3, dt_max: float = 0.1, dt_floor: float = 1e-4) -> None:
+    """Weight uniform ±dt_rank^-½; bias such that softplus gives a log-uniform step in [dt_min, dt_max]."""
+    rank = dt_proj.in_features
+    nn.init.uniform_(dt_proj.weight, -(rank**-0.5), rank**-0.5)
     with torch.no_grad():
         step = torch.exp(
-            torch.rand_like(scan.dt_proj.bias) * (math.log(most) - math.log(least)) + math.log(least)
-        ).clamp_(min=floor)
-        scan.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
+            torch.rand_like(dt_proj.bias) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)
+        ).clamp_(min=dt_floor)
+        dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
 
 
-def init_mixer(mixer: MambaMixer, *, depth: int, official_backward_bias: bool = False) -> None:
-    """Step sizes of both directions alike; out_proj kaiming-uniform divided by sqrt(depth).
-
-    In the released code a later hook sets the *backward* dt bias to 0 (inherited from Vim), so that direction
-    starts with steps near 0.7 instead of 0.001-0.1. `official_backward_bias=True` does the same; the default
-    treats both directions alike.
-    """
-    init_step_size(mixer.forward_scan)
-    init_step_size(mixer.backward_scan)
-    if official_backward_bias:
-        nn.init.zeros_(mixer.backward_scan.dt_proj.bias)
-    nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
+def init_projections(in_proj: nn.Linear, out_proj: nn.Linear, *, depth: int) -> None:
+    """out_proj Kaiming-uniform divided by sqrt(depth); biases 0; the weight of in_proj keeps PyTorch's default."""
+    nn.init.kaiming_uniform_(out_proj.weight, a=math.sqrt(5))
     with torch.no_grad():
-        mixer.out_proj.weight.div_(math.sqrt(depth))
-    for projection in (mixer.in_proj, mixer.out_proj):
+        out_proj.weight.div_(math.sqrt(depth))
+    for projection in (in_proj, out_proj):
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)

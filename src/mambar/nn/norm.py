@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation as a module."""
+"""Root-mean-square normalization."""
 
 import torch
 from jaxtyping import Float
@@ -11,14 +11,18 @@ from mambar.ops.checks import autocast_dtype
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight over the last dimension, computed in at least float32; no bias.
 
-    The result has the type that the next projection computes in, whatever that of the residual stream: autocast's,
-    else the weight's. Rounding once, here, is what a projection would do at its entry, in one pass less.
+    The result has the dtype in which the next projection computes, whatever the dtype of the residual stream:
+    autocast's, else the weight's. The projection would round its input to that dtype in a pass of its own.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
+
+    def reset_parameters(self) -> None:
+        """Sets the weight to 1."""
+        nn.init.ones_(self.weight)
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         own = self.weight.dtype
@@ -30,7 +34,7 @@ class RMSNorm(nn.Module):
     def add(
         self, x: Float[Tensor, "*rest dim"], branch: Float[Tensor, "*rest dim"]
     ) -> tuple[Float[Tensor, "*rest dim"], Float[Tensor, "*rest dim"]]:
-        """The sum of both normalised, and the sum: the numbers of `forward(x + branch)` in one pass over memory."""
+        """(norm(x + branch), x + branch), in one pass over memory."""
         if branch.dtype == self._dtype(x):
             return ops.add_rms_norm(branch, x, self.weight, eps=self.eps)
         total = x + branch

@@ -1,4 +1,4 @@
-"""An image becomes patch tokens."""
+"""Patch embedding: images to patch tokens."""
 
 import logging
 
@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 class PatchEmbed(nn.Module):
-    """One linear map of every patch, patches row by row.
+    """Linear embedding of non-overlapping patches, in row order.
 
-    Any height and width that hold at least one patch; pixels beyond the last full patch are ignored, with one
-    warning a module (none in traced code).
+    Takes any height and width of at least one patch. Pixels beyond the last full patch are cropped; the first such
+    image logs a warning (none in traced code).
     """
 
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
@@ -31,7 +31,7 @@ class PatchEmbed(nn.Module):
         return height // self.patch_size, width // self.patch_size
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
-        """The patches' tokens; raises `InputError` for other shapes and where not one patch fits."""
+        """The patch tokens; raises `InputError` for a wrong shape or an image smaller than a patch."""
         self._check(images)
         return self.proj(images).flatten(2).transpose(1, 2)
 

@@ -1,4 +1,4 @@
-"""Absolute positions of patches, and their resizing to another grid."""
+"""Absolute position embedding of patches, and its resizing to another grid."""
 
 import torch
 from jaxtyping import Float
@@ -9,10 +9,10 @@ from torch.nn import functional
 def resize_positions(
     position: Float[Tensor, "1 patches dim"], old_grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Float[Tensor, "1 new_patches dim"]:
-    """Gives the position table for another patch grid by bicubic interpolation.
+    """The position table for another patch grid, by bicubic interpolation.
 
     Kernel parameter -0.75, half-pixel centres, border indices clamped, no anti-aliasing: the resize of the
-    released fine-tuning (golden case `pos_interp`). The same grid gives the table itself.
+    released fine-tuning (golden case `pos_interp`). For the same grid the table itself is returned.
     """
     if old_grid == new_grid:
         return position
@@ -24,9 +24,9 @@ def resize_positions(
 
 
 class PositionEmbed(nn.Module):
-    """A learned vector for every place of the patch grid, added to the patches; other grids get it resized.
+    """A learned vector for each position of the patch grid, added to the patches; resized for other grids.
 
-    Here the residual stream begins: the sum has at least float32, whatever the patches have.
+    The sum, which starts the residual stream, has at least float32 precision.
     """
 
     def __init__(self, embed_dim: int, grid: tuple[int, int]) -> None:
@@ -37,5 +37,5 @@ class PositionEmbed(nn.Module):
     def forward(
         self, patches: Float[Tensor, "batch patches dim"], grid: tuple[int, int]
     ) -> Float[Tensor, "batch patches dim"]:
-        placed = patches + resize_positions(self.weight, self.grid, grid)
-        return placed.to(torch.promote_types(placed.dtype, torch.float32))
+        total = patches + resize_positions(self.weight, self.grid, grid)
+        return total.to(torch.promote_types(total.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""One stride becomes four: patch-token maps as the feature pyramid that convolutional decoders expect."""
+"""Feature pyramid: patch-token maps of one stride resampled to the four strides of convolutional decoders."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,29 +10,29 @@ from mambar.errors import InputError
 
 
 def _group_norm(dim: int) -> nn.Module:
-    # At most 32 groups, of at least 8 channels: a group of one channel would erase a map of one cell.
+    # At most 32 groups of at least 8 channels: a group of one channel would set a 1x1 map to zero.
     groups = next((count for count in range(min(32, dim // 8), 0, -1) if dim % count == 0), 1)
     return nn.GroupNorm(groups, dim)
 
 
-# Normalisation of feature maps. "batch" is what published decoders were trained with (across all GPUs of a run);
-# "group" needs no other image, so how a batch is cut into shards, processes or micro-batches changes nothing.
+# Normalization of feature maps. Published decoders were trained with "batch" (across all GPUs of a run). "group" does
+# not depend on the other images, so the result does not depend on shards, processes or micro-batches.
 MAP_NORMS: dict[str, Callable[[int], nn.Module]] = {"group": _group_norm, "batch": nn.BatchNorm2d}
 
 
 def map_norm(name: str, dim: int) -> nn.Module:
-    """The normalisation of maps called `name` in `MAP_NORMS`, for `dim` channels."""
+    """The normalization layer `name` of `MAP_NORMS`, for `dim` channels."""
     if name not in MAP_NORMS:
         raise InputError(f"norm={name!r} is not known; choose one of {', '.join(MAP_NORMS)}.")
     return MAP_NORMS[name](dim)
 
 
 class FeaturePyramid(nn.Module):
-    """Four maps of a plain backbone, brought to strides of about 4, 8, 16 and 32 pixels.
+    """Four maps of a plain backbone, resampled to strides of about 4, 8, 16 and 32 pixels.
 
     For patches of 16 pixels: ×4 and ×2 by transposed convolutions, identity, max-pool, as in BEiT's and Vim's
-    segmentation code; smaller patches need fewer doublings. The finest stride is 4 pixels, or the patch itself
-    where that is smaller. A grid of odd sides keeps its last row and column when it is pooled.
+    segmentation code; smaller patches need fewer doublings. The finest stride is 4 pixels, or the patch size if
+    that is smaller. Pooling keeps the last row and column of a grid with odd sides.
     """
 
     def __init__(self, dim: int, patch_size: int, *, norm: str = "group") -> None:

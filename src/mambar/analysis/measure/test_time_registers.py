@@ -19,7 +19,7 @@ from mambar.errors import InputError
 from mambar.models.protocol import TokenTensor
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import MambaBlock, Tokens
-from mambar.nn.placement import positions
+from mambar.nn.placement import register_positions
 
 # What an added register holds in front of the first block, from the patches and the trained registers.
 FILLS: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
@@ -121,9 +121,9 @@ class TestTimeRegisters(nn.Module):
         return self.model.forward_head(self.model.norm(stream[:, list(layout.own)]), grid=grid)
 
     def _layout(self, length: int, grid: tuple[int, int]) -> _Layout:
-        added = positions(self.placement, length, self.num_registers)
+        added = register_positions(self.placement, length, self.num_registers)
         own = [place for place in range(length + self.num_registers) if place not in added]
-        trained = self.model.registers.positions(grid[0] * grid[1])
+        trained = self.model.registers.positions(grid[0] * grid[1], grid)
         patches = [place for index, place in enumerate(own) if index not in trained]
         return _Layout(added=added, own=tuple(own), patches=tuple(patches))
 
@@ -136,11 +136,12 @@ class TestTimeRegisters(nn.Module):
         x = sequence.new_empty(len(sequence), len(layout.own) + len(layout.added), self.embed_dim)
         x[:, list(layout.own)] = sequence
         x[:, list(layout.added)] = register
+        positions = sorted(set(range(x.shape[1])) - set(layout.patches))
         for layer, block in enumerate(self.model.blocks):
             assert isinstance(block, MambaBlock)
             channels = self.neurons.of_layer(layer) if self.neurons else []
             with _moving(block, channels, layout):
-                added = block.branch(x)
+                added = block.branch(x, grid, positions)
             x = x + added
             yield layer, added, x
 
