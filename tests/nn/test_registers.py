@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import golden_cases
-from mambar.nn.placement import PLACEMENTS
 from mambar.nn.fused_forward import _indices
+from mambar.nn.placement import PLACEMENTS
 from mambar.nn.registers import RegisterTokens
 
 

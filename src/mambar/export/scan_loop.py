@@ -50,8 +50,8 @@ class ScanMixer(nn.Module):
         super().__init__()
         if not isinstance(mixer, MambaMixer):
             raise InputError(
-                f"ONNX export with scan='loop' supports mixer='bidirectional'; this model has a {type(mixer).__name__}. "
-                "Use scan='doubling'."
+                f"ONNX export with scan='loop' supports mixer='bidirectional'; the model has a {type(mixer).__name__}; "
+                "use scan='doubling'."
             )
         self.in_proj, self.out_proj = mixer.in_proj, mixer.out_proj
         self.directions = nn.ModuleList([mixer.forward_scan, mixer.backward_scan])

@@ -84,7 +84,7 @@ def _hidden_states(model: VisionMamba, images: Images) -> tuple[list[Tensor], tu
     x, grid = model.embed(images)
     states = [x]
     for block in model.blocks:
-        states.append(model._through(block, states[-1]))
+        states.append(model.run_block(block, states[-1], grid))
     return states, grid
 
 

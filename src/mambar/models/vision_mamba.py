@@ -94,6 +94,7 @@ class VisionMamba(nn.Module):
         init.init_tokens(self.pos_embed.parameters())
         init.init_tokens(self.registers.parameters())
         for block in self.blocks:
+            assert isinstance(block, MambaBlock)
             block.mixer.init_weights(depth=self.config.depth)
             if self.config.official_backward_bias:
                 # In the released code a later hook, inherited from Vim, sets the backward dt bias to 0, so that
@@ -175,11 +176,10 @@ class VisionMamba(nn.Module):
         self, tokens: Float[Tensor, "batch length dim"], grid: Grid
     ) -> Float[Tensor, "batch length dim"]:
         """Embedded tokens after all blocks and the final norm."""
-        positions = self._positions(tokens, grid)
         if can_fuse(self.blocks, tokens) and not (self.grad_checkpointing and self.training):
-            return self.norm(fused_forward(self.blocks, tokens, grid, positions))
+            return self.norm(fused_forward(self.blocks, tokens, grid, self._positions(tokens, grid)))
         for block in self.blocks:
-            tokens = self._run_block(block, tokens, grid, positions)
+            tokens = self.run_block(block, tokens, grid)
         return self.norm(tokens)
 
     def _positions(self, tokens: Tensor, grid: Grid) -> tuple[int, ...]:
@@ -187,7 +187,11 @@ class VisionMamba(nn.Module):
         count = self.registers.num_registers
         return register_positions(self.registers.placement, tokens.shape[1] - count, count, grid)
 
-    def _run_block(self, block: nn.Module, x: Tensor, grid: Grid, positions: tuple[int, ...]) -> Tensor:
+    def run_block(
+        self, block: nn.Module, x: Float[Tensor, "batch length dim"], grid: Grid
+    ) -> Float[Tensor, "batch length dim"]:
+        """The stream after one block, with gradient checkpointing if it is on."""
+        positions = self._positions(x, grid)
         if self.grad_checkpointing and self.training:
             return checkpoint(block, x, grid, positions, use_reentrant=False)
         return block(x, grid, positions)
@@ -230,17 +234,16 @@ class VisionMamba(nn.Module):
         if tensor not in ("residual", "mixer", "normed"):
             raise InputError(f"tensor={tensor!r} is not known; choose residual, mixer or normed.")
         x, grid = self.embed(images)
-        positions = self._positions(x, grid)
         found: dict[int, Tokens] = {}
         for index in range(max(wanted, default=-1) + 1):
             block = self.blocks[index]
             assert isinstance(block, MambaBlock)
             if tensor == "mixer" and index in wanted:
-                added = block.branch(x, grid, positions)
+                added = block.branch(x, grid, self._positions(x, grid))
                 found[index] = self.registers.split(added, grid)
                 x = x + block.drop_path(added)
                 continue
-            x = self._run_block(block, x, grid, positions)
+            x = self.run_block(block, x, grid)
             if index in wanted:
                 found[index] = self.registers.split(self.norm(x) if tensor == "normed" else x, grid)
         return [found[index] for index in wanted]
@@ -281,11 +284,10 @@ class VisionMamba(nn.Module):
             raise InputError(f"output_fmt={output_fmt!r} is not known; choose NCHW or NLC.")
         wanted = sorted(set(self._take(indices)))
         tokens, grid = self.embed(x)
-        positions = self._positions(tokens, grid)
         intermediates: list[Any] = []
         last = wanted[-1] if stop_early and wanted else self.num_layers - 1
         for index in range(last + 1):
-            tokens = self._run_block(self.blocks[index], tokens, grid, positions)
+            tokens = self.run_block(self.blocks[index], tokens, grid)
             if index in wanted:
                 split = self.registers.split(self.norm(tokens) if norm else tokens, grid)
                 patches = split.map() if output_fmt == "NCHW" else split.patches
@@ -359,7 +361,8 @@ class VisionMamba(nn.Module):
         """Resizes the position table to the grid of another image size (see `nn.position_embed`)."""
         if patch_size is not None and patch_size != self.config.patch_size:
             raise InputError(
-                f"patch_size={patch_size} differs from the model's {self.patch_size}, which cannot change; build a new model."
+                f"patch_size={patch_size} differs from the model's {self.patch_size}, which is fixed; "
+                "build a new model."
             )
         if img_size is None:
             return

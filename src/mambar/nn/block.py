@@ -1,6 +1,7 @@
 """One residual block: normalise, mix, add."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,9 @@ class MambaBlock(nn.Module):
     `mixer` is any module called as `mixer(tokens, grid, positions)`, see `mambar.nn.mixer`. The released code orders
     the same operations as add, norm, mixer; `mambar.nn.fused_forward` computes them that way.
     """
+
+    # Any class of `MIXERS`.
+    mixer: Any
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ parametrized or compiled in place is never bypassed: see `can_fuse` and `is_plai
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from mambar.ops.dispatch import mode
 
 
 def fused_forward(
-    blocks: Sequence[nn.Module],
+    blocks: Iterable[nn.Module],
     x: Float[Tensor, "batch length dim"],
     grid: Grid | None = None,
     positions: Sequence[int] = (),
@@ -37,7 +37,7 @@ def fused_forward(
     return x if branch is None else x + branch
 
 
-def can_fuse(blocks: Sequence[nn.Module], x: Tensor) -> bool:
+def can_fuse(blocks: Iterable[nn.Module], x: Tensor) -> bool:
     """True if no call of a block or its norm can be observed; False while torch.fx traces symbolically."""
     return isinstance(x, Tensor) and all(
         type(block) is MambaBlock and type(block.norm) is RMSNorm and not has_hooks(block) and not has_hooks(block.norm)

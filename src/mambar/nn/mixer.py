@@ -7,6 +7,7 @@ sequence. It returns a tensor of the shape of `tokens`. Its method `init_weights
 for a model of `depth` blocks. Register your own class with `MIXERS["name"] = Class`; it needs no base class.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -138,11 +139,13 @@ class MambaMixer(nn.Module):
     ) -> None:
         super().__init__()
         d_inner = expand * embed_dim
-        sizes = {"d_state": d_state, "d_conv": d_conv, "dt_rank": dt_rank}
+        scan = functools.partial(
+            DirectionalScan, d_inner, d_state=d_state, d_conv=d_conv, dt_rank=dt_rank, conv_bias=conv_bias
+        )
         self.average_directions = average_directions
         self.in_proj = nn.Linear(embed_dim, 2 * d_inner, bias=proj_bias)
-        self.forward_scan = DirectionalScan(d_inner, **sizes, conv_bias=conv_bias)
-        self.backward_scan = DirectionalScan(d_inner, **sizes, conv_bias=conv_bias, reverse=True)
+        self.forward_scan = scan()
+        self.backward_scan = scan(reverse=True)
         self.out_proj = nn.Linear(d_inner, embed_dim, bias=proj_bias)
 
     def init_weights(self, *, depth: int) -> None:
@@ -222,13 +225,15 @@ class CrossScanMixer(nn.Module):
     ) -> None:
         super().__init__()
         d_inner = expand * embed_dim
-        sizes = {"d_state": d_state, "d_conv": d_conv, "dt_rank": dt_rank}
+        scan = functools.partial(
+            DirectionalScan, d_inner, d_state=d_state, d_conv=d_conv, dt_rank=dt_rank, conv_bias=conv_bias
+        )
         self.average_directions = average_directions
         self.in_proj = nn.Linear(embed_dim, 2 * d_inner, bias=proj_bias)
-        self.forward_scan = DirectionalScan(d_inner, **sizes, conv_bias=conv_bias)
-        self.backward_scan = DirectionalScan(d_inner, **sizes, conv_bias=conv_bias, reverse=True)
-        self.column_forward_scan = DirectionalScan(d_inner, **sizes, conv_bias=conv_bias)
-        self.column_backward_scan = DirectionalScan(d_inner, **sizes, conv_bias=conv_bias, reverse=True)
+        self.forward_scan = scan()
+        self.backward_scan = scan(reverse=True)
+        self.column_forward_scan = scan()
+        self.column_backward_scan = scan(reverse=True)
         self.out_proj = nn.Linear(d_inner, embed_dim, bias=proj_bias)
 
     def init_weights(self, *, depth: int) -> None:

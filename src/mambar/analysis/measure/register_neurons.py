@@ -57,7 +57,12 @@ def find_register_neurons(
 
 
 def _blocks(model: VisionMamba, last: int) -> list[MambaBlock]:
-    return [block for block in model.blocks[: last + 1] if isinstance(block, MambaBlock)]
+    blocks = [block for block in model.blocks[: last + 1] if isinstance(block, MambaBlock)]
+    if not all(hasattr(block.mixer, "out_proj") for block in blocks):
+        raise InputError(
+            f"Register neurons need a mixer with an out_proj layer; mixer={model.config.mixer!r} has none."
+        )
+    return blocks
 
 
 def _inner_activations(
