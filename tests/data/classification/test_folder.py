@@ -10,6 +10,7 @@ from data.pictures import encoded, photo
 from mambar.data.classification.folder import ImageFolder
 from mambar.data.dataset import ImageDataset
 from mambar.data.loading.images import read_image
+from mambar.data.transforms.classification import to_pil_image
 from mambar.errors import DataError, ImageError
 
 BOTH = {"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 2}
@@ -132,3 +133,48 @@ def test_a_folder_travels_to_other_processes(make_folder):
     train = ImageFolder(make_folder(BOTH), "train")
     copy = pickle.loads(pickle.dumps(train))
     assert torch.equal(copy[4].image, train[4].image) and copy.fingerprint() == train.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [("Train", "Val"), ("Training", "Testing"), ("train", "valid"), ("TRAIN", "validation"), ("train", "test")],
+)
+@pytest.mark.parametrize("above", ["", "dataset/"])
+def test_split_folders_are_found_under_their_usual_names(make_folder, train, val, above):
+    root = make_folder(
+        {f"{above}{train}/cat": 3, f"{above}{train}/dog": 3, f"{above}{val}/cat": 1, f"{above}{val}/dog": 2}
+    )
+    found = [ImageFolder(root, split) for split in ("train", "val")]
+    assert [len(part) for part in found] == [6, 3] and found[0].classes == found[1].classes == ("cat", "dog")
+    assert found[1][2].label == 1
+
+
+def test_val_is_preferred_to_test_and_the_rest_is_named(make_folder, caplog):
+    root = make_folder({"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dog": 1, "test/cat": 5, "test/dog": 5})
+    assert len(ImageFolder(root, "val")) == 2 and "test are not used" in caplog.text
+
+
+def test_a_class_may_be_called_train(make_folder):
+    assert ImageFolder(make_folder({"train": 5, "plane": 5, "car": 5}), "train").classes == ("car", "plane", "train")
+
+
+def test_one_class_alone_is_a_question(make_folder):
+    refuses(make_folder({"photographs": 5}), "has one class, 'photographs'; a classifier needs two or more")
+
+
+def test_linked_folders_are_followed_and_loops_refused(make_folder, tmp_path):
+    root, other = make_folder({"cat": 4, "dog": 4}), make_folder({"more": 3}, "elsewhere")
+    (root / "cat" / "more").symlink_to(other / "more", target_is_directory=True)
+    assert sum(len(ImageFolder(root, split)) for split in ("train", "val")) == 11
+    (root / "dog" / "loop").symlink_to(root, target_is_directory=True)
+    refuses(root, "links to a folder that contains it")
+
+
+def test_jfif_and_multi_picture_files_are_jpegs(make_folder):
+    root = make_folder({"cat": 2, "dog": 2})
+    (root / "cat" / "000.jpg").rename(root / "cat" / "000.jfif")
+    picture = to_pil_image(read_image(root / "dog/001.jpg"))
+    picture.save(root / "dog" / "002.jpg", "MPO", save_all=True, append_images=[picture])
+    found = [*ImageFolder(root, "train").paths, *ImageFolder(root, "val").paths]
+    assert sorted(found) == ["cat/000.jfif", "cat/001.jpg", "dog/000.jpg", "dog/001.jpg", "dog/002.jpg"]
+    assert read_image(root / "dog/002.jpg").shape == (3, *picture.size[::-1])

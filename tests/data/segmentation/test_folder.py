@@ -229,3 +229,11 @@ def test_class_lines():
         ("river", (4, 5, 6)),
         ("level 3", None),
     ]
+
+
+def test_one_class_name_for_masks_of_0_and_255_is_refused(tmp_path):
+    files: dict[str, bytes | str] = {"classes.txt": "road\n"}
+    for number in range(2):
+        files |= {f"images/train/{number}.jpg": image(number), f"masks/train/{number}.png": png(255 * (values() > 1))}
+    with pytest.raises(DataError, match="names one class, 'road', but masks hold 0 and 255; write background and road"):
+        open_dataset(write(tmp_path, files), "train", kind="segmentation")

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mambar.data.dataset import SPLITS, Sample, stratified_split
+from mambar.data.loading.file_tree import files_below
 from mambar.data.loading.images import IMAGE_SUFFIXES, MAX_PIXELS, read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.names import PackedNames
@@ -17,6 +18,8 @@ from mambar.messages import one_line
 
 logger = logging.getLogger("mambar.data")
 
+# Names of split folders, most preferred first; compared in lower case.
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test", "testing")}
 _OTHER_IMAGES = frozenset({".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg"})
 
 
@@ -102,16 +105,23 @@ def _list_split(
         raise DataError(f"split={split!r} is unknown; a folder has {' and '.join(SPLITS)}.")
     if not root.exists():
         raise DataError(f"data={root} does not exist; give a folder with one sub-folder of images per class.")
-    has_train, has_val = (root / "train").is_dir(), (root / "val").is_dir()
-    if has_val and not has_train:
-        raise DataError(f"data={root} has val/ but no train/; add train/ with the same class sub-folders.")
-    folder = root / split if has_val else root / "train" if has_train else root
+    splits = split_folders(root)
+    if splits and "train" not in splits:
+        raise DataError(
+            f"data={root} has {splits['val'].name}/ but no train/; add train/ with the same class sub-folders."
+        )
+    folder = splits.get(split) or splits.get("train") or root
     classes = class_folders(folder)
-    if has_val:
-        _check_same_classes(root, class_folders(root / "train"), class_folders(root / "val"))
+    if "val" in splits:
+        _check_same_classes(root, splits["train"], splits["val"])
+    elif not splits and len(classes) == 1:
+        raise DataError(
+            f"data={root} has one class, {one_line(classes[0])!r}; a classifier needs two or more. Give the folder "
+            "that holds the class sub-folders."
+        )
     paths, labels = _list_images(folder, classes)
-    if not has_val:
-        if has_train:
+    if "val" not in splits:
+        if splits:
             logger.info("%s has no val/; %.0f %% of every class are held out.", root, 100 * val_fraction)
         part = _own_split(folder, classes, labels, val_fraction, split_seed)[SPLITS.index(split)]
         paths, labels = [paths[index] for index in part], labels[part]
@@ -130,13 +140,50 @@ def _own_split(
     return stratified_split(labels, fraction=fraction, seed=seed)
 
 
-def _check_same_classes(root: Path, train: list[str], val: list[str]) -> None:
+def split_folders(root: Path) -> dict[str, Path]:
+    """Split → its folder, by the names in `SPLIT_FOLDERS` in any case, also inside a single sub-folder; {} if none.
+
+    A folder named like a split is a class if it has no sub-folders and there are other class folders beside it.
+    """
+    names = [entry.name for entry in sorted(_entries(root), key=lambda entry: entry.name) if entry.is_dir()]
+    names = [name for name in names if not name.startswith(".")]
+    lower = {name.lower(): name for name in reversed(names)}
+    found = {
+        split: root / lower[name]
+        for split, known in SPLIT_FOLDERS.items()
+        for name in reversed(known)
+        if name in lower and (_has_folders(root / lower[name]) or len(names) <= len(SPLITS))
+    }
+    if not found and len(names) == 1:
+        found = split_folders(root / names[0])
+        if found:
+            logger.info("%s: the splits in its sub-folder %s are used.", root, one_line(names[0]))
+    unused = [name for name in names if found and root / name not in found.values()]
+    if unused and found and next(iter(found.values())).parent == root:
+        logger.warning("%s: %s are not used; the splits are %s.", root, one_line(", ".join(unused)), ", ".join(found))
+    return found
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(folder))
+    # `class_folders` reports it.
+    except OSError:
+        return []
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(entry.is_dir() and not entry.name.startswith(".") for entry in _entries(folder))
+
+
+def _check_same_classes(root: Path, train_folder: Path, val_folder: Path) -> None:
+    train, val = class_folders(train_folder), class_folders(val_folder)
     only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if only_train or only_val:
-        where, name = ("train", only_train[0]) if only_train else ("val", only_val[0])
+        where, name = (train_folder.name, only_train[0]) if only_train else (val_folder.name, only_val[0])
         raise DataError(
-            f"data={root}: class {one_line(name)!r} is only in {where}/ ({len(train)} classes in train/, {len(val)} in "
-            "val/); both need the same sub-folders."
+            f"data={root}: class {one_line(name)!r} is only in {where}/ ({len(train)} classes in {train_folder.name}/, "
+            f"{len(val)} in {val_folder.name}/); both need the same sub-folders."
         )
 
 
@@ -165,17 +212,12 @@ def _list_images(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarra
 def _images_below(folder: Path, name: str, others: list[str]) -> list[str]:
     """Relative paths, with forward slashes, of the images in a class folder and its sub-folders, sorted."""
     found: list[str] = []
-    for place, folders, files in os.walk(folder / name):
-        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
-        relative = Path(place).relative_to(folder).as_posix()
-        for file in files:
-            suffix = os.path.splitext(file)[1].lower()  # noqa: PTH122
-            if file.startswith("."):
-                continue
-            if suffix in IMAGE_SUFFIXES:
-                found.append(f"{relative}/{file}")
-            elif suffix in _OTHER_IMAGES:
-                others.append(f"{relative}/{file}")
+    for file in files_below(folder / name):
+        suffix = os.path.splitext(file)[1].lower()  # noqa: PTH122
+        if suffix in IMAGE_SUFFIXES:
+            found.append(f"{name}/{file}")
+        elif suffix in _OTHER_IMAGES:
+            others.append(f"{name}/{file}")
     return sorted(found)
 
 

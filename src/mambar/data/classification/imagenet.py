@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mambar.data.classification.folder import ImageFolder, class_folders
+from mambar.data.classification.folder import ImageFolder, class_folders, split_folders
 from mambar.data.dataset import Sample
 from mambar.data.loading.images import MAX_PIXELS
 from mambar.errors import DataError
@@ -72,7 +72,7 @@ def are_wordnet_ids(names: tuple[str, ...]) -> bool:
 def named_by_wordnet(root: Path) -> bool:
     """True if every class sub-folder is named by a WordNet id."""
     try:
-        return are_wordnet_ids(tuple(class_folders(root / "train" if (root / "train").is_dir() else root)))
+        return are_wordnet_ids(tuple(class_folders(split_folders(root).get("train", root))))
     except DataError:
         return False
 

@@ -56,6 +56,22 @@ def open_tree(path: Path | str) -> FileTree:
     raise DataError(f"data={path} {reason}; give the folder or the zip archive that holds the data.")
 
 
+def files_below(root: Path) -> list[str]:
+    """Sorted paths, relative to `root` with forward slashes, of all files below it except hidden ones.
+
+    Links to folders are followed; DataError for a link to one of the folders that contain it.
+    """
+    found = []
+    for place, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]
+        for link in (Path(place, folder) for folder in folders):
+            if link.is_symlink() and link.parent.resolve().is_relative_to(link.resolve()):
+                raise DataError(f"{one_line(str(link))} links to a folder that contains it; remove the link.")
+        below = Path(place).relative_to(root)
+        found += [(below / file).as_posix() for file in files if not file.startswith(".")]
+    return sorted(found)
+
+
 def single_folder(tree: FileTree) -> FileTree | None:
     """The only top-level folder, as in released archives; None where there are several, or files beside it."""
     inside = tree.folders()
@@ -83,13 +99,8 @@ class Directory:
         return sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
 
     def files(self, path: str = "") -> list[str]:
-        """See `FileTree`; links to folders are not followed."""
-        found = []
-        for place, folders, files in os.walk(self.root / path):
-            folders[:] = [folder for folder in folders if not folder.startswith(".")]
-            below = Path(place).relative_to(self.root / path)
-            found += [(below / file).as_posix() for file in files if not file.startswith(".")]
-        return sorted(found)
+        """See `FileTree`; links to folders are followed."""
+        return files_below(self.root / path)
 
     def read(self, path: str) -> bytes:
         """See `FileTree`."""

@@ -24,7 +24,7 @@ from mambar.errors import ImageError
 from mambar.messages import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp"})
 # A 40-megapixel photograph needs about 280 MB while it is read.
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 256_000_000

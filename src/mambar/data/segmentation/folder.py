@@ -197,6 +197,9 @@ def _named_table(tree: FileTree, file: str, masks: list[str]) -> LabelTable:
         )
     source = f"{tree.name}/{file}"
     table = label_table(parse_class_lines(text, source=source), source=source)
+    if len(table.classes) == 1 and not table.colors and _binary(tree, masks):
+        name = one_line(table.classes[0])
+        raise DataError(f"{source} names one class, {name!r}, but masks hold 0 and 255; write background and {name}.")
     if len(table.classes) == 2 and not table.colors and _binary(tree, masks):
         logger.info("%s: masks hold only 0 and 255; 255 is read as %r.", tree.name, table.classes[1])
         return LabelTable(classes=table.classes, values={0: 0, 255: 1}, palette=table.palette, hint=table.hint)
