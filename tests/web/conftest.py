@@ -42,6 +42,7 @@ class Running:
     trace: Path
     secret: Path
     temporary: Path
+    log: Path
 
 
 def free_port() -> int:
@@ -83,7 +84,7 @@ def start_page(directory: Path, *arguments: str, environment: dict[str, str] | N
     else:
         process.kill()
         raise AssertionError(f"the page did not start: {log.read_text('utf-8')}")
-    return Running(f"http://127.0.0.1:{port}", port, process, trace, secret, directory / "tmp")
+    return Running(f"http://127.0.0.1:{port}", port, process, trace, secret, directory / "tmp", log)
 
 
 def stop_page(running: Running) -> int:

@@ -1,6 +1,7 @@
 """The running page under attack: nothing of this machine leaks, nothing leaves it, and it stays up."""
 
 import concurrent.futures
+import contextlib
 import http.client
 import io
 import json
@@ -217,6 +218,63 @@ def test_large_and_many_uploads_are_bounded(running):
     assert upload(running, bytes(6_000_000)) == 413
     name = upload(running, png(), "../../../../tmp/<script>evil.png")
     assert str(running.temporary) in name and ".." not in name and "<" not in name
+
+
+def test_a_request_of_many_files_is_refused_before_it_is_stored(running):
+    border = uuid.uuid4().hex
+    head = f'--{border}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'.encode()
+    body = (head + b"x\r\n") * 300 + f"--{border}--\r\n".encode()
+    kind = {"Content-Type": f"multipart/form-data; boundary={border}"}
+    before = sum(path.is_file() for path in running.temporary.rglob("*"))
+    assert ask(running, "POST", "/gradio_api/upload", body=body, headers=kind)[0] == 507
+    assert sum(path.is_file() for path in running.temporary.rglob("*")) == before
+    assert isinstance(upload(running, png()), str)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *({"Origin": origin} for origin in ("http://evil.example", "null", "http://127.0.0.1:9", "http://localhost:9")),
+        *({"Sec-Fetch-Site": site} for site in ("cross-site", "same-site")),
+    ],
+    ids=str,
+)
+def test_requests_of_other_pages_are_refused(running, headers):
+    border = uuid.uuid4().hex
+    body = f'--{border}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nx\r\n--{border}--\r\n'
+    kind = {"Content-Type": f"multipart/form-data; boundary={border}"}
+    before = sum(path.is_file() for path in running.temporary.rglob("*"))
+    status, answer, _ = ask(running, "POST", "/gradio_api/upload", body=body.encode(), headers={**kind, **headers})
+    assert status == 403 and sum(path.is_file() for path in running.temporary.rglob("*")) == before
+    assert not any(name.lower().startswith("access-control-") for name in answer)
+    preflight = {**headers, "Access-Control-Request-Method": "POST"}
+    status, answer, _ = ask(running, "OPTIONS", "/gradio_api/upload", headers=preflight)
+    assert status == 403 and not any(name.lower().startswith("access-control-") for name in answer)
+    own = {"Origin": f"http://127.0.0.1:{running.port}", "Sec-Fetch-Site": "same-origin"}
+    assert ask(running, "POST", "/gradio_api/upload", body=body.encode(), headers={**kind, **own})[0] == 200
+
+
+def test_a_forwarded_host_is_not_used(running):
+    for name in ("X-Forwarded-Host", "Forwarded"):
+        for path in ("/", "/config"):
+            status, _, body = ask(running, "GET", path, headers={name: "host=evil.example"})
+            assert status == 200 and b"evil.example" not in body
+
+
+def test_bad_requests_leave_no_traceback_in_the_log(running):
+    number = event(running, ("upload", "upload"))
+    json_type = {"Content-Type": "application/json"}
+    for body in (b"", b"{", b"[]", b'{"data": 1}', b'{"fn_index": -1, "data": [], "session_hash": "a"}'):
+        assert ask(running, "POST", "/gradio_api/queue/join", body=body, headers=json_type)[0] >= 400
+    for path in ("/gradio_api/queue/data", "/gradio_api/upload_progress", "/gradio_api/queue/data?session_hash=%00"):
+        with contextlib.suppress(http.client.IncompleteRead):
+            ask(running, "GET", path)
+    for kind in ("text/plain", "multipart/form-data", "multipart/form-data; boundary=x"):
+        assert ask(running, "POST", "/gradio_api/upload", body=b"--y", headers={"Content-Type": kind})[0] >= 400
+    for data in ([], [1, 2, 3], ["x", *SETTINGS], [{"path": 1}, *SETTINGS], [file_data("/etc/passwd"), *SETTINGS]):
+        status, messages = call(running, number, data)
+        assert status >= 400 or not outcome(messages)["success"]
+    assert "Traceback" not in running.log.read_text("utf-8")
 
 
 def test_only_this_machine_by_its_own_name(running):

@@ -49,7 +49,7 @@ def serve(
     with run_server(models, port=port, password=password) as page:
         say(f"page: {page.address}  (Ctrl-C ends it)")
         if public:
-            say(f"other machines reach it on the same port, as user {USER}; put TLS before it where others listen")
+            say(f"other machines: same port, user {USER}; plain HTTP without encryption, use a TLS proxy")
         wait_for_shutdown()
 
 

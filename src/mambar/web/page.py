@@ -3,6 +3,7 @@
 Importing this file imports gradio, which reads its environment then: `mambar.web.server` prepares that first.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from mambar.errors import MambarError
 from mambar.version import __version__
 from mambar.web.explain import Explanation, explain
 from mambar.web.views import ViewSettings, histogram_html, maps_html, predictions_html, share_html
+
+logger = logging.getLogger("mambar.web.page")
 
 _SCALES = ("linear", "log")
 _RESAMPLINGS = {"tokens": "nearest", "smooth": "bicubic"}
@@ -160,7 +163,26 @@ def build_page(analyzed_models: Sequence[AnalyzedModel]) -> gr.Blocks:
         share_button.click(on_share, [seen, *settings], share, **light)
     for block in page.blocks.values():
         _fetch_nothing(block)
+    _log_errors_in_one_line(page)
     return page
+
+
+def _log_errors_in_one_line(page: gr.Blocks) -> None:
+    """Replaces gradio's traceback of an invalid request by one line in the log."""
+    process = page.process_api
+
+    async def process_api(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await process(*args, **kwargs)
+        except Exception as error:
+            if not isinstance(error, gr.Error):
+                logger.warning("An event failed: %s", type(error).__name__)
+                logger.debug("Traceback:", exc_info=True)
+                raise gr.Error("The request is not valid.", print_exception=False) from None
+            error.print_exception = False
+            raise
+
+    page.process_api = process_api
 
 
 def _fetch_nothing(block: Any) -> None:

@@ -1,9 +1,12 @@
-"""What stands before the page: known hosts and routes only, a bound on uploads, headers that keep others out."""
+"""ASGI filter of the page: own origin, known hosts and routes, bounded request bodies, security headers."""
 
+import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any, Final
+
+logger = logging.getLogger("mambar.web.request_filter")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -11,7 +14,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# What the page itself asks for; gradio has many more routes (proxy, API pages, recordings, live editing).
+# The routes that the page uses; gradio has many more (proxy, API pages, recordings, live editing).
 _ROUTES: Final = tuple(
     re.compile(pattern)
     for pattern in (
@@ -23,7 +26,7 @@ _ROUTES: Final = tuple(
         r"/gradio_api/heartbeat/\w+",
     )
 )
-# Scripts and styles of gradio stand in the page itself, and its components compile their templates.
+# gradio has inline scripts and styles, and its components compile their templates.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data:; manifest-src 'self'; "
@@ -41,14 +44,31 @@ _HEADERS: Final = (
 OWN_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 _UPLOAD: Final = "/gradio_api/upload"
 _FILE: Final = "/gradio_api/file="
+# The largest body of an upload (one image of at most 5 MB, with its multipart header) and of any other request.
+_MAX_UPLOAD, _MAX_BODY = 5 * 2**20 + 2**16, 2**20
+_MAX_DROPPED = 64 * 2**20
+# Headers by which a client could claim another origin; gradio builds addresses from them.
+_FORWARDED: Final = re.compile(rb"forwarded|x-forwarded-(?!proto$).*|x-original-.*|x-rewrite-.*|x-gradio-.*")
+
+
+class _RefusedError(Exception):
+    """A request that is answered with a status and one line of text."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
 
 
 class RequestFilter:
-    """An ASGI application around another: refuses what the page never asks for, and adds headers to every answer.
+    """An ASGI application that refuses what the page never requests, and adds security headers to every response.
 
-    hosts: the names this server may be called by (None: any, where a password is asked for); other names are how a
-    page elsewhere reaches into loopback (DNS rebinding). uploads: the directory they land in; above `most_bytes` or
-    `most_files` there, further ones are refused until old ones are removed.
+    Attributes:
+        app: The wrapped application.
+        uploads: The directory of uploaded files.
+        hosts: Accepted names in the Host header; None accepts any name, for a page with a password. Other names are
+            used to reach a loopback server from a foreign page (DNS rebinding).
+        most_bytes, most_files: Limits of `uploads` together with the uploads being received. Above them, uploads are
+            refused until old files are removed.
     """
 
     def __init__(
@@ -64,6 +84,8 @@ class RequestFilter:
         self.uploads = uploads
         self.hosts = None if hosts is None else frozenset(hosts)
         self.most_bytes, self.most_files = most_bytes, most_files
+        # Bytes and files of uploads that are being received or written.
+        self._pending_bytes, self._pending_files = 0, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI has it."""
@@ -74,44 +96,131 @@ class RequestFilter:
             # The page needs no websocket.
             await send({"type": "websocket.close", "code": 1008})
             return
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await _answer(send, *refusal)
-            return
+        started = False
 
         async def with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
-                kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in dict(_HEADERS)]
-                message["headers"] = [*kept, *_HEADERS]
+                started = True
+                message["headers"] = [*filter(_is_kept, message.get("headers", ())), *_HEADERS]
             await send(message)
 
-        await self.app(scope, receive, with_headers)
+        try:
+            self._check(scope)
+            await self._forward(scope, receive, with_headers)
+        except _RefusedError as refusal:
+            await _respond(send, refusal.status, refusal.text)
+        except Exception as error:
+            # A bad request is one line in the log; the traceback is there for debugging.
+            logger.warning("%s %r failed: %s", scope["method"], scope["path"], type(error).__name__)
+            logger.debug("Traceback:", exc_info=True)
+            if not started:
+                await _respond(send, 400, "The request is not valid.")
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        names = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
-        if self.hosts is not None and (len(names) != 1 or _without_port(names[0]) not in self.hosts):
-            return 421, "This page answers to the address it was started with only."
+    def _check(self, scope: Scope) -> None:
+        hosts = _header(scope, b"host")
+        if self.hosts is not None and (len(hosts) != 1 or _without_port(hosts[0]) not in self.hosts):
+            raise _RefusedError(421, "This page is available under the address it was started with only.")
         path: str = scope["path"]
+        own = {f"{scheme}://{host}".lower() for host in hosts for scheme in ("http", "https")}
+        if any(origin.lower() not in own for origin in _header(scope, b"origin")):
+            raise _RefusedError(403, "Requests of other pages are refused.")
+        # A link to the page may be followed; nothing else is requested by another site or port.
+        followed = (scope["method"], path, _header(scope, b"sec-fetch-mode")) == ("GET", "/", ["navigate"])
+        if not followed and not set(_header(scope, b"sec-fetch-site")) <= {"same-origin", "none"}:
+            raise _RefusedError(403, "Requests of other pages are refused.")
         if not (self._is_upload(path) or any(route.fullmatch(path) for route in _ROUTES)) or ".." in path.split("/"):
-            return 404, "There is no such page."
-        if path.rstrip("/") == _UPLOAD and scope["method"] == "POST" and self._full():
-            return 507, "Too many images were uploaded in the last minutes; wait a little."
-        return None
+            raise _RefusedError(404, "There is no such page.")
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Calls the application with the whole body, which is counted while it arrives."""
+        headers = [pair for pair in scope["headers"] if not _FORWARDED.fullmatch(pair[0].lower())]
+        scope = {**scope, "headers": headers}
+        if scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        is_upload = scope["path"].rstrip("/") == _UPLOAD
+        limit = _MAX_UPLOAD if is_upload else _MAX_BODY
+        body, size, files = bytearray(), 0, 0
+        full = False
+        try:
+            async for chunk in _chunks(receive):
+                size += len(chunk)
+                if size <= limit and not full:
+                    body += chunk
+                    self._pending_bytes += len(chunk) if is_upload else 0
+                    full = is_upload and self._is_full()
+                # A client reads the refusal only after it has sent its body, so some of the rest is read and dropped.
+                elif size > _MAX_DROPPED:
+                    break
+            if size > limit:
+                raise _RefusedError(413, "The request is too large.")
+            if is_upload:
+                files = _num_parts(scope, body)
+                self._pending_files += files
+            if full or (is_upload and self._is_full()):
+                raise _RefusedError(507, "Too many images were uploaded in the last minutes; try again later.")
+            await self.app(scope, _replay(bytes(body), receive), send)
+        finally:
+            if is_upload:
+                self._pending_bytes -= len(body)
+                self._pending_files -= files
 
     def _is_upload(self, path: str) -> bool:
-        """Whether a file of the uploads is asked for; for an address gradio would ask the name servers."""
+        """Whether the path is a file of the uploads; for an address, gradio would query the name servers."""
         return path.startswith(f"{_FILE}{self.uploads}/") and "\x00" not in path
 
-    def _full(self) -> bool:
+    def _is_full(self) -> bool:
         sizes = [file.stat().st_size for file in self.uploads.rglob("*") if file.is_file()]
-        return len(sizes) >= self.most_files or sum(sizes) >= self.most_bytes
+        num_files, num_bytes = len(sizes) + self._pending_files, sum(sizes) + self._pending_bytes
+        return max(len(sizes) + 1, num_files) > self.most_files or num_bytes > self.most_bytes
+
+
+async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
+    """The parts of a request's body as they arrive."""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise _RefusedError(400, "The request ended early.")
+        yield message.get("body", b"")
+        if not message.get("more_body", False):
+            return
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body first, then the client's further messages."""
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def replayed() -> Message:
+        return next(messages, None) or await receive()
+
+    return replayed
+
+
+def _num_parts(scope: Scope, body: bytes | bytearray) -> int:
+    """The number of parts of a multipart body; the last boundary ends it."""
+    kinds = _header(scope, b"content-type")
+    boundary = re.search(r"""boundary=(?:"([^"]+)"|([^\s;]+))""", kinds[0], re.IGNORECASE) if len(kinds) == 1 else None
+    if boundary is None:
+        raise _RefusedError(400, "An upload needs the type multipart/form-data.")
+    return max(body.count(b"--" + (boundary[1] or boundary[2]).encode("latin-1")) - 1, 1)
+
+
+def _header(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
+
+
+def _is_kept(pair: tuple[bytes, bytes]) -> bool:
+    """Whether a header of the application is sent: no other page may read a response, so CORS headers are dropped."""
+    name = pair[0].lower()
+    return name not in dict(_HEADERS) and not name.startswith(b"access-control-")
 
 
 def _without_port(host: str) -> str:
     return re.sub(r":\d+$", "", host).lower()
 
 
-async def _answer(send: Send, status: int, text: str) -> None:
+async def _respond(send: Send, status: int, text: str) -> None:
     body = text.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*headers, *_HEADERS]})

@@ -102,6 +102,7 @@ def _private_place() -> Iterator[Path]:
 
 def _launched(analyzed_models: Sequence[AnalyzedModel], uploads: Path, port: int | None, password: str | None) -> Any:
     from gradio import themes
+    from gradio.route_utils import CustomCORSMiddleware
     from starlette.middleware import Middleware
 
     from mambar.web.page import build_page
@@ -147,6 +148,9 @@ def _launched(analyzed_models: Sequence[AnalyzedModel], uploads: Path, port: int
     except OSError as error:
         where = f"port={port}" if port is not None else "Every port from 7860 to 7959"
         raise InputError(f"{where} is taken; choose another with port=.") from error
+    # The page needs no CORS; gradio adds its own outside of the filter, where it answers other ports of this machine.
+    page.app.user_middleware = [each for each in page.app.user_middleware if each.cls is not CustomCORSMiddleware]
+    page.app.middleware_stack = page.app.build_middleware_stack()
     if page.share or page.share_url:
         page.close()
         raise MambarError("The page was shared although it must not be; it is closed again.")
