@@ -1,4 +1,4 @@
-"""Freed memory stays with the process where that was asked for."""
+"""keep_freed_memory keeps freed memory in the process."""
 
 import subprocess
 import sys
@@ -28,15 +28,15 @@ print(faults())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_large_block_is_taken_from_the_system_once(kept):
+def test_a_large_block_is_allocated_from_the_system_once(kept):
     command = [sys.executable, "-c", PROGRAM, "keep" if kept else "default"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, encoding="utf-8")
-    # 100 MiB are 25,600 pages (50 where the system hands out large ones).
+    # 100 MiB are 25,600 pages (50 if the system uses huge pages).
     pages = int(done.stdout)
     assert pages < 20 if kept else pages >= 50
 
 
-def test_elsewhere_it_says_no(monkeypatch):
+def test_other_systems_return_false(monkeypatch):
     from mambar import memory
 
     monkeypatch.setattr(memory.sys, "platform", "darwin")

@@ -1,10 +1,10 @@
-"""Images a second that one core decodes and augments: what the loader processes of a run must keep up with.
+"""Images per second that one CPU core decodes and augments.
 
-    OMP_NUM_THREADS=1 python benchmarks/data/loading.py                      # photographs made here, 500 x 375 JPEG
+    OMP_NUM_THREADS=1 python benchmarks/data/loading.py                      # generated photographs, 500 x 375 JPEG
     OMP_NUM_THREADS=1 python benchmarks/data/loading.py --data /data/imagenet --cifar10 data/cifar10
 
-Per core: CPU time of this process, so that a loaded machine gives the same figure. First checks that Pillow and
-torchvision decode the same photograph to nearly the same pixels and that both sources give equal images.
+Values are per CPU second of this process, so that other load has little effect; the table is printed. First checks that
+Pillow and torchvision decode a photograph to nearly the same pixels, and that folder and shards give equal images.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def _arrays() -> list[np.ndarray]:
 
 
 def per_second(work: Callable[[int], object], seconds: float) -> float:
-    """Calls a second of this process's CPU time, after ten that do not count."""
+    """Calls per second of CPU time of this process, after ten warm-up calls."""
     for number in range(10):
         work(number)
     started, done = time.process_time(), 0
@@ -74,11 +74,11 @@ def check(data: bytes) -> None:
     theirs = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     difference = (ours.int() - theirs.int()).abs()
     if int(difference.max()) > 8 or float(difference.float().mean()) > 0.5:
-        raise SystemExit("the two decoders differ: no figure is given")
+        raise SystemExit("the two decoders differ; nothing is measured")
 
 
 def rows_of(dataset: ImageDataset, seconds: float) -> list[tuple[str, float]]:
-    """(what, images a second of one core) for a set of photographs."""
+    """(name, images per second of one core) for a set of photographs."""
     from torchvision.io import decode_jpeg
 
     samples = [dataset[index].image for index in range(min(len(dataset), 64))]
@@ -110,7 +110,7 @@ def rows_of(dataset: ImageDataset, seconds: float) -> list[tuple[str, float]]:
 
 
 def loaded(dataset: ImageDataset, transform: Callable, batch_size: int, seconds: float) -> float:
-    """Images a second through the loader itself, in this process, from the second epoch on."""
+    """Images per second of the data loader in this process, from the second epoch on."""
     batch_size = min(batch_size, len(dataset))
     sum(len(batch) for batch in training_batches(dataset, transform, seed=0, epoch=0, batch_size=batch_size))
     started, done, epoch = time.process_time(), 0, 1
@@ -126,9 +126,9 @@ def loaded(dataset: ImageDataset, transform: Callable, batch_size: int, seconds:
 def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of photographs; none: made here")
-    parser.add_argument("--cifar10", type=Path, help="CIFAR-10 as .npz or as torchvision stores it")
-    parser.add_argument("--seconds", type=float, default=4.0, help="CPU seconds a row")
+    parser.add_argument("--data", type=Path, help="image folder; by default photographs are generated")
+    parser.add_argument("--cifar10", type=Path, help="CIFAR-10 as .npz or in torchvision's format")
+    parser.add_argument("--seconds", type=float, default=4.0, help="CPU seconds per row")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(describe("cpu"))
@@ -142,7 +142,7 @@ def main() -> None:
             pack_folder(root, Path(place) / "shards")
             shards = open_dataset(Path(place) / "shards", "train")
             if not all(torch.equal(train[index].image, shards[index].image) for index in range(len(train))):
-                raise SystemExit("folder and shards differ: no figure is given")
+                raise SystemExit("folder and shards differ; nothing is measured")
             chain = TrainTransform(preprocessing=Preprocessing(img_size=224), auto_augment="three", color_jitter=0.3)
             rows.append(("whole from tar shards, stage 2", loaded(shards, chain.pixels, 32, options.seconds)))
     if options.cifar10 is not None:

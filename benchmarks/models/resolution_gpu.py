@@ -1,11 +1,12 @@
-"""Mamba-R Base beside ViT-Base from 224 to 1,536 pixels on a GPU: inference, training, memory, and where they cross.
+"""Speed and memory of Mamba-R Base and ViT-Base from 224 to 1,536 pixels on a GPU.
 
     PYTHONPATH=src python benchmarks/models/resolution_gpu.py --out results.json
     PYTHONPATH=src python benchmarks/models/resolution_gpu.py --from results.json --page table.md --plot plot.png
 
-Both under bf16 autocast with random weights and replayed from CUDA graphs, so that neither waits for Python; ViT-Base
-is timm's with PyTorch's fused attention, its position table made for each size. A batch holds about as many patches at
-every size (73,728: 8 images of 1,536 pixels). The second command draws what the first has measured, anywhere.
+Both run under bf16 autocast with random weights, replayed from CUDA graphs, which exclude Python overhead. ViT-Base is
+that of timm with PyTorch's fused attention, with a position embedding for each size. A batch has about 73,728 patches
+at every size (8 images of 1,536 pixels). The first command measures and writes JSON; the second needs no GPU and writes
+the table and the plot.
 """
 
 import argparse
@@ -25,7 +26,7 @@ COLUMNS = ("tokens", "batch", "inference img/s", "peak GiB", "training img/s", "
 
 
 def measure(sides: tuple[int, ...]) -> list[dict[str, Any]]:
-    """One entry a model and size; what does not fit into memory is None."""
+    """One entry per model and size; values are None if memory was exceeded."""
     import timm
     import torch
     from throughput_gpu import build, fresh, inference, training
@@ -55,21 +56,21 @@ def measure(sides: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def crossover(found: list[dict[str, Any]], kind: str) -> str:
-    """Between which sizes Mamba-R overtakes ViT, in a sentence."""
-    ahead = {}
+    """A sentence that names the sizes between which Mamba-R becomes faster than ViT."""
+    faster = {}
     for side in dict.fromkeys(entry["side"] for entry in found):
         ours, theirs = (next(e[kind] for e in found if e["side"] == side and e["model"] == name) for name in MODELS)
-        ahead[side] = ours > theirs
-    sides = list(ahead)
+        faster[side] = ours > theirs
+    sides = list(faster)
     for before, after in pairwise(sides):
-        if not ahead[before] and ahead[after]:
-            return f"{kind}: Mamba-R overtakes ViT-Base between {before} and {after} pixels."
-    first = "Mamba-R" if ahead[sides[0]] else "ViT-Base"
-    return f"{kind}: {first} is ahead at every size from {sides[0]} to {sides[-1]} pixels."
+        if not faster[before] and faster[after]:
+            return f"{kind}: Mamba-R becomes faster than ViT-Base between {before} and {after} pixels."
+    first = "Mamba-R" if faster[sides[0]] else "ViT-Base"
+    return f"{kind}: {first} is faster at every size from {sides[0]} to {sides[-1]} pixels."
 
 
 def page(measured: dict[str, Any]) -> str:
-    """The table and the crossings, as Markdown."""
+    """The table and the crossovers as Markdown."""
     rows = [
         Row(
             name=f"{entry['model']}, {entry['side']} px",
@@ -86,7 +87,7 @@ def page(measured: dict[str, Any]) -> str:
 
 
 def draw(measured: dict[str, Any], path: Path) -> None:
-    """Three panels over the number of patches: inference, training, memory of a training step an image."""
+    """Plots inference, training and training memory per image over the image size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -101,7 +102,7 @@ def draw(measured: dict[str, Any], path: Path) -> None:
         memory = [e["training_gib"] / e["batch"] for e in mine]
         panels[2].plot(sides, memory, color=color, marker=mark, label=name)
     for panel, title in zip(
-        panels, ("inference, images/s", "training, images/s", "training, GiB an image"), strict=True
+        panels, ("inference, images/s", "training, images/s", "training, GiB per image"), strict=True
     ):
         panel.set(title=title, xlabel="side of the image, pixels", xscale="log", yscale="log")
         panel.set_xticks(sides, [str(side) for side in sides], rotation=45)
@@ -113,13 +114,13 @@ def draw(measured: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Measures, or draws what was measured."""
+    """Measures, or reads an earlier measurement; writes the requested files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES))
-    parser.add_argument("--out", type=Path, help="JSON to write")
-    parser.add_argument("--from", dest="given", type=Path, help="JSON of an earlier run, in place of measuring")
-    parser.add_argument("--page", type=Path, help="Markdown to write")
-    parser.add_argument("--plot", type=Path, help="picture to write")
+    parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="image sizes in pixels")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--from", dest="given", type=Path, help="JSON file of an earlier run; nothing is measured")
+    parser.add_argument("--page", type=Path, help="Markdown file to write")
+    parser.add_argument("--plot", type=Path, help="image file to write")
     arguments = parser.parse_args()
     if arguments.given:
         measured = json.loads(arguments.given.read_text("utf-8"))

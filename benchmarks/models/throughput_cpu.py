@@ -1,13 +1,12 @@
-"""Mamba-R Base on one CPU thread: the whole model against the same model on the sequential loop and on mambapy's scan.
+"""Time of Mamba-R Base on one CPU thread, relative to a roofline, a sequential loop and mambapy's scan.
 
-    uv run python benchmarks/models/throughput_cpu.py                       # ours, its floor, bf16 products
+    uv run python benchmarks/models/throughput_cpu.py                       # model, roofline, bf16 products
     uv run python benchmarks/models/throughput_cpu.py --peers --depth 2     # also the loop (and mambapy, if installed)
 
 Base width (768), 224 pixels, 208 tokens, float32 unless said, `--depth` of its 24 blocks, CPU time of the process,
-interleaved rounds, medians. The floor is the time of the matrix products at the same shapes, each measured here, and
-the scans at the port floor of the same run; nothing else counts. "Products in a row" takes the products' time as a
-model has it: with the operands of another product before, not the same ones again in the cache. A training step is
-forward, loss and backward.
+interleaved rounds, medians, printed as Markdown. The roofline is the time of the matrix products at the same shapes
+plus the scans at the peak rate, both measured in the same run. "Products in sequence" times the products in the order
+of the model, so that operands are not in the cache. A training step is forward, loss and backward.
 """
 
 import argparse
@@ -40,7 +39,7 @@ PRODUCTS = [(DIM, 2 * INNER), *2 * [(INNER, RANK + 2 * STATE), (RANK, INNER)], (
 
 
 def by_loop(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, reverse, backend):
-    """The scan as mamba-ssm's reference does it."""
+    """The scan as in the reference of mamba-ssm."""
     return sequential(u, delta, A, B, C, D, z, delta_bias, reverse)
 
 
@@ -58,7 +57,7 @@ def by_mambapy(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, reverse, 
 
 @contextmanager
 def scan_by(scan: Callable[..., Tensor] | None) -> Iterator[None]:
-    """Inside, the models compose the mix of plain ops around this scan (None: as they are)."""
+    """Context in which models compose the mix of plain ops with this scan; None changes nothing."""
     if scan is None:
         yield
         return
@@ -129,7 +128,7 @@ def products_in_a_row(batch: int, depth: int) -> float:
 
 
 def scans(batch: int, *, training: bool) -> float:
-    """Seconds of one block's scans at the port floor."""
+    """Seconds of the scans of one block at the peak rate."""
     states = 2 * batch * TOKENS * INNER * STATE
     seconds = states / roofline_states_per_second()
     if training:
@@ -137,13 +136,13 @@ def scans(batch: int, *, training: bool) -> float:
     return seconds
 
 
-def floor_seconds(batch: int, depth: int, *, training: bool) -> float:
-    """Products and scans of the blocks, nothing else."""
+def roofline_seconds(batch: int, depth: int, *, training: bool) -> float:
+    """Seconds of the matrix products and scans of all blocks."""
     return depth * (products(batch, training=training) + scans(batch, training=training))
 
 
-def kept_bytes(model: nn.Module, images: Tensor) -> int:
-    """What a forward pass keeps for the backward, parameters apart."""
+def saved_bytes(model: nn.Module, images: Tensor) -> int:
+    """Bytes that a forward pass saves for the backward, without parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -160,7 +159,7 @@ def kept_bytes(model: nn.Module, images: Tensor) -> int:
 
 
 def parity(model: nn.Module, images: Tensor, scans: dict[str, Callable[..., Tensor]]) -> None:
-    """Stops unless all ways give the same logits."""
+    """Exits if the logits of the implementations differ."""
     with torch.no_grad():
         ours = model.eval()(images)
         for name, scan in scans.items():
@@ -168,16 +167,18 @@ def parity(model: nn.Module, images: Tensor, scans: dict[str, Callable[..., Tens
                 error = ((model(images) - ours).abs().max() / ours.abs().max()).item()
             print(f"Parity with {name}: {error:.1e} of the largest logit")
             if error > 1e-4:
-                raise SystemExit("The models differ: nothing is timed.")
+                raise SystemExit("The logits differ; nothing is timed.")
 
 
 def main() -> None:
-    """Checks, measures, prints."""
+    """Checks parity, measures, prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--depth", type=int, default=24)
-    parser.add_argument("--peers", action="store_true", help="also the sequential loop and mambapy, if installed")
+    parser.add_argument("--depth", type=int, default=24, help="number of blocks")
+    parser.add_argument(
+        "--peers", action="store_true", help="also measure the sequential loop, and mambapy if installed"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=8, help="of the training step")
+    parser.add_argument("--batch", type=int, default=8, help="batch size of the training step")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -191,11 +192,11 @@ def main() -> None:
         if importlib.util.find_spec("mambapy"):
             peers["mambapy"] = by_mambapy
     parity(model, torch.randn(1, 3, 224, 224), peers)
-    print(f"Kept for the backward a block at batch 8: {_kept_a_block(model):.1f} MB\n", flush=True)
+    print(f"Saved for the backward per block at batch 8: {_saved_megabytes_per_block(model):.1f} MB\n", flush=True)
     columns = [
         "median ms",
-        "of the floor",
-        "of it, products in a row",
+        "× roofline",
+        "× roofline, products in sequence",
         *(f"{name} ms" for name in peers),
         *(f"of {name}" for name in peers),
     ]
@@ -206,9 +207,9 @@ def main() -> None:
         training = make is step
         works = {"ours": make(model, images, None), "bf16": make(model, images, None, True)}
         works |= {peer: make(model, images, scan) for peer, scan in peers.items()}
-        floor = floor_seconds(batch, options.depth, training=training)
+        roofline = roofline_seconds(batch, options.depth, training=training)
         found = interleaved(works, rounds=options.rounds)
-        floor = min(floor, floor_seconds(batch, options.depth, training=training))
+        roofline = min(roofline, roofline_seconds(batch, options.depth, training=training))
         ours = found["ours"].median
         in_a_row = "-"
         if not training:
@@ -221,7 +222,7 @@ def main() -> None:
                 name=label,
                 cells=(
                     ours * 1e3,
-                    ours / floor,
+                    ours / roofline,
                     in_a_row,
                     *(s * 1e3 for s in slow),
                     *(f"{s / ours:.1f}x" for s in slow),
@@ -235,11 +236,11 @@ def main() -> None:
     print(f"{options.depth} of 24 blocks, {options.rounds} rounds\n\n{markdown(columns, rows)}")
 
 
-def _kept_a_block(model: VisionMamba) -> float:
+def _saved_megabytes_per_block(model: VisionMamba) -> float:
     images = torch.randn(8, 3, 224, 224)
-    whole = kept_bytes(model, images)
+    whole = saved_bytes(model, images)
     blocks, model.blocks = model.blocks, model.blocks[:-1]
-    without = kept_bytes(model, images)
+    without = saved_bytes(model, images)
     model.blocks = blocks
     return (whole - without) / 1e6
 

@@ -1,9 +1,10 @@
-"""Whole models on a GPU under bf16 autocast: images a second, peak memory, latency, cost of long sequences.
+"""Throughput, peak memory, latency and long-sequence cost of whole models on a GPU under bf16 autocast.
 
     PYTHONPATH=src python benchmarks/models/throughput_gpu.py --out benchmarks/results/gpu-models.md
 
-Beside each figure of ours stands the peer's (official Mamba-R with mamba-ssm, same GPU, PEERS measured 2026-11-22) and
-the target. `--only base` picks cases by a part of their names; `--compile` adds torch.compile of the whole model.
+Each value is compared with that of the official Mamba-R with mamba-ssm (the peer, measured on the same GPU on
+2026-11-22) and with a target. `--only base` selects cases by a part of their names; `--compile` adds torch.compile of
+the whole model. The Markdown page is printed and written to --out.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from mambar.bench.machine import describe
 from mambar.bench.table import Row, markdown
 from mambar.models import VARIANTS, VisionMamba
 
-# name: variant, image side, batch, then the peer's and the targets' images a second (inference, training).
+# name: variant, image size, batch, then images per second of the peer and of the target (inference, training).
 CASES: dict[str, tuple[str, int, int, tuple[float, float], tuple[float | None, float | None]]] = {
     "tiny 224 x128": ("mambar_tiny_patch16_224", 224, 128, (2832, 868), (None, 4500)),
     "small 224 x128": ("mambar_small_patch16_224", 224, 128, (2300, 588), (None, None)),
@@ -33,8 +34,8 @@ COLUMNS = ("inference img/s", "of peer", "target", "peak GiB", "training img/s",
 GIB = 2**30
 
 
-def milliseconds(work: Callable[[], object], *, rounds: int = 5, least: int = 3) -> float:
-    """The median time of one call, several calls queued behind each other between two events."""
+def milliseconds(work: Callable[[], object], *, rounds: int = 5, calls: int = 3) -> float:
+    """The median time of one call, over several calls between two stream events."""
     for _ in range(3):
         work()
     torch.cuda.synchronize()
@@ -42,21 +43,21 @@ def milliseconds(work: Callable[[], object], *, rounds: int = 5, least: int = 3)
     for _ in range(rounds):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        for _ in range(least):
+        for _ in range(calls):
             work()
         end.record()
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / least)
+        times.append(start.elapsed_time(end) / calls)
     return statistics.median(times)
 
 
 def build(variant: str, side: int) -> nn.Module:
-    """A model with random weights; the official start of `dt` and `A`, so that states decay as trained ones do."""
+    """A model with random weights; the official initialization of `dt` and `A` gives realistic decays."""
     return VisionMamba(VARIANTS[variant].replace(img_size=side)).cuda()
 
 
 def inference(model: nn.Module, images: Tensor, *, captured: bool = False) -> tuple[float, float]:
-    """Images a second and peak GiB; `captured`: replayed from a CUDA graph."""
+    """Images per second and peak GiB; `captured` replays a CUDA graph."""
     model.eval()
 
     def work() -> None:
@@ -68,7 +69,7 @@ def inference(model: nn.Module, images: Tensor, *, captured: bool = False) -> tu
 
 
 def training(model: nn.Module, images: Tensor, *, captured: bool = False) -> tuple[float, float]:
-    """Images a second of whole steps (forward, loss, backward, fused AdamW) and peak GiB; `captured` as above."""
+    """Images per second of training steps (forward, loss, backward, fused AdamW) and peak GiB; `captured` as above."""
     model.train()
     labels = torch.randint(0, 1000, (len(images),), device="cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True, capturable=captured)
@@ -85,7 +86,7 @@ def training(model: nn.Module, images: Tensor, *, captured: bool = False) -> tup
 
 
 def measure(work: Callable[[], None], *, captured: bool) -> tuple[float, float]:
-    """Milliseconds and peak GiB of a call, after two to warm up on a stream of their own."""
+    """Milliseconds and peak GiB of a call, after two warm-up calls on a side stream."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -110,18 +111,18 @@ def latency(model: nn.Module, images: Tensor) -> tuple[float, float]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             model(images)
-    return eager, milliseconds(graph.replay, least=10)
+    return eager, milliseconds(graph.replay, calls=10)
 
 
 def fresh() -> None:
-    """Frees what the last case held, so that peaks are its own."""
+    """Frees cached GPU memory between cases."""
     torch.cuda.empty_cache()
 
 
 def models(only: str, *, compiled: bool = False, captured: bool = False) -> list[Row]:
-    """One row a case.
+    """One row per case.
 
-    `compiled`: torch.compile of the whole model without graph breaks; `captured`: the step replayed from a CUDA graph.
+    `compiled` uses torch.compile without graph breaks; `captured` replays the step from a CUDA graph.
     """
     rows = []
     for name, (variant, side, batch, peer, target) in CASES.items():
@@ -144,7 +145,7 @@ def models(only: str, *, compiled: bool = False, captured: bool = False) -> list
 
 
 def transformer(*, compiled: bool) -> Row:
-    """timm's ViT-Base beside it."""
+    """One row of timm's ViT-Base."""
     import timm
 
     model = timm.create_model("vit_base_patch16_224").cuda()
@@ -159,7 +160,7 @@ def transformer(*, compiled: bool) -> Row:
 
 
 def long_sequences(lengths: tuple[int, ...] = (208, 816, 4112, 16384), batch: int = 16) -> list[Row]:
-    """The Base model's blocks on ever longer sequences, from a CUDA graph: nanoseconds a token at one batch size."""
+    """Rows of Base blocks at increasing sequence length, from a CUDA graph, with nanoseconds per token."""
     from mambar.nn import MambaBlock
 
     torch.manual_seed(0)
@@ -182,13 +183,13 @@ def long_sequences(lengths: tuple[int, ...] = (208, 816, 4112, 16384), batch: in
 
 
 def main() -> None:
-    """Measures and writes one Markdown page."""
+    """Measures, prints and writes a Markdown page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", default="", help="a part of the names of the cases to run")
-    parser.add_argument("--compile", default=None, help="also compiled: a part of the names of the cases")
-    parser.add_argument("--capture", default=None, help="also from CUDA graphs: a part of the names of the cases")
-    parser.add_argument("--brief", action="store_true", help="the cases alone")
-    parser.add_argument("--out", type=Path, help="the page to write")
+    parser.add_argument("--only", default="", help="run only cases whose name contains this text")
+    parser.add_argument("--compile", default=None, help="also run these cases under torch.compile (part of the name)")
+    parser.add_argument("--capture", default=None, help="also run these cases from CUDA graphs (part of the name)")
+    parser.add_argument("--brief", action="store_true", help="skip ViT-Base, latency and long sequences")
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
     arguments = parser.parse_args()
     rows = models(arguments.only)
     if arguments.capture is not None:
@@ -206,8 +207,8 @@ def main() -> None:
         eager, graphed = latency(base, torch.randn(1, 3, 224, 224, device="cuda"))
         page += "\nOne image, Base 224 (peer 27.5 ms; target 2.5 ms from a graph):\n\n"
         page += markdown(("ms",), [Row(name="eager", cells=(eager,)), Row(name="CUDA graph", cells=(graphed,))])
-        page += "\nA Base block in inference, batch 16, by length (target: ns a token within 10 %):\n\n"
-        page += markdown(("ms a block", "ns a token"), long_sequences())
+        page += "\nA Base block in inference, batch 16, by length (target: ns per token within 10 %):\n\n"
+        page += markdown(("ms per block", "ns per token"), long_sequences())
     print(page)
     if arguments.out is not None:
         arguments.out.write_text(page, encoding="utf-8")

@@ -1,9 +1,10 @@
-"""GPU kernels beside mamba-ssm's figures and the hardware's floor, after a parity test of each.
+"""Time of the GPU kernels, relative to mamba-ssm and to the peak rates of the hardware, after a parity check.
 
     PYTHONPATH=src python benchmarks/ops/kernels_gpu.py --out benchmarks/results/gpu-ops.md
 
-Times are of replayed CUDA graphs (medians), so they hold no time of Python. Peers: mamba-ssm and causal-conv1d on the
-same kind of GPU, 2026-11-22. Floors: bytes once at the copy rate measured here, or one exponential a state.
+Values are medians over replayed CUDA graphs, which exclude Python overhead. Those of mamba-ssm and causal-conv1d were
+measured on the same GPU model on 2026-11-22. The lower bound of a time is its memory traffic at the measured copy rate,
+or one exponential per state. Results are printed as Markdown and written to --out.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from mambar.bench.table import Row, markdown
 from mambar.ops.bidirectional_mix import cuda as mix
 from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.cuda.conv import conv_backward, conv_forward
-from mambar.ops.cuda.scan import Way, gate_backward, scan_backward, scan_forward
+from mambar.ops.cuda.scan import ScanParams, gate_backward, scan_backward, scan_forward
 from mambar.ops.rms_norm import triton as norm
 from mambar.ops.selective_scan import cuda, reference
 
@@ -33,7 +34,7 @@ SHAPES = {
     (1, 208, 1536): (0.047, 0.220),
 }
 STATE = 16
-# Exponentials a second that the special-function units give: 16 a clock and multiprocessor.
+# Exponentials per second of the special-function units: 16 per clock and multiprocessor.
 EXPONENTIALS = 3.7e12
 
 
@@ -59,7 +60,7 @@ def milliseconds(work: Callable[[], object], *, calls: int = 10, rounds: int = 7
 
 
 def copy_rate(size: int = 2**31) -> float:
-    """Bytes a second, read and written, of a large copy; not from a graph, which would take the slower copy engine."""
+    """Bytes per second, read plus written, of a large copy; in a graph it would use the slower copy engine."""
     source = torch.empty(size, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     times = []
@@ -101,29 +102,29 @@ def check_scan() -> float:
     pairs = zip((y, *found[:8]), (wanted, *gradients), strict=True)
     worst = max(((one.double() - other).norm() / other.norm()).item() for one, other in pairs)
     if not worst <= 4e-3:
-        raise SystemExit(f"the scan is wrong by {worst:.1e}: no times.")
+        raise SystemExit(f"the scan differs from float64 by {worst:.1e}; nothing is timed.")
     return worst
 
 
 def scan(shape: tuple[int, int, int], peer_forward: float, peer_backward: float) -> Row:
-    """The public op's kernels on one shape, forward and backward, beside mamba-ssm."""
+    """One row: the scan kernels on one shape, forward and backward, relative to mamba-ssm."""
     batch, length, inner = shape
     u, delta, A, B, C, D, z, bias = scan_arguments(*shape)
-    way = (Way(A=A, D=D, bias=bias),)
+    params = (ScanParams(A=A, D=D, bias=bias),)
     last = torch.empty(batch, inner, STATE, device="cuda")
-    forward = milliseconds(lambda: scan_forward(u, delta, B, C, z, way, last=last))
-    dy, kept = torch.randn_like(delta), torch.randn_like(delta)
-    walk = milliseconds(lambda: scan_backward(dy, u, delta, B, C, way), calls=4)
-    tensors = (dy, None, u, delta, A, B, C, D, z, bias, None, [kept])
+    forward = milliseconds(lambda: scan_forward(u, delta, B, C, z, params, last=last))
+    dy, pregate = torch.randn_like(delta), torch.randn_like(delta)
+    kernel = milliseconds(lambda: scan_backward(dy, u, delta, B, C, params), calls=4)
+    tensors = (dy, None, u, delta, A, B, C, D, z, bias, None, [pregate])
     whole = milliseconds(lambda: cuda.backward(*tensors, delta_softplus=True, reverse=False), calls=4)
-    floor = batch * length * inner * STATE / EXPONENTIALS * 1e3
-    cells = (forward, f"{peer_forward / forward:.1f}x", floor, walk, whole, f"{peer_backward / whole:.1f}x")
+    bound = batch * length * inner * STATE / EXPONENTIALS * 1e3
+    cells = (forward, f"{peer_forward / forward:.1f}x", bound, kernel, whole, f"{peer_backward / whole:.1f}x")
     print(shape, *cells, file=sys.stderr, flush=True)
     return Row(name=f"{batch} x {length} x {inner}", cells=cells)
 
 
-def pieces(copy_rate: float) -> list[Row]:
-    """What else a mixer of Base at batch 128 is made of, and the mixer's inside as a whole."""
+def mixer_kernels(copy_rate: float) -> list[Row]:
+    """Rows of the other kernels of a Base mixer at batch 128, and of the whole bidirectional mix."""
     batch, length, inner, rank = 128, 208, 1536, 48
     size = batch * length * inner * 2
     xz = draw(batch, length, 2 * inner)
@@ -132,7 +133,7 @@ def pieces(copy_rate: float) -> list[Row]:
     weights = ((weight, bias), (weight, bias))
     two, out, dxz = draw(2, batch, length, inner), draw(batch, length, inner), torch.empty_like(xz)
     dx, dz = dxz.chunk(2, dim=-1)
-    way, delta = Way(A=-torch.rand(inner, STATE, device="cuda") * 8, D=bias, bias=bias * 0.3 - 2), two - 2
+    params, delta = ScanParams(A=-torch.rand(inner, STATE, device="cuda") * 8, D=bias, bias=bias * 0.3 - 2), two - 2
     columns = draw(2, batch, length, rank + 2 * STATE)
     B, C = columns[..., rank : rank + STATE], columns[..., rank + STATE :]
     direction = ScanDirection(
@@ -140,8 +141,8 @@ def pieces(copy_rate: float) -> list[Row]:
         conv_bias=bias,
         x_proj=draw(rank + 2 * STATE, inner) * inner**-0.5,
         dt_proj=draw(inner, rank) * rank**-0.5,
-        dt_bias=way.bias,
-        A=way.A,
+        dt_bias=params.bias,
+        A=params.A,
         D=bias,
     )
     mixed, saved = mix.forward(xz, direction, direction, average=True, for_backward=True)
@@ -150,17 +151,17 @@ def pieces(copy_rate: float) -> list[Row]:
     _, total, inverse = norm.forward(branch, stream, gain, eps=1e-5, dtype=branch.dtype)
     works: dict[str, tuple[Callable[[], object], float]] = {
         "convolution + SiLU, both directions": (lambda: conv_forward(x, weights, silu=True), 3 * size),
-        "convolution's backward": (lambda: conv_backward(two, x, dx, weights, silu=True), 4 * size),
+        "convolution backward": (lambda: conv_backward(two, x, dx, weights, silu=True), 4 * size),
         "scan, both directions, gate, average": (
-            lambda: scan_forward(two, delta, B, C, z, (way, way), scale=0.5),
+            lambda: scan_forward(two, delta, B, C, z, (params, params), scale=0.5),
             6 * size,
         ),
-        "gate's backward": (lambda: gate_backward(out, mixed, z, dz, scale=0.5, gated=True), 5 * size),
-        "scan's backward, both directions": (lambda: scan_backward(out, two, delta, B, C, (way, way)), 9 * size),
+        "gate backward": (lambda: gate_backward(out, mixed, z, dz, scale=0.5, gated=True), 5 * size),
+        "scan backward, both directions": (lambda: scan_backward(out, two, delta, B, C, (params, params)), 9 * size),
         "add + RMS norm": (lambda: norm.forward(branch, stream, gain, eps=1e-5, dtype=branch.dtype), rows * width * 12),
-        "norm's backward": (lambda: norm.backward(branch, stream, total, gain, inverse, eps=1e-5), rows * width * 14),
-        "mixer's inside": (lambda: mix.forward(xz, direction, direction, average=True, for_backward=True), 0),
-        "mixer's inside, backward": (
+        "norm backward": (lambda: norm.backward(branch, stream, total, gain, inverse, eps=1e-5), rows * width * 14),
+        "bidirectional mix": (lambda: mix.forward(xz, direction, direction, average=True, for_backward=True), 0),
+        "bidirectional mix, backward": (
             lambda: mix.backward(out, xz, direction, direction, [*saved, mixed], average=True),
             0,
         ),
@@ -168,26 +169,26 @@ def pieces(copy_rate: float) -> list[Row]:
     found = []
     for name, (work, moved) in works.items():
         took = milliseconds(work, calls=4)
-        floor = moved / copy_rate * 1e3
-        found.append(Row(name=name, cells=(took, floor or "-", f"{took / floor:.2f}" if floor else "-")))
+        bound = moved / copy_rate * 1e3
+        found.append(Row(name=name, cells=(took, bound or "-", f"{took / bound:.2f}" if bound else "-")))
     return found
 
 
 def main() -> None:
-    """Measures and writes one Markdown page."""
-    parser = argparse.ArgumentParser(description="GPU kernels beside mamba-ssm and the hardware's floor")
-    parser.add_argument("--out", type=Path, help="the page to write")
+    """Measures, prints and writes a Markdown page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     worst = check_scan()
     rate = copy_rate()
     page = f"# GPU kernels, bf16, {STATE} states\n\n{describe('cuda')}\n\n"
     page += f"Copy {rate / 1e12:.2f} TB/s. Largest relative error of the scan against float64: {worst:.1e}.\n\n"
-    columns = ("forward ms", "of mamba-ssm", "exp floor", "backward walk ms", "backward ms", "of mamba-ssm")
+    columns = ("forward ms", "speedup", "bound ms", "backward kernel ms", "backward ms", "speedup")
     page += (
         markdown(columns, [scan(shape, *peer) for shape, peer in SHAPES.items()]) + "\nBase, batch 128, 224 pixels:\n\n"
     )
-    page += markdown(("ms", "floor by bytes", "of floor"), pieces(rate))
+    page += markdown(("ms", "bound ms", "× bound"), mixer_kernels(rate))
     print(page)
     if arguments.out is not None:
         arguments.out.write_text(page, encoding="utf-8")

@@ -1,10 +1,11 @@
-"""The selective scan on one CPU thread: every backend against the sequential loop of mamba-ssm's reference.
+"""Time of every scan backend on one CPU thread, relative to the sequential loop of mamba-ssm's reference.
 
-    uv run python benchmarks/ops/scan_cpu.py            # Base shapes, forward at batch 1 and 8, both passes at batch 1
-    uv run python benchmarks/ops/scan_cpu.py --all      # also both passes at batch 8: the loop takes minutes there
+    uv run python benchmarks/ops/scan_cpu.py            # forward at batch 1 and 8, forward + backward at batch 1
+    uv run python benchmarks/ops/scan_cpu.py --all      # also forward + backward at batch 8; the loop takes minutes
 
-One direction with softplus, skip and gate: L = 208 tokens, E = 1536 channels, N = 16 states, float32. Parity with the
-float64 reference is checked first. CPU time of the process, interleaved rounds, medians.
+Measures one direction with softplus, skip and gate: 208 tokens, 1536 channels, 16 states, float32. First checks parity
+with the float64 reference. Values are medians of the CPU time of the process over interleaved rounds, printed as
+Markdown.
 """
 
 import argparse
@@ -25,9 +26,9 @@ SEQUENTIAL = "sequential loop (channels first, as mamba-ssm)"
 def sequential(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor, *, time: int
 ) -> Tensor:
-    """The scan as a Python loop over decays and inputs that are all made beforehand; `time` is the axis of time.
+    """The scan as a Python loop over precomputed decays and inputs; `time` is the time dimension.
 
-    With time = 2 tensors are channels first, the layout of mamba-ssm's `selective_scan_ref`; with 1 channels last.
+    With time = 2 tensors are channels first, as in mamba-ssm's `selective_scan_ref`; with 1 they are channels last.
     """
     to_rows = {1: "ble", 2: "bel"}[time]
     states = {1: "bln", 2: "bnl"}[time]
@@ -45,7 +46,7 @@ def sequential(
 
 
 def inputs(batch: int) -> list[Tensor]:
-    """Arguments of `selective_scan` in the ranges of a trained model: small steps, rates from 1 to 16."""
+    """Arguments of `selective_scan` with the value ranges of a trained model: small steps, rates from 1 to 16."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -70,7 +71,7 @@ def channels_first(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def check_parity(names: list[str]) -> None:
-    """Stops unless all forward results are within 1e-5 of the float64 reference."""
+    """Exits if a forward result differs from the float64 reference by more than 1e-5."""
     tensors = inputs(1)
     right = selective_scan(*(t.double() for t in tensors), delta_softplus=True, backend="reference")
     found = {name: selective_scan(*tensors, delta_softplus=True, backend=name) for name in names}
@@ -80,11 +81,11 @@ def check_parity(names: list[str]) -> None:
         error = ((y.double() - right).abs().max() / right.abs().max()).item()
         print(f"parity of {name}: {error:.1e}")
         if not error <= 1e-5:
-            raise SystemExit(f"{name} is wrong: nothing is timed.")
+            raise SystemExit(f"{name} differs too much; nothing is timed.")
 
 
 def works(names: list[str], batch: int, *, both_passes: bool) -> dict[str, Work]:
-    """One call of each contestant."""
+    """One call per implementation."""
     tensors = inputs(batch)
     weights = torch.randn(tensors[0].shape)
 
@@ -97,21 +98,21 @@ def works(names: list[str], batch: int, *, both_passes: bool) -> dict[str, Work]
     def by(name: str):
         return lambda *tensors: selective_scan(*tensors, delta_softplus=True, backend=name)
 
-    contestants = {name: work(by(name), tensors, weights) for name in names}
-    contestants[SEQUENTIAL] = work(
+    implementations = {name: work(by(name), tensors, weights) for name in names}
+    implementations[SEQUENTIAL] = work(
         lambda *tensors: sequential(*tensors, time=2), channels_first(tensors), weights.transpose(1, 2)
     )
-    contestants["sequential loop (channels last)"] = work(
+    implementations["sequential loop (channels last)"] = work(
         lambda *tensors: sequential(*tensors, time=1), tensors, weights
     )
-    return contestants
+    return implementations
 
 
 def main() -> None:
-    """Checks, measures, prints."""
+    """Checks parity, measures, prints tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="also forward and backward at batch 8")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--all", action="store_true", help="also measure forward + backward at batch 8")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds per measurement")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(describe("cpu"))
@@ -125,16 +126,16 @@ def main() -> None:
     if options.all:
         cases["forward + backward, batch 8"] = (8, True)
     for title, (batch, both_passes) in cases.items():
-        contestants = works(names, batch, both_passes=both_passes)
+        implementations = works(names, batch, both_passes=both_passes)
         rounds = options.rounds if not both_passes else max(1, options.rounds // (3 * batch))
-        timings = interleaved(contestants, rounds=rounds)
+        timings = interleaved(implementations, rounds=rounds)
         slowest = timings[SEQUENTIAL].median
         rows = [
             Row(name=name, cells=(timing.milliseconds, str(timing), f"{slowest / timing.median:.1f}x"))
             for name, timing in timings.items()
         ]
         print(f"\n{title} ({rounds} rounds)\n")
-        print(markdown(["ms", "median (quartiles)", "against the sequential loop"], rows), flush=True)
+        print(markdown(["ms", "median (quartiles)", "speedup over the sequential loop"], rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""The LLVM kernels on one CPU thread against the port floor of the same run and the sequential loop.
+"""Time of the LLVM scan kernels on one CPU thread, relative to the roofline and to a sequential loop.
 
-    uv run python benchmarks/ops/scan_cpu_llvm.py            # batch 1 and 8, Base shapes
-    uv run python benchmarks/ops/scan_cpu_llvm.py --loop     # also the sequential loop, forward
-    uv run python benchmarks/ops/scan_cpu_llvm.py --threads  # also two threads against one, by the wall clock
+    uv run python benchmarks/ops/scan_cpu_llvm.py            # batch 1 and 8, shapes of Base
+    uv run python benchmarks/ops/scan_cpu_llvm.py --loop     # also the sequential loop, forward only
+    uv run python benchmarks/ops/scan_cpu_llvm.py --threads  # also two threads against one, in wall time
 
-The op is both directions with softplus, skip, gate and average at L = 208, E = 1536, N = 16 in float32: as two public
-calls, and as the kernel that the fused mix runs (which gates once). Parity with the float64 reference comes first. CPU
-time of the process, interleaved rounds, medians and the least. The floor is the arithmetic alone, in registers.
+Measures both directions with softplus, skip, gate and average at length 208, d_inner 1536, d_state 16 in float32: as
+two calls of `selective_scan`, and as the fused kernel of the mix. First checks parity with the float64 reference.
+Values are CPU time of the process over interleaved rounds: median and minimum. The roofline is the arithmetic alone, on
+registers, measured in the same run. Results are printed as Markdown.
 """
 
 import argparse
@@ -43,33 +44,33 @@ FIRST_CALLS = (
 
 
 def draw(batch: int) -> dict[str, list[Tensor]]:
-    """Arguments of the two scans: halves of one xz, slices of one projection, steps and rates of a trained model."""
+    """Arguments of the two scans: halves of one xz, slices of one projection, values as in a trained model."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
     u, z = normal(batch, LENGTH, 2 * INNER).chunk(2, dim=-1)
-    ways = {}
-    for name in ("ahead", "behind"):
+    directions = {}
+    for name in ("forward", "backward"):
         projected = normal(batch, LENGTH, RANK + 2 * STATE)
         _, B, C = projected.split([RANK, STATE, STATE], dim=-1)
         rates = torch.arange(1, STATE + 1.0).expand(INNER, STATE).contiguous()
-        ways[name] = [u, normal(batch, LENGTH, INNER), -rates, B, C, normal(INNER), z, normal(INNER) - 4]
-    return ways
+        directions[name] = [u, normal(batch, LENGTH, INNER), -rates, B, C, normal(INNER), z, normal(INNER) - 4]
+    return directions
 
 
-def both(ways: dict[str, list[Tensor]], backend: str) -> Tensor:
-    """The op as two public calls."""
-    ahead, behind = (
-        selective_scan(*tensors, delta_softplus=True, reverse=name == "behind", backend=backend)
-        for name, tensors in ways.items()
+def both(directions: dict[str, list[Tensor]], backend: str) -> Tensor:
+    """Both directions as two calls of `selective_scan`."""
+    forward, backward = (
+        selective_scan(*tensors, delta_softplus=True, reverse=name == "backward", backend=backend)
+        for name, tensors in directions.items()
     )
-    return (ahead + behind) / 2
+    return (forward + backward) / 2
 
 
 def sequential(u, delta, A, B, C, D, z, delta_bias, reverse):
-    """The scan as a loop in Python over decays and inputs that are all made beforehand."""
+    """The scan as a Python loop over precomputed decays and inputs."""
     if reverse:
         u, delta, B, C, z = (tensor.flip(1) for tensor in (u, delta, B, C, z))
     dt = F.softplus(delta + delta_bias)
@@ -83,13 +84,13 @@ def sequential(u, delta, A, B, C, D, z, delta_bias, reverse):
     return y.flip(1) if reverse else y
 
 
-def loop(ways: dict[str, list[Tensor]]) -> Tensor:
-    """The op by the sequential loop."""
-    return (sequential(*ways["ahead"], False) + sequential(*ways["behind"], True)) / 2
+def loop(directions: dict[str, list[Tensor]]) -> Tensor:
+    """Both directions with the sequential loop."""
+    return (sequential(*directions["forward"], False) + sequential(*directions["backward"], True)) / 2
 
 
 def check_parity() -> None:
-    """Stops unless output and gradients are as near to float64 as promised: 1e-6 and 1e-5 of the maximum."""
+    """Exits if the output differs from float64 by more than 1e-6 of the maximum, or a gradient by more than 1e-5."""
     plain = draw(1)
     results = {}
     for backend, dtype in (("llvm", torch.float32), ("reference", torch.float64)):
@@ -104,28 +105,29 @@ def check_parity() -> None:
     output, *gradients = [((found - right).abs().max() / right.abs().max()).item() for found, right in pairs]
     print(f"Parity with float64: output {output:.1e}, gradients {max(gradients):.1e} of the maximum")
     if output > 1e-6 or max(gradients) > 1e-5:
-        raise SystemExit("The kernels are not as near as promised: nothing is timed.")
+        raise SystemExit("The kernels differ too much from float64; nothing is timed.")
 
 
-def fused(ways: dict[str, list[Tensor]]) -> tuple[Work, Work, Work]:
-    """Forward, forward with checkpoints, and backward of the kernels that the fused mix runs."""
-    z = ways["ahead"][6]
+def fused(directions: dict[str, list[Tensor]]) -> tuple[Work, Work, Work]:
+    """Forward, forward with checkpoints, and backward of the fused kernels of the mix."""
+    z = directions["forward"][6]
     scans = [
-        Scan(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=bias) for u, delta, A, B, C, D, _, bias in ways.values()
+        Scan(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=bias)
+        for u, delta, A, B, C, D, _, bias in directions.values()
     ]
-    ahead, behind = scans
-    kept = (ahead.empty_checkpoints(), behind.empty_checkpoints())
+    forward, backward = scans
+    checkpoints = (forward.empty_checkpoints(), backward.empty_checkpoints())
     dout, dz = torch.randn(z.shape), torch.empty(z.shape)
     return (
-        lambda: scan_both(z, ahead, behind, None, average=True),
-        lambda: scan_both(z, ahead, behind, kept, average=True),
-        lambda: scan_both_backward(dout, z, dz, ahead, behind, kept, average=True),
+        lambda: scan_both(z, forward, backward, None, average=True),
+        lambda: scan_both(z, forward, backward, checkpoints, average=True),
+        lambda: scan_both_backward(dout, z, dz, forward, backward, checkpoints, average=True),
     )
 
 
-def public_backward(ways: dict[str, list[Tensor]]) -> Work:
-    """The backward of two public calls, over a graph that is kept."""
-    leaves = {name: [t.detach().requires_grad_() for t in tensors] for name, tensors in ways.items()}
+def public_backward(directions: dict[str, list[Tensor]]) -> Work:
+    """The backward of two calls of `selective_scan`, on a retained graph."""
+    leaves = {name: [t.detach().requires_grad_() for t in tensors] for name, tensors in directions.items()}
     y = both(leaves, "llvm")
     flat = [tensor for tensors in leaves.values() for tensor in tensors]
     weight = torch.randn(y.shape)
@@ -133,7 +135,7 @@ def public_backward(ways: dict[str, list[Tensor]]) -> Work:
 
 
 def interleaved(works: dict[str, Work], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of every round, in turns, after one call of each."""
+    """Seconds of every round, interleaved, after one warm-up call of each."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
@@ -146,36 +148,49 @@ def interleaved(works: dict[str, Work], rounds: int, clock: Callable[[], float])
 
 
 def time_op(batch: int, rounds: int, *, with_loop: bool) -> None:
-    """One table: milliseconds, states a second, and ratios to the floor and the loop."""
-    ways = draw(batch)
-    forward, keeping, backward = fused(ways)
+    """Prints one table: milliseconds, states per second, and ratios to the roofline and the loop."""
+    directions = draw(batch)
+    forward, saving, backward = fused(directions)
     works: dict[str, Work] = {
-        "forward, two public calls": torch.no_grad()(lambda: both(ways, "llvm")),
+        "forward, two calls": torch.no_grad()(lambda: both(directions, "llvm")),
         "forward, fused": forward,
-        "forward for the backward, fused": keeping,
-        "backward, two public calls": public_backward(ways),
+        "forward with checkpoints, fused": saving,
+        "backward, two calls": public_backward(directions),
         "backward, fused": backward,
     }
-    floors = {kind: roofline_states_per_second(backward=kind == "backward") for kind in ("forward", "backward")}
+    rooflines = {kind: roofline_states_per_second(backward=kind == "backward") for kind in ("forward", "backward")}
     seconds = interleaved(works, rounds, time.process_time)
-    floors = {kind: max(rate, roofline_states_per_second(backward=kind == "backward")) for kind, rate in floors.items()}
-    slow = interleaved({"loop": torch.no_grad()(lambda: loop(ways))}, 3, time.process_time)["loop"] if with_loop else []
+    rooflines = {
+        kind: max(rate, roofline_states_per_second(backward=kind == "backward")) for kind, rate in rooflines.items()
+    }
+    slow = (
+        interleaved({"loop": torch.no_grad()(lambda: loop(directions))}, 3, time.process_time)["loop"]
+        if with_loop
+        else []
+    )
     states = 2 * batch * LENGTH * INNER * STATE
     rows = []
     for name, values in seconds.items():
-        median, floor = statistics.median(values), floors[name.split(",")[0].split()[0]]
+        median, roofline = statistics.median(values), rooflines[name.split(",")[0].split()[0]]
         ratio = f"{statistics.median(slow) / median:.0f}x" if slow and name.startswith("forward") else None
         least = min(values)
-        cells = (median * 1e3, least * 1e3, states / median / 1e9, states / least / 1e9, floor * median / states, ratio)
+        cells = (
+            median * 1e3,
+            least * 1e3,
+            states / median / 1e9,
+            states / least / 1e9,
+            roofline * median / states,
+            ratio,
+        )
         rows.append(Row(name=name, cells=cells))
-    print(f"\nBatch {batch}, {rounds} rounds; floor {floors['forward'] / 1e9:.1f} G states/s forward, ", end="")
-    print(f"{floors['backward'] / 1e9:.1f} backward (states recomputed)\n")
-    columns = ["median ms", "least ms", "G states/s", "at best", "times the floor", "the loop's time"]
+    print(f"\nBatch {batch}, {rounds} rounds; roofline {rooflines['forward'] / 1e9:.1f} G states/s forward, ", end="")
+    print(f"{rooflines['backward'] / 1e9:.1f} backward (states recomputed)\n")
+    columns = ["median ms", "minimum ms", "G states/s", "best G states/s", "× roofline", "speedup over the loop"]
     print(markdown(columns, rows), flush=True)
 
 
 def time_threads(rounds: int) -> None:
-    """Wall time with one and two threads."""
+    """Prints wall times with one and two threads."""
     rows = []
     for batch in (1, 8):
         forward, _, backward = fused(draw(batch))
@@ -188,12 +203,12 @@ def time_threads(rounds: int) -> None:
                 Row(name=f"{name}, batch {batch}", cells=(*(value * 1e3 for value in least), least[0] / least[1]))
             )
     torch.set_num_threads(1)
-    print("\nWall time of the fused scans, the least of the rounds\n")
+    print("\nWall time of the fused scans, minimum over the rounds\n")
     print(markdown(["1 thread ms", "2 threads ms", "ratio"], rows), flush=True)
 
 
 def time_first_calls() -> None:
-    """First calls in fresh processes: without kept code, then with it."""
+    """Prints the time of the first calls in new processes: without cached code, then with it."""
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         environment = os.environ | {"MAMBAR_CACHE": directory}
@@ -203,16 +218,16 @@ def time_first_calls() -> None:
                 command, env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
             ).stdout
             rows.append(Row(name=name, cells=tuple(float(value) for value in printed.split())))
-    print("\nFirst call in a fresh process, seconds of CPU time (after importing torch and llvmlite)\n")
+    print("\nFirst call in a new process, seconds of CPU time (after importing torch and llvmlite)\n")
     print(markdown(["forward", "backward"], rows), flush=True)
 
 
 def main() -> None:
-    """Checks, measures, prints."""
+    """Checks parity, measures, prints tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--loop", action="store_true", help="also the sequential loop, forward")
-    parser.add_argument("--threads", action="store_true", help="also two threads against one")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--loop", action="store_true", help="also measure the sequential loop (forward only)")
+    parser.add_argument("--threads", action="store_true", help="also compare two threads with one")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds per measurement")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(describe("cpu"))

@@ -1,15 +1,14 @@
-"""Dense features of Mamba-R and Vim on procedural scenes: mIoU of a frozen probe and of fine-tuning, three seeds.
+"""mIoU of Mamba-R and Vim on procedural scenes, with a frozen linear probe and fine-tuned, over three seeds.
 
     python benchmarks/segmentation/shapes_study.py --out runs/shapes_study --jobs 6 --minutes 8   # 2 GPUs
-    python benchmarks/segmentation/shapes_study.py --out /tmp/study --smoke           # CPU, does it run at all
+    python benchmarks/segmentation/shapes_study.py --out /tmp/study --smoke           # CPU smoke test
 
-For each backbone (Mamba-R with 12 registers; Vim, the same network with one in the middle) and seed: train it to
-classify scenes, then (a) freeze it and train one linear layer on its patch tokens, (b) train UPerNet and the backbone
-together.
-Finished runs are not repeated: started again with the same --out, it goes on. Results: study.json and study.md there,
-written anew after each network, and row.json of each network, after each of its parts. With --jobs, networks are
-trained side by side, each in a process of its own, spread over the GPUs. With --minutes, a part whose share of them is
-over is measured as far as it came; the rows say how many epochs were made.
+For each backbone (Mamba-R with 12 registers; Vim, the same network with one middle register) and seed: train it to
+classify scenes, then (a) freeze it and train a linear layer on its patch tokens, (b) train UPerNet and the backbone.
+Finished runs are not repeated; with the same --out the study resumes. Results are study.json and study.md in --out,
+rewritten after each network, and row.json of each network, rewritten after each part. With --jobs, networks train in
+parallel processes, distributed over the GPUs. With --minutes, each part stops after its share of the time and is then
+evaluated; the rows contain the number of epochs.
 """
 
 import argparse
@@ -131,7 +130,7 @@ def segmenter(name: str, seed: int, backbone: Path, *, frozen: bool, smoke: bool
 def finished(recipe: Recipe, out: Path, given: argparse.Namespace) -> dict[str, float]:
     """The metrics of a run and the epochs it made; one that is there already is resumed or read."""
     if (out / "result.json").is_file():
-        # Perhaps ended early: read it as it is.
+        # It may have ended early; its own recipe applies.
         recipe = read_recipe(out)
     until = None if given.until is None else given.until - 60 * given.minutes * (1 - ENDS[recipe.name])
     options = {"out": out, "device": given.device, "workers": given.workers}
@@ -152,7 +151,7 @@ def finished(recipe: Recipe, out: Path, given: argparse.Namespace) -> dict[str, 
 @contextmanager
 def stopped_at(until: float | None) -> Iterator[None]:
     """Asks the run inside to save and stop, by SIGUSR1, once the clock (seconds since 1970) says `until`."""
-    # Where no run listens to it, it is nothing.
+    # Without a run that handles it, the signal is ignored.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     over = threading.Event()
 
@@ -173,17 +172,15 @@ def stopped_at(until: float | None) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="networks side by side")
-    parser.add_argument("--only", nargs=2, metavar=("BACKBONE", "SEED"), help="one network, without a table")
+    parser.add_argument("--out", type=Path, required=True, help="directory of runs and results")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--jobs", type=int, default=1, help="networks trained in parallel")
+    parser.add_argument("--only", nargs=2, metavar=("BACKBONE", "SEED"), help="train one network and write no table")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument(
-        "--minutes", type=float, help="the whole study ends within so many, with --jobs of all networks"
-    )
+    parser.add_argument("--minutes", type=float, help="time limit of the whole study, with --jobs for all networks")
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--smoke", action="store_true", help="a few images: whether it runs, not what it finds")
+    parser.add_argument("--smoke", action="store_true", help="a few images; the results are meaningless")
     given = parser.parse_args()
     if given.minutes is not None and given.until is None:
         given.until = time.time() + 60 * given.minutes
@@ -215,14 +212,14 @@ def main() -> None:
         sys.exit("\n".join(failures))
 
 
-def place_of(name: str, seed: int, out: Path) -> Path:
-    """Where the runs of one network lie."""
+def directory_of(name: str, seed: int, out: Path) -> Path:
+    """The directory of the runs of one network."""
     return out / f"{name.split(',')[0].lower()}-{seed}"
 
 
 def train_network(name: str, seed: int, given: argparse.Namespace) -> None:
     """Classifier, frozen probe and fine-tuned segmenter of one network; row.json holds what came out so far."""
-    place = place_of(name, seed, given.out)
+    place = directory_of(name, seed, given.out)
     place.mkdir(parents=True, exist_ok=True)
     row: dict = {"backbone": name, "seed": seed, "smoke": given.smoke}
     parts = [(classifier(name, seed, smoke=given.smoke), place / "classify")]
@@ -231,14 +228,14 @@ def train_network(name: str, seed: int, given: argparse.Namespace) -> None:
         parts.append((recipe, place / recipe.name))
     for recipe, out in parts:
         row[recipe.name] = finished(recipe, out, given)
-        # Whole or not there: other networks' ends read it at any time.
+        # Atomic, because other processes can read it at any time.
         write_atomically(place / "row.json", (json.dumps(row) + "\n").encode())
         print(json.dumps(row), flush=True)
 
 
 def train_apart(name: str, seed: int, slot: int, given: argparse.Namespace) -> str | None:
     """The same in a process of its own, on the GPU that the slot belongs to; gives what went wrong."""
-    place = place_of(name, seed, given.out)
+    place = directory_of(name, seed, given.out)
     place.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     if choose_device(given.device).type == "cuda":
@@ -254,7 +251,7 @@ def train_apart(name: str, seed: int, slot: int, given: argparse.Namespace) -> s
 
 def finished_rows(given: argparse.Namespace) -> list[dict]:
     """The rows of the networks, each as far as it came."""
-    places = [place_of(name, seed, given.out) / "row.json" for seed in range(given.seeds) for name in BACKBONES]
+    places = [directory_of(name, seed, given.out) / "row.json" for seed in range(given.seeds) for name in BACKBONES]
     return [json.loads(path.read_text("utf-8")) for path in places if path.is_file()]
 
 
@@ -278,7 +275,7 @@ def write(out: Path, rows: list[dict], *, smoke: bool, machine: str) -> None:
         epochs = (sorted({row[kind]["epochs"] for row in mine if kind in row}) for kind in ENDS)
         made = " + ".join(" or ".join(f"{number:g}" for number in numbers) or "0" for numbers in epochs)
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {made} |")
-    note = "\nSmoke run: these numbers mean nothing.\n" if smoke else ""
+    note = "\nSmoke run: the numbers are meaningless.\n" if smoke else ""
     (out / "study.md").write_text("\n".join(lines) + "\n" + note, "utf-8")
 
 

@@ -1,14 +1,14 @@
-"""Training on data of ImageNet's layout with one GPU and with two, through `mambar train` itself: speed and scaling.
+"""Training throughput and scaling from one to two GPUs, with `mambar train` on data in the layout of ImageNet.
 
     PYTHONPATH=src python benchmarks/training/scaling.py --out scaling.md        # two GPUs, about three minutes
-    PYTHONPATH=src python benchmarks/training/scaling.py --device cpu --smoke    # does it run at all
+    PYTHONPATH=src python benchmarks/training/scaling.py --device cpu --smoke    # smoke test
 
-Draws scenes of shapes as JPEGs of ImageNet's usual size under ImageNet's class ids, packs them with `mambar pack`, and
-trains Mamba-R Base from the shards on one and on two processes: the recipe's stage at 224 pixels, 128 images a GPU,
-bf16, `parallel=ddp`, average and augmentations as published. A step counts from --warm on; its time, taken by the run
-itself, holds everything from waiting for the loader to the weights' update. Last, all three stages of the recipe,
-unchanged but for --short steps each, run from the folder on all GPUs. Speed does not depend on what is learnt: the
-labels mean nothing, and the accuracy is none.
+Generates JPEG scenes with the usual size and the class ids of ImageNet, packs them with `mambar pack`, and trains
+Mamba-R Base from the shards on one and on two processes: the recipe's stage at 224 pixels, 128 images per GPU, bf16,
+`parallel=ddp`, EMA and augmentations as published. The first --warm steps are not counted. The step time is that in
+the run's log, from the wait for the loader to the update of the weights. Finally all three stages of the recipe run
+from the folder on all GPUs, for --short steps each. The labels are arbitrary, and the accuracy is not reported. The
+Markdown page is printed and written to --out.
 """
 
 import argparse
@@ -38,12 +38,12 @@ TINY = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_registers": 2, "regi
 
 
 class Failed(Exception):
-    """A command that ended badly or not at all."""
+    """A command that failed or exceeded its time limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What a run left: its rows of metrics.jsonl, and the seconds from start to end of the command."""
+    """Result of a run: its rows of metrics.jsonl, and the duration of the command in seconds."""
 
     rows: list[dict[str, Any]]
     seconds: float
@@ -168,7 +168,7 @@ def second_stage() -> list[str]:
     return [f"stages.2.{name}={second[name]}" for name in changed]
 
 
-# What is measured
+# Measurements
 
 
 def throughput(rows: list[dict[str, Any]], images: int, warm: int) -> tuple[float, float]:
@@ -190,15 +190,19 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--smoke", action="store_true", help="a tiny network and a few steps")
     parser.add_argument(
-        "--processes", type=int, nargs="+", default=[1, 2], help="one a GPU; the first is compared with"
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[1, 2],
+        help="process counts, one process per GPU; the first is the baseline",
     )
-    parser.add_argument("--steps", type=int, default=80, help="of each measured run")
-    parser.add_argument("--warm", type=int, default=20, help="of these, not counted")
-    parser.add_argument("--short", type=int, default=3, help="steps of each stage in the last run; 0: leave it out")
-    parser.add_argument("--workers", type=int, help="loader processes of each process; none: what the cores allow")
-    parser.add_argument("--limit", type=float, default=150, help="seconds after which a command is ended")
-    parser.add_argument("--place", type=Path, help="where data and runs go for the time; needs 12 GB")
-    parser.add_argument("--out", type=Path, help="the page to write")
+    parser.add_argument("--steps", type=int, default=80, help="steps of each measured run")
+    parser.add_argument("--warm", type=int, default=20, help="first steps of each run, not counted")
+    parser.add_argument("--short", type=int, default=3, help="steps per stage of the last run; 0 skips it")
+    parser.add_argument("--workers", type=int, help="loader processes per process; default: as many as the cores allow")
+    parser.add_argument("--limit", type=float, default=150, help="time limit per command in seconds")
+    parser.add_argument("--place", type=Path, help="directory for temporary data and runs; needs 12 GB")
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args(arguments)
     most = max(options.processes)
     options.per_gpu, options.sides, options.classes, options.config = PER_GPU, SIDES, 1000, {}
@@ -305,7 +309,7 @@ def page(found: dict[int, Finished], stages: Finished | None, options: argparse.
 
 
 def main() -> int:
-    """Measures and prints; 1 where a command failed."""
+    """Measures and prints; returns 1 if a command failed."""
     options = options_of()
     found: dict[int, Finished] = {}
     stages: Finished | None = None

@@ -1,19 +1,19 @@
-"""What the C library does with memory that was freed: give it back to the system, or keep it for the next tensor."""
+"""Setting of the C library that keeps freed memory in the process for the next tensors."""
 
 import sys
 
-# malloc.h of glibc: what mallopt takes.
+# Parameters of mallopt, from malloc.h of glibc.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-# Larger blocks still go back to the system one by one.
+# Larger blocks are still returned to the system.
 _LARGEST_KEPT = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep memory that it freed, up to blocks of 1 GiB; says whether the C library can (glibc does).
+    """Keeps freed blocks of up to 1 GiB in this process; returns True if the C library supports it (glibc does).
 
-    By default glibc hands large blocks back and takes them anew, page by page, for every tensor of every layer: a fifth
-    of the time of Base's forward pass on a CPU. The process holds its peak until it ends; the peak does not change. It
-    concerns the whole process: the command line and benchmarks call it, the library never does by itself.
+    By default glibc returns large blocks and allocates them again, page by page, for every tensor: a fifth of the time
+    of the forward pass of Base on a CPU. The process keeps its peak memory until it ends; the peak does not change.
+    The setting is global, so only the command line and benchmarks call this function.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""Measuring on the user's own machine: parity first, then medians of interleaved rounds."""
+"""Benchmarks on the user's machine: a parity check first, then medians of interleaved rounds."""
 
 from mambar.bench.table import Row as Row
 from mambar.bench.table import markdown as markdown

@@ -1,4 +1,4 @@
-"""What the hardware can do at most, measured in the same run: copies, matrix products, exponentials."""
+"""Peak rates of the hardware, measured in the same run: copies, matrix products, exponentials."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,20 @@ from mambar.bench.timing import interleaved
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """Rates a second: bytes read plus written, multiply-adds times two, exponentials."""
+    """Peak rates per second.
+
+    Attributes:
+        bytes: Bytes read plus bytes written.
+        flops: Multiply-adds times two.
+        exponentials: Exponentials.
+    """
 
     bytes: float
     flops: float
     exponentials: float
 
     def line(self) -> str:
-        """The three in words."""
+        """The three rates with units."""
         return (
             f"copy {self.bytes / 1e9:.0f} GB/s, matrix product {self.flops / 1e12:.3g} TFLOP/s, "
             f"exp2 {self.exponentials / 1e9:.3g} G/s"
@@ -24,10 +30,10 @@ class Ceilings:
 
 
 def measure_ceilings(device: str) -> Ceilings:
-    """Measures them on `device`: bfloat16 products on a GPU, float32 on a CPU, with the threads PyTorch has now.
+    """The peak rates of `device`: bfloat16 products on a GPU, float32 on a CPU with PyTorch's current threads.
 
-    Exponentials are those of a vectorised exp2 in cache (CPU), or of one elementwise kernel on a large tensor, which
-    memory may bound before the special-function unit does (GPU: a lower bound of the ceiling).
+    On a CPU, exponentials are those of a vectorized exp2 in cache. On a GPU they are those of an elementwise
+    kernel on a large tensor, which memory bandwidth may limit first: a lower bound.
     """
     gpu = device.startswith("cuda")
     source = torch.randn(2**28 if gpu else 2**24, device=device)

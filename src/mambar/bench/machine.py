@@ -1,4 +1,4 @@
-"""What was measured on: processor, GPU, versions. Every figure carries it."""
+"""Description of the machine of a measurement: processor, GPU, versions."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from mambar.version import __version__
 
 
 def processor() -> str:
-    """The CPU's own name, as the system tells it."""
+    """The CPU model name, as reported by the system."""
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):

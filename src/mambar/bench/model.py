@@ -1,4 +1,4 @@
-"""Throughput of whole models: inference and training, Mamba-R beside its peers."""
+"""Throughput of whole models in inference and training."""
 
 import importlib.util
 from collections.abc import Callable
@@ -25,7 +25,14 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBench:
-    """What to measure: a model by name (ours, or timm/NAME), images a step, their side in pixels."""
+    """A model to measure.
+
+    Attributes:
+        name: Model name, or timm/NAME for a model of timm.
+        batch: Images per step.
+        img_size: Image size in pixels.
+        compiled: Measure the model under torch.compile.
+    """
 
     name: str
     batch: int
@@ -34,7 +41,7 @@ class ModelBench:
 
 
 def build(bench: ModelBench) -> nn.Module | None:
-    """The model with random weights, or None where its package is not installed."""
+    """The model with random weights, or None if its package is not installed."""
     if bench.name.startswith("timm/"):
         if importlib.util.find_spec("timm") is None:
             return None
@@ -45,7 +52,7 @@ def build(bench: ModelBench) -> nn.Module | None:
 
 
 def parity(model: nn.Module, images: Tensor) -> float:
-    """The largest deviation of the logits from the plain-PyTorch backend's in float32, over their largest value."""
+    """The largest difference of the logits to the plain PyTorch backend in float32, relative to their maximum."""
     model.eval()
     with torch.inference_mode():
         fast = model(images)
@@ -55,7 +62,7 @@ def parity(model: nn.Module, images: Tensor) -> float:
 
 
 def measure(bench: ModelBench, *, device: str, training: bool = True, rounds: int = 5) -> Row:
-    """One row of `COLUMNS`: bfloat16 autocast on a GPU, float32 on a CPU; parity is checked before."""
+    """One row of `COLUMNS`, after a parity check: bfloat16 autocast on a GPU, float32 on a CPU."""
     title = f"{bench.name} {bench.img_size} px, batch {bench.batch}{', compiled' if bench.compiled else ''}"
     model = build(bench)
     if model is None:
@@ -65,7 +72,7 @@ def measure(bench: ModelBench, *, device: str, training: bool = True, rounds: in
     if not bench.name.startswith("timm/"):
         deviation = parity(model, images[:2])
         if not deviation < 1e-4:
-            raise ArithmeticError(f"{bench.name}: logits deviate by {deviation:.1e} from the plain path; not timed.")
+            raise ArithmeticError(f"{bench.name}: logits differ by {deviation:.1e} from plain PyTorch; not timed.")
     run = torch.compile(model) if bench.compiled else model
     autocast = _autocast(device)
     cells: list[float | None] = []
@@ -80,7 +87,7 @@ def measure(bench: ModelBench, *, device: str, training: bool = True, rounds: in
 
 
 def _figures(work: Callable[[], object], batch: int, device: str, rounds: int) -> list[float | None]:
-    timing = interleaved({"work": work}, device=device, rounds=rounds, least=0.2)["work"]
+    timing = interleaved({"work": work}, device=device, rounds=rounds, min_seconds=0.2)["work"]
     peak = peak_memory(work, device=device)
     return [batch / timing.median, timing.milliseconds, None if peak is None else peak / 2**30]
 

@@ -1,4 +1,4 @@
-"""Speed of the ops on this machine: every backend that can run here, parity first, beside the floor."""
+"""Speed of the selective scan for each available backend, after a parity check, relative to the roofline."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from mambar.bench.table import Row
 from mambar.bench.timing import Work, interleaved
 from mambar.ops import available_backends, selective_scan
 
-COLUMNS = ("forward ms", "G states/s", "× floor", "forward + backward ms", "largest error, forward")
-# Largest deviation from float64, over the largest value, that is still timed.
-ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+COLUMNS = ("forward ms", "G states/s", "× roofline", "forward + backward ms", "largest error, forward")
+# Backends with a larger difference to float64, relative to the maximum, are not timed.
+MAX_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanShape:
-    """A scan of one direction: batch, tokens, channels, states."""
+    """The shape of a scan of one direction: batch, tokens, channels, states per channel."""
 
     batch: int
     length: int = 208
@@ -27,11 +27,11 @@ class ScanShape:
 
     @property
     def states(self) -> int:
-        """States that one call walks through."""
+        """State updates of one call."""
         return self.batch * self.length * self.inner * self.state
 
-    def least_bytes(self, element: int) -> int:
-        """u, delta and z read once, y written once; B and C beside them."""
+    def min_bytes(self, element: int) -> int:
+        """Bytes that one call must move: u, delta, z, B and C are read once, y is written once."""
         return self.batch * self.length * (4 * self.inner + 2 * self.state) * element
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class ScanShape:
 
 
 def scan_inputs(shape: ScanShape, *, device: str, dtype: torch.dtype) -> list[Tensor]:
-    """Arguments of `selective_scan` in the ranges of a trained model: small steps, rates from 1 to N."""
+    """Arguments of `selective_scan` with the value ranges of a trained model: small steps, rates from 1 to N."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*sizes: int) -> Tensor:
@@ -60,7 +60,7 @@ def scan_inputs(shape: ScanShape, *, device: str, dtype: torch.dtype) -> list[Te
 
 
 def scan_error(name: str, *, device: str, dtype: torch.dtype) -> float:
-    """The largest deviation of a backend's output from the float64 reference on the same rounded inputs."""
+    """The largest difference of a backend's output to the float64 reference, relative to its maximum."""
     tensors = scan_inputs(ScanShape(batch=1, length=61, inner=96), device=device, dtype=dtype)
     right = selective_scan(*(t.double() for t in tensors), delta_softplus=True, backend="reference")
     found = selective_scan(*tensors, delta_softplus=True, backend=name)
@@ -74,25 +74,25 @@ def bench_scan(
     dtype: torch.dtype,
     ceilings: Ceilings,
     rounds: int = 7,
-    leave_out: Sequence[str] = ("reference",),
+    exclude: Sequence[str] = ("reference",),
 ) -> list[Row]:
-    """One row a backend of the scan; one that cannot run here or is wrong says so instead of figures."""
+    """One row per scan backend; one that cannot run or fails the parity check has a reason in place of figures."""
     rows, works, errors = [], {}, {}
     for backend in available_backends("selective_scan", device):
-        if backend.name in leave_out or dtype not in backend.dtypes:
+        if backend.name in exclude or dtype not in backend.dtypes:
             continue
         if backend.missing is not None:
             rows.append(Row(name=f"{backend.name}: {backend.missing}"))
             continue
         errors[backend.name] = scan_error(backend.name, device=device, dtype=dtype)
-        if not errors[backend.name] <= ALLOWED[dtype]:
-            rows.append(Row(name=f"{backend.name}: wrong by {errors[backend.name]:.1e}, not timed"))
+        if not errors[backend.name] <= MAX_ERROR[dtype]:
+            rows.append(Row(name=f"{backend.name}: differs by {errors[backend.name]:.1e}, not timed"))
             continue
         works[backend.name] = _works(shape, backend.name, device=device, dtype=dtype)
     forward = interleaved({name: pair[0] for name, pair in works.items()}, device=device, rounds=rounds)
     both = interleaved({name: pair[1] for name, pair in works.items()}, device=device, rounds=max(3, rounds // 2))
     element = torch.empty(0, dtype=dtype).element_size()
-    floor = max(shape.states / ceilings.exponentials, shape.least_bytes(element) / ceilings.bytes)
+    roofline = max(shape.states / ceilings.exponentials, shape.min_bytes(element) / ceilings.bytes)
     for name in works:
         seconds = forward[name].median
         rows.append(
@@ -101,7 +101,7 @@ def bench_scan(
                 cells=(
                     seconds * 1e3,
                     shape.states / seconds / 1e9,
-                    seconds / floor,
+                    seconds / roofline,
                     both[name].milliseconds,
                     f"{errors[name]:.1e}",
                 ),

@@ -1,7 +1,7 @@
-"""The self-test of `mambar doctor`: golden cases of the released code, on every backend that can run here.
+"""The self-test of `mambar doctor`: golden values of the official code, on every available backend.
 
-`golden.safetensors` beside this file is a small part of tests/golden (its README says how the numbers were obtained):
-one scan and one whole model, with the gradient of its input.
+`golden.safetensors` in this directory is a subset of tests/golden, whose README documents its origin: one scan, and one
+model with the gradient of its input.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from torch import Tensor
 from mambar.hub.released import load_official
 from mambar.ops import available_backends, selective_scan, use_backend
 
-# Largest deviation over the largest value, float32; the README of the golden vectors suggests these.
+# Largest allowed difference relative to the maximum in float32, from the README of the golden values.
 _OUTPUT, _GRADIENT = 2e-5, 1e-4
 
 
 def self_test() -> dict[str, str | None]:
-    """Each check by name: None where it is right, else what is wrong."""
+    """The result of each check by name: None if it passed, else the error."""
     stored = safetensors.torch.load_file(Path(__file__).with_name("golden.safetensors"))
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     found: dict[str, str | None] = {}
@@ -36,7 +36,7 @@ def self_test() -> dict[str, str | None]:
 def _checked(check: Callable[[], str | None]) -> str | None:
     try:
         return check()
-    except Exception as error:  # whatever a broken installation raises is the finding
+    except Exception as error:  # any error of a broken installation is a result
         return f"{type(error).__name__}: {error}"
 
 
@@ -47,7 +47,7 @@ def _scan(stored: dict[str, Tensor], backend: str, device: str) -> str | None:
         tensor = case.get(name)
         if tensor is None:
             return None
-        # The golden scans have channels first.
+        # The golden scans are channels first.
         return tensor.transpose(1, 2).contiguous() if tensor.dim() == 3 else tensor
 
     u, delta, B, C = (given(name) for name in ("u", "delta", "B", "C"))
@@ -82,4 +82,4 @@ def _model(stored: dict[str, Tensor], backend: str, device: str) -> str | None:
 def _far(found: Tensor, expected: Tensor, allowed: float) -> str | None:
     difference = (found.detach().cpu().double() - expected.cpu().double()).abs().max()
     relative = float(difference / expected.double().abs().max())
-    return None if relative <= allowed else f"deviates by {relative:.1e}, at most {allowed:.0e} is right"
+    return None if relative <= allowed else f"deviates by {relative:.1e}, at most {allowed:.0e} is allowed"

@@ -1,4 +1,4 @@
-"""Results as a Markdown table, with what was not run written as such."""
+"""Results as a Markdown table; missing cells read *not run*."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,14 +8,14 @@ NOT_RUN = "*not run*"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line: what was measured, and its cells in the order of the columns; None is *not run*."""
+    """One row: its name, and its cells in the order of the columns. None and missing cells are *not run*."""
 
     name: str
     cells: Sequence[str | float | None] = field(default_factory=tuple)
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    """A Markdown table; numbers with four significant figures."""
+    """A Markdown table; numbers have four significant digits."""
     lines = ["| " + " | ".join(["", *columns]) + " |", "|" + "---|" * (len(columns) + 1)]
     for row in rows:
         cells = [*row.cells, *[None] * (len(columns) - len(row.cells))]

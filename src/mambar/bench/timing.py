@@ -1,4 +1,4 @@
-"""Times that mean something: warmed up, interleaved, medians with their spread."""
+"""Timing with warm-up, interleaved rounds, medians and quartiles."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds of one call: the median over rounds, and the quartiles around it."""
+    """Seconds per call over rounds: `median`, lower quartile `low`, upper quartile `high`."""
 
     median: float
     low: float
@@ -28,7 +28,7 @@ class Timing:
         return f"{self.median * 1e3:.3g} ms ({self.low * 1e3:.3g}-{self.high * 1e3:.3g})"
 
 
-def summarise(seconds: list[float]) -> Timing:
+def summarize(seconds: list[float]) -> Timing:
     """Median and quartiles of repeated measurements."""
     ordered = sorted(seconds)
     if len(ordered) < 3:
@@ -39,24 +39,24 @@ def summarise(seconds: list[float]) -> Timing:
 
 
 def interleaved(
-    works: Mapping[str, Work], *, device: str = "cpu", rounds: int = 7, least: float = 0.02
+    works: Mapping[str, Work], *, device: str = "cpu", rounds: int = 7, min_seconds: float = 0.02
 ) -> dict[str, Timing]:
-    """Times several pieces of work in turns, so that a change of the machine's load meets all alike.
+    """Times several functions in alternating rounds, so that changes of the machine load affect all of them.
 
-    On a CPU the process's CPU time counts, of all its threads; on a GPU the time between two events on the
-    stream. Each measurement repeats the work until it lasts `least` seconds; every work is run once before.
+    On a CPU it measures the CPU time of the process over all threads, on a GPU the time between two stream events.
+    Each measurement repeats a function for at least about `min_seconds`, after one warm-up call.
     """
     clock = _gpu_seconds if device.startswith("cuda") else _cpu_seconds
     repeats = {}
     for name, work in works.items():
         clock(work, 1)
         once = max(clock(work, 1), 1e-7)
-        repeats[name] = max(1, round(least / once))
+        repeats[name] = max(1, round(min_seconds / once))
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             seconds[name].append(clock(work, repeats[name]) / repeats[name])
-    return {name: summarise(values) for name, values in seconds.items()}
+    return {name: summarize(values) for name, values in seconds.items()}
 
 
 def _cpu_seconds(work: Work, repeats: int) -> float:
@@ -77,7 +77,7 @@ def _gpu_seconds(work: Work, repeats: int) -> float:
 
 
 def peak_memory(work: Work, *, device: str) -> int | None:
-    """The largest number of bytes PyTorch held on a GPU while `work` ran; None on a CPU."""
+    """Peak GPU memory allocated by PyTorch during `work`, in bytes; None on a CPU."""
     if not device.startswith("cuda"):
         return None
     torch.cuda.synchronize()

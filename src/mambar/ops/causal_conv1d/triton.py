@@ -11,35 +11,35 @@ POSITIONS, CHANNELS = 16, 128
 
 
 @triton.jit
-def _input(x, t, e, real_e, length, batch_at, x_time, REVERSE: tl.constexpr):
+def _input(x, t, e, valid_e, length, batch_at, x_time, REVERSE: tl.constexpr):
     """x at positions t, counted in scan order; zero outside the sequence."""
     place = length - 1 - t if REVERSE else t
-    real = ((t >= 0) & (t < length))[:, None] & real_e[None, :]
-    return tl.load(x + batch_at + place[:, None] * x_time + e[None, :], mask=real, other=0.0).to(tl.float32)
+    valid = ((t >= 0) & (t < length))[:, None] & valid_e[None, :]
+    return tl.load(x + batch_at + place[:, None] * x_time + e[None, :], mask=valid, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _before_silu(
+def _preactivation(
     x,
     weight,
     bias,
     t,
     e,
-    real_e,
+    valid_e,
     length,
     batch_at,
     x_time,
     TAPS: tl.constexpr,
-    BIASED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     REVERSE: tl.constexpr,
 ):
     """The convolution at positions t."""
     total = tl.zeros([t.shape[0], e.shape[0]], tl.float32)
-    if BIASED:
-        total += tl.load(bias + e, mask=real_e, other=0.0)[None, :]
+    if HAS_BIAS:
+        total += tl.load(bias + e, mask=valid_e, other=0.0)[None, :]
     for j in tl.static_range(TAPS):  # type: ignore[attr-defined]
-        tap = tl.load(weight + e * TAPS + j, mask=real_e, other=0.0)
-        total += tap[None, :] * _input(x, t - (TAPS - 1 - j), e, real_e, length, batch_at, x_time, REVERSE)
+        tap = tl.load(weight + e * TAPS + j, mask=valid_e, other=0.0)
+        total += tap[None, :] * _input(x, t - (TAPS - 1 - j), e, valid_e, length, batch_at, x_time, REVERSE)
     return total
 
 
@@ -54,7 +54,7 @@ def _forward_kernel(
     x_batch,
     x_time,
     TAPS: tl.constexpr,
-    BIASED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     SILU: tl.constexpr,
     REVERSE: tl.constexpr,
     POSITIONS: tl.constexpr,
@@ -63,13 +63,13 @@ def _forward_kernel(
     batch = tl.program_id(2).to(tl.int64)
     t = tl.program_id(1).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
     e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    real_e = e < inner
-    out = _before_silu(x, weight, bias, t, e, real_e, length, batch * x_batch, x_time, TAPS, BIASED, REVERSE)
+    valid_e = e < inner
+    out = _preactivation(x, weight, bias, t, e, valid_e, length, batch * x_batch, x_time, TAPS, HAS_BIAS, REVERSE)
     if SILU:
         out = out / (1.0 + tl.exp(-out))
     place = length - 1 - t if REVERSE else t
     at = (batch * length + place)[:, None] * inner + e[None, :]
-    tl.store(y + at, out.to(y.dtype.element_ty), mask=(t < length)[:, None] & real_e[None, :])
+    tl.store(y + at, out.to(y.dtype.element_ty), mask=(t < length)[:, None] & valid_e[None, :])
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def _backward_kernel(
     x_batch,
     x_time,
     TAPS: tl.constexpr,
-    BIASED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     SILU: tl.constexpr,
     REVERSE: tl.constexpr,
     POSITIONS: tl.constexpr,
@@ -96,36 +96,36 @@ def _backward_kernel(
     batch = tl.program_id(2).to(tl.int64)
     t = tl.program_id(1).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
     e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    real_e = e < inner
+    valid_e = e < inner
     part = batch * tl.num_programs(1) + tl.program_id(1)
     to = sums + part * inner * (TAPS + 1) + e * (TAPS + 1)
-    found = tl.zeros([POSITIONS, CHANNELS], tl.float32)
+    dx_tile = tl.zeros([POSITIONS, CHANNELS], tl.float32)
     # An input at t contributes to the outputs at t ... t + TAPS - 1; their preactivations are recomputed.
     for k in tl.static_range(TAPS):  # type: ignore[attr-defined]
-        flow = _input(dy, t + k, e, real_e, length, batch * dy_batch, dy_time, REVERSE)
+        flow = _input(dy, t + k, e, valid_e, length, batch * dy_batch, dy_time, REVERSE)
         if SILU:
-            before = _before_silu(
-                x, weight, bias, t + k, e, real_e, length, batch * x_batch, x_time, TAPS, BIASED, REVERSE
+            before = _preactivation(
+                x, weight, bias, t + k, e, valid_e, length, batch * x_batch, x_time, TAPS, HAS_BIAS, REVERSE
             )
-            open_ = 1.0 / (1.0 + tl.exp(-before))
-            flow = flow * (open_ * (1.0 + before * (1.0 - open_)))
-        found += tl.load(weight + e * TAPS + (TAPS - 1 - k), mask=real_e, other=0.0)[None, :] * flow
+            sigmoid = 1.0 / (1.0 + tl.exp(-before))
+            flow = flow * (sigmoid * (1.0 + before * (1.0 - sigmoid)))
+        dx_tile += tl.load(weight + e * TAPS + (TAPS - 1 - k), mask=valid_e, other=0.0)[None, :] * flow
         if k == 0:
-            tl.store(to + TAPS, tl.sum(flow, axis=0), mask=real_e)
+            tl.store(to + TAPS, tl.sum(flow, axis=0), mask=valid_e)
             for j in tl.static_range(TAPS):  # type: ignore[attr-defined]
-                held = _input(x, t - (TAPS - 1 - j), e, real_e, length, batch * x_batch, x_time, REVERSE)
+                held = _input(x, t - (TAPS - 1 - j), e, valid_e, length, batch * x_batch, x_time, REVERSE)
                 # Positions beyond the end have gradient 0, but 0 * inf would be NaN.
                 own = tl.where((t < length)[:, None], flow * held, 0.0)
-                tl.store(to + j, tl.sum(own, axis=0), mask=real_e)
+                tl.store(to + j, tl.sum(own, axis=0), mask=valid_e)
     place = length - 1 - t if REVERSE else t
     at = (batch * length + place)[:, None] * inner + e[None, :]
-    tl.store(dx + at, found.to(dx.dtype.element_ty), mask=(t < length)[:, None] & real_e[None, :])
+    tl.store(dx + at, dx_tile.to(dx.dtype.element_ty), mask=(t < length)[:, None] & valid_e[None, :])
 
 
 def _options(weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> dict[str, int | bool]:
     return {
         "TAPS": weight.shape[1],
-        "BIASED": bias is not None,
+        "HAS_BIAS": bias is not None,
         "SILU": silu,
         "REVERSE": reverse,
         "POSITIONS": POSITIONS,

@@ -1,4 +1,4 @@
-"""RMS normalisation in Triton: a program takes some rows, keeps each in registers, and moves every byte once."""
+"""RMS normalization in Triton: a program processes some rows in registers and moves every byte once."""
 
 import torch
 import triton
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mambar.ops.triton_launch import run
 
-# Numbers a program holds at once: more rows of a narrow matrix than of a wide one.
-NUMBERS_AT_ONCE = 2048
+# Values per program and step: more rows of a narrow matrix than of a wide one.
+VALUES_PER_STEP = 2048
 ROWS_PER_PROGRAM = 32
 
 
@@ -31,16 +31,16 @@ def _forward_kernel(
 ):
     column = tl.arange(0, BLOCK)
     row = tl.program_id(0).to(tl.int64) * AT_ONCE + tl.arange(0, AT_ONCE)
-    real = (row < rows)[:, None] & (column < WIDTH)[None, :]
+    valid = (row < rows)[:, None] & (column < WIDTH)[None, :]
     at = row[:, None] * WIDTH + column[None, :]
-    value = tl.load(x + row[:, None] * x_row + column[None, :], mask=real, other=0.0).to(tl.float32)
+    value = tl.load(x + row[:, None] * x_row + column[None, :], mask=valid, other=0.0).to(tl.float32)
     if ADDS:
-        value += tl.load(residual + row[:, None] * residual_row + column[None, :], mask=real, other=0.0).to(tl.float32)
-        tl.store(total + at, value.to(total.dtype.element_ty), mask=real)
+        value += tl.load(residual + row[:, None] * residual_row + column[None, :], mask=valid, other=0.0).to(tl.float32)
+        tl.store(total + at, value.to(total.dtype.element_ty), mask=valid)
     inverse = 1.0 / tl.sqrt(tl.sum(value * value, axis=1) / WIDTH + eps)
     tl.store(inverse_rms + row, inverse, mask=row < rows)
     scale = tl.load(weight + column, mask=column < WIDTH, other=0.0)
-    tl.store(normed + at, (value * inverse[:, None] * scale[None, :]).to(normed.dtype.element_ty), mask=real)
+    tl.store(normed + at, (value * inverse[:, None] * scale[None, :]).to(normed.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -69,32 +69,32 @@ def _backward_kernel(
     first = tl.program_id(0).to(tl.int64) * (AT_ONCE * TURNS)
     for turn in range(TURNS):
         row = first + turn * AT_ONCE + tl.arange(0, AT_ONCE)
-        real = (row < rows)[:, None] & inside[None, :]
-        arrived = tl.load(dnormed + row[:, None] * dnormed_row + column[None, :], mask=real, other=0.0).to(tl.float32)
-        value = tl.load(total + row[:, None] * total_row + column[None, :], mask=real, other=0.0).to(tl.float32)
+        valid = (row < rows)[:, None] & inside[None, :]
+        grad = tl.load(dnormed + row[:, None] * dnormed_row + column[None, :], mask=valid, other=0.0).to(tl.float32)
+        value = tl.load(total + row[:, None] * total_row + column[None, :], mask=valid, other=0.0).to(tl.float32)
         inverse = tl.load(inverse_rms + row, mask=row < rows, other=0.0)
         unit = value * inverse[:, None]
-        weight_sum += tl.sum(arrived * unit, axis=0)
-        arrived *= scale[None, :]
-        along = tl.sum(arrived * unit, axis=1) / WIDTH
-        found = inverse[:, None] * (arrived - unit * along[:, None])
+        weight_sum += tl.sum(grad * unit, axis=0)
+        grad *= scale[None, :]
+        along = tl.sum(grad * unit, axis=1) / WIDTH
+        found = inverse[:, None] * (grad - unit * along[:, None])
         if ADDS:
-            found += tl.load(dtotal + row[:, None] * dtotal_row + column[None, :], mask=real, other=0.0).to(tl.float32)
+            found += tl.load(dtotal + row[:, None] * dtotal_row + column[None, :], mask=valid, other=0.0).to(tl.float32)
         at = row[:, None] * WIDTH + column[None, :]
-        tl.store(gradient + at, found.to(gradient.dtype.element_ty), mask=real)
+        tl.store(gradient + at, found.to(gradient.dtype.element_ty), mask=valid)
     tl.store(weight_sums + tl.program_id(0).to(tl.int64) * WIDTH + column, weight_sum, mask=inside)
 
 
 def _sizes(width: int) -> tuple[int, int, int]:
     block = triton.next_power_of_2(width)
-    at_once = max(1, min(16, NUMBERS_AT_ONCE // block))
+    at_once = max(1, min(16, VALUES_PER_STEP // block))
     return block, at_once, max(4, min(16, block * at_once // 1024))
 
 
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The normed sum in `dtype`, the sum in the type of the residual, and 1 / rms of each row."""
+    """The normalized sum in `dtype`, the sum in the dtype of the residual, and 1 / rms of each row."""
     rows, width = x.shape
     normed = torch.empty((rows, width), dtype=dtype, device=x.device)
     total = torch.empty(
@@ -120,7 +120,7 @@ def forward(
 def backward(
     dnormed: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, inverse_rms: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of the sum in its type, and that of the weight."""
+    """The gradient of the sum in its dtype, and that of the weight."""
     rows, width = total.shape
     block, at_once, warps = _sizes(width)
     turns = max(1, ROWS_PER_PROGRAM // at_once)

@@ -1,7 +1,7 @@
-"""The scan in Triton, for any GPU and any number of states: a program holds [channels, states], time in order.
+"""The scan in Triton, for any GPU and any number of states: a program holds [channels, states] and loops over time.
 
-The backward walks forward once and leaves the state every `STEPS` positions, then takes these stretches from the
-last to the first: forward again, keeping each state, and back.
+The backward first scans forward and saves the state every `STEPS` positions. It then processes these chunks from the
+last to the first: forward again, saving each state, and in reverse.
 """
 
 import torch
@@ -17,7 +17,7 @@ STEPS = 16
 
 @triton.jit
 def _softplus(x):
-    """log(1 + e^x) to seven digits, also where it is small; log(1 + e) is a polynomial in e = e^-|x|."""
+    """log(1 + e^x) to seven digits, also for small values; log(1 + e) is a polynomial in e = e^-|x|."""
     e = tl.exp2(-1.4426950408889634 * tl.abs(x))
     series = e * 0.0052326927 - 0.0295052325
     series = e * series + 0.0782259417
@@ -27,13 +27,13 @@ def _softplus(x):
     series = e * series + 0.333190968
     series = e * series - 0.499994931
     series = e * series + 0.99999997
-    # NaN stays: e is NaN then.
+    # NaN propagates through e.
     return tl.where(x > 0, x, 0.0) + e * series
 
 
 @triton.jit
-def _softplus_slope(d):
-    """The slope of softplus where its value is d: 1 - e^-d, without loss where d is small."""
+def _softplus_derivative(d):
+    """The derivative of softplus at the point where its value is d: 1 - e^-d, accurate for small d."""
     small = d * (1.0 + d * (-0.5 + d * (1.0 / 6 + d * (-1.0 / 24 + d * (1.0 / 120)))))
     return tl.where(d < 0.1, small, 1.0 - tl.exp2(-1.4426950408889634 * d))
 
@@ -55,7 +55,7 @@ def _forward_kernel(
     delta_bias,
     initial,
     y,
-    kept,
+    pregate,
     last,
     length,
     inner,
@@ -72,49 +72,49 @@ def _forward_kernel(
     STATE: tl.constexpr,
     PADDED: tl.constexpr,
     CHANNELS: tl.constexpr,
-    SKIP: tl.constexpr,
-    GATED: tl.constexpr,
-    KEPT: tl.constexpr,
-    BIASED: tl.constexpr,
-    STARTED: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    SAVE_PREGATE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
 ):
     batch = tl.program_id(1).to(tl.int64)
-    # Positions count in 64 bits, as they are multiplied by strides.
+    # Positions are 64-bit, because they are multiplied by strides.
     zero = batch * 0
     e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     n = tl.arange(0, PADDED)
-    real_e, real_n = e < inner, n < STATE
-    real = real_e[:, None] & real_n[None, :]
+    valid_e, valid_n = e < inner, n < STATE
+    valid = valid_e[:, None] & valid_n[None, :]
     at = e[:, None] * STATE + n[None, :]
-    decay = tl.load(A + at, mask=real, other=0.0) * 1.4426950408889634
+    decay = tl.load(A + at, mask=valid, other=0.0) * 1.4426950408889634
     state = tl.zeros([CHANNELS, PADDED], tl.float32)
-    if STARTED:
-        state += tl.load(initial + batch * inner * STATE + at, mask=real, other=0.0)
+    if HAS_INITIAL:
+        state += tl.load(initial + batch * inner * STATE + at, mask=valid, other=0.0)
     skip = tl.zeros([CHANNELS], tl.float32)
-    if SKIP:
-        skip += tl.load(D + e, mask=real_e, other=0.0)
+    if HAS_D:
+        skip += tl.load(D + e, mask=valid_e, other=0.0)
     shift = tl.zeros([CHANNELS], tl.float32)
-    if BIASED:
-        shift += tl.load(delta_bias + e, mask=real_e, other=0.0)
+    if HAS_BIAS:
+        shift += tl.load(delta_bias + e, mask=valid_e, other=0.0)
     for step in range(length):
         t = zero + (length - 1 - step if REVERSE else step)
-        d = tl.load(delta + batch * delta_batch + t * delta_time + e, mask=real_e, other=0.0).to(tl.float32) + shift
+        d = tl.load(delta + batch * delta_batch + t * delta_time + e, mask=valid_e, other=0.0).to(tl.float32) + shift
         if SOFTPLUS:
             d = _softplus(d)
-        x = tl.load(u + batch * u_batch + t * u_time + e, mask=real_e, other=0.0).to(tl.float32)
-        b = tl.load(B + batch * B_batch + t * B_time + n, mask=real_n, other=0.0).to(tl.float32)
-        c = tl.load(C + batch * C_batch + t * C_time + n, mask=real_n, other=0.0).to(tl.float32)
+        x = tl.load(u + batch * u_batch + t * u_time + e, mask=valid_e, other=0.0).to(tl.float32)
+        b = tl.load(B + batch * B_batch + t * B_time + n, mask=valid_n, other=0.0).to(tl.float32)
+        c = tl.load(C + batch * C_batch + t * C_time + n, mask=valid_n, other=0.0).to(tl.float32)
         state = tl.exp2(d[:, None] * decay) * state + (d * x)[:, None] * b[None, :]
         out = tl.sum(state * c[None, :], axis=1) + skip * x
         to = (batch * length + t) * inner + e
-        if KEPT:
-            tl.store(kept + to, out.to(kept.dtype.element_ty), mask=real_e)
-        if GATED:
-            out *= _silu(tl.load(z + batch * z_batch + t * z_time + e, mask=real_e, other=0.0).to(tl.float32))
-        tl.store(y + to, out.to(y.dtype.element_ty), mask=real_e)
-    tl.store(last + batch * inner * STATE + at, state, mask=real)
+        if SAVE_PREGATE:
+            tl.store(pregate + to, out.to(pregate.dtype.element_ty), mask=valid_e)
+        if HAS_GATE:
+            out *= _silu(tl.load(z + batch * z_batch + t * z_time + e, mask=valid_e, other=0.0).to(tl.float32))
+        tl.store(y + to, out.to(y.dtype.element_ty), mask=valid_e)
+    tl.store(last + batch * inner * STATE + at, state, mask=valid)
 
 
 @triton.jit
@@ -130,7 +130,7 @@ def _backward_kernel(
     z,
     delta_bias,
     initial,
-    kept,
+    pregate,
     du,
     ddelta,
     dz,
@@ -160,11 +160,11 @@ def _backward_kernel(
     PADDED: tl.constexpr,
     CHANNELS: tl.constexpr,
     STEPS: tl.constexpr,
-    SKIP: tl.constexpr,
-    GATED: tl.constexpr,
-    BIASED: tl.constexpr,
-    STARTED: tl.constexpr,
-    ENDED: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    HAS_DLAST: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
 ):
@@ -174,97 +174,103 @@ def _backward_kernel(
     own = tl.arange(0, CHANNELS)
     e = tl.program_id(0) * CHANNELS + own
     n = tl.arange(0, PADDED)
-    real_e, real_n = e < inner, n < STATE
-    real = real_e[:, None] & real_n[None, :]
+    valid_e, valid_n = e < inner, n < STATE
+    valid = valid_e[:, None] & valid_n[None, :]
     at = e[:, None] * STATE + n[None, :]
-    decay = tl.load(A + at, mask=real, other=0.0) * 1.4426950408889634
+    decay = tl.load(A + at, mask=valid, other=0.0) * 1.4426950408889634
     state = tl.zeros([CHANNELS, PADDED], tl.float32)
-    if STARTED:
-        state += tl.load(initial + batch * inner * STATE + at, mask=real, other=0.0)
+    if HAS_INITIAL:
+        state += tl.load(initial + batch * inner * STATE + at, mask=valid, other=0.0)
     skip = tl.zeros([CHANNELS], tl.float32)
-    if SKIP:
-        skip += tl.load(D + e, mask=real_e, other=0.0)
+    if HAS_D:
+        skip += tl.load(D + e, mask=valid_e, other=0.0)
     shift = tl.zeros([CHANNELS], tl.float32)
-    if BIASED:
-        shift += tl.load(delta_bias + e, mask=real_e, other=0.0)
+    if HAS_BIAS:
+        shift += tl.load(delta_bias + e, mask=valid_e, other=0.0)
     tile = own[:, None] * PADDED + n[None, :]
-    stretches = tl.cdiv(length, STEPS)
-    checkpoint = checkpoints + program * stretches * (CHANNELS * PADDED) + tile
+    chunks = tl.cdiv(length, STEPS)
+    checkpoint = checkpoints + program * chunks * (CHANNELS * PADDED) + tile
     held = states + program * STEPS * (CHANNELS * PADDED) + tile
 
     for step in range(length):
         if step % STEPS == 0:  # type: ignore[operator]
             tl.store(checkpoint + (step // STEPS) * (CHANNELS * PADDED), state)
         t = zero + (length - 1 - step if REVERSE else step)
-        d = tl.load(delta + batch * delta_batch + t * delta_time + e, mask=real_e, other=0.0).to(tl.float32) + shift
+        d = tl.load(delta + batch * delta_batch + t * delta_time + e, mask=valid_e, other=0.0).to(tl.float32) + shift
         if SOFTPLUS:
             d = _softplus(d)
-        x = tl.load(u + batch * u_batch + t * u_time + e, mask=real_e, other=0.0).to(tl.float32)
-        b = tl.load(B + batch * B_batch + t * B_time + n, mask=real_n, other=0.0).to(tl.float32)
+        x = tl.load(u + batch * u_batch + t * u_time + e, mask=valid_e, other=0.0).to(tl.float32)
+        b = tl.load(B + batch * B_batch + t * B_time + n, mask=valid_n, other=0.0).to(tl.float32)
         state = tl.exp2(d[:, None] * decay) * state + (d * x)[:, None] * b[None, :]
 
     flow = tl.zeros([CHANNELS, PADDED], tl.float32)
-    if ENDED:
-        flow += tl.load(dlast + batch * inner * STATE + at, mask=real, other=0.0)
+    if HAS_DLAST:
+        flow += tl.load(dlast + batch * inner * STATE + at, mask=valid, other=0.0)
     dA_sum = tl.zeros([CHANNELS, PADDED], tl.float32)
     dD_sum = tl.zeros([CHANNELS], tl.float32)
     dbias_sum = tl.zeros([CHANNELS], tl.float32)
-    for back in range(stretches):
-        first = (stretches - 1 - back) * STEPS
+    for back in range(chunks):
+        first = (chunks - 1 - back) * STEPS
         count = tl.minimum(STEPS, length - first)
         tl.debug_barrier()
-        state = tl.load(checkpoint + (stretches - 1 - back) * (CHANNELS * PADDED))
+        state = tl.load(checkpoint + (chunks - 1 - back) * (CHANNELS * PADDED))
         for k in range(count):
             tl.store(held + k * (CHANNELS * PADDED), state)
             t = zero + (length - 1 - first - k if REVERSE else first + k)
-            d = tl.load(delta + batch * delta_batch + t * delta_time + e, mask=real_e, other=0.0).to(tl.float32) + shift
+            d = (
+                tl.load(delta + batch * delta_batch + t * delta_time + e, mask=valid_e, other=0.0).to(tl.float32)
+                + shift
+            )
             if SOFTPLUS:
                 d = _softplus(d)
-            x = tl.load(u + batch * u_batch + t * u_time + e, mask=real_e, other=0.0).to(tl.float32)
-            b = tl.load(B + batch * B_batch + t * B_time + n, mask=real_n, other=0.0).to(tl.float32)
+            x = tl.load(u + batch * u_batch + t * u_time + e, mask=valid_e, other=0.0).to(tl.float32)
+            b = tl.load(B + batch * B_batch + t * B_time + n, mask=valid_n, other=0.0).to(tl.float32)
             state = tl.exp2(d[:, None] * decay) * state + (d * x)[:, None] * b[None, :]
         tl.debug_barrier()
         for k in range(count):
             step = first + count - 1 - k
             t = zero + (length - 1 - step if REVERSE else step)
-            d = tl.load(delta + batch * delta_batch + t * delta_time + e, mask=real_e, other=0.0).to(tl.float32) + shift
+            d = (
+                tl.load(delta + batch * delta_batch + t * delta_time + e, mask=valid_e, other=0.0).to(tl.float32)
+                + shift
+            )
             if SOFTPLUS:
                 d = _softplus(d)
-            x = tl.load(u + batch * u_batch + t * u_time + e, mask=real_e, other=0.0).to(tl.float32)
-            b = tl.load(B + batch * B_batch + t * B_time + n, mask=real_n, other=0.0).to(tl.float32)
-            c = tl.load(C + batch * C_batch + t * C_time + n, mask=real_n, other=0.0).to(tl.float32)
-            arrived = tl.load(dy + batch * dy_batch + t * dy_time + e, mask=real_e, other=0.0).to(tl.float32)
+            x = tl.load(u + batch * u_batch + t * u_time + e, mask=valid_e, other=0.0).to(tl.float32)
+            b = tl.load(B + batch * B_batch + t * B_time + n, mask=valid_n, other=0.0).to(tl.float32)
+            c = tl.load(C + batch * C_batch + t * C_time + n, mask=valid_n, other=0.0).to(tl.float32)
+            grad = tl.load(dy + batch * dy_batch + t * dy_time + e, mask=valid_e, other=0.0).to(tl.float32)
             to = (batch * length + t) * inner + e
-            if GATED:
-                gate = tl.load(z + batch * z_batch + t * z_time + e, mask=real_e, other=0.0).to(tl.float32)
-                open_ = 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * gate))
-                before = tl.load(kept + to, mask=real_e, other=0.0).to(tl.float32)
-                dgate = arrived * before * (open_ * (1.0 + gate * (1.0 - open_)))
-                tl.store(dz + to, dgate.to(dz.dtype.element_ty), mask=real_e)
-                arrived *= gate * open_
-            # State before this step, and after it.
+            if HAS_GATE:
+                gate = tl.load(z + batch * z_batch + t * z_time + e, mask=valid_e, other=0.0).to(tl.float32)
+                gate_sigmoid = 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * gate))
+                before = tl.load(pregate + to, mask=valid_e, other=0.0).to(tl.float32)
+                dgate = grad * before * (gate_sigmoid * (1.0 + gate * (1.0 - gate_sigmoid)))
+                tl.store(dz + to, dgate.to(dz.dtype.element_ty), mask=valid_e)
+                grad *= gate * gate_sigmoid
+            # The state before this step and after it.
             old = tl.load(held + (count - 1 - k) * (CHANNELS * PADDED))
             keep = tl.exp2(d[:, None] * decay)
             new = keep * old + (d * x)[:, None] * b[None, :]
-            dh = arrived[:, None] * c[None, :] + flow
+            dh = grad[:, None] * c[None, :] + flow
             line = (program * length + t) * PADDED + n
-            tl.store(dB + line, tl.sum(dh * (d * x)[:, None], axis=0), mask=real_n)
-            tl.store(dC + line, tl.sum(arrived[:, None] * new, axis=0), mask=real_n)
+            tl.store(dB + line, tl.sum(dh * (d * x)[:, None], axis=0), mask=valid_n)
+            tl.store(dC + line, tl.sum(grad[:, None] * new, axis=0), mask=valid_n)
             by_B = tl.sum(dh * b[None, :], axis=1)
             flow = dh * keep
             through = flow * old
             dA_sum += through * d[:, None]
             slope = x * by_B + tl.sum(through * decay, axis=1) * 0.6931471805599453
             if SOFTPLUS:
-                slope *= _softplus_slope(d)
-            tl.store(du + to, (d * by_B + skip * arrived).to(du.dtype.element_ty), mask=real_e)
-            tl.store(ddelta + to, slope.to(ddelta.dtype.element_ty), mask=real_e)
+                slope *= _softplus_derivative(d)
+            tl.store(du + to, (d * by_B + skip * grad).to(du.dtype.element_ty), mask=valid_e)
+            tl.store(ddelta + to, slope.to(ddelta.dtype.element_ty), mask=valid_e)
             dbias_sum += slope
-            dD_sum += arrived * x
-    tl.store(dA + batch * inner * STATE + at, dA_sum, mask=real)
-    tl.store(dinitial + batch * inner * STATE + at, flow, mask=real)
-    tl.store(dD + batch * inner + e, dD_sum, mask=real_e)
-    tl.store(dbias + batch * inner + e, dbias_sum, mask=real_e)
+            dD_sum += grad * x
+    tl.store(dA + batch * inner * STATE + at, dA_sum, mask=valid)
+    tl.store(dinitial + batch * inner * STATE + at, flow, mask=valid)
+    tl.store(dD + batch * inner + e, dD_sum, mask=valid_e)
+    tl.store(dbias + batch * inner + e, dbias_sum, mask=valid_e)
 
 
 def _times(*tensors: Tensor) -> list[int]:
@@ -289,7 +295,7 @@ def empty_saved(
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
 ) -> list[Tensor]:
-    """With a gate: what went into it, which its gradient needs."""
+    """With a gate: an empty tensor for the value before it, which its gradient needs."""
     return [] if z is None else [u.new_empty(u.shape)]
 
 
@@ -308,22 +314,22 @@ def forward(
     reverse: bool,
     for_backward: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The output, the last state, and for the backward what went into the gate."""
+    """The output, the last state, and for the backward the value before the gate."""
     batch, length, inner = u.shape
     y = torch.empty((batch, length, inner), dtype=u.dtype, device=u.device)
     last_state = torch.empty((batch, *A.shape), dtype=torch.float32, device=u.device)
     saved = [torch.empty_like(y)] if for_backward and z is not None else []
     options = _options(
         A,
-        SKIP=D is not None,
-        GATED=z is not None,
-        KEPT=bool(saved),
-        BIASED=delta_bias is not None,
-        STARTED=initial_state is not None,
+        HAS_D=D is not None,
+        HAS_GATE=z is not None,
+        SAVE_PREGATE=bool(saved),
+        HAS_BIAS=delta_bias is not None,
+        HAS_INITIAL=initial_state is not None,
         SOFTPLUS=delta_softplus,
         REVERSE=reverse,
     )
-    # None has no pointer in Triton: any tensor stands in for it and is not read.
+    # Triton has no null pointer: another tensor replaces None and is not read.
     optional = [A if t is None else t for t in (D, z, delta_bias, initial_state)]
     run(
         *(_forward_kernel, (triton.cdiv(inner, options["CHANNELS"]), batch), u),
@@ -357,11 +363,11 @@ def backward(
     state = A.shape[1]
     options = _options(
         A,
-        SKIP=D is not None,
-        GATED=z is not None,
-        BIASED=delta_bias is not None,
-        STARTED=initial_state is not None,
-        ENDED=dstate is not None,
+        HAS_D=D is not None,
+        HAS_GATE=z is not None,
+        HAS_BIAS=delta_bias is not None,
+        HAS_INITIAL=initial_state is not None,
+        HAS_DLAST=dstate is not None,
         SOFTPLUS=delta_softplus,
         REVERSE=reverse,
     )
@@ -377,7 +383,7 @@ def backward(
     dB, dC = (new(batch, slices, length, options["PADDED"]) for _ in range(2))
     checkpoints = new(batch * slices * triton.cdiv(length, STEPS) * tile)
     states = new(batch * slices * STEPS * tile)
-    # None has no pointer in Triton: any tensor stands in for it and is not read.
+    # Triton has no null pointer: another tensor replaces None and is not read.
     before = [A if t is None else t for t in (D, z, delta_bias, initial_state)]
     run(
         *(_backward_kernel, (slices, batch), u),

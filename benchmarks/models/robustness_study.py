@@ -1,16 +1,16 @@
-"""What trained networks bear without more training: other resolutions, other register placements, fewer bits.
+"""Accuracy of trained networks after changes without training: resolution, register placement, quantization.
 
-    python benchmarks/models/changes_study.py --data PATH NAME=RUN,RUN,RUN NAME=RUN,RUN,RUN
+    python benchmarks/models/robustness_study.py --data PATH NAME=RUN,RUN,RUN NAME=RUN,RUN,RUN
 
-Each NAME is a kind of network, each RUN a run directory, one a seed, in the same order for every kind. Top-1 on
-`--images` held-out images of `--data`; what stands in the table is the change of it, in points, paired with the same
-network unchanged, and its 95 % interval over the seeds. The first kind's change minus the second's closes each row.
+Each NAME is a kind of network; each RUN is a run directory of one seed, in the same order for every kind. Top-1 is
+measured on `--images` held-out images of `--data`. The table has its change in points relative to the unchanged
+network, with a 95 % interval over the seeds. The last column is the change of the first kind minus that of the second.
+The table is printed; `--json` writes the values.
 
-Bits: every number of a tensor is rounded to one of 2^bits - 1 even values between ± its largest magnitude (for
-activations that of `--calibration` held-out images, of which few are also among those counted): one scale a tensor,
-the plainest quantisation and the one that outliers hurt. `weights` are the four projections of each mixer;
-`activations` the inputs of in_proj and out_proj beside; `stream` the residual stream between the blocks beside, where
-the long tokens live.
+Bits: symmetric quantization with one scale per tensor, to 2^bits - 1 levels between ± the largest magnitude. For
+activations the range comes from `--calibration` held-out images. `weights` are the four projections of each mixer;
+`activations` adds the inputs of in_proj and out_proj; `stream` adds the residual stream between blocks, which contains
+the high-norm tokens.
 """
 
 import argparse
@@ -36,24 +36,24 @@ PLACEMENTS = ("evenly", "spread", "begin", "middle", "end")
 
 
 def top1(model: mambar.VisionMamba, images: Tensor, labels: Tensor) -> float:
-    """Top-1 in per cent."""
+    """Top-1 accuracy in percent."""
     with torch.inference_mode():
         right = sum(
-            int((model(part).argmax(1) == truth).sum())
-            for part, truth in zip(images.split(BATCH), labels.split(BATCH), strict=True)
+            int((model(part).argmax(1) == target).sum())
+            for part, target in zip(images.split(BATCH), labels.split(BATCH), strict=True)
         )
     return 100 * right / len(labels)
 
 
-def seen(model: mambar.VisionMamba, images: Tensor) -> None:
-    """Shows the model images, for whoever listens inside."""
+def run_all(model: mambar.VisionMamba, images: Tensor) -> None:
+    """Runs the model on all images, for registered hooks."""
     with torch.inference_mode():
         for part in images.split(BATCH):
             model(part)
 
 
 def rounded(values: Tensor, largest: Tensor, bits: int) -> Tensor:
-    """The values on a symmetric grid of 2^bits - 1 places between ± `largest`; what lies beyond is cut off."""
+    """The values rounded to a symmetric grid of 2^bits - 1 levels between ± `largest`, clamped to that range."""
     most = 2 ** (bits - 1) - 1
     step = largest.clamp_min(1e-12) / most
     return (values / step).round().clamp(-most, most) * step
@@ -68,7 +68,7 @@ def blocks(model: mambar.VisionMamba) -> Iterator[MambaBlock]:
 
 @contextmanager
 def rounded_weights(model: mambar.VisionMamba, bits: int) -> Iterator[None]:
-    """Inside, the projections' weights have so many bits."""
+    """Context in which the weights of the projections are quantized to `bits`."""
     changed: list[tuple[nn.Linear, Tensor]] = []
     with torch.no_grad():
         for block in blocks(model):
@@ -86,16 +86,16 @@ def rounded_weights(model: mambar.VisionMamba, bits: int) -> Iterator[None]:
 
 @contextmanager
 def rounded_inputs(modules: list[nn.Module], run: Callable[[], object], bits: int) -> Iterator[None]:
-    """Inside, what each module takes has so many bits; `run` shows them how large it gets."""
+    """Context in which the inputs of the modules are quantized to `bits`; `run` is the calibration pass."""
     largest = [torch.zeros(()) for _ in modules]
 
-    def look(index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def observe(index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
             largest[index] = torch.maximum(largest[index], given[0].abs().max())
 
         return note
 
-    handles = [module.register_forward_pre_hook(look(index)) for index, module in enumerate(modules)]
+    handles = [module.register_forward_pre_hook(observe(index)) for index, module in enumerate(modules)]
     run()
     for handle in handles:
         handle.remove()
@@ -109,24 +109,24 @@ def rounded_inputs(modules: list[nn.Module], run: Callable[[], object], bits: in
 def with_bits(
     model: mambar.VisionMamba, images: Tensor, labels: Tensor, calibration: Tensor, part: str, bits: int
 ) -> float:
-    """Top-1 with a part, and all parts before it in `PARTS`, in so many bits."""
+    """Top-1 with a part, and all earlier parts of `PARTS`, quantized to `bits`."""
     modules: list[nn.Module] = []
     if part != "weights":
         modules += [layer for block in blocks(model) for layer in (block.mixer.in_proj, block.mixer.out_proj)]
     if part == "stream":
         modules += [*blocks(model), model.norm]
-    with rounded_weights(model, bits), rounded_inputs(modules, lambda: seen(model, calibration), bits):
+    with rounded_weights(model, bits), rounded_inputs(modules, lambda: run_all(model, calibration), bits):
         return top1(model, images, labels)
 
 
 def measured(run: Path, data: str, options: argparse.Namespace) -> dict[str, float]:
-    """What one network reaches as it is, and with each change."""
+    """Top-1 of one network unchanged and with each change."""
     model = mambar.load(run)
     model.eval()
     assert model.preprocessing is not None
     side = model.preprocessing.size[0]
     images, labels = held_out_images(model, data=data, count=options.images)
-    # Another stride over the same images; what both have does no harm to a largest value.
+    # The same images at another stride; overlap has no effect on a maximum.
     calibration = held_out_images(model, data=data, count=options.calibration)[0]
     found = {"as trained": top1(model, images, labels)}
     for size in options.sizes:
@@ -146,12 +146,12 @@ def measured(run: Path, data: str, options: argparse.Namespace) -> dict[str, flo
 
 
 def change(found: list[dict[str, float]], row: str) -> list[float] | None:
-    """Each seed's change of top-1 in a row, None where the kind has no such row."""
+    """The change of top-1 per seed in a row; None if the kind has no such row."""
     return [each[row] - each["as trained"] for each in found] if all(row in each for each in found) else None
 
 
 def shown(values: list[float] | None) -> str:
-    """Mean and interval."""
+    """Mean and 95 % interval as text."""
     if values is None:
         return "–"
     width = half_width(values)
@@ -160,7 +160,7 @@ def shown(values: list[float] | None) -> str:
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """The changes as Markdown."""
+    """The changes as a Markdown table."""
     names = list(results)
     lines = [f"| | {' | '.join(names)} | {names[0]} minus {names[1]} |", f"|---|{'---|' * (len(names) + 1)}"]
     reached = [[each["as trained"] for each in results[name]] for name in names]
@@ -178,19 +178,19 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    """Measures and prints; the numbers also go to `--json`."""
+    """Measures and prints the table; writes the values to `--json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("kinds", nargs="+", metavar="NAME=RUN,RUN,…")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--calibration", type=int, default=256)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[16, 24, 48, 64])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--data", required=True, help="data set of the held-out images")
+    parser.add_argument("--images", type=int, default=2000, help="number of held-out images")
+    parser.add_argument("--calibration", type=int, default=256, help="images for activation ranges")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[16, 24, 48, 64], help="image sizes in pixels")
+    parser.add_argument("--json", type=Path, help="JSON file to write")
     options = parser.parse_args()
     keep_freed_memory()
     kinds = {name: runs.split(",") for name, runs in (kind.split("=", 1) for kind in options.kinds)}
     if len(kinds) < 2 or len({len(runs) for runs in kinds.values()}) != 1:
-        parser.error("give two kinds or more, each with one run a seed")
+        parser.error("give at least two kinds, each with one run per seed")
     print(describe("cpu"), f"{options.images} images", sep="; ", flush=True)
     results = {name: [measured(Path(run), options.data, options) for run in runs] for name, runs in kinds.items()}
     if options.json is not None:

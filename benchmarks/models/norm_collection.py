@@ -1,9 +1,9 @@
-"""What looking costs: images a second of plain inference, and with the norms of all layers collected.
+"""Throughput of inference with and without collecting the token norms of all layers.
 
-    python benchmarks/models/looking.py                                        # Tiny, on the CPU
-    python benchmarks/models/looking.py --model mambar_base_patch16_224 --device cuda --batch 128
+    python benchmarks/models/norm_collection.py                                        # Tiny, on the CPU
+    python benchmarks/models/norm_collection.py --model mambar_base_patch16_224 --device cuda --batch 128
 
-Random images that lie on the device; both in float32 weights, on a GPU under bfloat16 autocast. Interleaved, medians.
+Random images on the device, float32 weights, bfloat16 autocast on a GPU. Medians of interleaved rounds are printed.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from mambar.memory import keep_freed_memory
 
 
 def main() -> None:
-    """Measures, prints."""
+    """Measures and prints one line per case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="mambar_tiny_patch16_224")
+    parser.add_argument("--model", default="mambar_tiny_patch16_224", help="model name")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=16, help="images per batch")
+    parser.add_argument("--batches", type=int, default=4, help="batches per call")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
     options = parser.parse_args()
     keep_freed_memory()
     torch.manual_seed(0)
@@ -37,7 +37,7 @@ def main() -> None:
         for each in batches:
             model(each)
 
-    def look() -> None:
+    def collect() -> None:
         collect_norms(model, batches, keep=0)
 
     def under(work: Callable[[], None]) -> Callable[[], None]:
@@ -47,7 +47,9 @@ def main() -> None:
 
         return run
 
-    found = interleaved({"plain": under(plain), "all norms": under(look)}, device=options.device, rounds=options.rounds)
+    found = interleaved(
+        {"plain": under(plain), "all norms": under(collect)}, device=options.device, rounds=options.rounds
+    )
     count = options.batch * options.batches
     print(describe(options.device), f"{options.model}, batch {options.batch}", sep="; ")
     for name, timing in found.items():
