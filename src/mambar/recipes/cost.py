@@ -1,4 +1,4 @@
-"""What a recipe costs before it runs: steps, images, epochs as at 224 pixels, hours at a measured speed."""
+"""Cost of a recipe before it runs: steps, images, equivalent epochs at 224 pixels, hours at a measured speed."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,16 +8,20 @@ from mambar.errors import InputError
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.training.recipe import Recipe
 
-# Training images of the data sets that have a fixed number.
+# Number of training images of the datasets that have a fixed one.
 TRAINING_IMAGES: Final = {"imagenet": 1_281_167, "digits": 1_438, "shapes": 10_000, "cifar10": 50_000}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Updates, images shown, and what these images would be in epochs at 224 pixels, counted in tokens.
+    """Cost of a recipe or of one of its stages.
 
-    `hours` at the given images a second of the first stage; a stage of longer sequences is slower in proportion. None
-    where no speed was given.
+    Attributes:
+        steps: Optimizer steps.
+        images: Images processed.
+        epochs_at_224: Epochs at 224 pixels with as many tokens.
+        hours: Time at the given images/s of the first stage; the speed of other stages is scaled by sequence length.
+            None if no speed was given.
     """
 
     steps: int
@@ -26,14 +30,14 @@ class Cost:
     hours: float | None
 
     def line(self) -> str:
-        """The cost in words."""
-        hours = "hours: give images a second" if self.hours is None else f"{self.hours:,.1f} hours"
+        """The cost as one line of text."""
+        hours = "hours: need images/s" if self.hours is None else f"{self.hours:,.1f} hours"
         epochs = f"{self.epochs_at_224:.0f}" if self.epochs_at_224 >= 10 else f"{self.epochs_at_224:.2g}"
-        return f"{self.steps:,} steps, {self.images:,} images, {epochs} epochs as at 224 pixels, {hours}"
+        return f"{self.steps:,} steps, {self.images:,} images, {epochs} epochs at 224 pixels, {hours}"
 
 
 def training_images(recipe: Recipe) -> int | None:
-    """How many images the recipe trains on, None where only the data can tell."""
+    """Number of training images of a recipe, None if it is known only once the data are opened."""
     options = recipe.data_options
     named = options.get("num_images") or TRAINING_IMAGES.get(recipe.data)
     limit = options.get("limit")
@@ -41,7 +45,7 @@ def training_images(recipe: Recipe) -> int | None:
 
 
 def cost(recipe: Recipe, *, num_images: int | None = None, images_per_second: float | None = None) -> Cost:
-    """The cost of all stages on `num_images` training images (None: what the recipe's data set has)."""
+    """The cost of all stages on `num_images` training images (None: those of the recipe's dataset)."""
     parts = stage_costs(recipe, num_images=num_images, images_per_second=images_per_second)
     return Cost(
         steps=sum(part.steps for part in parts),
@@ -52,10 +56,10 @@ def cost(recipe: Recipe, *, num_images: int | None = None, images_per_second: fl
 
 
 def stage_costs(recipe: Recipe, *, num_images: int | None = None, images_per_second: float | None = None) -> list[Cost]:
-    """The cost of each stage, as `cost` gives that of all."""
+    """The cost of each stage; see `cost`."""
     count = training_images(recipe) if num_images is None else num_images
     if count is None:
-        raise InputError(f"data={recipe.data}: the number of its images is not known before it is opened; give it.")
+        raise InputError(f"data={recipe.data}: its number of images is unknown before it is opened; give num_images.")
     base = VARIANTS.get(recipe.model, VisionMambaConfig()).replace(**recipe.config)
     at_224, first = _length(base, 224), _length(base, recipe.stages[0].img_size)
     parts = []

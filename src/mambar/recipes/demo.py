@@ -1,4 +1,4 @@
-"""The demo: Mamba-R and Vim on handwritten digits, one report for both."""
+"""The demo: trains Mamba-R and Vim on handwritten digits and writes one report."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,20 +17,26 @@ if TYPE_CHECKING:
 
 _NAMES = ("Mamba-R, 4 registers", "Vim, 1 middle register")
 _PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
-# Pixels: 28×28 patches of two.
+# In pixels: 28×28 patches of 2 pixels.
 _PHOTOGRAPH_SIZE = 56
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """Top-1 on held-out digits by network, and where the report and the two runs are."""
+    """Result of `run_demo`.
+
+    Attributes:
+        top1: Top-1 accuracy on validation digits, by network.
+        report: Path of report.html.
+        runs: Run directories, by network.
+    """
 
     top1: Mapping[str, float]
     report: Path
     runs: Mapping[str, Path]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
+        """All fields for JSON."""
         runs = {name: str(path) for name, path in self.runs.items()}
         return {"top1": dict(self.top1), "report": str(self.report), "runs": runs}
 
@@ -49,7 +55,7 @@ def run_demo(
     """
     out = Path(out) if out is not None else default_out("demo")
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise InputError(f"out={out} is not empty; choose another place.")
+        raise InputError(f"out={out} is not empty; choose another path.")
     fields = list(fields)
     recipes = {
         _NAMES[0]: (RECIPE.with_overrides(fields), "mambar"),
@@ -79,8 +85,8 @@ def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> P
         out / "report.html",
         title="mambar demo: registers in a vision Mamba",
         introduction=(
-            "Two networks of the same body, data and schedule on 8×8-pixel handwritten digits: Mamba-R with four "
-            "registers spread over the sequence and read together, Vim with one in the middle."
+            "Two networks with the same blocks, data and schedule on 8×8-pixel handwritten digits: Mamba-R with four "
+            "registers spread over the sequence, Vim with one in the middle."
         ),
         recipe=RECIPE.to_flat_dict(),
         metrics={name: read_metrics(path / "metrics.jsonl") for name, path in runs.items()},
@@ -113,12 +119,12 @@ def _norm_panels(models: "Mapping[str, VisionMamba]") -> "dict[str, list[NormPan
             shown=[image.numpy() for image in pixels],
             label=FigureLabel(data="digits, held out", seed=RECIPE.seed),
         ),
-        "Real photographs: shows the tool, not the finding": compare_norms(
+        "Photographs: demo of the tooling; digits are too small to show the paper's effect": compare_norms(
             models,
             torch.stack([normal.normalize(image) for image in small.values()]),
             shown=[image.numpy() for image in small.values()],
             captions=[
-                f"{name}, {_PHOTOGRAPH_SIZE} pixels: shows the tool, not the finding (the networks know digits only)"
+                f"{name}, {_PHOTOGRAPH_SIZE} pixels: demo of the tooling; the networks were trained on digits only"
                 for name in small
             ],
             label=FigureLabel(data="photographs of scikit-image", seed=RECIPE.seed),

@@ -1,10 +1,9 @@
-"""Digits: 1,797 handwritten digits of 8×8 pixels, real images that need no download. The demo's run.
+"""Digits: 1,797 handwritten digits of 8×8 pixels, without a download; the recipes of `mambar demo`.
 
     mambar train digits              about a minute on two CPU cores
     mambar train digits_vim          the same network with one register in the middle (Vim)
 
-Nothing of this is in the paper: the network is as small as it may be while it still has 16 image tokens, several
-registers and the register head.
+Not from the paper. The network is the smallest one with 16 patch tokens, several registers and the register head.
 """
 
 import dataclasses
@@ -44,7 +43,7 @@ RECIPE = Recipe(
     precision="fp32",
 )
 
-# The same network, data and schedule; one register in the middle, which alone is read.
+# The same network, data and schedule with one register in the middle, which is the head's only input.
 VIM_RECIPE = dataclasses.replace(RECIPE, name="digits_vim", model="vim_tiny_patch16_224", config=BODY)
 
 ENTRY = RecipeEntry(

@@ -1,4 +1,4 @@
-"""Evaluating a trained model on the data of its run, or on others."""
+"""Evaluation of a trained model on the data of its run or on other data."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,10 +29,10 @@ def evaluate_run(
     device: str = "cpu",
     workers: int = 0,
 ) -> ClassificationResult:
-    """Top-1, top-5 and per class of the model in `run` (a run directory, a file, a hub id) on a split of `data`.
+    """Accuracy (top-1, top-5, per class) of the model in `run`, a run directory, a file or a hub id, on `data`.
 
-    data: by default what the run was trained on. crop_pct: share of the resized image that is kept, by
-    default the model's own. The data's classes must be the model's.
+    data: by default those of the run; they must have the model's classes. crop_pct: center crop as a fraction of the
+    resized image, by default the model's own.
     """
     model = load(run, device=device)
     options = dict(data_options or {})
@@ -62,7 +62,7 @@ def evaluate_model(
     workers: int = 0,
     data_options: Mapping[str, Any] | None = None,
 ) -> ClassificationResult:
-    """Top-1, top-5 and per class of a model in memory; see `evaluate_run`."""
+    """Accuracy (top-1, top-5, per class) of a model in memory; see `evaluate_run`."""
     model = model.to(device)
     dataset = _dataset(model, data, split, data_options or {})
     preprocessing = model.preprocessing or Preprocessing(img_size=model.config.img_size)

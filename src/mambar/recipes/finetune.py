@@ -1,11 +1,11 @@
-"""Fine-tuning a trained model on own images: layer-wise learning rates, or only the head.
+"""Fine-tuning of a trained model on your own images: all layers with layer-wise learning rates, or the head only.
 
     mambar train finetune data=PATH start_from=runs/mambar_base
     mambar train finetune data=PATH start_from=mambar_base_patch16_224.pth
     mambar train finetune data=PATH start_from=… freeze_backbone=true lr=1e-3
 
-PATH holds a folder a class, or train/ and val/ with a folder a class each. The head starts fresh where the number of
-classes differs.
+PATH has one folder for each class, or train/ and val/ with one folder for each class. The head is initialized randomly
+if the number of classes differs.
 """
 
 from mambar.recipes.entry import RecipeEntry
@@ -32,7 +32,7 @@ RECIPE = Recipe(
             auto_augment="rand-m9-mstd0.5-inc1",
             label_smoothing=0.1,
             crop_pct=0.95,
-            # No default: the command says what to start from.
+            # No default: start_from is given on the command line.
             start_from="weights",
         ),
     ),
@@ -41,12 +41,12 @@ RECIPE = Recipe(
 
 ENTRY = RecipeEntry(
     recipe=RECIPE,
-    title="Fine-tuning a trained model on own images",
+    title="Fine-tuning of a trained model on your own images",
     source="ours",
     command="mambar train finetune data=PATH start_from=MODEL",
     expected="depends on the images",
     not_published={
         "stages.0.layer_decay": "0.75, the usual value for networks of this depth; the official code has none",
-        "stages.0.lr": "for layer decay 0.75: the stem then learns at 2e-7, the head at 3e-4",
+        "stages.0.lr": "for layer decay 0.75: the rate of the stem is then 2e-7, that of the head 3e-4",
     },
 )

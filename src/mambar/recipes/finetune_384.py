@@ -1,9 +1,9 @@
-"""Fine-tuning Mamba-R Large from 224 to 384 pixels on ImageNet-1k. The recipe of the paper's 84.5 % is not published.
+"""Fine-tuning of Mamba-R Large from 224 to 384 pixels on ImageNet-1k; the recipe of the paper's 84.5 % is unpublished.
 
     mambar train finetune_384 data=/data/imagenet start_from=runs/mambar_large --processes 8
     mambar train finetune_384 data=/data/imagenet start_from=mambar_large_patch16_224.pth --processes 8
 
-Positions of patches are resized bicubically, those of registers are kept.
+Position embeddings of patches are resized bicubically, those of registers are kept.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ RECIPE = Recipe(
     name="finetune_384",
     model="same",
     data="imagenet",
-    # No default: the command says what to start from.
+    # No default: start_from is given on the command line.
     stages=(dataclasses.replace(FINETUNE, img_size=384, drop_path_rate=0.5, clip_grad=1.0, start_from="weights"),),
     num_shards=16,
     grad_checkpointing=True,

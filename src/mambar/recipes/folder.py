@@ -1,10 +1,10 @@
-"""Training on a folder of own images from fresh weights, with settings that suit a few thousand images.
+"""Training on a folder of your own images from random weights, with settings for a few thousand images.
 
     mambar train folder data=PATH
     mambar train folder data=PATH epochs=100 img_size=224 batch_size=32
 
-PATH holds a folder a class, or train/ and val/ with a folder a class each. With a trained model to start from,
-`finetune` is better.
+PATH has one folder for each class, or train/ and val/ with one folder for each class. If a trained model is available,
+use `finetune`.
 """
 
 from mambar.recipes.entry import RecipeEntry
@@ -37,12 +37,12 @@ RECIPE = Recipe(
 
 ENTRY = RecipeEntry(
     recipe=RECIPE,
-    title="A small Mamba-R on a folder of own images",
+    title="A small Mamba-R on a folder of your own images",
     source="ours",
     command="mambar train folder data=PATH",
     expected="depends on the images",
     not_published={
         "stages.0.img_size": "64: half an hour on two CPU cores for a thousand images; raise it on a GPU",
-        "config.depth": "12 layers: small data do not feed 24",
+        "config.depth": "12 layers: a few thousand images do not suffice for 24",
     },
 )

@@ -1,11 +1,11 @@
-"""Mamba-R Base on ImageNet-1k: the three stages exactly as published.
+"""Mamba-R Base on ImageNet-1k: the three published stages.
 
     torchrun --nproc-per-node 8 -m mambar train mambar_base data=/data/imagenet
     mambar train mambar_base data=/data/imagenet --processes 8
 
-Eight shards are the eight GPUs of the official run: a batch of 1024 is mixed in eight parts of 128, on any number of
-processes. Departures: the learning rate moves every step, not every epoch; both directions of the scan start alike
-(config.official_backward_bias=true starts the backward one as the released code does).
+The eight shards correspond to the eight GPUs of the official run: mixup acts on eight parts of 128 images, for any
+number of processes. Differences: the learning rate changes every step, not every epoch; both scan directions are
+initialized alike (config.official_backward_bias=true initializes the backward one as the released code does).
 """
 
 from mambar.recipes.entry import RecipeEntry

@@ -1,8 +1,8 @@
-"""Mamba-R Large on ImageNet-1k: Base's three stages with a larger batch and more stochastic depth; not published.
+"""Mamba-R Large on ImageNet-1k: Base's three stages with a larger batch and more stochastic depth; unpublished.
 
     torchrun --nnodes 4 --nproc-per-node 8 … -m mambar train mambar_large data=/data/imagenet
 
-341 million parameters: gradient checkpointing is on, and `parallel=fsdp` shards them where memory is short.
+The model has 341 million parameters. Gradient checkpointing is on; `parallel=fsdp` shards the parameters.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ RECIPE = Recipe(
     grad_checkpointing=True,
 )
 
-_CLIP = "1.0: divergence grows with depth, and clipping acts after the check for finite numbers"
+_CLIP = "1.0: deeper models diverge more easily; clipping follows the check for finite numbers"
 _LR = "scaled to Base's peak at the doubled batch: 48 layers diverge more easily"
 
 ENTRY = RecipeEntry(

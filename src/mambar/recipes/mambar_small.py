@@ -1,4 +1,4 @@
-"""Mamba-R Small on ImageNet-1k: Base's three stages with less stochastic depth; the recipe of Small is not published.
+"""Mamba-R Small on ImageNet-1k: Base's three stages with less stochastic depth; the recipe of Small is unpublished.
 
 mambar train mambar_small data=/data/imagenet --processes 8
 """
@@ -21,7 +21,7 @@ RECIPE = Recipe(
     num_shards=8,
 )
 
-_AS_BASE = "Base's value: the paper names one recipe and gives its numbers for Base only"
+_AS_BASE = "Base's value: the paper gives the numbers of its recipe for Base only"
 
 ENTRY = RecipeEntry(
     recipe=RECIPE,
@@ -30,7 +30,7 @@ ENTRY = RecipeEntry(
     command="mambar train mambar_small data=/data/imagenet --processes 8",
     expected="81.1 % top-1 (paper v1, derived), 81.4 % (paper v2 and README); ours: not run",
     not_published={
-        "stages.0.drop_path_rate": "0.05: a quarter of Base's parameters need less",
+        "stages.0.drop_path_rate": "0.05: the model has a quarter of Base's parameters",
         "stages.1.drop_path_rate": "0.1, a quarter of Base's 0.4",
         "stages.2.drop_path_rate": "0.1, as in the stage before",
         "stages.0.epochs": _AS_BASE,

@@ -1,8 +1,8 @@
-"""Mamba-R Tiny on ImageNet-1k. The paper trains it, but publishes no recipe: one stage at 224 is ours.
+"""Mamba-R Tiny on ImageNet-1k in one stage at 224 pixels; the paper publishes no recipe for it.
 
     mambar train mambar_tiny data=/data/imagenet --processes 8
 
-What is not explained below is as in the published stages of Base (`recipes/stages.py`).
+Values without an explanation below are those of Base's first stage (`recipes/stages.py`).
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ ENTRY = RecipeEntry(
     command="mambar train mambar_tiny data=/data/imagenet --processes 8",
     expected="77.4 % top-1 (paper v1, derived); ours: not run",
     not_published={
-        "stages.0.img_size": "the small network overfits little, so the cheap 128-pixel stage saves little",
-        "stages.0.epochs": "300, as the same group trains a network of this size",
-        "stages.0.drop_path_rate": "0.1, the value of Base's first stage: there is less to regularise",
+        "stages.0.img_size": "a small model overfits little, and the 128-pixel stage saves little of its cost",
+        "stages.0.epochs": "300, as the same group trains a model of this size",
+        "stages.0.drop_path_rate": "0.1, the value of Base's first stage: a small model needs less regularization",
         "stages.0.lr": "the value of Base's first stage",
         "stages.0.weight_decay": "the value of Base's first stage",
         "stages.0.auto_augment": "the augmentation of Base's first stage",

@@ -1,4 +1,4 @@
-"""Running a recipe: the same names as on the command line. Needs no torch until the directory is claimed."""
+"""Functions that run and resume recipes. Torch is imported after the run directory is created."""
 
 import os
 from collections.abc import Iterable
@@ -25,10 +25,10 @@ def run(
     resume: bool = False,
     override: Iterable[str] = (),
 ) -> RunResult:
-    """Runs a recipe (or the recipe of that name) from start to end; what is None stays as the recipe has it.
+    """Trains a recipe, given as an object, a name or the path of a Python file; None keeps the recipe's own value.
 
-    out: the run directory, by default runs/NAME-DATE-TIME; not empty only with `resume`, which goes on with the run
-    there. Errors as `mambar.training.train`.
+    out: the run directory, by default runs/NAME-DATE-TIME; it must be new or empty unless `resume` is true. Raises the
+    errors of `mambar.training.train`.
     """
     chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
     changes = {"data": None if data is None else str(data), "seed": seed, "precision": precision}
@@ -77,7 +77,7 @@ def resume(
 
 
 def default_out(name: str) -> Path:
-    """runs/NAME-DATE-TIME; under torchrun a name that all processes and restarts share."""
+    """runs/NAME-DATE-TIME; under torchrun the same name for all processes and restarts."""
     shared = os.environ.get("TORCHELASTIC_RUN_ID")
     stamp = shared[:16] if shared and shared != "none" else datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{name}-{stamp}"

@@ -1,8 +1,8 @@
-"""Shapes: procedural scenes of objects on plain textured backgrounds, made on the fly, no download.
+"""Shapes: procedural scenes of objects on plain textured backgrounds, generated on the fly.
 
     mambar train shapes
 
-The backgrounds hold little information, the setting in which the paper finds artifacts in vision Mamba.
+The backgrounds carry little information, which is where the paper finds artifacts in vision Mamba.
 """
 
 from mambar.recipes.entry import RecipeEntry

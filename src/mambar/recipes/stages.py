@@ -1,6 +1,6 @@
 """The published stages of Mamba-R Base: official README and training code, github.com/wangf3014/Mamba-Reg 0f7c2da.
 
-Values that the README's commands leave out are the defaults of that code (DeiT's): AdamW (0.9, 0.999), eps 1e-8,
+Values that the README's commands omit are the defaults of that code (DeiT's): AdamW (0.9, 0.999), eps 1e-8,
 cosine to 1e-5, five warm-up epochs from 1e-6, no clipping, EMA 0.99996, mixup 0.8 and cutmix 1.0 on every batch.
 """
 
@@ -62,7 +62,7 @@ INTERMEDIATE: Final = Stage(
     start_from="weights",
 )
 
-# The rate is 1e-5 after the warm-up: peak and floor of the cosine are the same.
+# The learning rate is constant after the warm-up: peak and minimum of the cosine are equal.
 FINETUNE: Final = Stage(
     name="finetune",
     img_size=224,

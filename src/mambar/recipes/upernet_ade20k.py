@@ -5,7 +5,7 @@
     mambar train upernet_ade20k_large data=…
     mambar train probe_ade20k data=…                                frozen backbone, one linear layer
 
-From a co-author's reply in the official repository (issue 3): AdamW, weight decay 0.01, batch 16, rate 6e-5, 1,500
+From a co-author's reply in the official repository: AdamW, weight decay 0.01, batch 16, rate 6e-5, 1,500
 iterations of linear warm-up, then linear decay, 160 k iterations, no multi-scale test. From ShuffleMamba's public
 configurations for Mamba-Reg: head of 512 channels, auxiliary head of 256 (weight 0.4), layers 5/11/17/23 (Large
 11/23/35/47), drop path 0.2 (Large 0.3, rate 3e-5), windows of 512 every 341 pixels, no decay on positions, registers,
@@ -21,7 +21,7 @@ from mambar.training.recipe import Recipe, Stage
 STAGE: Final = Stage(
     name="segment",
     img_size=512,
-    # 1,263 iterations each; max_steps ends the last one.
+    # 1,263 iterations each; max_steps ends the last epoch early.
     epochs=127,
     max_steps=160_000,
     batch_size=16,
@@ -89,15 +89,15 @@ PROBE_RECIPE = dataclasses.replace(
 
 _OURS: Final = {
     "stages.0.hflip": "the published text says 'standard augmentation'; one half is mmsegmentation's default",
-    "task_options.norm": "published: batch normalisation over all GPUs; here groups, whose result does not depend on "
-    "how a batch is cut into shards, processes and micro-batches",
+    "task_options.norm": "published: batch normalization over all GPUs; here group normalization, whose result does "
+    "not depend on how a batch is divided into shards, processes and micro-batches",
     "save_every": "ours",
 }
 
 ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="UperNet on Mamba-R Base, ADE20K",
-    source="paper v2; github.com/wangf3014/Mamba-Reg issue 3; ShuffleMamba's configurations for Mamba-Reg",
+    source="paper v2; a reply in github.com/wangf3014/Mamba-Reg; ShuffleMamba's configurations for Mamba-Reg",
     command="mambar train upernet_ade20k data=ADEChallengeData2016",
     expected="paper: 47.7 mIoU; ours: not run",
     not_published=_OURS,

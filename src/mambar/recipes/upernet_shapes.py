@@ -5,8 +5,8 @@
     mambar train probe_shapes start_from=RUN      a linear map of the frozen patch tokens of RUN
 
 UPerNet's decoder (32 channels) on a Mamba-R with patches of 4 pixels, so that its finest map has a cell every 4 pixels.
-`probe_shapes` asks what the features know by themselves: the backbone comes from a run of the recipe `shapes` (the same
-network, trained to classify), and only one linear layer and the norm in front of it learn.
+`probe_shapes` evaluates frozen features: the backbone is that of a run of the recipe `shapes` (the same network, trained
+for classification), and only one linear layer and the norm before it are trained.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from mambar.training.recipe import Recipe, Stage
 
 BODY = {"patch_size": 4, "embed_dim": 64, "depth": 6}
 REGISTERS = {"num_registers": 4, "register_reduction": 2}
-# Objects as they are, at their own size and colour; only moved, mirrored and a little scaled.
+# Objects keep their color; they are only shifted, flipped and scaled by 0.8 to 1.25.
 AUGMENTATION = {"resize": None, "ratio": [0.8, 1.25], "most_of_one": 1.0, "distort": False}
 
 RECIPE = Recipe(
@@ -48,7 +48,7 @@ RECIPE = Recipe(
     precision="fp32",
 )
 
-# The same network, data and schedule; one register in the middle.
+# The same network, data and schedule with one register in the middle.
 VIM_RECIPE = dataclasses.replace(RECIPE, name="upernet_shapes_vim", model="vim_tiny_patch16_224", config=BODY)
 
 PROBE_RECIPE = dataclasses.replace(

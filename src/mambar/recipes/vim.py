@@ -1,4 +1,4 @@
-"""Vision Mamba (Vim), the same network with one register in the middle: the baseline of every comparison.
+"""Vision Mamba (Vim): the same network with one register in the middle, the baseline of all comparisons.
 
     mambar train vim_tiny data=/data/imagenet --processes 8
 
@@ -72,6 +72,6 @@ BASE = RecipeEntry(
         "stages.0.lr": "as Tiny: the scaled peak is 1e-3 there too",
         "stages.0.weight_decay": "as Small",
         "stages.0.drop_path_rate": "0.4, what Mamba-R Base takes at 224 pixels",
-        "stages.0.clip_grad": "1.0, against the divergence reported for Vim Base",
+        "stages.0.clip_grad": "1.0, because divergence of Vim Base was reported",
     },
 )
