@@ -5,8 +5,8 @@
     mambar train probe_shapes start_from=RUN      a linear map of the frozen patch tokens of RUN
 
 UPerNet's decoder (32 channels) on a Mamba-R with patches of 4 pixels, so that its finest map has a cell every 4 pixels.
-`probe_shapes` evaluates frozen features: the backbone is that of a run of the recipe `shapes` (the same network, trained
-for classification), and only one linear layer and the norm before it are trained.
+`probe_shapes` evaluates frozen features: the backbone is that of a run of the recipe `shapes` (the same network,
+trained for classification), and only one linear layer and the norm before it are trained.
 """
 
 import dataclasses
