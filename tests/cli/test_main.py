@@ -193,7 +193,7 @@ def test_recipe_pages(mambar_command):
     assert code == 0 and json.loads(out)["stages"][0]["epochs"] == 3
     code, out, _ = mambar_command("recipe", "mambar_base")
     assert code == 0 and "stages.0.epochs" in out
-    assert "550,440 steps, 538,030,080 images, 230 epochs as at 224 pixels, hours: give images a second" in out
+    assert "550,440 steps, 538,030,080 images, 230 epochs at 224 pixels, hours: need images/s" in out
     code, out, _ = mambar_command("recipe", "mambar_base", "--speed", "10000")
     assert code == 0 and out.count(" hours\n") == 4 and "  intermediate " in out
     code, out, _ = mambar_command("recipe", "folder")

@@ -86,10 +86,10 @@ def held_out_images(
     img_size: int | tuple[int, int] | None = None,
     count: int = 256,
 ) -> tuple[Float[Tensor, "images channels height width"], Int64[Tensor, "images"]]:
-    """`count` validation images (all, where there are fewer) of `data`, as the model reads them, and their classes.
+    """Up to `count` preprocessed validation images of `data`, and their class indices.
 
-    Without `data` those that `run` was trained on. `img_size` in pixels instead of the preprocessing's. Which images
-    is always the same: an even stride over the split.
+    data: by default those of `run`. img_size: in pixels, by default that of the model's preprocessing. The images are
+    evenly spaced over the split, so they are always the same.
     """
     options: dict[str, Any] = {}
     if data is None:
