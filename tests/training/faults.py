@@ -1,4 +1,4 @@
-"""What goes wrong on purpose in a run of its own: functions for `runs.start(before=...)`."""
+"""Faults injected into a run in a process of its own: functions for `runs.start(before=...)`."""
 
 import os
 import signal
@@ -9,14 +9,14 @@ import torch
 
 
 def die(marker: Path | None = None) -> None:
-    """SIGKILL of this process; the marker's existence shows that it came to that."""
+    """SIGKILL of this process; the marker file shows that it happened."""
     if marker is not None:
         marker.touch()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_at(place: str, number: int, marker: Path | None = None) -> None:
-    """SIGKILL of this process at the given call of a function of the run."""
+    """SIGKILL of this process at the given call of one function of the run."""
     from mambar.training.checkpoint import atomic_files
     from mambar.training.checkpoint import store as state
     from mambar.training.loop import trainer
@@ -63,7 +63,7 @@ def _deadly_iterator(make, number, marker):
 
 
 def die_in_worker(epoch: int, step: int, marker: Path) -> None:
-    """SIGKILL of the loader worker that is to make this step's images."""
+    """SIGKILL of the loader worker that loads this step's images."""
     from mambar.data.loading import loaders
 
     make, parent = loaders._Training.__call__, os.getpid()
@@ -77,7 +77,7 @@ def die_in_worker(epoch: int, step: int, marker: Path) -> None:
 
 
 def forget(what: str) -> None:
-    """The negative controls: a resume that loses a part of the state."""
+    """Negative controls: a resume that omits a part of the state."""
     from mambar.training.loop.context import TrainingProgress
     from mambar.training.loop.optim import Optimizer
     from mambar.training.loop.train_state import TrainState
@@ -104,7 +104,7 @@ def forget(what: str) -> None:
 
 
 def slow_steps(seconds: float) -> None:
-    """Makes every step take a while, so that a signal can hit it."""
+    """Makes every step slower, so that a signal arrives during it."""
     import time
 
     from mambar.training.loop.update import TrainStep
@@ -136,7 +136,7 @@ def record_samples(file: Path) -> None:
 def poison(kind: str, steps: tuple[int, ...], shard: int = 1, value: float = float("nan"), times: int = 10**9) -> None:
     """NaN (or another value) in the loss, one gradient or one activation of one shard at the given steps.
 
-    Steps count within the epoch; after `times` poisoned shards the run is well again.
+    Steps count within the epoch; after `times` poisoned shards nothing is changed.
     """
     from mambar.training.task import ClassificationTask, Loss
 
@@ -192,7 +192,7 @@ class _Spoil(torch.autograd.Function):
 
 
 def spike(step: int, rate: float) -> None:
-    """One learning rate that is far too high, the first time that step comes."""
+    """One learning rate that is far too high, the first time that this step is made."""
     from mambar.training.loop.schedule import LearningRate
 
     at = LearningRate.at
@@ -256,7 +256,7 @@ def scores(*values: float) -> None:
 
 
 def poison_epoch(epoch: int, times: int) -> None:
-    """NaN in the loss of shard 1 from the given epoch on, so many times."""
+    """NaN in the loss of shard 1 from the given epoch on, `times` times."""
     from mambar.training.task import ClassificationTask, Loss
 
     prepare, loss = ClassificationTask.prepare, ClassificationTask.loss
@@ -278,7 +278,7 @@ def poison_epoch(epoch: int, times: int) -> None:
 
 
 def slow_report(seconds: float) -> None:
-    """The report takes this much longer."""
+    """Makes the report slower by `seconds`."""
     from mambar.training import report
 
     real = report.write_report

@@ -1,4 +1,4 @@
-"""Tiny training runs in processes of their own, that can be killed, signalled and joined into groups."""
+"""Tiny training runs in separate processes, which can be killed, signalled and started as a group."""
 
 import hashlib
 import json
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from mambar.training.recipe import Recipe, Stage
 
-# Forked from a process that has imported everything and computed nothing: a start takes a tenth of a second.
+# Forked from a process with all imports done and nothing computed: a start takes a tenth of a second.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mambar.training.loop.stages", "sklearn.datasets"])
 
-# What a clock and the machine decide.
+# Fields that depend on the clock and the machine.
 TIMES = ("images_per_second", "memory_gib")
 
 
@@ -63,7 +63,7 @@ def tiny(**changes) -> Recipe:
 
 
 def no_segmentation_report() -> None:
-    """For `before`: segmentation's report takes longer than these runs. Here, where a started process finds it."""
+    """For `before`: skips the report of segmentation, which takes longer than these runs."""
     from mambar.segmentation import report
 
     report.write_report = lambda *arguments, **named: None
@@ -71,7 +71,7 @@ def no_segmentation_report() -> None:
 
 @dataclass
 class Trace:
-    """Everything that a bit-identical run must reproduce."""
+    """Everything that a bit-identical run reproduces."""
 
     metrics: list
     tensors: dict
@@ -113,10 +113,10 @@ def _child(recipe, out, options, environment, log, before):
     from mambar.errors import MambarError
     from mambar.training import report
 
-    # The report is not what these runs are about, and takes longer than they do.
+    # The report is not tested here, and takes longer than these runs.
     report.write_report = lambda *arguments, **named: None
     os.environ.update(environment)
-    # Only in an outer process group of its own can a whole run be killed without the test.
+    # A process group of its own lets a test kill the whole run without itself.
     os.setsid()
     sys.stderr = log.open("a", encoding="utf-8") if log else sys.stderr
     torch.set_num_threads(1)
@@ -129,7 +129,7 @@ def _child(recipe, out, options, environment, log, before):
             (out.parent / f"{out.name}.error-{os.environ.get('RANK', '0')}").write_text(str(error), "utf-8")
             os._exit(error.exit_code)
     except KeyboardInterrupt:
-        # Once more after the save, on the way out; the command line ends with the same code.
+        # A second signal, after the save; the command line ends with the same code.
         os._exit(130)
     os._exit(0)
 
@@ -162,7 +162,7 @@ def start_group(recipe, out, *, world, befores=None, environment=None, **options
 
 
 def finish(*processes, seconds=240):
-    """The exit codes of processes that end by themselves."""
+    """Waits for processes to end; returns their exit codes."""
     codes = []
     for process in processes:
         process.join(seconds)
@@ -202,7 +202,7 @@ def read_rows(out: Path) -> list:
 
 
 def steps_in(out: Path) -> int:
-    """The training steps logged so far."""
+    """Number of training steps logged so far."""
     try:
         lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Processes that save, to be killed or to have their system calls fail."""
+"""Processes that save checkpoints, for tests that kill them or let their system calls fail."""
 
 import json
 import multiprocessing
@@ -43,7 +43,7 @@ def best_saver(directory: Path, step: int) -> None:
 
 
 def bad_saver(directory: Path, step: int) -> None:
-    """The negative control: onto the only file, as the official code does."""
+    """Negative control: overwrites the only file, as the official code does."""
     import torch
 
     torch.save({"step": step, **tensors_of(step, 300_000)}, directory / "checkpoint.pt")
@@ -77,13 +77,13 @@ def _loop(save, directory: Path, ready: Path, first: int) -> None:
     step = first
     while True:
         save(directory, step)
-        # Acknowledged: from here on this save may not be lost.
+        # Acknowledged: from here on this save must not be lost.
         (directory.parent / "acknowledged").write_text(str(step), "utf-8")
         step += 1
 
 
 def kill_while_saving(save, directory: Path, *, after: float, first: int) -> int:
-    """Lets `save` run in a loop, kills it after a while; the last acknowledged step (-1: none)."""
+    """Runs `save` in a loop and kills it after `after` seconds; returns the last acknowledged step (-1: none)."""
     ready = directory.parent / "ready"
     ready.unlink(missing_ok=True)
     process = CONTEXT.Process(target=_loop, args=(save, directory, ready, first))
@@ -116,7 +116,7 @@ def _once(save, directory: Path, step: int, go, answer) -> None:
 
 
 def save_under_strace(save, directory: Path, step: int, log: Path, inject: str | None) -> dict | None:
-    """One save with system calls traced into `log`; its answer, None if it was killed.
+    """One save with system calls traced into `log`; returns its result, None if it was killed.
 
     Never with --seccomp-bpf, which silently disables the injection of KILL.
     """
