@@ -222,3 +222,55 @@ def test_a_class_name_that_is_no_text_comes_back(tmp_path):
     mambar.save_model(tmp_path / "run", VisionMamba(config), classes=classes)
     assert list(mambar.load(tmp_path / "run").classes) == classes
     assert "naïve 猫" in (tmp_path / "run" / "config.json").read_text("utf-8")
+
+
+def timm_backbone():
+    return mambar.create_model(
+        "timm/deit_tiny_patch16_224", num_classes=3, img_size=32, drop_path_rate=0.1, embed_dim=24, depth=2, num_heads=2
+    ).eval()
+
+
+def test_a_timm_backbone_comes_back(tmp_path):
+    model = timm_backbone()
+    preprocessing = Preprocessing(img_size=32, crop_pct=0.9)
+    mambar.save_model(tmp_path / "run", model, classes=["a", "b", "c"], preprocessing=preprocessing)
+    loaded = mambar.load(tmp_path / "run")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), model(images))
+    assert loaded.classes == ("a", "b", "c") and loaded.preprocessing == preprocessing
+    assert loaded.config == model.config and loaded.config.arguments["drop_path_rate"] == 0.1
+
+
+def test_timm_loads_the_directory_of_its_backbone(tmp_path):
+    timm = pytest.importorskip("timm")
+    model = timm_backbone()
+    mambar.save_model(tmp_path / "run", model)
+    images = torch.randn(2, 3, 32, 32)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True).eval()
+    assert torch.equal(loaded(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"timm_model": "resnet18"}, "resnet18|VisionTransformer|ResNet"),
+        ({"timm_model": "vit_giant_patch14_224"}, "describes a model of"),
+        ({"timm_model": "local-dir:/etc"}, "timm has no model"),
+        ({"arguments": {"checkpoint_path": "/etc/passwd"}}, "no argument 'checkpoint_path'"),
+        ({"arguments": {"depth": 10**9}}, "depth=1000000000 must be from 0 to 256"),
+        ({"arguments": 3}, "not a valid model configuration"),
+    ],
+    ids=str,
+)
+@pytest.mark.timeout(60)
+def test_a_hostile_timm_configuration_is_one_error(tmp_path, change, words):
+    mambar.save_model(tmp_path / "run", timm_backbone())
+    content = json.loads((tmp_path / "run" / CONFIG).read_text("utf-8"))
+    fields = content["mambar"]["config"]
+    if change.get("timm_model") == "vit_giant_patch14_224":
+        fields["arguments"] = {"num_classes": 3}
+    fields |= change
+    (tmp_path / "run" / CONFIG).write_text(json.dumps(with_checksum(content)), "utf-8")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        mambar.load(tmp_path / "run")
+    assert "\n" not in str(caught.value)

@@ -15,6 +15,7 @@ from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError
 from mambar.messages import one_line
 from mambar.models.config import VARIANTS, VisionMambaConfig
+from mambar.models.timm_vit import TimmConfig
 from mambar.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -27,32 +28,37 @@ _MOST_JSON_BYTES = 16_000_000
 
 
 def config_content(
-    config: VisionMambaConfig,
+    config: VisionMambaConfig | TimmConfig,
     *,
+    num_classes: int,
     name: str | None,
     classes: Sequence[str] | None,
-    preprocessing: Preprocessing | None,
+    preprocessing: Preprocessing,
 ) -> dict[str, Any]:
     """The content of config.json without checksum."""
-    rows, cols = config.size
-    preprocessing = preprocessing or Preprocessing(img_size=config.img_size)
+    if isinstance(config, TimmConfig):
+        architecture, arguments = config.timm_model.split(".")[0], config.arguments
+        input_size, layers = [config.arguments.get("in_chans", 3), *preprocessing.size], {}
+    else:
+        architecture, arguments = name if name in VARIANTS else "vision_mamba", config.to_dict()
+        input_size = [config.in_chans, *config.size]
+        layers = {"first_conv": "patch_embed.proj", "classifier": "head.classifier"}
     return {
-        "architecture": name if name in VARIANTS else "vision_mamba",
-        "num_classes": config.num_classes,
-        "num_features": config.embed_dim,
+        "architecture": architecture,
+        "num_classes": num_classes,
         # timm and its wrapper in transformers read class names here.
         **({"label_names": list(classes)} if classes else {}),
-        "model_args": {key: value for key, value in config.to_dict().items() if key != "num_classes"},
+        **({} if isinstance(config, TimmConfig) else {"num_features": config.embed_dim}),
+        "model_args": {key: value for key, value in arguments.items() if key != "num_classes"},
         "pretrained_cfg": {
-            "input_size": [config.in_chans, rows, cols],
+            "input_size": input_size,
             "fixed_input_size": False,
             "interpolation": preprocessing.interpolation,
             "crop_pct": preprocessing.crop_pct,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
-            "num_classes": config.num_classes,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head.classifier",
+            "num_classes": num_classes,
+            **layers,
         },
         "mambar": {
             "format_version": FORMAT_VERSION,

@@ -6,7 +6,11 @@ from mambar.hub.released import load_official
 from mambar.hub.resize import load_pretrained_weights
 from mambar.hub.weights import WEIGHTS, released_file
 from mambar.models.config import VARIANTS, variant
+from mambar.models.timm_vit import TimmViT, create_timm_vit
 from mambar.models.vision_mamba import VisionMamba
+
+# Prefix of the names of timm's vision transformers.
+TIMM_PREFIX = "timm/"
 
 
 def list_models(*, pretrained: bool = False) -> list[str]:
@@ -21,13 +25,23 @@ def create_model(
     img_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     **config_fields: Any,
-) -> VisionMamba:
+) -> VisionMamba | TimmViT:
     """A model by name; keyword arguments override fields of its `VisionMambaConfig`.
+
+    "timm/NAME" is a plain vision transformer of timm; its keyword arguments are those of `timm.create_model`.
 
     pretrained: download (once), verify and convert the released weights. Positions are resized to another
     `img_size`; a head or registers of another size keep their initial values. Raises `InputError` for an unknown
     name or field, or if no weights were released.
     """
+    if name.startswith(TIMM_PREFIX):
+        return create_timm_vit(
+            name.removeprefix(TIMM_PREFIX),
+            pretrained=pretrained,
+            img_size=img_size,
+            num_classes=num_classes,
+            **config_fields,
+        )
     fields = dict(config_fields)
     if img_size is not None:
         fields["img_size"] = img_size

@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
@@ -20,6 +20,7 @@ from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_n
 from mambar.messages import one_line
 from mambar.models.complexity import parameter_count
 from mambar.models.config import VisionMambaConfig
+from mambar.models.timm_vit import TimmConfig, TimmViT, create_timm_vit
 from mambar.models.vision_mamba import VisionMamba
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def sync_directory(directory: Path) -> None:
 
 def save_model(
     directory: Path,
-    model: VisionMamba,
+    model: VisionMamba | TimmViT,
     *,
     name: str | None = None,
     classes: Sequence[str] | None = None,
@@ -78,12 +79,14 @@ def save_model(
     Class names and preprocessing default to those of the model. Raises `InputError` if one of the files exists
     and `force` is not given, `DiskError` if they cannot be written, `CheckpointError` for non-finite weights.
     """
+    if model.config is None:
+        raise InputError("A TimmViT is saved only if create_model or create_timm_vit made it from standard arguments.")
     directory = Path(directory)
     taken = [file for file in (CONFIG, WEIGHTS) if os.path.lexists(directory / file)]
     if taken and not force:
         raise InputError(f"{directory} already holds {' and '.join(taken)}; choose another directory or give --force.")
     directory.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in _saved_module(model).state_dict().items()}
     bad = first_non_finite(state)
     if bad is not None:
         raise CheckpointError(f"{bad} holds NaN or Inf; the weights are not saved.")
@@ -91,12 +94,17 @@ def save_model(
     sha256 = write_atomically(directory / WEIGHTS, weights)
     classes = tuple(classes) if classes is not None else model.classes
     preprocessing = preprocessing or model.preprocessing
-    content = config_content(model.config, name=name, classes=classes, preprocessing=preprocessing)
+    if preprocessing is None:
+        assert isinstance(model, VisionMamba)
+        preprocessing = Preprocessing(img_size=model.config.img_size)
+    content = config_content(
+        model.config, num_classes=model.num_classes, name=name, classes=classes, preprocessing=preprocessing
+    )
     content["mambar"]["weights"] = {"file": WEIGHTS, "sha256": sha256, "bytes": len(weights)}
     write_atomically(directory / CONFIG, json_bytes(with_checksum(content)))
 
 
-def load(source: str | Path, *, device: str | torch.device = "cpu", verify: bool = True) -> VisionMamba:
+def load(source: str | Path, *, device: str | torch.device = "cpu", verify: bool = True) -> VisionMamba | TimmViT:
     """A trained model with its class names (`.classes`) and preprocessing (`.preprocessing`), in evaluation mode.
 
     source: a run or model directory, a `.safetensors` file beside its config.json, a released `.pth`, or the
@@ -120,42 +128,57 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", verify: bool
     return model.to(device).eval()
 
 
-def load_directory(directory: Path, *, weights: Path | None = None, verify: bool = True) -> VisionMamba:
+def load_directory(directory: Path, *, weights: Path | None = None, verify: bool = True) -> VisionMamba | TimmViT:
     """The model in a directory; raises `CheckpointError` for damaged or invalid files and newer formats."""
     ours = read_config(directory / CONFIG, verify=verify)
     path = weights or _weights_path(directory, ours)
     state = _read_weights(path, ours, verify=verify)
     with as_checkpoint_error(directory / CONFIG):
-        config = VisionMambaConfig.from_dict(ours["config"])
-        _refuse_oversize(config, state, directory)
-        classes = _class_names(ours.get("classes"), config)
+        model = _build_model(ours["config"], state, directory)
+        classes = _class_names(ours.get("classes"), model.num_classes)
         preprocessing = Preprocessing.from_dict(ours["preprocessing"])
         if max(preprocessing.size) / preprocessing.crop_pct > _LARGEST_IMAGE:
             raise InputError(
                 f"img_size={preprocessing.img_size} with crop={preprocessing.crop_pct} resizes above {_LARGEST_IMAGE}."
             )
-        model = VisionMamba(config)
-    load_weights(model, state, origin=str(path))
+    load_weights(_saved_module(model), state, origin=str(path))
     model.classes, model.preprocessing = classes, preprocessing
     return model
 
 
-def _refuse_oversize(config: VisionMambaConfig, state: Mapping[str, Tensor], directory: Path) -> None:
-    """Raises before a model is allocated that has many more parameters than the weights."""
-    described, held = parameter_count(config), sum(tensor.numel() for tensor in state.values())
-    if described > 2 * held + 100_000:
+def _saved_module(model: VisionMamba | TimmViT) -> nn.Module:
+    """The module whose parameters are saved: of a `TimmViT`, timm's model, so that timm can load them too."""
+    return model.model if isinstance(model, TimmViT) else model
+
+
+def _build_model(fields: Mapping[str, Any], state: Mapping[str, Tensor], directory: Path) -> VisionMamba | TimmViT:
+    """The model of a configuration; raises before it is allocated if it is much larger than the weights."""
+    saved = sum(tensor.numel() for tensor in state.values())
+    if "timm_model" in fields:
+        config = TimmConfig.from_dict(fields)
+        with torch.device("meta"):
+            count = sum(each.numel() for each in create_timm_vit(config.timm_model, **config.arguments).parameters())
+    else:
+        config = VisionMambaConfig.from_dict(fields)
+        count = parameter_count(config)
+    if count > 2 * saved + 100_000:
         raise CheckpointMismatch(
-            f"{directory / CONFIG} describes a model of {described:.4g} parameters, the weights have {held}."
+            f"{directory / CONFIG} describes a model of {count:.4g} parameters, the weights have {saved}."
         )
+    return (
+        create_timm_vit(config.timm_model, **config.arguments)
+        if isinstance(config, TimmConfig)
+        else VisionMamba(config)
+    )
 
 
-def _class_names(names: Any, config: VisionMambaConfig) -> tuple[str, ...] | None:
+def _class_names(names: Any, num_classes: int) -> tuple[str, ...] | None:
     if not names:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError("classes must be a list of names.")
-    if len(names) != config.num_classes:
-        raise InputError(f"there are {len(names)} class names, but num_classes={config.num_classes}.")
+    if len(names) != num_classes:
+        raise InputError(f"there are {len(names)} class names, but num_classes={num_classes}.")
     return tuple(names)
 
 
@@ -195,7 +218,7 @@ def _recorded(ours: Mapping[str, Any]) -> Mapping[str, Any]:
     return recorded if isinstance(recorded, Mapping) else {}
 
 
-def load_weights(model: VisionMamba, state: Mapping[str, Tensor], *, origin: str) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
     """Loads a state dict; raises `CheckpointMismatch` with the missing and unexpected keys."""
     expected = model.state_dict()
     missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))

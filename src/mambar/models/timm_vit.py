@@ -1,9 +1,10 @@
-"""timm's plain vision transformers (ViT, DeiT, DINO, EVA, BEiT) as token models, to hold beside Mamba-R.
+"""timm's plain vision transformers (ViT, DeiT, DINO, EVA, BEiT) as token models.
 
-Their class, distillation and register tokens, which stand in front of the patches, become `Tokens.registers`.
+Their class, distillation and register tokens, which precede the patches, become `Tokens.registers`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -11,21 +12,65 @@ from torch import Tensor, nn
 
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
+from mambar.messages import did_you_mean, one_line
 from mambar.models.protocol import TokenTensor
 from mambar.nn.registers import Tokens
 
+# Arguments of `timm.create_model` that a configuration may have; none of them reads a file. Each has its largest value.
+_ARGUMENTS: dict[str, int] = {
+    **dict.fromkeys(("num_classes", "img_size", "embed_dim"), 100_000),
+    **dict.fromkeys(("depth", "num_heads", "in_chans", "patch_size", "reg_tokens", "mlp_ratio"), 256),
+    **dict.fromkeys(("drop_path_rate", "drop_rate", "proj_drop_rate", "attn_drop_rate", "patch_drop_rate"), 1),
+    **dict.fromkeys(("init_values", "qkv_bias", "class_token", "global_pool", "dynamic_img_size"), 1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmConfig:
+    """Name and arguments of a `TimmViT`.
+
+    Attributes:
+        timm_model: the model's name in timm, without the prefix "timm/".
+        arguments: keyword arguments of `timm.create_model`.
+    """
+
+    timm_model: str
+    arguments: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for name, value in self.arguments.items():
+            if name not in _ARGUMENTS:
+                hint = did_you_mean(name, _ARGUMENTS, otherwise=f"choose from {', '.join(sorted(_ARGUMENTS))}.")
+                raise InputError(f"A timm backbone has no argument {name!r}; {hint}")
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int | float) and not 0 <= number <= _ARGUMENTS[name]:
+                    raise InputError(f"{name}={one_line(repr(value))} must be from 0 to {_ARGUMENTS[name]}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both fields as JSON types."""
+        return {"timm_model": self.timm_model, "arguments": dict(self.arguments)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "TimmConfig":
+        """The inverse of `to_dict`."""
+        arguments = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields["arguments"].items()
+        }
+        return cls(timm_model=str(fields["timm_model"]), arguments=arguments)
+
 
 class TimmViT(nn.Module):
-    """A plain vision transformer of timm that can be looked into like a `VisionMamba` (see `TokenModel`).
+    """A plain vision transformer of timm with the interface of `TokenModel`.
 
     Takes VisionTransformer (also DeiT and DINO models), Eva (also DINOv3) and Beit; raises `InputError` for
-    anything else. Its `tokens` are bit-equal to timm's `forward_intermediates`.
+    anything else. Its `tokens` are bit-equal to timm's `forward_intermediates`. `config` is None for a model that was
+    not made by `create_timm_vit`; such a model cannot be saved by `mambar.save_model`.
     """
 
     # One of three classes of timm, which stays out of signatures: it is imported only when it is used.
     model: Any
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, config: TimmConfig | None = None) -> None:
         super().__init__()
         from timm.models.beit import Beit
         from timm.models.eva import Eva
@@ -36,7 +81,9 @@ class TimmViT(nn.Module):
                 f"{type(model).__name__} is no plain vision transformer of timm; give a VisionTransformer, Eva or Beit."
             )
         self.model = model
+        self.config = config
         self.classes: tuple[str, ...] | None = None
+        self._preprocessing: Preprocessing | None = None
 
     @property
     def num_layers(self) -> int:
@@ -68,7 +115,9 @@ class TimmViT(nn.Module):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What happens to an image before this model sees it: the size it was built for, the rest as timm says."""
+        """The preprocessing that was set, else timm's at the image size of the model."""
+        if self._preprocessing is not None:
+            return self._preprocessing
         cfg = self.model.pretrained_cfg
         height, width = self.model.patch_embed.img_size
         return Preprocessing(
@@ -78,6 +127,10 @@ class TimmViT(nn.Module):
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
         )
+
+    @preprocessing.setter
+    def preprocessing(self, preprocessing: Preprocessing | None) -> None:
+        self._preprocessing = preprocessing
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         return self.model(images)
@@ -167,4 +220,7 @@ def create_timm_vit(
     except TypeError:
         # Classes without dynamic sizes (Beit) do not know the argument; another mistake is raised again here.
         model = timm.create_model(name, pretrained=pretrained, **arguments)
-    return TimmViT(model)
+    given = {key: value for key, value in arguments.items() if value is not None}
+    if not _ARGUMENTS.keys() >= given.keys():
+        return TimmViT(model)
+    return TimmViT(model, config=TimmConfig(timm_model=name, arguments={**given, "num_classes": model.num_classes}))
