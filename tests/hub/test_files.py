@@ -10,9 +10,11 @@ import torch
 import mambar
 from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
+from mambar.evaluation.prediction import predict_image
 from mambar.hub.config_file import CONFIG, with_checksum
 from mambar.hub.files import WEIGHTS, write_atomically
 from mambar.models import VisionMamba, VisionMambaConfig
+from mambar.models.timm_vit import as_vision_mamba
 
 SMALL = VisionMambaConfig(img_size=16, patch_size=8, embed_dim=16, depth=1, num_registers=2, num_classes=3)
 
@@ -274,3 +276,12 @@ def test_a_hostile_timm_configuration_is_one_error(tmp_path, change, words):
     with pytest.raises(CheckpointError, match=words) as caught:
         mambar.load(tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_a_timm_backbone_predicts_and_is_refused_where_a_vision_mamba_is_needed(tmp_path):
+    mambar.save_model(tmp_path / "run", timm_backbone(), classes=["a", "b", "c"])
+    model = mambar.load(tmp_path / "run")
+    best = predict_image(model, torch.zeros(3, 32, 32, dtype=torch.uint8), top=1)[0]
+    assert best.name in ("a", "b", "c")
+    with pytest.raises(InputError, match="Export is for Mamba-R and Vim models only; got TimmViT"):
+        as_vision_mamba(model, "Export")

@@ -14,7 +14,7 @@ from mambar.hub.files import load
 from mambar.messages import did_you_mean
 from mambar.models.config import VARIANTS
 from mambar.models.protocol import TokenModel
-from mambar.models.timm_vit import create_timm_vit
+from mambar.models.timm_vit import as_vision_mamba, create_timm_vit
 from mambar.models.vision_mamba import VisionMamba
 
 _TIMM = "timm/"
@@ -73,7 +73,7 @@ def open_model(
     """
     if Path(source).exists():
         model = load(Path(source))
-        preprocessing = model.preprocessing or _preprocessing(model)
+        preprocessing = model.preprocessing or _preprocessing(as_vision_mamba(model, "Analysis"))
         name = Path(source).resolve().name
         analyzed = AnalyzedModel(name=name, model=model, preprocessing=preprocessing, classes=model.classes)
     else:
@@ -102,7 +102,7 @@ def _named(source: str, *, pretrained: bool, img_size: int | tuple[int, int] | N
         if source not in VARIANTS:
             hint = did_you_mean(source, VARIANTS, otherwise="`mambar info` lists the names.")
             raise InputError(f"There is no model {source!r}: no such run directory, checkpoint file or name; {hint}")
-        model = create_model(source, pretrained=pretrained)
+        model = as_vision_mamba(create_model(source, pretrained=pretrained), "Analysis")
     return AnalyzedModel(name=source, model=model, preprocessing=_preprocessing(model), random_weights=not pretrained)
 
 

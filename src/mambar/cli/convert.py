@@ -45,7 +45,9 @@ def _to_official(source: Path, target: Path, force: bool) -> None:
         raise InputError(f"{target} exists already; choose another place or give --force.")
     if target.suffix != ".safetensors":
         raise InputError(f"{target} must end in .safetensors; no pickle is written.")
-    model = load(source)
+    from mambar.models.timm_vit import as_vision_mamba
+
+    model = as_vision_mamba(load(source), "Conversion to a released checkpoint")
     vim = model.config.placement == "middle" and model.config.num_registers == 1
     state = to_official(model.state_dict(), source="vim" if vim else "mamba-reg", config=model.config)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -146,12 +146,13 @@ def _refuse_existing(path: Path, force: bool) -> None:
 
 def _model(run: str, *, pretrained: bool) -> "VisionMamba":
     from mambar.hub import create_model, list_models, load
+    from mambar.models.timm_vit import as_vision_mamba
 
     if run in list_models() and not Path(run).exists():
         if not pretrained:
             logger.warning("%s has random weights here; --pretrained loads the released ones.", run)
-        return create_model(run, pretrained=pretrained).eval()
-    return load(run)
+        return as_vision_mamba(create_model(run, pretrained=pretrained), "Export").eval()
+    return as_vision_mamba(load(run), "Export")
 
 
 def _held_out(

@@ -31,8 +31,9 @@ def info(
         return
     if Path(model).exists():
         from mambar.hub import load
+        from mambar.models.timm_vit import as_vision_mamba
 
-        config = load(model).config
+        config = as_vision_mamba(load(model), "`mambar info`").config
     else:
         config = variant(model)
     if img_size is not None:

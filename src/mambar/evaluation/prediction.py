@@ -8,8 +8,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mambar.data.loading.images import read_image
-from mambar.data.transforms.classification import EvalTransform, Preprocessing
+from mambar.data.transforms.classification import EvalTransform
 from mambar.errors import InputError
+from mambar.models.timm_vit import TimmViT, model_preprocessing
 from mambar.models.vision_mamba import VisionMamba
 
 
@@ -22,12 +23,14 @@ class Guess:
     probability: float
 
 
-def predict_file(model: VisionMamba, path: Path, *, top: int = 5) -> list[Guess]:
+def predict_file(model: VisionMamba | TimmViT, path: Path, *, top: int = 5) -> list[Guess]:
     """The `top` most probable classes of an image file, best first; raises `ImageError` where it cannot be read."""
     return predict_image(model, read_image(path), top=top)
 
 
-def predict_image(model: VisionMamba, image: UInt8[Tensor, "channels height width"], *, top: int = 5) -> list[Guess]:
+def predict_image(
+    model: VisionMamba | TimmViT, image: UInt8[Tensor, "channels height width"], *, top: int = 5
+) -> list[Guess]:
     """The `top` most probable classes of an image, best first.
 
     The model's own preprocessing is used (timm's default at its image size where it has none); classes without
@@ -35,7 +38,7 @@ def predict_image(model: VisionMamba, image: UInt8[Tensor, "channels height widt
     """
     if model.num_classes < 1:
         raise InputError("The model has no classifier (num_classes=0), so it names nothing; train one first.")
-    transform = EvalTransform(preprocessing=model.preprocessing or Preprocessing(img_size=model.config.img_size))
+    transform = EvalTransform(preprocessing=model_preprocessing(model))
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

@@ -20,7 +20,7 @@ from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_n
 from mambar.messages import one_line
 from mambar.models.complexity import parameter_count
 from mambar.models.config import VisionMambaConfig
-from mambar.models.timm_vit import TimmConfig, TimmViT, create_timm_vit
+from mambar.models.timm_vit import TimmConfig, TimmViT, create_timm_vit, model_preprocessing
 from mambar.models.vision_mamba import VisionMamba
 
 logger = logging.getLogger(__name__)
@@ -93,12 +93,12 @@ def save_model(
     weights = safetensors.torch.save(state, metadata={"format": "pt"})
     sha256 = write_atomically(directory / WEIGHTS, weights)
     classes = tuple(classes) if classes is not None else model.classes
-    preprocessing = preprocessing or model.preprocessing
-    if preprocessing is None:
-        assert isinstance(model, VisionMamba)
-        preprocessing = Preprocessing(img_size=model.config.img_size)
     content = config_content(
-        model.config, num_classes=model.num_classes, name=name, classes=classes, preprocessing=preprocessing
+        model.config,
+        num_classes=model.num_classes,
+        name=name,
+        classes=classes,
+        preprocessing=preprocessing or model_preprocessing(model),
     )
     content["mambar"]["weights"] = {"file": WEIGHTS, "sha256": sha256, "bytes": len(weights)}
     write_atomically(directory / CONFIG, json_bytes(with_checksum(content)))

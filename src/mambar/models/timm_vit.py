@@ -14,6 +14,7 @@ from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.messages import did_you_mean, one_line
 from mambar.models.protocol import TokenTensor
+from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.registers import Tokens
 
 # Arguments of `timm.create_model` that a configuration may have; none of them reads a file. Each has its largest value.
@@ -194,6 +195,20 @@ class TimmViT(nn.Module):
             if not -count <= layer < count:
                 raise InputError(f"layer {layer} does not exist; the model has layers 0 to {count - 1}.")
         return list(range(count)) if layers is None else [layer % count for layer in layers]
+
+
+def model_preprocessing(model: "VisionMamba | TimmViT") -> Preprocessing:
+    """The model's preprocessing; by default timm's at the model's image size."""
+    if isinstance(model, TimmViT):
+        return model.preprocessing
+    return model.preprocessing or Preprocessing(img_size=model.config.img_size)
+
+
+def as_vision_mamba(model: nn.Module, feature: str) -> VisionMamba:
+    """The model itself; raises `InputError` if it is not a `VisionMamba`, which `feature` requires."""
+    if not isinstance(model, VisionMamba):
+        raise InputError(f"{feature} is for Mamba-R and Vim models only; got {type(model).__name__}.")
+    return model
 
 
 def create_timm_vit(

@@ -52,8 +52,9 @@ def measure(context: Context) -> list[Result]:
     results = []
     for row, name in _RELEASED.items():
         from mambar.hub import create_model
+        from mambar.models.timm_vit import as_vision_mamba
 
-        model = create_model(name, pretrained=True)
+        model = as_vision_mamba(create_model(name, pretrained=True), "This table")
         found = evaluate_model(model, data=base.data, device=context.device, workers=context.workers)
         results.append(
             Result(

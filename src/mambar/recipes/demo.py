@@ -79,7 +79,9 @@ def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> P
     from mambar.training.report import example_predictions
 
     first = next(iter(runs))
-    models = {name: load(path) for name, path in runs.items()}
+    from mambar.models.timm_vit import as_vision_mamba
+
+    models = {name: as_vision_mamba(load(path), "The demo") for name, path in runs.items()}
     digits = open_dataset("digits", "val")
     return write_run_report(
         out / "report.html",

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mambar.data import EvalTransform, ImageDataset, Preprocessing, evaluation_batches, open_dataset
+from mambar.data import EvalTransform, ImageDataset, evaluation_batches, open_dataset
 from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.errors import DataError
 from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
+from mambar.models.timm_vit import TimmViT, model_preprocessing
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training.checkpoint.run_directory import read_recipe
 
@@ -52,7 +53,7 @@ def evaluate_run(
 
 
 def evaluate_model(
-    model: VisionMamba,
+    model: VisionMamba | TimmViT,
     *,
     data: str,
     split: str = "val",
@@ -65,7 +66,7 @@ def evaluate_model(
     """Accuracy (top-1, top-5, per class) of a model in memory; see `evaluate_run`."""
     model = model.to(device)
     dataset = _dataset(model, data, split, data_options or {})
-    preprocessing = model.preprocessing or Preprocessing(img_size=model.config.img_size)
+    preprocessing = model_preprocessing(model)
     if crop_pct is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_pct=crop_pct)
     batches = evaluation_batches(
@@ -79,7 +80,7 @@ def evaluate_model(
 
 
 def held_out_images(
-    model: VisionMamba,
+    model: VisionMamba | TimmViT,
     *,
     run: str | Path | None = None,
     data: str | None = None,
@@ -96,7 +97,7 @@ def held_out_images(
         recipe = read_recipe(Path(run or "."))
         data, options = recipe.data, dict(recipe.data_options)
     dataset = _dataset(model, data, "val", options)
-    preprocessing = model.preprocessing or Preprocessing(img_size=model.config.img_size)
+    preprocessing = model_preprocessing(model)
     if img_size is not None:
         preprocessing = dataclasses.replace(preprocessing, img_size=img_size)
     transform = EvalTransform(preprocessing=preprocessing)
@@ -104,7 +105,7 @@ def held_out_images(
     return torch.stack([transform(sample.image) for sample in samples]), torch.tensor([s.label for s in samples])
 
 
-def _dataset(model: VisionMamba, data: str, split: str, options: Mapping[str, Any]) -> ImageDataset:
+def _dataset(model: VisionMamba | TimmViT, data: str, split: str, options: Mapping[str, Any]) -> ImageDataset:
     dataset = open_dataset(data, split, **options)
     if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
         raise DataError(

@@ -15,6 +15,7 @@ from mambar.errors import DataError, RecipeError
 from mambar.hub.create import create_model
 from mambar.hub.files import load, load_weights
 from mambar.models.config import VARIANTS, VisionMambaConfig
+from mambar.models.timm_vit import as_vision_mamba
 from mambar.models.vision_mamba import VisionMamba
 from mambar.training.checkpoint import atomic_files
 from mambar.training.checkpoint.result_file import read_result, write_result
@@ -208,7 +209,7 @@ def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:
             return VisionMamba(_starting_model(recipe.stages[0].start_from).config.replace(**fields))
         if recipe.model in VARIANTS:
             check_memory(VARIANTS[recipe.model].replace(**fields))
-        return create_model(recipe.model, **fields)
+        return as_vision_mamba(create_model(recipe.model, **fields), "Training")
 
 
 def _starting_model(source: str) -> VisionMamba:
@@ -216,9 +217,9 @@ def _starting_model(source: str) -> VisionMamba:
     if source in ("weights", "ema"):
         raise RecipeError("model='same' needs start_from: a run directory, a file, or a released model's name.")
     if source in VARIANTS:
-        return create_model(source, pretrained=True)
+        return as_vision_mamba(create_model(source, pretrained=True), "start_from")
     path = Path(source)
-    return _from_checkpoint(path) if (path / "state.json").is_file() else load(source)
+    return _from_checkpoint(path) if (path / "state.json").is_file() else as_vision_mamba(load(source), "start_from")
 
 
 def _from_checkpoint(path: Path) -> VisionMamba:
