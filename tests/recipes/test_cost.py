@@ -26,7 +26,7 @@ def test_data_of_unknown_size_needs_a_number():
     assert cost(get_recipe("folder"), num_images=320).steps == 500
 
 
-def test_the_stages_add_up_and_the_options_of_the_data_count():
+def test_stage_costs_sum_to_the_cost_and_data_options_are_used():
     parts = stage_costs(get_recipe("mambar_base"), images_per_second=1000.0)
     whole = cost(get_recipe("mambar_base"), images_per_second=1000.0)
     assert len(parts) == 3 and sum(part.steps for part in parts) == whole.steps

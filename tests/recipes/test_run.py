@@ -33,7 +33,7 @@ SHORT = [
     *("stages.0.img_size=32", "stages.1.img_size=48", "stages.2.img_size=48"),
     *(f"stages.{stage}.{field}" for stage in range(3) for field in ("epochs=1", "warmup_epochs=0.5", "batch_size=24")),
 ]
-# What a clock and the machine decide.
+# Fields that depend on the clock and the machine.
 OWN = ("images_per_second", "memory_gib")
 
 
@@ -105,7 +105,7 @@ def test_three_stages_give_the_same_numbers_from_folder_and_shards_on_one_and_tw
 
 
 @pytest.mark.slow
-def test_the_folder_is_what_imagenet_looks_like(sources):
+def test_the_folder_has_the_layout_of_imagenet(sources):
     files = sorted((sources / "folder" / "val").rglob("*.JPEG"))
     assert len(files) == 23 and {file.parent.name for file in files} == set(IDS)
     assert Image.open(files[0]).size == (56, 56)
@@ -146,9 +146,7 @@ def no_report(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
-def test_finetuning_starts_from_a_checkpoint_and_may_leave_the_backbone_alone(
-    tmp_path, sources, start, no_report, frozen
-):
+def test_finetuning_starts_from_a_checkpoint_and_may_freeze_the_backbone(tmp_path, sources, start, no_report, frozen):
     before, after = tuned(
         "finetune", start, sources, tmp_path / "run", "img_size=32", f"freeze_backbone={frozen}", "lr=1e-2"
     )

@@ -14,7 +14,7 @@ def row(step, kind="training", **values):
     return json.dumps({"format_version": 1, "kind": kind, "step": step, **values}) + "\n"
 
 
-def test_lines_come_back_and_numbers_exactly(tmp_path):
+def test_rows_are_read_back_with_exact_numbers(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.open(step=0, evaluated=0)
     log.append("training", {"step": 1, "loss": 0.1 + 0.2, "grad_norm": float("nan")})
@@ -24,7 +24,7 @@ def test_lines_come_back_and_numbers_exactly(tmp_path):
     assert found["loss"] == 0.1 + 0.2 and found["grad_norm"] is None
 
 
-def test_a_resume_cuts_what_is_beyond_its_step_and_a_torn_last_line(tmp_path):
+def test_a_resume_removes_rows_after_its_step_and_an_incomplete_last_row(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(row(1) + row(2) + row(2, "evaluation") + row(3) + row(3, "evaluation") + '{"format_ver', "utf-8")
     log = MetricsLog(path)
@@ -40,7 +40,7 @@ def test_a_resume_cuts_what_is_beyond_its_step_and_a_torn_last_line(tmp_path):
     ]
 
 
-def test_a_torn_line_is_tolerated_and_a_damaged_one_named(tmp_path, caplog):
+def test_an_incomplete_last_row_is_ignored_and_a_damaged_row_is_named(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_text(row(1) + "garbage\n" + row(2) + "{", "utf-8")
     assert [found["step"] for found in read_metrics(path)] == [1, 2]
@@ -54,11 +54,11 @@ def test_a_newer_format_is_refused(tmp_path):
         read_metrics(path)
 
 
-def test_no_file_is_no_rows(tmp_path):
+def test_a_missing_file_has_no_rows(tmp_path):
     assert read_metrics(tmp_path / "none") == []
 
 
-def test_plain_lines_say_loss_accuracy_speed_and_time_left(caplog):
+def test_log_lines_have_loss_accuracy_speed_and_remaining_time(caplog):
     caplog.set_level(logging.INFO)
     lines = LogProgress(seconds=0.0)
     lines.start("digits", steps=4, done=0)
@@ -81,7 +81,7 @@ def test_short_writes_are_continued_until_the_row_is_complete(tmp_path, monkeypa
     assert [found["step"] for found in read_metrics(log.path)] == [1, 2]
 
 
-def test_a_row_that_a_full_disk_cut_is_removed_and_the_next_one_is_whole(tmp_path, monkeypatch):
+def test_a_row_cut_by_a_full_disk_is_removed_and_the_next_one_is_complete(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.open(step=0, evaluated=0)
     write, calls = os.write, []
@@ -101,7 +101,7 @@ def test_a_row_that_a_full_disk_cut_is_removed_and_the_next_one_is_whole(tmp_pat
     assert [found["step"] for found in read_metrics(log.path)] == [2]
 
 
-def test_a_torn_last_row_is_mended_at_the_next_start(tmp_path):
+def test_an_incomplete_last_row_is_removed_at_the_next_start(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(row(1) + row(2)[:-20], "utf-8")
     log = MetricsLog(path)

@@ -12,7 +12,7 @@ ONE = Recipe(name="one", model="mambar_tiny_patch16_224")
 THREE = dataclasses.replace(ONE, stages=(Stage(name="a"), Stage(name="b"), Stage(name="c")))
 
 
-def test_bare_names_change_the_only_stage_and_dotted_ones_any():
+def test_plain_names_change_the_only_stage_and_dotted_names_any_stage():
     assert ONE.replace(epochs=2, seed=3).stages[0].epochs == 2
     assert ONE.replace(**{"stages.0.epochs": 2}) == ONE.replace(epochs=2)
     changed = THREE.replace(**{"stages.1.epochs": 2})
@@ -84,13 +84,13 @@ def test_tables_take_lists_with_and_without_brackets(text, value):
         (ONE, "seed=-1", "seed=-1"),
     ],
 )
-def test_what_is_wrong_is_one_line_with_the_right_name(recipe, assignment, match):
+def test_a_wrong_field_is_one_line_with_the_nearest_name(recipe, assignment, match):
     with pytest.raises(RecipeError, match=match) as caught:
         recipe.with_overrides([assignment])
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
-def test_a_later_stage_can_be_the_first_once_it_is_said_from_what():
+def test_a_later_stage_can_be_the_first_with_start_from():
     changed = THREE.with_overrides(["stages.2.start_from=runs/x", "stage=2"])
     assert [stage.name for stage in changed.stages] == ["c"]
     assert THREE.with_overrides(["stage=0"]) == THREE
@@ -100,7 +100,7 @@ def test_a_later_stage_can_be_the_first_once_it_is_said_from_what():
         THREE.with_overrides(["stage=3"])
 
 
-def test_json_there_and_back():
+def test_json_round_trip():
     recipe = THREE.replace(**{"stages.0.img_size": (64, 32), "config.embed_dim": 64, "stages.2.clip_grad": 0.1 + 0.2})
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert json.loads(recipe.to_json())["format_version"] == 2
@@ -119,14 +119,14 @@ def test_json_there_and_back():
         ({"config": [1]}, "a table"),
     ],
 )
-def test_json_of_another_make_is_refused(change, match):
+def test_json_with_invalid_fields_is_refused(change, match):
     plain = {**json.loads(ONE.to_json()), **change}
     with pytest.raises(RecipeError, match=match):
         Recipe.from_json(json.dumps(plain))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "[" * 100_000])
-def test_what_is_no_json_object_is_refused(text):
+def test_text_that_is_not_a_json_object_is_refused(text):
     with pytest.raises(RecipeError):
         Recipe.from_json(text)
 

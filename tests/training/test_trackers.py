@@ -9,31 +9,31 @@ from mambar.training.trackers import TRACKERS, make_trackers
 from training import runs
 
 
-class Listening:
+class RecordingTracker:
     def __init__(self):
-        self.heard, self.closed = [], False
+        self.logged, self.closed = [], False
 
     def log(self, step, numbers):
-        self.heard.append((step, dict(numbers)))
+        self.logged.append((step, dict(numbers)))
 
     def close(self):
         self.closed = True
 
 
-def test_a_tracker_hears_the_numbers_of_the_log(tmp_path):
-    tracker = Listening()
+def test_a_tracker_receives_the_numbers_of_the_log(tmp_path):
+    tracker = RecordingTracker()
     log = MetricsLog(tmp_path / "metrics.jsonl", trackers=[tracker])
     log.open(step=0, evaluated=0)
     log.append("training", {"step": 3, "loss": 0.5, "grad_norm": float("inf"), "layers": [1.0]})
     log.close()
-    assert tracker.heard == [(3, {"training/step": 3.0, "training/loss": 0.5})]
+    assert tracker.logged == [(3, {"training/step": 3.0, "training/loss": 0.5})]
     assert tracker.closed
 
 
 @pytest.mark.parametrize(
     "name, module", [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow")]
 )
-def test_one_that_is_not_installed_says_what_to_install(tmp_path, monkeypatch, name, module):
+def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=f"trackers={name} needs"):
         make_trackers(runs.tiny(trackers=(name,)), tmp_path)
@@ -58,7 +58,7 @@ def test_tensorboard_files_hold_the_numbers(tmp_path, need_package):
 
 
 class Service(types.ModuleType):
-    """Stands for wandb and mlflow: notes every call."""
+    """Replaces wandb and mlflow: records every call."""
 
     def __init__(self):
         super().__init__("service")
@@ -84,8 +84,8 @@ def test_services_get_the_recipe_and_the_numbers_and_nothing_else(tmp_path, monk
     (tracker,) = make_trackers(recipe, tmp_path / "run-7")
     tracker.log(3, {"training/loss": 0.5})
     tracker.close()
-    said = repr(service.calls)
-    assert "run-7" in said and "stages.0.batch_size" in said and "secret-of-mine" not in said
+    recorded = repr(service.calls)
+    assert "run-7" in recorded and "stages.0.batch_size" in recorded and "secret-of-mine" not in recorded
     numbers = {"wandb": ("log", ({"training/loss": 0.5},), {"step": 3})}
     numbers["mlflow"] = ("log_metrics", ({"training/loss": 0.5},), {"step": 3})
     assert service.calls[-2] == numbers[name] and len(service.calls) == {"wandb": 3, "mlflow": 4}[name]

@@ -15,7 +15,7 @@ from training import faults, runs
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
-    """The report is not what these runs are about, and takes longer than they do."""
+    """Skips the report, which is not tested here and takes longer than these runs."""
     monkeypatch.setattr("mambar.training.report.write_report", lambda *arguments, **named: None)
 
 
@@ -40,7 +40,7 @@ def refused(out, error, match, **options):
 
 @pytest.mark.rel
 @pytest.mark.parametrize("change", ["a byte", "a new file", "a removed file", "another link"])
-def test_p8_the_harness_sees_every_change(old, change):
+def test_p8_tree_hash_detects_every_change(old, change):
     (old / "link").symlink_to("model.safetensors")
     before = runs.tree_hash(old)
     if change == "a byte":
@@ -114,14 +114,14 @@ def test_p8_resuming_with_a_changed_recipe_lists_the_changes(old, changes, names
 
 @pytest.mark.rel
 @pytest.mark.parametrize("changes", [{"epochs": 9}, {"save_every": 1}, {"keep_checkpoints": 5}, {"log_every": 2}])
-def test_p8_what_does_not_touch_the_past_may_change(old, changes):
+def test_p8_changeable_fields_may_change_on_resume(old, changes):
     directory = open_run_directory(old, runs.tiny(**changes), resume=True)
     assert directory.recipe == runs.tiny(**changes) == read_recipe(old)
     directory.release()
 
 
 @pytest.mark.rel
-def test_p8_other_changes_must_be_named(old):
+def test_p8_other_fields_change_only_with_override(old):
     directory = open_run_directory(old, runs.tiny(lr=0.5), resume=True, override=["lr"])
     assert directory.recipe.stages[0].lr == 0.5
     directory.release()
@@ -153,12 +153,12 @@ def test_p8_two_runs_in_one_directory_the_second_is_refused(tmp_path):
     assert f"another run works in {out} (process {process.pid})" in runs.error_of(out)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    # The lock ended with its process.
+    # The lock was released with its process.
     open_run_directory(out, None, resume=True).release()
 
 
 @pytest.mark.rel
-def test_p8_the_lock_is_not_left_to_loader_processes(tmp_path):
+def test_p8_child_processes_do_not_inherit_the_lock(tmp_path):
     """The negative control: a lock that children inherit would still be held after the run was killed."""
     fcntl = pytest.importorskip("fcntl")
     out = tmp_path / "run"
@@ -175,7 +175,7 @@ def test_p8_the_lock_is_not_left_to_loader_processes(tmp_path):
     os.waitpid(child, 0)
 
 
-def test_a_start_that_died_before_its_recipe_was_written_leaves_an_empty_directory(tmp_path):
+def test_a_directory_left_before_its_recipe_was_written_is_used(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / ".lock").touch()
@@ -185,7 +185,7 @@ def test_a_start_that_died_before_its_recipe_was_written_leaves_an_empty_directo
 
 
 @pytest.mark.rel
-def test_p8_a_finished_run_says_so_and_changes_nothing(tmp_path):
+def test_p8_a_finished_run_returns_its_result_and_changes_nothing(tmp_path):
     out = tmp_path / "run"
     first = runs.here(runs.tiny(epochs=1), out)
     before = runs.tree_hash(out)
@@ -204,7 +204,7 @@ def test_p8_other_data_than_at_the_start_are_refused(tmp_path):
 
 
 @pytest.mark.rel
-def test_p8_a_metric_that_is_no_number_or_ties_is_never_best(tmp_path):
+def test_p8_a_nan_metric_survives_a_checkpoint_and_is_not_best(tmp_path):
     from mambar.training.loop.context import TrainingProgress
 
     progress = TrainingProgress(metrics={"top1": float("nan")})

@@ -29,7 +29,7 @@ def save(store, *steps):
         store.save(step, saving.tensors_of(step), {"position": step})
 
 
-def test_what_was_saved_comes_back_bit_for_bit(store):
+def test_a_saved_state_is_loaded_bit_for_bit(store):
     tensors = {
         "a": torch.randn(3, 5),
         "b": torch.randn(4, dtype=torch.float64),
@@ -75,7 +75,7 @@ def test_the_same_state_is_not_written_twice_and_another_one_never_over_it(store
     assert store.read(path).scalars == {"position": 5}
 
 
-def test_a_newer_format_is_refused_and_nothing_falls_back_past_it(store):
+def test_a_newer_format_is_refused_and_no_older_checkpoint_is_loaded_instead(store):
     save(store, 1, 2)
     state = store.directory / "step-00000002" / "state.json"
     body = checksummed_json.loads(state.read_bytes(), source=state, newest_format=2)
@@ -90,7 +90,7 @@ def test_file_modes_follow_the_umask(store):
     assert (store.directory / "last.json").stat().st_mode & 0o777 == 0o644
 
 
-def test_temporaries_of_dead_processes_are_swept_and_of_living_ones_kept(store):
+def test_temporaries_of_ended_processes_are_removed_and_of_running_ones_kept(store):
     (store.directory / "step-00000009.tmp.1").mkdir()
     dead = subprocess.Popen(["true"])
     dead.wait()

@@ -22,7 +22,7 @@ def test_shards_go_round_robin():
         ProcessGroup(rank=0, world_size=2).local_shards(3)
 
 
-def test_the_peak_of_memory_grows_with_what_is_taken():
+def test_peak_memory_grows_with_allocated_memory():
     before = ProcessGroup().peak_memory
     taken = torch.ones(100 * 2**20, dtype=torch.uint8)
     after = ProcessGroup().peak_memory
@@ -39,7 +39,7 @@ def test_p5_two_shards_on_one_and_two_processes_have_the_same_bits(tmp_path, unb
 
 
 @pytest.mark.slow
-def test_a_report_may_take_longer_than_processes_wait_for_each_other(tmp_path):
+def test_a_report_may_take_longer_than_the_timeout_of_the_process_group(tmp_path):
     group = runs.start_group(
         runs.tiny(),
         tmp_path / "two",
@@ -74,7 +74,7 @@ def test_p5_four_shards_differ_by_less_than_the_bound(tmp_path, precision, bound
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_pytorchs_engines_train_the_same_and_resume(tmp_path, kind):
+def test_ddp_and_fsdp_train_the_same_and_resume(tmp_path, kind):
     from mambar.training.checkpoint.store import CheckpointStore
 
     # FSDP with checkpointed blocks, as Large needs it.
@@ -113,7 +113,7 @@ def test_p5_saved_with_two_resumed_with_one_and_back(tmp_path, unbroken):
 
 
 @pytest.mark.rel
-def test_p5_the_order_of_adding_is_what_makes_the_bits_equal():
+def test_p5_another_order_of_addition_gives_other_bits():
     """The negative control: adding the same numbers pair by pair, as an all-reduce may, gives other bits."""
     torch.manual_seed(0)
     shards = [torch.randn(10_000) for _ in range(4)]
@@ -209,7 +209,7 @@ def test_p6_a_dead_process_is_restarted_and_changes_nothing(tmp_path, unbroken, 
 
 @pytest.mark.rel
 @pytest.mark.slow
-def test_p6_the_harness_catches_a_restart_that_forgets(tmp_path, unbroken):
+def test_p6_a_restart_that_omits_the_optimizer_is_detected(tmp_path, unbroken):
     code, out = under_torchrun(tmp_path, "forgetful", restarts=2)
     assert code == 0
     assert runs.trace(out) != unbroken

@@ -8,7 +8,7 @@ from mambar.recipes.entry import RecipeEntry
 from mambar.recipes.index import ENTRIES, get_entry, get_recipe, recipe_names
 from mambar.training.recipe import Recipe
 
-# REFERENCE: the published stages of Base (official README and code), typed once more here.
+# REFERENCE: the published stages of Base (official README and code), repeated here.
 PUBLISHED = {
     "img_size": (128, 224, 224),
     "epochs": (300, 100, 20),
@@ -41,13 +41,13 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("field", PUBLISHED)
-def test_base_carries_the_published_stages_exactly(field):
+def test_base_has_the_published_stages(field):
     stages = get_recipe("mambar_base").stages
     assert tuple(getattr(stage, field) for stage in stages) == PUBLISHED[field]
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_a_page_is_found_under_its_recipes_name_and_says_everything(name):
+def test_an_entry_has_its_recipes_name_and_all_documentation(name):
     found = get_entry(name)
     assert found.recipe.name == name == get_recipe(name).name
     assert found.title and found.source and f"mambar train {name}" in found.command
@@ -56,7 +56,7 @@ def test_a_page_is_found_under_its_recipes_name_and_says_everything(name):
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_the_model_of_a_page_exists_and_takes_its_fields(name):
+def test_the_model_of_a_recipe_exists_and_accepts_its_fields(name):
     found = get_recipe(name)
     if found.model == "same":
         return
@@ -66,7 +66,7 @@ def test_the_model_of_a_page_exists_and_takes_its_fields(name):
 
 @pytest.mark.parametrize("name", [name for name in ENTRIES if name.startswith(("mambar_", "vim_"))])
 def test_what_differs_from_the_published_stages_is_explained(name):
-    """Every value of a Mamba-R page that is not Base's has its reason on the page."""
+    """Every value of a Mamba-R recipe that differs from Base's has a reason in `not_published`."""
     if name.startswith("vim_") or name == "mambar_base":
         return
     found, base = get_entry(name), get_recipe("mambar_base")
@@ -77,13 +77,13 @@ def test_what_differs_from_the_published_stages_is_explained(name):
             assert f"stages.{index}.{field.name}" in found.not_published, field.name
 
 
-def test_an_unknown_name_brings_the_nearest():
+def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(RecipeError, match="did you mean 'digits'"):
         get_recipe("digit")
     assert recipe_names() == list(ENTRIES)
 
 
-def test_a_page_cannot_explain_what_the_recipe_does_not_have():
+def test_an_entry_cannot_explain_a_field_that_its_recipe_does_not_have():
     found = get_entry("mambar_tiny")
     with pytest.raises(RecipeError, match=r"stages\.0\.colour"):
         RecipeEntry(
@@ -96,9 +96,9 @@ def test_a_page_cannot_explain_what_the_recipe_does_not_have():
         )
 
 
-def test_the_twin_of_digits_differs_in_its_registers_only():
-    one, twin = get_recipe("digits"), get_recipe("digits_vim")
-    changed = set(one.differences(twin))
+def test_digits_vim_differs_in_its_registers_only():
+    one, other = get_recipe("digits"), get_recipe("digits_vim")
+    changed = set(one.differences(other))
     assert changed == {"name", "model", "config.num_registers", "config.register_reduction"}
-    vim = VARIANTS[twin.model].replace(**twin.config)
+    vim = VARIANTS[other.model].replace(**other.config)
     assert (vim.num_registers, vim.placement, vim.head) == (1, "middle", "token")
