@@ -16,6 +16,8 @@ FILES = [
 # Position of the encoding, and of the mode for functions that also open binary files.
 ENCODING = {"read_text": 0, "write_text": 1, "TextIOWrapper": 1, "FileHandler": 2}
 MODE = {"fdopen": 1, "NamedTemporaryFile": 0, "TemporaryFile": 0}
+# A call of `open` with another keyword opens no file.
+FILE_KEYWORDS = {"file", "mode", "buffering", "errors", "newline", "closefd", "opener"}
 BINARY_BY_DEFAULT = {"NamedTemporaryFile", "TemporaryFile"}
 
 
@@ -34,6 +36,8 @@ def _needs_encoding(call: ast.Call) -> bool:
     if name in ENCODING:
         return len(call.args) <= ENCODING[name]
     if name == "open":
+        if not keywords.keys() <= FILE_KEYWORDS:
+            return False
         position = 1 if isinstance(call.func, ast.Name) else 0
     elif name in MODE:
         position = MODE[name]
@@ -66,6 +70,7 @@ def test_text_is_read_and_written_with_a_named_encoding():
         ("path.open(mode='wb')", False),
         ("os.open(path, flags)", False),
         ("tarfile.open(path, 'r:')", False),
+        ("metrics.open(step=3)", False),
         ("path.read_text()", True),
         ("path.read_text('utf-8')", False),
         ("path.write_text(text)", True),

@@ -106,9 +106,7 @@ class _Run:
             progress.update(checkpoint.scalars)
             _LOG.info("Going on after step %d from %s.", progress.total_steps, checkpoint.path)
         if self.group.is_main:
-            self.context.metrics.open(
-                step=progress.total_steps, evaluated=progress.total_evaluated_steps, encoding="utf-8"
-            )
+            self.context.metrics.open(step=progress.total_steps, evaluated=progress.total_evaluated_steps)
         trainer: Trainer | None = None
         for index in range(progress.stage, len(self.recipe.stages)):
             previous, trainer = trainer, self._trainer(index, progress)

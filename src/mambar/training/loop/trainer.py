@@ -329,7 +329,7 @@ class Trainer:
         self.restore(checkpoint)
         if processes.is_main:
             store.set_aside_after(progress.total_steps)
-            context.metrics.open(step=progress.total_steps, evaluated=progress.total_evaluated_steps, encoding="utf-8")
+            context.metrics.open(step=progress.total_steps, evaluated=progress.total_evaluated_steps)
         processes.barrier()
         progress.num_rollbacks, progress.lr_factor = course + 1, factor * 0.5
         progress.num_skipped, progress.consecutive_skips = skipped, 0
