@@ -32,6 +32,8 @@ def test_a_recipe_file_is_trained_and_resumed(tmp_path):
     assert done.returncode == 0, done.stderr
     stored = json.loads((tmp_path / "run" / "recipe.json").read_text("utf-8"))
     assert (stored["name"], stored["config"]["num_registers"]) == ("digits_12_registers", 12)
+    again = mambar("train", file, "--resume", "run", cwd=tmp_path)
+    assert again.returncode == 0 and "finished" in again.stderr, again.stderr
     Path(file).unlink()
     again = mambar("train", "--resume", "run", cwd=tmp_path)
     assert again.returncode == 0 and "finished" in again.stderr, again.stderr

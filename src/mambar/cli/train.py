@@ -13,6 +13,7 @@ import typer
 from mambar.cli.arguments import AsJson, Device, Fields, NumWorkers, Out, named_values, print_json
 from mambar.cli.console import say
 from mambar.errors import InputError
+from mambar.user_module import import_file, is_python_file
 
 
 def train(
@@ -47,6 +48,10 @@ def train(
     given = named_values(assignments)
     if resume is None and not name:
         raise InputError("train needs a recipe's name or --resume DIR; mambar recipe --list shows the names.")
+    if resume is not None and is_python_file(name):
+        # The file may register the task or dataset of the run; its recipe is the stored one.
+        import_file(name)
+        name = ""
     if resume is not None and name:
         raise InputError(f"--resume {resume} uses that run's own recipe; omit the name {name!r}.")
     if override and resume is None:

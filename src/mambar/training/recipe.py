@@ -362,6 +362,7 @@ def _refuse_unknown(plain: Mapping[str, Any], cls: type, source: str) -> None:
 
 
 def _refuse_missing(plain: Mapping[str, Any], cls: type, source: str) -> None:
+    # A field that is added later needs a new format version, whose translation gives it its value in older files.
     for name in fields.field_types(cls):
         if name not in plain:
             raise RecipeError(f"{source} has no field {name!r}; add it.")
