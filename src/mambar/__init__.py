@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mambar.ops import use_backend as use_backend
     from mambar.recipes import run as run
     from mambar.training import Recipe as Recipe
+    from mambar.training import register_task as register_task
 
 # Public name → the room that has it.
 _ROOMS = {
@@ -50,6 +51,7 @@ _ROOMS = {
     "open_dataset": "data",
     "outlier_statistics": "analysis",
     "register_dataset": "data",
+    "register_task": "training",
     "run": "recipes",
     "save_model": "hub",
     "token_norms": "analysis",

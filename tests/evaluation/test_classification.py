@@ -27,7 +27,15 @@ class Reader(nn.Module):
 def batches(logits, labels, size=4):
     for number, start in enumerate(range(0, len(labels), size)):
         part = slice(start, start + size)
-        yield Batch(logits[part].reshape(-1, 1, 1, logits.shape[1]), labels[part], labels[part], number, 0)
+        yield Batch(
+            {
+                "images": logits[part].reshape(-1, 1, 1, logits.shape[1]),
+                "labels": labels[part],
+                "indices": labels[part],
+            },
+            number,
+            0,
+        )
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def batch(labels):
     pixels = torch.randint(0, 256, (len(labels), 3, 16, 16), generator=torch.Generator().manual_seed(1))
     images = torch.cat([pixels.to(torch.uint8), labels[:, None].to(torch.uint8)], dim=1)
     numbers = torch.arange(len(labels))
-    return Batch(images, torch.zeros_like(numbers), numbers, 0, 0)
+    return Batch({"images": images, "labels": torch.zeros_like(numbers), "indices": numbers}, 0, 0)
 
 
 def test_a_model_that_always_says_one_class(model):

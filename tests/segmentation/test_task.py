@@ -195,12 +195,14 @@ def batch(count=4, side=24):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 4, side, side), dtype=torch.uint8, generator=generator)
     images[:, 3] %= 3
-    return Batch(images, torch.zeros(count, dtype=torch.int64), torch.arange(count), 0, 0)
+    return Batch(
+        {"images": images, "labels": torch.zeros(count, dtype=torch.int64), "indices": torch.arange(count)}, 0, 0
+    )
 
 
 def test_parameters_are_decayed_as_published(tiny_mamba):
     """No decay on positions, registers, norms, biases, A_log and D; layers scaled by their depth."""
-    model = task().wrap(tiny_mamba)
+    model = task().build_model(tiny_mamba)
     stage = Stage(weight_decay=0.01, decay_groups="corrected", layer_decay=0.5)
     found = param_groups(tiny_mamba, stage, model=model, prefix="segmenter.backbone.")
     place = {name: part for part in found for name in part.names}
@@ -217,18 +219,18 @@ def test_parameters_are_decayed_as_published(tiny_mamba):
 
 def test_the_decoder_follows_the_key_and_no_generator(make_backbone):
     torch.manual_seed(1)
-    first = task(init_key=5).wrap(make_backbone()).auxiliary.state_dict()
+    first = task(init_key=5).build_model(make_backbone()).auxiliary.state_dict()
     torch.manual_seed(2)
-    second = task(init_key=5).wrap(make_backbone()).auxiliary.state_dict()
-    other = task(init_key=6).wrap(make_backbone()).auxiliary.state_dict()
+    second = task(init_key=5).build_model(make_backbone()).auxiliary.state_dict()
+    other = task(init_key=6).build_model(make_backbone()).auxiliary.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
 
 
 def test_classifiers_begin_with_the_shares_of_the_classes(tiny_mamba):
     recipe = tiny("shapes", data_options={"img_size": 32, "num_images": 40, "num_classes": 3})
-    chosen = SegmentationTask.of(recipe, recipe.stages[0], classes=("background", "a", "b", "c"))
-    model = chosen.wrap(tiny_mamba)
+    chosen = SegmentationTask.from_recipe(recipe, recipe.stages[0], classes=("background", "a", "b", "c"))
+    model = chosen.build_model(tiny_mamba)
     dataset = open_dataset("shapes", "train", kind="segmentation", **recipe.data_options)
     masks = torch.stack([dataset[index].mask for index in range(len(dataset))])
     shares = torch.bincount(masks.flatten(), minlength=4).double() / masks.numel()
@@ -236,35 +238,41 @@ def test_classifiers_begin_with_the_shares_of_the_classes(tiny_mamba):
     for head in (model.segmenter.decoder, model.auxiliary):
         torch.testing.assert_close(head.classifier.bias.detach(), expected)
     options = {**OPTIONS, "start_at_shares": False}
-    plain = SegmentationTask.of(recipe.replace(task_options=options), recipe.stages[0], classes=("a", "b", "c", "d"))
-    assert plain.wrap(tiny_mamba).auxiliary.classifier.bias.abs().sum() == 0
+    plain = SegmentationTask.from_recipe(
+        recipe.replace(task_options=options), recipe.stages[0], classes=("a", "b", "c", "d")
+    )
+    assert plain.build_model(tiny_mamba).auxiliary.classifier.bias.abs().sum() == 0
 
 
 def test_loss_and_its_parts(make_backbone):
     plain = task()
-    model = plain.wrap(make_backbone()).eval()
+    model = plain.build_model(make_backbone()).eval()
     prepared = plain.prepare(batch(), seed=0, epoch=0)
-    assert prepared.images.shape == (4, 3, 24, 24) and prepared.targets.shape == (4, 24, 24)
+    assert prepared.images.shape == (4, 3, 24, 24) and prepared["targets"].shape == (4, 24, 24)
     whole = plain.loss(model, prepared)
-    parts = [plain.loss(model, prepared.part(start, start + 2)) for start in (0, 2)]
-    torch.testing.assert_close(whole.value, (parts[0].value + parts[1].value) / 2)
-    torch.testing.assert_close(whole.num_correct, parts[0].num_correct + parts[1].num_correct)
+    parts = [plain.loss(model, prepared.slice(start, start + 2)) for start in (0, 2)]
+    torch.testing.assert_close(whole["loss"], (parts[0]["loss"] + parts[1]["loss"]) / 2)
+    torch.testing.assert_close(whole["num_correct"], parts[0].num_correct + parts[1].num_correct)
     main, auxiliary = model(prepared.images)
-    expected = plain._loss_of(main, prepared.targets) + 0.4 * plain._loss_of(auxiliary, prepared.targets)
-    torch.testing.assert_close(whole.value, expected)
+    expected = plain._loss_of(main, prepared["targets"]) + 0.4 * plain._loss_of(auxiliary, prepared["targets"])
+    torch.testing.assert_close(whole["loss"], expected)
     with_dice = task(options=SegmentationOptions.of({**OPTIONS, "dice": 1.0, "class_weights": [1.0, 2.0, 0.0]}))
-    assert with_dice.loss(model, prepared).value > 0
+    assert with_dice.loss(model, prepared)["loss"] > 0
 
 
 @pytest.mark.parametrize("size", [16, 24, 40])
 def test_evaluating_a_batch_equals_image_by_image(make_backbone, size):
-    model = task().wrap(make_backbone()).segmenter
+    model = task().build_model(make_backbone()).segmenter
     settings = Inference(crop=24, stride=16)
     given = {"classes": ("a", "b", "c"), "preprocessing": Preprocessing(img_size=24), "inference": settings}
     images = batch(3, size).images
     together = evaluate(model, [batch(3, size)], **given)
     labels, indices = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    singly = evaluate(model, [Batch(images[i : i + 1], labels, indices, i, 0) for i in range(3)], **given)
+    singly = evaluate(
+        model,
+        [Batch({"images": images[i : i + 1], "labels": labels, "indices": indices}, i) for i in range(3)],
+        **given,
+    )
     assert (together.confusion == singly.confusion).all()
     assert together.loss == pytest.approx(singly.loss, rel=1e-6) and together.boundary_f == singly.boundary_f
 
@@ -297,7 +305,7 @@ def test_bad_options(options, message):
 def test_recipes_that_make_no_sense(changes, message):
     recipe = tiny("shapes", **changes)
     with pytest.raises(RecipeError, match=message):
-        SegmentationTask.of(recipe, recipe.stages[0], classes=("a", "b", "c"))
+        SegmentationTask.from_recipe(recipe, recipe.stages[0], classes=("a", "b", "c"))
 
 
 def test_options_from_the_command_line():

@@ -120,7 +120,7 @@ def slow_steps(seconds: float) -> None:
 
 def record_samples(file: Path) -> None:
     """Writes epoch, step, shard and the samples' numbers of every shard that is computed."""
-    from mambar.training.task import ClassificationTask
+    from mambar.training.classification import ClassificationTask
 
     prepare = ClassificationTask.prepare
 
@@ -138,7 +138,7 @@ def poison(kind: str, steps: tuple[int, ...], shard: int = 1, value: float = flo
 
     Steps count within the epoch; after `times` poisoned shards nothing is changed.
     """
-    from mambar.training.task import ClassificationTask, Loss
+    from mambar.training.classification import ClassificationTask
 
     prepare, loss = ClassificationTask.prepare, ClassificationTask.loss
     state = {"hit": False, "left": times}
@@ -160,9 +160,9 @@ def poison(kind: str, steps: tuple[int, ...], shard: int = 1, value: float = flo
                 del layer.forward
         found = loss(self, model, batch)
         if kind == "loss":
-            return Loss(found.value * value, found.num_correct)
+            return {**found, "loss": found["loss"] * value}
         spoiled = _Spoil.apply(model.blocks[0].mixer.out_proj.weight, value).sum()
-        return Loss(found.value + spoiled, found.num_correct)
+        return {**found, "loss": found["loss"] + spoiled}
 
     ClassificationTask.prepare, ClassificationTask.loss = noting, poisoned
 
@@ -245,7 +245,8 @@ def ignore_stop_signals() -> None:
 
 def scores(*values: float) -> None:
     """Makes the evaluations give these top-1 values, one evaluation after the other."""
-    from mambar.training.task import ClassificationTask, EvalResult
+    from mambar.training.classification import ClassificationTask
+    from mambar.training.task import EvalResult
 
     left = [value for value in values for _ in ("weights", "ema")]
 
@@ -257,7 +258,7 @@ def scores(*values: float) -> None:
 
 def poison_epoch(epoch: int, times: int) -> None:
     """NaN in the loss of shard 1 from the given epoch on, `times` times."""
-    from mambar.training.task import ClassificationTask, Loss
+    from mambar.training.classification import ClassificationTask
 
     prepare, loss = ClassificationTask.prepare, ClassificationTask.loss
     state = {"hit": False, "left": times}
@@ -271,7 +272,7 @@ def poison_epoch(epoch: int, times: int) -> None:
         if not state["hit"]:
             return found
         state["left"] -= 1
-        return Loss(found.value * float("nan"), found.num_correct)
+        return {**found, "loss": found["loss"] * float("nan")}
 
     first = epoch
     ClassificationTask.prepare, ClassificationTask.loss = noting, poisoned

@@ -21,8 +21,8 @@ from mambar.hub.files import write_atomically
 from mambar.memory import keep_freed_memory
 from mambar.models.config import variant
 from mambar.paper.context import Context
+from mambar.recipes.tasks import task_class
 from mambar.training.recipe import Recipe
-from mambar.training.task import task_class
 
 logger = logging.getLogger("mambar.paper")
 

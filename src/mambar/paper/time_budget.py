@@ -12,9 +12,9 @@ from pathlib import Path
 from mambar.errors import InputError, MambarError
 from mambar.paper.context import Context
 from mambar.paper.sweep import Cell, PlannedRun, last_log_line, planned_runs, start, stop
+from mambar.recipes.tasks import task_class
 from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe
-from mambar.training.task import task_class
 
 logger = logging.getLogger("mambar.paper")
 
@@ -117,7 +117,7 @@ def _images_of_an_epoch(work: Sequence[PlannedRun]) -> int:
         recipe = item.recipe
         of_data = repr((recipe.data, sorted(recipe.data_options.items(), key=str)))
         if of_data not in counted:
-            counted[of_data] = len(task_class(recipe.task).open(recipe, "train"))
+            counted[of_data] = len(task_class(recipe.task).open_dataset(recipe, "train"))
         total += counted[of_data]
     return total
 

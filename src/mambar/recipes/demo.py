@@ -77,6 +77,7 @@ def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> P
     from mambar.recipes.evaluation import evaluate_run
     from mambar.training.metrics_log import read_metrics
     from mambar.training.report import example_predictions
+    from mambar.training.task import preprocessing_of
 
     first = next(iter(runs))
     from mambar.models.timm_vit import as_vision_mamba
@@ -94,7 +95,7 @@ def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> P
         metrics={name: read_metrics(path / "metrics.jsonl") for name, path in runs.items()},
         classes=digits.classes,
         confusion=evaluate_run(runs[first]).confusion,
-        predictions=example_predictions(models[first], digits),
+        predictions=example_predictions(models[first], digits, preprocessing_of(RECIPE, RECIPE.stages[0])),
         norm_panels=_norm_panels(models),
         summary={f"top-1, {name}": f"{value:.2%}" for name, value in top1.items()},
     )

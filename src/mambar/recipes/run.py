@@ -1,14 +1,14 @@
 """Functions that run and resume recipes. Torch is imported after the run directory is created."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mambar.recipes.index import get_recipe
 from mambar.training.checkpoint.run_directory import read_recipe
-from mambar.training.recipe import Recipe
+from mambar.training.recipe import DATA_OBJECT, Recipe
 from mambar.training.result import RunResult
 from mambar.training.run import train
 
@@ -16,7 +16,7 @@ from mambar.training.run import train
 def run(
     recipe: Recipe | str,
     *,
-    data: str | Path | None = None,
+    data: Any = None,
     out: str | Path | None = None,
     seed: int | None = None,
     device: str = "auto",
@@ -27,15 +27,19 @@ def run(
 ) -> RunResult:
     """Trains a recipe, given as an object, a name or the path of a Python file; None keeps the recipe's own value.
 
+    data: a name, a path, or a dataset object (see `mambar.open_dataset`); a resumed run needs the same object again.
     out: the run directory, by default runs/NAME-DATE-TIME; it must be new or empty unless `resume` is true. Raises the
     errors of `mambar.training.train`.
     """
     chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    changes = {"data": None if data is None else str(data), "seed": seed, "precision": precision}
+    data, dataset = _name_of(data)
+    changes = {"data": data, "seed": seed, "precision": precision}
     chosen = chosen.replace(**{name: value for name, value in changes.items() if value is not None})
+    _register_tasks(chosen.task)
     return train(
         chosen,
         out=default_out(chosen.name) if out is None else out,
+        data=dataset,
         device=device,
         workers=workers,
         resume=resume,
@@ -47,7 +51,7 @@ def resume(
     out: str | Path,
     *,
     changes: Iterable[str] = (),
-    data: str | Path | None = None,
+    data: Any = None,
     device: str = "auto",
     workers: int | None = None,
     override: Iterable[str] = (),
@@ -59,21 +63,38 @@ def resume(
     accept_edited_recipe: resume although recipe.json was edited by hand; the change is recorded there.
     """
     out = Path(out)
-    changes, moved = list(changes), data is not None
+    data, dataset = _name_of(data)
+    changes, moved = list(changes), data is not None and dataset is None
     stored = read_recipe(out, accept_edited=accept_edited_recipe)
     changed: dict[str, Any] = {"data": str(data)} if moved else {}
     asked = stored.with_overrides(changes).replace(**changed) if changes or moved else None
     # The content of the data is compared by fingerprint; only their path may change.
     allowed = [*override, "data"] if moved else list(override)
+    _register_tasks(stored.task)
     return train(
         asked,
         out=out,
+        data=dataset,
         device=device,
         workers=workers,
         resume=True,
         override=allowed,
         accept_edited_recipe=accept_edited_recipe,
     )
+
+
+def _name_of(data: Any) -> tuple[str | None, Any]:
+    """(what the recipe stores, the dataset object or None)."""
+    if data is None or isinstance(data, str | Path):
+        return None if data is None else str(data), None
+    kind = type(data["train"] if isinstance(data, Mapping) and "train" in data else data)
+    return f"{DATA_OBJECT}{kind.__module__}.{kind.__qualname__}", data
+
+
+def _register_tasks(task: str) -> None:
+    """Registers the tasks of higher packages, which imports torch; classification is registered by training."""
+    if task != "classification":
+        import mambar.recipes.tasks  # noqa: F401
 
 
 def default_out(name: str) -> Path:

@@ -1,9 +1,9 @@
 """Semantic segmentation as a task of the `Trainer`: what is trained, its loss, how it is measured and handed over."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from mambar.data.segmentation.masks import IGNORE
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import RecipeError
-from mambar.models.protocol import TokenModel
 from mambar.segmentation.evaluation import evaluate
 from mambar.segmentation.files import save_segmenter
 from mambar.segmentation.losses import dice_loss, pixel_cross_entropy, right_pixels
@@ -25,7 +24,8 @@ from mambar.segmentation.options import SegmentationOptions
 from mambar.segmentation.segmenter import Segmenter
 from mambar.segmentation.training_model import SegmenterInTraining
 from mambar.training.recipe import Recipe, Stage
-from mambar.training.task import EvalResult, EvaluationContext, Loss, Prepared, preprocessing_of
+from mambar.training.task import EvalResult, EvaluationContext, Task, preprocessing_of
+from mambar.training.task_registry import register_task
 
 # Training images whose masks tell how frequent the classes are.
 _LOOKED_AT: Final = 64
@@ -33,11 +33,13 @@ _LOOKED_AT: Final = 64
 _SAME_SIZE: Final = ("shapes", "mosaics")
 
 
-class SegmentationTask:
+@register_task("segmentation")
+class SegmentationTask(Task):
     """Every pixel's class: cross-entropy (and Dice) of the decoder and of the auxiliary head; mIoU decides."""
 
     metric = "miou"
-    backbone_prefix = "segmenter.backbone."
+    higher_is_better = True
+    dataset_kind = "segmentation"
 
     def __init__(
         self,
@@ -68,12 +70,14 @@ class SegmentationTask:
         self.weights = None if weights is None else torch.tensor(weights)
 
     @classmethod
-    def open(cls, recipe: Recipe, split: str) -> ImageDataset:
-        """Images with masks (see `open_dataset`), the labels as a fourth channel."""
-        return MaskChannelDataset(open_dataset(recipe.data, split, kind="segmentation", **recipe.data_options))
+    def open_dataset(cls, recipe: Recipe, split: str, data: Any = None) -> ImageDataset:
+        """Images with masks; the labels are a fourth channel."""
+        return MaskChannelDataset(super().open_dataset(recipe, split, data))
 
     @classmethod
-    def of(cls, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> "SegmentationTask":
+    def from_recipe(
+        cls, recipe: Recipe, stage: Stage, *, classes: Sequence[str], train_set: ImageDataset | None = None
+    ) -> Self:
         """The task of one stage; RecipeError for options and fields that make no sense together."""
         options = SegmentationOptions.of(recipe.task_options)
         if options.norm == "batch" and (recipe.num_shards > 1 or stage.grad_accum_steps > 1):
@@ -97,21 +101,17 @@ class SegmentationTask:
             flip=stage.hflip,
             init_key=key(recipe.seed, "decoder", stage.name),
             alike=recipe.data in _SAME_SIZE,
-            shares=partial(_shares, recipe, len(classes)) if options.start_at_shares else None,
+            shares=partial(_shares, recipe, len(classes), train_set) if options.start_at_shares else None,
         )
 
-    @property
-    def backbone_classes(self) -> int:
-        """None: the backbone's head is not read."""
-        return 0
-
-    def wrap(self, backbone: TokenModel) -> nn.Module:
+    def build_model(self, backbone: nn.Module) -> nn.Module:
         """The backbone under a decoder, with an auxiliary head where the options want one."""
         options = self.options
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_key)
+            token_model: Any = backbone
             segmenter = Segmenter(
-                backbone,
+                token_model,
                 num_classes=len(self.classes),
                 layers=options.layers,
                 decoder=options.decoder,
@@ -127,10 +127,6 @@ class SegmentationTask:
             model.start_at(self.shares())
         return model
 
-    def freeze(self, model: nn.Module) -> None:
-        """Lets the decoder and the norms in front of it train."""
-        _segmenter(model).freeze_backbone()
-
     def train_transform(self) -> Callable[[Tensor, int], Tensor]:
         """Scale, crop, flip and distortion of image and labels together."""
         return self.transform
@@ -139,22 +135,22 @@ class SegmentationTask:
         """Nothing: an image is measured at its own size."""
         return _as_stored
 
-    def evaluation_batch(self, size: int) -> int:
+    def eval_batch_size(self, size: int) -> int:
         """One where images may differ in size; else as in training."""
         return size if self.alike else 1
 
-    def prepare(self, batch: Batch, *, seed: int, epoch: int) -> Prepared:
+    def prepare(self, batch: Batch, *, seed: int, epoch: int) -> Batch:
         """Normalised images and the label of every pixel."""
         images = self.preprocessing.normalize(batch.images[:, :3])
-        return Prepared(images, batch.images[:, 3].long())
+        return batch.replace(images=images, targets=batch.images[:, 3].long())
 
-    def loss(self, model: nn.Module, batch: Prepared) -> Loss:
-        """The decoder's loss and the auxiliary head's share of it; hits are shares of right pixels."""
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """The decoder's loss and the auxiliary head's share of it; an image counts by its share of correct pixels."""
         logits, *auxiliary = model(batch.images)
-        value = self._loss_of(logits, batch.targets)
+        value = self._loss_of(logits, batch["targets"])
         for other in auxiliary:
-            value = value + self.options.auxiliary_weight * self._loss_of(other, batch.targets)
-        return Loss(value, right_pixels(logits.detach(), batch.targets).to(value.dtype))
+            value = value + self.options.auxiliary_weight * self._loss_of(other, batch["targets"])
+        return {"loss": value, "num_correct": right_pixels(logits.detach(), batch["targets"]).to(value.dtype)}
 
     def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights = None if self.weights is None else self.weights.to(logits.device)
@@ -181,7 +177,7 @@ class SegmentationTask:
         }
         return EvalResult(metrics=metrics, details=result)
 
-    def save(self, out: Path, model: nn.Module, *, recipe: Recipe, val_set: ImageDataset) -> None:
+    def save(self, out: Path, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, val_set: ImageDataset) -> None:
         """The segmenter, without the auxiliary head."""
         assert isinstance(val_set, MaskChannelDataset)
         segmenter = _segmenter(model)
@@ -189,7 +185,16 @@ class SegmentationTask:
         segmenter.preprocessing = self.preprocessing
         save_segmenter(out, segmenter, name=recipe.model, inference=self.options.inference(), force=True)
 
-    def report(self, out: Path, model: nn.Module, *, recipe: Recipe, result: EvalResult, val_set: ImageDataset) -> None:
+    def report(
+        self,
+        out: Path,
+        model: nn.Module,
+        *,
+        backbone: nn.Module,
+        recipe: Recipe,
+        result: EvalResult,
+        val_set: ImageDataset,
+    ) -> None:
         """report.html with the best and worst images."""
         from mambar.segmentation.report import write_report
 
@@ -203,9 +208,12 @@ def _segmenter(model: nn.Module) -> Segmenter:
     return model.segmenter
 
 
-def _shares(recipe: Recipe, num_classes: int) -> Tensor:
+def _shares(recipe: Recipe, num_classes: int, train_set: ImageDataset | None) -> Tensor:
     """The classes' shares of the labelled pixels of some training images, with a tenth spread evenly over all."""
-    dataset = open_dataset(recipe.data, "train", kind="segmentation", **recipe.data_options)
+    if isinstance(train_set, MaskChannelDataset):
+        dataset = train_set.dataset
+    else:
+        dataset = open_dataset(recipe.data, "train", kind="segmentation", **recipe.data_options)
     pixels = torch.zeros(IGNORE + 1, dtype=torch.float64)
     for sample in evenly_spaced_samples(dataset, _LOOKED_AT):
         if sample.mask is not None:

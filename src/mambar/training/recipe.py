@@ -26,6 +26,8 @@ from mambar.messages import short_repr
 from mambar.training import fields
 from mambar.training.stage import MANY, Stage
 
+# `data` of a run whose dataset was passed as an object starts with this.
+DATA_OBJECT: Final = "object:"
 # 1: version 0.1, whose fields had other names.
 RECIPE_FORMAT: Final = 2
 Precision = Literal["auto", "fp64", "fp32", "bf16", "fp16"]
@@ -61,7 +63,8 @@ class Recipe:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     # Interpolation of resized images.
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
-    task: Literal["classification", "segmentation"] = "classification"
+    # Name of the task (see `mambar.register_task`).
+    task: str = "classification"
     # Options of the task; for segmentation the fields of `mambar.segmentation.SegmentationOptions`.
     task_options: Mapping[str, Any] = field(default_factory=dict)
     # The stages, in order; each starts from the weights of the one before.

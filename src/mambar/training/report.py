@@ -1,4 +1,4 @@
-"""The report of a finished run: what `mambar.analysis` draws, from what this run measured."""
+"""The report of a classification run."""
 
 import logging
 from collections.abc import Mapping
@@ -6,31 +6,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambar.analysis import ExamplePrediction, FigureLabel, write_run_report
 from mambar.analysis.draw.norm_panels import compare_norms
 from mambar.data.dataset import ImageDataset
 from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.data.transforms.classification import EvalTransform
+from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.evaluation.classification import ClassificationResult, examples
-from mambar.models.vision_mamba import VisionMamba
+from mambar.models.protocol import TokenModel
 from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe
 from mambar.training.task import EvalResult
 
 _LOG = logging.getLogger("mambar.training")
-_LOOKED_AT, _SHOWN, _MAPPED = 64, 12, 4
+_NUM_SAMPLES, _NUM_SHOWN, _NUM_MAPS = 64, 12, 4
 
 
 def write_report(
-    out: Path, *, recipe: Recipe, model: VisionMamba, eval_result: EvalResult, val_set: ImageDataset
+    out: Path,
+    *,
+    recipe: Recipe,
+    model: nn.Module,
+    eval_result: EvalResult,
+    val_set: ImageDataset,
+    preprocessing: Preprocessing,
 ) -> Path:
-    """Writes report.html and curves.png of the run in `out`; `model` carries its classes and preprocessing."""
+    """Writes report.html and curves.png of the run in `out`."""
     result = eval_result.details
-    sample = _sample(model, val_set)
+    sample = _sample(val_set, preprocessing)
     label = FigureLabel(data=f"{val_set.name}, validation", seed=recipe.seed)
-    panels = compare_norms({recipe.name: model}, sample[0][:_MAPPED], shown=sample[1][:_MAPPED], label=label)
+    panels = []
+    if isinstance(model, TokenModel):
+        panels = compare_norms({recipe.name: model}, sample[0][:_NUM_MAPS], shown=sample[1][:_NUM_MAPS], label=label)
     confusion = result.confusion if isinstance(result, ClassificationResult) else None
     return write_run_report(
         out / "report.html",
@@ -39,34 +48,35 @@ def write_report(
         metrics={recipe.name: read_metrics(out / "metrics.jsonl")},
         classes=val_set.classes,
         confusion=confusion,
-        predictions=example_predictions(model, val_set),
+        predictions=example_predictions(model, val_set, preprocessing),
         norm_panels={"Validation images": panels},
         summary=_summary(eval_result.metrics, model, val_set),
     )
 
 
-def _summary(metrics: Mapping[str, float], model: VisionMamba, val_set: ImageDataset) -> dict[str, object]:
+def _summary(metrics: Mapping[str, float], model: nn.Module, val_set: ImageDataset) -> dict[str, object]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     shown: dict[str, object] = {name: f"{value:.2%}" for name, value in metrics.items() if name.startswith("top")}
     return {**shown, "validation images": f"{len(val_set):,}", "parameters": f"{parameters:,}"}
 
 
-def _sample(model: VisionMamba, val_set: ImageDataset) -> tuple[Tensor, list[Any], list[int]]:
-    """Validation images spread over the set: model inputs, pixels to show, labels."""
-    assert model.preprocessing is not None
-    transform = EvalTransform(preprocessing=model.preprocessing)
+def _sample(val_set: ImageDataset, preprocessing: Preprocessing) -> tuple[Tensor, list[Any], list[int]]:
+    """Evenly spaced validation images: model inputs, pixels to show, labels."""
+    transform = EvalTransform(preprocessing=preprocessing)
     inputs, shown, labels = [], [], []
-    for sample in evenly_spaced_samples(val_set, _LOOKED_AT):
+    for sample in evenly_spaced_samples(val_set, _NUM_SAMPLES):
         pixels = transform.pixels(sample.image)
-        inputs.append(model.preprocessing.normalize(pixels))
+        inputs.append(preprocessing.normalize(pixels))
         shown.append(pixels.numpy())
         labels.append(sample.label)
     return torch.stack(inputs), shown, labels
 
 
-def example_predictions(model: VisionMamba, val_set: ImageDataset) -> list[ExamplePrediction]:
-    """Validation images with what the model says of them: errors first, so that they are seen, then doubts."""
-    inputs, shown, labels = _sample(model, val_set)
+def example_predictions(
+    model: nn.Module, val_set: ImageDataset, preprocessing: Preprocessing
+) -> list[ExamplePrediction]:
+    """Validation images with predictions: errors first, then by rising probability."""
+    inputs, shown, labels = _sample(val_set, preprocessing)
     found = examples(model, inputs, torch.tensor(labels))
     order = sorted(range(len(found)), key=lambda i: (found[i].label == found[i].predicted, found[i].probability))
     return [
@@ -76,5 +86,5 @@ def example_predictions(model: VisionMamba, val_set: ImageDataset) -> list[Examp
             predicted=val_set.classes[found[i].predicted],
             probability=found[i].probability,
         )
-        for i in order[:_SHOWN]
+        for i in order[:_NUM_SHOWN]
     ]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from mambar.errors import InputError
 from mambar.messages import short_repr
@@ -16,6 +17,7 @@ def train(
     recipe: Recipe | None,
     *,
     out: str | Path,
+    data: Any = None,
     device: str = "auto",
     workers: int | None = None,
     resume: bool = False,
@@ -24,6 +26,7 @@ def train(
 ) -> RunResult:
     """Runs all stages of `recipe` in the directory `out` and writes weights, curves and report there.
 
+    data: a dataset object in place of `recipe.data` (see `mambar.open_dataset`); a resumed run needs it again.
     resume: go on from the last good checkpoint (with none, from the start), with the recipe stored in `out` where
     `recipe` is None. override: fields that a resumed run may change beside those of `CHANGEABLE_FIELDS`.
     accept_edited_recipe: resume although recipe.json was edited by hand; the change is recorded there.
@@ -45,7 +48,7 @@ def train(
     try:
         from mambar.training.loop.stages import run_stages
 
-        return run_stages(directory, device=device, workers=num_workers)
+        return run_stages(directory, data=data, device=device, workers=num_workers)
     except InputError:
         directory.discard_if_unused()
         raise

@@ -9,14 +9,15 @@ from mambar.data import Batch
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import NonFiniteError
 from mambar.hub import create_model
+from mambar.training.classification import ClassificationTask
 from mambar.training.distributed.process_group import ProcessGroup
+from mambar.training.loop.context import TrainingProgress
 from mambar.training.loop.ema import Ema
 from mambar.training.loop.optim import Optimizer, param_groups
 from mambar.training.loop.precision import LossScale, PrecisionPolicy
 from mambar.training.loop.signals import StopSignals
 from mambar.training.loop.update import StepKeys, TrainStep
 from mambar.training.recipe import Stage
-from mambar.training.task import ClassificationTask, Loss
 from training import faults, runs
 
 CPU = torch.device("cpu")
@@ -59,7 +60,16 @@ def batches(shards=1, size=12, seed=1):
     labels = torch.randint(5, (size,), generator=generator)
     own = size // shards
     parts = [slice(shard * own, (shard + 1) * own) for shard in range(shards)]
-    return iter([Batch(images[p], labels[p], labels[p], 0, shard) for shard, p in enumerate(parts)])
+    return iter(
+        [
+            Batch({"images": images[p], "labels": labels[p], "indices": labels[p]}, 0, shard)
+            for shard, p in enumerate(parts)
+        ]
+    )
+
+
+def services():
+    return {"stop_signals": StopSignals(), "progress": TrainingProgress()}
 
 
 def snapshot(updater):
@@ -73,7 +83,13 @@ def same(one, other):
 
 
 def step(updater, number=0, **options):
-    return updater(batches(**options), StepKeys(seed=1, epoch=0, step=number), lr=1e-3, stop_signals=StopSignals())
+    return updater(
+        batches(**options),
+        StepKeys(seed=1, epoch=0, step=number),
+        lr=1e-3,
+        stop_signals=StopSignals(),
+        progress=TrainingProgress(),
+    )
 
 
 class Poisoned(ClassificationTask):
@@ -89,8 +105,8 @@ class Poisoned(ClassificationTask):
         found = super().loss(model, batch)
         if self.kind == "gradient":
             parameter = model.blocks[0].mixer.out_proj.weight
-            return Loss(found.value + faults._Spoil.apply(parameter, self.value).sum(), found.num_correct)
-        return Loss(found.value * self.value, found.num_correct)
+            return {**found, "loss": found["loss"] + faults._Spoil.apply(parameter, self.value).sum()}
+        return {**found, "loss": found["loss"] * self.value}
 
 
 def poison(updater, kind, value):
@@ -142,11 +158,22 @@ def test_accumulation_and_shards_equal_the_large_batch(grad_accum_steps, shards)
         precision="fp64", drop_path_rate=0.3 if shards == 1 else 0.0, grad_accum_steps=grad_accum_steps, shards=shards
     )
     for number in range(3):
-        one = whole(batches(seed=number), StepKeys(seed=1, epoch=0, step=number), lr=1e-3, stop_signals=StopSignals())
-        two = parts(
-            batches(shards, seed=number), StepKeys(seed=1, epoch=0, step=number), lr=1e-3, stop_signals=StopSignals()
+        one = whole(
+            batches(seed=number),
+            StepKeys(seed=1, epoch=0, step=number),
+            lr=1e-3,
+            stop_signals=StopSignals(),
+            progress=TrainingProgress(),
         )
-        assert one.loss == pytest.approx(two.loss, rel=1e-12) and one.num_correct == two.num_correct
+        two = parts(
+            batches(shards, seed=number),
+            StepKeys(seed=1, epoch=0, step=number),
+            lr=1e-3,
+            stop_signals=StopSignals(),
+            progress=TrainingProgress(),
+        )
+        assert one.loss == pytest.approx(two.loss, rel=1e-12)
+        assert one.scalars["num_correct"] == two.scalars["num_correct"]
         assert one.grad_norm == pytest.approx(two.grad_norm, rel=1e-10)
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         assert (a - b).abs().max() < 1e-9
@@ -157,16 +184,16 @@ def test_the_gradient_is_that_of_plain_pytorch():
     reference = copy.deepcopy(updater.model)
     [one, two] = list(batches(2))
     task = updater.task
-    loss = sum(task.loss(reference, task.prepare(b, seed=1, epoch=0)).value for b in _doubled(one, two)) / 2
+    loss = sum(task.loss(reference, task.prepare(b, seed=1, epoch=0))["loss"] for b in _doubled(one, two)) / 2
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 1e9)
-    outcome = updater(batches(2), StepKeys(seed=1, epoch=0, step=0), lr=0.0, stop_signals=StopSignals())
+    outcome = updater(batches(2), StepKeys(seed=1, epoch=0, step=0), lr=0.0, **services())
     assert outcome.grad_norm == pytest.approx(float(norm), rel=1e-12)
     assert outcome.loss == pytest.approx(float(loss.detach()), rel=1e-12)
 
 
 def _doubled(*parts):
-    return [Batch(b.images.double(), b.labels, b.indices, b.step, b.shard) for b in parts]
+    return [b.replace(images=b.images.double()) for b in parts]
 
 
 def test_clipping_bounds_the_norm_that_the_optimiser_sees():

@@ -6,16 +6,17 @@ Hence neither the number of workers nor the number of processes changes a bit of
 starts at any step without state.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from mambar.data.dataset import ImageDataset
+from mambar.data.dataset import ImageDataset, Sample
 from mambar.data.keys import key
 from mambar.data.loading.samplers import epoch_order, steps_per_epoch
 from mambar.data.loading.to_device import to_device
@@ -23,41 +24,97 @@ from mambar.data.loading.workers import WorkerPool
 from mambar.errors import DataError, ImageError, InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """Some images together, with what identifies them: the dataset's indices, the step and the shard."""
+    """Named fields of some samples: `batch["images"]`, `batch["labels"]`, … `len(batch)` is the number of samples.
 
-    images: Shaped[Tensor, "batch channels height width"]
-    labels: Int64[Tensor, "batch"]
-    indices: Int64[Tensor, "batch"]
-    step: int
-    shard: int
+    Attributes:
+        fields: Tensors whose first dimension is the batch, or lists with one entry per sample.
+        step: Step within the epoch; in evaluation the number of the batch over all ranks.
+        shard: Shard of the step; in evaluation the rank.
+        key: Key for random numbers of a task (see `mambar.data.keys`); the same on any number of processes.
+    """
+
+    fields: Mapping[str, Any]
+    step: int = 0
+    shard: int = 0
+    key: int = 0
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(next(iter(self.fields.values()), ()))
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.fields
+
+    def keys(self) -> Iterable[str]:
+        """The names of the fields."""
+        return self.fields.keys()
+
+    def replace(self, **fields: Any) -> "Batch":
+        """A copy with some fields added or replaced."""
+        return replace(self, fields={**self.fields, **fields})
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """A copy with `function` applied to every tensor, also inside lists."""
+
+        def apply(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            return [apply(each) for each in value] if isinstance(value, list) else value
+
+        return replace(self, fields={name: apply(value) for name, value in self.fields.items()})
+
+    def slice(self, start: int, stop: int) -> "Batch":
+        """The samples from `start` to before `stop`."""
+        return replace(self, fields={name: value[start:stop] for name, value in self.fields.items()})
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on a device; a pinned one is copied without waiting."""
-        return replace(
-            self,
-            images=to_device(self.images, device),
-            labels=to_device(self.labels, device),
-            indices=to_device(self.indices, device),
-        )
+        """The batch on a device; from pinned memory the copy is asynchronous."""
+        return self.map(lambda tensor: to_device(tensor, device))
+
+    def cast(self, dtype: torch.dtype) -> "Batch":
+        """The batch with its floating-point tensors in `dtype`."""
+        return self.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from where a GPU copies faster."""
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            labels=self.labels.pin_memory(),
-            indices=self.indices.pin_memory(),
-        )
+        """The batch in page-locked memory, for asynchronous copies to a GPU."""
+        return self.map(Tensor.pin_memory)
+
+    @property
+    def images(self) -> Shaped[Tensor, "batch channels height width"]:
+        """The field "images"."""
+        return self.fields["images"]
+
+    @property
+    def labels(self) -> Int64[Tensor, "batch"]:
+        """The field "labels"."""
+        return self.fields["labels"]
+
+    @property
+    def indices(self) -> Int64[Tensor, "batch"]:
+        """The samples' indices in the dataset."""
+        return self.fields["indices"]
+
+
+@runtime_checkable
+class SampleTransform(Protocol):
+    """A transform that takes a whole sample (image, mask, targets) and returns named fields."""
+
+    def transform_sample(self, sample: Sample, key: int) -> Mapping[str, Any]:
+        """The fields of the batch; `key` seeds all randomness (0 in evaluation)."""
+        ...
+
+
+# An image (and its key in training) → one image, or several fields such as two views.
+Transform = Callable[..., Tensor | Mapping[str, Any]]
 
 
 def training_batches(
     dataset: ImageDataset,
-    transform: Callable[[Tensor, int], Tensor],
+    transform: Transform | SampleTransform,
     *,
     seed: int,
     epoch: int,
@@ -95,7 +152,7 @@ def training_batches(
 
 def evaluation_batches(
     dataset: ImageDataset,
-    transform: Callable[[Tensor], Tensor],
+    transform: Transform | SampleTransform,
     *,
     batch_size: int,
     workers: int = 0,
@@ -121,7 +178,7 @@ def evaluation_batches(
 @dataclass(frozen=True)
 class _Training:
     dataset: ImageDataset
-    transform: Callable[[Tensor, int], Tensor]
+    transform: Transform | SampleTransform
     order: np.ndarray
     seed: int
     epoch: int
@@ -132,49 +189,69 @@ class _Training:
     def __call__(self, task: tuple[int, int]) -> Batch:
         step, shard = task
         positions = range(step * self.batch_size + shard, (step + 1) * self.batch_size, self.shards)
-        images, labels, indices = [], [], []
+        samples = []
         for position in positions:
             index = int(self.order[position])
             sample = self.dataset[index]
             repeat = position % self.repeats
-            images.append(self.transform(sample.image, key(self.seed, "augment", self.epoch, index, repeat)))
-            labels.append(sample.label)
-            indices.append(index)
-        return _stack(images, labels, indices, step, shard)
+            drawn = key(self.seed, "augment", self.epoch, index, repeat)
+            samples.append(_fields(self.transform, sample, index, drawn, (drawn,)))
+        return collate(samples, step, shard)
 
 
 @dataclass(frozen=True)
 class _Evaluation:
     dataset: ImageDataset
-    transform: Callable[[Tensor], Tensor]
+    transform: Transform | SampleTransform
     batch_size: int
 
     def __call__(self, task: tuple[int, int]) -> Batch:
         step, shard = task
-        images, labels, indices = [], [], []
+        samples = []
         for index in range(len(self.dataset))[step * self.batch_size : (step + 1) * self.batch_size]:
             try:
                 sample = self.dataset[index]
             except ImageError:
                 continue
-            images.append(self.transform(sample.image))
-            labels.append(sample.label)
-            indices.append(index)
-        return _stack(images, labels, indices, step, shard)
+            samples.append(_fields(self.transform, sample, index, 0, ()))
+        return collate(samples, step, shard)
 
 
-def _stack(images: list[Tensor], labels: list[int], indices: list[int], step: int, shard: int) -> Batch:
-    shapes = {tuple(image.shape) for image in images}
-    if len(shapes) > 1:
-        raise DataError(f"images of a batch differ in shape: {sorted(shapes)}; the transform must give one size.")
-    stacked = torch.stack(images) if images else torch.empty(0, 0, 0, 0)
-    return Batch(
-        stacked,
-        torch.tensor(labels, dtype=torch.int64),
-        torch.tensor(indices, dtype=torch.int64),
-        step,
-        shard,
-    )
+def _fields(
+    transform: Transform | SampleTransform, sample: Sample, index: int, key: int, arguments: tuple[int, ...]
+) -> dict[str, Any]:
+    """The fields of one sample: those of the transform, and its label, further targets and index."""
+    if isinstance(transform, SampleTransform):
+        made: Any = transform.transform_sample(sample, key)
+    else:
+        made = transform(sample.image, *arguments)
+    fields = dict(made) if isinstance(made, Mapping) else {"images": made}
+    return {**fields, "labels": sample.label, **sample.targets, **fields, "indices": index}
+
+
+def collate(samples: Sequence[Mapping[str, Any]], step: int = 0, shard: int = 0) -> Batch:
+    """A batch of samples: tensors of one shape are stacked, whole numbers become int64; all else stays a list.
+
+    Raises DataError if "images" differ in shape.
+    """
+    if not samples:
+        empty = torch.empty(0, dtype=torch.int64)
+        return Batch({"images": torch.empty(0, 0, 0, 0), "labels": empty, "indices": empty}, step, shard)
+    fields: dict[str, Any] = {}
+    for name in samples[0]:
+        values = [sample[name] for sample in samples]
+        if all(isinstance(value, Tensor) for value in values):
+            shapes = {tuple(value.shape) for value in values}
+            if len(shapes) > 1 and name == "images":
+                raise DataError(
+                    f"images of a batch differ in shape: {sorted(shapes)}; the transform must give one size."
+                )
+            fields[name] = torch.stack(values) if len(shapes) == 1 else values
+        elif all(isinstance(value, int) for value in values):
+            fields[name] = torch.tensor(values, dtype=torch.int64)
+        else:
+            fields[name] = values
+    return Batch(fields, step, shard)
 
 
 def _run(

@@ -11,12 +11,13 @@ from torch import nn
 
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
-from mambar.errors import DataError, RecipeError
+from mambar.errors import DataError, InputError, RecipeError
 from mambar.hub.create import create_model
 from mambar.hub.files import load, load_weights
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.timm_vit import as_vision_mamba
 from mambar.models.vision_mamba import VisionMamba
+from mambar.training import classification  # noqa: F401  (registers the task)
 from mambar.training.checkpoint import atomic_files
 from mambar.training.checkpoint.result_file import read_result, write_result
 from mambar.training.checkpoint.run_directory import RunDirectory
@@ -28,23 +29,24 @@ from mambar.training.loop.signals import StopSignals, catch_stop_signals
 from mambar.training.loop.trainer import Trainer
 from mambar.training.memory_check import check_memory
 from mambar.training.metrics_log import MetricsLog, make_progress
-from mambar.training.recipe import Recipe
+from mambar.training.recipe import DATA_OBJECT, Recipe
 from mambar.training.result import RunResult
-from mambar.training.task import EvalResult, task_class
+from mambar.training.task import EvalResult
+from mambar.training.task_registry import task_class
 from mambar.training.trackers import make_trackers
 from mambar.version import __version__
 
 _LOG = logging.getLogger("mambar.training")
 
 
-def run_stages(directory: RunDirectory, *, device: str, workers: int) -> RunResult:
+def run_stages(directory: RunDirectory, *, data: Any, device: str, workers: int) -> RunResult:
     """Trains from where `directory` is to the end; see `mambar.training.run.train`."""
     done = _finished(directory)
     if done is not None:
         return done
     with flush_denormals(), catch_stop_signals() as stop_signals:
         with init_process_group(device) as group:
-            result, report = _Run(directory, group, stop_signals, workers).to_the_end()
+            result, report = _Run(directory, group, stop_signals, data, workers).to_the_end()
         # The processes have parted: nobody waits, with a limit, for a report that takes its time.
         report()
     return result
@@ -64,10 +66,12 @@ class _Sets:
 
 
 class _Run:
-    def __init__(self, directory: RunDirectory, group: ProcessGroup, stop_signals: StopSignals, workers: int) -> None:
+    def __init__(
+        self, directory: RunDirectory, group: ProcessGroup, stop_signals: StopSignals, data: Any, workers: int
+    ) -> None:
         recipe = directory.recipe
         self.directory, self.recipe, self.group = directory, recipe, group
-        self.sets = _open(recipe)
+        self.sets = _open(recipe, data)
         self.facts = {
             "data": self.sets.facts(),
             "version": __version__,
@@ -135,8 +139,11 @@ class _Run:
 
     def _trainer(self, index: int, progress: TrainingProgress) -> Trainer:
         recipe = self.recipe
-        task = task_class(recipe.task).of(recipe, recipe.stages[index], classes=self.sets.train.classes)
-        backbone = build_model(recipe, index, num_classes=task.backbone_classes)
+        train_set = self.sets.train
+        task = task_class(recipe.task).from_recipe(
+            recipe, recipe.stages[index], classes=train_set.classes, train_set=train_set
+        )
+        backbone = build_model(recipe, index, num_classes=task.num_backbone_classes)
         return Trainer(
             recipe,
             index,
@@ -168,12 +175,14 @@ class _Run:
         if self.group.is_main:
             # The parameters' precision of a float64 run is not kept.
             model = model.float().cpu()
-            task.save(out, model, recipe=recipe, val_set=self.sets.val)
+            backbone = model.get_submodule(trainer.state.backbone_name)
+            task.save(out, model, backbone=backbone, recipe=recipe, val_set=self.sets.val)
         self.group.barrier()
 
         def report() -> None:
             if self.group.is_main:
-                task.report(out, model, recipe=recipe, result=measured, val_set=self.sets.val)
+                backbone = model.get_submodule(trainer.state.backbone_name)
+                task.report(out, model, backbone=backbone, recipe=recipe, result=measured, val_set=self.sets.val)
                 write_result(self.directory, metrics=metrics, step=step)
                 self.context.metrics.close()
 
@@ -232,9 +241,14 @@ def _from_checkpoint(path: Path) -> VisionMamba:
     return model
 
 
-def _open(recipe: Recipe) -> _Sets:
+def _open(recipe: Recipe, data: Any) -> _Sets:
     task = task_class(recipe.task)
-    sets = _Sets(*(task.open(recipe, split) for split in ("train", "val")))
+    if data is None and recipe.data.startswith(DATA_OBJECT):
+        raise InputError(
+            f"data={recipe.data}: this run was started with a dataset object; pass the same object, "
+            "mambar.run(recipe, data=OBJECT, out=DIR, resume=True)."
+        )
+    sets = _Sets(*(task.open_dataset(recipe, split, data) for split in ("train", "val")))
     if sets.train.classes != sets.val.classes:
         raise DataError(
             f"{recipe.data}: the training and validation images have different classes "

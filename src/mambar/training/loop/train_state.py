@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mambar.data.keys import key
+from mambar.errors import InputError
 from mambar.hub.resize import load_pretrained_weights
 from mambar.models.config import VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
@@ -37,15 +39,26 @@ class TrainState:
         device, dtype = context.process_group.device, context.precision.param_dtype
         self.backbone = backbone.to(device=device, dtype=dtype)
         self.backbone.set_grad_checkpointing(recipe.grad_checkpointing)
-        self.model = task.wrap(self.backbone).to(device=device, dtype=dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(recipe.seed, "task", stage.name))
+            self.model = task.build_model(self.backbone).to(device=device, dtype=dtype)
+        names = [name for name, module in self.model.named_modules() if module is self.backbone]
+        if not names:
+            raise InputError(f"task={recipe.task}: build_model returned a model without the backbone; include it.")
+        self.backbone_name = names[0]
         if stage.freeze_backbone:
-            task.freeze(self.model)
+            task.freeze_backbone(self.model, self.backbone)
         self.ema = None if stage.ema_decay is None else Ema(self.model, stage.ema_decay)
         self.sharding = choose_sharding(recipe.parallel, context.process_group)
         self.scale = LossScale(active=context.precision.name == "fp16")
         # The model's build without its weights, where the weights themselves are cut over the processes.
         self._meta_model: nn.Module | None = None
         self._is_setup = False
+
+    @property
+    def backbone_prefix(self) -> str:
+        """The prefix of the backbone's parameter names in the model."""
+        return self.backbone_name + "." if self.backbone_name else ""
 
     def setup(self) -> None:
         """Makes optimiser and update, and cuts the parameters over the processes where the recipe asks for it."""
@@ -60,7 +73,7 @@ class TrainState:
                 self.sharding.shard_model(self.ema.model)
         if self.ema is not None:
             self.ema.follow(self.model)
-        parts = param_groups(self.backbone, stage, model=self.model, prefix=self.task.backbone_prefix)
+        parts = param_groups(self.backbone, stage, model=self.model, prefix=self.backbone_prefix)
         self.optimizer = Optimizer(self.model, parts, stage)
         forward: Any = torch.compile(self.model) if recipe.compile else self.model
         self.update = TrainStep(
@@ -84,7 +97,7 @@ class TrainState:
 
         `state` may be that of a backbone, or of a model that the same task made of one.
         """
-        prefix = self.task.backbone_prefix
+        prefix = self.backbone_prefix
         made = bool(prefix) and any(name.startswith(prefix) for name in state)
         inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         with torch.no_grad():
@@ -134,8 +147,8 @@ class TrainState:
 
     def find_non_finite(self) -> str | None:
         """The first thing with a bad number in this process's shards of the last step."""
-        for batch, drop_key in self.update.last_shards:
-            found = health.first_non_finite_module(self.model, partial(self.update.replay, batch, drop_key))
+        for batch in self.update.last_shards:
+            found = health.first_non_finite_module(self.model, partial(self.update.replay, batch))
             if found is not None:
                 return found
         return None

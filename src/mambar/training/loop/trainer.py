@@ -102,7 +102,7 @@ class Trainer:
             started = time.perf_counter()
             keys = StepKeys(seed=seed, epoch=epoch, step=progress.step - epoch * self.steps_per_epoch)
             lr = self.rates.at(progress.step) * progress.lr_factor
-            result = self.state.update(batches, keys, lr=lr, stop_signals=self.context.stop_signals)
+            result = self.state.update(batches, keys, lr=lr, stop_signals=self.context.stop_signals, progress=progress)
             progress.step += 1
             self._note(result, lr, epoch, time.perf_counter() - started)
             if progress.num_rollbacks != course:
@@ -132,6 +132,9 @@ class Trainer:
 
     def _note(self, result: StepResult, lr: float, epoch: int, seconds: float) -> None:
         progress, size = self.progress, self.stage.batch_size
+        scalars = {name: value for name, value in result.scalars.items() if name not in ("loss", "num_correct")}
+        if "num_correct" in result.scalars:
+            scalars["accuracy"] = result.scalars["num_correct"] / size
         explained = self.state.scale.update(finite=result.is_finite)
         if result.is_finite:
             progress.consecutive_skips = 0
@@ -150,7 +153,7 @@ class Trainer:
                     "stage": progress.stage,
                     "epoch": epoch,
                     "loss": result.loss,
-                    "accuracy": result.num_correct / size,
+                    **scalars,
                     "lr": lr,
                     "grad_norm": result.grad_norm,
                     "skipped": progress.num_skipped,
@@ -159,7 +162,7 @@ class Trainer:
                 },
             )
         self._look_inside()
-        self.context.display.step(progress.step, loss=result.loss, accuracy=result.num_correct / size, images=size)
+        self.context.display.step(progress.step, loss=result.loss, accuracy=scalars.get("accuracy"), images=size)
         if progress.consecutive_skips >= self.recipe.max_consecutive_skips:
             self._roll_back()
 
@@ -172,7 +175,7 @@ class Trainer:
             or self.state.sharding.is_sharded
         ):
             return
-        shard, _ = self.state.update.last_shards[0]
+        shard = self.state.update.last_shards[0]
         with self.context.precision.autocast():
             found = health.layer_statistics(self.state.backbone, shard.images.to(self.context.precision.param_dtype))
         self.context.metrics.append("health", {"step": progress.total_steps, "stage": progress.stage, **found})
@@ -200,9 +203,10 @@ class Trainer:
                 chosen = averaged
         self.eval_result = chosen
         progress.evaluated_step, progress.metrics = progress.step, metrics
-        which, value = max(candidates.items(), key=lambda item: -math.inf if math.isnan(item[1]) else item[1])
-        # Ties keep the earlier one; a metric that is no number is never best.
-        if not math.isnan(value) and (progress.best is None or value > progress.best):
+        sign = 1 if self.task.higher_is_better else -1
+        which, value = max(candidates.items(), key=lambda item: -math.inf if math.isnan(item[1]) else sign * item[1])
+        # Ties keep the earlier one; NaN is never best.
+        if not math.isnan(value) and (progress.best is None or sign * value > sign * progress.best):
             progress.best, progress.best_step = value, progress.total_steps
             self._save_best(which)
         self.context.metrics.append("evaluation", {"step": progress.total_steps, "stage": progress.stage, **metrics})
@@ -216,7 +220,7 @@ class Trainer:
         batches = evaluation_batches(
             self.val_set,
             self.task.eval_transform(),
-            batch_size=self.task.evaluation_batch(max(micro_batch, 1)),
+            batch_size=self.task.eval_batch_size(max(micro_batch, 1)),
             workers=self.context.workers,
             rank=processes.rank,
             world=processes.world_size,

@@ -1,8 +1,9 @@
-"""One update: forward and backward shard by shard, the finite check that all processes share, clip, step, EMA."""
+"""One training step: forward and backward per shard, a finite check over all processes, clipping, update, EMA."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -10,24 +11,33 @@ from torch import Tensor, nn
 from mambar.data.keys import key
 from mambar.data.loading.loaders import Batch
 from mambar.data.loading.to_device import to_device
+from mambar.errors import InputError
 from mambar.training.distributed.parallel import parallelize
 from mambar.training.distributed.process_group import ProcessGroup
 from mambar.training.distributed.sharding import Replicated, Sharding
+from mambar.training.loop.context import TrainingProgress
 from mambar.training.loop.ema import Ema
 from mambar.training.loop.keyed_drop_path import KeyedDropPath
 from mambar.training.loop.optim import Optimizer
 from mambar.training.loop.precision import LossScale, PrecisionPolicy
 from mambar.training.loop.signals import SIGNALS, StopSignals
 from mambar.training.recipe import Parallel
-from mambar.training.task import Prepared, Task
+from mambar.training.task import Task
 
-# Added up over the shards beside the gradients: loss, hits, and one flag for each stop signal.
-_EXTRAS = 2 + len(SIGNALS)
+# Scalars that a task's loss may return. They are summed beside the gradients, after one flag for each stop signal.
+MAX_SCALARS: Final = 32
+_NUM_EXTRAS: Final = len(SIGNALS) + MAX_SCALARS
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepKeys:
-    """What keys the randomness of a step: the seed of the run's course, the epoch, the step in it."""
+    """What keys the randomness of a step.
+
+    Attributes:
+        seed: Seed of the stage, another one after each rollback.
+        epoch: Epoch of the stage.
+        step: Step within the epoch.
+    """
 
     seed: int
     epoch: int
@@ -36,21 +46,31 @@ class StepKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step came to, the same in every process: mean loss, hits, gradient norm, and what was asked for."""
+    """The result of a step, the same in every process.
 
-    loss: float
-    num_correct: float
+    Attributes:
+        scalars: The task's scalars by name: means over the batch, and sums of those named `num_…`.
+        grad_norm: Norm of the gradient before clipping.
+        stop: The stop signal that some process received, if any.
+    """
+
+    scalars: Mapping[str, float]
     grad_norm: float
     stop: str | None
 
     @property
+    def loss(self) -> float:
+        """The mean loss."""
+        return self.scalars["loss"]
+
+    @property
     def is_finite(self) -> bool:
-        """Whether loss and gradient were numbers: only then were the weights changed."""
+        """Whether loss and gradient are finite: only then were the weights updated."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 class TrainStep:
-    """Turns the shards of a step into one update of the weights, or into none if a number is not finite."""
+    """Updates the weights with the shards of a step; skips the update if loss or gradient is not finite."""
 
     def __init__(
         self,
@@ -80,8 +100,11 @@ class TrainStep:
         self.grad_accum_steps = grad_accum_steps
         self.clip_grad = clip_grad
         self.drop_path = KeyedDropPath(model, process_group.device)
-        # The shards of the step at hand, for naming the culprit when a number is not finite.
-        self.last_shards: list[tuple[Prepared, int]] = []
+        # The prepared shards of the last step, to find the first non-finite module.
+        self.last_shards: list[Batch] = []
+        self._names: tuple[str, ...] = ()
+        # Tensors with a batch dimension that the task's loss returned, one mapping for each shard of this process.
+        self._outputs: list[dict[str, list[Tensor]]] = []
         self.forward, self.gradients = parallelize(
             model,
             forward,
@@ -89,68 +112,106 @@ class TrainStep:
             kind=parallel,
             sharding=sharding or Replicated(),
             process_group=process_group,
-            extras=_EXTRAS,
+            extras=_NUM_EXTRAS,
             num_shards=num_shards,
             grad_accum_steps=grad_accum_steps,
         )
 
-    def __call__(self, batches: Iterator[Batch], keys: StepKeys, *, lr: float, stop_signals: StopSignals) -> StepResult:
+    def __call__(
+        self,
+        batches: Iterator[Batch],
+        keys: StepKeys,
+        *,
+        lr: float,
+        stop_signals: StopSignals,
+        progress: TrainingProgress,
+    ) -> StepResult:
         """Takes the shards of one step from `batches` and updates the weights at learning rate `lr`."""
         gradients = self.gradients
         gradients.begin_step()
-        self.last_shards = []
+        self.last_shards, self._outputs = [], []
         mine = self.process_group.local_shards(self.num_shards)
         for number in mine:
             gradients.begin_shard()
             batch = next(batches)
+            batch = replace(batch, key=key(keys.seed, "drop", keys.epoch, keys.step, batch.shard))
             prepared = self.task.prepare(batch.to(self.process_group.device), seed=keys.seed, epoch=keys.epoch)
-            drop_key = key(keys.seed, "drop", keys.epoch, keys.step, batch.shard)
-            self.last_shards.append((prepared, drop_key))
+            self.last_shards.append(prepared)
             last = number == mine[-1]
-            self._backward(prepared, drop_key, last=last)
+            self._backward(prepared, last=last)
             if last:
-                # Sent, not made there: that would wait for the backward pass before the sums are even asked for.
-                gradients.add_extras(2, to_device(torch.tensor(stop_signals.flags()), self.process_group.device))
+                # Copied asynchronously: a tensor made on the GPU would wait for the backward pass.
+                gradients.add_extras(0, to_device(torch.tensor(stop_signals.flags()), self.process_group.device))
             gradients.end_shard(last=last)
         if self.scale.value != 1:
             gradients.scale(1 / self.scale.value)
-        loss, hits, *flags, grad_norm = torch.cat([gradients.extras, gradients.norm()[None]]).tolist()
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if finite:
-            self._apply(grad_norm, lr)
-        return StepResult(loss=loss, num_correct=hits, grad_norm=grad_norm, stop=StopSignals.first_of(flags))
+        *extras, grad_norm = torch.cat([gradients.extras, gradients.norm()[None]]).tolist()
+        scalars = dict(zip(self._names, extras[len(SIGNALS) :], strict=False))
+        result = StepResult(scalars=scalars, grad_norm=grad_norm, stop=StopSignals.first_of(extras[: len(SIGNALS)]))
+        if result.is_finite:
+            self._apply(grad_norm, lr, progress)
+        return result
 
-    def _backward(self, shard: Prepared, drop_key: int, *, last: bool) -> None:
+    def _backward(self, shard: Batch, *, last: bool) -> None:
         gradients = self.gradients
-        self.drop_path.draw(drop_key, len(shard))
+        self.drop_path.draw(shard.key, len(shard))
         size = len(shard) // self.grad_accum_steps
         share = 1 / (self.num_shards * self.grad_accum_steps)
+        self._outputs.append({})
         for part in range(self.grad_accum_steps):
             start, stop = part * size, (part + 1) * size
             self.drop_path.window(start, stop)
-            # Whatever else draws inside the model (dropout) follows the key too.
-            torch.manual_seed(drop_key + part)
+            micro_batch = replace(shard.slice(start, stop), key=shard.key + part)
+            # All other random numbers of the model and the loss (dropout, masks) follow the key too.
+            torch.manual_seed(micro_batch.key)
             with gradients.backward_context(last=last and part == self.grad_accum_steps - 1):
                 with self.precision.autocast():
-                    loss = self.task.loss(self.forward, self._stored(shard.part(start, stop)))
-                (loss.value * (share * self.scale.value * gradients.loss_factor)).backward()
-            gradients.add_extras(0, torch.stack([loss.value.detach() * share, loss.num_correct]))
+                    found = self.task.loss(self.forward, micro_batch.cast(self.precision.param_dtype))
+                (found["loss"] * (share * self.scale.value * gradients.loss_factor)).backward()
+            gradients.add_extras(len(SIGNALS), self._scalars(found, share))
+            for name, value in found.items():
+                if value.ndim:
+                    self._outputs[-1].setdefault(name, []).append(value.detach())
 
-    def replay(self, shard: Prepared, drop_key: int) -> Tensor:
-        """The loss of a shard of the last step again, for finding the culprit."""
-        self.drop_path.draw(drop_key, len(shard))
+    def _scalars(self, found: Mapping[str, Tensor], share: float) -> Tensor:
+        """The scalars of a micro-batch in the order of their names, means weighted by its share of the batch."""
+        names = ("loss", *sorted(name for name, value in found.items() if name != "loss" and value.ndim == 0))
+        if self._names and names != self._names:
+            raise InputError(f"the loss returned {names} after {self._names}; return the same names each time.")
+        if len(names) > MAX_SCALARS:
+            raise InputError(f"the loss returned {len(names)} scalars; at most {MAX_SCALARS} are allowed.")
+        self._names = names
+        values = [found[name].detach().to(found["loss"].dtype) for name in names]
+        return torch.stack(
+            [value if name.startswith("num_") else value * share for name, value in zip(names, values, strict=True)]
+        )
+
+    def replay(self, shard: Batch) -> Tensor:
+        """The loss of a shard of the last step, computed again."""
+        self.drop_path.draw(shard.key, len(shard))
         with self.precision.autocast():
-            return self.task.loss(self.model, self._stored(shard)).value * self.scale.value
+            found = self.task.loss(self.model, shard.cast(self.precision.param_dtype))
+        return found["loss"] * self.scale.value
 
-    def _stored(self, batch: Prepared) -> Prepared:
-        """The images in the precision of the weights (only fp64 needs a change)."""
-        return Prepared(batch.images.to(self.precision.param_dtype), batch.targets)
+    def _gathered_outputs(self) -> dict[str, Tensor]:
+        """The outputs of the whole batch in the order of the shards, the same in every process."""
+        own = [{name: torch.cat(parts) for name, parts in shard.items()} for shard in self._outputs]
+        if not own or not own[0]:
+            return {}
+        cpu = [{name: value.cpu() for name, value in shard.items()} for shard in own]
+        ranks = self.process_group.gather_objects(cpu) if self.process_group.world_size > 1 else [own]
+        # Shard s belongs to rank s modulo the number of ranks.
+        ordered = [shard for shards in zip(*ranks, strict=True) for shard in shards]
+        device = self.process_group.device
+        return {name: torch.cat([shard[name].to(device) for shard in ordered]) for name in own[0]}
 
-    def _apply(self, grad_norm: float, lr: float) -> None:
+    @torch.no_grad()
+    def _apply(self, grad_norm: float, lr: float, progress: TrainingProgress) -> None:
         gradients = self.gradients
         if self.clip_grad is not None and grad_norm > self.clip_grad:
             gradients.scale(self.clip_grad / (grad_norm + 1e-6))
         gradients.write_grads()
         self.optimizer.step(lr)
+        self.task.after_step(self.model, progress, self._gathered_outputs())
         if self.ema is not None:
             self.ema.update()
