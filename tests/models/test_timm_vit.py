@@ -1,11 +1,11 @@
-"""timm's vision transformers answer like our own models when they are looked into."""
+"""timm's vision transformers as backbones."""
 
 import pytest
 import torch
 
 from mambar.analysis import token_norms
 from mambar.errors import InputError
-from mambar.models import TokenModel
+from mambar.models import Backbone
 from mambar.models.timm_vit import TimmViT, create_timm_vit
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -34,7 +34,7 @@ def images(model, rows=4, cols=4):
 @pytest.mark.parametrize("name", PREFIX)
 def test_tokens_are_the_streams_of_the_blocks(name):
     model = small(name)
-    assert isinstance(model, TokenModel)
+    assert isinstance(model, Backbone)
     assert (model.num_layers, model.embed_dim, model.num_registers, model.num_classes) == (3, 48, PREFIX[name], 7)
     seen = {}
     for index, block in enumerate(model.model.blocks):
@@ -83,7 +83,6 @@ def test_preprocessing_is_timms():
 
 
 @pytest.mark.wrong_shapes
-@pytest.mark.wrong_shapes
 def test_what_cannot_be_asked_is_named():
     model = small("vit_tiny_patch16_224")
     with pytest.raises(InputError, match="layers 0 to 2"):
@@ -96,3 +95,23 @@ def test_what_cannot_be_asked_is_named():
         create_timm_vit("resnet18")
     with pytest.raises(InputError, match="Linear is no plain"):
         TimmViT(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "vit_small_patch16_dinov3", "beit_base_patch16_224"])
+def test_reset_classifier_changes_model_and_configuration(name):
+    model = small(name, drop_path_rate=0.2)
+    model.reset_classifier(4)
+    assert (model.num_classes, model.get_classifier().out_features) == (4, 4)
+    assert model.config.arguments["num_classes"] == 4
+    assert model.get_classifier().in_features == model.head_hidden_size
+
+
+def test_parameter_names_of_decay_and_layers():
+    from timm.models import group_parameters
+
+    model = small("deit_tiny_patch16_224")
+    names = {name for name, _ in model.named_parameters()}
+    assert {"model.pos_embed", "model.cls_token"} <= model.no_weight_decay() & names
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    assert layers["model.pos_embed"] == 0 and layers["model.blocks.1.attn.qkv.weight"] == 2
+    assert set(layers) == names

@@ -3,6 +3,7 @@
 Their class, distillation and register tokens, which precede the patches, become `Tokens.registers`.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ class TimmConfig:
 
 
 class TimmViT(nn.Module):
-    """A plain vision transformer of timm with the interface of `TokenModel`.
+    """A plain vision transformer of timm with the interface of `Backbone`.
 
     Takes VisionTransformer (also DeiT and DINO models), Eva (also DINOv3) and Beit; raises `InputError` for
     anything else. Its `tokens` are bit-equal to timm's `forward_intermediates`. `config` is None for a model that was
@@ -132,6 +133,40 @@ class TimmViT(nn.Module):
     @preprocessing.setter
     def preprocessing(self, preprocessing: Preprocessing | None) -> None:
         self._preprocessing = preprocessing
+
+    @property
+    def head_hidden_size(self) -> int:
+        """The width of the classifier's input."""
+        return int(self.model.head_hidden_size)
+
+    def get_classifier(self) -> nn.Module:
+        """The linear layer that computes the logits, or an identity."""
+        return self.model.get_classifier()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the classifier by a new one for `num_classes`; 0 removes it."""
+        self.model.reset_classifier(num_classes)
+        if self.config is not None:
+            arguments = {**self.config.arguments, "num_classes": num_classes}
+            self.config = dataclasses.replace(self.config, arguments=arguments)
+
+    def no_weight_decay(self) -> set[str]:
+        """timm's parameters without weight decay, under their names in this module."""
+        return {f"model.{name}" for name in self.model.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's patterns, for the parameter names of this module."""
+
+        def prefixed(patterns: Any) -> Any:
+            if isinstance(patterns, str):
+                return rf"^model\.(?:{patterns.replace('^', '')})"
+            return [(prefixed(pattern), *rest) for pattern, *rest in patterns]
+
+        return {name: prefixed(patterns) for name, patterns in self.model.group_matcher(coarse=coarse).items()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes each block in the backward pass instead of storing its activations."""
+        self.model.set_grad_checkpointing(enable)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         return self.model(images)
