@@ -62,9 +62,9 @@ def text_of(path):
 @pytest.mark.slow
 def test_report_shows_every_part_of_both_models(shapes):
     page, words = text_of(shapes.report)
-    for heading in ("Gallery", "Norms", "Outliers", "Registers", "What tokens carry", "Comparison with ground truth"):
+    for heading in ("Gallery", "Norms", "Outliers", "Registers", "Probes", "Comparison with ground truth"):
         assert f"<h2>{heading}</h2>" in page
-    assert "Registers without training" in words and "Pooling probes" in words and "Local probes" in words
+    assert "Test-time registers" in words and "Pooling probes" in words and "Local probes" in words
     assert "tensor: residual stream" in words and "model: mambar and vim" in words and "seed: 0" in words
     assert "random weights" not in words.lower()
     assert "<script" not in page and "http://" not in page and "https://" not in page
@@ -121,7 +121,7 @@ def test_random_weights_are_named_in_the_report(tmp_path):
 
 def test_a_directory_that_holds_something_is_left_alone(tmp_path, runs):
     (tmp_path / "mine.txt").write_text("keep", "utf-8")
-    with pytest.raises(InputError, match="holds something"):
+    with pytest.raises(InputError, match="is not an empty directory"):
         analyze(runs / "vim", out=tmp_path, options=OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

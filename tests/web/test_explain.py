@@ -9,6 +9,7 @@ from mambar.analysis import register_norms, token_norms
 from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.analysis.measure.feature_maps import feature_maps
 from mambar.analysis.measure.register_maps import register_maps
+from mambar.analysis.options import AnalysisOptions
 from mambar.data import Preprocessing
 from mambar.data.synthetic.photographs import photographs
 from mambar.errors import InputError
@@ -83,3 +84,7 @@ def test_what_is_not_finite_is_null_in_the_record(photograph):
         given.model.blocks[2].mixer.out_proj.weight.fill_(float("nan"))
     text = json.dumps(explain([given], photograph, name="x").to_dict(3), allow_nan=False)
     assert json.loads(text)["models"][0]["norm_map"][0][0] is None
+
+
+def test_page_and_report_have_one_default_metric():
+    assert AnalysisOptions().metric == METRIC == "cosine"

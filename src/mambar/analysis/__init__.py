@@ -1,4 +1,4 @@
-"""Looking into a model: token norms, outliers, feature and register maps, probes, pages that show them."""
+"""Analysis of a model: token norms, outliers, feature and register maps, probes, and reports of them."""
 
 from mambar.analysis.analyze import AnalysisOutput as AnalysisOutput
 from mambar.analysis.analyze import analyze as analyze

@@ -1,4 +1,4 @@
-"""The engine of `mambar analyze`: one or two models in, a directory with report, figures and numbers out."""
+"""Analysis of one or two models into a directory with report, figures and numbers (`mambar analyze`)."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ ProgressCallback = Callable[[str, int], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnalysisOutput:
-    """Where the report is, and what stands in it."""
+    """The path of report.html, the results behind it, and the run time in seconds."""
 
     report: Path
     analysis: Analysis
@@ -47,7 +47,7 @@ def analyze(
     workers: int = 0,
     progress: ProgressCallback | None = None,
 ) -> AnalysisOutput:
-    """Looks into `model`, beside `compare` where that is given, and writes report.html and its files into `out`.
+    """Analyzes `model`, and `compare` if given, and writes report.html and its files into `out`.
 
     model, compare: a run directory, a checkpoint file, one of our names, or timm/NAME; a name has random weights
     unless `pretrained`. data: what statistics are taken of and the gallery is drawn from (its validation split;
@@ -60,7 +60,7 @@ def analyze(
     started = time.monotonic()
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"out={out} holds something already; choose a new directory.")
+        raise InputError(f"out={out} exists and is not an empty directory; choose a new directory.")
     shown, dataset = _given(data, images, options, data_options or {})
     size = options.img_size
     analyzed_models = []
@@ -73,7 +73,7 @@ def analyze(
     out.mkdir(parents=True, exist_ok=True)
     results = {}
     for analyzed in analyzed_models:
-        logger.info("Looking into %s.", analyzed.name)
+        logger.info("Analyzing %s.", analyzed.name)
         told = _prefixed(progress, analyzed.name)
         results[analyzed.name] = analyze_model(analyzed, dataset, shown, options, workers=workers, progress=told)
     analysis = Analysis(results=results, gallery=shown, data=_data_text(dataset, results), options=options)
@@ -94,7 +94,7 @@ def _given(
     options: AnalysisOptions,
     data_options: dict[str, Any],
 ) -> tuple[NamedImages, ImageDataset]:
-    """What is shown, and what statistics are taken of."""
+    """The gallery, and the dataset of the statistics."""
     pictures = images_from_paths(images) if images else None
     dataset: ImageDataset
     if isinstance(data, str | Path):
@@ -110,7 +110,7 @@ def _given(
 def _at_grid(
     source: str | Path, analyzed: AnalyzedModel, *, pretrained: bool, seed: int, device: str | torch.device
 ) -> AnalyzedModel:
-    """The model reading photographs in 14 to 28 patches a side; the paper's figures have about 28."""
+    """The model with an input size of 14 to 28 patches a side; the paper's figures have about 28."""
     side = min(28, max(14, *analyzed.grid)) * analyzed.model.patch_size
     if analyzed.preprocessing.size == (side, side):
         return analyzed

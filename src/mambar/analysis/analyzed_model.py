@@ -1,4 +1,4 @@
-"""What is looked at: a model with its name, its preprocessing, and whether its weights were ever trained."""
+"""A model under analysis: the model with its name, preprocessing, classes and origin of its weights."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,15 @@ _TIMM = "timm/"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnalyzedModel:
-    """A model to look into. random_weights: it was never trained, so its pictures show the tool and no finding."""
+    """A model under analysis.
+
+    Attributes:
+        name: Name in figures and tables.
+        model: The model.
+        preprocessing: Preprocessing of its input.
+        random_weights: True if the weights were never trained; figures carry a warning.
+        classes: Class names, if known.
+    """
 
     name: str
     model: TokenModel
@@ -31,7 +39,7 @@ class AnalyzedModel:
     classes: tuple[str, ...] | None = None
 
     def at_size(self, img_size: int | tuple[int, int]) -> "AnalyzedModel":
-        """The same model reading images of another size in pixels."""
+        """The same model with another input size in pixels."""
         return replace(self, preprocessing=replace(self.preprocessing, img_size=img_size))
 
     @property
@@ -41,19 +49,19 @@ class AnalyzedModel:
         return height // self.model.patch_size, width // self.model.patch_size
 
     def pixels(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "seen rows cols"]:
-        """The part of the image that the model reads, before normalisation, in the model's number of channels."""
+        """The resized and cropped image before normalization, with the model's number of channels."""
         channels = len(self.preprocessing.mean)
         if image.shape[0] != channels:
-            grey = image.float().mean(0, keepdim=True).round().to(torch.uint8)
-            image = grey.expand(channels, -1, -1)
+            gray = image.float().mean(0, keepdim=True).round().to(torch.uint8)
+            image = gray.expand(channels, -1, -1)
         return EvalTransform(preprocessing=self.preprocessing).pixels(image)
 
     def preprocess(self, image: UInt8[Tensor, "channels height width"]) -> Float[Tensor, "seen rows cols"]:
-        """The model's input."""
+        """The preprocessed image: the model's input."""
         return self.preprocessing.normalize(self.pixels(image))
 
     def resize_mask(self, mask: UInt8[Tensor, "height width"]) -> UInt8[Tensor, "rows cols"]:
-        """A mask, resized and cropped like the images, without mixing its values."""
+        """A mask, resized (nearest neighbor) and cropped like the images."""
         nearest = replace(self.preprocessing, interpolation="nearest")
         return EvalTransform(preprocessing=nearest).pixels(mask[None])[0]
 
@@ -87,7 +95,7 @@ def open_model(
 
 
 def _named(source: str, *, pretrained: bool, img_size: int | tuple[int, int] | None, seed: int) -> AnalyzedModel:
-    # A name alone says nothing of weights: the same name and seed always give the same ones.
+    # The same name and seed always give the same random weights.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source.startswith(_TIMM):

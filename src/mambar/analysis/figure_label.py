@@ -1,4 +1,4 @@
-"""What stands under a figure: which tensor, layer, metric, model, data, seed and version it shows."""
+"""The label below a figure: tensor, layer, metric, model, data, seed and version."""
 
 from dataclasses import asdict, dataclass
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mambar.analysis.draw.color_maps import COLORMAPS, Resampling
-from mambar.analysis.measure.feature_maps import Metric
+from mambar.analysis.measure.feature_maps import DEFAULT_METRIC, Metric
 from mambar.analysis.measure.probes import METHODS
 from mambar.deprecated import ANALYSIS_FIELDS, accept_old_names
 from mambar.errors import InputError
@@ -22,7 +22,7 @@ class AnalysisOptions:
     layers: tuple[int, ...] | None = None
     # What the feature map compares: a global vector with the patches of `map_tensor` (`measure.feature_maps`).
     vector: str = "registers"
-    metric: Metric = "l2"
+    metric: Metric = DEFAULT_METRIC
     map_tensor: TokenTensor = "normed"
     # Pixels. None: the model's own size; for the built-in photographs 14 to 28 patches a side.
     img_size: int | tuple[int, int] | None = None

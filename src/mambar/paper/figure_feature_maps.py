@@ -18,7 +18,7 @@ CLAIMS: Final[tuple[Claim, ...]] = ()
 
 def measure(context: Context) -> list[Result]:
     """The ratio of the largest to the median norm in the last layer, and the IoU of the maps with masks."""
-    analysis = analysed_pair(context, probes=(), num_images=64 if context.budget == "smoke" else 1000)
+    analysis = analysed_pair(context, probes=(), metric="l2", num_images=64 if context.budget == "smoke" else 1000)
     results = []
     for network, result in zip(("Vim", "Mamba-R"), analysis.results.values(), strict=True):
         last = result.norms.patches[-1]

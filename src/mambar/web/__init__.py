@@ -1,1 +1,1 @@
-"""Floor 6: a page on this machine that shows what a model sees in an image (extra `app`)."""
+"""A local web page that shows predictions and maps of a model for an image (extra `app`)."""

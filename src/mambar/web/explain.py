@@ -1,4 +1,4 @@
-"""What one or two models see in one image, as arrays: classes, norms, feature and register maps, timing. No HTTP."""
+"""Predictions and maps of one or two models for one image, as arrays: classes, norms, feature and register maps."""
 
 import math
 import time
@@ -13,7 +13,7 @@ from torch import Tensor
 from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.analysis.measure.activations import capture_activations, eval_mode, model_device
 from mambar.analysis.measure.collect import CollectedNorms, NormCollector
-from mambar.analysis.measure.feature_maps import feature_map, supported_vector
+from mambar.analysis.measure.feature_maps import DEFAULT_METRIC, feature_map, supported_vector
 from mambar.analysis.measure.register_maps import register_map
 from mambar.errors import InputError
 from mambar.evaluation.prediction import Guess
@@ -21,7 +21,7 @@ from mambar.models.vision_mamba import VisionMamba
 from mambar.version import __version__
 
 FORMAT_VERSION = 2
-METRIC = "cosine"
+METRIC = DEFAULT_METRIC
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +83,7 @@ class Explanation:
 def explain(
     analyzed_models: Sequence[AnalyzedModel], image: UInt8[Tensor, "channels height width"], *, name: str, top: int = 5
 ) -> Explanation:
-    """Looks at one image with every model; the image is shown as the first one reads it."""
+    """Runs every model on one image; the image is shown as preprocessed by the first model."""
     return Explanation(
         name=name,
         image=analyzed_models[0].pixels(image),

@@ -1,6 +1,6 @@
-"""The page itself in gradio's components: what is on it, and what happens when something on it changes.
+"""The page in gradio components, with its event handlers.
 
-Importing this file imports gradio, which reads its environment then: `mambar.web.server` prepares that first.
+Importing this module imports gradio, which then reads environment variables; `mambar.web.server` sets them first.
 """
 
 import logging
@@ -25,13 +25,13 @@ logger = logging.getLogger("mambar.web.page")
 
 _SCALES = ("linear", "log")
 _RESAMPLINGS = {"tokens": "nearest", "smooth": "bicubic"}
-# An uploaded file is removed so many seconds after it came; looked after so often.
+# Uploads are removed after `_KEEP_FOR` seconds, checked every `_LOOK_EVERY` seconds.
 _LOOK_EVERY, _KEEP_FOR = 60, 600
 _FORGET_AFTER = 1800
 
 
 class PageState:
-    """Looks at images for all visitors: one at a time, each built-in photograph once."""
+    """State shared by all visitors: the models, and cached results of the built-in photographs."""
 
     def __init__(self, analyzed_models: Sequence[AnalyzedModel]) -> None:
         self.analyzed_models = tuple(analyzed_models)
@@ -45,14 +45,14 @@ class PageState:
         return list(self._photographs)
 
     def photograph(self, name: str) -> Explanation:
-        """What the models see in a built-in photograph; a name is looked up, never opened."""
+        """The results for a built-in photograph; its name is looked up in a table, never opened as a file."""
         with self._lock:
             if name not in self._seen:
                 self._seen[name] = explain(self.analyzed_models, self._photographs[name], name=name)
             return self._seen[name]
 
     def upload(self, path: Path) -> Explanation:
-        """What the models see in an uploaded file, whose own name is told to nobody."""
+        """The results for an uploaded file; its file name is not shown."""
         image = read_image(path.read_bytes(), name="The image")
         with self._lock:
             return explain(self.analyzed_models, image, name="uploaded image")
@@ -61,7 +61,7 @@ class PageState:
 def _uploaded_path(payload: Any) -> str | None:
     """The path of an upload, which gradio has checked; data in place of a path is refused.
 
-    gradio's own step would decode whatever Pillow knows, up to 179 megapixels, before `read_image` can refuse it.
+    gradio's own preprocessing decodes every Pillow format up to 179 megapixels, before `read_image` can refuse it.
     """
     if payload is None:
         return None
@@ -91,7 +91,7 @@ def build_page(analyzed_models: Sequence[AnalyzedModel]) -> gr.Blocks:
                     buttons=[],
                     elem_id="upload",
                 )
-                # Set here and not in a subclass, for which gradio would write a stub file beside this one.
+                # Set on the object: for a subclass, gradio writes a stub file beside this module.
                 upload.preprocess = _uploaded_path
                 photograph = gr.Radio(
                     choices=state.names, value=state.names[0], label="or take a photograph", elem_id="photographs"
@@ -186,9 +186,9 @@ def _log_errors_in_one_line(page: gr.Blocks) -> None:
 
 
 def _fetch_nothing(block: Any) -> None:
-    """Keeps gradio from downloading where a visitor names an address in place of an uploaded file.
+    """Prevents gradio from downloading an address that is given in place of an uploaded file.
 
-    Any component's value may be such a file. gradio refuses addresses of private networks only.
+    The value of any component may be such a file, and gradio refuses addresses of private networks only.
     """
     keep = block.async_move_resource_to_block_cache
 
@@ -201,7 +201,7 @@ def _fetch_nothing(block: Any) -> None:
 
 
 def _choices(layers: int, layer: Any, compare: Any, scale: Any, resampling: Any) -> ViewSettings:
-    """What the visitor set; whatever does not make sense becomes the default."""
+    """The visitor's settings; invalid values become the default."""
     number = int(layer) if isinstance(layer, int | float) and abs(layer) < 1e6 else layers - 1
     return ViewSettings(
         layer=min(max(number, 0), layers - 1),
@@ -217,11 +217,11 @@ def _drawn(found: Explanation, choices: ViewSettings) -> tuple[str, str, str, st
 
 
 def _head(analyzed_models: Sequence[AnalyzedModel]) -> html.Html:
-    names = " beside ".join(analyzed.name for analyzed in analyzed_models)
+    names = " and ".join(analyzed.name for analyzed in analyzed_models)
     sizes = " and ".join(dict.fromkeys("×".join(map(str, s.preprocessing.size)) for s in analyzed_models))
     return html.element(
         "div",
-        html.element("h1", f"What {names} sees" if len(analyzed_models) == 1 else f"What {names} see"),
+        html.element("h1", names),
         html.element(
             "p",
             f"Classes, token norms, feature and register maps. Images are read at {sizes} pixels. ",

@@ -1,6 +1,6 @@
-"""Serves the page: on this machine only unless asked otherwise, with every door of gradio closed that it leaves open.
+"""The server of the page: loopback only by default, with gradio's unused features disabled.
 
-The reasons stand in docs/decisions/0006-what-the-page-lets-in.md; tests/web attacks the running page.
+Reasons: docs/decisions/0006-what-the-page-lets-in.md. tests/web attacks the running page.
 """
 
 import importlib.util
@@ -24,13 +24,13 @@ EVERYWHERE = "0.0.0.0"
 USER = "mambar"
 LEAST_PASSWORD = 8
 _LARGEST_UPLOAD = "5mb"
-# Visitors whose last result is remembered, and requests that wait at most.
+# Visitors whose last result is cached, and queued requests.
 _MOST_VISITORS, _MOST_WAITING = 100, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """A running page: its address, and how to end it."""
+    """A running page: its address, and the function that stops it."""
 
     address: str
     close: Callable[[], None]
@@ -42,17 +42,17 @@ def run_server(
 ) -> Iterator[RunningServer]:
     """The page of one or two models, running in this process until the block ends.
 
-    Without `password` only programs on this machine reach it. With one, it listens on every network of the machine
-    and asks for the user `mambar` and that password; put a proxy with TLS before it. The working directory is an empty
-    one meanwhile, and gradio's variables in the environment are set aside. port: None takes a free one from 7860 on.
+    Without `password`, only this machine can connect. With one, the page listens on all interfaces and requires the
+    user `mambar` and that password; it is plain HTTP, so use a TLS proxy. Meanwhile the working directory is an empty
+    one and GRADIO_* environment variables are removed. port: None takes a free one from 7860 on.
 
-    Raises `InputError` where gradio is missing, the password is short or the port is taken.
+    Raises `InputError` if gradio is missing, the password is too short or the port is taken.
     """
     if importlib.util.find_spec("gradio") is None:
         raise InputError(needs_package("The page", "gradio", extra="app"))
     if password is not None and len(password) < LEAST_PASSWORD:
         raise InputError(f"The password of a public page needs at least {LEAST_PASSWORD} characters.")
-    with _private_place() as place:
+    with _private_directories() as place:
         page = _launched(analyzed_models, place, port, password)
         try:
             yield RunningServer(address=f"http://{LOOPBACK}:{page.server_port}", close=page.close)
@@ -61,7 +61,7 @@ def run_server(
 
 
 def wait_for_shutdown() -> None:
-    """Returns at Ctrl-C; at SIGTERM the process ends with 143 after cleaning up."""
+    """Blocks until Ctrl-C; at SIGTERM the process ends with exit code 143 after cleaning up."""
 
     def stop(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -69,7 +69,7 @@ def wait_for_shutdown() -> None:
     never = threading.Event()
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        # The system may hand a signal to any thread; the main one sees it when it wakes.
+        # A signal may be delivered to another thread; the main thread handles it when it wakes.
         while not never.wait(0.5):
             pass
     except KeyboardInterrupt:
@@ -79,8 +79,8 @@ def wait_for_shutdown() -> None:
 
 
 @contextmanager
-def _private_place() -> Iterator[Path]:
-    """A directory of this user alone for uploads, and an empty one to stand in: gradio may serve files of its own."""
+def _private_directories() -> Iterator[Path]:
+    """A directory for uploads that only this user can read, and an empty working directory, which gradio may serve."""
     before, kept = Path.cwd(), {name: value for name, value in os.environ.items() if name.startswith("GRADIO_")}
     # mkdtemp makes both 0700.
     with tempfile.TemporaryDirectory(prefix="mambar-page-", ignore_cleanup_errors=True) as directory:
@@ -153,5 +153,5 @@ def _launched(analyzed_models: Sequence[AnalyzedModel], uploads: Path, port: int
     page.app.middleware_stack = page.app.build_middleware_stack()
     if page.share or page.share_url:
         page.close()
-        raise MambarError("The page was shared although it must not be; it is closed again.")
+        raise MambarError("gradio shared the page publicly although share=False; the page was closed.")
     return page

@@ -1,4 +1,4 @@
-"""An explanation as markup and files: bars, maps, a histogram. Every name in it is text, never markup."""
+"""An explanation as HTML and files: bars, maps, a histogram. Names are escaped text, never markup."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ from mambar.web.explain import METRIC, Explanation, ModelExplanation
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSettings:
-    """What the visitor has set: the layer (from 0, of the first model), the second model, scale and resampling."""
+    """The visitor's settings: layer (from 0, of the first model), second model, scale and resampling."""
 
     layer: int
     compare: bool = True
@@ -41,7 +41,7 @@ def predictions_html(explanation: Explanation, choices: ViewSettings) -> html.Ht
             )
             for guess in view.guesses
         ]
-        note = "random weights: this shows the page, not a finding" if view.random_weights else ""
+        note = "random weights: the maps show untrained features" if view.random_weights else ""
         parts = [html.element("h3", view.name)]
         parts += [html.element("p", note, class_="warning")] if note else []
         parts += [html.element("ol", *rows, class_="guesses")] if rows else []
@@ -54,13 +54,13 @@ def predictions_html(explanation: Explanation, choices: ViewSettings) -> html.Ht
 
 def maps_html(explanation: Explanation, choices: ViewSettings) -> html.Html:
     """The image, the norm and feature maps of the chosen layer, all models in one scale, and every register's map."""
-    # The browser smooths the few pixels of a map better than a large picture could be sent.
+    # The browser interpolates the small map, which saves sending a large image.
     kind = "mambar smooth" if choices.resampling == "bicubic" else "mambar"
     return html.element("div", gallery_html(gallery(explanation, choices), MapStyle()), class_=kind)
 
 
 def histogram_html(explanation: Explanation, choices: ViewSettings) -> html.Html:
-    """How the norms of the chosen layer are distributed, patches and registers, a line a model."""
+    """The distribution of the norms of the chosen layer, for patches and registers of each model."""
     views = _shown(explanation, choices)
     norms: Mapping[str, CollectedNorms] = {view.name: view.norms for view in views}
     layers = {view.name: [explanation.layer(view, choices.layer)] for view in views}
@@ -78,7 +78,7 @@ def histogram_html(explanation: Explanation, choices: ViewSettings) -> html.Html
 
 
 def share_html(explanation: Explanation, choices: ViewSettings) -> html.Html:
-    """Two links that save what is shown: a picture and the numbers. The files live in the page itself."""
+    """Links that save the shown figure and its numbers; the files are embedded in the page."""
     picture, numbers = share_png(explanation, choices), share_json(explanation, choices)
     name = f"mambar-layer-{choices.layer}"
     return html.element(
@@ -90,7 +90,7 @@ def share_html(explanation: Explanation, choices: ViewSettings) -> html.Html:
 
 
 def share_png(explanation: Explanation, choices: ViewSettings) -> bytes:
-    """Image, feature maps and norm maps of the chosen layer as one signed sheet."""
+    """Image, feature maps and norm maps of the chosen layer as one labeled figure."""
     return png(draw_gallery(gallery(explanation, choices), MapStyle(resampling=choices.resampling)))
 
 
@@ -102,7 +102,7 @@ def share_json(explanation: Explanation, choices: ViewSettings) -> bytes:
 
 
 def gallery(explanation: Explanation, choices: ViewSettings) -> GalleryImage:
-    """The chosen layer of the shown models, as the reports draw it."""
+    """The gallery image of the chosen layer and models, as in reports."""
     views = _shown(explanation, choices)
     at = {view.name: explanation.layer(view, choices.layer) for view in views}
     text = " and ".join(dict.fromkeys(layer_name(at[view.name], view.num_layers) for view in views))
@@ -132,7 +132,7 @@ def gallery(explanation: Explanation, choices: ViewSettings) -> GalleryImage:
 
 
 def thumbnails_css(selector: str) -> str:
-    """Rules that give the n-th option of a list of radio buttons the n-th built-in photograph as its picture."""
+    """CSS rules that show the n-th built-in photograph on the n-th radio button."""
     rules = []
     for place, image in enumerate(photographs().values(), start=1):
         side = min(image.shape[1:])

@@ -64,7 +64,7 @@ def test_report_has_every_part_and_curves_beside_it(tmp_path):
     ):
         assert f"<h2>{heading}</h2>" in page
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "tensor: residual stream" in page and "5 of 6 validation images right (83.33%)" in page
+    assert "tensor: residual stream" in page and "5 of 6 validation images correct (83.33%)" in page
 
 
 def test_parts_that_were_not_given_are_left_out(tmp_path):

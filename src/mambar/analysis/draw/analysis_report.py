@@ -45,7 +45,7 @@ def write_analysis(out: Path, analysis: Analysis) -> Path:
         write_atomically(figures / f"{name}.png", png(figure))
 
     content = [
-        html.element("h1", "Where the artifacts lie: " + " beside ".join(analysis.results)),
+        html.element("h1", "High-norm tokens: " + " and ".join(analysis.results)),
         _warning(analysis),
         html.tiles(_tiles(analysis)),
         _gallery(analysis, save),
@@ -56,9 +56,7 @@ def write_analysis(out: Path, analysis: Analysis) -> Path:
         _ground_truth(analysis, save),
         _added(analysis),
         html.section("ViewSettings", html.pairs(_choices(analysis))),
-        html.element(
-            "footer", f"Written by mambar {__version__}. This page loads nothing from elsewhere.", class_="note"
-        ),
+        html.element("footer", f"Written by mambar {__version__}. The page is self-contained.", class_="note"),
     ]
     write_atomically(out / "numbers.json", numbers_json(analysis))
     write_atomically(out / "arrays.npz", arrays_npz(analysis))
@@ -71,7 +69,7 @@ def _warning(analysis: Analysis) -> html.Html:
     names = analysis.random_weights
     if not names:
         return html.Html("")
-    text = f"Random weights, never trained: {', '.join(names)}. These pictures show the tool, not a finding."
+    text = f"Random weights, never trained: {', '.join(names)}. The figures show untrained features."
     return html.element("p", text, class_="warning")
 
 
@@ -79,7 +77,7 @@ def _tiles(analysis: Analysis) -> dict[str, object]:
     tiles: dict[str, object] = {}
     for name, found in analysis.results.items():
         last = found.outliers[0].layers[-1]
-        tiles[f"{name}: largest norm over the median, last layer"] = f"{last.ratio:.1f}×"
+        tiles[f"{name}: maximum / median norm, last layer"] = f"{last.ratio:.1f}×"
         tiles[f"{name}: outliers in the last layer"] = f"{last.share:.2%}"
     images = next(iter(analysis.results.values())).norms.num_images
     return tiles | {"images measured": f"{images:,}"}
@@ -89,7 +87,7 @@ Save = Callable[[str, "Figure"], None]
 
 
 def _charts(name: str, sheet: ChartGrid, save: Save) -> html.Html:
-    """The sheet as files, its charts one by one in the page, the label below them."""
+    """Saves the charts as one figure; returns them one by one with their label."""
     if not sheet.panels:
         return html.Html("")
     save(name, draw_chart_grid(sheet))
@@ -103,7 +101,7 @@ def _charts(name: str, sheet: ChartGrid, save: Save) -> html.Html:
 
 
 def gallery_images(analysis: Analysis) -> list[GalleryImage]:
-    """The rows of every shown image: the feature map, then the norms of the shown layers."""
+    """The gallery: for every image the feature map, then the norm maps of the shown layers."""
     options, first = analysis.options, next(iter(analysis.results.values()))
     layers = analysis.layers()
     vectors = " and ".join(dict.fromkeys(found.vector for found in analysis.results.values()))
@@ -161,8 +159,8 @@ def _layer_text(analysis: Analysis) -> str:
 def _gallery(analysis: Analysis, save: Save) -> html.Html:
     look = MapStyle(colormap=analysis.options.colormap, resampling=analysis.options.resampling)
     explanation = (
-        "Each square is one image token. Norm: how long the token is. Feature map: how near it is to the global "
-        f"vector, {METRIC_NAMES[analysis.options.metric]}. The maps of one quantity share one scale."
+        "Each square is one image token. Norm: L2 norm of the token. Feature map: its similarity to the global "
+        f"vector, {METRIC_NAMES[analysis.options.metric]}. The maps of one quantity share one color scale."
     )
     blocks = []
     for number, shown in enumerate(gallery_images(analysis)):
@@ -226,7 +224,7 @@ def _probes(analysis: Analysis, save: Save) -> html.Html:
         )
         parts.append(_charts("probes", probe_charts(analysis.results, label), save))
     parts += [probe_table(analysis.results), local_table(analysis.results)]
-    return html.section("What tokens carry", *parts)
+    return html.section("Probes", *parts)
 
 
 def _ground_truth(analysis: Analysis, save: Save) -> html.Html:
@@ -240,10 +238,10 @@ def _ground_truth(analysis: Analysis, save: Save) -> html.Html:
 
 def _added(analysis: Analysis) -> html.Html:
     note = (
-        "Tokens that were never trained are put into the sequence; in the last row the activations of the inner "
-        "channels that write outliers are moved into them. Nothing is trained."
+        "Untrained tokens are added to the sequence. In the last row, the activations of the channels with the largest "
+        "effect on outliers are moved from the patches to these tokens. The weights are unchanged."
     )
-    return html.section("Registers without training", html.element("p", note), added_table(analysis.results))
+    return html.section("Test-time registers", html.element("p", note), added_table(analysis.results))
 
 
 def _choices(analysis: Analysis) -> dict[str, object]:

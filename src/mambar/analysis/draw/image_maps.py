@@ -1,4 +1,4 @@
-"""A gallery image: the input, and below it a row for each quantity with one map a model, one scale a row."""
+"""A gallery image: the input and, for each quantity, one map per model on a common scale."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,13 +35,13 @@ class MapRow:
         return panel_scale(given)
 
     def placed(self, values: Float[np.ndarray, "rows cols"]) -> Float[np.ndarray, "rows cols"]:
-        """The values as the colormap receives them: as they are, or their logarithms."""
+        """The values that are mapped to colors: linear, or their log10."""
         if self.scale == "linear":
             return values
         return np.log10(np.maximum(values, max(self.limits()[0], 1e-300)))
 
     def placed_limits(self) -> tuple[float, float]:
-        """The scale's ends as the colormap receives them."""
+        """The ends of the scale of `placed` values."""
         low, high = self.limits()
         if self.scale == "linear":
             return low, high
@@ -62,7 +62,7 @@ class GalleryImage:
 
 @dataclass(frozen=True, kw_only=True)
 class MapStyle:
-    """How maps are drawn."""
+    """Colormap and resampling of maps."""
 
     colormap: str = "viridis"
     resampling: Resampling = "nearest"
@@ -108,7 +108,7 @@ def _block(row: MapRow, look: MapStyle, *, named: bool) -> html.Html:
 def _map(row: MapRow, values: Float[np.ndarray, "rows cols"] | None, look: MapStyle) -> list[html.Html]:
     """The picture and its numbers."""
     if values is None:
-        return [html.element("div", "not there", class_="value")]
+        return [html.element("div", "none", class_="value")]
     low, high = row.placed_limits()
     data = map_png(row.placed(values), low=low, high=high, colormap=look.colormap, resampling=look.resampling)
     nearest = "nearest" if look.resampling == "nearest" else None
@@ -128,7 +128,10 @@ def _register_figure(
         picture = html.image(data, description=f"map of register {place}", class_=nearest)
         cells.append(html.element("div", picture, html.element("div", str(place), class_="value")))
     caption = html.join(
-        [html.element("div", f"{model}: what each register is near to"), html.element("div", label.line())]
+        [
+            html.element("div", f"{model}: similarity of each register to the image tokens"),
+            html.element("div", label.line()),
+        ]
     )
     return html.figure(
         html.element("div", *cells, class_="maps"), scale_legend(low, high, look.colormap), caption=caption
@@ -137,14 +140,14 @@ def _register_figure(
 
 @styled
 def draw_gallery(shown: GalleryImage, look: MapStyle) -> "Figure":
-    """The image and its rows as one sheet, for a paper or slides."""
+    """The image and its rows as one figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     models = list(shown.rows[0].maps)
     rows, columns = len(models), len(shown.rows) + 1
-    # A square picture is lower than its column, and its title then stands above what the layout had kept free.
+    # Square images are lower than their columns, so their titles need extra space above.
     layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 0.96))
     figure = Figure(figsize=(1.9 * columns, 2.05 * rows + 0.85), layout=layout)
     FigureCanvasAgg(figure)
@@ -178,7 +181,7 @@ def draw_gallery(shown: GalleryImage, look: MapStyle) -> "Figure":
 
 @styled
 def draw_registers(shown: GalleryImage, model: str, look: MapStyle) -> "Figure":
-    """The register maps of one model as one sheet."""
+    """The register maps of one model as one figure."""
     maps = shown.registers[model]
     low, high = panel_scale(list(maps))
     figure, axes = new_axes(len(maps) + 1, columns=min(7, len(maps) + 1), size=(1.35, 1.5))
@@ -199,7 +202,7 @@ def draw_registers(shown: GalleryImage, model: str, look: MapStyle) -> "Figure":
 def _imshow(
     axes: "Axes", values: Shaped[np.ndarray, "rows cols *channels"], scale: tuple[float, float, str] | None
 ) -> "AxesImage":
-    """A picture without frame: an image as it is, or numbers on a (low, high, colormap) scale."""
+    """An image without axes, or a map on a (low, high, colormap) scale."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)

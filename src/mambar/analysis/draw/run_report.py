@@ -30,9 +30,8 @@ def write_run_report(
 ) -> Path:
     """Write `path` (an HTML file) and curves.png beside it; gives back `path`.
 
-    `metrics` holds the rows of metrics.jsonl under the name of their run, the report's own run first;
-    `norm_panels` the rows of pictures under a heading; `summary` the few figures shown at the top. A part that
-    was not given is left out.
+    `metrics` maps the name of each run to its rows of metrics.jsonl, the report's own run first; `norm_panels` maps
+    headings to rows of norm maps; `summary` is shown at the top. Parts that are not given are omitted.
     """
     curves = collect_curves(metrics)
     content = [
@@ -46,7 +45,7 @@ def write_run_report(
         html.section("Recipe", html.pairs(html.flattened(recipe))),
         html.element(
             "footer",
-            f"Written by mambar {__version__}. This page loads nothing from elsewhere.",
+            f"Written by mambar {__version__}. The page is self-contained.",
             class_="note",
         ),
     ]
@@ -72,7 +71,7 @@ def _confusion_section(confusion: Integer[np.ndarray, "classes classes"] | None,
     if confusion is None:
         return html.Html("")
     total, right = int(confusion.sum()), int(np.trace(confusion))
-    share = f"{right:,} of {total:,} validation images right ({right / max(total, 1):.2%})."
+    share = f"{right:,} of {total:,} validation images correct ({right / max(total, 1):.2%})."
     return html.section("Confusion matrix", html.element("p", share), confusion_table(confusion, classes))
 
 
@@ -80,7 +79,7 @@ def _prediction_section(predictions: Sequence[ExamplePrediction]) -> html.Html:
     if not predictions:
         return html.Html("")
     wrong = sum(not example.correct for example in predictions)
-    note = f"{len(predictions) - wrong} right and {wrong} wrong examples; not the share of errors."
+    note = f"{len(predictions) - wrong} correct and {wrong} wrong examples, chosen for display; not the error rate."
     return html.section("Example predictions", html.element("p", note, class_="note"), example_predictions(predictions))
 
 
@@ -88,9 +87,9 @@ def _norm_section(groups: Mapping[str, Sequence[NormPanel]]) -> html.Html:
     if not any(groups.values()):
         return html.Html("")
     explanation = (
-        "Each square is one image token; bright means a long vector. In vision Mamba some tokens of plain "
-        "background grow very long and carry global information instead of what lies under them "
-        "(arXiv 2405.14858); register tokens are meant to take that load. The maps of a row share one scale."
+        "Each square is one image token; bright means a high norm. In vision Mamba some background tokens get very "
+        "high norms and hold global instead of local information (arXiv 2405.14858); register tokens are meant to "
+        "replace them. The maps of a row share one scale."
     )
     content: list[object] = [html.element("p", explanation)]
     for heading, rows in groups.items():

@@ -1,4 +1,4 @@
-"""The tables of an analysis report, one function a table; a part that was not run says so and why."""
+"""The tables of an analysis report, one function per table; a skipped part gives its reason."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ Results = Mapping[str, AnalysisResult]
 
 
 def not_run(results: Results, part: str) -> html.Html:
-    """One line a model that lacks the part, with the reason."""
+    """One line for each model without the part, with the reason."""
     lines = [
         html.element("p", f"Not run for {name}: {found.not_run[part]}.", class_="note")
         for name, found in results.items()
@@ -21,7 +21,7 @@ def not_run(results: Results, part: str) -> html.Html:
 
 
 def _percent(value: float, digits: int = 1) -> str:
-    # A number and its sign stay on one line.
+    # The non-breaking space keeps number and unit on one line.
     return "–" if not math.isfinite(value) else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
@@ -54,16 +54,16 @@ def outlier_table(results: Results, layers: Mapping[str, Sequence[int]]) -> html
         for row in statistics.layers
         if row.layer in layers[name]
     ]
-    head = ("model", "rule", "layer", "threshold", "share", "mean norm", "others", "same place", "next layer")
+    head = ("model", "rule", "layer", "threshold", "share", "mean norm", "others", "same position", "next layer")
     note = (
-        "Same place: the chance that an outlier of one image is an outlier at the same place in another (equal to the "
-        "share where places are random). Next layer: the share that stays an outlier in the layer behind it."
+        "Same position: probability that an outlier of one image is an outlier at the same position in another image "
+        "(equal to the share for random positions). Next layer: the share that are outliers in the next layer too."
     )
     return html.join([html.table(head, rows), html.element("p", note, class_="note")])
 
 
 def register_table(results: Results) -> html.Html:
-    """Which registers see the same places."""
+    """Clusters of registers with similar maps."""
     rows = []
     for name, found in results.items():
         if found.register_groups is None or len(found.register_groups) < 2:
@@ -72,7 +72,7 @@ def register_table(results: Results) -> html.Html:
         for register, group in enumerate(found.register_groups.tolist()):
             groups.setdefault(group, []).append(register)
         rows += [(name, group, ", ".join(map(str, members))) for group, members in groups.items()]
-    note = "Groups: registers whose maps correlate over the tokens of the gallery (average linkage, best silhouette)."
+    note = "Groups: clusters of register maps by correlation over the gallery (average linkage, best silhouette)."
     return html.join([html.table(("model", "group", "registers"), rows), html.element("p", note, class_="note")])
 
 
@@ -102,7 +102,7 @@ def probe_table(results: Results) -> html.Html:
 
 
 def local_table(results: Results) -> html.Html:
-    """Place and pixels read from normal and from outlier tokens."""
+    """Position and pixels predicted from normal and outlier tokens."""
     rows = [
         (
             name,
@@ -122,10 +122,19 @@ def local_table(results: Results) -> html.Html:
     if not rows:
         return missing
     local = next(found.local for found in results.values() if found.local is not None)
-    head = ("model", "tokens", "number", "place right", "95 %", "off by, patches", "pixel error", "pixels explained")
+    head = (
+        "model",
+        "tokens",
+        "number",
+        "position accuracy",
+        "95 %",
+        "distance, patches",
+        "pixel error",
+        "pixels explained",
+    )
     note = (
-        f"Ridge regressions from tokens of the last layer to their place (chance {100 * local.chance:.1f} %) and "
-        f"their pixels (normalised units), tried on the images that were not fitted. Outliers: {local.rule}."
+        f"Ridge regressions from tokens of the last layer to their position (chance {100 * local.chance:.1f} %) and "
+        f"their pixels (normalized units), tested on held-out images. Outliers: {local.rule}."
     )
     parts = [html.element("h3", "Local probes"), html.table(head, rows), html.element("p", note, class_="note")]
     return html.join([*parts, missing])
@@ -147,7 +156,7 @@ def ground_truth_tables(results: Results) -> html.Html:
     head = ("model", "rule", "layer", "outliers", "in background", "all tokens", "lift", "AUC (95 %)", "entropy (95 %)")
     note = (
         "AUC: of the norm as a detector of background patches, mean over images. Entropy: rank correlation of norm "
-        "and the entropy of the patch's grey values, mean over images; below 0: long tokens lie on plain patches."
+        "and the entropy of the patch's gray values, mean; below 0: high-norm tokens are on uniform patches."
     )
     maps = [
         (name, row.name, f"{row.otsu_iou:.3f}", f"{row.best_iou:.3f}", f"{row.everything_iou:.3f}", row.num_images)
@@ -156,8 +165,8 @@ def ground_truth_tables(results: Results) -> html.Html:
     ]
     map_head = ("model", "map", "IoU (Otsu)", "IoU (best)", "IoU of everything", "images")
     map_note = (
-        "Maps of the last layer against the objects. Otsu: at a threshold that ignores the masks; best: at the best "
-        "threshold of each image; everything: if every token were called an object."
+        "Maps of the last layer against the objects. Otsu: at Otsu's threshold, without the masks; best: at the best "
+        "threshold of each image; everything: every token predicted as object."
     )
     return html.join(
         [

@@ -74,8 +74,9 @@ def capture_activations(
             found["residual"] = [residual[layer] for layer in indices["residual"]]
             # The norm acts on each token alone, so it may follow the split into patches and registers.
             found["normed"] = [_normed(norm, residual[layer]) for layer in indices["normed"]]
-        for tensor in indices.keys() - found.keys():
-            found[tensor] = model.tokens(moved, indices[tensor], tensor=tensor)
+        for tensor, chosen in indices.items():
+            if tensor not in found:
+                found[tensor] = model.tokens(moved, chosen, tensor=tensor)
     return found
 
 

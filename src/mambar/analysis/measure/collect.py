@@ -75,7 +75,8 @@ class NormCollector:
     """
 
     def __init__(self, layers: Sequence[int], *, tensor: TokenTensor, keep: int, seed: int) -> None:
-        self.layers, self.tensor, self.num_images = tuple(layers), tensor, 0
+        self.layers, self.num_images = tuple(layers), 0
+        self.tensor: TokenTensor = tensor
         self._patches, self._registers = DistributionCounter(len(layers)), DistributionCounter(len(layers))
         self._sample = ImageSample(keep, seed)
         self._total: Tensor | None = None

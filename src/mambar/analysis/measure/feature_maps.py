@@ -14,6 +14,8 @@ from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import RegisterHead, Tokens
 
 Metric = Literal["l2", "cosine", "dot"]
+# Of reports and of the page: in both, bright patches are similar to the global vector.
+DEFAULT_METRIC: Final[Metric] = "cosine"
 
 
 def _l2(local_tokens: Tensor, vector: Tensor) -> Tensor:
