@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that stay apart for the colour-blind (Okabe and Ito); the dashes keep them apart in grey.
+# Colorblind-safe colors (Okabe and Ito); dashes distinguish the lines in grayscale.
 SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#4d4d4d")
 DASHES: Final = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 # A legend's letters in points, and how many of them its line and the space around take.
@@ -48,13 +48,13 @@ def _style() -> Iterator[None]:
     import matplotlib
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A class name in a script that the font lacks shows boxes; that is no news for the log.
+        # Class names in a script that the font lacks are shown as boxes; no warning is needed.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
 def styled(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
-    """`draw` in the house's style, whatever settings the caller's matplotlib has."""
+    """`draw` with the style of mambar's figures, independent of the caller's matplotlib settings."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> "Figure":

@@ -1,4 +1,4 @@
-"""How norms are distributed: counts on fixed bins, so that any number of images fits into the same memory."""
+"""Distributions of norms: counts in fixed bins, so that memory does not depend on the number of images."""
 
 import math
 from collections.abc import Sequence
@@ -64,12 +64,12 @@ class NormDistribution:
 
     @property
     def median(self) -> float:
-        """The norm in the middle."""
+        """The median norm."""
         return self.quantile(0.5)
 
     @property
     def mode(self) -> float:
-        """The most common norm: the centre of the densest bin, 16 bins an octave (4.4 % wide)."""
+        """The most common norm: the center of the densest bin, 16 bins an octave (4.4 % wide)."""
         if not self.count:
             return math.nan
         edges, density = self.density(bins_per_octave=16)
@@ -147,7 +147,7 @@ class DistributionCounter:
 
 
 def norm_distributions(norms: Float[Tensor, "layers *shape"]) -> list[NormDistribution]:
-    """One distribution a layer of norms that are at hand already."""
+    """One distribution per layer of the given norms."""
     counter = DistributionCounter(norms.shape[0])
     counter.add(norms)
     return counter.result()

@@ -1,4 +1,4 @@
-"""Which tokens are outliers: stated rules, and how many, how long, where and how stable they are."""
+"""Outlier tokens: rules that define them, and statistics of their number, norm, position and stability."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from mambar.errors import InputError
 
 @runtime_checkable
 class OutlierRule(Protocol):
-    """Says from which norm on a token is an outlier."""
+    """The norm above which a token is an outlier."""
 
     @property
     def name(self) -> str:
@@ -22,7 +22,7 @@ class OutlierRule(Protocol):
         ...
 
     def threshold(self, norms: Float[Tensor, "tokens"]) -> float:
-        """Tokens above it are outliers; infinity where there are none."""
+        """The threshold of the norms; infinity if there are no outliers."""
         ...
 
 
@@ -95,7 +95,7 @@ class Gap:
     On a histogram of log2(norm) with `bins_per_octave` bins, smoothed once with (1, 2, 1) / 4: from the highest bin
     upwards, the second mode is the bin that rises most above the lowest point between the two, among those for which
     that point is at most `depth` of the bin. The threshold is the middle of the lowest stretch; it counts when at
-    least the share `least` (0-1) of the tokens lies beyond it, so that a single stray is no mode.
+    least the share `least` (0-1) of the tokens lies beyond it, so that a single token is not a mode.
     """
 
     bins_per_octave: int = 8
@@ -145,7 +145,7 @@ def thresholds(norms: Float[Tensor, "layers *shape"], rule: OutlierRule) -> list
 def outlier_mask(
     norms: Float[Tensor, "layers batch rows cols"], rule: OutlierRule
 ) -> Bool[Tensor, "layers batch rows cols"]:
-    """Which tokens are outliers; each layer has one threshold, from all its tokens. Norms that are not finite are."""
+    """The outliers; each layer has one threshold, from all its tokens. Norms that are not finite are outliers."""
     limits = torch.tensor(thresholds(norms, rule), dtype=torch.float64)
     beyond = norms.double() > limits.to(norms.device)[:, None, None, None]
     return beyond | ~torch.isfinite(norms)
@@ -192,7 +192,7 @@ def outlier_statistics(
     rule: OutlierRule | None = None,
     layers: Sequence[int] | None = None,
 ) -> OutlierStatistics:
-    """How many tokens are outliers, how long they are and how stable over images, by layer.
+    """Number, norm and stability over images of the outliers, by layer.
 
     `norms` as `token_norms` gives them; `rule`: median + 10 MAD where none is given; `layers` are the numbers that
     the layers go by (default: from 0).

@@ -1,4 +1,4 @@
-"""Which inner channels write the outliers, and what registers added at test time do to norms and accuracy."""
+"""Channels with the largest effect on outliers, and the effect of test-time registers on norms and accuracy."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -110,7 +110,7 @@ class AddedRegistersResult:
 
 
 def register_variants(model: VisionMamba, neurons: RegisterNeurons | None, num_registers: int) -> dict[str, TokenModel]:
-    """The network as it is, with added registers of every fill, and with outlier activations moved into them."""
+    """The unchanged model, the model with added registers of every fill, and with outlier activations moved to them."""
     fills = ["zero", "mean", *(["copy"] if model.config.num_registers else [])]
     variants: dict[str, TokenModel] = {"as trained": model}
     for fill in fills:

@@ -10,7 +10,8 @@ from torch import Tensor
 # Penalties in units of the number of samples, for features of unit variance.
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))
 
-# Targets looked at together.
+# Target columns processed at once. scikit-learn's RidgeCV holds all leave-one-out predictions, which takes too much
+# memory for the position probe.
 _COLUMNS = 64
 
 Score = Callable[[Tensor], Tensor]
@@ -38,7 +39,7 @@ def fit_ridge(
     strengths: tuple[float, ...] = STRENGTHS,
     score: Score | None = None,
 ) -> Ridge:
-    """Ridge regression on standardised features, the penalty not on the offset, all in float64.
+    """Ridge regression on standardized features, the penalty not on the offset, all in float64.
 
     The strength (in units of the number of samples) is the one with the largest `score` of the leave-one-out
     predictions (samples, targets); the default score is minus their squared error. Of equals the strongest wins.
@@ -48,7 +49,7 @@ def fit_ridge(
     mean = features.mean(0)
     offset = torch.cat([block.double().mean(0) for block in targets.split(_COLUMNS, 1)])
     scale = features.std(0, correction=0)
-    # A feature that never changes says nothing; dividing it by its rounding error would make it look loud.
+    # A constant feature must not be divided by its rounding error.
     scale = torch.where(scale > 1e-12 * features.abs().amax(0).clamp_min(1e-300), scale, torch.inf)
     standard = (features - mean) / scale
     left, squares, right = _decompose(standard)
@@ -75,7 +76,7 @@ def fit_ridge(
 
 
 def _blocks(targets: Tensor, offset: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Targets in float64 with their offsets, some columns at a time: all at once would be the most memory of all."""
+    """Targets in float64 with their offsets, some columns at a time: which bounds memory."""
     for block, its in zip(targets.split(_COLUMNS, 1), offset.split(_COLUMNS), strict=True):
         yield block.double(), its
 

@@ -1,4 +1,4 @@
-"""Registers for a trained network without training it: tokens added at test time, activations moved into them.
+"""Test-time registers: tokens added to a trained model without training, with activations moved to them.
 
 Known for ViTs ("Vision Transformers Don't Need Trained Registers", Jiang et al., 2025): a few neurons of the MLPs
 write the outliers, and moving their largest activation to an added token takes the outliers out of the image. A
@@ -21,7 +21,7 @@ from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import MambaBlock, Tokens
 from mambar.nn.placement import register_positions
 
-# What an added register holds in front of the first block, from the patches and the trained registers.
+# Initial value of an added register, from the patches and the trained registers.
 FILLS: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "zero": lambda patches, registers: torch.zeros_like(patches[:, :1]),
     "mean": lambda patches, registers: patches.mean(1, keepdim=True),
@@ -31,7 +31,7 @@ FILLS: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RegisterNeurons:
-    """Inner channels that write outliers: (layer, channel) pairs, the strongest first, with their scores."""
+    """Inner channels with the largest effect on outliers: (layer, channel) pairs in descending order of score."""
 
     channels: tuple[tuple[int, int], ...]
     scores: tuple[float, ...]
@@ -43,7 +43,7 @@ class RegisterNeurons:
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """Places in the longer sequence: of added registers, of everything else, and of the patches among that."""
+    """Positions in the extended sequence: added registers, all other tokens, and the patches among them."""
 
     added: tuple[int, ...]
     own: tuple[int, ...]
