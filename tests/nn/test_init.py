@@ -6,6 +6,7 @@ import torch
 import golden_cases
 from mambar.hub.convert import to_official
 from mambar.models import VisionMamba, variant
+from mambar.nn import MIXERS
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +43,23 @@ def test_both_directions_alike_by_default():
         for scan in (block.mixer.forward_scan, block.mixer.backward_scan):
             step = torch.nn.functional.softplus(scan.dt_proj.bias)
             assert step.min() >= 0.99e-3 and step.max() <= 0.101
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_init_weights_initializes_every_parameter_of_an_empty_model(mixer):
+    config = variant("mambar_tiny_patch16_224").replace(depth=2, register_reduction=2, mixer=mixer)
+    torch.manual_seed(0)
+    built = VisionMamba(config)
+    with torch.device("meta"):
+        model = VisionMamba(config)
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.detach().fill_(float("nan"))
+    model.init_weights()
+    for (name, found), expected in zip(model.named_parameters(), built.state_dict().values(), strict=True):
+        assert torch.isfinite(found).all(), name
+        found = found.detach()
+        count, deviation = found.numel(), float(expected.std(correction=0))
+        assert abs(float(found.mean() - expected.mean())) <= 8 * deviation / count**0.5 + 1e-6, name
+        assert abs(float(found.std(correction=0)) - deviation) <= (8 / count**0.5 + 1e-3) * deviation + 1e-9, name
+    assert torch.isfinite(model(torch.randn(1, 3, 32, 32))).all()
