@@ -289,3 +289,35 @@ def slow_report(seconds: float) -> None:
         return real(*arguments, **named)
 
     report.write_report = slowly
+
+
+def fail_writes(place: str, step: int, stop_at: int | None = None) -> None:
+    """DiskError at the first attempt to write a checkpoint, the best weights or the metrics of this step.
+
+    `stop_at`: SIGTERM arrives before this step of the stage.
+    """
+    from mambar.errors import DiskError
+    from mambar.training.checkpoint.store import CheckpointStore
+    from mambar.training.loop.schedule import LearningRate
+    from mambar.training.metrics_log import MetricsLog
+
+    owner, name = {
+        "checkpoint": (CheckpointStore, "save"),
+        "best": (CheckpointStore, "save_best"),
+        "metrics": (MetricsLog, "append"),
+    }[place]
+    write, at, left = getattr(owner, name), LearningRate.at, [step]
+
+    def failing(self, first, second, *rest):
+        if (second.get("step") if place == "metrics" else first) in left:
+            left.clear()
+            raise DiskError("/disk: No space left on device.")
+        return write(self, first, second, *rest)
+
+    def interrupted(self, number):
+        if number == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return at(self, number)
+
+    setattr(owner, name, failing)
+    LearningRate.at = interrupted

@@ -168,6 +168,31 @@ def test_p2_a_run_may_go_on_without_its_checkpoints(small_disk):
     assert runs.steps_in(out) == 9 and CheckpointStore(out / "checkpoints").load().step == 2
 
 
+@pytest.mark.rel
+def test_p2_a_stop_tries_a_failed_save_again(tmp_path):
+    """The message names a checkpoint that exists, although the save before the stop failed."""
+    out, recipe = tmp_path / "run", runs.tiny(on_save_error="continue")
+    assert runs.finish(runs.start(recipe, out, before=(faults.fail_writes, "checkpoint", 4, 3))) == [143]
+    assert f"saved to {out}/checkpoints/step-00000004" in runs.error_of(out)
+    assert CheckpointStore(out / "checkpoints").load().step == 4
+
+
+@pytest.mark.rel
+def test_p2_best_weights_that_were_not_saved_do_not_count_as_best(tmp_path):
+    out, recipe = tmp_path / "run", runs.tiny(on_save_error="continue")
+    before = (faults.all_of, (faults.scores, 0.9, 0.5, 0.4), (faults.fail_writes, "best", 3))
+    assert runs.finish(runs.start(recipe, out, before=before)) == [0]
+    store = CheckpointStore(out / "checkpoints")
+    assert (store.load_best().step, store.load().scalars["progress"]["best"]) == (6, 0.5)
+
+
+@pytest.mark.rel
+def test_p2_a_metrics_row_that_cannot_be_written_does_not_end_the_run(tmp_path):
+    out, recipe = tmp_path / "run", runs.tiny(on_save_error="continue")
+    assert runs.finish(runs.start(recipe, out, before=(faults.fail_writes, "metrics", 5))) == [0]
+    assert [row["step"] for row in runs.read_rows(out) if row["kind"] == "training"] == [1, 2, 3, 4, 6, 7, 8, 9]
+
+
 @pytest.mark.slow
 def test_three_stages_each_start_from_the_last_and_resume_at_their_seam(tmp_path):
     import dataclasses

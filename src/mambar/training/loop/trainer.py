@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class Trainer:
         # What the last evaluation in this process found, for the report.
         self.eval_result: EvalResult | None = None
         self.last_saved: tuple[int, int] | None = None
+        # What the last attempt could not write (on_save_error=continue).
+        self._missing: set[str] = set()
         self._fresh_course = False
 
     # The loop
@@ -146,7 +148,7 @@ class Trainer:
                 *(progress.total_steps, result.loss, result.grad_norm),
             )
         if progress.step % self.recipe.log_every == 0 or not result.is_finite:
-            self.context.metrics.append(
+            self._log_metrics(
                 "training",
                 {
                     "step": progress.total_steps,
@@ -178,7 +180,7 @@ class Trainer:
         shard = self.state.update.last_shards[0]
         with self.context.precision.autocast():
             found = health.layer_statistics(self.state.backbone, shard.images.to(self.context.precision.param_dtype))
-        self.context.metrics.append("health", {"step": progress.total_steps, "stage": progress.stage, **found})
+        self._log_metrics("health", {"step": progress.total_steps, "stage": progress.stage, **found})
 
     # Evaluation
 
@@ -206,10 +208,10 @@ class Trainer:
         sign = 1 if self.task.higher_is_better else -1
         which, value = max(candidates.items(), key=lambda item: -math.inf if math.isnan(item[1]) else sign * item[1])
         # Ties keep the earlier one; NaN is never best.
-        if not math.isnan(value) and (progress.best is None or sign * value > sign * progress.best):
+        is_best = not math.isnan(value) and (progress.best is None or sign * value > sign * progress.best)
+        if is_best and self._save_best(which, value):
             progress.best, progress.best_step = value, progress.total_steps
-            self._save_best(which)
-        self.context.metrics.append("evaluation", {"step": progress.total_steps, "stage": progress.stage, **metrics})
+        self._log_metrics("evaluation", {"step": progress.total_steps, "stage": progress.stage, **metrics})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.context.display.message(f"after step {progress.step}: {shown}")
 
@@ -283,7 +285,10 @@ class Trainer:
         }
         # Gathered by all processes, where parameters are cut over them; written by one.
         tensors = self.state.state_dict()
-        self._as_first(lambda: self._write(progress.total_steps, tensors, scalars), must=must)
+        if not self._write_on_main(
+            "checkpoint", lambda: self._write(progress.total_steps, tensors, scalars), must=must
+        ):
+            return
         self.last_saved = (progress.total_steps, progress.evaluated_step)
         self._fresh_course = False
 
@@ -291,14 +296,14 @@ class Trainer:
         self.context.metrics.sync()
         self.context.store.save(step, tensors, scalars)
 
-    def _save_best(self, which: str) -> None:
-        progress = self.progress
-        scalars = {"which": which, "metric": self.task.metric, "value": progress.best}
+    def _save_best(self, which: str, value: float) -> bool:
+        step = self.progress.total_steps
+        scalars = {"which": which, "metric": self.task.metric, "value": value}
         tensors = {f"model.{name}": tensor for name, tensor in self.state.weights(which).items()}
-        self._as_first(lambda: self.context.store.save_best(progress.total_steps, tensors, scalars))
+        return self._write_on_main("best weights", lambda: self.context.store.save_best(step, tensors, scalars))
 
-    def _as_first(self, write: Callable[[], object], *, must: bool = False) -> None:
-        """Lets rank 0 write; every process learns whether it could. `must`: a failure always ends the run."""
+    def _write_on_main(self, what: str, write: Callable[[], object], *, must: bool = False) -> bool:
+        """Lets rank 0 write; whether it succeeded, the same in every process. `must`: a failure ends the run."""
         error: Exception | None = None
         if self.context.process_group.is_main:
             try:
@@ -306,12 +311,29 @@ class Trainer:
             except (DiskError, NonFiniteError) as caught:
                 error = caught
         error = self.context.process_group.broadcast_object(error)
+        if error is not None and (must or not self._may_continue(what, error)):
+            raise error
         if error is None:
-            return
-        if not must and isinstance(error, DiskError) and self.recipe.on_save_error == "continue":
-            _LOG.warning("%s Training goes on without it.", error)
-            return
-        raise error
+            self._missing.discard(what)
+        return error is None
+
+    def _may_continue(self, what: str, error: Exception) -> bool:
+        """Whether the run continues without what was not written; warns once until a later attempt succeeds."""
+        if not isinstance(error, DiskError) or self.recipe.on_save_error != "continue":
+            return False
+        if what not in self._missing:
+            self._missing.add(what)
+            _LOG.warning("%s Training continues without the %s and tries again.", error, what)
+        return True
+
+    def _log_metrics(self, kind: str, values: Mapping[str, Any]) -> None:
+        try:
+            self.context.metrics.append(kind, values)
+        except DiskError as error:
+            if not self._may_continue("metrics", error):
+                raise
+        else:
+            self._missing.discard("metrics")
 
     # When numbers are not finite
 
