@@ -1,20 +1,31 @@
-"""What a model costs: parameters, multiply-adds, scan work, memory. Counted from its sizes, not measured."""
+"""The costs of a model: parameters, multiply-adds, scan operations, memory.
+
+Counted on a model of one block on the `meta` device, which allocates and computes nothing; blocks cost the same.
+"""
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
 
 from mambar.models.config import VisionMambaConfig
-from mambar.nn.heads import WidenedHead
+from mambar.models.vision_mamba import VisionMamba
+from mambar.nn.mixer import DirectionalScan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Complexity:
     """Costs of one image at the configuration's image size.
 
-    parameters: count. length: tokens in the sequence. linear_macs: multiply-adds of projections, convolutions
-    and head. scan_flops: operations of the scans of both directions (about 9 a token, channel and state).
-    scan_states: tokens x channels x states x directions x layers, the unit in which scan speed is given.
-    activation_bytes: what a training step in bfloat16 keeps a block when convolution and step sizes are
-    recomputed: float32 stream, normed input, both halves of the projection, and the mixed channels.
+    Attributes:
+        parameters: number of parameters.
+        length: number of tokens in the sequence.
+        linear_macs: multiply-adds of matrix products and convolutions.
+        scan_flops: operations of all scans, about 9 per token, channel and state.
+        scan_states: tokens x channels x states, summed over all scans; scan speed is given in this unit.
+        activation_bytes: memory that a bfloat16 training step of the bidirectional mixer keeps when convolution and
+            step sizes are recomputed: float32 stream, normed input, both halves of the projection, mixed channels.
     """
 
     parameters: int
@@ -26,50 +37,49 @@ class Complexity:
 
 
 def parameter_count(config: VisionMambaConfig) -> int:
-    """The number of parameters, from the sizes alone (equal to the sum over a built model: tested)."""
-    dim, inner, rank, state = config.embed_dim, config.d_inner, config.effective_dt_rank, config.d_state
-    rows, cols = config.grid
-    direction = inner * (config.d_conv + config.conv_bias) + inner * (rank + 2 * state)
-    direction += rank * inner + inner + inner * state + inner
-    mixer = 3 * dim * inner + 2 * direction + (2 * inner + dim) * config.proj_bias
-    features, read_out, _ = _head(config)
-    classifier = features * config.num_classes + config.num_classes
-    tokens = dim * (rows * cols + 2 * config.num_registers)
-    patch = config.in_chans * config.patch_size**2 * dim + dim
-    return patch + tokens + config.depth * (mixer + dim) + dim + read_out + classifier
-
-
-def _head(config: VisionMambaConfig) -> tuple[int, int, int]:
-    """The features, parameters and multiply-adds of the read-out."""
-    dim = config.embed_dim
-    if config.head == "registers":
-        reduced = dim // config.register_reduction
-        features = config.num_registers * reduced
-        if config.register_reduction == 1:
-            return features, 0, 0
-        return features, dim * reduced + features, config.num_registers * dim * reduced
-    if config.head == "widened":
-        features = WidenedHead.FACTOR * dim
-        return features, dim * features + features, dim * features
-    return dim, 0, 0
+    """The number of parameters of a model, for any mixer and head."""
+    model = _one_block(config)
+    block, total = (sum(each.numel() for each in module.parameters()) for module in (model.blocks, model))
+    return total + (config.depth - 1) * block
 
 
 def complexity(config: VisionMambaConfig) -> Complexity:
-    """Counts the costs of one image; batch and precision scale them."""
-    rows, cols = config.grid
-    patches, dim, inner = rows * cols, config.embed_dim, config.d_inner
-    length = patches + config.num_registers
-    per_token = 3 * dim * inner
-    per_token += 2 * inner * (config.effective_dt_rank + 2 * config.d_state + config.effective_dt_rank + config.d_conv)
-    features, _, read_out = _head(config)
-    macs = patches * config.in_chans * config.patch_size**2 * dim + config.depth * length * per_token
-    macs += read_out + features * config.num_classes
-    states = 2 * config.depth * length * inner * config.d_state
+    """The costs of one image; they grow linearly with the batch size."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = _one_block(config).eval()
+    scan_macs = states = 0
+
+    def count_scan(scan: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
+        # Convolution and scan are kernels of their own, which a counter of torch's operations does not see.
+        nonlocal scan_macs, states
+        assert isinstance(scan, DirectionalScan)
+        scan_macs += inputs[0].numel() * scan.conv_weight.shape[1]
+        states += inputs[0].numel() * scan.d_state
+
+    for module in model.modules():
+        if isinstance(module, DirectionalScan):
+            module.register_forward_hook(count_scan)
+    with torch.no_grad(), torch.device("meta"):
+        images = torch.empty(1, config.in_chans, *config.size)
+        tokens, grid = model.embed(images)
+        with FlopCounterMode(display=False) as one_block:
+            model.run_block(model.blocks[0], tokens, grid)
+        block_states, block_macs = states, scan_macs + one_block.get_total_flops() // 2
+        with FlopCounterMode(display=False) as whole:
+            model(images)
+    outside = whole.get_total_flops() // 2 - one_block.get_total_flops() // 2
+    length = tokens.shape[1]
     return Complexity(
         parameters=parameter_count(config),
         length=length,
-        linear_macs=macs,
-        scan_flops=9 * states,
-        scan_states=states,
-        activation_bytes=config.depth * length * (4 * dim + 2 * dim + 4 * inner + 2 * inner),
+        linear_macs=outside + config.depth * block_macs,
+        scan_flops=9 * config.depth * block_states,
+        scan_states=config.depth * block_states,
+        activation_bytes=config.depth * length * 6 * (config.embed_dim + config.d_inner),
     )
+
+
+def _one_block(config: VisionMambaConfig) -> VisionMamba:
+    with torch.device("meta"):
+        return VisionMamba(config.replace(depth=1))
