@@ -321,3 +321,19 @@ def fail_writes(place: str, step: int, stop_at: int | None = None) -> None:
 
     setattr(owner, name, failing)
     LearningRate.at = interrupted
+
+
+def delete_directory(out: Path, step: int) -> None:
+    """Deletes the run directory before this step of the stage."""
+    import shutil
+
+    from mambar.training.loop.schedule import LearningRate
+
+    at = LearningRate.at
+
+    def deleting(self, number):
+        if number == step:
+            shutil.rmtree(out)
+        return at(self, number)
+
+    LearningRate.at = deleting

@@ -193,6 +193,14 @@ def test_p2_a_metrics_row_that_cannot_be_written_does_not_end_the_run(tmp_path):
     assert [row["step"] for row in runs.read_rows(out) if row["kind"] == "training"] == [1, 2, 3, 4, 6, 7, 8, 9]
 
 
+@pytest.mark.rel
+def test_a_deleted_run_directory_is_one_error(tmp_path):
+    out, recipe = tmp_path / "run", runs.tiny(on_save_error="continue")
+    assert runs.finish(runs.start(recipe, out, before=(faults.delete_directory, out, 5))) == [3]
+    assert re.fullmatch(r"\S+metrics.jsonl was deleted during the run; .*", runs.error_of(out))
+    assert not out.exists()
+
+
 @pytest.mark.slow
 def test_three_stages_each_start_from_the_last_and_resume_at_their_seam(tmp_path):
     import dataclasses

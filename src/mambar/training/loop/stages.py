@@ -175,6 +175,7 @@ class _Run:
         if self.group.is_main:
             # The parameters' precision of a float64 run is not kept.
             model = model.float().cpu()
+            trainer.check_directory()
             backbone = model.get_submodule(trainer.state.backbone_name)
             task.save(out, model, backbone=backbone, recipe=recipe, val_set=self.sets.val)
         self.group.barrier()

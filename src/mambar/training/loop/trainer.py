@@ -30,6 +30,10 @@ from mambar.training.task import EvalResult, EvaluationContext, Task
 _LOG = logging.getLogger("mambar.training")
 
 
+class RunDirectoryDeleted(DiskError):
+    """The run directory was deleted during the run; `on_save_error` does not apply."""
+
+
 class Trainer:
     """Trains the model of one stage.
 
@@ -292,7 +296,14 @@ class Trainer:
         self.last_saved = (progress.total_steps, progress.evaluated_step)
         self._fresh_course = False
 
+    def check_directory(self) -> None:
+        """Raises RunDirectoryDeleted where the metrics log, which is open for writing, has no file any more."""
+        file = self.context.metrics.path
+        if self.context.process_group.is_main and not file.exists():
+            raise RunDirectoryDeleted(f"{file} was deleted during the run; its results are lost. Start a new run.")
+
     def _write(self, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+        self.check_directory()
         self.context.metrics.sync()
         self.context.store.save(step, tensors, scalars)
 
@@ -319,7 +330,11 @@ class Trainer:
 
     def _may_continue(self, what: str, error: Exception) -> bool:
         """Whether the run continues without what was not written; warns once until a later attempt succeeds."""
-        if not isinstance(error, DiskError) or self.recipe.on_save_error != "continue":
+        if (
+            not isinstance(error, DiskError)
+            or isinstance(error, RunDirectoryDeleted)
+            or self.recipe.on_save_error != "continue"
+        ):
             return False
         if what not in self._missing:
             self._missing.add(what)
