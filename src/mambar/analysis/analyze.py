@@ -58,7 +58,7 @@ def analyze(
     """
     options = options or AnalysisOptions()
     started = time.monotonic()
-    out = Path(out)
+    out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out={out} exists and is not an empty directory; choose a new directory.")
     shown, dataset = _given(data, images, options, data_options or {})

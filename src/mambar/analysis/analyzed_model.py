@@ -79,8 +79,8 @@ def open_model(
     A name has random weights, drawn by `seed`, unless `pretrained`, which downloads. Nothing else touches the
     network.
     """
-    if Path(source).exists():
-        model = load(Path(source))
+    if Path(source).expanduser().exists():
+        model = load(source)
         preprocessing = model.preprocessing or _preprocessing(as_vision_mamba(model, "Analysis"))
         name = Path(source).resolve().name
         analyzed = AnalyzedModel(name=name, model=model, preprocessing=preprocessing, classes=model.classes)

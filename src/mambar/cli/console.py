@@ -1,25 +1,53 @@
-"""What reaches a terminal: names of files and classes are data, never control sequences."""
+"""Output of the command line: one printable line per message, on any terminal or none."""
 
 import json
 import logging
+import os
+import sys
+from typing import Any
 
 import typer
 
 from mambar.messages import printable
 
 
+def set_up_streams() -> None:
+    """Makes stdout and stderr accept any text.
+
+    Streams that are closed (services, pythonw, `2>&-`) become the null device, and so do their file descriptors, which
+    the next opened file would get otherwise. Characters that a stream's encoding lacks are replaced when written.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def escaped(text: str) -> str:
-    """JSON text that means the same and holds nothing a terminal would obey (json.dumps leaves U+009B, U+202E, …)."""
+    """Equal JSON text in which control characters and what stdout cannot encode are escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = text if encoding.lower().replace("-", "") == "utf8" else _ascii_json(text)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
+def _ascii_json(text: str) -> str:
+    return "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
+
+
 def say(text: object) -> None:
-    """Prints one line on stdout; whatever a name in it holds, it stays one line."""
+    """Prints one line on stdout; control characters in names are replaced."""
     typer.echo(printable(str(text)))
 
 
 class PrintableFormatter(logging.Formatter):
-    """Keeps each message on its line; a traceback, which only --debug asks for, keeps its own."""
+    """Formats each message as one line; the traceback of --debug follows."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The message as `printable` gives it."""

@@ -32,7 +32,7 @@ from mambar.cli import (
     train,
 )
 from mambar.cli.arguments import with_options
-from mambar.cli.console import PrintableFormatter
+from mambar.cli.console import PrintableFormatter, set_up_streams
 from mambar.errors import MambarError
 from mambar.memory import keep_freed_memory
 from mambar.messages import printable
@@ -99,6 +99,7 @@ def options(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits with its code; `arguments` default to the process's own."""
+    set_up_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     # These may be given after the subcommand too.

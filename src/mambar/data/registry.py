@@ -137,11 +137,11 @@ def _find(data: Any, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...], st
         return split_object, (data,), type(data).__name__
     if kind == "classification" and str(data).startswith(PREFIX):
         return HuggingFaceDataset, (str(data),), str(data)
-    path = Path(data)
+    path = Path(data).expanduser()
     if not path.exists():
         raise DataError(
-            f"data={one_line(str(path))} does not exist; give a folder, or one of the built-in sets: "
-            f"{', '.join(DATASETS[kind])}."
+            f"data={one_line(str(path))} does not exist (looked in {one_line(Path.cwd())}); give a folder, or one of "
+            f"the built-in sets: {', '.join(DATASETS[kind])}."
         )
     if kind not in PATH_FACTORIES:
         raise DataError(f"data={one_line(str(path))}: {kind} has no path layouts; use {', '.join(DATASETS[kind])}.")

@@ -112,7 +112,7 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", verify: bool
     verify: raise `CheckpointError` if config.json or the weights do not match the checksums in config.json; False
     accepts a deliberate edit and logs a warning.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         model = load_directory(path, verify=verify)
     elif path.is_file() and path.suffix == ".safetensors" and (path.parent / CONFIG).is_file():
@@ -124,7 +124,9 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", verify: bool
     elif isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~")):
         model = load_directory(_from_hub(source), verify=verify)
     else:
-        raise InputError(f"There is no model at {source}; give a run directory, a file or a hub id owner/name.")
+        raise InputError(
+            f"There is no model at {source} (looked in {Path.cwd()}); give a run directory, a file or owner/name."
+        )
     return model.to(device).eval()
 
 

@@ -16,7 +16,7 @@ from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
 from mambar.models.timm_vit import TimmViT, model_preprocessing
 from mambar.models.vision_mamba import VisionMamba
-from mambar.training.checkpoint.run_directory import read_recipe
+from mambar.training.checkpoint.run_directory import read_located_recipe
 
 
 def evaluate_run(
@@ -38,7 +38,7 @@ def evaluate_run(
     model = load(run, device=device)
     options = dict(data_options or {})
     if data is None:
-        recipe = read_recipe(Path(run))
+        recipe = read_located_recipe(run)
         data, options = recipe.data, {**recipe.data_options, **options}
     return evaluate_model(
         model,
@@ -94,7 +94,7 @@ def held_out_images(
     """
     options: dict[str, Any] = {}
     if data is None:
-        recipe = read_recipe(Path(run or "."))
+        recipe = read_located_recipe(run or ".")
         data, options = recipe.data, dict(recipe.data_options)
     dataset = _dataset(model, data, "val", options)
     preprocessing = model_preprocessing(model)

@@ -62,7 +62,7 @@ def resume(
     Fields that change what was already computed must be named in `override`. `data` is the new path of the same data.
     accept_edited_recipe: resume although recipe.json was edited by hand; the change is recorded there.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     data, dataset = _name_of(data)
     changes, moved = list(changes), data is not None and dataset is None
     stored = read_recipe(out, accept_edited=accept_edited_recipe)

@@ -69,7 +69,7 @@ def save_segmenter(directory: Path, model: Segmenter, *, name: str | None, infer
 
 def is_segmenter(directory: str | Path) -> bool:
     """Whether a directory holds a segmenter (and not a classifier, or nothing)."""
-    path = Path(directory) / CONFIG
+    path = Path(directory).expanduser() / CONFIG
     if not path.is_file():
         return False
     ours = read_json(path).get("mambar")
@@ -87,7 +87,7 @@ def load_segmenter(source: str | Path, *, device: str | torch.device = "cpu") ->
 
 def load_with_inference(source: str | Path, *, device: str | torch.device = "cpu") -> tuple[Segmenter, Inference]:
     """The segmenter of a run directory, and how it was evaluated in training."""
-    directory = Path(source)
+    directory = Path(source).expanduser()
     path = directory / CONFIG
     if not directory.is_dir():
         raise InputError(f"There is no segmenter at {source}; give the directory of a segmentation run.")

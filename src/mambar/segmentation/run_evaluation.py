@@ -13,7 +13,7 @@ from mambar.evaluation.segmentation import SegmentationResult
 from mambar.segmentation.evaluation import evaluate
 from mambar.segmentation.files import load_with_inference
 from mambar.segmentation.inference import Inference
-from mambar.training.checkpoint.run_directory import read_recipe
+from mambar.training.checkpoint.run_directory import read_located_recipe
 
 
 def evaluate_run(
@@ -33,7 +33,7 @@ def evaluate_run(
     """
     model, trained_with = load_with_inference(run, device=device)
     if data is None:
-        recipe = read_recipe(Path(run))
+        recipe = read_located_recipe(run)
         data, data_options = recipe.data, {**recipe.data_options, **(data_options or {})}
     dataset = open_dataset(data, split, kind="segmentation", **(data_options or {}))
     if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):

@@ -34,7 +34,7 @@ def train(
     restart by torchrun the run goes on by itself. Raises InputError (nothing touched), DiskError,
     NonFiniteError, or Stopped after a signal, each with the exit code of the command line.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     num_workers = _num_workers(workers)
     again = resume or (num_restarts() > 0 and (out / "recipe.json").exists())
     directory = open_run_directory(

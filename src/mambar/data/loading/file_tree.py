@@ -47,7 +47,7 @@ class FileTree(Protocol):
 
 def open_tree(path: Path | str) -> FileTree:
     """The tree at `path`: a folder, or a `.zip`; DataError for anything else."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         return Directory(path)
     if path.is_file() and path.suffix.lower() == ".zip":

@@ -62,7 +62,7 @@ def read_image(
         name, data = name or "image", source
     else:
         name = name or str(source)
-        data = _file_bytes(Path(source), name)
+        data = _file_bytes(Path(source).expanduser(), name)
     if not data:
         raise ImageError(f"{one_line(name)} is empty (0 bytes); replace or remove it.")
     with warnings.catch_warnings():

@@ -60,7 +60,7 @@ def pack_folder(
     index keeps the numbering of the folder. A file that cannot be opened is packed empty. `out` is written atomically.
     `progress(done, total)` is called for each image.
     """
-    source, target = Path(folder), Path(out)
+    source, target = Path(folder).expanduser(), Path(out).expanduser()
     if shard_bytes < _BLOCK:
         raise InputError(f"shard_bytes={shard_bytes} is too small for a tar file; use at least a few million.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -125,8 +125,13 @@ def read_recipe(out: Path, *, accept_edited: bool = False) -> Recipe:
     return read_recipe_file(out, accept_edited=accept_edited).recipe
 
 
+def read_located_recipe(run: str | Path) -> Recipe:
+    """The recipe of a run, with absolute paths where its relative ones are not in the current directory."""
+    return read_recipe_file(Path(run).expanduser()).located()
+
+
 def _opened(out: Path, file: RecipeFile, *, resumed: bool, lock: int | None) -> RunDirectory:
-    return RunDirectory(out, file.recipe, file.accepted_sha256, resumed=resumed, _lock=lock)
+    return RunDirectory(out, file.located(), file.accepted_sha256, resumed=resumed, _lock=lock)
 
 
 def _merged(out: Path, stored: RecipeFile, recipe: Recipe | None, override: Iterable[str]) -> RecipeFile:

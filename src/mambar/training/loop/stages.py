@@ -228,7 +228,7 @@ def _starting_model(source: str) -> VisionMamba:
         raise RecipeError("model='same' needs start_from: a run directory, a file, or a released model's name.")
     if source in VARIANTS:
         return as_vision_mamba(create_model(source, pretrained=True), "start_from")
-    path = Path(source)
+    path = Path(source).expanduser()
     return _from_checkpoint(path) if (path / "state.json").is_file() else as_vision_mamba(load(source), "start_from")
 
 
