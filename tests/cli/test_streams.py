@@ -48,11 +48,7 @@ def test_training_needs_neither_stdout_nor_stderr(place):
 def test_names_that_stdout_cannot_encode_are_replaced(place, command):
     arguments = [command, "run", *(["photos/猫/0.jpg"] if command == "predict" else []), "--device=cpu"]
     shown = mambar(place, *arguments, **NARROW)
-    assert (
-        shown.returncode == 0
-        and "naïve".encode("latin-1") in shown.stdout
-        and b"?" in shown.stdout
-    ), shown.stderr
+    assert shown.returncode == 0 and "naïve".encode("latin-1") in shown.stdout and b"?" in shown.stdout, shown.stderr
     written = mambar(place, *arguments, "--json", **NARROW)
     assert written.returncode == 0 and written.stdout.isascii()
     # JSON escapes, so that a program gets the names back.
