@@ -240,7 +240,11 @@ class Trainer:
             autocast=numerics.autocast,
             all_reduce=processes.all_reduce,
         )
-        return self.task.evaluate(model, self._until_asked(batches, count), context)
+        was_training = model.training
+        model.eval()
+        result = self.task.evaluate(model, self._until_asked(batches, count), context)
+        model.train(was_training)
+        return result
 
     def _until_asked(self, batches: Iterator[Batch], most: int) -> Iterator[Batch]:
         """The batches of an evaluation; stops the run where a signal asks for it, in all processes at once."""
