@@ -24,4 +24,4 @@ def test_the_page_shows_the_example_and_a_test_runs_it(kind):
     page = (ROOT / "docs" / f"add_a_{kind}.md").read_text("utf-8")
     assert f"```python\n{example.rstrip()}\n```" in page
     assert (ROOT / "tests" / "extension" / f"test_{kind}.py").is_file()
-    assert len(example.splitlines()) <= 65 and "import mambar" in example or "from mambar" in example
+    assert (len(example.splitlines()) <= 65 and "import mambar" in example) or "from mambar" in example
