@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambar.evaluation.metrics import LossSum, confusion_counts, top_k_hits
+from mambar.evaluation.metrics import LossSum, confusion_counts, top_k_correct
 
 
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 30))
@@ -15,13 +15,13 @@ def test_top_k_is_torchs_where_there_are_no_ties(seed, classes, images):
     labels = torch.randint(classes, (images,), generator=generator)
     ks = (1, min(5, classes))
     expected = [int((logits.topk(k, 1).indices == labels[:, None]).any(1).sum()) for k in ks]
-    assert top_k_hits(logits, labels, ks).tolist() == expected
+    assert top_k_correct(logits, labels, ks).tolist() == expected
 
 
 def test_ties_go_to_the_lower_index_and_nan_is_a_miss():
     logits = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [math.nan, 2.0, 0.0]])
     labels = torch.tensor([0, 1, 1])
-    assert top_k_hits(logits, labels, (1, 2)).tolist() == [1, 2]
+    assert top_k_correct(logits, labels, (1, 2)).tolist() == [1, 2]
 
 
 def test_confusion_counts_every_image_in_its_row_and_column():

@@ -8,7 +8,7 @@ import torch
 
 from mambar.data.segmentation.masks import IGNORE
 from mambar.errors import DataError, InputError
-from mambar.evaluation.segmentation import SegmentationCounts, count, image_iou, summarize
+from mambar.evaluation.segmentation import SegmentationCounts, count_pixels, image_iou, compute_metrics
 
 # Two images of 2×3 pixels, three classes, two ignored pixels.
 TRUTH = torch.tensor([[[0, 0, 1], [1, 1, IGNORE]], [[0, 0, 0], [0, 1, IGNORE]]])
@@ -17,7 +17,7 @@ NAMES = ("a", "b", "c")
 
 
 def result(guess, truth, tolerance=0):
-    return summarize(count(guess, truth, 3, tolerance=tolerance), NAMES)
+    return compute_metrics(count_pixels(guess, truth, 3, tolerance=tolerance), NAMES)
 
 
 def test_counted_by_hand():
@@ -38,7 +38,7 @@ def test_per_image_by_hand():
 
 
 def test_class_that_occurs_nowhere_does_not_count():
-    found = summarize(count(GUESS, TRUTH, 5, tolerance=0), ("a", "b", "c", "d", "e"))
+    found = compute_metrics(count_pixels(GUESS, TRUTH, 5, tolerance=0), ("a", "b", "c", "d", "e"))
     assert found.per_class["d"] is None and found.miou == pytest.approx(result(GUESS, TRUTH).miou)
 
 
@@ -46,9 +46,9 @@ def test_borders_by_hand():
     """A bar of 2 columns, guessed one column too far right: true borders 1|2, guessed 2|3 of six columns."""
     truth, guess = torch.zeros(4, 6, dtype=torch.int64), torch.zeros(4, 6, dtype=torch.int64)
     truth[:, :2], guess[:, :3] = 1, 1
-    exact = summarize(count(guess, truth, 2, tolerance=0), ("rest", "bar"))
+    exact = compute_metrics(count_pixels(guess, truth, 2, tolerance=0), ("rest", "bar"))
     assert exact.per_class_boundary == {"rest": 0.0, "bar": 0.0} and exact.boundary_f == 0.0
-    near = summarize(count(guess, truth, 2, tolerance=1), ("rest", "bar"))
+    near = compute_metrics(count_pixels(guess, truth, 2, tolerance=1), ("rest", "bar"))
     assert near.per_class_boundary == {"rest": 1.0, "bar": 1.0}
 
 
@@ -56,7 +56,7 @@ def test_boundary_f_is_the_harmonic_mean():
     truth, guess = torch.zeros(5, 9, dtype=torch.int64), torch.zeros(5, 9, dtype=torch.int64)
     # One true dot; two guessed dots, one of them far away: precision 1/2, recall 1.
     truth[2, 1], guess[2, 1], guess[2, 7] = 1, 1, 1
-    found = summarize(count(guess, truth, 2, tolerance=0), ("rest", "dot"))
+    found = compute_metrics(count_pixels(guess, truth, 2, tolerance=0), ("rest", "dot"))
     assert found.per_class_boundary["dot"] == pytest.approx(2 * 0.5 * 1 / 1.5, abs=1e-12)
 
 
@@ -65,21 +65,21 @@ def test_distance_is_euclidean(tolerance, reached):
     """Dots 2 down and 2 right of each other are 2.83 pixels apart, in any corner of the image."""
     truth, guess = torch.zeros(7, 7, dtype=torch.int64), torch.zeros(7, 7, dtype=torch.int64)
     truth[0, 0], guess[2, 2] = 1, 1
-    counts = count(guess, truth, 2, tolerance=tolerance)
+    counts = count_pixels(guess, truth, 2, tolerance=tolerance)
     assert counts.borders[1].tolist() == [1, int(reached), 1, int(reached)]
 
 
 def test_ignored_pixels_make_no_border():
     truth, guess = torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, 4, dtype=torch.int64)
     truth[:, 2:], guess[:, 2:] = IGNORE, 1
-    counts = count(guess, truth, 2, tolerance=0)
+    counts = count_pixels(guess, truth, 2, tolerance=0)
     assert counts.borders.sum() == 0 and counts.confusion.tolist() == [[6, 0], [0, 0]]
 
 
 def test_perfect_and_empty():
     perfect = result(TRUTH.clamp(max=2), TRUTH)
     assert (perfect.miou, perfect.pixel_accuracy, perfect.boundary_f) == (1.0, 1.0, 1.0)
-    nothing = summarize(SegmentationCounts.none(3), NAMES)
+    nothing = compute_metrics(SegmentationCounts.zeros(3), NAMES)
     assert nothing.miou == 0.0 and nothing.pixels == 0 and nothing.per_class["a"] is None
     ignored = result(GUESS, torch.full_like(TRUTH, IGNORE))
     assert ignored.pixels == 0
@@ -90,11 +90,11 @@ def test_parts_add_up_to_the_whole():
     truth = torch.randint(0, 4, (5, 20, 30), generator=generator)
     truth[torch.rand(truth.shape, generator=generator) < 0.1] = IGNORE
     guess = torch.randint(0, 4, truth.shape, generator=generator)
-    whole = count(guess, truth, 4)
-    parts = SegmentationCounts.none(4)
+    whole = count_pixels(guess, truth, 4)
+    parts = SegmentationCounts.zeros(4)
     for index in (3, 0, 4, 1, 2):
-        parts = parts + SegmentationCounts.from_flat(count(guess[index], truth[index], 4).flat(), 4)
-    assert torch.equal(parts.flat(), whole.flat())
+        parts = parts + SegmentationCounts.unflatten(count_pixels(guess[index], truth[index], 4).flatten(), 4)
+    assert torch.equal(parts.flatten(), whole.flatten())
 
 
 def test_result_is_json():
@@ -123,7 +123,7 @@ def test_equals_scikit_learn():
     rng = np.random.default_rng(0)
     truth, guess = rng.integers(0, 6, (2, 3, 40, 50))
     truth[rng.random(truth.shape) < 0.2] = IGNORE
-    found = summarize(count(torch.from_numpy(guess), torch.from_numpy(truth), 6), tuple("abcdef"))
+    found = compute_metrics(count_pixels(torch.from_numpy(guess), torch.from_numpy(truth), 6), tuple("abcdef"))
     valid = truth != IGNORE
     assert np.array_equal(found.confusion, confusion_matrix(truth[valid], guess[valid]))
     expected = jaccard_score(truth[valid], guess[valid], average=None)

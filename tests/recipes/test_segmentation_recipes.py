@@ -38,7 +38,7 @@ def test_published_values_of_ade20k(name, peak, drop_path, layers):
     task = SegmentationTask.of(chosen, stage, classes=("a",))
     from mambar.segmentation import SegmenterConfig
 
-    assert SegmenterConfig(layers=options.layers).taps(VARIANTS[chosen.model].depth) == layers
+    assert SegmenterConfig(layers=options.layers).layer_indices(VARIANTS[chosen.model].depth) == layers
     assert task.transform.size == (512, 512)
     # 20,210 training images, 1,263 steps an epoch.
     assert stage.epochs * 1263 >= stage.max_steps

@@ -12,7 +12,7 @@ from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.segmentation import Inference, Segmenter, predict, probabilities
 from mambar.segmentation import inference as room
-from mambar.segmentation.inference import window_starts
+from mambar.segmentation.inference import window_offsets
 
 PREPROCESSING = Preprocessing(img_size=32)
 
@@ -97,7 +97,7 @@ def test_batch_of_windows_changes_nothing(model):
 
 def test_windows_cover_every_pixel():
     for length in (1, 31, 32, 33, 63, 64, 65, 200):
-        starts = window_starts(length, 32, 21)
+        starts = window_offsets(length, 32, 21)
         assert starts[0] == 0 and starts[-1] == max(length - 32, 0)
         assert all(second - first <= 21 for first, second in pairwise(starts))
         assert len(set(starts)) == len(starts)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mambar.data.segmentation.masks import IGNORE
-from mambar.segmentation.losses import dice_loss, pixel_cross_entropy, right_pixels
+from mambar.segmentation.losses import dice_loss, pixel_cross_entropy, pixel_accuracy_sum
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_right_pixels():
     logits = torch.zeros(2, 2, 1, 4)
     logits[:, 1, 0, 2:] = 1.0
     labels = torch.tensor([[[0, 1, 1, IGNORE]], [[IGNORE] * 4]])
-    assert right_pixels(logits, labels).item() == pytest.approx(2 / 3)
+    assert pixel_accuracy_sum(logits, labels).item() == pytest.approx(2 / 3)
 
 
 def test_half_precision_logits_are_taken_up():

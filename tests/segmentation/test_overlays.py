@@ -7,35 +7,35 @@ import pytest
 from PIL import Image
 
 from mambar.data.segmentation.masks import IGNORE, palette
-from mambar.segmentation.overlays import borders, coloured_labels, errors, index_png, painted, with_legend
+from mambar.segmentation.overlays import label_borders, colorize_labels, draw_errors, index_png, draw_overlay, add_legend
 
 LABELS = np.array([[0, 0, 1], [0, 2, IGNORE]], dtype=np.uint8)
-COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
 def test_index_png_gives_the_labels_back():
-    data = index_png(LABELS, COLOURS)
+    data = index_png(LABELS, COLORS)
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.mode == "P" and np.array_equal(np.asarray(picture), LABELS)
         assert np.asarray(picture.convert("RGB"))[0, 2].tolist() == [0, 255, 0]
 
 
 def test_coloured_labels():
-    assert coloured_labels(LABELS, COLOURS)[1].tolist() == [[255, 0, 0], [0, 0, 255], [255, 255, 255]]
+    assert colorize_labels(LABELS, COLORS)[1].tolist() == [[255, 0, 0], [0, 0, 255], [255, 255, 255]]
 
 
 def test_painted_keeps_ignored_pixels_and_leans_to_the_class():
     image = np.full((3, 2, 3), 100, dtype=np.uint8)
-    out = painted(image, LABELS, COLOURS)
+    out = draw_overlay(image, LABELS, COLORS)
     assert out[1, 2].tolist() == [100, 100, 100]
     assert out[0, 0, 0] > 150 and out[0, 0, 1] < 80
 
 
 def test_errors_and_borders():
-    wrong = errors(np.zeros_like(LABELS), LABELS)
+    wrong = draw_errors(np.zeros_like(LABELS), LABELS)
     assert wrong[0, 0].tolist() == [226, 226, 226] and wrong[0, 2].tolist() == [196, 40, 32]
     assert wrong[1, 2].tolist() == [255, 255, 255]
-    assert borders(np.array([[1, 1, 2], [1, 1, 1]], dtype=np.uint8)).tolist() == [
+    assert label_borders(np.array([[1, 1, 2], [1, 1, 1]], dtype=np.uint8)).tolist() == [
         [False, True, True],
         [False, False, False],
     ]
@@ -45,16 +45,16 @@ def test_errors_and_borders():
 @pytest.mark.parametrize("count", [0, 1, 3, 40])
 def test_legend_fits(width, count):
     picture = np.zeros((30, width, 3), dtype=np.uint8)
-    shares = [(f"a class of a long name {index}", colour, 0.5) for index, colour in enumerate(palette(count))]
-    sheet = with_legend(picture, shares)
+    shares = [(f"a class of a long name {index}", color, 0.5) for index, color in enumerate(palette(count))]
+    sheet = add_legend(picture, shares)
     assert sheet.width >= 320 or width >= 320
     assert sheet.width % width == 0
     below = np.asarray(sheet)[30 * (sheet.width // width) :]
     assert (below.shape[0] == 0) is (count == 0)
     seen = {tuple(pixel) for pixel in below.reshape(-1, 3)} if count else set()
-    assert {colour for _, colour, _ in shares} <= seen
+    assert {color for _, color, _ in shares} <= seen
 
 
 @pytest.mark.parametrize("name", ["$x^2$", "<b>&", "\x1b[31m", "猫", "a" * 500, ""])
 def test_hostile_names_are_drawn(name):
-    with_legend(np.zeros((4, 400, 3), dtype=np.uint8), [(name, (1, 2, 3), 1.0)])
+    add_legend(np.zeros((4, 400, 3), dtype=np.uint8), [(name, (1, 2, 3), 1.0)])

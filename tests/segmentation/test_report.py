@@ -10,7 +10,7 @@ from PIL import Image
 from mambar.data.registry import open_dataset
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
-from mambar.evaluation.segmentation import count, image_iou, summarize
+from mambar.evaluation.segmentation import count_pixels, image_iou, compute_metrics
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.inference import predict
 from mambar.segmentation.report import write_report
@@ -40,9 +40,9 @@ def run(tiny_mamba, tmp_path):
     for index in range(len(val)):
         pixels = val[index].image
         labels, _ = predict(model, pixels[:3], inference, preprocessing=model.preprocessing)
-        each = count(labels, pixels[3], len(NAMES))
+        each = count_pixels(labels, pixels[3], len(NAMES))
         counted = each if counted is None else counted + each
-    return model, val, inference, summarize(counted, val.classes)
+    return model, val, inference, compute_metrics(counted, val.classes)
 
 
 def written(run, out, *rows):

@@ -29,7 +29,7 @@ def test_result(model):
     model.train()
     found = segment(model, picture())
     assert model.training
-    assert found.labels.shape == found.certainty.shape == (40, 70)
+    assert found.labels.shape == found.confidence.shape == (40, 70)
     assert sum(found.areas.values()) == pytest.approx(1.0)
     shares = list(found.areas.values())
     assert shares == sorted(shares, reverse=True)
@@ -61,7 +61,7 @@ def test_files(model, tmp_path):
     assert written["format_version"] == 1 and (written["width"], written["height"]) == (70, 40)
     assert sum(each["pixels"] for each in written["classes"]) == 2800
     first = written["classes"][0]
-    assert first["label"] == model.classes.index(first["class"]) and 0 < first["certainty"] <= 1
+    assert first["label"] == model.classes.index(first["class"]) and 0 < first["confidence"] <= 1
 
 
 @pytest.mark.rel

@@ -53,10 +53,10 @@ def test_broadcast_starts_as_nothing_and_then_reads_registers(tiny_mamba):
 
 
 def test_default_layers_are_the_published_ones():
-    assert SegmenterConfig().taps(24) == (5, 11, 17, 23)
-    assert SegmenterConfig().taps(48) == (11, 23, 35, 47)
-    assert SegmenterConfig(decoder="linear").taps(24) == (23,)
-    assert SegmenterConfig().taps(2) == (0, 0, 1, 1)
+    assert SegmenterConfig().layer_indices(24) == (5, 11, 17, 23)
+    assert SegmenterConfig().layer_indices(48) == (11, 23, 35, 47)
+    assert SegmenterConfig(decoder="linear").layer_indices(24) == (23,)
+    assert SegmenterConfig().layer_indices(2) == (0, 0, 1, 1)
 
 
 def test_shallow_backbone_gives_layers_twice(make_backbone):

@@ -14,7 +14,7 @@ from mambar.data.segmentation.ade20k import write_scene_parse
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import DataError, InputError, RecipeError
-from mambar.evaluation.segmentation import count, summarize
+from mambar.evaluation.segmentation import count_pixels, compute_metrics
 from mambar.segmentation import (
     Inference,
     SegmentationOptions,
@@ -153,10 +153,10 @@ def test_a_run_from_recipe_to_files(scenes, tmp_path):
     for index in range(len(val)):
         pixels = val[index].image
         labels = torch.from_numpy(segment(model, pixels[:3], inference=inference).labels)
-        each = count(labels, pixels[3], 4)
+        each = count_pixels(labels, pixels[3], 4)
         counted = each if counted is None else counted + each
     metrics = json.loads((out / "result.json").read_text("utf-8"))["metrics"]
-    assert summarize(counted, model.classes).miou == pytest.approx(metrics["miou"], abs=1e-12)
+    assert compute_metrics(counted, model.classes).miou == pytest.approx(metrics["miou"], abs=1e-12)
     assert evaluate_run(out).miou == pytest.approx(metrics["miou"], abs=1e-12)
     with pytest.raises(DataError, match="has 3 classes"):
         evaluate_run(out, data="mosaics")

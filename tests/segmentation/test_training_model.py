@@ -34,6 +34,6 @@ def test_the_helping_head_reads_the_named_layer(segmenter):
 def test_classifiers_start_at_the_shares(segmenter):
     model = SegmenterInTraining(segmenter, auxiliary=4, layer=2, dropout=0.0)
     shares = torch.tensor([0.7, 0.2, 0.1])
-    model.start_at(shares)
+    model.init_bias(shares)
     for head in (segmenter.decoder, model.auxiliary):
         assert torch.allclose(head.classifier.bias.softmax(0), shares)

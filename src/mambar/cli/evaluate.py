@@ -84,7 +84,7 @@ def _segmenter(
     from dataclasses import replace
 
     from mambar.segmentation.files import load_with_inference
-    from mambar.segmentation.run_evaluation import evaluate_run
+    from mambar.segmentation.evaluator import evaluate_run
 
     given = {name: value for name, value in changes.items() if value is not None}
     if scales is not None:

@@ -11,7 +11,7 @@ from mambar.device import choose_device
 from mambar.errors import InputError
 
 if TYPE_CHECKING:
-    from mambar.evaluation.prediction import Guess
+    from mambar.evaluation.prediction import Prediction
     from mambar.export.onnx_predict import OnnxPrediction
 
 
@@ -34,7 +34,7 @@ def predict(
             say(f"  {prediction.probability:7.2%}  {prediction.name}")
 
 
-def _by_model(run: str, paths: list[Path], top: int, device: str) -> "dict[str, list[Guess]]":
+def _by_model(run: str, paths: list[Path], top: int, device: str) -> "dict[str, list[Prediction]]":
     from mambar.evaluation.prediction import predict_file
     from mambar.hub import load
 

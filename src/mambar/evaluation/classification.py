@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mambar.data.loading.loaders import Batch
 from mambar.errors import DataError
-from mambar.evaluation.metrics import LossSum, confusion_counts, top_k_hits
+from mambar.evaluation.metrics import LossSum, confusion_counts, top_k_correct
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +64,7 @@ def evaluate(
 ) -> ClassificationResult:
     """Evaluates `model`, in evaluation mode for the time being, on batches of images as the loader gives them.
 
-    `prepare` acts on the images on the device (normalisation); `total` adds counts up over the processes. The mean
+    `prepare` acts on the images on the device (normalization); `total` adds counts up over the processes. The mean
     loss is the cross-entropy's, computed in float64.
     """
     was_training = model.training
@@ -81,7 +81,7 @@ def evaluate(
                 logits = model(images)
             _check_classes(logits, classes)
             logits = logits.float()
-            hits += top_k_hits(logits, moved.labels, (1, min(5, num_classes))).cpu()
+            hits += top_k_correct(logits, moved.labels, (1, min(5, num_classes))).cpu()
             confusion += confusion_counts(logits.argmax(1), moved.labels, num_classes).cpu()
             losses.add(nn.functional.cross_entropy(logits.double(), moved.labels, reduction="none"))
     model.train(was_training)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 
-def top_k_hits(
+def top_k_correct(
     logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, "batch"], ks: Sequence[int] = (1, 5)
 ) -> Int64[Tensor, "ks"]:
     """For each k the number of images whose class is among the k largest logits.

@@ -15,7 +15,7 @@ from mambar.models.vision_mamba import VisionMamba
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guess:
+class Prediction:
     """One class and its probability, a fraction 0-1."""
 
     name: str
@@ -23,14 +23,14 @@ class Guess:
     probability: float
 
 
-def predict_file(model: VisionMamba | TimmViT, path: Path, *, top: int = 5) -> list[Guess]:
+def predict_file(model: VisionMamba | TimmViT, path: Path, *, top: int = 5) -> list[Prediction]:
     """The `top` most probable classes of an image file, best first; raises `ImageError` where it cannot be read."""
     return predict_image(model, read_image(path), top=top)
 
 
 def predict_image(
     model: VisionMamba | TimmViT, image: UInt8[Tensor, "channels height width"], *, top: int = 5
-) -> list[Guess]:
+) -> list[Prediction]:
     """The `top` most probable classes of an image, best first.
 
     The model's own preprocessing is used (timm's default at its image size where it has none); classes without
@@ -47,6 +47,6 @@ def predict_image(
     model.train(was_training)
     best = probabilities.topk(min(top, model.num_classes))
     return [
-        Guess(name=model.classes[index] if model.classes else str(index), index=index, probability=float(probability))
+        Prediction(name=model.classes[index] if model.classes else str(index), index=index, probability=float(probability))
         for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]

@@ -36,7 +36,7 @@ class SegmentationCounts:
     borders: Int64[Tensor, "classes 4"]
 
     @classmethod
-    def none(cls, num_classes: int) -> "SegmentationCounts":
+    def zeros(cls, num_classes: int) -> "SegmentationCounts":
         """Nothing counted yet."""
         return cls(
             confusion=torch.zeros(num_classes, num_classes, dtype=torch.int64),
@@ -46,12 +46,12 @@ class SegmentationCounts:
     def __add__(self, other: "SegmentationCounts") -> "SegmentationCounts":
         return SegmentationCounts(confusion=self.confusion + other.confusion, borders=self.borders + other.borders)
 
-    def flat(self) -> Int64[Tensor, "counts"]:
+    def flatten(self) -> Int64[Tensor, "counts"]:
         """All counts in a row, for a sum over processes."""
         return torch.cat([self.confusion.reshape(-1), self.borders.reshape(-1)])
 
     @classmethod
-    def from_flat(cls, counts: Int64[Tensor, "counts"], num_classes: int) -> "SegmentationCounts":
+    def unflatten(cls, counts: Int64[Tensor, "counts"], num_classes: int) -> "SegmentationCounts":
         """Undoes `flat`."""
         confusion, borders = counts.cpu().split([num_classes**2, 4 * num_classes])
         return cls(confusion=confusion.reshape(num_classes, -1), borders=borders.reshape(num_classes, 4))
@@ -74,7 +74,7 @@ class SegmentationResult:
 
     @property
     def pixels(self) -> int:
-        """The labelled pixels evaluated."""
+        """The labeled pixels evaluated."""
         return int(self.confusion.sum())
 
     def to_dict(self) -> dict[str, object]:
@@ -104,7 +104,7 @@ def count(
 ) -> SegmentationCounts:
     """Counts predicted against true classes of one image or of several of one size.
 
-    Pixels labelled `IGNORE` are left out, whatever was predicted. `tolerance` in pixels is how far borders may be
+    Pixels labeled `IGNORE` are left out, whatever was predicted. `tolerance` in pixels is how far borders may be
     apart (None: `BOUNDARY_TOLERANCE` of the diagonal, rounded up). Raises `DataError` for other values.
     """
     if predicted.shape != labels.shape:
@@ -130,7 +130,7 @@ def count(
     return SegmentationCounts(confusion=confusion.cpu(), borders=borders.cpu())
 
 
-def summarize(counts: SegmentationCounts, classes: Sequence[str], *, loss: float | None = None) -> SegmentationResult:
+def compute_metrics(counts: SegmentationCounts, classes: Sequence[str], *, loss: float | None = None) -> SegmentationResult:
     """The numbers that follow from the counts."""
     confusion = counts.confusion.double()
     hits, true, guessed = confusion.diag(), confusion.sum(1), confusion.sum(0)
@@ -187,7 +187,7 @@ def _border_counts(guess: Tensor, truth: Tensor, num_classes: int, tolerance: in
 
 
 def _border(inside: Bool[Tensor, "height width"], valid: Bool[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
-    """The pixels of a region that touch (at a side) a labelled pixel outside it; the image's edge is no border."""
+    """The pixels of a region that touch (at a side) a labeled pixel outside it; the image's edge is no border."""
     outside = valid & ~inside
     touching = torch.zeros_like(inside)
     touching[1:] |= outside[:-1]

@@ -57,7 +57,7 @@ def save_segmenter(directory: Path, model: Segmenter, *, name: str | None, infer
         "backbone": model.backbone.config.to_dict(),
         "segmenter": model.config.to_dict(),
         "classes": list(model.classes) if model.classes else None,
-        "palette": [list(colour) for colour in model.palette] if model.palette else None,
+        "palette": [list(color) for color in model.palette] if model.palette else None,
         "preprocessing": (model.preprocessing or Preprocessing()).to_dict(),
         "inference": inference.to_dict(),
         "weights": {"file": WEIGHTS, "sha256": sha256, "bytes": len(weights)},
@@ -136,13 +136,13 @@ def _names(names: Any, count: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _colours(colours: Any, count: int) -> tuple[tuple[int, int, int], ...]:
-    if not isinstance(colours, list) or len(colours) != count:
-        raise InputError(f"palette must be {count} colours.")
+def _colours(colors: Any, count: int) -> tuple[tuple[int, int, int], ...]:
+    if not isinstance(colors, list) or len(colors) != count:
+        raise InputError(f"palette must be {count} colors.")
     found = []
-    for colour in colours:
-        red, green, blue = (int(band) for band in colour)
+    for color in colors:
+        red, green, blue = (int(band) for band in color)
         if not all(0 <= band <= 255 for band in (red, green, blue)):
-            raise InputError(f"palette: {colour} is no colour; use three numbers from 0 to 255.")
+            raise InputError(f"palette: {color} is no color; use three numbers from 0 to 255.")
         found.append((red, green, blue))
     return tuple(found)

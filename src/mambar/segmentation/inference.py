@@ -91,7 +91,7 @@ def probabilities(
 ) -> Iterator[tuple[range, Float[Tensor, "classes band width"]]]:
     """Class probabilities band by band from the top: (rows of the image, float32 on the model's device).
 
-    `pixels` as stored; scaling is Pillow's bilinear (anti-aliased, the same as in training), then normalisation. The
+    `pixels` as stored; scaling is Pillow's bilinear (anti-aliased, the same as in training), then normalization. The
     model should be in evaluation mode.
     """
     height, width = pixels.shape[1:]
@@ -128,7 +128,7 @@ def predict(
     return torch.cat(labels), torch.cat(sure)
 
 
-def window_starts(length: int, crop: int, stride: int) -> list[int]:
+def window_offsets(length: int, crop: int, stride: int) -> list[int]:
     """Where the windows of a side begin: every `stride` pixels, the last one flush with the end."""
     count = -(-max(length - crop, 0) // stride) + 1
     return [min(index * stride, max(length - crop, 0)) for index in range(count)]
@@ -151,8 +151,8 @@ class _Field:
         height, width = image.shape[1:]
         crop = settings.crop or max(height, width)
         self.window = (min(crop, height), min(crop, width))
-        self.tops = window_starts(height, crop, settings.stride)
-        self.lefts = window_starts(width, crop, settings.stride)
+        self.tops = window_offsets(height, crop, settings.stride)
+        self.lefts = window_offsets(width, crop, settings.stride)
         # Coarse logits of the rows of windows that a band may still need, by their top.
         self.kept: dict[int, list[Tensor]] = {}
 
@@ -172,7 +172,7 @@ class _Field:
         width = self.image.shape[2]
         total = torch.zeros(self.model.num_classes, len(rows), width, device=self.image.device)
         times = torch.zeros(len(rows), width, device=self.image.device)
-        filled = self.model.filled_size(self.window)
+        filled = self.model.padded_size(self.window)
         for top in self.tops:
             inside = range(max(rows.start, top), min(rows.stop, top + self.window[0]))
             if not len(inside):
@@ -194,7 +194,7 @@ class _Field:
             row: list[Tensor] = []
             for start in range(0, len(windows), self.batch):
                 with self.autocast():
-                    coarse = self.model.coarse(torch.stack(windows[start : start + self.batch]))
+                    coarse = self.model.coarse_logits(torch.stack(windows[start : start + self.batch]))
                 row += coarse.float().split(1)
             self.kept[top] = row
         return self.kept[top]

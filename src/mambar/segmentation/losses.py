@@ -1,4 +1,4 @@
-"""Losses over labelled pixels. Each is a mean over images, so how a batch is cut into parts changes nothing."""
+"""Losses over labeled pixels. Each is a mean over images, so how a batch is cut into parts changes nothing."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,9 +13,9 @@ def pixel_cross_entropy(
     *,
     weights: Float[Tensor, "classes"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy in at least float32, summed over labelled pixels, divided by all pixels of the batch.
+    """Cross-entropy in at least float32, summed over labeled pixels, divided by all pixels of the batch.
 
-    That is mmsegmentation's default: ignored pixels count as 0, not as absent, so an image of few labelled pixels has
+    That is mmsegmentation's default: ignored pixels count as 0, not as absent, so an image of few labeled pixels has
     a small loss. `weights` are factors of the classes. Forward and backward have the same bits in every run, which
     `torch.nn.functional.cross_entropy` has not for maps on CUDA.
     """
@@ -34,7 +34,7 @@ def dice_loss(
 ) -> Float[Tensor, ""]:
     """1 - Dice of the probabilities, the mean over the classes that an image shows, then over the images.
 
-    Dice = 2 · overlap / (predicted + true), over the labelled pixels (arXiv 1606.04797 without the squares).
+    Dice = 2 · overlap / (predicted + true), over the labeled pixels (arXiv 1606.04797 without the squares).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     valid = (labels != IGNORE)[:, None]
@@ -47,10 +47,10 @@ def dice_loss(
     return (missed.sum(1) / there.sum(1).clamp(min=1)).mean()
 
 
-def right_pixels(
+def pixel_accuracy_sum(
     logits: Float[Tensor, "batch classes height width"], labels: Int64[Tensor, "batch height width"]
 ) -> Float[Tensor, ""]:
-    """The shares of right pixels among the labelled ones, summed over the images."""
+    """The shares of right pixels among the labeled ones, summed over the images."""
     valid = labels != IGNORE
     right = ((logits.argmax(1) == labels) & valid).sum((1, 2)).float()
     return (right / valid.sum((1, 2)).clamp(min=1)).sum()

@@ -27,7 +27,7 @@ class SegmentationOptions:
     auxiliary: int = 256
     auxiliary_weight: float = 0.4
     auxiliary_layer: int = 2
-    # Whether the classifiers begin with the shares of the training pixels (see `SegmenterInTraining.start_at`).
+    # Whether the classifiers begin with the shares of the training pixels (see `SegmenterInTraining.init_bias`).
     start_at_shares: bool = True
     # Factors of the classes' losses, in class order; none counts every class alike.
     class_weights: tuple[float, ...] | None = None
@@ -93,7 +93,7 @@ class SegmentationOptions:
     def transform(
         self, *, img_size: int | tuple[int, int], flip: float, preprocessing: Preprocessing
     ) -> SegmentationTransform:
-        """The training augmentation; images smaller than the crop are filled up with the mean colour."""
+        """The training augmentation; images smaller than the crop are filled up with the mean color."""
         mean = [round(255 * value) for value in preprocessing.mean] * 3
         return SegmentationTransform(
             img_size=img_size,

@@ -1,4 +1,4 @@
-"""Labels as pictures: painted over the image with outlines, as an index PNG with its palette, with a legend."""
+"""Labels as pictures: draw_overlay over the image with outlines, as an index PNG with its palette, with a legend."""
 
 import io
 from collections.abc import Sequence
@@ -14,39 +14,39 @@ from mambar.data.segmentation.masks import IGNORE, Color
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-# How much of the image still shows under a class's colour.
+# How much of the image still shows under a class's color.
 _SHOWING = 0.45
 _LONGEST_NAME = 28
 
 
-def painted(
+def draw_overlay(
     image: UInt8[np.ndarray, "3 height width"],
     labels: UInt8[np.ndarray, "height width"],
     palette: Sequence[Color],
     *,
     opacity: float = 1 - _SHOWING,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The image under the colours of its labels, borders between classes in the full colour, ignored pixels bare."""
+    """The image under the colors of its labels, borders between classes in the full color, ignored pixels bare."""
     pixels = np.moveaxis(image, 0, -1).astype(np.float32)
     table = _table(palette)
-    colours = table[labels].astype(np.float32)
-    # The image in gray underneath: its own colours would mix with those of the classes.
+    colors = table[labels].astype(np.float32)
+    # The image in gray underneath: its own colors would mix with those of the classes.
     gray = (pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
-    mixed = (1 - opacity) * (0.6 * gray + 0.4 * pixels) + opacity * colours
-    edge = borders(labels)[..., None]
-    mixed = np.where(edge, 0.25 * pixels + 0.75 * colours * 0.8, mixed)
+    mixed = (1 - opacity) * (0.6 * gray + 0.4 * pixels) + opacity * colors
+    edge = label_borders(labels)[..., None]
+    mixed = np.where(edge, 0.25 * pixels + 0.75 * colors * 0.8, mixed)
     bare = (labels == IGNORE)[..., None]
     return np.clip(np.rint(np.where(bare, pixels, mixed)), 0, 255).astype(np.uint8)
 
 
-def coloured_labels(
+def colorize_labels(
     labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The labels in their colours; ignored pixels are white."""
+    """The labels in their colors; ignored pixels are white."""
     return _table(palette)[labels]
 
 
-def errors(
+def draw_errors(
     predicted: UInt8[np.ndarray, "height width"], labels: UInt8[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Right pixels light gray, wrong ones red, ignored ones white."""
@@ -56,7 +56,7 @@ def errors(
     return picture
 
 
-def borders(labels: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+def label_borders(labels: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
     """The pixels whose right or lower neighbour has another label."""
     edge = np.zeros(labels.shape, dtype=bool)
     edge[:-1] |= labels[:-1] != labels[1:]
@@ -65,7 +65,7 @@ def borders(labels: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "heig
 
 
 def index_png(labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color]) -> bytes:
-    """A palette PNG whose pixel values are the labels, coloured for the eye."""
+    """A palette PNG whose pixel values are the labels, colored for the eye."""
     from PIL import Image
 
     picture = Image.fromarray(labels)
@@ -75,7 +75,7 @@ def index_png(labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color
     return stream.getvalue()
 
 
-def with_legend(
+def add_legend(
     picture: UInt8[np.ndarray, "height width 3"],
     shares: Sequence[tuple[str, Color, float]],
     *,
@@ -93,7 +93,7 @@ def with_legend(
     size = int(np.clip(width / 38, 13, 40))
     font = _font(size)
     line, edge = round(size * 1.6), round(size * 0.7)
-    entries = [(f"{_short(name)}  {share:.1%}", colour) for name, colour, share in shares]
+    entries = [(f"{_short(name)}  {share:.1%}", color) for name, color, share in shares]
     widest = max((font.getlength(text) for text, _ in entries), default=0.0)
     column = min(round(widest) + 3 * size, width)
     columns = max((width - edge) // column, 1)
@@ -101,10 +101,10 @@ def with_legend(
     sheet = Image.new("RGB", (width, height + rows * line + (2 * edge if rows else 0)), (255, 255, 255))
     sheet.paste(Image.fromarray(large), (0, 0))
     draw = ImageDraw.Draw(sheet)
-    for number, (text, colour) in enumerate(entries):
+    for number, (text, color) in enumerate(entries):
         left = edge + number // rows * column
         top = height + edge + number % rows * line
-        draw.rectangle((left, top, left + size, top + size), fill=colour, outline=(70, 78, 90))
+        draw.rectangle((left, top, left + size, top + size), fill=color, outline=(70, 78, 90))
         draw.text((left + round(1.5 * size), top + size / 2), text, fill=(28, 36, 48), font=font, anchor="lm")
     return sheet
 

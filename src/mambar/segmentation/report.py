@@ -20,7 +20,7 @@ from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.evaluation.segmentation import SegmentationResult, image_iou
 from mambar.hub.files import write_atomically
 from mambar.segmentation.inference import Inference, predict
-from mambar.segmentation.overlays import coloured_labels, errors, painted
+from mambar.segmentation.overlays import colorize_labels, draw_errors, draw_overlay
 from mambar.segmentation.segmenter import Segmenter
 from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe
@@ -46,14 +46,14 @@ def write_report(
     """Writes report.html and curves.png of the run in `out`; `model` carries its classes, palette, preprocessing."""
     result = eval_result.details
     assert isinstance(result, SegmentationResult)
-    colours = val_set.palette
+    colors = val_set.palette
     curves = collect_curves({recipe.name: read_metrics(out / "metrics.jsonl")})
     title = f"mambar: {recipe.name}"
     content = [
         html.element("h1", title),
         html.tiles(_summary(result, model, len(val_set))),
         _curve_section(curves),
-        _class_section(result, colours),
+        _class_section(result, colors),
         html.section("Confusion matrix", confusion_table(result.confusion, result.classes, unit="pixel")),
         _image_section(model, inference, val_set),
         html.section("Recipe", html.pairs(html.flattened(recipe.to_flat_dict()))),
@@ -90,13 +90,13 @@ def _curve_section(curves: list) -> html.Html:
     return html.section("Curves", html.element("div", *charts, class_="charts"))
 
 
-def _class_section(result: SegmentationResult, colours: Sequence[Color]) -> html.Html:
+def _class_section(result: SegmentationResult, colors: Sequence[Color]) -> html.Html:
     total = max(result.pixels, 1)
     rows = []
     for label, name in enumerate(result.classes):
         rows.append(
             (
-                html.join([_swatch(colours[label]), name]),
+                html.join([_swatch(colors[label]), name]),
                 _percent(result.per_class[name]),
                 _percent(result.per_class_accuracy[name]),
                 _percent(result.per_class_boundary[name]),
@@ -108,8 +108,8 @@ def _class_section(result: SegmentationResult, colours: Sequence[Color]) -> html
     return html.section("Classes", html.table(header, rows), html.element("p", note, class_="note"))
 
 
-def _swatch(colour: Color) -> html.Html:
-    hexadecimal = bytes(colour).hex()
+def _swatch(color: Color) -> html.Html:
+    hexadecimal = bytes(color).hex()
     style = (
         f"display:inline-block;width:.8em;height:.8em;margin-right:.45em;background:#{hexadecimal};"
         "border:1px solid #5a6675;print-color-adjust:exact;-webkit-print-color-adjust:exact"
@@ -162,9 +162,9 @@ def _row(
     image, labels, guess = stacked[:3].numpy(), stacked[3].numpy(), predicted.numpy()
     pictures = {
         "image": photograph(image, max_size=_LONGEST),
-        "truth": (_flat(coloured_labels(labels, palette)), "image/png"),
-        "prediction": photograph(np.moveaxis(painted(image, guess, palette), -1, 0), max_size=_LONGEST),
-        "errors": (_flat(errors(guess, labels)), "image/png"),
+        "truth": (_flat(colorize_labels(labels, palette)), "image/png"),
+        "prediction": photograph(np.moveaxis(draw_overlay(image, guess, palette), -1, 0), max_size=_LONGEST),
+        "errors": (_flat(draw_errors(guess, labels)), "image/png"),
     }
     small = max(labels.shape) <= 96
     cells = (
@@ -183,6 +183,6 @@ def _row(
 
 
 def _flat(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """A PNG of plain colours, made smaller by leaving pixels out: colours must not mix."""
+    """A PNG of plain colors, made smaller by leaving pixels out: colors must not mix."""
     step = -(-max(picture.shape[:2]) // _LONGEST)
     return png(np.ascontiguousarray(picture[::step, ::step]))

@@ -10,7 +10,7 @@ from mambar.data.registry import open_dataset
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import DataError
 from mambar.evaluation.segmentation import SegmentationResult
-from mambar.segmentation.evaluation import evaluate
+from mambar.segmentation.evaluator import evaluate
 from mambar.segmentation.files import load_with_inference
 from mambar.segmentation.inference import Inference
 from mambar.training.checkpoint.run_directory import read_located_recipe

@@ -1,4 +1,4 @@
-"""One image through a trained segmenter: labels, certainty, areas, and the files that show them."""
+"""One image through a trained segmenter: labels, confidence, areas, and the files that show them."""
 
 import os
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from mambar.errors import InputError
 from mambar.hub.config_file import json_bytes
 from mambar.hub.files import write_atomically
 from mambar.segmentation.inference import Inference, predict
-from mambar.segmentation.overlays import index_png, painted, with_legend
+from mambar.segmentation.overlays import index_png, draw_overlay, add_legend
 from mambar.segmentation.segmenter import Segmenter
 
 FORMAT_VERSION: Final = 1
@@ -26,12 +26,12 @@ FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Segmentation:
-    """An image and the class of every pixel; `certainty` is the probability given to it (0-1)."""
+    """An image and the class of every pixel; `confidence` is the probability given to it (0-1)."""
 
     name: str
     image: UInt8[np.ndarray, "3 height width"]
     labels: UInt8[np.ndarray, "height width"]
-    certainty: Float32[np.ndarray, "height width"]
+    confidence: Float32[np.ndarray, "height width"]
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
 
@@ -43,7 +43,7 @@ class Segmentation:
         return {self.classes[label]: float(counts[label] / self.labels.size) for label in order if counts[label]}
 
     def to_dict(self) -> dict[str, Any]:
-        """Size, and for each class found: its label, colour, pixels, share and mean certainty."""
+        """Size, and for each class found: its label, color, pixels, share and mean confidence."""
         found = []
         for name, share in self.areas.items():
             label = self.classes.index(name)
@@ -52,10 +52,10 @@ class Segmentation:
                 {
                     "class": name,
                     "label": label,
-                    "colour": f"#{bytes(self.palette[label]).hex()}",
+                    "color": f"#{bytes(self.palette[label]).hex()}",
                     "pixels": int(inside.sum()),
                     "share": share,
-                    "certainty": float(self.certainty[inside].mean()),
+                    "confidence": float(self.confidence[inside].mean()),
                 }
             )
         height, width = self.labels.shape
@@ -68,11 +68,11 @@ class Segmentation:
         }
 
     def overlay(self) -> UInt8[np.ndarray, "height width 3"]:
-        """The image under the classes' colours."""
-        return painted(self.image, self.labels, self.palette)
+        """The image under the classes' colors."""
+        return draw_overlay(self.image, self.labels, self.palette)
 
     def legend(self) -> list[tuple[str, Color, float]]:
-        """(name, colour, share) of each class found, largest first."""
+        """(name, color, share) of each class found, largest first."""
         return [(name, self.palette[self.classes.index(name)], share) for name, share in self.areas.items()]
 
     def write(self, directory: Path, stem: str, *, force: bool = False) -> list[Path]:
@@ -83,7 +83,7 @@ class Segmentation:
         from mambar.analysis.draw.color_maps import png
 
         directory = Path(directory)
-        sheet = np.asarray(with_legend(self.overlay(), self.legend()))
+        sheet = np.asarray(add_legend(self.overlay(), self.legend()))
         files = {
             f"{stem}.overlay.png": png(sheet),
             f"{stem}.index.png": index_png(self.labels, self.palette),
@@ -118,14 +118,14 @@ def segment(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        labels, certainty = predict(model, pixels, inference, preprocessing=preprocessing)
+        labels, confidence = predict(model, pixels, inference, preprocessing=preprocessing)
     model.train(was_training)
     names: Sequence[str] = model.classes or tuple(f"class {label}" for label in range(model.num_classes))
     return Segmentation(
         name=shown,
         image=pixels.numpy(),
         labels=labels.numpy(),
-        certainty=certainty.float().numpy(),
+        confidence=confidence.float().numpy(),
         classes=tuple(names),
         palette=model.palette or palette(model.num_classes),
     )

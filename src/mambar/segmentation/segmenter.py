@@ -52,7 +52,7 @@ class SegmenterConfig:
             if getattr(self, name) not in table:
                 raise InputError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(table)}.")
 
-    def taps(self, depth: int) -> tuple[int, ...]:
+    def layer_indices(self, depth: int) -> tuple[int, ...]:
         """The tapped layers of a backbone of `depth` blocks; raises `InputError` where they do not fit."""
         count = DECODERS[self.decoder].num_layers
         if self.layers is None:
@@ -104,7 +104,7 @@ class Segmenter(nn.Module):
     each tapped layer through an RMS norm of its own, since the residual stream's norm grows with depth. Any image
     size: the image is filled up with zeros to whole patches at the right and below, positions are resized.
 
-    A trained one carries its class names, colours and preprocessing in `classes`, `palette`, `preprocessing`.
+    A trained one carries its class names, colors and preprocessing in `classes`, `palette`, `preprocessing`.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Segmenter(nn.Module):
         self.palette: tuple[tuple[int, int, int], ...] | None = None
         self.preprocessing: Preprocessing | None = None
         self.backbone = backbone
-        self.layers = self.config.taps(backbone.num_layers)
+        self.layers = self.config.layer_indices(backbone.num_layers)
         self.norms = nn.ModuleList(RMSNorm(backbone.embed_dim) for _ in self.layers)
         self.broadcast: nn.Module = nn.Identity()
         if broadcast:
@@ -173,7 +173,7 @@ class Segmenter(nn.Module):
         self.backbone.requires_grad_(False)
 
     def maps(self, images: Float[Tensor, "batch channels height width"]) -> list[Float[Tensor, "batch dim rows cols"]]:
-        """The tapped layers' normalised patch tokens as maps, what the decoder reads."""
+        """The tapped layers' normalized patch tokens as maps, what the decoder reads."""
         images = _filled_up(images, self.patch_size)
         frozen = not any(parameter.requires_grad for parameter in self.backbone.parameters())
         # The same layer may be tapped twice; it is computed once.
@@ -188,26 +188,26 @@ class Segmenter(nn.Module):
             for norm, tokens in zip(self.norms, tapped, strict=True)
         ]
 
-    def coarse(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes rows cols"]:
+    def coarse_logits(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes rows cols"]:
         """The decoder's own logits, a fraction of the image's size; they cover the filled-up image."""
         return self.decoder(self.maps(images))
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes height width"]:
-        return self.at_image_size(self.coarse(images), (images.shape[-2], images.shape[-1]))
+        return self.upsample_logits(self.coarse_logits(images), (images.shape[-2], images.shape[-1]))
 
-    def filled_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """An image's (height, width) filled up to whole patches."""
         rows, cols = (-(-side // self.patch_size) * self.patch_size for side in size)
         return rows, cols
 
-    def at_image_size(
+    def upsample_logits(
         self, logits: Float[Tensor, "batch classes rows cols"], size: tuple[int, int]
     ) -> Float[Tensor, "batch classes height width"]:
         """Coarse logits, resized bilinearly in at least float32 to an image of `size` (height, width)."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return resized(logits, self.filled_size(size))[..., : size[0], : size[1]]
+        return resized(logits, self.padded_size(size))[..., : size[0], : size[1]]
 
     def no_weight_decay(self) -> set[str]:
         """The backbone's exempt names, as they are called here."""

@@ -17,9 +17,9 @@ from mambar.data.segmentation.masks import IGNORE
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import RecipeError
-from mambar.segmentation.evaluation import evaluate
+from mambar.segmentation.evaluator import evaluate
 from mambar.segmentation.files import save_segmenter
-from mambar.segmentation.losses import dice_loss, pixel_cross_entropy, right_pixels
+from mambar.segmentation.losses import dice_loss, pixel_cross_entropy, pixel_accuracy_sum
 from mambar.segmentation.options import SegmentationOptions
 from mambar.segmentation.segmenter import Segmenter
 from mambar.segmentation.training_model import SegmenterInTraining
@@ -124,7 +124,7 @@ class SegmentationTask(Task):
                 segmenter, auxiliary=options.auxiliary, layer=options.auxiliary_layer, dropout=options.dropout
             )
         if self.shares is not None:
-            model.start_at(self.shares())
+            model.init_bias(self.shares())
         return model
 
     def train_transform(self) -> Callable[[Tensor, int], Tensor]:
@@ -150,7 +150,7 @@ class SegmentationTask(Task):
         value = self._loss_of(logits, batch["targets"])
         for other in auxiliary:
             value = value + self.options.auxiliary_weight * self._loss_of(other, batch["targets"])
-        return {"loss": value, "num_correct": right_pixels(logits.detach(), batch["targets"]).to(value.dtype)}
+        return {"loss": value, "num_correct": pixel_accuracy_sum(logits.detach(), batch["targets"]).to(value.dtype)}
 
     def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights = None if self.weights is None else self.weights.to(logits.device)
@@ -166,7 +166,7 @@ class SegmentationTask(Task):
             preprocessing=self.preprocessing,
             inference=self.options.inference(),
             autocast=context.autocast,
-            total=context.all_reduce,
+            all_reduce=context.all_reduce,
         )
         metrics = {
             "miou": result.miou,
@@ -209,7 +209,7 @@ def _segmenter(model: nn.Module) -> Segmenter:
 
 
 def _shares(recipe: Recipe, num_classes: int, train_set: ImageDataset | None) -> Tensor:
-    """The classes' shares of the labelled pixels of some training images, with a tenth spread evenly over all."""
+    """The classes' shares of the labeled pixels of some training images, with a tenth spread evenly over all."""
     if isinstance(train_set, MaskChannelDataset):
         dataset = train_set.dataset
     else:

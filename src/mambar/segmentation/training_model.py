@@ -28,7 +28,7 @@ class SegmenterInTraining(nn.Module):
             )
 
     @torch.no_grad()
-    def start_at(self, shares: Float[Tensor, "classes"]) -> None:
+    def init_bias(self, shares: Float[Tensor, "classes"]) -> None:
         """Lets the classifiers begin with the classes' shares of the pixels (their logarithms as biases).
 
         Otherwise the first updates all push one way, towards the most frequent class, and a small network can lose its
@@ -48,4 +48,4 @@ class SegmenterInTraining(nn.Module):
         if self.auxiliary is not None:
             coarse.append(self.auxiliary(maps[self.layer]))
         size = (images.shape[-2], images.shape[-1])
-        return [self.segmenter.at_image_size(logits, size) for logits in coarse]
+        return [self.segmenter.upsample_logits(logits, size) for logits in coarse]

@@ -19,9 +19,9 @@ POOL_CELLS = (1, 2, 3, 6)
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias (size kept), normalisation, ReLU."""
+    """Convolution without bias (size kept), normalization, ReLU."""
 
-    def __init__(self, dim_in: int, dim_out: int, *, taps: int, norm: str) -> None:
+    def __init__(self, dim_in: int, dim_out: int, *, kernel_size: int, norm: str) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim_in, dim_out, taps, padding=taps // 2, bias=False)
         self.norm = map_norm(norm, dim_out)
@@ -35,8 +35,8 @@ class PyramidPooling(nn.Module):
 
     def __init__(self, dim: int, channels: int, *, norm: str) -> None:
         super().__init__()
-        self.cells = nn.ModuleList(ConvNorm(dim, channels, taps=1, norm=norm) for _ in POOL_CELLS)
-        self.fuse = ConvNorm(dim + len(POOL_CELLS) * channels, channels, taps=3, norm=norm)
+        self.cells = nn.ModuleList(ConvNorm(dim, channels, kernel_size=1, norm=norm) for _ in POOL_CELLS)
+        self.fuse = ConvNorm(dim + len(POOL_CELLS) * channels, channels, kernel_size=3, norm=norm)
 
     def forward(self, maps: Float[Tensor, "batch dim rows cols"]) -> Float[Tensor, "batch channels rows cols"]:
         size = (maps.shape[-2], maps.shape[-1])
@@ -52,9 +52,9 @@ class UPerHead(nn.Module):
     ) -> None:
         super().__init__()
         self.top = PyramidPooling(dims[-1], channels, norm=norm)
-        self.lateral = nn.ModuleList(ConvNorm(dim, channels, taps=1, norm=norm) for dim in dims[:-1])
-        self.smooth = nn.ModuleList(ConvNorm(channels, channels, taps=3, norm=norm) for _ in dims[:-1])
-        self.fuse = ConvNorm(len(dims) * channels, channels, taps=3, norm=norm)
+        self.lateral = nn.ModuleList(ConvNorm(dim, channels, kernel_size=1, norm=norm) for dim in dims[:-1])
+        self.smooth = nn.ModuleList(ConvNorm(channels, channels, kernel_size=3, norm=norm) for _ in dims[:-1])
+        self.fuse = ConvNorm(len(dims) * channels, channels, kernel_size=3, norm=norm)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = _classifier(channels, num_classes)
 
@@ -76,7 +76,7 @@ class FCNHead(nn.Module):
         self, dim: int, *, num_classes: int, channels: int = 256, norm: str = "group", dropout: float = 0.1
     ) -> None:
         super().__init__()
-        self.conv = ConvNorm(dim, channels, taps=3, norm=norm)
+        self.conv = ConvNorm(dim, channels, kernel_size=3, norm=norm)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = _classifier(channels, num_classes)
 

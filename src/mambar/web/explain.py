@@ -16,7 +16,7 @@ from mambar.analysis.measure.collect import CollectedNorms, NormCollector
 from mambar.analysis.measure.feature_maps import DEFAULT_METRIC, feature_map, supported_vector
 from mambar.analysis.measure.register_maps import register_map
 from mambar.errors import InputError
-from mambar.evaluation.prediction import Guess
+from mambar.evaluation.prediction import Prediction
 from mambar.models.vision_mamba import VisionMamba
 from mambar.version import __version__
 
@@ -34,7 +34,7 @@ class ModelExplanation:
 
     name: str
     random_weights: bool
-    guesses: tuple[Guess, ...]
+    guesses: tuple[Prediction, ...]
     norms: CollectedNorms
     vector: str
     feature_maps: Float[Tensor, "layers rows cols"]
@@ -115,7 +115,7 @@ def _explain_model(analyzed: AnalyzedModel, image: Tensor, top: int) -> ModelExp
     )
 
 
-def _guesses(analyzed: AnalyzedModel, images: Tensor, top: int) -> tuple[Guess, ...]:
+def _guesses(analyzed: AnalyzedModel, images: Tensor, top: int) -> tuple[Prediction, ...]:
     model = analyzed.model
     if isinstance(model, VisionMamba) and model.num_classes < 1:
         return ()
@@ -124,7 +124,7 @@ def _guesses(analyzed: AnalyzedModel, images: Tensor, top: int) -> tuple[Guess, 
     best = probabilities.topk(min(top, len(probabilities)))
     names = analyzed.classes
     return tuple(
-        Guess(name=names[index] if names else str(index), index=index, probability=probability)
+        Prediction(name=names[index] if names else str(index), index=index, probability=probability)
         for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     )
 

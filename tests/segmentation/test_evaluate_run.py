@@ -7,7 +7,7 @@ from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import DataError
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.files import save_segmenter
-from mambar.segmentation.run_evaluation import evaluate_run
+from mambar.segmentation.evaluator import evaluate_run
 
 SCENES = {"img_size": 32, "num_images": 8, "val_limit": 4, "num_classes": 2}
 

@@ -1,4 +1,4 @@
-"""Evaluating a segmenter: every labelled pixel once, the ignored ones never, the mode put back."""
+"""Evaluating a segmenter: every labeled pixel once, the ignored ones never, the mode put back."""
 
 import math
 
@@ -10,7 +10,7 @@ from mambar.data.segmentation.masks import IGNORE
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import DataError
 from mambar.segmentation import Inference, Segmenter
-from mambar.segmentation.evaluation import evaluate
+from mambar.segmentation.evaluator import evaluate
 
 SETTINGS = {"preprocessing": Preprocessing(img_size=16), "classes": ("a", "b", "c")}
 

@@ -10,7 +10,7 @@ from mambar.data.loading.loaders import Batch
 from mambar.data.segmentation.masks import IGNORE
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import DataError
-from mambar.evaluation.segmentation import SegmentationCounts, SegmentationResult, count, summarize
+from mambar.evaluation.segmentation import SegmentationCounts, SegmentationResult, count_pixels, compute_metrics
 from mambar.segmentation.inference import Inference, probabilities
 from mambar.segmentation.segmenter import Segmenter
 
@@ -27,7 +27,7 @@ def evaluate(
 ) -> SegmentationResult:
     """Evaluates `model`, in evaluation mode for the time being, on batches of red, green, blue and label bytes.
 
-    `total` adds counts up over the processes. The loss is the mean surprise (cross-entropy) of a labelled pixel.
+    `total` adds counts up over the processes. The loss is the mean surprise (cross-entropy) of a labeled pixel.
     """
     if model.num_classes != len(classes):
         raise DataError(
@@ -36,18 +36,18 @@ def evaluate(
         )
     was_training = model.training
     model.eval()
-    counts = SegmentationCounts.none(len(classes))
+    counts = SegmentationCounts.zeros(len(classes))
     surprise = torch.zeros(1, dtype=torch.float64)
     device = next(model.parameters()).device
     for batch in batches:
         labels = batch.images[:, 3].to(device)
         for number, predicted, missed in _predictions(model, batch, labels, inference, preprocessing, autocast):
-            counts = counts + count(predicted, batch.images[number, 3].to(predicted.device), len(classes))
+            counts = counts + count_pixels(predicted, batch.images[number, 3].to(predicted.device), len(classes))
             surprise += missed.cpu()
     model.train(was_training)
-    counts = SegmentationCounts.from_flat(total(counts.flat()), len(classes))
+    counts = SegmentationCounts.unflatten(total(counts.flatten()), len(classes))
     surprise = total(surprise).cpu()
-    return summarize(counts, classes, loss=float(surprise) / max(int(counts.confusion.sum()), 1))
+    return compute_metrics(counts, classes, loss=float(surprise) / max(int(counts.confusion.sum()), 1))
 
 
 @torch.inference_mode()
@@ -59,7 +59,7 @@ def _predictions(
     preprocessing: Preprocessing,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Iterable[tuple[int, Tensor, Tensor]]:
-    """(number in the batch, predicted classes, summed surprise of its labelled pixels) of every image."""
+    """(number in the batch, predicted classes, summed surprise of its labeled pixels) of every image."""
     if _plain(inference, batch.images.shape[2], batch.images.shape[3]):
         # One look at the whole image: all of a batch at once.
         images = preprocessing.normalize(batch.images[:, :3].to(labels.device)).to(next(model.parameters()).dtype)
