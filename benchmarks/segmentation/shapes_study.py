@@ -105,10 +105,10 @@ def classifier(name: str, seed: int, *, smoke: bool) -> Recipe:
 def segmenter(name: str, seed: int, backbone: Path, *, frozen: bool, smoke: bool) -> Recipe:
     """The frozen probe, or UPerNet with everything learning, from a trained backbone."""
     model, config = BACKBONES[name]
-    options = {**AUGMENTATION, "window": SIDE, "stride": SIDE, "channels": 128, "auxiliary": 64}
+    options = {**AUGMENTATION, "eval_crop": SIDE, "eval_stride": SIDE, "channels": 128, "aux_channels": 64}
     stage = dataclasses.replace(SEGMENT, start_from=str(backbone))
     if frozen:
-        options = {**options, "decoder": "linear", "auxiliary": 0}
+        options = {**options, "decoder": "linear", "aux_channels": 0}
         stage = dataclasses.replace(stage, freeze_backbone=True, drop_path_rate=0.0, epochs=2, lr=2e-3)
     recipe = Recipe(
         name="study_frozen" if frozen else "study_fine_tuned",

@@ -66,10 +66,13 @@ def test_parts_on_several_processes_add_up_to_the_whole(data):
             Reader(),
             batches(logits[rank::2], labels[rank::2]),
             classes=CLASSES,
-            total=lambda counts: collected.append(counts.clone()) or counts,
+            all_reduce=lambda counts: collected.append(counts.clone()) or counts,
         )
     result = evaluate(
-        Reader(), batches(logits[:0], labels[:0]), classes=CLASSES, total=lambda counts: collected[0] + collected[1]
+        Reader(),
+        batches(logits[:0], labels[:0]),
+        classes=CLASSES,
+        all_reduce=lambda counts: collected[0] + collected[1],
     )
     assert (result.top1, result.top5, result.loss) == (whole.top1, whole.top5, whole.loss)
     assert (result.confusion == whole.confusion).all()

@@ -8,7 +8,7 @@ import torch
 
 from mambar.data.segmentation.masks import IGNORE
 from mambar.errors import DataError, InputError
-from mambar.evaluation.segmentation import SegmentationCounts, count_pixels, image_iou, compute_metrics
+from mambar.evaluation.segmentation import SegmentationCounts, compute_metrics, count_pixels, image_iou
 
 # Two images of 2×3 pixels, three classes, two ignored pixels.
 TRUTH = torch.tensor([[[0, 0, 1], [1, 1, IGNORE]], [[0, 0, 0], [0, 1, IGNORE]]])

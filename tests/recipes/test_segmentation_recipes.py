@@ -13,7 +13,7 @@ SEGMENTING = [name for name in ENTRIES if get_recipe(name).task == "segmentation
 @pytest.mark.parametrize("name", SEGMENTING)
 def test_the_task_takes_every_page(name):
     chosen = get_recipe(name)
-    task = SegmentationTask.of(chosen, chosen.stages[0], classes=("a", "b"))
+    task = SegmentationTask.from_recipe(chosen, chosen.stages[0], classes=("a", "b"))
     assert task.options == SegmentationOptions.of(chosen.task_options)
 
 
@@ -32,10 +32,10 @@ def test_published_values_of_ade20k(name, peak, drop_path, layers):
     assert (stage.peak_lr, stage.weight_decay, stage.drop_path_rate) == (peak, 0.01, drop_path)
     assert (stage.schedule, stage.decay_groups, stage.layer_decay, stage.img_size) == ("linear", "corrected", 1, 512)
     options = SegmentationOptions.of(chosen.task_options)
-    assert (options.channels, options.auxiliary, options.auxiliary_weight) == (512, 256, 0.4)
-    assert (options.resize, options.ratio, options.most_of_one) == ((2048, 512), (0.5, 2.0), 0.75)
-    assert (options.window, options.stride, options.scales, options.mirrored) == (512, 341, (1.0,), False)
-    task = SegmentationTask.of(chosen, stage, classes=("a",))
+    assert (options.channels, options.aux_channels, options.aux_weight) == (512, 256, 0.4)
+    assert (options.resize, options.ratio, options.max_class_fraction) == ((2048, 512), (0.5, 2.0), 0.75)
+    assert (options.eval_crop, options.eval_stride, options.eval_scales, options.eval_flip) == (512, 341, (1.0,), False)
+    task = SegmentationTask.from_recipe(chosen, stage, classes=("a",))
     from mambar.segmentation import SegmenterConfig
 
     assert SegmenterConfig(layers=options.layers).layer_indices(VARIANTS[chosen.model].depth) == layers

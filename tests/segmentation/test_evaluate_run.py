@@ -6,8 +6,8 @@ from mambar.data.registry import open_dataset
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import DataError
 from mambar.segmentation import Inference, Segmenter
-from mambar.segmentation.files import save_segmenter
 from mambar.segmentation.evaluator import evaluate_run
+from mambar.segmentation.files import save_segmenter
 
 SCENES = {"img_size": 32, "num_images": 8, "val_limit": 4, "num_classes": 2}
 

@@ -57,7 +57,7 @@ def test_windows_that_hold_the_image_are_the_image(model):
 def test_counts_of_processes_are_added(model):
     labels = torch.zeros(1, 16, 16)
     twice = evaluate(
-        model, [batch(labels)], inference=Inference(crop=None), total=lambda counts: 2 * counts, **SETTINGS
+        model, [batch(labels)], inference=Inference(crop=None), all_reduce=lambda counts: 2 * counts, **SETTINGS
     )
     once = evaluate(model, [batch(labels)], inference=Inference(crop=None), **SETTINGS)
     assert twice.pixels == 2 * once.pixels and twice.loss == pytest.approx(once.loss)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mambar.data.segmentation.masks import IGNORE
-from mambar.segmentation.losses import dice_loss, pixel_cross_entropy, pixel_accuracy_sum
+from mambar.segmentation.losses import dice_loss, pixel_accuracy_sum, pixel_cross_entropy
 
 
 @pytest.fixture

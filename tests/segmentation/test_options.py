@@ -1,4 +1,4 @@
-"""The options of a segmentation task: typed, checked, and handed to the parts that they are of."""
+"""`SegmentationOptions`: type checks, defaults, and the settings of inference and augmentation."""
 
 import pytest
 
@@ -7,22 +7,24 @@ from mambar.segmentation.options import SegmentationOptions
 
 
 def test_options_reach_inference_and_augmentation():
-    options = SegmentationOptions.of({"window": 64, "stride": 32, "scales": [0.5, 1], "mirrored": True, "resize": None})
+    options = SegmentationOptions.of(
+        {"eval_crop": 64, "eval_stride": 32, "eval_scales": [0.5, 1], "eval_flip": True, "resize": None}
+    )
     inference = options.inference()
     assert (inference.crop, inference.stride, inference.flip) == (64, 32, True)
     assert inference.scales == (0.5, 1.0) and inference.resize is None
-    assert SegmentationOptions.of({"window": None}).inference().crop is None
+    assert SegmentationOptions.of({"eval_crop": None}).inference().crop is None
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"chanels": 3}, "task_options.chanels: segmentation has no such option; did you mean 'channels'"),
-        ({"auxiliary_layer": 4}, "auxiliary_layer=4 is not allowed; it takes 0 to 3"),
-        ({"dice": -1.0}, "dice=-1.0"),
+        ({"aux_layer": 4}, "aux_layer=4 is not allowed; it takes 0 to 3"),
+        ({"dice_weight": -1.0}, "dice_weight=-1.0"),
         ({"class_weights": [1.0, -1.0]}, "must be 0 or more"),
         ({"channels": "many"}, "channels='many' is not allowed; it takes a whole number"),
-        ({"window": 64, "stride": 65}, "stride=65 must lie between 1 and crop=64"),
+        ({"eval_crop": 64, "eval_stride": 65}, "stride=65 must be from 1 to crop=64"),
     ],
 )
 def test_bad_options_are_one_line(given, message):
@@ -32,8 +34,21 @@ def test_bad_options_are_one_line(given, message):
 
 def test_published_settings_are_the_defaults():
     options = SegmentationOptions()
-    assert (options.channels, options.auxiliary, options.auxiliary_weight) == (512, 256, 0.4)
-    assert (options.window, options.stride, options.resize, options.most_of_one) == (512, 341, (2048, 512), 0.75)
+    assert (options.channels, options.aux_channels, options.aux_weight) == (512, 256, 0.4)
+    assert (options.eval_crop, options.eval_stride, options.resize, options.max_class_fraction) == (
+        512,
+        341,
+        (2048, 512),
+        0.75,
+    )
+
+
+def test_names_of_version_0_1_are_translated():
+    with pytest.warns(DeprecationWarning, match="window= is now eval_crop="):
+        options = SegmentationOptions.of({"window": 64, "stride": 32})
+    assert options == SegmentationOptions(eval_crop=64, eval_stride=32)
+    with pytest.raises(MambarError, match="window and eval_crop were both given"):
+        SegmentationOptions.of({"window": 64, "eval_crop": 32})
 
 
 @pytest.mark.wrong_shapes

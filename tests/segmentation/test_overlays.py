@@ -7,7 +7,14 @@ import pytest
 from PIL import Image
 
 from mambar.data.segmentation.masks import IGNORE, palette
-from mambar.segmentation.overlays import label_borders, colorize_labels, draw_errors, index_png, draw_overlay, add_legend
+from mambar.segmentation.overlays import (
+    add_legend,
+    colorize_labels,
+    draw_errors,
+    draw_overlay,
+    index_png,
+    label_borders,
+)
 
 LABELS = np.array([[0, 0, 1], [0, 2, IGNORE]], dtype=np.uint8)
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))

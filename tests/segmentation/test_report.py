@@ -10,7 +10,7 @@ from PIL import Image
 from mambar.data.registry import open_dataset
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
-from mambar.evaluation.segmentation import count_pixels, image_iou, compute_metrics
+from mambar.evaluation.segmentation import compute_metrics, count_pixels, image_iou
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.inference import predict
 from mambar.segmentation.report import write_report

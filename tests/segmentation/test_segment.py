@@ -51,7 +51,7 @@ def test_a_file_and_its_bytes(model, tmp_path):
 
 def test_files(model, tmp_path):
     found = segment(model, picture())
-    paths = found.write(tmp_path / "out", "a")
+    paths = found.save(tmp_path / "out", "a")
     assert [path.name for path in paths] == ["a.overlay.png", "a.index.png", "a.json"]
     with Image.open(paths[1]) as index:
         assert np.array_equal(np.asarray(index), found.labels)
@@ -69,9 +69,9 @@ def test_nothing_is_overwritten(model, tmp_path):
     found = segment(model, picture())
     (tmp_path / "a.json").write_text("mine", "utf-8")
     with pytest.raises(InputError, match=r"already holds a.json"):
-        found.write(tmp_path, "a")
+        found.save(tmp_path, "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json"]
-    found.write(tmp_path, "a", force=True)
+    found.save(tmp_path, "a", force=True)
     assert json.loads((tmp_path / "a.json").read_text("utf-8"))["width"] == 70
 
 

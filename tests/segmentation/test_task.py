@@ -14,7 +14,7 @@ from mambar.data.segmentation.ade20k import write_scene_parse
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import DataError, InputError, RecipeError
-from mambar.evaluation.segmentation import count_pixels, compute_metrics
+from mambar.evaluation.segmentation import compute_metrics, count_pixels
 from mambar.segmentation import (
     Inference,
     SegmentationOptions,
@@ -30,13 +30,13 @@ from training import runs
 
 OPTIONS = {
     "channels": 8,
-    "auxiliary": 8,
+    "aux_channels": 8,
     "resize": (64, 32),
     "ratio": (0.75, 1.5),
-    "window": 24,
-    "stride": 16,
-    "scales": (1.0, 0.75),
-    "mirrored": True,
+    "eval_crop": 24,
+    "eval_stride": 16,
+    "eval_scales": (1.0, 0.75),
+    "eval_flip": True,
 }
 
 
@@ -172,7 +172,7 @@ def test_frozen_stage_then_all_of_it(scenes, tmp_path):
         tiny(scenes).stages[0], name="frozen", epochs=1, freeze_backbone=True, drop_path_rate=0.0
     )
     whole = dataclasses.replace(frozen, name="whole", freeze_backbone=False, start_from="weights", lr=1e-9, min_lr=0.0)
-    options = {**OPTIONS, "decoder": "linear", "auxiliary": 0}
+    options = {**OPTIONS, "decoder": "linear", "aux_channels": 0}
     recipe = tiny(scenes, stages=(frozen, whole), task_options=options, eval_every=1)
     runs.here(recipe, tmp_path / "run")
     rows = [row for row in runs.read_rows(tmp_path / "run") if row["kind"] == "evaluation"]
@@ -237,7 +237,7 @@ def test_classifiers_begin_with_the_shares_of_the_classes(tiny_mamba):
     expected = (0.9 * shares + 0.1 / 4).log().float()
     for head in (model.segmenter.decoder, model.auxiliary):
         torch.testing.assert_close(head.classifier.bias.detach(), expected)
-    options = {**OPTIONS, "start_at_shares": False}
+    options = {**OPTIONS, "init_class_bias": False}
     plain = SegmentationTask.from_recipe(
         recipe.replace(task_options=options), recipe.stages[0], classes=("a", "b", "c", "d")
     )
@@ -256,7 +256,7 @@ def test_loss_and_its_parts(make_backbone):
     main, auxiliary = model(prepared.images)
     expected = plain._loss_of(main, prepared["targets"]) + 0.4 * plain._loss_of(auxiliary, prepared["targets"])
     torch.testing.assert_close(whole["loss"], expected)
-    with_dice = task(options=SegmentationOptions.of({**OPTIONS, "dice": 1.0, "class_weights": [1.0, 2.0, 0.0]}))
+    with_dice = task(options=SegmentationOptions.of({**OPTIONS, "dice_weight": 1.0, "class_weights": [1.0, 2.0, 0.0]}))
     assert with_dice.loss(model, prepared)["loss"] > 0
 
 
@@ -282,10 +282,10 @@ def test_evaluating_a_batch_equals_image_by_image(make_backbone, size):
     [
         ({"chanels": 3}, "did you mean 'channels'"),
         ({"channels": "many"}, "task_options.channels='many'"),
-        ({"stride": 900}, "stride=900"),
+        ({"eval_stride": 900}, "stride=900"),
         ({"ratio": (2.0, 1.0)}, "ratio="),
-        ({"auxiliary": -1}, "auxiliary=-1"),
-        ({"dice": float("nan")}, "dice"),
+        ({"aux_channels": -1}, "aux_channels=-1"),
+        ({"dice_weight": float("nan")}, "dice"),
         ({"class_weights": (-1.0,)}, "class_weights"),
     ],
 )
@@ -310,8 +310,8 @@ def test_recipes_that_make_no_sense(changes, message):
 
 def test_options_from_the_command_line():
     recipe = tiny("shapes").with_overrides(
-        ["task_options.scales=[0.5,1.0]", "task_options.resize=none", "warmup_steps=9"]
+        ["task_options.eval_scales=[0.5,1.0]", "task_options.resize=none", "warmup_steps=9"]
     )
     options = SegmentationOptions.of(recipe.task_options)
-    assert options.scales == (0.5, 1.0) and options.resize is None and recipe.stages[0].warmup_steps == 9
+    assert options.eval_scales == (0.5, 1.0) and options.resize is None and recipe.stages[0].warmup_steps == 9
     assert Recipe.from_json(recipe.to_json()).task_options.keys() == recipe.task_options.keys()

@@ -83,8 +83,8 @@ def _segmenter(
 ) -> None:
     from dataclasses import replace
 
-    from mambar.segmentation.files import load_with_inference
     from mambar.segmentation.evaluator import evaluate_run
+    from mambar.segmentation.files import load_with_inference
 
     given = {name: value for name, value in changes.items() if value is not None}
     if scales is not None:

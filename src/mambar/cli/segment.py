@@ -37,7 +37,7 @@ def segment(
     found = {}
     for path in paths:
         result = run_segment(model, path, inference=inference)
-        written = result.write(target, path.stem, force=force)
+        written = result.save(target, path.stem, force=force)
         found[str(path)] = {**result.to_dict(), "files": [str(file) for file in written]}
         if not as_json:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in list(result.areas.items())[:4])

@@ -1,4 +1,4 @@
-"""Measuring a trained model on held-out images."""
+"""Metrics and evaluation of trained models."""
 
 from mambar.evaluation.classification import ClassificationResult as ClassificationResult
 from mambar.evaluation.classification import evaluate as evaluate

@@ -1,4 +1,4 @@
-"""Classification on held-out images: top-1, top-5, per class, confusion, the same on any number of processes."""
+"""Evaluates a classifier: top-1, top-5, per-class accuracy and confusion, with any number of processes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,13 +10,21 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from mambar.data.loading.loaders import Batch
-from mambar.errors import DataError
-from mambar.evaluation.metrics import LossSum, confusion_counts, top_k_correct
+from mambar.deprecated import accept_old_names
+from mambar.evaluation.metrics import LossSum, check_num_classes, confusion_counts, top_k_correct
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassificationResult:
-    """What an evaluation counted; shares are fractions 0-1."""
+    """The metrics of a classifier.
+
+    Attributes:
+        classes: class names, in label order.
+        confusion: the number of images by true class (row) and predicted class (column).
+        top1: fraction (0-1) of images whose class has the largest logit.
+        top5: fraction (0-1) of images whose class is among the five largest logits.
+        loss: mean cross-entropy.
+    """
 
     classes: tuple[str, ...]
     confusion: Int64[np.ndarray, "classes classes"]
@@ -26,20 +34,20 @@ class ClassificationResult:
 
     @property
     def count(self) -> int:
-        """The images evaluated."""
+        """The number of images."""
         return int(self.confusion.sum())
 
     @property
     def per_class(self) -> dict[str, float | None]:
-        """Top-1 of each class; None where the data has no image of it."""
-        totals, right = self.confusion.sum(1), np.diag(self.confusion)
+        """Top-1 accuracy (0-1) of each class; None for a class without images."""
+        totals, num_correct = self.confusion.sum(1), np.diag(self.confusion)
         return {
-            name: float(hit / total) if total else None
-            for name, hit, total in zip(self.classes, right, totals, strict=True)
+            name: float(correct / total) if total else None
+            for name, correct, total in zip(self.classes, num_correct, totals, strict=True)
         }
 
     def to_dict(self) -> dict[str, object]:
-        """Everything as JSON can hold it."""
+        """All metrics as JSON values."""
         return {
             "format_version": 1,
             "top1": self.top1,
@@ -52,6 +60,7 @@ class ClassificationResult:
         }
 
 
+@accept_old_names({"total": "all_reduce"})
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -60,17 +69,17 @@ def evaluate(
     device: torch.device | str = "cpu",
     prepare: Callable[[Tensor], Tensor] | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    total: Callable[[Tensor], Tensor] = lambda counts: counts,
+    all_reduce: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> ClassificationResult:
-    """Evaluates `model`, in evaluation mode for the time being, on batches of images as the loader gives them.
+    """Metrics of `model` in evaluation mode on batches of the data loader.
 
-    `prepare` acts on the images on the device (normalization); `total` adds counts up over the processes. The mean
-    loss is the cross-entropy's, computed in float64.
+    prepare: applied to the images on the device, e.g. normalization. all_reduce: sums counts over the processes.
+    The loss is the mean cross-entropy, computed in float64.
     """
     was_training = model.training
     model.eval()
     num_classes = len(classes)
-    hits = torch.zeros(2, dtype=torch.int64)
+    num_correct = torch.zeros(2, dtype=torch.int64)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     losses = LossSum()
     with torch.inference_mode():
@@ -79,13 +88,13 @@ def evaluate(
             images = prepare(moved.images) if prepare else moved.images
             with autocast():
                 logits = model(images)
-            _check_classes(logits, classes)
+            check_num_classes(logits.shape[1], classes)
             logits = logits.float()
-            hits += top_k_correct(logits, moved.labels, (1, min(5, num_classes))).cpu()
+            num_correct += top_k_correct(logits, moved.labels, (1, min(5, num_classes))).cpu()
             confusion += confusion_counts(logits.argmax(1), moved.labels, num_classes).cpu()
             losses.add(nn.functional.cross_entropy(logits.double(), moved.labels, reduction="none"))
     model.train(was_training)
-    counted = total(torch.cat([hits, losses.counts, confusion.reshape(-1)])).cpu()
+    counted = all_reduce(torch.cat([num_correct, losses.counts, confusion.reshape(-1)])).cpu()
     matrix = counted[4:].reshape(num_classes, num_classes).numpy()
     count = max(int(matrix.sum()), 1)
     return ClassificationResult(
@@ -99,7 +108,14 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """One evaluated image: the model's input, its label, the predicted class and that class's probability."""
+    """One evaluated image.
+
+    Attributes:
+        image: the model's input.
+        label: index of the true class.
+        predicted: index of the predicted class.
+        probability: probability (0-1) of the predicted class.
+    """
 
     image: Shaped[Tensor, "channels height width"]
     label: int
@@ -112,7 +128,7 @@ def examples(
     images: Float[Tensor, "batch channels height width"],
     labels: Int64[Tensor, "batch"],
 ) -> list[Example]:
-    """What the model says to some images, in evaluation mode."""
+    """The predicted class of each image, with the model in evaluation mode."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -123,11 +139,3 @@ def examples(
         Example(image=image, label=int(label), predicted=int(index), probability=float(value))
         for image, label, index, value in zip(images.cpu(), labels, best.indices, best.values, strict=True)
     ]
-
-
-def _check_classes(logits: Tensor, classes: Sequence[str]) -> None:
-    if logits.shape[1] != len(classes):
-        raise DataError(
-            f"the model has {logits.shape[1]} classes, the data {len(classes)} ({', '.join(classes[:5])}, …); "
-            "evaluate on data with the classes it was trained on."
-        )

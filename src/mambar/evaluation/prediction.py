@@ -1,4 +1,4 @@
-"""What a model says about one image."""
+"""Top-k class predictions for a single image."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,13 @@ from mambar.models.vision_mamba import VisionMamba
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One class and its probability, a fraction 0-1."""
+    """A predicted class.
+
+    Attributes:
+        name: class name, or the index as text if the model has no class names.
+        index: class index.
+        probability: softmax probability (0-1).
+    """
 
     name: str
     index: int
@@ -24,7 +30,7 @@ class Prediction:
 
 
 def predict_file(model: VisionMamba | TimmViT, path: Path, *, top: int = 5) -> list[Prediction]:
-    """The `top` most probable classes of an image file, best first; raises `ImageError` where it cannot be read."""
+    """The `top` most probable classes of an image file, best first; raises `ImageError` if it cannot be read."""
     return predict_image(model, read_image(path), top=top)
 
 
@@ -33,11 +39,10 @@ def predict_image(
 ) -> list[Prediction]:
     """The `top` most probable classes of an image, best first.
 
-    The model's own preprocessing is used (timm's default at its image size where it has none); classes without
-    names are called by their number.
+    Images are preprocessed as the model's `preprocessing` says, or with timm's defaults at its image size.
     """
     if model.num_classes < 1:
-        raise InputError("The model has no classifier (num_classes=0), so it names nothing; train one first.")
+        raise InputError("The model has num_classes=0, so it predicts no class; train a classifier first.")
     transform = EvalTransform(preprocessing=model_preprocessing(model))
     device = next(model.parameters()).device
     was_training = model.training
@@ -46,7 +51,8 @@ def predict_image(
         probabilities = model(transform(image)[None].to(device)).float().softmax(1)[0].cpu()
     model.train(was_training)
     best = probabilities.topk(min(top, model.num_classes))
+    names = model.classes or [str(index) for index in range(model.num_classes)]
     return [
-        Prediction(name=model.classes[index] if model.classes else str(index), index=index, probability=float(probability))
+        Prediction(name=names[index], index=index, probability=probability)
         for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]

@@ -1,11 +1,11 @@
-"""Semantic segmentation on held-out images: counts of pixels, from which every number follows.
+"""Semantic segmentation metrics, computed from integer pixel counts.
 
-Counts are whole numbers, added up over images and processes, so the result does not depend on batches, order or the
-number of processes. Definitions: IoU of a class = hits / (hits + missed + false) over all pixels of the data
-together, as ADE20K's and Cityscapes' evaluations; mIoU = mean over the classes that occur in masks or predictions.
-Boundary F-score of a class = harmonic mean of the share of predicted border pixels that lie near a true one and the
-share of true ones near a predicted one, over all images together.
-`tests/evaluation/test_segmentation.py` has cases counted by hand.
+Counts are summed over images and processes, so the result depends on neither batches, order nor number of processes.
+
+* IoU of a class: TP / (TP + FN + FP) over all pixels of the dataset, as in the evaluations of ADE20K and Cityscapes.
+* mIoU: mean IoU of the classes that occur in masks or predictions.
+* Boundary F-score of a class: harmonic mean of precision (fraction of predicted border pixels near a true one) and
+  recall (fraction of true border pixels near a predicted one), over all images.
 """
 
 import math
@@ -19,17 +19,20 @@ from torch import Tensor
 
 from mambar.data.segmentation.masks import IGNORE
 from mambar.errors import DataError, InputError
+from mambar.evaluation.metrics import confusion_counts
 
-# How far a border may be off, as a share of the image's diagonal (the boundary F-score's convention).
+# Largest distance of matching border pixels as a fraction of the image diagonal; conventional for this score.
 BOUNDARY_TOLERANCE = 0.0075
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SegmentationCounts:
-    """What was counted: pixels of a class (row) taken for another (column), and border pixels a class.
+    """Pixel counts of one or more images; instances can be added.
 
-    `borders` has a row a class: border pixels predicted, of them near a true border, true border pixels, of them near
-    a predicted one.
+    Attributes:
+        confusion: number of pixels by true class (row) and predicted class (column).
+        borders: for each class, the predicted border pixels, those of them near a true border, the true border
+            pixels, and those of them near a predicted border.
     """
 
     confusion: Int64[Tensor, "classes classes"]
@@ -37,7 +40,7 @@ class SegmentationCounts:
 
     @classmethod
     def zeros(cls, num_classes: int) -> "SegmentationCounts":
-        """Nothing counted yet."""
+        """Counts of no image."""
         return cls(
             confusion=torch.zeros(num_classes, num_classes, dtype=torch.int64),
             borders=torch.zeros(num_classes, 4, dtype=torch.int64),
@@ -47,19 +50,32 @@ class SegmentationCounts:
         return SegmentationCounts(confusion=self.confusion + other.confusion, borders=self.borders + other.borders)
 
     def flatten(self) -> Int64[Tensor, "counts"]:
-        """All counts in a row, for a sum over processes."""
+        """All counts as one vector, to be summed over processes."""
         return torch.cat([self.confusion.reshape(-1), self.borders.reshape(-1)])
 
     @classmethod
     def unflatten(cls, counts: Int64[Tensor, "counts"], num_classes: int) -> "SegmentationCounts":
-        """Undoes `flat`."""
+        """The inverse of `flatten`."""
         confusion, borders = counts.cpu().split([num_classes**2, 4 * num_classes])
         return cls(confusion=confusion.reshape(num_classes, -1), borders=borders.reshape(num_classes, 4))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SegmentationResult:
-    """The numbers of an evaluation; shares are fractions 0-1, None for a class that occurs nowhere."""
+    """The metrics of a segmenter; fractions are 0-1, and None for a class that does not occur.
+
+    Attributes:
+        classes: class names, in label order.
+        confusion: number of pixels by true class (row) and predicted class (column).
+        per_class: IoU of each class.
+        per_class_accuracy: fraction of the pixels of each class that are predicted correctly.
+        per_class_boundary: boundary F-score of each class.
+        miou: mean IoU.
+        pixel_accuracy: fraction of pixels that are predicted correctly.
+        mean_accuracy: mean of `per_class_accuracy`.
+        boundary_f: mean of `per_class_boundary`.
+        loss: mean cross-entropy of the labeled pixels.
+    """
 
     classes: tuple[str, ...]
     confusion: Int64[np.ndarray, "classes classes"]
@@ -74,11 +90,11 @@ class SegmentationResult:
 
     @property
     def pixels(self) -> int:
-        """The labeled pixels evaluated."""
+        """The number of labeled pixels."""
         return int(self.confusion.sum())
 
     def to_dict(self) -> dict[str, object]:
-        """Everything as JSON can hold it."""
+        """All metrics as JSON values."""
         return {
             "format_version": 1,
             "miou": self.miou,
@@ -95,17 +111,17 @@ class SegmentationResult:
         }
 
 
-def count(
+def count_pixels(
     predicted: Integer[Tensor, "*batch height width"],
     labels: Integer[Tensor, "*label_batch label_height label_width"],
     num_classes: int,
     *,
     tolerance: int | None = None,
 ) -> SegmentationCounts:
-    """Counts predicted against true classes of one image or of several of one size.
+    """The pixel counts of one image or of several of one size; pixels labeled `IGNORE` are left out.
 
-    Pixels labeled `IGNORE` are left out, whatever was predicted. `tolerance` in pixels is how far borders may be
-    apart (None: `BOUNDARY_TOLERANCE` of the diagonal, rounded up). Raises `DataError` for other values.
+    tolerance: largest distance of matching border pixels; None for `BOUNDARY_TOLERANCE` of the diagonal, rounded up.
+    Raises `DataError` for a label outside the classes.
     """
     if predicted.shape != labels.shape:
         raise InputError(
@@ -119,37 +135,38 @@ def count(
             raise DataError(
                 f"{name} holds {int(outside[0])}; {num_classes} classes have labels 0 to {num_classes - 1}."
             )
-    flat = labels[valid] * num_classes + predicted[valid]
-    confusion = torch.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+    confusion = confusion_counts(predicted[valid], labels[valid], num_classes)
     if tolerance is None:
         tolerance = math.ceil(BOUNDARY_TOLERANCE * math.hypot(*labels.shape[-2:]))
     images = zip(predicted.reshape(-1, *predicted.shape[-2:]), labels.reshape(-1, *labels.shape[-2:]), strict=True)
     borders = torch.zeros(num_classes, 4, dtype=torch.int64, device=labels.device)
-    for guess, truth in images:
-        borders += _border_counts(guess, truth, num_classes, tolerance)
+    for image_predicted, image_labels in images:
+        borders += _border_counts(image_predicted, image_labels, num_classes, tolerance)
     return SegmentationCounts(confusion=confusion.cpu(), borders=borders.cpu())
 
 
-def compute_metrics(counts: SegmentationCounts, classes: Sequence[str], *, loss: float | None = None) -> SegmentationResult:
-    """The numbers that follow from the counts."""
+def compute_metrics(
+    counts: SegmentationCounts, classes: Sequence[str], *, loss: float | None = None
+) -> SegmentationResult:
+    """The metrics of pixel counts."""
     confusion = counts.confusion.double()
-    hits, true, guessed = confusion.diag(), confusion.sum(1), confusion.sum(0)
-    union = true + guessed - hits
+    correct, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    union = true + predicted - correct
     total = float(confusion.sum())
     border = counts.borders.double()
     precision, recall = border[:, 1] / border[:, 0].clamp(min=1), border[:, 3] / border[:, 2].clamp(min=1)
-    agreed = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
-    bordered = (border[:, 0] + border[:, 2] > 0).double()
+    f_score = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    has_border = (border[:, 0] + border[:, 2] > 0).double()
     return SegmentationResult(
         classes=tuple(classes),
         confusion=counts.confusion.numpy(),
-        per_class=_shares(hits, union, classes),
-        per_class_accuracy=_shares(hits, true, classes),
-        per_class_boundary=_shares(agreed, bordered, classes),
-        miou=_mean_share(hits, union),
-        pixel_accuracy=float(hits.sum()) / total if total else 0.0,
-        mean_accuracy=_mean_share(hits, true),
-        boundary_f=_mean_share(agreed, bordered),
+        per_class=_ratios(correct, union, classes),
+        per_class_accuracy=_ratios(correct, true, classes),
+        per_class_boundary=_ratios(f_score, has_border, classes),
+        miou=_mean_ratio(correct, union),
+        pixel_accuracy=float(correct.sum()) / total if total else 0.0,
+        mean_accuracy=_mean_ratio(correct, true),
+        boundary_f=_mean_ratio(f_score, has_border),
         loss=loss,
     )
 
@@ -157,37 +174,35 @@ def compute_metrics(counts: SegmentationCounts, classes: Sequence[str], *, loss:
 def image_iou(
     predicted: Integer[Tensor, "height width"], labels: Integer[Tensor, "height width"], num_classes: int
 ) -> float:
-    """mIoU of one image over the classes that occur in it: what "best" and "worst" images are sorted by."""
+    """mIoU of one image over the classes that occur in its mask or prediction."""
     valid = labels != IGNORE
-    flat = labels[valid].long() * num_classes + predicted[valid].long()
-    confusion = torch.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes).double()
-    return _mean_share(confusion.diag(), confusion.sum(0) + confusion.sum(1) - confusion.diag())
+    confusion = confusion_counts(predicted[valid].long(), labels[valid].long(), num_classes).double()
+    return _mean_ratio(confusion.diag(), confusion.sum(0) + confusion.sum(1) - confusion.diag())
 
 
-def _shares(part: Tensor, whole: Tensor, names: Sequence[str]) -> dict[str, float | None]:
+def _ratios(part: Tensor, whole: Tensor, names: Sequence[str]) -> dict[str, float | None]:
     pairs = zip(names, part.tolist(), whole.tolist(), strict=True)
-    return {name: some / every if every else None for name, some, every in pairs}
+    return {name: numerator / denominator if denominator else None for name, numerator, denominator in pairs}
 
 
-def _mean_share(part: Tensor, whole: Tensor) -> float:
-    there = whole > 0
-    return float((part[there] / whole[there]).mean()) if bool(there.any()) else 0.0
+def _mean_ratio(part: Tensor, whole: Tensor) -> float:
+    occurs = whole > 0
+    return float((part[occurs] / whole[occurs]).mean()) if bool(occurs.any()) else 0.0
 
 
-def _border_counts(guess: Tensor, truth: Tensor, num_classes: int, tolerance: int) -> Int64[Tensor, "classes 4"]:
-    valid = truth != IGNORE
-    counts = torch.zeros(num_classes, 4, dtype=torch.int64, device=truth.device)
-    present = torch.bincount(torch.cat([guess[valid], truth[valid]]), minlength=num_classes).nonzero().flatten()
+def _border_counts(predicted: Tensor, labels: Tensor, num_classes: int, tolerance: int) -> Int64[Tensor, "classes 4"]:
+    valid = labels != IGNORE
+    counts = torch.zeros(num_classes, 4, dtype=torch.int64, device=labels.device)
+    present = torch.cat([predicted[valid], labels[valid]]).unique()
     for label in present.tolist():
-        guessed, true = _border((guess == label) & valid, valid), _border((truth == label) & valid, valid)
-        near_true, near_guessed = _widened(true, tolerance), _widened(guessed, tolerance)
-        row = (guessed, guessed & near_true, true, true & near_guessed)
-        counts[label] = torch.stack([where.sum() for where in row])
+        found, true = _border((predicted == label) & valid, valid), _border((labels == label) & valid, valid)
+        near_true, near_found = _dilate(true, tolerance), _dilate(found, tolerance)
+        counts[label] = torch.stack([mask.sum() for mask in (found, found & near_true, true, true & near_found)])
     return counts
 
 
 def _border(inside: Bool[Tensor, "height width"], valid: Bool[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
-    """The pixels of a region that touch (at a side) a labeled pixel outside it; the image's edge is no border."""
+    """The pixels of a region with a labeled 4-neighbor outside it; the edge of the image is not a border."""
     outside = valid & ~inside
     touching = torch.zeros_like(inside)
     touching[1:] |= outside[:-1]
@@ -197,14 +212,14 @@ def _border(inside: Bool[Tensor, "height width"], valid: Bool[Tensor, "height wi
     return inside & touching
 
 
-def _widened(border: Bool[Tensor, "height width"], distance: int) -> Bool[Tensor, "height width"]:
-    """All pixels at most `distance` pixels (Euclidean) from one of the border's."""
+def _dilate(border: Bool[Tensor, "height width"], distance: int) -> Bool[Tensor, "height width"]:
+    """The pixels within a Euclidean distance of `distance` pixels from the border."""
     padded = torch.nn.functional.pad(border, (distance,) * 4)
     steps = torch.arange(-distance, distance + 1, device=border.device)
     down, right = torch.meshgrid(steps, steps, indexing="ij")
     near = down**2 + right**2 <= distance**2
     offsets = down[near] * padded.shape[1] + right[near]
-    reached = padded.flatten()
-    # Borders are few pixels: each marks the disk around it.
-    reached[(reached.nonzero() + offsets).flatten()] = True
-    return reached.view_as(padded)[distance : distance + border.shape[0], distance : distance + border.shape[1]]
+    dilated = padded.flatten()
+    # Borders have few pixels, so setting the disk around each is faster than a convolution.
+    dilated[(dilated.nonzero() + offsets).flatten()] = True
+    return dilated.view_as(padded)[distance : distance + border.shape[0], distance : distance + border.shape[1]]

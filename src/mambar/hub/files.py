@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,6 @@ def save_model(
     """
     if model.config is None:
         raise InputError("A TimmViT is saved only if create_model or create_timm_vit made it from standard arguments.")
-    directory = Path(directory)
-    taken = [file for file in (CONFIG, WEIGHTS) if os.path.lexists(directory / file)]
-    if taken and not force:
-        raise InputError(f"{directory} already holds {' and '.join(taken)}; choose another directory or give --force.")
-    directory.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in _saved_module(model).state_dict().items()}
-    bad = first_non_finite(state)
-    if bad is not None:
-        raise CheckpointError(f"{bad} holds NaN or Inf; the weights are not saved.")
-    weights = safetensors.torch.save(state, metadata={"format": "pt"})
-    sha256 = write_atomically(directory / WEIGHTS, weights)
     classes = tuple(classes) if classes is not None else model.classes
     content = config_content(
         model.config,
@@ -100,8 +89,29 @@ def save_model(
         classes=classes,
         preprocessing=preprocessing or model_preprocessing(model),
     )
+    write_directory(directory, _saved_module(model), content, force=force)
+
+
+def write_directory(directory: Path, model: nn.Module, content: dict[str, Any], *, force: bool) -> None:
+    """Writes the weights of `model`, and `content` with their checksum as `config.json`; see `save_model`."""
+    directory = Path(directory)
+    refuse_overwrite(directory, (CONFIG, WEIGHTS), force=force)
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    bad = first_non_finite(state)
+    if bad is not None:
+        raise CheckpointError(f"{bad} holds NaN or Inf; the weights are not saved.")
+    weights = safetensors.torch.save(state, metadata={"format": "pt"})
+    sha256 = write_atomically(directory / WEIGHTS, weights)
     content["mambar"]["weights"] = {"file": WEIGHTS, "sha256": sha256, "bytes": len(weights)}
     write_atomically(directory / CONFIG, json_bytes(with_checksum(content)))
+
+
+def refuse_overwrite(directory: Path, names: Iterable[str], *, force: bool) -> None:
+    """Raises `InputError` if one of the files exists in `directory`, unless `force`."""
+    taken = [name for name in names if os.path.lexists(directory / name)]
+    if taken and not force:
+        raise InputError(f"{directory} already holds {' and '.join(taken)}; choose another directory or give --force.")
 
 
 def load(source: str | Path, *, device: str | torch.device = "cpu", verify: bool = True) -> VisionMamba | TimmViT:
@@ -136,7 +146,7 @@ def load_directory(directory: Path, *, weights: Path | None = None, verify: bool
     path = weights or _weights_path(directory, ours)
     state = _read_weights(path, ours, verify=verify)
     with as_checkpoint_error(directory / CONFIG):
-        model = _build_model(ours["config"], state, directory)
+        model = build_model(ours["config"], state, directory)
         classes = _class_names(ours.get("classes"), model.num_classes)
         preprocessing = Preprocessing.from_dict(ours["preprocessing"])
         if max(preprocessing.size) / preprocessing.crop_pct > _LARGEST_IMAGE:
@@ -153,7 +163,7 @@ def _saved_module(model: VisionMamba | TimmViT) -> nn.Module:
     return model.model if isinstance(model, TimmViT) else model
 
 
-def _build_model(fields: Mapping[str, Any], state: Mapping[str, Tensor], directory: Path) -> VisionMamba | TimmViT:
+def build_model(fields: Mapping[str, Any], state: Mapping[str, Tensor], directory: Path) -> VisionMamba | TimmViT:
     """The model of a configuration; raises before it is allocated if it is much larger than the weights."""
     saved = sum(tensor.numel() for tensor in state.values())
     if "timm_model" in fields:

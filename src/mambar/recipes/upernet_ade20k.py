@@ -40,15 +40,15 @@ STAGE: Final = Stage(
 OPTIONS: Final = {
     "channels": 512,
     "norm": "group",
-    "start_at_shares": False,
-    "auxiliary": 256,
-    "auxiliary_weight": 0.4,
+    "init_class_bias": False,
+    "aux_channels": 256,
+    "aux_weight": 0.4,
     "resize": [2048, 512],
     "ratio": [0.5, 2.0],
-    "most_of_one": 0.75,
+    "max_class_fraction": 0.75,
     "distort": True,
-    "window": 512,
-    "stride": 341,
+    "eval_crop": 512,
+    "eval_stride": 341,
 }
 
 RECIPE = Recipe(
@@ -81,7 +81,7 @@ LARGE_RECIPE = dataclasses.replace(
 PROBE_RECIPE = dataclasses.replace(
     RECIPE,
     name="probe_ade20k",
-    task_options={**OPTIONS, "decoder": "linear", "auxiliary": 0},
+    task_options={**OPTIONS, "decoder": "linear", "aux_channels": 0},
     stages=(
         dataclasses.replace(STAGE, freeze_backbone=True, drop_path_rate=0.0, lr=1e-3, epochs=32, max_steps=40_000),
     ),

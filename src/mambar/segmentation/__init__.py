@@ -1,7 +1,8 @@
-"""Semantic segmentation: UPerNet on a token model, its training, its inference on images of any size."""
+"""Semantic segmentation: train, evaluate and run UPerNet and linear decoders on a token model."""
 
 from mambar.segmentation.decoders import DECODERS as DECODERS
 from mambar.segmentation.evaluator import evaluate as evaluate
+from mambar.segmentation.evaluator import evaluate_run as evaluate_run
 from mambar.segmentation.files import is_segmenter as is_segmenter
 from mambar.segmentation.files import load_segmenter as load_segmenter
 from mambar.segmentation.files import load_with_inference as load_with_inference
@@ -10,7 +11,6 @@ from mambar.segmentation.inference import Inference as Inference
 from mambar.segmentation.inference import predict as predict
 from mambar.segmentation.inference import probabilities as probabilities
 from mambar.segmentation.options import SegmentationOptions as SegmentationOptions
-from mambar.segmentation.evaluator import evaluate_run as evaluate_run
 from mambar.segmentation.segment import Segmentation as Segmentation
 from mambar.segmentation.segment import segment as segment
 from mambar.segmentation.segmenter import Segmenter as Segmenter

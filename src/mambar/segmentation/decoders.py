@@ -1,4 +1,4 @@
-"""What turns the tapped layers' maps into class logits: one class a decoder, all in one table."""
+"""Decoders: from the feature maps of backbone layers to class logits."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.nn.pyramid import FeaturePyramid
-from mambar.segmentation.upernet import UPerHead
+from mambar.segmentation.upernet import UPerHead, make_classifier
 
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Maps of the tapped layers (one size) → logits at a size of its own."""
+    """Feature maps of one size → logits, at the resolution of the decoder."""
 
     def __call__(
         self, maps: Sequence[Float[Tensor, "batch dim rows cols"]]
@@ -21,20 +21,28 @@ class Decoder(Protocol):
 
 
 class UPerDecoder(nn.Module):
-    """The feature pyramid of four layers under UPerNet's head; logits every 4 pixels (or every patch)."""
+    """UPerNet's head on a feature pyramid of four layers; logits every 4 pixels, or every patch if smaller."""
 
     num_layers = 4
 
     def __init__(
-        self, dim: int, patch_size: int, *, num_layers: int, num_classes: int, channels: int, norm: str, dropout: float
+        self,
+        embed_dim: int,
+        patch_size: int,
+        *,
+        num_layers: int,
+        num_classes: int,
+        channels: int,
+        norm: str,
+        dropout: float,
     ) -> None:
         super().__init__()
-        self.pyramid = FeaturePyramid(dim, patch_size, norm=norm)
-        self.head = UPerHead([dim] * 4, num_classes=num_classes, channels=channels, norm=norm, dropout=dropout)
+        self.pyramid = FeaturePyramid(embed_dim, patch_size, norm=norm)
+        self.head = UPerHead([embed_dim] * 4, num_classes=num_classes, channels=channels, norm=norm, dropout=dropout)
 
     @property
     def classifier(self) -> nn.Conv2d:
-        """The layer that gives logits."""
+        """The last layer, which outputs logits."""
         return self.head.classifier
 
     def forward(
@@ -44,22 +52,27 @@ class UPerDecoder(nn.Module):
 
 
 class LinearDecoder(nn.Module):
-    """One linear map of each patch token (those of several layers side by side): how much the features know.
+    """A linear classifier on each patch token, whose layers are concatenated; logits every patch.
 
-    The probe of DINOv2 and "Vision Transformers Need Registers"; logits every patch.
+    The linear probe of DINOv2 and "Vision Transformers Need Registers".
     """
 
     num_layers = 1
 
     def __init__(
-        self, dim: int, patch_size: int, *, num_layers: int, num_classes: int, channels: int, norm: str, dropout: float
+        self,
+        embed_dim: int,
+        patch_size: int,
+        *,
+        num_layers: int,
+        num_classes: int,
+        channels: int,
+        norm: str,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(num_layers * dim, num_classes, 1)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        assert self.classifier.bias is not None
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = make_classifier(num_layers * embed_dim, num_classes)
 
     def forward(
         self, maps: Sequence[Float[Tensor, "batch dim rows cols"]]

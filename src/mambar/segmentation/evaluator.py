@@ -1,20 +1,64 @@
-"""Measuring a segmenter: every image once, at its own size, with the same result on any number of processes."""
+"""Evaluates a segmenter on a dataset: every image once, at its own size, with any number of processes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mambar.data.loading.loaders import Batch
+from mambar.data.loading.loaders import Batch, evaluation_batches
+from mambar.data.registry import open_dataset
 from mambar.data.segmentation.masks import IGNORE
 from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.data.transforms.segmentation import MaskChannelDataset
+from mambar.deprecated import accept_old_names
 from mambar.errors import DataError
-from mambar.evaluation.segmentation import SegmentationCounts, SegmentationResult, count_pixels, compute_metrics
+from mambar.evaluation.metrics import check_num_classes
+from mambar.evaluation.segmentation import SegmentationCounts, SegmentationResult, compute_metrics, count_pixels
+from mambar.segmentation.files import load_with_inference
 from mambar.segmentation.inference import Inference, probabilities
 from mambar.segmentation.segmenter import Segmenter
+from mambar.training.checkpoint.run_directory import read_located_recipe
 
 
+def evaluate_run(
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    split: str = "val",
+    data_options: dict[str, Any] | None = None,
+    inference: Inference | None = None,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+) -> SegmentationResult:
+    """mIoU, per-class IoU, pixel accuracy and boundary F-score of the segmenter in `run` on a split of `data`.
+
+    data: a dataset with the model's classes; by default the run's own dataset with the same options.
+    inference: by default the settings of the run.
+    """
+    model, run_inference = load_with_inference(run, device=device)
+    if data is None:
+        recipe = read_located_recipe(run)
+        data, data_options = recipe.data, {**recipe.data_options, **(data_options or {})}
+    dataset = open_dataset(data, split, kind="segmentation", **(data_options or {}))
+    if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
+        raise DataError(
+            f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "
+            f"{len(model.classes)} ({', '.join(model.classes[:4])}, …); evaluate on data with the model's classes."
+        )
+    assert model.preprocessing is not None
+    return evaluate(
+        model,
+        evaluation_batches(MaskChannelDataset(dataset), lambda image: image, batch_size=1, workers=workers),
+        classes=dataset.classes,
+        preprocessing=model.preprocessing,
+        inference=inference or run_inference,
+    )
+
+
+@accept_old_names({"total": "all_reduce"})
 def evaluate(
     model: Segmenter,
     batches: Iterable[Batch],
@@ -23,31 +67,27 @@ def evaluate(
     preprocessing: Preprocessing,
     inference: Inference,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    total: Callable[[Tensor], Tensor] = lambda counts: counts,
+    all_reduce: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> SegmentationResult:
-    """Evaluates `model`, in evaluation mode for the time being, on batches of red, green, blue and label bytes.
+    """Metrics of `model` in evaluation mode; the images of `batches` have the labels as a fourth channel.
 
-    `total` adds counts up over the processes. The loss is the mean surprise (cross-entropy) of a labeled pixel.
+    all_reduce: sums counts over the processes. The loss is the mean cross-entropy of the labeled pixels.
     """
-    if model.num_classes != len(classes):
-        raise DataError(
-            f"the model has {model.num_classes} classes, the data {len(classes)} ({', '.join(classes[:5])}, …); "
-            "evaluate on data with the classes it was trained on."
-        )
+    check_num_classes(model.num_classes, classes)
     was_training = model.training
     model.eval()
     counts = SegmentationCounts.zeros(len(classes))
-    surprise = torch.zeros(1, dtype=torch.float64)
+    loss = torch.zeros(1, dtype=torch.float64)
     device = next(model.parameters()).device
     for batch in batches:
         labels = batch.images[:, 3].to(device)
-        for number, predicted, missed in _predictions(model, batch, labels, inference, preprocessing, autocast):
-            counts = counts + count_pixels(predicted, batch.images[number, 3].to(predicted.device), len(classes))
-            surprise += missed.cpu()
+        for index, predicted, image_loss in _predictions(model, batch, labels, inference, preprocessing, autocast):
+            counts = counts + count_pixels(predicted, batch.images[index, 3].to(predicted.device), len(classes))
+            loss += image_loss.cpu()
     model.train(was_training)
-    counts = SegmentationCounts.unflatten(total(counts.flatten()), len(classes))
-    surprise = total(surprise).cpu()
-    return compute_metrics(counts, classes, loss=float(surprise) / max(int(counts.confusion.sum()), 1))
+    counts = SegmentationCounts.unflatten(all_reduce(counts.flatten()), len(classes))
+    loss = all_reduce(loss).cpu()
+    return compute_metrics(counts, classes, loss=float(loss) / max(int(counts.confusion.sum()), 1))
 
 
 @torch.inference_mode()
@@ -59,36 +99,33 @@ def _predictions(
     preprocessing: Preprocessing,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Iterable[tuple[int, Tensor, Tensor]]:
-    """(number in the batch, predicted classes, summed surprise of its labeled pixels) of every image."""
-    if _plain(inference, batch.images.shape[2], batch.images.shape[3]):
-        # One look at the whole image: all of a batch at once.
+    """(index in the batch, predicted classes, summed cross-entropy of the labeled pixels) of each image."""
+    if _is_single_pass(inference, batch.images.shape[2], batch.images.shape[3]):
         images = preprocessing.normalize(batch.images[:, :3].to(labels.device)).to(next(model.parameters()).dtype)
         with autocast():
             logits = model(images)
-        shares = logits.float().softmax(1)
-        # Counting is dozens of small steps an image, each of which a shared GPU lets wait; these images are small.
-        predicted = shares.argmax(1).cpu()
-        missed = torch.stack([_surprise(each, truth) for each, truth in zip(shares, labels, strict=True)]).cpu()
-        yield from zip(range(len(batch)), predicted, missed, strict=True)
+        scores = logits.float().softmax(1)
+        # On the CPU: counting takes dozens of small operations per image, whose launches dominate on a GPU.
+        predicted = scores.argmax(1).cpu()
+        losses = torch.stack([_summed_loss(*each) for each in zip(scores, labels, strict=True)]).cpu()
+        yield from zip(range(len(batch)), predicted, losses, strict=True)
         return
-    for number in range(len(batch)):
-        predicted, missed = [], torch.zeros(1, dtype=torch.float64, device=labels.device)
-        bands = probabilities(
-            model, batch.images[number, :3], inference, preprocessing=preprocessing, autocast=autocast
-        )
-        for rows, band in bands:
+    for index in range(len(batch)):
+        predicted, loss = [], torch.zeros(1, dtype=torch.float64, device=labels.device)
+        pixels = batch.images[index, :3]
+        for rows, band in probabilities(model, pixels, inference, preprocessing=preprocessing, autocast=autocast):
             predicted.append(band.argmax(0))
-            missed += _surprise(band, labels[number, rows.start : rows.stop])
-        yield number, torch.cat(predicted), missed
+            loss += _summed_loss(band, labels[index, rows.start : rows.stop])
+        yield index, torch.cat(predicted), loss
 
 
-def _plain(inference: Inference, height: int, width: int) -> bool:
-    """Whether the settings come to one look at the whole image at its own size."""
+def _is_single_pass(inference: Inference, height: int, width: int) -> bool:
+    """True if one forward pass of the whole image at its own size is all that `inference` asks for."""
     fits = inference.crop is None or max(height, width) <= inference.crop
     return fits and not inference.flip and inference.sizes(height, width) == [(height, width)]
 
 
-def _surprise(shares: Tensor, labels: Tensor) -> Tensor:
+def _summed_loss(scores: Tensor, labels: Tensor) -> Tensor:
     valid = labels != IGNORE
-    own = shares.gather(0, torch.where(valid, labels, 0).long()[None])[0]
+    own = scores.gather(0, torch.where(valid, labels, 0).long()[None])[0]
     return -(own.clamp(min=1e-12).log().double() * valid).sum()[None]

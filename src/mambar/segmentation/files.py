@@ -1,22 +1,18 @@
-"""A segmenter on disk: `config.json` beside `model.safetensors`, as `mambar.hub` writes a classifier."""
+"""Saves and loads segmenter directories: `config.json` and `model.safetensors`."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import safetensors.torch
 import torch
-from torch import nn
 
 from mambar.data.transforms.preprocessing import Preprocessing
-from mambar.errors import CheckpointError, CheckpointMismatch, InputError
-from mambar.hub.config_file import CONFIG, json_bytes, read_config, read_json, with_checksum
-from mambar.hub.files import WEIGHTS, write_atomically
+from mambar.errors import CheckpointError, InputError
+from mambar.hub.config_file import CONFIG, read_config, read_json
+from mambar.hub.files import WEIGHTS, build_model, load_weights, write_directory
 from mambar.hub.safetensors_file import read_safetensors
-from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite
-from mambar.models.complexity import parameter_count
-from mambar.models.config import VisionMambaConfig
+from mambar.hub.weight_checks import as_checkpoint_error, check_weights
+from mambar.models.timm_vit import TimmViT
 from mambar.models.vision_mamba import VisionMamba
 from mambar.segmentation.inference import Inference
 from mambar.segmentation.segmenter import Segmenter, SegmenterConfig
@@ -25,30 +21,21 @@ from mambar.version import __version__
 # 1: version 0.1, without a checksum.
 FORMAT_VERSION: Final = 2
 KIND: Final = "segmenter"
-# A decoder of the widest published kind has some 80 M parameters.
-_LARGEST_DECODER: Final = 500_000_000
+# The widest published decoder has about 80 M parameters.
+_MAX_DECODER_PARAMETERS: Final = 500_000_000
 
 
 def save_segmenter(directory: Path, model: Segmenter, *, name: str | None, inference: Inference, force: bool) -> None:
-    """Writes `config.json` and `model.safetensors`; what the model carries (classes, palette, …) goes with it.
+    """Writes `config.json` (with classes, palette, preprocessing and `inference`) and `model.safetensors`.
 
-    Refuses to overwrite either file unless `force`. Raises `DiskError`, and `CheckpointError` for NaN or Inf.
+    Raises `InputError` if one of the files exists and `force` is not given, `DiskError` if they cannot be written,
+    `CheckpointError` for non-finite weights.
     """
-    if not isinstance(model.backbone, VisionMamba):
+    if not isinstance(model.backbone, VisionMamba | TimmViT) or model.backbone.config is None:
         raise InputError(
-            f"a segmenter on {type(model.backbone).__name__} is not saved here; keep its state_dict, or use a Mamba-R."
+            f"a segmenter on {type(model.backbone).__name__} is not saved; save its state_dict, or use a backbone of "
+            "mambar.create_model."
         )
-    directory = Path(directory)
-    taken = [file for file in (CONFIG, WEIGHTS) if os.path.lexists(directory / file)]
-    if taken and not force:
-        raise InputError(f"{directory} already holds {' and '.join(taken)}; choose another place or give --force.")
-    directory.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    bad = first_non_finite(state)
-    if bad is not None:
-        raise CheckpointError(f"{bad} holds NaN or Inf; the weights are not saved.")
-    weights = safetensors.torch.save(state, metadata={"format": "pt"})
-    sha256 = write_atomically(directory / WEIGHTS, weights)
     ours = {
         "format_version": FORMAT_VERSION,
         "kind": KIND,
@@ -60,15 +47,12 @@ def save_segmenter(directory: Path, model: Segmenter, *, name: str | None, infer
         "palette": [list(color) for color in model.palette] if model.palette else None,
         "preprocessing": (model.preprocessing or Preprocessing()).to_dict(),
         "inference": inference.to_dict(),
-        "weights": {"file": WEIGHTS, "sha256": sha256, "bytes": len(weights)},
     }
-    write_atomically(
-        directory / CONFIG, json_bytes(with_checksum({"architecture": "mambar_segmenter", "mambar": ours}))
-    )
+    write_directory(directory, model, {"architecture": "mambar_segmenter", "mambar": ours}, force=force)
 
 
 def is_segmenter(directory: str | Path) -> bool:
-    """Whether a directory holds a segmenter (and not a classifier, or nothing)."""
+    """True if the directory contains a saved segmenter."""
     path = Path(directory).expanduser() / CONFIG
     if not path.is_file():
         return False
@@ -77,16 +61,16 @@ def is_segmenter(directory: str | Path) -> bool:
 
 
 def load_segmenter(source: str | Path, *, device: str | torch.device = "cpu") -> Segmenter:
-    """A trained segmenter from its run directory, in evaluation mode, with classes, palette and preprocessing.
+    """The segmenter in a run directory, in evaluation mode, with classes, palette and preprocessing.
 
-    Weights are verified against the sha256 in config.json. Raises `CheckpointError` for damage or another kind.
+    Raises `CheckpointError` if config.json or the weights do not match their checksums, or for another kind of model.
     """
     model, _ = load_with_inference(source, device=device)
     return model
 
 
 def load_with_inference(source: str | Path, *, device: str | torch.device = "cpu") -> tuple[Segmenter, Inference]:
-    """The segmenter of a run directory, and how it was evaluated in training."""
+    """The segmenter in a run directory and the `Inference` settings that its evaluation used."""
     directory = Path(source).expanduser()
     path = directory / CONFIG
     if not directory.is_dir():
@@ -97,37 +81,21 @@ def load_with_inference(source: str | Path, *, device: str | torch.device = "cpu
     recorded = ours.get("weights")
     sha256 = recorded.get("sha256") if isinstance(recorded, Mapping) else None
     if not isinstance(sha256, str):
-        raise CheckpointError(f"{path} records no sha256 of the weights; copy the run anew.")
+        raise CheckpointError(f"{path} records no sha256 of the weights; copy the run again.")
     state = read_safetensors(directory / WEIGHTS, sha256=sha256)
     check_weights(state, origin=directory / WEIGHTS)
     with as_checkpoint_error(path):
-        config = VisionMambaConfig.from_dict(ours["backbone"])
-        # A few bytes must not make a model of terabytes.
-        held = sum(tensor.numel() for tensor in state.values())
-        if parameter_count(config) > 2 * held + 100_000:
-            raise CheckpointMismatch(f"{path} describes a larger model than the {held} numbers of {WEIGHTS}.")
-        described = SegmenterConfig.from_dict(ours["segmenter"])
-        if described.channels**2 * 9 * 4 > _LARGEST_DECODER:
-            raise InputError(f"channels={described.channels} is no decoder of mambar.")
-        model = Segmenter(VisionMamba(config), **vars(described))
-        model.classes = _names(ours.get("classes"), described.num_classes)
-        model.palette = _colours(ours.get("palette"), described.num_classes)
+        backbone = build_model(ours["backbone"], state, directory)
+        segmenter_config = SegmenterConfig.from_dict(ours["segmenter"])
+        if segmenter_config.channels**2 * 9 * 4 > _MAX_DECODER_PARAMETERS:
+            raise InputError(f"channels={segmenter_config.channels} is too large for a decoder.")
+        model = Segmenter(backbone, **vars(segmenter_config))
+        model.classes = _names(ours.get("classes"), segmenter_config.num_classes)
+        model.palette = _colours(ours.get("palette"), segmenter_config.num_classes)
         model.preprocessing = Preprocessing.from_dict(ours["preprocessing"])
         inference = Inference.from_dict(ours["inference"])
-    _fill(model, state, str(directory / WEIGHTS))
+    load_weights(model, state, origin=str(directory / WEIGHTS))
     return model.to(device).eval(), inference
-
-
-def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
-    wanted = model.state_dict()
-    missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
-    other = [name for name in wanted if name in state and wanted[name].shape != state[name].shape]
-    if missing or unexpected or other:
-        raise CheckpointMismatch(
-            f"{origin} does not fit the segmenter: missing {missing[:4] or 'nothing'}, unexpected "
-            f"{unexpected[:4] or 'nothing'}, of another shape {other[:4] or 'nothing'}."
-        )
-    model.load_state_dict(dict(state))
 
 
 def _names(names: Any, count: int) -> tuple[str, ...]:
@@ -143,6 +111,6 @@ def _colours(colors: Any, count: int) -> tuple[tuple[int, int, int], ...]:
     for color in colors:
         red, green, blue = (int(band) for band in color)
         if not all(0 <= band <= 255 for band in (red, green, blue)):
-            raise InputError(f"palette: {color} is no color; use three numbers from 0 to 255.")
+            raise InputError(f"palette: {color} is not a color; use three numbers from 0 to 255.")
         found.append((red, green, blue))
     return tuple(found)

@@ -1,8 +1,8 @@
-"""From an image of any size to a class for every pixel: whole or by sliding windows, several scales, flipped.
+"""Inference on images of any size: whole or sliding windows, multi-scale, flipped.
 
-Memory is bounded: class scores exist only for a band of rows at a time. What is kept of a window are its coarse
-logits (every 4 pixels), and only as long as a band can still touch them. A 4,000-pixel square image with 150 classes
-needs about 0.3 GB beside the model's own activations, where its full logits would take 9.6.
+Memory is bounded: full-size class scores exist only for a band of rows at a time. Of each window the coarse logits
+(every 4 pixels) are kept until no later band needs them. An image of 4,000 x 4,000 pixels with 150 classes takes about
+0.3 GB beside the model's activations; its full logits would take 9.6 GB.
 """
 
 import dataclasses
@@ -18,22 +18,30 @@ from torch import Tensor
 
 from mambar.data.transforms.classification import pil_to_tensor, to_pil_image
 from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.deprecated import accept_old_names, translate
 from mambar.errors import InputError
 from mambar.segmentation.resample import bilinear, resample, support
 from mambar.segmentation.segmenter import Segmenter
 
-# Numbers in a band of scores: 64 MB of float32.
-_BAND: Final = 1 << 24
+# Class scores in a band: 64 MB of float32.
+_BAND_SIZE: Final = 1 << 24
+# Fields of version 0.1.
+_OLD_FIELDS: Final = {"batch": "batch_size"}
 
 
+@accept_old_names(_OLD_FIELDS)
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """How a trained segmenter looks at an image, checked when made.
+    """Settings of sliding-window and multi-scale inference.
 
-    crop: a window's side in pixels (None: the whole image at once). stride: from window to window; scores of
-    overlapping windows are averaged. resize: (long, short): the image is scaled, proportions kept, to the largest
-    size within these, e.g. (2048, 512) as published for ADE20K; None keeps its size. scales: further factors; the
-    probabilities of all are averaged. flip: each scale also mirrored. batch: windows at a time.
+    Attributes:
+        crop: side of a window in pixels; None for the whole image at once.
+        stride: distance of neighboring windows in pixels; logits of overlapping windows are averaged.
+        resize: (long, short); the image is resized, with its aspect ratio, to the largest size within these limits,
+            e.g. (2048, 512) as published for ADE20K. None keeps its size.
+        scales: further resize factors, whose probabilities are averaged.
+        flip: average with the mirrored image at each scale.
+        batch_size: windows in a forward pass.
     """
 
     crop: int | None = 512
@@ -41,23 +49,23 @@ class Inference:
     resize: tuple[int, int] | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
-    batch: int = 4
+    batch_size: int = 4
 
     def __post_init__(self) -> None:
         if self.resize is not None:
             object.__setattr__(self, "resize", tuple(self.resize))
         object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         if self.crop is not None and not 1 <= self.stride <= self.crop:
-            raise InputError(f"stride={self.stride} must lie between 1 and crop={self.crop}, or pixels are left out.")
+            raise InputError(f"stride={self.stride} must be from 1 to crop={self.crop}, to cover all pixels.")
         if self.resize is not None and not min(self.resize) >= 1:
             raise InputError(f"resize={self.resize} is not (long side, short side) in pixels; e.g. (2048, 512).")
         if not self.scales or not all(0.05 <= scale <= 20 for scale in self.scales):
             raise InputError(f"scales={self.scales} must be factors from 0.05 to 20; (1.0,) for none.")
-        if self.batch < 1:
-            raise InputError(f"batch={self.batch} is not a number of windows; use 1 or more.")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size} is not a number of windows; use 1 or more.")
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """The (height, width) at which an image is looked at, one a scale."""
+        """The (height, width) of the resized image at each scale."""
         factor = 1.0
         if self.resize is not None:
             factor = min(max(self.resize) / max(height, width), min(self.resize) / min(height, width))
@@ -66,98 +74,98 @@ class Inference:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them."""
+        """All fields as JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Inference":
-        """Undoes `to_dict`; an unknown field raises `InputError`."""
+        """The inverse of `to_dict`, also for fields of version 0.1; raises `InputError` for an unknown field."""
+        fields = translate(fields, _OLD_FIELDS)
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
                 raise InputError(f"inference has no field {name!r}; it has {', '.join(known)}.")
-        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-        return cls(**plain)
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
 
 
 @torch.inference_mode()
 def probabilities(
     model: Segmenter,
     pixels: UInt8[Tensor, "channels height width"],
-    settings: Inference,
+    inference: Inference,
     *,
     preprocessing: Preprocessing,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[tuple[range, Float[Tensor, "classes band width"]]]:
-    """Class probabilities band by band from the top: (rows of the image, float32 on the model's device).
+    """Yields (rows of the image, class probabilities) band by band, in float32 on the model's device.
 
-    `pixels` as stored; scaling is Pillow's bilinear (anti-aliased, the same as in training), then normalization. The
-    model should be in evaluation mode.
+    Images are resized with Pillow's anti-aliased bilinear filter, as in training, and then normalized. The model must
+    be in evaluation mode.
     """
     height, width = pixels.shape[1:]
-    like = next(model.parameters())
-    fields = []
-    for size in settings.sizes(height, width):
-        image = preprocessing.normalize(_scaled(pixels, size).to(like.device)).to(like.dtype)
-        fields.append(_Field(model, image, settings, autocast, mirrored=False))
-        if settings.flip:
-            fields.append(_Field(model, image.flip(-1), settings, autocast, mirrored=True))
-    step = max(_BAND // (model.num_classes * width), 1)
+    parameter = next(model.parameters())
+    scaled = []
+    for size in inference.sizes(height, width):
+        image = preprocessing.normalize(_scaled(pixels, size).to(parameter.device)).to(parameter.dtype)
+        scaled.append(_ScaledLogits(model, image, inference, autocast, mirrored=False))
+        if inference.flip:
+            scaled.append(_ScaledLogits(model, image.flip(-1), settings, autocast, mirrored=True))
+    step = max(_BAND_SIZE // (model.num_classes * width), 1)
     for top in range(0, height, step):
         rows = range(top, min(top + step, height))
-        total = fields[0].probabilities(rows, (height, width))
-        for field in fields[1:]:
-            total += field.probabilities(rows, (height, width))
-        yield rows, total.div_(len(fields))
+        total = scaled[0].probabilities(rows, (height, width))
+        for each in scaled[1:]:
+            total += each.probabilities(rows, (height, width))
+        yield rows, total.div_(len(scaled))
 
 
 def predict(
     model: Segmenter,
     pixels: UInt8[Tensor, "channels height width"],
-    settings: Inference,
+    inference: Inference,
     *,
     preprocessing: Preprocessing,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[UInt8[Tensor, "height width"], Float[Tensor, "height width"]]:
-    """(the most probable class of each pixel, its probability), on the CPU."""
-    labels, sure = [], []
-    for _, band in probabilities(model, pixels, settings, preprocessing=preprocessing, autocast=autocast):
+    """(most probable class of each pixel, its probability), on the CPU."""
+    labels, confidence = [], []
+    for _, band in probabilities(model, pixels, inference, preprocessing=preprocessing, autocast=autocast):
         best = band.max(0)
         labels.append(best.indices.to(torch.uint8).cpu())
-        sure.append(best.values.cpu())
-    return torch.cat(labels), torch.cat(sure)
+        confidence.append(best.values.cpu())
+    return torch.cat(labels), torch.cat(confidence)
 
 
 def window_offsets(length: int, crop: int, stride: int) -> list[int]:
-    """Where the windows of a side begin: every `stride` pixels, the last one flush with the end."""
+    """First pixel of each window along a side: every `stride` pixels; the last window ends with the side."""
     count = -(-max(length - crop, 0) // stride) + 1
     return [min(index * stride, max(length - crop, 0)) for index in range(count)]
 
 
-class _Field:
-    """The mean logits of all windows over one scaled image, asked for from the top to the bottom."""
+class _ScaledLogits:
+    """The mean logits of all windows of one scaled image; rows must be read from top to bottom."""
 
     def __init__(
         self,
         model: Segmenter,
         image: Float[Tensor, "channels height width"],
-        settings: Inference,
+        inference: Inference,
         autocast: Callable[[], AbstractContextManager[object]],
         *,
         mirrored: bool,
     ) -> None:
         self.model, self.image, self.autocast, self.mirrored = model, image, autocast, mirrored
-        self.batch = settings.batch
+        self.batch_size = inference.batch_size
         height, width = image.shape[1:]
-        crop = settings.crop or max(height, width)
+        crop = inference.crop or max(height, width)
         self.window = (min(crop, height), min(crop, width))
-        self.tops = window_offsets(height, crop, settings.stride)
-        self.lefts = window_offsets(width, crop, settings.stride)
-        # Coarse logits of the rows of windows that a band may still need, by their top.
-        self.kept: dict[int, list[Tensor]] = {}
+        self.tops = window_offsets(height, crop, inference.stride)
+        self.lefts = window_offsets(width, crop, inference.stride)
+        # Coarse logits of each row of windows that a later band may need, by the first pixel row.
+        self.cache: dict[int, list[Tensor]] = {}
 
     def probabilities(self, rows: range, size: tuple[int, int]) -> Float[Tensor, "classes band width"]:
-        """The probabilities in some rows of the image scaled to `size`."""
+        """Class probabilities of some rows, after resizing the logits to `size`."""
         height, width = self.image.shape[1:]
         if (height, width) == size:
             logits = self._logits(rows)
@@ -171,33 +179,33 @@ class _Field:
     def _logits(self, rows: range) -> Float[Tensor, "classes band width"]:
         width = self.image.shape[2]
         total = torch.zeros(self.model.num_classes, len(rows), width, device=self.image.device)
-        times = torch.zeros(len(rows), width, device=self.image.device)
-        filled = self.model.padded_size(self.window)
+        num_windows = torch.zeros(len(rows), width, device=self.image.device)
+        padded = self.model.padded_size(self.window)
         for top in self.tops:
             inside = range(max(rows.start, top), min(rows.stop, top + self.window[0]))
             if not len(inside):
                 continue
             band = slice(inside.start - rows.start, inside.stop - rows.start)
             for left, coarse in zip(self.lefts, self._row_of_windows(top), strict=True):
-                vertical = bilinear(coarse.shape[-2], filled[0], coarse)[inside.start - top : inside.stop - top]
-                horizontal = bilinear(coarse.shape[-1], filled[1], coarse)[: self.window[1]]
+                vertical = bilinear(coarse.shape[-2], padded[0], coarse)[inside.start - top : inside.stop - top]
+                horizontal = bilinear(coarse.shape[-1], padded[1], coarse)[: self.window[1]]
                 total[:, band, left : left + self.window[1]] += resample(coarse, vertical, horizontal)[0]
-                times[band, left : left + self.window[1]] += 1
-        for top in [top for top in self.kept if top + self.window[0] <= rows.start]:
-            del self.kept[top]
-        return total.div_(times)
+                num_windows[band, left : left + self.window[1]] += 1
+        for top in [top for top in self.cache if top + self.window[0] <= rows.start]:
+            del self.cache[top]
+        return total.div_(num_windows)
 
     def _row_of_windows(self, top: int) -> Sequence[Tensor]:
-        if top not in self.kept:
+        if top not in self.cache:
             bottom, width = top + self.window[0], self.window[1]
             windows = [self.image[:, top:bottom, left : left + width] for left in self.lefts]
             row: list[Tensor] = []
-            for start in range(0, len(windows), self.batch):
+            for start in range(0, len(windows), self.batch_size):
                 with self.autocast():
-                    coarse = self.model.coarse_logits(torch.stack(windows[start : start + self.batch]))
+                    coarse = self.model.coarse_logits(torch.stack(windows[start : start + self.batch_size]))
                 row += coarse.float().split(1)
-            self.kept[top] = row
-        return self.kept[top]
+            self.cache[top] = row
+        return self.cache[top]
 
 
 def _scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Labels as pictures: draw_overlay over the image with outlines, as an index PNG with its palette, with a legend."""
+"""Images of label maps: overlays with class borders, palette PNGs, legends."""
 
 import io
 from collections.abc import Sequence
@@ -14,9 +14,8 @@ from mambar.data.segmentation.masks import IGNORE, Color
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-# How much of the image still shows under a class's color.
-_SHOWING = 0.45
-_LONGEST_NAME = 28
+_OPACITY = 0.55
+_MAX_NAME_LENGTH = 28
 
 
 def draw_overlay(
@@ -24,32 +23,32 @@ def draw_overlay(
     labels: UInt8[np.ndarray, "height width"],
     palette: Sequence[Color],
     *,
-    opacity: float = 1 - _SHOWING,
+    opacity: float = _OPACITY,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The image under the colors of its labels, borders between classes in the full color, ignored pixels bare."""
+    """The image blended with the class colors; class borders are darker, ignored pixels unchanged."""
     pixels = np.moveaxis(image, 0, -1).astype(np.float32)
     table = _table(palette)
     colors = table[labels].astype(np.float32)
-    # The image in gray underneath: its own colors would mix with those of the classes.
+    # Mostly gray, since the colors of the image would mix with those of the classes.
     gray = (pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
-    mixed = (1 - opacity) * (0.6 * gray + 0.4 * pixels) + opacity * colors
+    blended = (1 - opacity) * (0.6 * gray + 0.4 * pixels) + opacity * colors
     edge = label_borders(labels)[..., None]
-    mixed = np.where(edge, 0.25 * pixels + 0.75 * colors * 0.8, mixed)
-    bare = (labels == IGNORE)[..., None]
-    return np.clip(np.rint(np.where(bare, pixels, mixed)), 0, 255).astype(np.uint8)
+    blended = np.where(edge, 0.25 * pixels + 0.75 * colors * 0.8, blended)
+    ignored = (labels == IGNORE)[..., None]
+    return np.clip(np.rint(np.where(ignored, pixels, blended)), 0, 255).astype(np.uint8)
 
 
 def colorize_labels(
     labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The labels in their colors; ignored pixels are white."""
+    """The color of each label; ignored pixels are white."""
     return _table(palette)[labels]
 
 
 def draw_errors(
     predicted: UInt8[np.ndarray, "height width"], labels: UInt8[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Right pixels light gray, wrong ones red, ignored ones white."""
+    """Correct pixels in light gray, wrong ones in red, ignored ones in white."""
     picture = np.full((*labels.shape, 3), 226, dtype=np.uint8)
     picture[predicted != labels] = (196, 40, 32)
     picture[labels == IGNORE] = 255
@@ -57,7 +56,7 @@ def draw_errors(
 
 
 def label_borders(labels: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """The pixels whose right or lower neighbour has another label."""
+    """True for pixels whose right or lower neighbor has another label."""
     edge = np.zeros(labels.shape, dtype=bool)
     edge[:-1] |= labels[:-1] != labels[1:]
     edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
@@ -65,7 +64,7 @@ def label_borders(labels: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray,
 
 
 def index_png(labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color]) -> bytes:
-    """A palette PNG whose pixel values are the labels, colored for the eye."""
+    """A palette PNG: pixel values are the labels, displayed in the class colors."""
     from PIL import Image
 
     picture = Image.fromarray(labels)
@@ -77,31 +76,31 @@ def index_png(labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color
 
 def add_legend(
     picture: UInt8[np.ndarray, "height width 3"],
-    shares: Sequence[tuple[str, Color, float]],
+    entries: Sequence[tuple[str, Color, float]],
     *,
-    smallest: int = 320,
+    min_width: int = 320,
 ) -> "Image.Image":
-    """The picture with a legend below: a swatch, a name and the share (0-1) of each class given.
+    """The picture with a legend below it: color, name and fraction (0-1) of each class in `entries`.
 
-    A picture narrower than `smallest` pixels is enlarged by a whole factor first, so that the names can be read.
+    A picture narrower than `min_width` pixels is enlarged by an integer factor, so that the names are legible.
     """
     from PIL import Image, ImageDraw
 
-    factor = max(1, -(-smallest // picture.shape[1]))
+    factor = max(1, -(-min_width // picture.shape[1]))
     large = np.repeat(np.repeat(picture, factor, 0), factor, 1)
     height, width = large.shape[:2]
     size = int(np.clip(width / 38, 13, 40))
     font = _font(size)
     line, edge = round(size * 1.6), round(size * 0.7)
-    entries = [(f"{_short(name)}  {share:.1%}", color) for name, color, share in shares]
-    widest = max((font.getlength(text) for text, _ in entries), default=0.0)
+    texts = [(f"{_short(name)}  {fraction:.1%}", color) for name, color, fraction in entries]
+    widest = max((font.getlength(text) for text, _ in texts), default=0.0)
     column = min(round(widest) + 3 * size, width)
     columns = max((width - edge) // column, 1)
-    rows = -(-len(entries) // columns)
+    rows = -(-len(texts) // columns)
     sheet = Image.new("RGB", (width, height + rows * line + (2 * edge if rows else 0)), (255, 255, 255))
     sheet.paste(Image.fromarray(large), (0, 0))
     draw = ImageDraw.Draw(sheet)
-    for number, (text, color) in enumerate(entries):
+    for number, (text, color) in enumerate(texts):
         left = edge + number // rows * column
         top = height + edge + number % rows * line
         draw.rectangle((left, top, left + size, top + size), fill=color, outline=(70, 78, 90))
@@ -117,12 +116,12 @@ def _table(palette: Sequence[Color]) -> UInt8[np.ndarray, "256 3"]:
 
 def _short(name: str) -> str:
     shown = printable(name)
-    return shown if len(shown) <= _LONGEST_NAME else f"{shown[: _LONGEST_NAME - 1]}…"
+    return shown if len(shown) <= _MAX_NAME_LENGTH else f"{shown[: _MAX_NAME_LENGTH - 1]}…"
 
 
 def _font(size: int) -> "ImageFont.FreeTypeFont":
     import matplotlib
     from PIL import ImageFont
 
-    # DejaVu comes with matplotlib and has more alphabets than Pillow's own letters.
+    # DejaVu is part of matplotlib and has more alphabets than the font of Pillow.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

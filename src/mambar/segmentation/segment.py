@@ -1,6 +1,5 @@
-"""One image through a trained segmenter: labels, confidence, areas, and the files that show them."""
+"""Segments one image with a trained model: labels, confidence, class areas and output files."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,28 @@ from torch import Tensor
 from mambar.data.loading.images import read_image
 from mambar.data.segmentation.masks import Color, palette
 from mambar.data.transforms.preprocessing import Preprocessing
-from mambar.errors import InputError
 from mambar.hub.config_file import json_bytes
-from mambar.hub.files import write_atomically
+from mambar.hub.files import refuse_overwrite, write_atomically
 from mambar.segmentation.inference import Inference, predict
-from mambar.segmentation.overlays import index_png, draw_overlay, add_legend
+from mambar.segmentation.overlays import add_legend, draw_overlay, index_png
 from mambar.segmentation.segmenter import Segmenter
 
-FORMAT_VERSION: Final = 1
+# 1: version 0.1, with the keys colour, share and certainty.
+FORMAT_VERSION: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Segmentation:
-    """An image and the class of every pixel; `confidence` is the probability given to it (0-1)."""
+    """An image and its predicted segmentation.
+
+    Attributes:
+        name: file name, or what `segment` was given as `name`.
+        image: the image.
+        labels: predicted class index of each pixel.
+        confidence: probability (0-1) of the predicted class at each pixel.
+        classes: class names, in label order.
+        palette: color of each class.
+    """
 
     name: str
     image: UInt8[np.ndarray, "3 height width"]
@@ -37,15 +45,15 @@ class Segmentation:
 
     @property
     def areas(self) -> dict[str, float]:
-        """The share of the image (0-1) that each class found in it has, largest first."""
+        """The fraction of the image (0-1) that each predicted class covers, largest first."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
         order = np.argsort(-counts, kind="stable")
         return {self.classes[label]: float(counts[label] / self.labels.size) for label in order if counts[label]}
 
     def to_dict(self) -> dict[str, Any]:
-        """Size, and for each class found: its label, color, pixels, share and mean confidence."""
+        """Image size, and for each predicted class its label, color, area and mean confidence, as JSON values."""
         found = []
-        for name, share in self.areas.items():
+        for name, fraction in self.areas.items():
             label = self.classes.index(name)
             inside = self.labels == label
             found.append(
@@ -54,7 +62,7 @@ class Segmentation:
                     "label": label,
                     "color": f"#{bytes(self.palette[label]).hex()}",
                     "pixels": int(inside.sum()),
-                    "share": share,
+                    "fraction": fraction,
                     "confidence": float(self.confidence[inside].mean()),
                 }
             )
@@ -68,17 +76,17 @@ class Segmentation:
         }
 
     def overlay(self) -> UInt8[np.ndarray, "height width 3"]:
-        """The image under the classes' colors."""
+        """The image with the class colors drawn over it."""
         return draw_overlay(self.image, self.labels, self.palette)
 
     def legend(self) -> list[tuple[str, Color, float]]:
-        """(name, color, share) of each class found, largest first."""
+        """(name, color, fraction of the image) of each predicted class, largest first."""
         return [(name, self.palette[self.classes.index(name)], share) for name, share in self.areas.items()]
 
-    def write(self, directory: Path, stem: str, *, force: bool = False) -> list[Path]:
-        """Writes STEM.overlay.png (with legend), STEM.index.png (values are labels) and STEM.json; gives their paths.
+    def save(self, directory: Path, stem: str, *, force: bool = False) -> list[Path]:
+        """Writes STEM.overlay.png (with legend), STEM.index.png (values are labels) and STEM.json; returns their paths.
 
-        Raises `InputError` where one of them exists, unless `force`; `DiskError` where the disk does not take them.
+        Raises `InputError` if one of them exists and `force` is not given, `DiskError` if one cannot be written.
         """
         from mambar.analysis.draw.color_maps import png
 
@@ -89,9 +97,7 @@ class Segmentation:
             f"{stem}.index.png": index_png(self.labels, self.palette),
             f"{stem}.json": json_bytes(self.to_dict()),
         }
-        taken = [name for name in files if os.path.lexists(directory / name)]
-        if taken and not force:
-            raise InputError(f"{directory} already holds {taken[0]}; choose another place or give --force.")
+        refuse_overwrite(directory, files, force=force)
         directory.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             write_atomically(directory / name, data)
@@ -105,9 +111,9 @@ def segment(
     inference: Inference | None = None,
     name: str | None = None,
 ) -> Segmentation:
-    """What the model sees in one image: a path, the bytes of a file, or pixels; of any size.
+    """The predicted segmentation of an image of any size, given as a path, the bytes of a file, or pixels.
 
-    inference: by default sliding windows of the training crop. Raises `ImageError` for what is no readable image.
+    inference: by default sliding windows of the training crop. Raises `ImageError` for an unreadable image.
     """
     pixels = image if isinstance(image, Tensor) else read_image(image, name=name)
     shown = name or (str(image) if isinstance(image, str | Path) else "image")

@@ -1,4 +1,4 @@
-"""The segmenter: a backbone's patch tokens become maps, a decoder names every pixel's class."""
+"""The segmentation model: a backbone, and a decoder on the patch tokens of some of its layers."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,17 @@ from mambar.segmentation.resample import resized
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterConfig:
-    """What stands on the backbone, checked when made.
+    """Configuration of the decoder.
 
-    layers: the tapped layers, counted from 0 (None: as many as the decoder takes, at equal parts of the depth;
-    5, 11, 17, 23 of 24). decoder: a key of `DECODERS`. channels: the decoder's width. norm: a key of `MAP_NORMS`.
-    dropout: of whole channels in front of the classifier. broadcast: adds what a register head reads to every
-    patch token of the last tapped layer.
+    Attributes:
+        num_classes: number of classes.
+        layers: indices (from 0) of the backbone layers that the decoder reads; None for as many as it takes, evenly
+            spaced (5, 11, 17, 23 of 24 layers).
+        decoder: a key of `DECODERS`.
+        channels: channels of the decoder.
+        norm: a key of `MAP_NORMS`.
+        dropout: probability of dropping a channel before the classifier.
+        broadcast: add the output of a register head to each patch token of the last layer read.
     """
 
     num_classes: int = 150
@@ -53,24 +58,24 @@ class SegmenterConfig:
                 raise InputError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(table)}.")
 
     def layer_indices(self, depth: int) -> tuple[int, ...]:
-        """The tapped layers of a backbone of `depth` blocks; raises `InputError` where they do not fit."""
+        """The layers read of a backbone with `depth` blocks; raises `InputError` if they do not fit."""
         count = DECODERS[self.decoder].num_layers
         if self.layers is None:
-            # A backbone of fewer layers than the decoder takes gives some of them twice.
+            # If the backbone has fewer layers than the decoder takes, some are used twice.
             return tuple(max(round(depth * (index + 1) / count) - 1, 0) for index in range(count))
         if count > 1 and len(self.layers) != count:
             raise InputError(f"layers={self.layers}: decoder={self.decoder!r} takes {count} layers.")
         if not self.layers or not all(0 <= layer < depth for layer in self.layers):
-            raise InputError(f"layers={self.layers} are not all among the backbone's layers 0 to {depth - 1}.")
+            raise InputError(f"layers={self.layers} are not all from 0 to {depth - 1}, the layers of the backbone.")
         return self.layers
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them."""
+        """All fields as JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "SegmenterConfig":
-        """Undoes `to_dict`; an unknown field raises `InputError` with the nearest right name."""
+        """The inverse of `to_dict`; raises `InputError` with the nearest name for an unknown field."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
@@ -81,30 +86,34 @@ class SegmenterConfig:
 
 
 class RegisterBroadcast(nn.Module):
-    """Adds what a register head reads of the registers to every patch token; starts by adding nothing."""
+    """Adds a projection of a register head's output to each patch token; zero-initialized."""
 
-    def __init__(self, dim: int, num_registers: int) -> None:
+    def __init__(self, embed_dim: int, num_registers: int) -> None:
         super().__init__()
-        self.norm = RMSNorm(dim)
-        self.read_out = RegisterHead(dim, num_registers, register_reduction=1)
-        self.project = nn.Linear(self.read_out.num_features, dim)
+        self.norm = RMSNorm(embed_dim)
+        self.read_out = RegisterHead(embed_dim, num_registers, register_reduction=1)
+        self.project = nn.Linear(self.read_out.num_features, embed_dim)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
     def forward(self, tokens: Tokens) -> Tokens:
         registers = self.norm(tokens.registers)
-        seen = self.read_out(dataclasses.replace(tokens, registers=registers))
-        return dataclasses.replace(tokens, patches=tokens.patches + self.project(seen)[:, None])
+        features = self.read_out(dataclasses.replace(tokens, registers=registers))
+        return dataclasses.replace(tokens, patches=tokens.patches + self.project(features)[:, None])
 
 
 class Segmenter(nn.Module):
-    """Class logits for every pixel: `TokenModel` → maps of some layers → decoder → the image's size.
+    """Class logits for each pixel: `TokenModel` → feature maps of some layers → decoder → image size.
 
-    Works for Mamba-R, Vim and timm's ViTs. Registers stay in the backbone's sequence; only patch tokens become maps,
-    each tapped layer through an RMS norm of its own, since the residual stream's norm grows with depth. Any image
-    size: the image is filled up with zeros to whole patches at the right and below, positions are resized.
+    The backbone is a Mamba-R, a Vim or one of timm's ViTs. Only patch tokens become maps; registers stay in the
+    backbone's sequence. Each layer has its own RMS norm, since the norm of the residual stream grows with depth. Images
+    may have any size: they are zero-padded on the right and bottom to whole patches, and positions are resized.
 
-    A trained one carries its class names, colors and preprocessing in `classes`, `palette`, `preprocessing`.
+    Attributes:
+        classes: class names of a trained model.
+        palette: color of each class of a trained model.
+        preprocessing: preprocessing of a trained model.
+        layers: indices of the backbone layers that the decoder reads.
     """
 
     def __init__(
@@ -121,7 +130,7 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(backbone, nn.Module):
-            raise InputError(f"backbone={type(backbone).__name__} is no torch module with tokens(images, layers).")
+            raise InputError(f"backbone={type(backbone).__name__} is not an nn.Module with tokens(images, layers).")
         self.config = SegmenterConfig(
             num_classes=num_classes,
             layers=None if layers is None else tuple(layers),
@@ -151,45 +160,47 @@ class Segmenter(nn.Module):
             norm=norm,
             dropout=dropout,
         )
-        _freeze_unread(backbone, self.layers)
+        _freeze_unused(backbone, self.layers)
 
     @property
     def num_classes(self) -> int:
-        """The classes a pixel can have."""
+        """Number of classes."""
         return self.config.num_classes
 
     @property
     def patch_size(self) -> int:
-        """The side of a patch in pixels."""
+        """Side of a patch in pixels."""
         return self.backbone.patch_size
 
     @property
     def num_layers(self) -> int:
-        """The backbone's blocks."""
+        """Number of blocks of the backbone."""
         return self.backbone.num_layers
 
     def freeze_backbone(self) -> None:
-        """Takes the backbone out of training: only the decoder and the norms in front of it learn."""
+        """Freezes the backbone; the decoder and the norms before it stay trainable."""
         self.backbone.requires_grad_(False)
 
     def maps(self, images: Float[Tensor, "batch channels height width"]) -> list[Float[Tensor, "batch dim rows cols"]]:
-        """The tapped layers' normalized patch tokens as maps, what the decoder reads."""
-        images = _filled_up(images, self.patch_size)
+        """The input of the decoder: normalized patch tokens of each of `layers` as a map."""
+        images = _pad_to_patches(images, self.patch_size)
         frozen = not any(parameter.requires_grad for parameter in self.backbone.parameters())
-        # The same layer may be tapped twice; it is computed once.
-        wanted = sorted(set(self.layers))
+        # A layer may occur twice in `layers`; it is computed once.
+        unique = sorted(set(self.layers))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            found = dict(zip(wanted, self.backbone.tokens(images, wanted), strict=True))
-        tapped = [found[layer] for layer in self.layers]
+            tokens_of = dict(zip(unique, self.backbone.tokens(images, unique), strict=True))
+        selected = [tokens_of[layer] for layer in self.layers]
         if isinstance(self.broadcast, RegisterBroadcast):
-            tapped[-1] = self.broadcast(tapped[-1])
+            selected[-1] = self.broadcast(selected[-1])
         return [
             dataclasses.replace(tokens, patches=norm(tokens.patches)).map()
-            for norm, tokens in zip(self.norms, tapped, strict=True)
+            for norm, tokens in zip(self.norms, selected, strict=True)
         ]
 
-    def coarse_logits(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes rows cols"]:
-        """The decoder's own logits, a fraction of the image's size; they cover the filled-up image."""
+    def coarse_logits(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes rows cols"]:
+        """The logits at the resolution of the decoder, for the padded image."""
         return self.decoder(self.maps(images))
 
     def forward(
@@ -198,47 +209,48 @@ class Segmenter(nn.Module):
         return self.upsample_logits(self.coarse_logits(images), (images.shape[-2], images.shape[-1]))
 
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """An image's (height, width) filled up to whole patches."""
+        """(height, width) of an image after padding to whole patches."""
         rows, cols = (-(-side // self.patch_size) * self.patch_size for side in size)
         return rows, cols
 
     def upsample_logits(
         self, logits: Float[Tensor, "batch classes rows cols"], size: tuple[int, int]
     ) -> Float[Tensor, "batch classes height width"]:
-        """Coarse logits, resized bilinearly in at least float32 to an image of `size` (height, width)."""
+        """Coarse logits resized bilinearly, in at least float32, and cropped to `size` (height, width)."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return resized(logits, self.padded_size(size))[..., : size[0], : size[1]]
 
     def no_weight_decay(self) -> set[str]:
-        """The backbone's exempt names, as they are called here."""
+        """Names of the parameters that the backbone exempts from weight decay."""
         exempt = getattr(self.backbone, "no_weight_decay", set)
         return {f"backbone.{name}" for name in exempt()}
 
 
-def _filled_up(images: Tensor, patch_size: int) -> Tensor:
-    below, right = (-images.shape[-2] % patch_size, -images.shape[-1] % patch_size)
-    return nn.functional.pad(images, (0, right, 0, below)) if below or right else images
+def _pad_to_patches(images: Tensor, patch_size: int) -> Tensor:
+    bottom, right = (-images.shape[-2] % patch_size, -images.shape[-1] % patch_size)
+    return nn.functional.pad(images, (0, right, 0, bottom)) if bottom or right else images
 
 
 def _probe(backbone: TokenModel, layers: Sequence[int]) -> Tokens:
     assert isinstance(backbone, nn.Module)
-    like = next(backbone.parameters())
+    parameter = next(backbone.parameters())
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
     channels = 3 if first is None else first.in_channels
     side = 2 * backbone.patch_size
-    return backbone.tokens(torch.zeros(1, channels, side, side, device=like.device, dtype=like.dtype), layers)[-1]
+    return backbone.tokens(
+        torch.zeros(1, channels, side, side, device=parameter.device, dtype=parameter.dtype), layers
+    )[-1]
 
 
-def _freeze_unread(backbone: TokenModel, layers: Sequence[int]) -> None:
-    """Takes the parameters that no tapped layer depends on (final norm, classifier, later blocks) out of training."""
+def _freeze_unused(backbone: TokenModel, layers: Sequence[int]) -> None:
+    """Freezes the parameters that none of `layers` depends on: final norm, classifier, later blocks."""
     assert isinstance(backbone, nn.Module)
-    learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-    if not learning:
+    trainable = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    if not trainable:
         return
     with torch.enable_grad():
-        # Registers of the last tapped layer see everything before them; so do patches.
         patches = _probe(backbone, [max(layers)]).patches
-        reached = torch.autograd.grad(patches.sum(), learning, allow_unused=True)
-    for parameter, gradient in zip(learning, reached, strict=True):
+        gradients = torch.autograd.grad(patches.sum(), trainable, allow_unused=True)
+    for parameter, gradient in zip(trainable, gradients, strict=True):
         if gradient is None:
             parameter.requires_grad_(False)

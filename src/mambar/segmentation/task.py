@@ -1,4 +1,4 @@
-"""Semantic segmentation as a task of the `Trainer`: what is trained, its loss, how it is measured and handed over."""
+"""The semantic segmentation task: model, loss, evaluation, and the files of a run."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import RecipeError
 from mambar.segmentation.evaluator import evaluate
 from mambar.segmentation.files import save_segmenter
-from mambar.segmentation.losses import dice_loss, pixel_cross_entropy, pixel_accuracy_sum
+from mambar.segmentation.losses import dice_loss, pixel_accuracy_sum, pixel_cross_entropy
 from mambar.segmentation.options import SegmentationOptions
 from mambar.segmentation.segmenter import Segmenter
 from mambar.segmentation.training_model import SegmenterInTraining
@@ -27,15 +27,15 @@ from mambar.training.recipe import Recipe, Stage
 from mambar.training.task import EvalResult, EvaluationContext, Task, preprocessing_of
 from mambar.training.task_registry import register_task
 
-# Training images whose masks tell how frequent the classes are.
-_LOOKED_AT: Final = 64
-# Built-in sets whose images all have one size, so that they are evaluated in batches.
-_SAME_SIZE: Final = ("shapes", "mosaics")
+# Training images from which class frequencies are estimated.
+_NUM_FREQUENCY_IMAGES: Final = 64
+# Built-in datasets of images of one size, which are evaluated in batches.
+_FIXED_SIZE_DATASETS: Final = ("shapes", "mosaics")
 
 
 @register_task("segmentation")
 class SegmentationTask(Task):
-    """Every pixel's class: cross-entropy (and Dice) of the decoder and of the auxiliary head; mIoU decides."""
+    """Semantic segmentation with cross-entropy (and Dice) loss and an auxiliary head; the metric is mIoU."""
 
     metric = "miou"
     higher_is_better = True
@@ -50,22 +50,22 @@ class SegmentationTask(Task):
         img_size: int | tuple[int, int],
         flip: float,
         init_key: int = 0,
-        alike: bool = False,
-        shares: Callable[[], Tensor] | None = None,
+        fixed_size: bool = False,
+        class_frequencies: Callable[[], Tensor] | None = None,
     ) -> None:
         self.classes = tuple(classes)
         self.preprocessing = preprocessing
         self.options = options
         self.init_key = init_key
-        # Whether all validation images have one size.
-        self.alike = alike
-        # Gives the classes' shares of the training pixels, for the classifiers' start.
-        self.shares = shares
+        # True if all validation images have one size.
+        self.fixed_size = fixed_size
+        # Estimates the class frequencies that initialize the classifier biases.
+        self.class_frequencies = class_frequencies
         self.transform = options.transform(img_size=img_size, flip=flip, preprocessing=preprocessing)
         weights = options.class_weights
         if weights is not None and len(weights) != len(self.classes):
             raise RecipeError(
-                f"task_options.class_weights has {len(weights)} factors for {len(self.classes)} classes; give each one."
+                f"task_options.class_weights has {len(weights)} values for {len(self.classes)} classes; give one each."
             )
         self.weights = None if weights is None else torch.tensor(weights)
 
@@ -78,7 +78,7 @@ class SegmentationTask(Task):
     def from_recipe(
         cls, recipe: Recipe, stage: Stage, *, classes: Sequence[str], train_set: ImageDataset | None = None
     ) -> Self:
-        """The task of one stage; RecipeError for options and fields that make no sense together."""
+        """The task of one stage; raises RecipeError for options that conflict with fields of the stage."""
         options = SegmentationOptions.of(recipe.task_options)
         if options.norm == "batch" and (recipe.num_shards > 1 or stage.grad_accum_steps > 1):
             raise RecipeError(
@@ -93,6 +93,7 @@ class SegmentationTask(Task):
         ]
         if unused:
             raise RecipeError(f"{unused[0]}={getattr(stage, unused[0])} has no effect on segmentation; leave it at 0.")
+        frequencies = partial(_class_frequencies, recipe, len(classes), train_set)
         return cls(
             classes=classes,
             preprocessing=preprocessing_of(recipe, stage),
@@ -100,12 +101,12 @@ class SegmentationTask(Task):
             img_size=stage.img_size,
             flip=stage.hflip,
             init_key=key(recipe.seed, "decoder", stage.name),
-            alike=recipe.data in _SAME_SIZE,
-            shares=partial(_shares, recipe, len(classes), train_set) if options.start_at_shares else None,
+            fixed_size=recipe.data in _FIXED_SIZE_DATASETS,
+            class_frequencies=frequencies if options.init_class_bias else None,
         )
 
     def build_model(self, backbone: nn.Module) -> nn.Module:
-        """The backbone under a decoder, with an auxiliary head where the options want one."""
+        """The backbone with a decoder and, unless `aux_channels=0`, an auxiliary head."""
         options = self.options
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_key)
@@ -121,44 +122,44 @@ class SegmentationTask(Task):
                 broadcast=options.broadcast,
             )
             model = SegmenterInTraining(
-                segmenter, auxiliary=options.auxiliary, layer=options.auxiliary_layer, dropout=options.dropout
+                segmenter, auxiliary=options.aux_channels, layer=options.aux_layer, dropout=options.dropout
             )
-        if self.shares is not None:
-            model.init_bias(self.shares())
+        if self.class_frequencies is not None:
+            model.init_bias(self.class_frequencies())
         return model
 
     def train_transform(self) -> Callable[[Tensor, int], Tensor]:
-        """Scale, crop, flip and distortion of image and labels together."""
+        """Random resizing, crop, flip and photometric distortion of image and labels together."""
         return self.transform
 
     def eval_transform(self) -> Callable[[Tensor], Tensor]:
-        """Nothing: an image is measured at its own size."""
-        return _as_stored
+        """The identity: images are evaluated at their own size."""
+        return _identity
 
     def eval_batch_size(self, size: int) -> int:
-        """One where images may differ in size; else as in training."""
-        return size if self.alike else 1
+        """1 if images may differ in size, else `size`."""
+        return size if self.fixed_size else 1
 
     def prepare(self, batch: Batch, *, seed: int, epoch: int) -> Batch:
-        """Normalised images and the label of every pixel."""
+        """Normalized images and per-pixel labels."""
         images = self.preprocessing.normalize(batch.images[:, :3])
         return batch.replace(images=images, targets=batch.images[:, 3].long())
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """The decoder's loss and the auxiliary head's share of it; an image counts by its share of correct pixels."""
+        """The weighted sum of the losses of decoder and auxiliary head; an image counts as its pixel accuracy."""
         logits, *auxiliary = model(batch.images)
         value = self._loss_of(logits, batch["targets"])
         for other in auxiliary:
-            value = value + self.options.auxiliary_weight * self._loss_of(other, batch["targets"])
+            value = value + self.options.aux_weight * self._loss_of(other, batch["targets"])
         return {"loss": value, "num_correct": pixel_accuracy_sum(logits.detach(), batch["targets"]).to(value.dtype)}
 
     def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights = None if self.weights is None else self.weights.to(logits.device)
         value = pixel_cross_entropy(logits, labels, weights=weights)
-        return value + self.options.dice * dice_loss(logits, labels) if self.options.dice else value
+        return value + self.options.dice_weight * dice_loss(logits, labels) if self.options.dice_weight else value
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:
-        """mIoU, pixel accuracy, mean accuracy, boundary F-score; the detail is a `SegmentationResult`."""
+        """mIoU, pixel accuracy, mean accuracy, boundary F-score; details are a `SegmentationResult`."""
         result = evaluate(
             _segmenter(model),
             batches,
@@ -178,7 +179,7 @@ class SegmentationTask(Task):
         return EvalResult(metrics=metrics, details=result)
 
     def save(self, out: Path, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, val_set: ImageDataset) -> None:
-        """The segmenter, without the auxiliary head."""
+        """Writes the segmenter without the auxiliary head."""
         assert isinstance(val_set, MaskChannelDataset)
         segmenter = _segmenter(model)
         segmenter.classes, segmenter.palette = self.classes, val_set.palette
@@ -195,7 +196,7 @@ class SegmentationTask(Task):
         result: EvalResult,
         val_set: ImageDataset,
     ) -> None:
-        """report.html with the best and worst images."""
+        """Writes report.html with the best and worst images."""
         from mambar.segmentation.report import write_report
 
         assert isinstance(val_set, MaskChannelDataset)
@@ -208,19 +209,19 @@ def _segmenter(model: nn.Module) -> Segmenter:
     return model.segmenter
 
 
-def _shares(recipe: Recipe, num_classes: int, train_set: ImageDataset | None) -> Tensor:
-    """The classes' shares of the labeled pixels of some training images, with a tenth spread evenly over all."""
+def _class_frequencies(recipe: Recipe, num_classes: int, train_set: ImageDataset | None) -> Tensor:
+    """The frequency of each class among the labeled pixels of some training images, mixed with 10 % uniform."""
     if isinstance(train_set, MaskChannelDataset):
         dataset = train_set.dataset
     else:
         dataset = open_dataset(recipe.data, "train", kind="segmentation", **recipe.data_options)
     pixels = torch.zeros(IGNORE + 1, dtype=torch.float64)
-    for sample in evenly_spaced_samples(dataset, _LOOKED_AT):
+    for sample in evenly_spaced_samples(dataset, _NUM_FREQUENCY_IMAGES):
         if sample.mask is not None:
             pixels += torch.bincount(sample.mask.flatten(), minlength=IGNORE + 1)
-    found = pixels[:num_classes]
-    return (0.9 * found / found.sum().clamp(min=1) + 0.1 / num_classes).float()
+    counts = pixels[:num_classes]
+    return (0.9 * counts / counts.sum().clamp(min=1) + 0.1 / num_classes).float()
 
 
-def _as_stored(image: Tensor) -> Tensor:
+def _identity(image: Tensor) -> Tensor:
     return image

@@ -1,4 +1,4 @@
-"""What is trained: a segmenter, and beside it a head that helps the backbone and is thrown away afterwards."""
+"""The trained module: a segmenter with an optional auxiliary head, which is discarded after training."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from mambar.segmentation.upernet import FCNHead
 
 
 class SegmenterInTraining(nn.Module):
-    """A segmenter with an auxiliary head (UPerNet's: one convolution on one tapped layer), or without."""
+    """A segmenter and an optional auxiliary head (UPerNet's: one convolution on one layer of the backbone)."""
 
     def __init__(self, segmenter: Segmenter, *, auxiliary: int, layer: int, dropout: float) -> None:
         super().__init__()
@@ -28,21 +28,21 @@ class SegmenterInTraining(nn.Module):
             )
 
     @torch.no_grad()
-    def init_bias(self, shares: Float[Tensor, "classes"]) -> None:
-        """Lets the classifiers begin with the classes' shares of the pixels (their logarithms as biases).
+    def init_bias(self, frequencies: Float[Tensor, "classes"]) -> None:
+        """Initializes the classifier biases to the logarithm of the class frequencies.
 
-        Otherwise the first updates all push one way, towards the most frequent class, and a small network can lose its
-        features to that push: 200 steps on ten shapes found 0 % of the objects' pixels, and 75 % with this start.
+        Without it, the first updates all favor the most frequent class, and a small network can lose its features:
+        after 200 steps on ten shapes it predicts 0 % of the object pixels correctly, with it 75 %.
         """
         heads = [self.segmenter.decoder, *([] if self.auxiliary is None else [self.auxiliary])]
         for head in heads:
             assert head.classifier.bias is not None
-            head.classifier.bias.copy_(shares.log())
+            head.classifier.bias.copy_(frequencies.log())
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Sequence[Float[Tensor, "batch classes height width"]]:
-        """Logits at the image's size: the segmenter's, then the auxiliary head's if there is one."""
+        """Logits at image size: of the segmenter, then of the auxiliary head if there is one."""
         maps = self.segmenter.maps(images)
         coarse = [self.segmenter.decoder(maps)]
         if self.auxiliary is not None:

@@ -117,7 +117,7 @@ class ClassificationTask(Task):
             device=context.device,
             prepare=lambda images: self._normalized(images).to(context.dtype),
             autocast=context.autocast,
-            total=context.all_reduce,
+            all_reduce=context.all_reduce,
         )
         metrics = {"top1": result.top1, "top5": result.top5, "val_loss": result.loss}
         return EvalResult(metrics=metrics, details=result)

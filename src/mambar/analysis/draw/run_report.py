@@ -27,11 +27,13 @@ def write_run_report(
     norm_panels: Mapping[str, Sequence[NormPanel]] | None = None,
     summary: Mapping[str, object] | None = None,
     introduction: str = "",
+    sections: Sequence[html.Html] = (),
 ) -> Path:
     """Write `path` (an HTML file) and curves.png beside it; gives back `path`.
 
     `metrics` maps the name of each run to its rows of metrics.jsonl, the report's own run first; `norm_panels` maps
-    headings to rows of norm maps; `summary` is shown at the top. Parts that are not given are omitted.
+    headings to rows of norm maps; `summary` is shown at the top, `sections` before the recipe. Parts that are not given are
+    omitted.
     """
     curves = collect_curves(metrics)
     content = [
@@ -42,6 +44,7 @@ def write_run_report(
         _confusion_section(confusion, classes),
         _prediction_section(predictions),
         _norm_section(norm_panels or {}),
+        *sections,
         html.section("Recipe", html.pairs(html.flattened(recipe))),
         html.element(
             "footer",
