@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.segmentation import Inference, Segmenter, predict, probabilities
-from mambar.segmentation import inference as room
+from mambar.segmentation import inference as inference_module
 from mambar.segmentation.inference import window_offsets
 
 PREPROCESSING = Preprocessing(img_size=32)
@@ -50,7 +50,7 @@ def by_hand(model, pixels, crop, stride):
 @pytest.mark.parametrize("size", [(32, 32), (48, 80), (50, 37), (20, 90)])
 @pytest.mark.parametrize("band", [1, 700, 1 << 24])
 def test_sliding_equals_the_plain_way(model, monkeypatch, size, band):
-    monkeypatch.setattr(room, "_BAND", band)
+    monkeypatch.setattr(inference_module, "_BAND_SIZE", band)
     pixels = image(*size)
     ours = whole_field(model, pixels, Inference(crop=32, stride=21))
     torch.testing.assert_close(ours, by_hand(model, pixels, 32, 21).softmax(0), rtol=0, atol=1e-6)
@@ -69,13 +69,13 @@ def test_whole_equals_forward(model):
 @pytest.mark.parametrize("band", [700, 1 << 24])
 @pytest.mark.slow
 def test_scales_and_flip_equal_the_plain_way(model, monkeypatch, band):
-    monkeypatch.setattr(room, "_BAND", band)
+    monkeypatch.setattr(inference_module, "_BAND_SIZE", band)
     pixels = image(40, 56)
     settings = Inference(crop=32, stride=21, scales=(0.75, 1.0, 1.6), flip=True)
     expected = 0
     for size in settings.sizes(40, 56):
         for mirrored in (False, True):
-            scaled = room._scaled(pixels, size)
+            scaled = inference_module._scaled(pixels, size)
             logits = by_hand(model, scaled.flip(-1) if mirrored else scaled, 32, 21)[None]
             logits = torch.nn.functional.interpolate(logits, (40, 56), mode="bilinear")[0]
             expected = expected + (logits.flip(-1) if mirrored else logits).softmax(0) / 6
@@ -126,7 +126,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_tensor_has_classes_times_pixels(make_backbone, monkeypatch):
-    monkeypatch.setattr(room, "_BAND", 1 << 16)
+    monkeypatch.setattr(inference_module, "_BAND_SIZE", 1 << 16)
     model = Segmenter(make_backbone(dim=8, patch_size=4), num_classes=60, channels=8).eval()
     pixels = image(130, 110)
     full = 60 * 130 * 110
@@ -142,11 +142,11 @@ def test_no_tensor_has_classes_times_pixels(make_backbone, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"stride": 600}, "stride=600 must lie between 1 and crop=512"),
+        ({"stride": 600}, "stride=600 must be from 1 to crop=512"),
         ({"scales": ()}, "scales="),
         ({"scales": (0.0,)}, "scales="),
         ({"resize": (0, 5)}, "resize="),
-        ({"batch": 0}, "batch=0"),
+        ({"batch_size": 0}, "batch_size=0"),
     ],
 )
 def test_bad_settings(fields, message):
@@ -159,6 +159,7 @@ def test_settings_round_trip():
     assert Inference.from_dict(settings.to_dict()) == settings
     with pytest.raises(InputError, match="no field 'strid'"):
         Inference.from_dict({"strid": 3})
+    assert Inference.from_dict({"batch": 2}) == Inference(batch_size=2)
 
 
 LARGE = """
@@ -174,7 +175,7 @@ def peak():
 
 config = VisionMambaConfig(img_size=512, dim=16, depth=1, num_registers=2, reduce=2, state=4, num_classes=0)
 model = Segmenter(VisionMamba(config), num_classes=150, channels=8).eval()
-settings, preprocessing = Inference(crop=512, stride=341, batch=1), Preprocessing(img_size=512)
+settings, preprocessing = Inference(crop=512, stride=341, batch_size=1), Preprocessing(img_size=512)
 predict(model, torch.zeros(3, 512, 512, dtype=torch.uint8), settings, preprocessing=preprocessing)
 before = peak()
 labels, _ = predict(model, torch.zeros(3, {side}, 4000, dtype=torch.uint8), settings, preprocessing=preprocessing)

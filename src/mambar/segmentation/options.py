@@ -96,6 +96,10 @@ class SegmentationOptions:
         checked = {name: fields.check(known[name], given[name], name=f"task_options.{name}") for name in given}
         return cls(**checked)
 
+    def decoder_fields(self) -> dict[str, Any]:
+        """The fields of `SegmenterConfig` except `num_classes`."""
+        return {name: getattr(self, name) for name in ("decoder", "layers", "channels", "norm", "dropout", "broadcast")}
+
     def inference(self) -> Inference:
         """The inference settings of evaluation."""
         return Inference(

@@ -66,7 +66,7 @@ class SegmenterConfig:
         if count > 1 and len(self.layers) != count:
             raise InputError(f"layers={self.layers}: decoder={self.decoder!r} takes {count} layers.")
         if not self.layers or not all(0 <= layer < depth for layer in self.layers):
-            raise InputError(f"layers={self.layers} are not all from 0 to {depth - 1}, the layers of the backbone.")
+            raise InputError(f"layers={self.layers} must all be backbone layers 0 to {depth - 1}.")
         return self.layers
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,6 +109,8 @@ class Segmenter(nn.Module):
     backbone's sequence. Each layer has its own RMS norm, since the norm of the residual stream grows with depth. Images
     may have any size: they are zero-padded on the right and bottom to whole patches, and positions are resized.
 
+    Keyword arguments are the fields of `SegmenterConfig`.
+
     Attributes:
         classes: class names of a trained model.
         palette: color of each class of a trained model.
@@ -116,30 +118,11 @@ class Segmenter(nn.Module):
         layers: indices of the backbone layers that the decoder reads.
     """
 
-    def __init__(
-        self,
-        backbone: TokenModel,
-        *,
-        num_classes: int = 150,
-        layers: Sequence[int] | None = None,
-        decoder: str = "upernet",
-        channels: int = 512,
-        norm: str = "group",
-        dropout: float = 0.1,
-        broadcast: bool = False,
-    ) -> None:
+    def __init__(self, backbone: TokenModel, **config: Any) -> None:
         super().__init__()
         if not isinstance(backbone, nn.Module):
             raise InputError(f"backbone={type(backbone).__name__} is not an nn.Module with tokens(images, layers).")
-        self.config = SegmenterConfig(
-            num_classes=num_classes,
-            layers=None if layers is None else tuple(layers),
-            decoder=decoder,
-            channels=channels,
-            norm=norm,
-            dropout=dropout,
-            broadcast=broadcast,
-        )
+        self.config = SegmenterConfig.from_dict(config)
         self.classes: tuple[str, ...] | None = None
         self.palette: tuple[tuple[int, int, int], ...] | None = None
         self.preprocessing: Preprocessing | None = None
@@ -147,18 +130,18 @@ class Segmenter(nn.Module):
         self.layers = self.config.layer_indices(backbone.num_layers)
         self.norms = nn.ModuleList(RMSNorm(backbone.embed_dim) for _ in self.layers)
         self.broadcast: nn.Module = nn.Identity()
-        if broadcast:
+        if self.config.broadcast:
             self.broadcast = RegisterBroadcast(
                 backbone.embed_dim, _probe(backbone, self.layers[-1:]).registers.shape[1]
             )
-        self.decoder = DECODERS[decoder](
+        self.decoder = DECODERS[self.config.decoder](
             backbone.embed_dim,
             backbone.patch_size,
             num_layers=len(self.layers),
-            num_classes=num_classes,
-            channels=channels,
-            norm=norm,
-            dropout=dropout,
+            num_classes=self.config.num_classes,
+            channels=self.config.channels,
+            norm=self.config.norm,
+            dropout=self.config.dropout,
         )
         _freeze_unused(backbone, self.layers)
 

@@ -111,16 +111,7 @@ class SegmentationTask(Task):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_key)
             token_model: Any = backbone
-            segmenter = Segmenter(
-                token_model,
-                num_classes=len(self.classes),
-                layers=options.layers,
-                decoder=options.decoder,
-                channels=options.channels,
-                norm=options.norm,
-                dropout=options.dropout,
-                broadcast=options.broadcast,
-            )
+            segmenter = Segmenter(token_model, num_classes=len(self.classes), **options.decoder_fields())
             model = SegmenterInTraining(
                 segmenter, auxiliary=options.aux_channels, layer=options.aux_layer, dropout=options.dropout
             )
