@@ -45,7 +45,7 @@ def test_published_settings_are_the_defaults():
 
 def test_names_of_version_0_1_are_translated():
     with pytest.warns(DeprecationWarning, match="window= is now eval_crop="):
-        options = SegmentationOptions.of({"window": 64, "stride": 32})
+        options = SegmentationOptions.of({"window": 64, "eval_stride": 32})
     assert options == SegmentationOptions(eval_crop=64, eval_stride=32)
     with pytest.raises(MambarError, match="window and eval_crop were both given"):
         SegmentationOptions.of({"window": 64, "eval_crop": 32})
