@@ -32,8 +32,8 @@ def write_run_report(
     """Write `path` (an HTML file) and curves.png beside it; gives back `path`.
 
     `metrics` maps the name of each run to its rows of metrics.jsonl, the report's own run first; `norm_panels` maps
-    headings to rows of norm maps; `summary` is shown at the top, `sections` before the recipe. Parts that are not given are
-    omitted.
+    headings to rows of norm maps; `summary` is shown at the top, `sections` before the recipe. Parts that are not
+    given are omitted.
     """
     curves = collect_curves(metrics)
     content = [
