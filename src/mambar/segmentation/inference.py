@@ -85,7 +85,8 @@ class Inference:
         for name in fields:
             if name not in known:
                 raise InputError(f"inference has no field {name!r}; it has {', '.join(known)}.")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return cls(**plain)
 
 
 @torch.inference_mode()
@@ -109,7 +110,7 @@ def probabilities(
         image = preprocessing.normalize(_scaled(pixels, size).to(parameter.device)).to(parameter.dtype)
         scaled.append(_ScaledLogits(model, image, inference, autocast, mirrored=False))
         if inference.flip:
-            scaled.append(_ScaledLogits(model, image.flip(-1), settings, autocast, mirrored=True))
+            scaled.append(_ScaledLogits(model, image.flip(-1), inference, autocast, mirrored=True))
     step = max(_BAND_SIZE // (model.num_classes * width), 1)
     for top in range(0, height, step):
         rows = range(top, min(top + step, height))
