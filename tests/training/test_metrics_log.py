@@ -16,7 +16,7 @@ def row(step, kind="training", **values):
 
 def test_rows_are_read_back_with_exact_numbers(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.open(step=0, evaluated=0, encoding="utf-8")
+    log.open(step=0, evaluated=0)
     log.append("training", {"step": 1, "loss": 0.1 + 0.2, "grad_norm": float("nan")})
     log.sync()
     log.close()
@@ -28,7 +28,7 @@ def test_a_resume_removes_rows_after_its_step_and_an_incomplete_last_row(tmp_pat
     path = tmp_path / "metrics.jsonl"
     path.write_text(row(1) + row(2) + row(2, "evaluation") + row(3) + row(3, "evaluation") + '{"format_ver', "utf-8")
     log = MetricsLog(path)
-    log.open(step=3, evaluated=2, encoding="utf-8")
+    log.open(step=3, evaluated=2)
     log.append("training", {"step": 4})
     log.close()
     assert [(found["kind"], found["step"]) for found in read_metrics(path)] == [
@@ -71,7 +71,7 @@ def test_log_lines_have_loss_accuracy_speed_and_remaining_time(caplog):
 
 def test_short_writes_are_continued_until_the_row_is_complete(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.open(step=0, evaluated=0, encoding="utf-8")
+    log.open(step=0, evaluated=0)
     write = os.write
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data)[:7]))
@@ -83,7 +83,7 @@ def test_short_writes_are_continued_until_the_row_is_complete(tmp_path, monkeypa
 
 def test_a_row_cut_by_a_full_disk_is_removed_and_the_next_one_is_complete(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.open(step=0, evaluated=0, encoding="utf-8")
+    log.open(step=0, evaluated=0)
     write, calls = os.write, []
 
     def cut(descriptor, data):
@@ -105,7 +105,7 @@ def test_an_incomplete_last_row_is_removed_at_the_next_start(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(row(1) + row(2)[:-20], "utf-8")
     log = MetricsLog(path)
-    log.open(step=2, evaluated=2, encoding="utf-8")
+    log.open(step=2, evaluated=2)
     log.append("training", {"step": 2})
     log.close()
     assert [found["step"] for found in read_metrics(path)] == [1, 2]

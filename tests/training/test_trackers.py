@@ -23,7 +23,7 @@ class RecordingTracker:
 def test_a_tracker_receives_the_numbers_of_the_log(tmp_path):
     tracker = RecordingTracker()
     log = MetricsLog(tmp_path / "metrics.jsonl", trackers=[tracker])
-    log.open(step=0, evaluated=0, encoding="utf-8")
+    log.open(step=0, evaluated=0)
     log.append("training", {"step": 3, "loss": 0.5, "grad_norm": float("inf"), "layers": [1.0]})
     log.close()
     assert tracker.logged == [(3, {"training/step": 3.0, "training/loss": 0.5})]

@@ -8,12 +8,16 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final
 
 from mambar.errors import CheckpointError
 from mambar.training.checkpoint import atomic_files
 from mambar.training.trackers import Tracker
+
+if TYPE_CHECKING:
+    from rich.progress import Task
 
 METRICS_FORMAT: Final = 1
 _LOG = logging.getLogger("mambar.training")
@@ -102,71 +106,50 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-@runtime_checkable
-class Progress(Protocol):
-    """Displays the progress of a run."""
+class NoProgress:
+    """No display: for ranks other than 0."""
 
     def start(self, title: str, *, steps: int, done: int) -> None:
         """Begins a stage of `steps` steps, of which `done` are finished."""
-        ...
 
     def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
         """Counts one step; `images`: its batch size over all processes."""
-        ...
 
     def message(self, text: str) -> None:
         """Shows one line of text."""
-        ...
 
     def close(self) -> None:
         """Ends the display of the stage, also after an error."""
-        ...
-
-
-class NoProgress:
-    """No display: for ranks other than 0, and for tests."""
-
-    def start(self, title: str, *, steps: int, done: int) -> None:
-        """No operation."""
-
-    def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
-        """No operation."""
-
-    def message(self, text: str) -> None:
-        """No operation."""
-
-    def close(self) -> None:
-        """No operation."""
 
 
 class LogProgress:
     """Log lines, one every few seconds: for files and pipes."""
 
     def __init__(self, *, seconds: float = 10.0) -> None:
+        from rich.progress import Progress
+
         self.seconds = seconds
-        self.title = ""
-        self.steps = 0
-        self.rate = _Rate()
+        # Not displayed: estimates speed and remaining time.
+        self.estimate = Progress(disable=True, speed_estimate_period=60)
 
     def start(self, title: str, *, steps: int, done: int) -> None:
         """Starts the clock of the stage."""
-        self.title, self.steps = title, steps
-        self.rate = _Rate()
-        self.shown = time.monotonic()
-        self.first = done
+        self.title, self.steps, self.shown = title, steps, time.monotonic()
+        self.task = self.estimate.add_task(title, total=steps, completed=done)
 
     def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
         """Logs a line if the last one is older than `seconds`."""
-        self.rate.add(images)
+        self.estimate.update(self.task, completed=done)
         now = time.monotonic()
         if now - self.shown < self.seconds and done < self.steps:
             return
         self.shown = now
         shown = "" if accuracy is None else f", accuracy {accuracy:.1%}"
-        left = _duration(self.rate.seconds_a_step() * (self.steps - done))
+        rate = _steps_a_second(self.estimate.tasks[-1])
+        left = timedelta(seconds=round((self.steps - done) / rate))
         _LOG.info(
             "%s: step %d of %d, loss %.4f%s, %.0f images/s, %s left",
-            *(self.title, done, self.steps, loss, shown, self.rate.images_a_second(), left),
+            *(self.title, done, self.steps, loss, shown, rate * images, left),
         )
 
     def message(self, text: str) -> None:
@@ -192,22 +175,21 @@ class ProgressBar:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             refresh_per_second=4,
+            speed_estimate_period=60,
         )
-        self.rate = _Rate()
 
     def start(self, title: str, *, steps: int, done: int) -> None:
         """Shows the bar."""
-        self.rate = _Rate()
         self.title = title
         self.bar.start()
         self.task = self.bar.add_task(title, total=steps, completed=done, numbers="")
 
     def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
         """Updates the bar."""
-        self.rate.add(images)
+        self.bar.update(self.task, completed=done)
         shown = "" if accuracy is None else f" · acc {accuracy:.1%}"
-        numbers = f"loss {loss:.3f}{shown} · {self.rate.images_a_second():.0f} images/s"
-        self.bar.update(self.task, completed=done, numbers=numbers)
+        rate = images * _steps_a_second(self.bar.tasks[-1])
+        self.bar.update(self.task, numbers=f"loss {loss:.3f}{shown} · {rate:.0f} images/s")
 
     def message(self, text: str) -> None:
         """Prints the line above the bar."""
@@ -217,8 +199,10 @@ class ProgressBar:
 
     def close(self) -> None:
         """Stops updating the bar."""
-        with contextlib.suppress(AttributeError):
-            self.bar.stop()
+        self.bar.stop()
+
+
+Progress = NoProgress | LogProgress | ProgressBar
 
 
 def make_progress(*, is_main: bool) -> Progress:
@@ -229,31 +213,6 @@ def make_progress(*, is_main: bool) -> Progress:
     return ProgressBar() if sys.stderr is not None and sys.stderr.isatty() else LogProgress()
 
 
-class _Rate:
-    """Images a second over about the last minute."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.images = 0
-        self.steps = 0
-
-    def add(self, images: int) -> None:
-        if time.monotonic() - self.started > 60 and self.steps > 1:
-            # Drop half of the history, so that the rate follows changes.
-            self.started += (time.monotonic() - self.started) / 2
-            self.images //= 2
-            self.steps //= 2
-        self.images += images
-        self.steps += 1
-
-    def images_a_second(self) -> float:
-        return self.images / max(time.monotonic() - self.started, 1e-9)
-
-    def seconds_a_step(self) -> float:
-        return (time.monotonic() - self.started) / max(self.steps, 1)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+def _steps_a_second(task: "Task") -> float:
+    # One step has no speed yet, only the time since the stage began.
+    return task.speed or 1 / max(task.elapsed or 0.0, 1e-9)

@@ -36,12 +36,10 @@ class TensorBoard:
         self.writer: Any = SummaryWriter(str(out / "tensorboard"))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Adds one scalar for each name."""
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes and closes the event file."""
         self.writer.close()
 
 
@@ -58,11 +56,9 @@ class WeightsAndBiases:
         )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Logs all scalars in one call."""
         self.run.log(dict(numbers), step=step)
 
     def close(self) -> None:
-        """Finishes the wandb run."""
         self.run.finish()
 
 
@@ -79,11 +75,9 @@ class MlFlow:
         mlflow.log_params({name: str(value)[:250] for name, value in recipe.to_flat_dict().items()})
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Logs all scalars in one call."""
         self.mlflow.log_metrics(dict(numbers), step=step)
 
     def close(self) -> None:
-        """Ends the MLflow run."""
         self.mlflow.end_run()
 
 

@@ -22,11 +22,9 @@ class Sharded:
         fully_shard(model)
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
-        """The full tensor, gathered from all ranks."""
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def shard_tensor(self, tensor: Tensor, like: Tensor | None) -> Tensor:
-        """This rank's part of a full tensor."""
         if not isinstance(like, DTensor):
             return tensor
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

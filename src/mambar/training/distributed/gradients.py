@@ -1,8 +1,12 @@
-"""Reduction of gradients over the shards of a step: in a fixed order, or by DDP and FSDP."""
+"""Reduction of gradients and of a few further numbers (`extras`) over the shards of a step.
+
+Call order: `begin_step`; for each shard `begin_shard`, the backward passes within `backward_context`, `end_shard`. The
+`last` pass and shard are the last ones of the step on this rank. Then `extras` and `norm` are those of the whole step
+on every rank, and `write_grads` writes the sum to the parameters' `.grad`.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,55 +16,6 @@ from mambar.errors import InputError
 from mambar.training.distributed.process_group import ProcessGroup
 
 
-@runtime_checkable
-class GradientReducer(Protocol):
-    """Sums gradients and a few further numbers (`extras`) over the shards of a step.
-
-    Call order: `begin_step`; for each shard `begin_shard`, the backward passes, `end_shard`. Then `extras` and `norm`
-    are those of the whole step on every rank, and `write_grads` writes the sum to the parameters' `.grad`.
-    """
-
-    # Factor of the loss before the backward pass, so that the result is the sum over ranks.
-    loss_factor: float
-
-    def begin_step(self) -> None:
-        """Resets all sums to zero."""
-        ...
-
-    def begin_shard(self) -> None:
-        """Begins a shard."""
-        ...
-
-    def backward_context(self, *, last: bool) -> AbstractContextManager[object]:
-        """Context of the forward and backward pass of a micro-batch; `last`: the last one of the step on this rank."""
-        ...
-
-    def add_extras(self, index: int, values: Tensor) -> None:
-        """Adds `values` to the extras of this shard, from `index` on."""
-        ...
-
-    def end_shard(self, *, last: bool) -> None:
-        """Ends a shard; `last`: the last one of the step on this rank."""
-        ...
-
-    @property
-    def extras(self) -> Float[Tensor, "extras"]:
-        """The extras, summed over all shards and ranks."""
-        ...
-
-    def norm(self) -> Float[Tensor, ""]:
-        """The L2 norm of the summed gradients."""
-        ...
-
-    def scale(self, factor: float) -> None:
-        """Multiplies the summed gradients by `factor`."""
-        ...
-
-    def write_grads(self) -> None:
-        """Writes the sum to the parameters' `.grad`."""
-        ...
-
-
 class OrderedReducer:
     """Sums all gradients in one flat tensor, shard by shard in a fixed order: bit-identical for any number of ranks.
 
@@ -68,6 +23,7 @@ class OrderedReducer:
     adds the current shard of every rank to the total, in the order of the shards.
     """
 
+    # Factor of the loss before the backward pass, so that the result is the sum over ranks.
     loss_factor = 1.0
 
     def __init__(
@@ -105,7 +61,6 @@ class OrderedReducer:
             self._local.zero_()
 
     def backward_context(self, *, last: bool) -> AbstractContextManager[object]:
-        """An empty context."""
         return nullcontext()
 
     def add_extras(self, index: int, values: Tensor) -> None:
@@ -119,15 +74,12 @@ class OrderedReducer:
 
     @property
     def extras(self) -> Float[Tensor, "extras"]:
-        """The summed extras."""
         return self._total[self._size :]
 
     def norm(self) -> Float[Tensor, ""]:
-        """The L2 norm of the total."""
         return torch.linalg.vector_norm(self._total[: self._size])
 
     def scale(self, factor: float) -> None:
-        """Multiplies the total by `factor`."""
         self._total[: self._size].mul_(factor)
 
     def write_grads(self) -> None:
@@ -170,7 +122,6 @@ class AveragedReducer:
         return self._backward_context(last)
 
     def add_extras(self, index: int, values: Tensor) -> None:
-        """Adds `values` to the extras of this rank."""
         self._extras[index:][: values.numel()] += values
 
     def end_shard(self, *, last: bool) -> None:
@@ -180,7 +131,6 @@ class AveragedReducer:
 
     @property
     def extras(self) -> Float[Tensor, "extras"]:
-        """The summed extras."""
         return self._extras
 
     def norm(self) -> Float[Tensor, ""]:
@@ -188,7 +138,6 @@ class AveragedReducer:
         return self._full_tensor(nn.utils.get_total_norm(self._gradients()))
 
     def scale(self, factor: float) -> None:
-        """Multiplies all gradients by `factor`."""
         torch._foreach_mul_(self._gradients(), factor)  # pyright: ignore[reportPrivateImportUsage]
 
     def write_grads(self) -> None:
@@ -196,3 +145,6 @@ class AveragedReducer:
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+
+
+GradientReducer = OrderedReducer | AveragedReducer

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -39,36 +40,23 @@ def parallelize(
     one process every kind is "exact".
     """
     if kind == "exact" or process_group.world_size == 1:
-        ordered = OrderedReducer(
-            parameters,
-            extras=extras,
-            process_group=process_group,
-            num_shards=num_shards,
-            grad_accum_steps=grad_accum_steps,
-        )
-        return forward, ordered
+        shards = {"num_shards": num_shards, "grad_accum_steps": grad_accum_steps}
+        return forward, OrderedReducer(parameters, extras=extras, process_group=process_group, **shards)
     if kind == "fsdp":
-        averaged = AveragedReducer(
-            parameters,
-            extras=extras,
-            process_group=process_group,
-            backward_context=lambda last: sharding.gradient_sync(model, last),
-            full_tensor=sharding.full_tensor,
-        )
-        return forward, averaged
+        called, backward_context = forward, partial(sharding.gradient_sync, model)
+    else:
+        from torch.nn.parallel import DistributedDataParallel
 
-    from torch.nn.parallel import DistributedDataParallel
+        ids = [process_group.device.index] if process_group.device.type == "cuda" else None
+        called = DistributedDataParallel(forward, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    ids = [process_group.device.index] if process_group.device.type == "cuda" else None
-    wrapped = DistributedDataParallel(forward, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        def backward_context(last: bool) -> AbstractContextManager[object]:
+            return nullcontext() if last else called.no_sync()
 
-    def gradient_sync(last: bool) -> AbstractContextManager[object]:
-        return nullcontext() if last else wrapped.no_sync()
-
-    return wrapped, AveragedReducer(
+    return called, AveragedReducer(
         parameters,
         extras=extras,
         process_group=process_group,
-        backward_context=gradient_sync,
+        backward_context=backward_context,
         full_tensor=sharding.full_tensor,
     )

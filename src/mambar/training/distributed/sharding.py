@@ -36,16 +36,13 @@ class Replicated:
     is_sharded = False
 
     def shard_model(self, model: nn.Module) -> None:
-        """Leaves the model as it is."""
+        pass
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
-        """The tensor itself."""
         return tensor
 
     def shard_tensor(self, tensor: Tensor, like: Tensor | None) -> Tensor:
-        """The tensor itself."""
         return tensor
 
     def gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
-        """An empty context."""
         return nullcontext()
