@@ -1,40 +1,34 @@
 """The network, data and schedule of each budget."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from mambar.errors import InputError
 from mambar.paper.context import Context
 from mambar.recipes.digits import RECIPE as DIGITS
 from mambar.recipes.mambar_base import RECIPE as BASE
-from mambar.training.recipe import Recipe, Stage
+from mambar.training.recipe import Recipe
 
 # A network that a GPU trains in minutes on 32-pixel photographs, several in parallel. It has 256 tokens, more than
 # ImageNet's 196 at 224 pixels.
-_SMALL_BODY = {"patch_size": 2, "embed_dim": 128, "depth": 8}
 _SMALL = Recipe(
     name="small",
     model="mambar_tiny_patch16_224",
-    config=_SMALL_BODY,
+    config={"patch_size": 2, "embed_dim": 128, "depth": 8},
     data="cifar10",
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
     stages=(
-        Stage(
+        replace(
+            DIGITS.stages[0],
             img_size=32,
             epochs=20,
             batch_size=256,
             lr=1.5e-3,
-            min_lr=1e-5,
             warmup_lr=1e-6,
-            warmup_epochs=1.0,
-            weight_decay=0.05,
-            clip_grad=1.0,
-            train_crop="shift",
             crop_padding=4,
             hflip=0.5,
-            drop_path_rate=0.05,
-            label_smoothing=0.1,
         ),
     ),
     eval_every=4,
@@ -42,7 +36,6 @@ _SMALL = Recipe(
     log_every=20,
     keep_checkpoints=1,
 )
-_SMOKE_BODY = {"patch_size": 2, "embed_dim": 16, "depth": 2}
 # One register in the middle, read without reduction.
 VIM: Final[Mapping[str, object]] = {"num_registers": 1, "placement": "middle", "head": "token", "register_reduction": 1}
 
@@ -53,7 +46,7 @@ def base_recipe(context: Context) -> Recipe:
     Fields of the context change it. Raises `InputError` if the budget needs data that were not given.
     """
     if context.budget == "smoke":
-        recipe = DIGITS.replace(config=_SMOKE_BODY, epochs=1, max_steps=8)
+        recipe = DIGITS.replace(config={"patch_size": 2, "embed_dim": 16, "depth": 2}, epochs=1, max_steps=8)
         return (recipe if context.data is None else recipe.replace(data=context.data)).with_overrides(context.fields)
     if context.data is None:
         wanted = "ImageNet" if context.budget == "full" else "CIFAR-10 (the .npz files' folder), or a folder"

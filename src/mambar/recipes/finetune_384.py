@@ -22,7 +22,7 @@ RECIPE = Recipe(
     grad_checkpointing=True,
 )
 
-_AS_FINETUNE = "Base's third stage, which is published"
+_AS_FINETUNE = ("epochs", "lr", "batch_size", "weight_decay", "auto_augment")
 
 ENTRY = RecipeEntry(
     recipe=RECIPE,
@@ -31,11 +31,7 @@ ENTRY = RecipeEntry(
     command="mambar train finetune_384 data=/data/imagenet start_from=PATH --processes 8",
     expected="84.5 % top-1 for Large (paper v1 and v2); ours: not run",
     not_published={
-        "stages.0.epochs": _AS_FINETUNE,
-        "stages.0.lr": _AS_FINETUNE,
-        "stages.0.batch_size": _AS_FINETUNE,
-        "stages.0.weight_decay": _AS_FINETUNE,
-        "stages.0.auto_augment": _AS_FINETUNE,
+        **dict.fromkeys((f"stages.0.{name}" for name in _AS_FINETUNE), "Base's third stage, which is published"),
         "stages.0.drop_path_rate": "0.5, as our Large recipe before it",
         "stages.0.clip_grad": "1.0, as our Large recipe before it",
     },

@@ -33,11 +33,6 @@ ENTRY = RecipeEntry(
         "stages.0.drop_path_rate": "0.05: the model has a quarter of Base's parameters",
         "stages.1.drop_path_rate": "0.1, a quarter of Base's 0.4",
         "stages.2.drop_path_rate": "0.1, as in the stage before",
-        "stages.0.epochs": _AS_BASE,
-        "stages.1.epochs": _AS_BASE,
-        "stages.2.epochs": _AS_BASE,
-        "stages.0.lr": _AS_BASE,
-        "stages.1.lr": _AS_BASE,
-        "stages.2.lr": _AS_BASE,
+        **{f"stages.{index}.{name}": _AS_BASE for name in ("epochs", "lr") for index in range(3)},
     },
 )

@@ -5,8 +5,11 @@
 The backgrounds carry little information, which is where the paper finds artifacts in vision Mamba.
 """
 
+import dataclasses
+
+from mambar.recipes.digits import RECIPE as DIGITS
 from mambar.recipes.entry import RecipeEntry
-from mambar.training.recipe import Recipe, Stage
+from mambar.training.recipe import Recipe
 
 RECIPE = Recipe(
     name="shapes",
@@ -16,18 +19,8 @@ RECIPE = Recipe(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     stages=(
-        Stage(
-            img_size=32,
-            epochs=10,
-            batch_size=32,
-            lr=2e-3,
-            min_lr=1e-5,
-            warmup_lr=1e-5,
-            clip_grad=1.0,
-            train_crop="shift",
-            crop_padding=2,
-            drop_path_rate=0.05,
-        ),
+        # The schedule of digits.
+        dataclasses.replace(DIGITS.stages[0], img_size=32, epochs=10, crop_padding=2, hflip=0.5, label_smoothing=0.0),
     ),
 )
 

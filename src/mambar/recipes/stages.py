@@ -4,6 +4,7 @@ Values that the README's commands omit are the defaults of that code (DeiT's): A
 cosine to 1e-5, five warm-up epochs from 1e-6, no clipping, EMA 0.99996, mixup 0.8 and cutmix 1.0 on every batch.
 """
 
+from dataclasses import replace
 from typing import Final
 
 from mambar.training.recipe import Stage
@@ -40,48 +41,28 @@ PRETRAIN: Final = Stage(
     crop_pct=0.875,
 )
 
-INTERMEDIATE: Final = Stage(
+INTERMEDIATE: Final = replace(
+    PRETRAIN,
     name="intermediate",
     img_size=224,
     epochs=100,
-    batch_size=1024,
     lr=2e-4,
-    lr_base_size=512,
-    min_lr=1e-5,
-    warmup_lr=1e-6,
-    warmup_epochs=5.0,
-    weight_decay=0.05,
-    ema_decay=0.99996,
     drop_path_rate=0.4,
-    auto_augment="three",
-    color_jitter=0.3,
-    aug_repeats=3,
-    mixup=0.8,
-    cutmix=1.0,
-    crop_pct=0.875,
     start_from="weights",
 )
 
 # The learning rate is constant after the warm-up: peak and minimum of the cosine are equal.
-FINETUNE: Final = Stage(
+FINETUNE: Final = replace(
+    INTERMEDIATE,
     name="finetune",
-    img_size=224,
     epochs=20,
     batch_size=512,
     lr=1e-5,
     lr_base_size=None,
-    min_lr=1e-5,
-    warmup_lr=1e-6,
-    warmup_epochs=5.0,
-    schedule="cosine",
     weight_decay=0.1,
-    ema_decay=0.99996,
-    drop_path_rate=0.4,
     auto_augment="rand-m9-mstd0.5-inc1",
+    color_jitter=0.0,
     aug_repeats=1,
-    mixup=0.8,
-    cutmix=1.0,
     label_smoothing=0.1,
     crop_pct=1.0,
-    start_from="weights",
 )

@@ -4,34 +4,26 @@
 
 Values from the commands and defaults of github.com/hustvl/Vim at dd0358a (`vim/scripts/pt-vim-{t,s}.sh`): 300 epochs
 at 224, batch 1024 for Tiny and 512 for Small, linear scaling by 512, repeated augmentation, RandAugment with label
-smoothing 0.1 and erasing 0.25 (DeiT's). There is no script for Base.
+smoothing 0.1 and erasing 0.25 (DeiT's). The other values are those of Mamba-R's first stage, which are DeiT's too.
+There is no script for Base.
 """
 
 import dataclasses
 
 from mambar.recipes.entry import RecipeEntry
+from mambar.recipes.stages import PRETRAIN
 from mambar.training.recipe import Recipe, Stage
 
-_DEIT = Stage(
+_DEIT = dataclasses.replace(
+    PRETRAIN,
     name="train",
     img_size=224,
-    epochs=300,
-    batch_size=1024,
-    lr=5e-4,
-    lr_base_size=512,
-    min_lr=1e-5,
-    warmup_lr=1e-6,
-    warmup_epochs=5.0,
     weight_decay=0.1,
-    ema_decay=0.99996,
     drop_path_rate=0.0,
     auto_augment="rand-m9-mstd0.5-inc1",
+    color_jitter=0.0,
     random_erase_prob=0.25,
-    aug_repeats=3,
-    mixup=0.8,
-    cutmix=1.0,
     label_smoothing=0.1,
-    crop_pct=0.875,
 )
 _DEFAULTS = "the default of Vim's training code, which is DeiT's, as recalled; its script does not set it"
 _SOURCE = "github.com/hustvl/Vim at dd0358a, vim/scripts"
