@@ -1,5 +1,6 @@
 """The registered tasks, with those of all packages below this one."""
 
 # Importing a package registers its tasks.
+import mambar.segmentation.task  # noqa: F401
 import mambar.training.classification  # noqa: F401
 from mambar.training.task_registry import task_class as task_class
