@@ -6,8 +6,8 @@ from mambar.paper.statistics import half_width, paired, t_quantile
 
 
 def test_half_width():
-    # Mean 2, standard deviation 1, three values: 4.303 / sqrt(3).
-    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5)
+    # Mean 2, standard deviation 1, three values: 4.3026527 / sqrt(3).
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.30265273 / 3**0.5)
     assert half_width([1.0]) is None
 
 

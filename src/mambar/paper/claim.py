@@ -1,6 +1,7 @@
 """A published cell, a measured cell, and what each must record."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,13 @@ class Claim:
             raise InputError(f"claim {self.row} / {self.column}: {self.value} is not a published number.")
         if not self.version or not self.source:
             raise InputError(f"claim {self.row} / {self.column} needs a version and a source.")
+
+
+def claims(column: str, values: Mapping[str, float], *, version: str, source: str) -> tuple[Claim, ...]:
+    """Published cells of one column and source: row → value."""
+    return tuple(
+        Claim(row=row, column=column, value=value, version=version, source=source) for row, value in values.items()
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

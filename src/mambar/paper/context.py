@@ -60,6 +60,17 @@ class Context:
             note=note,
         )
 
+    def results(
+        self, column: str, table: Mapping[str, Mapping[int, float]], *, data: str, note: str = ""
+    ) -> list[Result]:
+        """The measured cells of a column: row → seed → value."""
+        return [self.result(row, column, by_seed, data=data, note=note) for row, by_seed in table.items()]
+
+    def unseeded(self, row: str, column: str, value: float, *, data: str, note: str = "") -> Result:
+        """A measured cell whose value depends on no seed."""
+        provenance = self.provenance(data=data)
+        return Result(row=row, column=column, budget=self.budget, values=(value,), provenance=provenance, note=note)
+
 
 def commit() -> str:
     """The commit of the source tree, marked if it has changes; without git the version."""

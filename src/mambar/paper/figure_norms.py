@@ -38,7 +38,7 @@ def measure(context: Context) -> list[Result]:
     """The most common and the largest norm of every layer of both networks."""
     analysis = analysed_pair(context, probes=(), num_images=64 if context.budget == "smoke" else 1000)
     results = []
-    for network, result in zip(("Vim", "Mamba-R"), analysis.results.values(), strict=True):
+    for network, result in analysis.items():
         depth = len(result.norms.patches)
         for layer, found in enumerate(result.norms.patches):
             row = f"{network}, layer {layer} of {depth}"

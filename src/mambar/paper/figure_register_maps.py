@@ -18,7 +18,7 @@ CLAIMS: Final[tuple[Claim, ...]] = ()
 def measure(context: Context) -> list[Result]:
     """The mean cosine between two registers, and the number of clusters of their maps."""
     analysis = analysed_pair(context, probes=(), num_images=64 if context.budget == "smoke" else 1000)
-    result = list(analysis.results.values())[1]
+    result = analysis["Mamba-R"]
     results = []
     similarity = result.register_similarity
     if similarity is not None and similarity.shape[0] > 1:

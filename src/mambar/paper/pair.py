@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mambar.analysis.numbers import Analysis
+from mambar.analysis.analyze_model import AnalysisResult
 from mambar.analysis.options import AnalysisOptions
 from mambar.errors import MambarError
 from mambar.hub.config_file import CONFIG
@@ -34,8 +34,8 @@ def trained_pair(context: Context) -> dict[str, Path]:
     return found
 
 
-def analysed_pair(context: Context, **options: Any) -> Analysis:
-    """The analysis of both networks, in the order Vim, Mamba-R, on the data of their training; writes its report."""
+def analysed_pair(context: Context, **options: Any) -> dict[str, AnalysisResult]:
+    """The analysis of Vim and Mamba-R on the data of their training, by network; writes its report."""
     from mambar.analysis.analyze import analyze
 
     runs = trained_pair(context)
@@ -51,7 +51,7 @@ def analysed_pair(context: Context, **options: Any) -> Analysis:
         device=context.device,
         workers=context.workers,
     )
-    return found.analysis
+    return dict(zip(runs, found.analysis.results.values(), strict=True))
 
 
 def one_result(context: Context, row: str, column: str, value: float, note: str = "") -> Result:

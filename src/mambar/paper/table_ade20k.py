@@ -58,8 +58,7 @@ def cells(context: Context) -> list[Cell]:
 
 def results(context: Context, table: Table) -> list[Result]:
     """The rows with finished runs."""
-    data = cells(context)[0].recipe.data
-    return [context.result(row, COLUMN, by_seed, data=data) for row, by_seed in table.items()]
+    return context.results(COLUMN, table, data=cells(context)[0].recipe.data)
 
 
 def measure(context: Context) -> list[Result]:

@@ -11,25 +11,23 @@ from mambar.bench.model import ModelBench
 from mambar.bench.model import measure as measure_model
 from mambar.models.complexity import complexity
 from mambar.models.config import VARIANTS
-from mambar.paper.claim import Claim, Result
+from mambar.paper.claim import Result, claims
 from mambar.paper.context import Context
 
 TITLE: Final = "Costs at 224 pixels"
-_SOURCE: Final = "arXiv 2405.14858"
+_SIZES: Final = {"mambar": ("Tiny", "Small", "Base", "Large"), "vim": ("Tiny", "Small", "Base")}
 _NAMES: Final = {
-    "Mamba-R Tiny": "mambar_tiny_patch16_224",
-    "Mamba-R Small": "mambar_small_patch16_224",
-    "Mamba-R Base": "mambar_base_patch16_224",
-    "Mamba-R Large": "mambar_large_patch16_224",
-    "Vim Tiny": "vim_tiny_patch16_224",
-    "Vim Small": "vim_small_patch16_224",
-    "Vim Base": "vim_base_patch16_224",
+    f"{'Mamba-R' if family == 'mambar' else 'Vim'} {size}": f"{family}_{size.lower()}_patch16_224"
+    for family, sizes in _SIZES.items()
+    for size in sizes
 }
 PARAMETERS: Final = "parameters, M"
 
-CLAIMS: Final = tuple(
-    Claim(row=f"Mamba-R {size}", column=PARAMETERS, value=millions, version="v1", source=_SOURCE)
-    for size, millions in (("Tiny", 9.0), ("Small", 28.0), ("Base", 99.0), ("Large", 341.0))
+CLAIMS: Final = claims(
+    PARAMETERS,
+    {"Mamba-R Tiny": 9.0, "Mamba-R Small": 28.0, "Mamba-R Base": 99.0, "Mamba-R Large": 341.0},
+    version="v1",
+    source="arXiv 2405.14858",
 )
 
 
@@ -52,14 +50,5 @@ def measure(context: Context) -> list[Result]:
         note = f"batch {batch}, random images"
         for column, cell in zip(("inference img/s", "ms", "GiB", "training img/s"), found.cells, strict=False):
             if isinstance(cell, float) and column.endswith("img/s"):
-                results.append(
-                    Result(
-                        row=row,
-                        column=column,
-                        budget=context.budget,
-                        values=(cell,),
-                        provenance=context.provenance(data="random images"),
-                        note=note,
-                    )
-                )
+                results.append(context.unseeded(row, column, cell, data="random images", note=note))
     return results

@@ -47,25 +47,16 @@ def measure(context: Context) -> list[Result]:
     if context.budget == "smoke":
         return _smoke(context)
     base = base_recipe(context)
+    from mambar.hub import create_model
+    from mambar.models.timm_vit import as_vision_mamba
     from mambar.recipes.evaluation import evaluate_model
 
     results = []
     for row, name in _RELEASED.items():
-        from mambar.hub import create_model
-        from mambar.models.timm_vit import as_vision_mamba
-
         model = as_vision_mamba(create_model(name, pretrained=True), "This table")
         found = evaluate_model(model, data=base.data, device=context.device, workers=context.workers)
-        results.append(
-            Result(
-                row=row,
-                column=COLUMN,
-                budget="full",
-                values=(100 * found.top1,),
-                provenance=context.provenance(data=base.data),
-                note=f"{row}: released weights, crop 1.0",
-            )
-        )
+        note = f"{row}: released weights, crop 1.0"
+        results.append(context.unseeded(row, COLUMN, 100 * found.top1, data=base.data, note=note))
     return results
 
 
@@ -77,4 +68,4 @@ def _smoke(context: Context) -> list[Result]:
     ]
     table = train_cells(cells, context)
     note = "networks of width 16 on handwritten digits, a test of the code path"
-    return [context.result(row, COLUMN, by_seed, data=base.data, note=note) for row, by_seed in table.items()]
+    return context.results(COLUMN, table, data=base.data, note=note)

@@ -8,7 +8,7 @@ paper does not describe the widening layer; here it is that of the register head
 
 from typing import Final
 
-from mambar.paper.claim import Claim, Result
+from mambar.paper.claim import Result, claims
 from mambar.paper.context import Context
 from mambar.paper.networks import VIM, base_recipe, dim_of, reduction, with_model
 from mambar.paper.sweep import Cell, Table, train_cells
@@ -16,16 +16,8 @@ from mambar.paper.sweep import Cell, Table, train_cells
 TITLE: Final = "Number of registers (Base, ImageNet-1k top-1)"
 COLUMN: Final = "top-1, %"
 WIDENED: Final = "n = 1 (Vim), output widened"
-
-
-def _claim(row: str, value: float) -> Claim:
-    return Claim(row=row, column=COLUMN, value=value, version="v1", source="arXiv 2405.14858v1")
-
-
-CLAIMS: Final = (
-    _claim("n = 1 (Vim)", 81.8),
-    _claim(WIDENED, 81.9),
-    _claim("n = 12", 82.9),
+CLAIMS: Final = claims(
+    COLUMN, {"n = 1 (Vim)": 81.8, WIDENED: 81.9, "n = 12": 82.9}, version="v1", source="arXiv 2405.14858v1"
 )
 # The two rows of the paper's claim.
 _DECIDING: Final = (1, 12)
@@ -49,8 +41,7 @@ def cells(context: Context) -> list[Cell]:
 
 def results(context: Context, table: Table) -> list[Result]:
     """The rows with finished runs."""
-    data = base_recipe(context).data
-    return [context.result(row, COLUMN, by_seed, data=data) for row, by_seed in table.items()]
+    return context.results(COLUMN, table, data=base_recipe(context).data)
 
 
 def measure(context: Context) -> list[Result]:

@@ -8,7 +8,7 @@ paired difference to the default.
 
 from typing import Final
 
-from mambar.paper.claim import Claim, Result
+from mambar.paper.claim import Result, claims
 from mambar.paper.context import Context
 from mambar.paper.networks import base_recipe, registers, with_model
 from mambar.paper.statistics import paired
@@ -17,17 +17,11 @@ from mambar.paper.sweep import Cell, Table, train_cells
 TITLE: Final = "Register placement and prediction (Base, ImageNet-1k top-1)"
 COLUMN: Final = "top-1, %"
 DEFAULT: Final = "evenly, reduce and concatenate"
-
-
-def _claim(row: str, value: float) -> Claim:
-    return Claim(row=row, column=COLUMN, value=value, version="v1", source="arXiv 2405.14858v1")
-
-
-CLAIMS: Final = (
-    _claim(DEFAULT, 82.9),
-    _claim("all at the beginning", 82.1),
-    _claim("all in the middle", 82.6),
-    _claim("evenly, one register read", 81.7),
+CLAIMS: Final = claims(
+    COLUMN,
+    {DEFAULT: 82.9, "all at the beginning": 82.1, "all in the middle": 82.6, "evenly, one register read": 81.7},
+    version="v1",
+    source="arXiv 2405.14858v1",
 )
 # Row → fields of the model that differ from the default.
 CHOICES: Final = {
