@@ -1,6 +1,6 @@
-"""Mamba-R on one page: the whole model in plain PyTorch, for reading.
+"""Mamba-R in one file: the whole model in plain PyTorch, for reading.
 
-Equal to `mambar.VisionMamba` weight for weight (tests/test_minimal.py). Slow on purpose: the scan is a visible loop.
+Equal to `mambar.VisionMamba` weight for weight (tests/test_minimal.py). Slow: the scan is a Python loop.
 "Mamba®: Vision Mamba ALSO Needs Registers", arXiv 2405.14858.
 """
 
@@ -38,7 +38,7 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 
 
 class DirectionalScan(nn.Module):
-    """One direction: look at the last few tokens, decide dt, B and C, then scan."""
+    """One direction: causal convolution, projection to dt, B and C, selective scan."""
 
     def __init__(self, d_inner: int, dt_rank: int, d_state: int = 16, d_conv: int = 4) -> None:
         super().__init__()
@@ -70,9 +70,9 @@ class MambaMixer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
-        ahead = self.forward_scan(x)
-        behind = self.backward_scan(x.flip(1)).flip(1)
-        return self.out_proj((ahead + behind) / 2 * F.silu(z))
+        forward = self.forward_scan(x)
+        backward = self.backward_scan(x.flip(1)).flip(1)
+        return self.out_proj((forward + backward) / 2 * F.silu(z))
 
 
 class MambaBlock(nn.Module):
@@ -88,7 +88,7 @@ class MambaBlock(nn.Module):
 
 
 class MambaR(nn.Module):
-    """An image becomes tokens, tokens pass blocks, a head reads the registers."""
+    """Patch embedding, registers, blocks, norm, and a classifier on the registers."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class MambaR(nn.Module):
         for register in range(num_registers):
             order += [*range(register * run, (register + 1) * run), patches + register]
         self.order = [*order, *range(num_registers * run, patches)]
-        self.places = [self.order.index(patches + register) for register in range(num_registers)]
+        self.register_positions = [self.order.index(patches + register) for register in range(num_registers)]
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images).flatten(2).transpose(1, 2) + self.pos_embed
@@ -130,7 +130,7 @@ class MambaR(nn.Module):
         x = torch.cat([patches, registers], dim=1)[:, self.order]  # (B, M+n, D)
         for block in self.blocks:
             x = block(x)
-        registers = self.norm(x)[:, self.places]  # (B, n, D)
+        registers = self.norm(x)[:, self.register_positions]  # (B, n, D)
         return self.classifier(self.reduce_norm(self.reduce(registers).flatten(1)))
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mambar.errors import InputError
+from mambar.hub.convert import to_official
 from mambar.models import VisionMamba
 from mambar.nn import MIXERS
+from mambar.training.loop.health import measure
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extend" / "mixer.py"
 
@@ -33,3 +36,15 @@ def test_the_example_trains_saves_and_loads(example):
 
 def test_the_example_is_short():
     assert len(EXAMPLE.read_text("utf-8").splitlines()) <= 40
+
+
+def test_layer_statistics_without_selective_scans(example):
+    model = example["build"]()
+    found = measure(model, torch.randn(1, 3, 32, 32))
+    assert len(found["norm_mean"]) == 2 and "dt_min" not in found
+
+
+def test_the_released_format_is_refused(example):
+    model = example["build"]()
+    with pytest.raises(InputError, match="mixer='bidirectional' only"):
+        to_official(model.state_dict(), source="mamba-reg", config=model.config)

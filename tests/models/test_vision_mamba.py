@@ -149,7 +149,7 @@ def test_gradient_checkpointing_changes_nothing(dtype):
 
 
 def answer_and_gradients(device, dtype, *, watch, train):
-    """Of a model whose blocks and norms are watched or not; also how many calls were seen."""
+    """Of a model whose blocks and norms have hooks or not; also the observed calls."""
     torch.manual_seed(0)
     model = VisionMamba(SMALL).to(device).train(train)
     images = torch.randn(2, 3, 32, 32).to(device)
@@ -167,16 +167,16 @@ def answer_and_gradients(device, dtype, *, watch, train):
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_watched_model_gives_the_same_numbers(device, dtype, train):
-    """Blocks that nobody watches are not called: their sums are made in the norm of the next.
+def test_hooks_do_not_change_the_numbers(device, dtype, train):
+    """Blocks without hooks are not called: their sums are computed in the norm of the next.
 
     On a CPU to the bit; a GPU's kernel that adds on the way sums its squares in another order.
     """
     plain, nothing = answer_and_gradients(device, dtype, watch=False, train=train)
-    watched, seen = answer_and_gradients(device, dtype, watch=True, train=train)
+    hooked, seen = answer_and_gradients(device, dtype, watch=True, train=train)
     assert nothing == [] and len(seen) == 2 * SMALL.depth
     assert all(torch.equal(seen[2 * index + 1], seen[2 * index + 2]) for index in range(SMALL.depth - 1))
-    for one, other in zip(plain, watched, strict=True):
+    for one, other in zip(plain, hooked, strict=True):
         if device == "cpu":
             assert torch.equal(one, other)
         else:
@@ -211,7 +211,7 @@ def calls_by_another_norm(model, calls):
 @pytest.mark.parametrize(
     "watch", [calls_by_hook_on_all, calls_by_compile_in_place, calls_by_another_forward, calls_by_another_norm]
 )
-def test_whoever_stands_in_a_blocks_place_is_called(watch):
+def test_hooked_or_replaced_blocks_are_called(watch):
     model = VisionMamba(SMALL).eval()
     images = torch.randn(2, 3, 32, 32)
     plain, calls = model(images), []

@@ -60,6 +60,8 @@ def released_mixer_names() -> dict[str, str]:
 
 def _names(config: VisionMambaConfig) -> dict[str, str]:
     """All parameter names of a configuration: our name → released name."""
+    if config.mixer != "bidirectional":
+        raise InputError(f"The released format has mixer='bidirectional' only; got mixer={config.mixer!r}.")
     with torch.device("meta"):
         ours = VisionMamba(config).state_dict()
     inside = released_mixer_names()

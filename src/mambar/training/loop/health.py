@@ -85,10 +85,13 @@ def layer_statistics(
         found["outlier_share"].append(float((norms > rule.threshold(norms)).float().mean()))
     for block in model.blocks:
         scans = [scan for scan in block.modules() if isinstance(scan, DirectionalScan)]
+        if not scans:
+            # A mixer without selective scans has no step sizes.
+            continue
         steps = torch.cat([nn.functional.softplus(scan.dt_proj.bias.float()) for scan in scans])
         rates = torch.cat([-torch.exp(scan.A_log.float()) for scan in scans])
         for name, values in (("dt", steps), ("A", rates)):
             found[f"{name}_min"].append(float(values.min()))
             found[f"{name}_max"].append(float(values.max()))
     model.train(was_training)
-    return found
+    return {name: values for name, values in found.items() if values}
