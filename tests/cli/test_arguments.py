@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import typer
 
 from mambar.cli import arguments
 from mambar.errors import InputError
@@ -79,5 +80,5 @@ def test_unknown_options_of_the_old_form_are_refused(argument, message):
 def test_image_sizes(size):
     assert arguments._image_size("224") == 224
     assert arguments._image_size("224x384") == (224, 384)
-    with pytest.raises(InputError, match="--img-size"):
+    with pytest.raises(typer.BadParameter, match="--img-size"):
         arguments._image_size(size)

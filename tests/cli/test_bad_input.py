@@ -14,6 +14,7 @@ import mambar
 from mambar.cli.main import main
 from mambar.data.transforms.classification import Preprocessing
 from mambar.models import VisionMamba, VisionMambaConfig
+from mambar.recipes import get_recipe
 
 pytestmark = pytest.mark.rel
 
@@ -52,6 +53,7 @@ def workplace(tmp_path_factory):
     (place / "empty").mkdir()
     (place / "text.txt").write_text("hello", "utf-8")
     (place / "notes.png").write_text("hello", "utf-8")
+    complete = {**json.loads(get_recipe("digits").to_json()), "format_version": 1}
     recipes = {
         "broken": "{",
         "list": "[]",
@@ -62,9 +64,9 @@ def workplace(tmp_path_factory):
         "unknown": json.dumps(
             {"format_version": 1, "name": "x", "model": "y", "stages": [], "command": "touch executed"}
         ),
-        "environment": json.dumps({"format_version": 1, "name": "$HOME", "model": "${HOME}", "stages": []}),
+        "environment": json.dumps({**complete, "name": "$HOME", "model": "${HOME}", "stages": []}),
         "nan": '{"format_version": 1, "name": "x", "model": "y", "stages": [{"lr": NaN}]}',
-        "imports": '{"format_version": 1, "name": "x", "model": "y", "task": "os:system", "stages": [{}]}',
+        "imports": json.dumps({**complete, "task": "os:system"}),
     }
     for name, text in recipes.items():
         (place / "resumed" / name).mkdir(parents=True)

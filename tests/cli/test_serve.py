@@ -15,8 +15,8 @@ from mambar.web import server
     ("arguments", "part"),
     [
         (("no/where",), "There is no model 'no/where'"),
-        (("--port", "0"), "greater than or equal to 1"),
-        (("port=70000",), "less than or equal to 65535"),
+        (("--port", "0"), "--port"),
+        (("port=70000",), "--port"),
         (("prot=7860",), "did you mean '--port'"),
         (("compare=nothing",), "There is no model 'nothing'"),
         (("--public",), "set MAMBAR_PASSWORD"),

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from mambar.cli import train as verb
+from mambar.training.checkpoint.recipe_file import RecipeFile
 from mambar.training.recipe import Recipe, Stage
 from training.runs import steps_in
 
@@ -61,7 +62,7 @@ def test_one_process_needs_no_torchrun(mambar_command, torchrun):
 def test_a_resumed_run_changes_only_what_is_named(mambar_command, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
-    (out / "recipe.json").write_text(TINY.to_json(), "utf-8")
+    RecipeFile.of(TINY).write(out)
     code, _, err = mambar_command("train", "--resume", out, "lr=0.5", "epochs=2")
     assert code == 2 and "stages.0.lr 0.0001 → 0.5" in err and "--override" in err and "epochs" not in err
     code, _, err = mambar_command("train", "--resume", out, "--override", "lr", "lr=0.5", "stages.0.batch_size=5")

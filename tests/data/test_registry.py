@@ -45,7 +45,7 @@ def test_paths_are_looked_at(make_folder, tmp_path, monkeypatch):
 
 
 def test_errors_say_what_to_do(tmp_path):
-    refuses(tmp_path / "none", "does not exist; .* digits, shapes, cifar10")
+    refuses(tmp_path / "none", "does not exist .* digits, shapes, cifar10")
     refuses("digit", "data=digit does not exist")
     (tmp_path / "file.npz").touch()
     refuses(tmp_path / "file.npz", "is a file; give the folder")

@@ -25,20 +25,22 @@ def _image_size(value: str) -> int | tuple[int, int]:
     """`224`, or height and width as `224x384`, in pixels."""
     parts = value.lower().split("x")
     if len(parts) not in (1, 2) or not all(part.isdecimal() and 0 < int(part) < 10**6 for part in parts):
-        raise InputError(f"--img-size {value} is not an image size; write pixels (224) or HEIGHTxWIDTH (224x384).")
+        raise typer.BadParameter(
+            f"--img-size {value} is not an image size; write pixels (224) or HEIGHTxWIDTH (224x384)."
+        )
     numbers = [int(part) for part in parts]
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def _device(value: str) -> str:
     if value.split(":")[0] not in DEVICES:
-        raise InputError(f"--device {value} is not known; choose one of {', '.join(DEVICES)}.")
+        raise typer.BadParameter(f"--device {value} is not known; choose one of {', '.join(DEVICES)}.")
     return value
 
 
 def _path(value: str) -> Path:
     if not value.strip():
-        raise InputError("--out is empty; write --out PATH.")
+        raise typer.BadParameter("--out is empty; write --out PATH.")
     return Path(value).expanduser()
 
 

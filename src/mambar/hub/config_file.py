@@ -82,10 +82,10 @@ def json_bytes(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
-def read_config(path: Path, *, verify: bool = True, newest: int = FORMAT_VERSION) -> dict[str, Any]:
+def read_config(path: Path, *, verify_checksums: bool = True, newest: int = FORMAT_VERSION) -> dict[str, Any]:
     """The "mambar" part of a config.json; raises `CheckpointError` for another version or checksum.
 
-    verify=False accepts a file that was edited, and logs it.
+    verify_checksums=False accepts a file that was edited, and logs it.
     """
     content = read_json(path)
     ours = content.get("mambar")
@@ -95,12 +95,12 @@ def read_config(path: Path, *, verify: bool = True, newest: int = FORMAT_VERSION
     if ours["format_version"] == 1 and "sha256" not in ours:
         return ours
     if ours.get("sha256") is None or ours["sha256"] != _sha256(content):
-        if verify:
+        if verify_checksums:
             raise CheckpointError(
                 f"{path} was edited or is damaged: its checksum does not match. Restore the file, or accept the edit "
-                "with mambar.load(PATH, verify=False)."
+                "with mambar.load(PATH, verify_checksums=False)."
             )
-        logger.warning("%s was edited: its checksum does not match; accepted because of verify=False.", path)
+        logger.warning("%s was edited: its checksum does not match; accepted because of verify_checksums=False.", path)
     return ours
 
 

@@ -114,25 +114,27 @@ def refuse_overwrite(directory: Path, names: Iterable[str], *, force: bool) -> N
         raise InputError(f"{directory} already holds {' and '.join(taken)}; choose another directory or give --force.")
 
 
-def load(source: str | Path, *, device: str | torch.device = "cpu", verify: bool = True) -> VisionMamba | TimmViT:
+def load(
+    source: str | Path, *, device: str | torch.device = "cpu", verify_checksums: bool = True
+) -> VisionMamba | TimmViT:
     """A trained model with its class names (`.classes`) and preprocessing (`.preprocessing`), in evaluation mode.
 
     source: a run or model directory, a `.safetensors` file beside its config.json, a released `.pth`, or the
     id of a Hugging Face repository ("owner/name").
-    verify: raise `CheckpointError` if config.json or the weights do not match the checksums in config.json; False
-    accepts a deliberate edit and logs a warning.
+    verify_checksums: raise `CheckpointError` if config.json or the weights do not match the checksums in
+    config.json; False accepts a deliberate edit and logs a warning.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        model = load_directory(path, verify=verify)
+        model = load_directory(path, verify_checksums=verify_checksums)
     elif path.is_file() and path.suffix == ".safetensors" and (path.parent / CONFIG).is_file():
-        model = load_directory(path.parent, weights=path, verify=verify)
+        model = load_directory(path.parent, weights=path, verify_checksums=verify_checksums)
     elif path.is_file():
         from mambar.hub.released import load_official
 
         model = load_official(path)
     elif isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        model = load_directory(_from_hub(source), verify=verify)
+        model = load_directory(_from_hub(source), verify_checksums=verify_checksums)
     else:
         raise InputError(
             f"There is no model at {source} (looked in {Path.cwd()}); give a run directory, a file or owner/name."
@@ -140,11 +142,13 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", verify: bool
     return model.to(device).eval()
 
 
-def load_directory(directory: Path, *, weights: Path | None = None, verify: bool = True) -> VisionMamba | TimmViT:
+def load_directory(
+    directory: Path, *, weights: Path | None = None, verify_checksums: bool = True
+) -> VisionMamba | TimmViT:
     """The model in a directory; raises `CheckpointError` for damaged or invalid files and newer formats."""
-    ours = read_config(directory / CONFIG, verify=verify)
+    ours = read_config(directory / CONFIG, verify_checksums=verify_checksums)
     path = weights or _weights_path(directory, ours)
-    state = _read_weights(path, ours, verify=verify)
+    state = _read_weights(path, ours, verify_checksums=verify_checksums)
     with as_checkpoint_error(directory / CONFIG):
         model = build_model(ours["config"], state, directory)
         classes = _class_names(ours.get("classes"), model.num_classes)
@@ -213,14 +217,14 @@ def _weights_path(directory: Path, ours: Mapping[str, Any]) -> Path:
     return path
 
 
-def _read_weights(path: Path, ours: Mapping[str, Any], *, verify: bool = True) -> dict[str, Tensor]:
+def _read_weights(path: Path, ours: Mapping[str, Any], *, verify_checksums: bool = True) -> dict[str, Tensor]:
     recorded = _recorded(ours)
     sha256 = recorded.get("sha256") if path.name == recorded.get("file", WEIGHTS) else None
     if sha256 is not None and not isinstance(sha256, str):
         raise CheckpointError(f"{path}: the recorded sha256 is a {type(sha256).__name__}, not a string.")
-    if not verify:
-        logger.warning("The weights in %s are not verified because of verify=False.", path)
-    state = read_safetensors(path, sha256=sha256 if verify else None)
+    if not verify_checksums:
+        logger.warning("The weights in %s are not verified because of verify_checksums=False.", path)
+    state = read_safetensors(path, sha256=sha256 if verify_checksums else None)
     check_weights(state, origin=path)
     return state
 

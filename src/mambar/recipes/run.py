@@ -66,6 +66,10 @@ def resume(
     data, dataset = _name_of(data)
     changes, moved = list(changes), data is not None and dataset is None
     stored = read_recipe(out, accept_edited=accept_edited_recipe)
+    # An unknown task is refused before the directory is locked.
+    from mambar.recipes.tasks import task_class
+
+    task_class(stored.task)
     changed: dict[str, Any] = {"data": str(data)} if moved else {}
     asked = stored.with_overrides(changes).replace(**changed) if changes or moved else None
     # The content of the data is compared by fingerprint; only their path may change.

@@ -5,6 +5,7 @@ Needs no torch. Device, worker processes and output directory are not part of a 
 
 import dataclasses
 import json
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -282,6 +283,9 @@ def load_json_object(text: str, *, source: str) -> dict[str, Any]:
             names = [name for name, _ in pairs]
             repeated = next(name for name in names if names.count(name) > 1)
             raise RecipeError(f"{source} has the field {short_repr(repeated)} twice; remove one.")
+        for name, value in pairs:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RecipeError(f"{source}: {name}={value} is not allowed; it takes a finite number.")
         return found
 
     try:
