@@ -10,7 +10,7 @@ from mambar.errors import InputError
 from mambar.hub.convert import to_official
 from mambar.models import VisionMamba
 from mambar.nn import MIXERS
-from mambar.training.loop.health import measure
+from mambar.training.loop.health import layer_statistics
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extend" / "mixer.py"
 
@@ -40,7 +40,7 @@ def test_the_example_is_short():
 
 def test_layer_statistics_without_selective_scans(example):
     model = example["build"]()
-    found = measure(model, torch.randn(1, 3, 32, 32))
+    found = layer_statistics(model, torch.randn(1, 3, 32, 32))
     assert len(found["norm_mean"]) == 2 and "dt_min" not in found
 
 
