@@ -1,4 +1,4 @@
-"""Where do the long tokens lie? Each question of the analysis in a few lines.
+"""Find high-norm (artifact) tokens: each step of the analysis in a few lines.
 
     uv run python examples/see_the_artifacts.py                  # random weights: shows the tool, not the finding
     uv run python examples/see_the_artifacts.py runs/MY_RUN      # a trained network

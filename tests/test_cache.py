@@ -118,7 +118,7 @@ def test_without_a_home_directory_only_the_cache_is_lost():
 @needs_posix
 def test_with_a_read_only_home_directory_only_the_cache_is_lost():
     pytest.importorskip("llvmlite")
-    # Nobody can create a directory below /proc, not even root.
+    # Directories below /proc cannot be created, even by root.
     said = first_forward(HOME="/proc")
     assert said.count("Nothing is cached") == 1 and "set MAMBAR_CACHE" in said
 

@@ -1,4 +1,4 @@
-"""P18: no file of the house calls what runs data as code; a test reads them all."""
+"""P18: no source file calls functions that run data as code."""
 
 import ast
 from collections.abc import Iterator

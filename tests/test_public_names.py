@@ -17,12 +17,12 @@ def test_an_unknown_name_is_an_attribute_error():
         mambar.nothing
 
 
-@pytest.mark.parametrize("room", ["ops", "data", "nn", "models", "hub", "evaluation", "analysis", "training"])
-def test_rooms_hand_on_names_that_say_what_they_are(room):
-    module = importlib.import_module(f"mambar.{room}")
+@pytest.mark.parametrize("package", ["ops", "data", "nn", "models", "hub", "evaluation", "analysis", "training"])
+def test_packages_export_documented_names(package):
+    module = importlib.import_module(f"mambar.{package}")
     names = [name for name in vars(module) if not name.startswith("_")]
     assert names
     for name in names:
         value = getattr(module, name)
         if callable(value) and getattr(value, "__module__", "").startswith("mambar"):
-            assert value.__doc__, f"mambar.{room}.{name}"
+            assert value.__doc__, f"mambar.{package}.{name}"

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from mambar.training import Recipe as Recipe
     from mambar.training import register_task as register_task
 
-# Public name → the room that has it.
-_ROOMS = {
+# Public name → the package that defines it.
+_PACKAGES = {
     "MambarError": "errors",
     "Preprocessing": "data",
     "Recipe": "training",
@@ -58,14 +58,14 @@ _ROOMS = {
     "use_backend": "ops",
 }
 
-__all__ = ["__version__", *sorted(_ROOMS)]
+__all__ = ["__version__", *sorted(_PACKAGES)]
 
 
 def __getattr__(name: str) -> object:
-    """Imports a public name from its room on first use."""
-    if name not in _ROOMS:
+    """Imports a public name from its package on first use."""
+    if name not in _PACKAGES:
         raise AttributeError(f"module 'mambar' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"mambar.{_ROOMS[name]}"), name)
+    value = getattr(importlib.import_module(f"mambar.{_PACKAGES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -98,10 +98,10 @@ def test_the_model_is_left_as_it_was():
     model = trained_looking(SMALL.replace(depth=1)).to(torch.float64).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     mixer = model.blocks[0].mixer
-    twin = onnx_export.traceable_model(model, mixer=onnx_export.ScanMixer, any_size=True)
+    traceable = onnx_export.traceable_model(model, mixer=onnx_export.ScanMixer, any_size=True)
     assert model.training and model.blocks[0].mixer is mixer
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert next(twin.parameters()).dtype == torch.float32 and not twin.training
+    assert next(traceable.parameters()).dtype == torch.float32 and not traceable.training
     shared = onnx_export.traceable_model(model.float(), mixer=onnx_export.ScanMixer)
     theirs, own = shared.blocks[0].mixer.in_proj.weight, model.blocks[0].mixer.in_proj.weight
     assert theirs.data_ptr() == own.data_ptr() and own.requires_grad and not theirs.requires_grad
@@ -126,11 +126,11 @@ def test_the_model_is_left_as_it_was():
     ids=str,
 )
 def test_every_kind_of_model_is_traced_right(fields):
-    """The twin's graph equals the model on other grids; run without torch's guards, of which ONNX knows nothing."""
+    """The traceable's graph equals the model on other grids; run without torch's guards, which ONNX does not have."""
     torch.manual_seed(0)
     model = VisionMamba(SMALL.replace(depth=1, **fields)).eval()
-    twin = onnx_export.traceable_model(model, mixer=onnx_export.ScanMixer, any_size=True)
-    graph = onnx_export.traced(twin, model.config.in_chans, (32, 48), patch=8).module(check_guards=False)
+    traceable = onnx_export.traceable_model(model, mixer=onnx_export.ScanMixer, any_size=True)
+    graph = onnx_export.traced(traceable, model.config.in_chans, (32, 48), patch=8).module(check_guards=False)
     for size in ((32, 48), (40, 16), (16, 16)):
         images = torch.randn(2, model.config.in_chans, *size)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`mambar predict MODEL.onnx IMAGE` needs neither torch nor any other room, and says what the model says."""
+"""`mambar predict MODEL.onnx IMAGE` needs no torch and predicts what the model predicts."""
 
 import json
 import os

@@ -101,7 +101,7 @@ def stop_page(running: Running) -> int:
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory, need_program):
-    """Two models side by side on a page that runs for all tests of this room."""
+    """A page with two models, shared by the tests of this folder."""
     need_program("strace")
     directory = tmp_path_factory.mktemp("page")
     first = save_small(directory / "mamba-r")

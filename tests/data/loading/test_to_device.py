@@ -1,4 +1,4 @@
-"""Copies that nobody waits for, only where that is safe."""
+"""Asynchronous copies only from pinned memory to a CUDA GPU."""
 
 from pathlib import Path
 

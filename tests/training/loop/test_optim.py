@@ -106,13 +106,13 @@ def test_the_optimizers_state_comes_back_bit_for_bit():
 
     for _ in range(3):
         step(model, optimizer)
-    twin = small()
-    twin.load_state_dict(model.state_dict())
-    other = Optimizer(twin, param_groups(twin, stage), stage)
+    copy_of_model = small()
+    copy_of_model.load_state_dict(model.state_dict())
+    other = Optimizer(copy_of_model, param_groups(copy_of_model, stage), stage)
     other.load({name: value.clone() for name, value in optimizer.state().items()})
     step(model, optimizer)
-    step(twin, other)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    step(copy_of_model, other)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copy_of_model.parameters(), strict=True))
 
 
 def test_the_rate_of_a_group_is_its_share():

@@ -96,7 +96,7 @@ def norm_charts(results: Results, label: FigureLabel) -> ChartGrid:
         axes.set(xlabel="layer", ylabel="times the median")
         set_title(axes, "Relative to the median token")
 
-    # Six lines of two models need room for what they mean.
+    # The legend of six lines needs space.
     return ChartGrid(panels=[absolute, relative], label=label, size=(4.4, 3.2 if len(results) == 1 else 3.8))
 
 

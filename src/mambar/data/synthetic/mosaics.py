@@ -109,8 +109,8 @@ class Mosaics:
         # Nearest neighbors: interpolation artifacts would reveal the angle.
         angle = generator.random() * 2 * np.pi
         reach = side / np.sqrt(2)
-        room = np.array(photograph.shape) - 2 * reach - 1
-        middle = reach + generator.random(2) * room
+        space = np.array(photograph.shape) - 2 * reach - 1
+        middle = reach + generator.random(2) * space
         rows, cols = np.mgrid[:side, :side] - (side - 1) / 2
         down = middle[0] + np.cos(angle) * rows - np.sin(angle) * cols
         right = middle[1] + np.sin(angle) * rows + np.cos(angle) * cols

@@ -8,7 +8,7 @@ from mambar.training.recipe import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRate:
-    """Linear warm-up from `start` to `peak`, then cosine, linear or constant down to `floor` at the last step.
+    """Linear warm-up from `start` to `peak`, then cosine, linear or constant down to `minimum` at the last step.
 
     As in the official code (timm's scheduler without prefix) the decay's clock starts with the run, not after
     the warm-up; unlike there it moves every step, not every epoch.
@@ -16,7 +16,7 @@ class LearningRate:
 
     peak: float
     start: float
-    floor: float
+    minimum: float
     warmup_steps: int
     steps: int
     shape: str
@@ -28,7 +28,7 @@ class LearningRate:
         return cls(
             peak=stage.peak_lr,
             start=stage.warmup_lr,
-            floor=stage.min_lr,
+            minimum=stage.min_lr,
             warmup_steps=min(warmup, steps),
             steps=steps,
             shape=stage.schedule,
@@ -42,5 +42,5 @@ class LearningRate:
             return self.peak
         share = min(step / max(self.steps, 1), 1.0)
         if self.shape == "linear":
-            return self.peak + (self.floor - self.peak) * share
-        return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * share))
+            return self.peak + (self.minimum - self.peak) * share
+        return self.minimum + (self.peak - self.minimum) * 0.5 * (1 + math.cos(math.pi * share))
