@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mambar.models import VisionMamba as VisionMamba
     from mambar.models import VisionMambaConfig as VisionMambaConfig
     from mambar.models import complexity as complexity
+    from mambar.models import register_backbone as register_backbone
     from mambar.nn import Tokens as Tokens
     from mambar.ops import available_backends as available_backends
     from mambar.ops import use_backend as use_backend
@@ -50,6 +51,7 @@ _PACKAGES = {
     "load_official": "hub",
     "open_dataset": "data",
     "outlier_statistics": "analysis",
+    "register_backbone": "models",
     "register_dataset": "data",
     "register_task": "training",
     "run": "recipes",

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from timm.models import group_parameters
 
 import golden_cases
 from mambar.errors import InputError
 from mambar.hub.convert import convert_checkpoint, detect_source, infer_config, to_official
 from mambar.models import VisionMamba, VisionMambaConfig, variant
-from mambar.models.vision_mamba import drop_path_rates, layer_of
+from mambar.models.vision_mamba import drop_path_rates
 from mambar.nn.block import DropPath
 from mambar.nn.heads import HEADS
 from mambar.ops import use_backend
@@ -275,8 +276,10 @@ def test_groups_and_decay():
     model = VisionMamba(SMALL)
     names = [name for name, _ in model.named_parameters()]
     assert model.no_weight_decay() <= set(names)
-    assert {layer_of(name, 3) for name in names} == {0, 1, 2, 3, 4}
-    assert layer_of("blocks.1.mixer.D", 3) == 2 and layer_of("norm.weight", 3) == 4
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    assert set(layers) == set(names) and set(layers.values()) == {0, 1, 2, 3, 4}
+    # timm's rule: the final norm learns like the last block.
+    assert layers["blocks.1.mixer.D"] == 2 and layers["norm.weight"] == 3
 
 
 def test_half_precision_keeps_a_float32_stream():

@@ -14,6 +14,7 @@ from typing import Any
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError
 from mambar.messages import one_line
+from mambar.models.backbones import Config
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.timm_vit import TimmConfig
 from mambar.version import __version__
@@ -28,7 +29,7 @@ _MOST_JSON_BYTES = 16_000_000
 
 
 def config_content(
-    config: VisionMambaConfig | TimmConfig,
+    config: Config,
     *,
     num_classes: int,
     name: str | None,
@@ -36,9 +37,10 @@ def config_content(
     preprocessing: Preprocessing,
 ) -> dict[str, Any]:
     """The content of config.json without checksum."""
-    if isinstance(config, TimmConfig):
-        architecture, arguments = config.timm_model.split(".")[0], config.arguments
-        input_size, layers = [config.arguments.get("in_chans", 3), *preprocessing.size], {}
+    if not isinstance(config, VisionMambaConfig):
+        architecture = config.timm_model.split(".")[0] if isinstance(config, TimmConfig) else config.backbone
+        arguments = config.arguments
+        input_size, layers = [arguments.get("in_chans", 3), *preprocessing.size], {}
     else:
         architecture, arguments = name if name in VARIANTS else "vision_mamba", config.to_dict()
         input_size = [config.in_chans, *config.size]
@@ -48,7 +50,7 @@ def config_content(
         "num_classes": num_classes,
         # timm and its wrapper in transformers read class names here.
         **({"label_names": list(classes)} if classes else {}),
-        **({} if isinstance(config, TimmConfig) else {"num_features": config.embed_dim}),
+        **({"num_features": config.embed_dim} if isinstance(config, VisionMambaConfig) else {}),
         "model_args": {key: value for key, value in arguments.items() if key != "num_classes"},
         "pretrained_cfg": {
             "input_size": input_size,

@@ -2,15 +2,14 @@
 
 from typing import Any
 
+from mambar.errors import InputError
 from mambar.hub.released import load_official
 from mambar.hub.resize import load_pretrained_weights
 from mambar.hub.weights import WEIGHTS, released_file
-from mambar.models.config import VARIANTS, variant
-from mambar.models.timm_vit import TimmViT, create_timm_vit
+from mambar.models.backbones import BACKBONES, build_backbone, config_of
+from mambar.models.config import VARIANTS
+from mambar.models.timm_vit import TIMM_PREFIX, TimmViT, create_timm_vit
 from mambar.models.vision_mamba import VisionMamba
-
-# Prefix of the names of timm's vision transformers.
-TIMM_PREFIX = "timm/"
 
 
 def list_models(*, pretrained: bool = False) -> list[str]:
@@ -28,7 +27,8 @@ def create_model(
 ) -> VisionMamba | TimmViT:
     """A model by name; keyword arguments override fields of its `VisionMambaConfig`.
 
-    "timm/NAME" is a plain vision transformer of timm; its keyword arguments are those of `timm.create_model`.
+    "timm/NAME" is a plain vision transformer of timm; its keyword arguments are those of `timm.create_model`. A name
+    registered by `mambar.register_backbone` gives that backbone; its keyword arguments are those of the factory.
 
     pretrained: download (once), verify and convert the released weights. Positions are resized to another
     `img_size`; a head or registers of another size keep their initial values. Raises `InputError` for an unknown
@@ -47,8 +47,9 @@ def create_model(
         fields["img_size"] = img_size
     if num_classes is not None:
         fields["num_classes"] = num_classes
-    config = variant(name).replace(**fields)
-    model = VisionMamba(config)
+    if pretrained and name in BACKBONES:
+        raise InputError(f"pretrained=True: no weights were released for the registered backbone {name!r}.")
+    model = build_backbone(config_of(name, **fields))
     if pretrained:
         released = load_official(released_file(name))
         load_pretrained_weights(model, released.state_dict(), released.config)

@@ -18,9 +18,10 @@ from mambar.hub.config_file import CONFIG, config_content, json_bytes, read_conf
 from mambar.hub.safetensors_file import read_safetensors
 from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite
 from mambar.messages import one_line
+from mambar.models.backbones import build_backbone, config_from_dict, num_parameters
 from mambar.models.complexity import parameter_count
 from mambar.models.config import VisionMambaConfig
-from mambar.models.timm_vit import TimmConfig, TimmViT, create_timm_vit, model_preprocessing
+from mambar.models.timm_vit import TimmViT, model_preprocessing
 from mambar.models.vision_mamba import VisionMamba
 
 logger = logging.getLogger(__name__)
@@ -167,25 +168,16 @@ def _saved_module(model: VisionMamba | TimmViT) -> nn.Module:
     return model.model if isinstance(model, TimmViT) else model
 
 
-def build_model(fields: Mapping[str, Any], state: Mapping[str, Tensor], directory: Path) -> VisionMamba | TimmViT:
+def build_model(fields: Mapping[str, Any], state: Mapping[str, Tensor], directory: Path) -> Any:
     """The model of a configuration; raises before it is allocated if it is much larger than the weights."""
     saved = sum(tensor.numel() for tensor in state.values())
-    if "timm_model" in fields:
-        config = TimmConfig.from_dict(fields)
-        with torch.device("meta"):
-            count = sum(each.numel() for each in create_timm_vit(config.timm_model, **config.arguments).parameters())
-    else:
-        config = VisionMambaConfig.from_dict(fields)
-        count = parameter_count(config)
+    config = config_from_dict(fields)
+    count = parameter_count(config) if isinstance(config, VisionMambaConfig) else num_parameters(config)
     if count > 2 * saved + 100_000:
         raise CheckpointMismatch(
             f"{directory / CONFIG} describes a model of {count:.4g} parameters, the weights have {saved}."
         )
-    return (
-        create_timm_vit(config.timm_model, **config.arguments)
-        if isinstance(config, TimmConfig)
-        else VisionMamba(config)
-    )
+    return build_backbone(config)
 
 
 def _class_names(names: Any, num_classes: int) -> tuple[str, ...] | None:

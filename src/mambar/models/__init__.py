@@ -1,5 +1,7 @@
 """Models: configuration, variants, VisionMamba, the backbone protocols, complexity."""
 
+from mambar.models.backbones import BACKBONES as BACKBONES
+from mambar.models.backbones import register_backbone as register_backbone
 from mambar.models.complexity import Complexity as Complexity
 from mambar.models.complexity import complexity as complexity
 from mambar.models.config import VARIANTS as VARIANTS

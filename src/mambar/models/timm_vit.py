@@ -18,6 +18,8 @@ from mambar.models.protocol import TokenTensor
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.registers import Tokens
 
+# Prefix of the names of timm's vision transformers.
+TIMM_PREFIX = "timm/"
 # Arguments of `timm.create_model` that a configuration may have; none of them reads a file. Each has its largest value.
 _ARGUMENTS: dict[str, int] = {
     **dict.fromkeys(("num_classes", "img_size", "embed_dim"), 100_000),
@@ -47,6 +49,10 @@ class TimmConfig:
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, int | float) and not 0 <= number <= _ARGUMENTS[name]:
                     raise InputError(f"{name}={one_line(repr(value))} must be from 0 to {_ARGUMENTS[name]}.")
+
+    def replace(self, **arguments: Any) -> "TimmConfig":
+        """A copy with changed arguments."""
+        return dataclasses.replace(self, arguments={**self.arguments, **arguments})
 
     def to_dict(self) -> dict[str, Any]:
         """Both fields as JSON types."""
@@ -147,8 +153,7 @@ class TimmViT(nn.Module):
         """Replaces the classifier by a new one for `num_classes`; 0 removes it."""
         self.model.reset_classifier(num_classes)
         if self.config is not None:
-            arguments = {**self.config.arguments, "num_classes": num_classes}
-            self.config = dataclasses.replace(self.config, arguments=arguments)
+            self.config = self.config.replace(num_classes=num_classes)
 
     def no_weight_decay(self) -> set[str]:
         """timm's parameters without weight decay, under their names in this module."""
@@ -232,11 +237,13 @@ class TimmViT(nn.Module):
         return list(range(count)) if layers is None else [layer % count for layer in layers]
 
 
-def model_preprocessing(model: "VisionMamba | TimmViT") -> Preprocessing:
-    """The model's preprocessing; by default timm's at the model's image size."""
-    if isinstance(model, TimmViT):
+def model_preprocessing(model: Any) -> Preprocessing:
+    """The backbone's preprocessing; by default timm's at the model's image size."""
+    if model.preprocessing is not None:
         return model.preprocessing
-    return model.preprocessing or Preprocessing(img_size=model.config.img_size)
+    config = model.config
+    size = config.img_size if isinstance(model, VisionMamba) else config.arguments.get("img_size", 224)
+    return Preprocessing(img_size=size)
 
 
 def as_vision_mamba(model: nn.Module, feature: str) -> VisionMamba:
@@ -268,8 +275,11 @@ def create_timm_vit(
     try:
         model = timm.create_model(name, pretrained=pretrained, **{"dynamic_img_size": True, **arguments})
     except TypeError:
-        # Classes without dynamic sizes (Beit) do not know the argument; another mistake is raised again here.
-        model = timm.create_model(name, pretrained=pretrained, **arguments)
+        # Classes without dynamic sizes (Beit) do not have the argument.
+        try:
+            model = timm.create_model(name, pretrained=pretrained, **arguments)
+        except TypeError as error:
+            raise InputError(f"timm/{name}: {one_line(error)}; see the arguments of this model in timm.") from error
     given = {key: value for key, value in arguments.items() if value is not None}
     if not _ARGUMENTS.keys() >= given.keys():
         return TimmViT(model)

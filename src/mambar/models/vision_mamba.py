@@ -1,6 +1,5 @@
 """Vision Mamba with register tokens: patch embedding, registers, Mamba blocks, final norm, head."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -379,11 +378,3 @@ def drop_path_rates(config: VisionMambaConfig) -> list[float]:
     """The drop-path rate of each block: linear from 0 to `drop_path_rate`."""
     last = max(config.depth - 1, 1)
     return [config.drop_path_rate * index / last for index in range(config.depth)]
-
-
-def layer_of(name: str, num_layers: int) -> int:
-    """The depth of a parameter for layer-wise decay: 0 stem, k+1 block k, num_layers+1 norm and head."""
-    found = re.match(r"blocks\.(\d+)\.", name)
-    if found:
-        return int(found.group(1)) + 1
-    return 0 if re.match(r"patch_embed|pos_embed|registers", name) else num_layers + 1

@@ -60,7 +60,12 @@ def stage_costs(recipe: Recipe, *, num_images: int | None = None, images_per_sec
     count = training_images(recipe) if num_images is None else num_images
     if count is None:
         raise InputError(f"data={recipe.data}: its number of images is unknown before it is opened; give num_images.")
-    base = VARIANTS.get(recipe.model, VisionMambaConfig()).replace(**recipe.config)
+    base = VARIANTS.get(recipe.model)
+    if base is None and recipe.model != "same":
+        # The size of a patch is all that is needed of another backbone.
+        base = VisionMambaConfig(patch_size=recipe.config.get("patch_size", 16), num_registers=0)
+    else:
+        base = (base or VisionMambaConfig()).replace(**recipe.config)
     at_224, first = _length(base, 224), _length(base, recipe.stages[0].img_size)
     parts = []
     for stage in recipe.stages:

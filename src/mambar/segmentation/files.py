@@ -12,8 +12,6 @@ from mambar.hub.config_file import CONFIG, read_config, read_json
 from mambar.hub.files import WEIGHTS, build_model, load_weights, write_directory
 from mambar.hub.safetensors_file import read_safetensors
 from mambar.hub.weight_checks import as_checkpoint_error, check_weights
-from mambar.models.timm_vit import TimmViT
-from mambar.models.vision_mamba import VisionMamba
 from mambar.segmentation.inference import Inference
 from mambar.segmentation.segmenter import Segmenter, SegmenterConfig
 from mambar.version import __version__
@@ -31,9 +29,10 @@ def save_segmenter(directory: Path, model: Segmenter, *, name: str | None, infer
     Raises `InputError` if one of the files exists and `force` is not given, `DiskError` if they cannot be written,
     `CheckpointError` for non-finite weights.
     """
-    if not isinstance(model.backbone, VisionMamba | TimmViT) or model.backbone.config is None:
+    backbone: Any = model.backbone
+    if getattr(backbone, "config", None) is None:
         raise InputError(
-            f"a segmenter on {type(model.backbone).__name__} is not saved; save its state_dict, or use a backbone of "
+            f"a segmenter on {type(backbone).__name__} is not saved; save its state_dict, or use a backbone of "
             "mambar.create_model."
         )
     ours = {
@@ -41,7 +40,7 @@ def save_segmenter(directory: Path, model: Segmenter, *, name: str | None, infer
         "kind": KIND,
         "version": __version__,
         "name": name,
-        "backbone": model.backbone.config.to_dict(),
+        "backbone": backbone.config.to_dict(),
         "segmenter": model.config.to_dict(),
         "classes": list(model.classes) if model.classes else None,
         "palette": [list(color) for color in model.palette] if model.palette else None,

@@ -221,6 +221,9 @@ class Recipe:
     def _changed(self, changes: Mapping[str, Any], *, from_text: bool) -> "Recipe":
         own = fields.field_types(type(self))
         tables: dict[str, dict[str, Any]] = {}
+        if "config" not in changes and _family(str(changes.get("model", self.model))) != _family(self.model):
+            # Fields of another kind of model do not apply.
+            tables["config"] = {}
         mine: dict[str, Any] = {}
         of_stage: list[dict[str, Any]] = [{} for _ in self.stages]
         names: dict[str, str] = {}
@@ -307,6 +310,13 @@ def _from_version_1(plain: Mapping[str, Any]) -> dict[str, Any]:
         stages = recipe["stages"]
         recipe["stages"] = [translate(stage, STAGE_FIELDS) if isinstance(stage, dict) else stage for stage in stages]
     return recipe
+
+
+def _family(model: str) -> str:
+    """The kind of a model by its name: "mambar", "timm", or the name of a registered backbone."""
+    if model.startswith(("mambar_", "vim_")) or model == "same":
+        return "mambar"
+    return "timm" if model.startswith("timm/") else model
 
 
 def current_field_name(name: str, *, warn: bool = False) -> str:

@@ -8,7 +8,8 @@ from mambar.hub import create_model
 from mambar.hub.convert import to_official
 from mambar.models.config import variant
 from mambar.models.vision_mamba import VisionMamba
-from mambar.training.loop.optim import Optimizer, freeze_backbone, is_decayed, param_groups, set_training_mode
+from mambar.training.classification import ClassificationTask
+from mambar.training.loop.optim import Optimizer, is_decayed, param_groups, set_training_mode
 from mambar.training.recipe import Stage
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "manifest.json"
@@ -82,7 +83,7 @@ def test_layer_decay_is_timms():
 
 def test_a_frozen_backbone_trains_the_head_only_and_has_no_drop_path():
     model = small(drop_path_rate=0.5)
-    freeze_backbone(model)
+    ClassificationTask.freeze_backbone(None, model, model)
     parts = param_groups(model, Stage())
     assert {name.split(".")[0] for part in parts for name in part.names} == {"head"}
     set_training_mode(model)

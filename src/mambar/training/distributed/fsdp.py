@@ -6,8 +6,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mambar.nn.block import MambaBlock
-
 
 class Sharded:
     """Every parameter is sharded along its first dimension and gathered one block at a time; a `Sharding`."""
@@ -17,8 +15,9 @@ class Sharded:
     def shard_model(self, model: nn.Module) -> None:
         """Shards each block, then the remaining parameters."""
         for module in model.modules():
-            if isinstance(module, MambaBlock):
-                fully_shard(module)
+            blocks = getattr(module, "blocks", None)
+            for block in blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) else ():
+                fully_shard(block)
         fully_shard(model)
 
     def full_tensor(self, tensor: Tensor) -> Tensor:

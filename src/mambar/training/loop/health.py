@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.analysis.measure.outliers import MedianDeviation
-from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.mixer import DirectionalScan
 
 
@@ -63,9 +62,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 @torch.inference_mode()
-def layer_statistics(
-    model: VisionMamba, images: Float[Tensor, "batch channels height width"]
-) -> dict[str, list[float]]:
+def layer_statistics(model: Any, images: Float[Tensor, "batch channels height width"]) -> dict[str, list[float]]:
     """One number a layer: mean and largest norm of the image tokens, share of outliers, step sizes, decay rates.
 
     Measured on the residual stream in evaluation mode; an outlier has a norm above the median plus ten times the
@@ -83,7 +80,7 @@ def layer_statistics(
         found["norm_mean"].append(float(norms.mean()))
         found["norm_max"].append(float(norms.max()))
         found["outlier_share"].append(float((norms > rule.threshold(norms)).float().mean()))
-    for block in model.blocks:
+    for block in getattr(model, "blocks", ()):
         scans = [scan for scan in block.modules() if isinstance(scan, DirectionalScan)]
         if not scans:
             # A mixer without selective scans has no step sizes.

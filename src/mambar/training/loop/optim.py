@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mambar.models.vision_mamba import VisionMamba, layer_of
 from mambar.training.stage import DecayGroups, Stage
 
 
@@ -32,30 +32,31 @@ def is_decayed(name: str, parameter: Tensor, exempt: Iterable[str], rule: DecayG
     return rule == "official" or not name.endswith(".A_log")
 
 
-def param_groups(
-    backbone: VisionMamba, stage: Stage, *, model: nn.Module | None = None, prefix: str = ""
-) -> list[ParamGroup]:
+def param_groups(backbone: Any, stage: Stage, *, model: nn.Module | None = None, prefix: str = "") -> list[ParamGroup]:
     """The trainable parameters in groups, in a fixed order.
 
     `model` is what a task made of the backbone, `prefix` what stands in front of the backbone's names there; its other
     parameters count as the last layer.
     """
     exempt = {prefix + name for name in backbone.no_weight_decay()}
+    layers = _layer_ids(backbone) if stage.layer_decay != 1 else {}
     last = backbone.num_layers + 1
     found: dict[tuple[float, float], list[str]] = {}
     for name, parameter in (model or backbone).named_parameters():
         if not parameter.requires_grad:
             continue
         decayed = is_decayed(name, parameter, exempt, stage.decay_groups)
-        depth = _depth(name.removeprefix(prefix), backbone.num_layers) if name.startswith(prefix) else last
+        depth = layers.get(name.removeprefix(prefix), last) if name.startswith(prefix) else last
         scale = stage.layer_decay ** (last - depth)
         found.setdefault((stage.weight_decay if decayed else 0.0, scale), []).append(name)
     return [ParamGroup(names=tuple(names), weight_decay=decay, scale=scale) for (decay, scale), names in found.items()]
 
 
-def _depth(name: str, num_layers: int) -> int:
-    # The final norm learns like the last block (timm's rule), the head at the full rate.
-    return num_layers if name.startswith("norm.") else layer_of(name, num_layers)
+def _layer_ids(backbone: Any) -> dict[str, int]:
+    """Parameter name → 0 for the stem, k + 1 for block k; by timm's rule the final norm learns like the last block."""
+    from timm.models import group_parameters
+
+    return group_parameters(backbone, backbone.group_matcher(), reverse=True)
 
 
 class Optimizer:
@@ -106,12 +107,6 @@ class Optimizer:
                 if cut is not None:
                     moments = {key: cut(value, parameter) for key, value in moments.items()}
                 self.adamw.state[parameter] = {"step": count, **moments}
-
-
-def freeze_backbone(model: VisionMamba) -> None:
-    """Lets only the head train: read-out, norm and classifier."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("head."))
 
 
 def set_training_mode(model: nn.Module) -> None:

@@ -14,9 +14,9 @@ from mambar.data.keys import key
 from mambar.errors import DataError, InputError, RecipeError
 from mambar.hub.create import create_model
 from mambar.hub.files import load, load_weights
+from mambar.models.backbones import build_backbone, config_from_dict, config_of
 from mambar.models.config import VARIANTS, VisionMambaConfig
-from mambar.models.timm_vit import as_vision_mamba
-from mambar.models.vision_mamba import VisionMamba
+from mambar.models.timm_vit import TIMM_PREFIX
 from mambar.training import classification  # noqa: F401  (registers the task)
 from mambar.training.checkpoint import atomic_files
 from mambar.training.checkpoint.result_file import read_result, write_result
@@ -201,7 +201,7 @@ class _Run:
         return state.export_model("weights" if averaged is None else "ema"), measured
 
 
-def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:
+def build_model(recipe: Recipe, index: int, *, num_classes: int) -> Any:
     """The model of stage `index` with the start values that the recipe's seed fixes.
 
     model="same" takes the configuration of the model that the first stage starts from.
@@ -216,28 +216,29 @@ def build_model(recipe: Recipe, index: int, *, num_classes: int) -> VisionMamba:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(recipe.seed, "init", index))
         if recipe.model == "same":
-            return VisionMamba(_starting_model(recipe.stages[0].start_from).config.replace(**fields))
-        if recipe.model in VARIANTS:
-            check_memory(VARIANTS[recipe.model].replace(**fields))
-        return as_vision_mamba(create_model(recipe.model, **fields), "Training")
+            return build_backbone(_starting_model(recipe.stages[0].start_from).config.replace(**fields))
+        config = config_of(recipe.model, **fields)
+        if isinstance(config, VisionMambaConfig):
+            check_memory(config)
+        return build_backbone(config)
 
 
-def _starting_model(source: str) -> VisionMamba:
+def _starting_model(source: str) -> Any:
     """A model to start from: a path, a hub id, the name of a released one (downloaded), or a run's checkpoint."""
     if source in ("weights", "ema"):
         raise RecipeError("model='same' needs start_from: a run directory, a file, or a released model's name.")
-    if source in VARIANTS:
-        return as_vision_mamba(create_model(source, pretrained=True), "start_from")
+    if source in VARIANTS or source.startswith(TIMM_PREFIX):
+        return create_model(source, pretrained=True)
     path = Path(source).expanduser()
-    return _from_checkpoint(path) if (path / "state.json").is_file() else as_vision_mamba(load(source), "start_from")
+    return _from_checkpoint(path) if (path / "state.json").is_file() else load(source)
 
 
-def _from_checkpoint(path: Path) -> VisionMamba:
+def _from_checkpoint(path: Path) -> Any:
     """The last weights of a `checkpoints/step-N` directory."""
     checkpoint = CheckpointStore(path.parent).read(path)
     if "config" not in checkpoint.scalars:
         raise RecipeError(f"start_from={path} does not say what its model is; give a step-… directory beside it.")
-    model = VisionMamba(VisionMambaConfig.from_dict(checkpoint.scalars["config"]))
+    model = build_backbone(config_from_dict(checkpoint.scalars["config"]))
     load_weights(model, checkpoint.tensors_of("model"), origin=str(path))
     return model
 

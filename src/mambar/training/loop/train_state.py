@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from mambar.data.keys import key
 from mambar.errors import InputError
 from mambar.hub.resize import load_pretrained_weights
-from mambar.models.config import VisionMambaConfig
-from mambar.models.vision_mamba import VisionMamba
+from mambar.models.backbones import Config
 from mambar.training.checkpoint.store import Checkpoint
 from mambar.training.distributed.parallel import choose_sharding
 from mambar.training.loop import health
@@ -34,7 +33,7 @@ class TrainState:
     optimizer: Optimizer
     update: TrainStep
 
-    def __init__(self, recipe: Recipe, stage: Stage, *, task: Task, backbone: VisionMamba, context: RunContext) -> None:
+    def __init__(self, recipe: Recipe, stage: Stage, *, task: Task, backbone: Any, context: RunContext) -> None:
         self.recipe, self.stage, self.task, self.context = recipe, stage, task, context
         device, dtype = context.process_group.device, context.precision.param_dtype
         self.backbone = backbone.to(device=device, dtype=dtype)
@@ -92,7 +91,7 @@ class TrainState:
             sharding=self.sharding,
         )
 
-    def start_from(self, state: Mapping[str, Tensor], config: VisionMambaConfig) -> None:
+    def start_from(self, state: Mapping[str, Tensor], config: Config) -> None:
         """Takes the weights of another model (positions resized, a head of another shape starts fresh).
 
         `state` may be that of a backbone, or of a model that the same task made of one.

@@ -15,7 +15,6 @@ from mambar.data.keys import key
 from mambar.data.loading.loaders import Batch, evaluation_batches, training_batches
 from mambar.data.loading.samplers import steps_per_epoch
 from mambar.errors import DiskError, InputError, NonFiniteError
-from mambar.models.vision_mamba import VisionMamba
 from mambar.training.checkpoint.store import Checkpoint
 from mambar.training.loop import health
 from mambar.training.loop.context import RunContext, TrainingProgress
@@ -49,7 +48,7 @@ class Trainer:
         index: int,
         *,
         task: Task,
-        backbone: VisionMamba,
+        backbone: Any,
         train_set: ImageDataset,
         val_set: ImageDataset,
         context: RunContext,

@@ -1,0 +1,143 @@
+"""Backbones from outside the package by name, and the backbone of any configuration."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from mambar.errors import InputError
+from mambar.messages import did_you_mean, short_repr
+from mambar.models.config import VARIANTS, VisionMambaConfig, variant
+from mambar.models.protocol import TokenModel
+from mambar.models.timm_vit import TIMM_PREFIX, TimmConfig, TimmViT, create_timm_vit
+from mambar.models.vision_mamba import VisionMamba
+
+Factory = Callable[..., nn.Module]
+# Name, as in Recipe.model → a function or class that returns a `TokenModel` module.
+BACKBONES: Final[dict[str, Factory]] = {}
+# Prefixes of the names of built-in models; see also `Recipe.replace`.
+_BUILT_IN: Final = ("mambar_", "vim_", TIMM_PREFIX)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredConfig:
+    """Name and arguments of a backbone in `BACKBONES`; an argument that it does not have raises `InputError`.
+
+    Attributes:
+        backbone: the key of `BACKBONES`.
+        arguments: keyword arguments of the factory.
+    """
+
+    backbone: str
+    arguments: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise InputError(
+                f"There is no backbone {short_repr(self.backbone)}; import the module that registers it first."
+            )
+        try:
+            inspect.signature(BACKBONES[self.backbone]).bind(**self.arguments)
+        except TypeError as error:
+            raise InputError(f"The backbone {self.backbone!r} {error}; it was given {dict(self.arguments)}.") from None
+
+    def replace(self, **arguments: Any) -> "RegisteredConfig":
+        """A copy with changed arguments."""
+        return replace(self, arguments={**self.arguments, **arguments})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both fields as JSON types."""
+        return {"backbone": self.backbone, "arguments": dict(self.arguments)}
+
+
+Config = VisionMambaConfig | TimmConfig | RegisteredConfig
+
+
+def register_backbone(name: str, factory: Factory | None = None) -> Any:
+    """Registers a class or function that returns a `TokenModel` module; without `factory` it returns a decorator.
+
+    A recipe selects it with `model=NAME`. It receives `img_size`, `num_classes` (0: no classifier) and the fields of
+    `Recipe.config` as keyword arguments; `drop_path_rate` only if it is above 0 or the factory has that parameter.
+    """
+    if factory is None:
+        return lambda given: register_backbone(name, given)
+    if name.startswith(_BUILT_IN) or name == "same":
+        raise InputError(f"backbone {name!r} is a name of a built-in model; choose another name.")
+    known = BACKBONES.get(name)
+    # A factory that is defined again, as in a notebook, replaces the earlier one.
+    if known is not None and known.__module__ != factory.__module__:
+        raise InputError(f"backbone {name!r} is already registered by {known.__module__}; choose another name.")
+    BACKBONES[name] = factory
+    return factory
+
+
+def config_of(name: str, **fields: Any) -> Config:
+    """The configuration of a model by name with changed fields; an unknown name or field raises `InputError`."""
+    if name.startswith(TIMM_PREFIX):
+        return TimmConfig(timm_model=name.removeprefix(TIMM_PREFIX), arguments=fields)
+    if name not in BACKBONES:
+        if BACKBONES and name not in VARIANTS:
+            hint = did_you_mean(name, [*BACKBONES, *VARIANTS], otherwise=f"registered: {', '.join(BACKBONES)}.")
+            raise InputError(f"There is no model {name!r}; {hint}")
+        return variant(name).replace(**fields)
+    if not fields.get("drop_path_rate") and "drop_path_rate" not in inspect.signature(BACKBONES[name]).parameters:
+        fields.pop("drop_path_rate", None)
+    return RegisteredConfig(backbone=name, arguments=fields)
+
+
+def config_from_dict(fields: Mapping[str, Any]) -> Config:
+    """The configuration whose `to_dict` gave `fields`."""
+    if "timm_model" in fields:
+        return TimmConfig.from_dict(fields)
+    if "backbone" in fields:
+        arguments = {key: tuple(each) if isinstance(each, list) else each for key, each in fields["arguments"].items()}
+        return RegisteredConfig(backbone=str(fields["backbone"]), arguments=arguments)
+    return VisionMambaConfig.from_dict(fields)
+
+
+def build_backbone(config: Config) -> Any:
+    """The backbone of a configuration with initial weights: a module with the interface `Backbone`."""
+    if isinstance(config, VisionMambaConfig):
+        return VisionMamba(config)
+    if isinstance(config, TimmConfig):
+        return create_timm_vit(config.timm_model, **config.arguments)
+    module: Any = BACKBONES[config.backbone](**config.arguments)
+    if isinstance(module, VisionMamba | TimmViT):
+        return module
+    if not isinstance(module, nn.Module) or not isinstance(module, TokenModel):
+        raise InputError(
+            f"The backbone {config.backbone!r} is a {type(module).__name__}; return a torch module with num_layers, "
+            "patch_size, embed_dim and tokens()."
+        )
+    module.config = config
+    # What a `TokenModel` need not have.
+    defaults = {
+        "classes": None,
+        "preprocessing": None,
+        "num_classes": config.arguments.get("num_classes", 0),
+        "no_weight_decay": set,
+        "set_grad_checkpointing": _refuse_checkpointing,
+        "group_matcher": _refuse_layer_decay,
+    }
+    for name, default in defaults.items():
+        if not hasattr(module, name):
+            setattr(module, name, default)
+    return module
+
+
+def num_parameters(config: Config) -> int:
+    """The number of parameters of the backbone, counted without memory for them."""
+    with torch.device("meta"):
+        return sum(each.numel() for each in build_backbone(config).parameters())
+
+
+def _refuse_checkpointing(enable: bool = True) -> None:
+    if enable:
+        raise InputError("grad_checkpointing=true needs a backbone with set_grad_checkpointing(enable); leave it off.")
+
+
+def _refuse_layer_decay(coarse: bool = False) -> dict[str, Any]:
+    raise InputError("layer_decay below 1 needs a backbone with group_matcher(), as timm's models have; leave it at 1.")
