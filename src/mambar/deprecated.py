@@ -82,7 +82,9 @@ def translate_arguments(
     stacklevel: int = 3,
 ) -> dict[str, Any]:
     """`translate` with a `DeprecationWarning` for each old name or value; `InputError` for a field given twice."""
-    for old, new in _old_names(fields, names):
+    for old, new in ((name, names[name]) for name in fields if name in names):
+        if new in fields:
+            raise InputError(f"{old} and {new} were both given and are the same field; give {new} only.")
         warnings.warn(f"{old}= is now {new}=; the old name ends with version 0.3.", DeprecationWarning, stacklevel)
     for name, table in (values or {}).items():
         value = fields.get(name)
@@ -92,20 +94,10 @@ def translate_arguments(
     return translate(fields, names, values)
 
 
-def translate_assignment(name: str, names: Mapping[str, str], *, prefix: str = "") -> str:
-    """The new name of a command-line field; logs one line where `name` is the old one."""
-    new = names.get(name, name)
-    if new != name:
-        logger.warning("%s%s= is now %s%s=; the old name ends with version 0.3.", prefix, name, prefix, new)
-    return new
-
-
-def translate_value(name: str, value: str, values: Mapping[str, str]) -> str:
-    """The new value of a command-line field; logs one line if `value` is an old one."""
-    new = values.get(value, value)
-    if new != value:
-        logger.warning("%s=%s is now %s=%s; the old value ends with version 0.3.", name, value, name, new)
-    return new
+def log_renamed(old: str, new: str) -> None:
+    """Logs one line if a command-line argument is written in an old form."""
+    if new != old:
+        logger.warning("%s is now %s; the old form ends with version 0.3.", old, new)
 
 
 def accept_old_names(
@@ -126,11 +118,3 @@ def accept_old_names(
         return accepting  # type: ignore[return-value]
 
     return decorate
-
-
-def _old_names(fields: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
-    found = [(name, names[name]) for name in fields if name in names]
-    for old, new in found:
-        if new in fields:
-            raise InputError(f"{old} and {new} were both given and are the same field; give {new} only.")
-    return found

@@ -5,7 +5,7 @@ import pytest
 from mambar.errors import InputError, RecipeError
 from mambar.models.config import variant
 from mambar.paper.context import Context
-from mambar.paper.networks import base_recipe, dim_of, reduction, with_model
+from mambar.paper.networks import base_recipe, model_config, reduction, with_model
 
 
 def context(tmp_path, **fields):
@@ -48,5 +48,5 @@ def test_reduction_keeps_the_width_of_the_head(dim, registers, width, divisor):
 
 
 def test_width_of_a_recipe(tmp_path):
-    assert dim_of(base_recipe(context(tmp_path, budget="smoke"))) == 16
-    assert dim_of(base_recipe(context(tmp_path, budget="full", data="/data"))) == 768
+    assert model_config(base_recipe(context(tmp_path, budget="smoke"))).embed_dim == 16
+    assert model_config(base_recipe(context(tmp_path, budget="full", data="/data"))).embed_dim == 768

@@ -5,16 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mambar.cli.arguments import (
-    AsJson,
-    Data,
-    DataOptions,
-    Device,
-    NumWorkers,
-    data_options,
-    numbers,
-    print_json,
-)
+from mambar.cli.arguments import AsJson, Data, DataOptions, Device, NumWorkers, data_options, numbers, print_json
 from mambar.cli.console import say
 from mambar.device import choose_device
 from mambar.errors import InputError

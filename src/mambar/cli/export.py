@@ -1,6 +1,7 @@
 """`mambar export`: a trained model as a file for other programs, compared with the model."""
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,13 +65,20 @@ def export(
     if format == "onnx":
         chosen |= {"int8": int8, "scan": scan or "loop", "opset": opset or 20}
     # An existing file is found before minutes of work, not after them.
-    _refuse_existing(path, force)
+    if os.path.lexists(path) and not force:
+        raise InputError(f"{path} exists already; choose another place with --out or give --force.")
+
+    from mambar.export import export_model
+
     model = _model(run, pretrained=pretrained)
     images, labels = _held_out(run, model, data, int8, img_size)
     if images is not None:
         chosen |= {"images": images, "labels": labels}
     logger.info("Exporting %s as %s and comparing it with the model; a Base model takes minutes.", run, format)
-    report = _transformers(model, path, **chosen) if format == "transformers" else _file(model, path, format, chosen)
+    if format == "transformers":
+        report = _transformers(model, path, **chosen)
+    else:
+        report = export_model(model, path, format=format, **chosen)
     if as_json:
         print_json(report.to_dict())
         return
@@ -78,12 +86,6 @@ def export(
         say(line)
     if int8 and report.model_accuracy is None:
         say("accuracy: not run; give --data SET with the model's classes to measure what int8 costs")
-
-
-def _file(model: "VisionMamba", path: Path, format: str, options: dict[str, Any]) -> "ParityReport":
-    from mambar.export import export_model
-
-    return export_model(model, path, format=format, **options)
 
 
 def _transformers(
@@ -135,13 +137,6 @@ def _default_out(run: str, ending: str, int8: bool) -> Path:
         return source / "export" / (name + ending)
     stem = source.stem if source.is_file() else source.name
     return Path(stem + ("-int8" if int8 else "") + ending)
-
-
-def _refuse_existing(path: Path, force: bool) -> None:
-    import os
-
-    if os.path.lexists(path) and not force:
-        raise InputError(f"{path} exists already; choose another place with --out or give --force.")
 
 
 def _model(run: str, *, pretrained: bool) -> "VisionMamba":

@@ -1,5 +1,6 @@
 """`mambar train`: train a recipe, or resume a run."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -91,7 +92,10 @@ def _under_torchrun(processes: int, restarts: int) -> int:
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE is read by torchrun's agent before our program starts; without it a
     restart can wait for ever. The processes meet at 127.0.0.1: a machine's own name need not lead anywhere.
     """
-    own = _without_options(sys.argv[1:], ("--processes", "--max-restarts"))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--processes")
+    parser.add_argument("--max-restarts")
+    _, own = parser.parse_known_args()
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
         *(f"--nproc_per_node={processes}", f"--max-restarts={restarts}", "-m", "mambar", *own),
@@ -115,15 +119,3 @@ def _under_torchrun(processes: int, restarts: int) -> int:
     if not asked or code == 0:
         return code
     return 130 if asked[0] == signal.SIGINT else 143
-
-
-def _without_options(arguments: list[str], names: tuple[str, ...]) -> list[str]:
-    kept, skip = [], False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument in names:
-            skip = True
-        elif not argument.startswith(tuple(f"{name}=" for name in names)):
-            kept.append(argument)
-    return kept

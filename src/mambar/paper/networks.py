@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from mambar.errors import InputError
+from mambar.models.config import VisionMambaConfig, variant
 from mambar.paper.context import Context
 from mambar.recipes.digits import RECIPE as DIGITS
 from mambar.recipes.mambar_base import RECIPE as BASE
@@ -56,7 +57,7 @@ def base_recipe(context: Context) -> Recipe:
 
 def registers(context: Context, recipe: Recipe) -> dict[str, object]:
     """Register fields of Mamba-R: 12 registers and 3 · D features; for `smoke` 4 registers and D features."""
-    dim = dim_of(recipe)
+    dim = model_config(recipe).embed_dim
     count, width = (4, dim) if context.budget == "smoke" else (12, 3 * dim)
     return {"num_registers": count, "register_reduction": reduction(dim, count, width)}
 
@@ -72,8 +73,6 @@ def reduction(dim: int, num_registers: int, width: int) -> int:
     return min(divisors, key=lambda r: abs(num_registers * (dim // r) - width))
 
 
-def dim_of(recipe: Recipe) -> int:
-    """The token width of the recipe's model."""
-    from mambar.models.config import variant
-
-    return variant(recipe.model).replace(**recipe.config).embed_dim
+def model_config(recipe: Recipe) -> VisionMambaConfig:
+    """The configuration of the recipe's model."""
+    return variant(recipe.model).replace(**recipe.config)

@@ -1,6 +1,6 @@
 """Draws results: every run as a point and the mean with its interval, one chart per column."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,7 @@ _BY_LAYER: Final = {
     "outlier_share": "Outliers by layer, final step, %",
 }
 Rows = Sequence[Mapping[str, Any]]
+Points = Callable[[Rows], tuple[Sequence[float], Sequence[float]]]
 
 
 def draw_results(results: Sequence[Result]) -> "Figure | None":
@@ -51,8 +52,13 @@ def draw_layers(runs: Mapping[str, Sequence[Rows]], *, data: str) -> "Figure | N
     logged = {network: [rows for rows in of_runs if rows] for network, of_runs in logged.items()}
     if not any(logged.values()):
         return None
-    panels = [partial(_layers, logged=logged, field=name, title=title) for name, title in _BY_LAYER.items()]
-    panels.append(partial(_course, logged=logged))
+    panels = [
+        partial(_lines, points=partial(_by_layer, field=name), title=title, x="layer, from 0", marker="o")
+        for name, title in _BY_LAYER.items()
+    ]
+    last = "Outliers of the last layer over training, %"
+    panels.append(partial(_lines, points=_last_layer, title=last, x="step", marker=""))
+    panels = [partial(panel, logged=logged) for panel in panels]
     label = FigureLabel(tensor="residual", metric="one line per seed; outliers above median + 10 MAD", data=data)
     return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=2, size=(4.4, 2.9)))
 
@@ -71,37 +77,30 @@ def _column(axes: "Axes", *, found: Sequence[Result], rows: Sequence[str]) -> No
     axes.grid(axis="y", visible=not several)
 
 
-def _layers(axes: "Axes", *, logged: Mapping[str, Sequence[Rows]], field: str, title: str) -> None:
-    factor = 100 if field == "outlier_share" else 1
+def _lines(
+    axes: "Axes", *, logged: Mapping[str, Sequence[Rows]], points: Points, title: str, x: str, marker: str
+) -> None:
+    """One line for each run, colored by network."""
     for place, (network, of_runs) in enumerate(logged.items()):
         for number, rows in enumerate(of_runs):
-            values = [factor * value for value in rows[-1][field]]
             axes.plot(
-                range(len(values)),
-                values,
+                *points(rows),
                 color=SERIES[place],
                 linestyle=DASHES[place],
-                marker="o",
+                marker=marker,
                 markersize=3,
-                label=label_text(network) if not number else None,
+                label=None if number else label_text(network),
             )
-    axes.set_xlabel("layer, from 0")
+    axes.set_xlabel(x)
     axes.set_title(title)
     axes.set_ylim(bottom=0)
     axes.legend()
 
 
-def _course(axes: "Axes", *, logged: Mapping[str, Sequence[Rows]]) -> None:
-    for place, (network, of_runs) in enumerate(logged.items()):
-        for number, rows in enumerate(of_runs):
-            axes.plot(
-                [row["step"] for row in rows],
-                [100 * row["outlier_share"][-1] for row in rows],
-                color=SERIES[place],
-                linestyle=DASHES[place],
-                label=label_text(network) if not number else None,
-            )
-    axes.set_xlabel("step")
-    axes.set_title("Outliers of the last layer over training, %")
-    axes.set_ylim(bottom=0)
-    axes.legend()
+def _by_layer(rows: Rows, *, field: str) -> tuple[Sequence[float], Sequence[float]]:
+    factor = 100 if field == "outlier_share" else 1
+    return range(len(rows[-1][field])), [factor * value for value in rows[-1][field]]
+
+
+def _last_layer(rows: Rows) -> tuple[Sequence[float], Sequence[float]]:
+    return [row["step"] for row in rows], [100 * row["outlier_share"][-1] for row in rows]

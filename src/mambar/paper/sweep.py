@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ from mambar.errors import InputError, MambarError
 from mambar.hub.config_file import json_bytes
 from mambar.hub.files import write_atomically
 from mambar.memory import keep_freed_memory
-from mambar.models.config import variant
 from mambar.paper.context import Context
+from mambar.paper.networks import model_config
 from mambar.recipes.tasks import task_class
 from mambar.training.recipe import Recipe
 
@@ -69,7 +69,9 @@ def train_cells(
 
     Raises `InputError` if a directory holds another recipe, and the first error of a run after all others ended.
     """
-    _refuse_duplicates(cells)
+    rows = [cell.row for cell in cells]
+    if len(set(rows)) != len(rows):
+        raise InputError(f"two cells have the same row name: {', '.join(rows)}.")
     work = list(planned_runs(cells, context).values())
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
     for slot in range(context.jobs):
@@ -78,7 +80,9 @@ def train_cells(
     def one(item: PlannedRun) -> Exception | None:
         slot = slots.get()
         try:
-            error = _run_here(item, context) if context.jobs == 1 else _run_subprocess(item, slot, context)
+            error = None
+            if not (item.directory / _DONE).is_file() and _remaining_seconds(context) != 0:
+                error = _run_here(item, context) if context.jobs == 1 else _run_subprocess(item, slot, context)
         finally:
             slots.put(slot)
         if error is None and finished is not None:
@@ -114,11 +118,9 @@ def planned_runs(cells: Sequence[Cell], context: Context) -> dict[Path, PlannedR
     for cell in cells:
         for seed in seeds_of(cell, context):
             directory = directory_of(cell, seed, context)
-            work = PlannedRun(
-                title=f"{cell.row}, seed {seed}", recipe=cell.recipe.replace(seed=seed), directory=directory
-            )
-            found.setdefault(directory, work)
-    return dict(sorted(found.items(), key=lambda item: -_num_registers(item[1].recipe)))
+            title, recipe = f"{cell.row}, seed {seed}", cell.recipe.replace(seed=seed)
+            found.setdefault(directory, PlannedRun(title=title, recipe=recipe, directory=directory))
+    return dict(sorted(found.items(), key=lambda item: -model_config(item[1].recipe).num_registers))
 
 
 def seeds_of(cell: Cell, context: Context) -> tuple[int, ...]:
@@ -128,7 +130,7 @@ def seeds_of(cell: Cell, context: Context) -> tuple[int, ...]:
 
 def directory_of(cell: Cell, seed: int, context: Context) -> Path:
     """The run directory of a recipe and seed, the same for every table."""
-    config = variant(cell.recipe.model).replace(**cell.recipe.config)
+    config = model_config(cell.recipe)
     words = f"n{config.num_registers}-{config.placement}-{config.head}"
     plain = json.loads(cell.recipe.replace(seed=0).to_json())
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
@@ -138,7 +140,11 @@ def directory_of(cell: Cell, seed: int, context: Context) -> Path:
 def gpus() -> list[str]:
     """The GPUs that runs may use, in the notation of CUDA_VISIBLE_DEVICES."""
     given = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
-    return given or list(_visible())
+    if given:
+        return given
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def start(work: PlannedRun, slot: int, context: Context) -> subprocess.Popen[bytes]:
@@ -166,16 +172,6 @@ def last_log_line(work: PlannedRun) -> str:
     return lines[-1] if lines else "no message"
 
 
-def _num_registers(recipe: Recipe) -> int:
-    return variant(recipe.model).replace(**recipe.config).num_registers
-
-
-def _refuse_duplicates(cells: Sequence[Cell]) -> None:
-    rows = [cell.row for cell in cells]
-    if len(set(rows)) != len(rows):
-        raise InputError(f"two cells have the same row name: {', '.join(rows)}.")
-
-
 def _finished_metric(directory: Path, recipe: Recipe) -> float | None:
     """The metric of a finished run; None if it is not finished. Raises `InputError` for another recipe."""
     path = directory / _DONE
@@ -199,8 +195,6 @@ def _run(recipe: Recipe, directory: Path, device: str, workers: int) -> None:
 
 def _run_here(work: PlannedRun, context: Context) -> Exception | None:
     try:
-        if (work.directory / _DONE).is_file() or _remaining_seconds(context) == 0:
-            return None
         logger.info("%s", work.title)
         _run(work.recipe, work.directory, context.device, context.workers)
     except MambarError as error:
@@ -210,8 +204,6 @@ def _run_here(work: PlannedRun, context: Context) -> Exception | None:
 
 def _run_subprocess(work: PlannedRun, slot: int, context: Context) -> Exception | None:
     """Runs in a separate process; at the deadline it is asked to save and stop."""
-    if (work.directory / _DONE).is_file() or _remaining_seconds(context) == 0:
-        return None
     process = start(work, slot, context)
     try:
         code = process.wait(_remaining_seconds(context))
@@ -254,12 +246,6 @@ def _environment(slot: int, device: str) -> Mapping[str, str]:
     if known:
         environment["CUDA_VISIBLE_DEVICES"] = known[slot % len(known)]
     return environment
-
-
-def _visible() -> Iterator[str]:
-    import torch
-
-    yield from map(str, range(torch.cuda.device_count()))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -49,12 +49,12 @@ def measure(context: Context) -> list[Result]:
     base = base_recipe(context)
     from mambar.hub import create_model
     from mambar.models.timm_vit import as_vision_mamba
-    from mambar.recipes.evaluation import evaluate_model
+    from mambar.recipes.evaluation import evaluate_run
 
     results = []
     for row, name in _RELEASED.items():
         model = as_vision_mamba(create_model(name, pretrained=True), "This table")
-        found = evaluate_model(model, data=base.data, device=context.device, workers=context.workers)
+        found = evaluate_run(model, data=base.data, device=context.device, workers=context.workers)
         note = f"{row}: released weights, crop 1.0"
         results.append(context.unseeded(row, COLUMN, 100 * found.top1, data=base.data, note=note))
     return results

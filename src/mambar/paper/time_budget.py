@@ -63,7 +63,8 @@ def measured_rate(work: Sequence[PlannedRun], context: Context) -> float:
 
     The trial uses a temporary directory.
     """
-    place = Path(tempfile.mkdtemp(prefix="trial-", dir=_created(context.out)))
+    context.out.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="trial-", dir=context.out))
     trial = [
         replace(item, recipe=_endless(item.recipe), directory=place / str(number))
         for number, item in enumerate(work[: context.jobs])
@@ -120,8 +121,3 @@ def _images_of_an_epoch(work: Sequence[PlannedRun]) -> int:
             counted[of_data] = len(task_class(recipe.task).open_dataset(recipe, "train"))
         total += counted[of_data]
     return total
-
-
-def _created(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory

@@ -10,8 +10,6 @@ from mambar.recipes.digits import RECIPE, VIM_RECIPE
 from mambar.recipes.run import default_out, run
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mambar.analysis import NormPanel
     from mambar.models.vision_mamba import VisionMamba
 
@@ -106,13 +104,14 @@ def _norm_panels(models: "Mapping[str, VisionMamba]") -> "dict[str, list[NormPan
 
     from mambar.analysis import FigureLabel
     from mambar.analysis.draw.norm_panels import compare_norms
-    from mambar.data import open_dataset
+    from mambar.data import EvalTransform, Preprocessing, open_dataset
     from mambar.data.synthetic.photographs import photographs
 
     digits = open_dataset("digits", "val")
     pixels = [digits[index].image for index in range(4)]
     pictures = photographs(*_PHOTOGRAPHS)
-    small = {name: _reduced(picture) for name, picture in pictures.items()}
+    transform = EvalTransform(preprocessing=Preprocessing(img_size=_PHOTOGRAPH_SIZE))
+    small = {name: transform.pixels(picture) for name, picture in pictures.items()}
     normal = next(iter(models.values())).preprocessing
     assert normal is not None
     return {
@@ -133,9 +132,3 @@ def _norm_panels(models: "Mapping[str, VisionMamba]") -> "dict[str, list[NormPan
             label=FigureLabel(data="photographs of scikit-image", seed=RECIPE.seed),
         ),
     }
-
-
-def _reduced(picture: "Tensor") -> "Tensor":
-    from mambar.data import EvalTransform, Preprocessing
-
-    return EvalTransform(preprocessing=Preprocessing(img_size=_PHOTOGRAPH_SIZE)).pixels(picture)

@@ -14,17 +14,17 @@ class RecipeEntry:
     Attributes:
         recipe: The recipe.
         title: One line for the list.
-        source: Where the values come from.
         command: The command that runs it.
+        source: Where the values come from.
         expected: The expected result and its origin; "not run" if it was never run here.
         not_published: Fields whose values neither paper nor code publish, with the reason for each.
     """
 
     recipe: Recipe
     title: str
-    source: str
     command: str
-    expected: str
+    source: str = "ours"
+    expected: str = "not run"
     not_published: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mambar.data import EvalTransform, ImageDataset, evaluation_batches, open_dataset
 from mambar.data.loading.unreadable_images import evenly_spaced_samples
-from mambar.errors import DataError
+from mambar.errors import DataError, InputError
 from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
 from mambar.models.timm_vit import TimmViT, model_preprocessing
@@ -20,7 +20,7 @@ from mambar.training.checkpoint.run_directory import read_located_recipe
 
 
 def evaluate_run(
-    run: str | Path,
+    run: str | Path | VisionMamba | TimmViT,
     *,
     data: str | None = None,
     split: str = "val",
@@ -30,42 +30,22 @@ def evaluate_run(
     device: str = "cpu",
     workers: int = 0,
 ) -> ClassificationResult:
-    """Accuracy (top-1, top-5, per class) of the model in `run`, a run directory, a file or a hub id, on `data`.
+    """Accuracy (top-1, top-5, per class) on `data` of a run directory, a file, a hub id, or a model in memory.
 
     data: by default those of the run; they must have the model's classes. crop_pct: center crop as a fraction of the
     resized image, by default the model's own.
     """
-    model = load(run, device=device)
     options = dict(data_options or {})
-    if data is None:
-        recipe = read_located_recipe(run)
-        data, options = recipe.data, {**recipe.data_options, **options}
-    return evaluate_model(
-        model,
-        data=data,
-        split=split,
-        batch_size=batch_size,
-        crop_pct=crop_pct,
-        device=device,
-        workers=workers,
-        data_options=options,
-    )
-
-
-def evaluate_model(
-    model: VisionMamba | TimmViT,
-    *,
-    data: str,
-    split: str = "val",
-    batch_size: int = 64,
-    crop_pct: float | None = None,
-    device: str = "cpu",
-    workers: int = 0,
-    data_options: Mapping[str, Any] | None = None,
-) -> ClassificationResult:
-    """Accuracy (top-1, top-5, per class) of a model in memory; see `evaluate_run`."""
-    model = model.to(device)
-    dataset = _dataset(model, data, split, data_options or {})
+    if isinstance(run, str | Path):
+        model = load(run, device=device)
+        if data is None:
+            recipe = read_located_recipe(run)
+            data, options = recipe.data, {**recipe.data_options, **options}
+    elif data is None:
+        raise InputError("a model in memory has no data of its own; give data=SET.")
+    else:
+        model = run.to(device)
+    dataset = _dataset(model, data, split, options)
     preprocessing = model_preprocessing(model)
     if crop_pct is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_pct=crop_pct)

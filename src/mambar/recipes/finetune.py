@@ -42,7 +42,6 @@ RECIPE = Recipe(
 ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="Fine-tuning of a trained model on your own images",
-    source="ours",
     command="mambar train finetune data=PATH start_from=MODEL",
     expected="depends on the images",
     not_published={

@@ -38,7 +38,6 @@ RECIPE = Recipe(
 ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="A small Mamba-R on a folder of your own images",
-    source="ours",
     command="mambar train folder data=PATH",
     expected="depends on the images",
     not_published={

@@ -61,7 +61,5 @@ def _entry_of_file(name: str) -> RecipeEntry:
     if isinstance(entry, RecipeEntry):
         return entry
     if isinstance(recipe, Recipe):
-        return RecipeEntry(
-            recipe=recipe, title=recipe.name, source=name, command=f"mambar train {name}", expected="not run"
-        )
+        return RecipeEntry(recipe=recipe, title=recipe.name, source=name, command=f"mambar train {name}")
     raise RecipeError(f"{name} has neither ENTRY nor RECIPE; define RECIPE = Recipe(...).")

@@ -27,7 +27,5 @@ RECIPE = Recipe(
 ENTRY = RecipeEntry(
     recipe=RECIPE,
     title="Mamba-R on procedural scenes",
-    source="ours",
     command="mambar train shapes",
-    expected="not run yet",
 )

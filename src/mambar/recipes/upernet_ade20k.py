@@ -125,5 +125,4 @@ PROBE_ENTRY = RecipeEntry(
     title="Linear probe of frozen Mamba-R Base features, ADE20K",
     source="ours, after the linear probes of DINOv2",
     command="mambar train probe_ade20k data=ADEChallengeData2016",
-    expected="not run",
 )

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mambar.errors import RecipeError
@@ -20,6 +20,8 @@ _INT_LIMIT = 2**63
 _TEXT_LIMIT = 4096
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
+# Rows of: allowed values in words, the condition that they meet, names of fields.
+Allowed = Sequence[tuple[str, Callable[[Any], bool], Sequence[str]]]
 
 
 def suggestion(name: str, allowed: Iterable[str], *, listing: str = "") -> str:
@@ -60,6 +62,16 @@ def check(kind: Any, value: Any, *, name: str) -> Any:
         for key, item in result.items():
             check_numbers(item, name=f"{name}.{key}")
     return result
+
+
+def check_values(owner: object, allowed: Allowed) -> None:
+    """Raises RecipeError for a field of a dataclass whose value is not allowed; None is always allowed."""
+    for words, is_allowed, names in allowed:
+        for name in names:
+            value = getattr(owner, name)
+            if value is not None and not is_allowed(value):
+                or_none = ", or none" if getattr(type(owner), name, 0) is None else ""
+                raise RecipeError(f"{name}={short_repr(value)} is not allowed; it takes {words}{or_none}.")
 
 
 def check_numbers(value: Any, *, name: str) -> None:

@@ -17,10 +17,9 @@ from mambar.deprecated import (
     RECIPE_FIELDS,
     STAGE_FIELDS,
     accept_old_names,
+    log_renamed,
     translate,
     translate_arguments,
-    translate_assignment,
-    translate_value,
 )
 from mambar.errors import RecipeError
 from mambar.messages import short_repr
@@ -34,10 +33,17 @@ RECIPE_FORMAT: Final = 2
 Precision = Literal["auto", "fp64", "fp32", "bf16", "fp16"]
 Parallel = Literal["exact", "ddp", "fsdp"]
 FinalWeights = Literal["last", "ema", "best"]
-
-
-def _one_stage() -> tuple[Stage, ...]:
-    return (Stage(),)
+_ALLOWED: Final[fields.Allowed] = (
+    ("1 to 65,536", lambda value: 1 <= value <= 1 << 16, ("num_shards",)),
+    (
+        "1 or more, at most 10^12",
+        lambda value: 1 <= value <= MANY,
+        ("eval_every", "log_every", "save_every", "health_every", "keep_checkpoints", "max_consecutive_skips"),
+    ),
+    ("0 or more, at most 10^12", lambda value: 0 <= value <= MANY, ("max_rollbacks",)),
+    ("0 to 2^63 - 1", lambda value: 0 <= value < 1 << 63, ("seed",)),
+    ("numbers above 0", lambda values: all(value > 0 for value in values), ("std",)),
+)
 
 
 @accept_old_names(RECIPE_FIELDS)
@@ -69,7 +75,7 @@ class Recipe:
     # Options of the task; for segmentation the fields of `mambar.segmentation.SegmentationOptions`.
     task_options: Mapping[str, Any] = field(default_factory=dict)
     # The stages, in order; each starts from the weights of the one before.
-    stages: tuple[Stage, ...] = field(default_factory=_one_stage)
+    stages: tuple[Stage, ...] = field(default_factory=lambda: (Stage(),))
     # Seed of every random draw.
     seed: int = 0
     # Precision of the forward and backward pass. auto: bf16 on a GPU that supports it, else fp32.
@@ -107,22 +113,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name, least, most in (
-            ("num_shards", 1, 1 << 16),
-            ("eval_every", 1, MANY),
-            ("log_every", 1, MANY),
-            ("keep_checkpoints", 1, MANY),
-            ("max_consecutive_skips", 1, MANY),
-            ("max_rollbacks", 0, MANY),
-            ("save_every", 1, MANY),
-            ("health_every", 1, MANY),
-            ("seed", 0, 2**63 - 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise RecipeError(f"{name}={short_repr(value)} is not allowed; it takes {least} to {most}.")
-        if not all(value > 0 for value in self.std):
-            raise RecipeError(f"std={short_repr(self.std)} is not allowed; it takes numbers above 0.")
+        fields.check_values(self, _ALLOWED)
         if not self.stages:
             raise RecipeError("stages is empty; a recipe needs at least one stage.")
         for index, stage in enumerate(self.stages):
@@ -206,15 +197,12 @@ class Recipe:
             )
         if version == 1:
             plain = _from_version_1(plain)
-        _refuse_unknown(plain, cls, source)
-        stages = plain.get("stages", ())
+        _check_names(plain, cls, source)
+        stages = plain["stages"]
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
             raise RecipeError(f"{source} has stages={short_repr(stages)}; a list of stages is allowed.")
         for index, stage in enumerate(stages):
-            _refuse_unknown(stage, Stage, f"{source}: stages.{index}")
-        _refuse_missing(plain, cls, source)
-        for index, stage in enumerate(stages):
-            _refuse_missing(stage, Stage, f"{source}: stages.{index}")
+            _check_names(stage, Stage, f"{source}: stages.{index}")
         made = tuple(Stage(**_typed(Stage, stage)) for stage in stages)
         return cls(**{**_typed(cls, plain), "stages": made})
 
@@ -332,14 +320,19 @@ def current_field_name(name: str, *, warn: bool = False) -> str:
         return name
     if warn:
         return prefix + dot + next(iter(translate_arguments({field_name: None}, table, stacklevel=5)))
-    return prefix + dot + translate_assignment(field_name, table, prefix=prefix + dot)
+    new = prefix + dot + table.get(field_name, field_name)
+    log_renamed(f"{name}=", f"{new}=")
+    return new
 
 
 def _table_value(name: str, text: str) -> Any:
     """The value of a field of a table; an old value of a model's field is translated."""
     table, _, key = name.partition(".")
-    old_values = MODEL_VALUES.get(key, {}) if table == "config" else {}
-    return translate_value(name, text, old_values) if text in old_values else fields.literal(text)
+    new = MODEL_VALUES.get(key, {}).get(text) if table == "config" else None
+    if new is None:
+        return fields.literal(text)
+    log_renamed(f"{name}={text}", f"{name}={new}")
+    return new
 
 
 def _check_types(recipe: Recipe) -> None:
@@ -370,17 +363,14 @@ def _typed(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _refuse_unknown(plain: Mapping[str, Any], cls: type, source: str) -> None:
+def _check_names(plain: Mapping[str, Any], cls: type, source: str) -> None:
     known = fields.field_types(cls)
     for name in plain:
         if name not in known:
             hint = fields.suggestion(name, known, listing="mambar recipe NAME")
             raise RecipeError(f"{source}: {short_repr(name)} is not a field; {hint}")
-
-
-def _refuse_missing(plain: Mapping[str, Any], cls: type, source: str) -> None:
     # A field that is added later needs a new format version, whose translation gives it its value in older files.
-    for name in fields.field_types(cls):
+    for name in known:
         if name not in plain:
             raise RecipeError(f"{source} has no field {name!r}; add it.")
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from mambar.deprecated import STAGE_FIELDS, accept_old_names
-from mambar.errors import RecipeError
-from mambar.messages import short_repr
 from mambar.training import fields
 
 # Largest side of an input image in pixels.
@@ -16,6 +14,34 @@ MAX_SIDE: Final = 8192
 # Upper bounds of counts and of real numbers: beyond any use, below what overflows.
 MANY: Final = 10**12
 _LARGE: Final = 1e12
+
+# Allowed values in words, their condition, and the fields that they are for.
+_ALLOWED: Final[fields.Allowed] = (
+    (
+        f"1 to {MAX_SIDE} pixels",
+        lambda size: all(1 <= side <= MAX_SIDE for side in (size if isinstance(size, tuple) else (size,))),
+        ("img_size",),
+    ),
+    (f"0 to {MAX_SIDE} pixels", lambda value: 0 <= value <= MAX_SIDE, ("crop_padding",)),
+    ("0 or more, at most 1,000,000", lambda value: 0 <= value <= 10**6, ("epochs", "warmup_epochs", "mixup", "cutmix")),
+    ("0 or more, at most 10^12", lambda value: 0 <= value <= MANY, ("max_steps", "warmup_steps")),
+    ("0 or more, at most 10^12", lambda value: 0 <= value <= _LARGE, ("min_lr", "warmup_lr", "weight_decay")),
+    ("above 0, at most 10^12", lambda value: 0 < value <= _LARGE, ("lr", "clip_grad")),
+    ("1 or more, at most 2^24", lambda value: 1 <= value <= 1 << 24, ("batch_size", "lr_base_size")),
+    ("1 to 65,536", lambda value: 1 <= value <= 1 << 16, ("grad_accum_steps",)),
+    ("1 to 1,000", lambda value: 1 <= value <= 1000, ("aug_repeats",)),
+    ("above 0 and at most 1", lambda value: 0 < value <= 1, ("eps", "layer_decay", "crop_pct")),
+    ("0 to below 1", lambda value: 0 <= value < 1, ("ema_decay", "drop_path_rate", "label_smoothing")),
+    ("two numbers from 0 to below 1", lambda pair: all(0 <= beta < 1 for beta in pair), ("betas",)),
+    ("0 to 1", lambda value: 0 <= value <= 1, ("color_jitter",)),
+    (
+        "a probability, 0 to 1",
+        lambda value: 0 <= value <= 1,
+        ("hflip", "random_erase_prob", "mixup_prob", "mixup_switch_prob"),
+    ),
+    ("two fractions of the area in (0, 1], in rising order", lambda pair: 0 < pair[0] <= pair[1] <= 1, ("scale",)),
+    ("weights, ema, or a path", bool, ("start_from",)),
+)
 
 Schedule = Literal["cosine", "linear", "constant"]
 DecayGroups = Literal["official", "corrected"]
@@ -110,61 +136,9 @@ class Stage:
     def __post_init__(self) -> None:
         for name, kind in fields.field_types(type(self)).items():
             object.__setattr__(self, name, fields.check(kind, getattr(self, name), name=name))
-        _check_stage(self)
+        fields.check_values(self, _ALLOWED)
 
     @property
     def peak_lr(self) -> float:
         """The learning rate after the warm-up, linear scaling included."""
         return self.lr if self.lr_base_size is None else self.lr * self.batch_size / self.lr_base_size
-
-
-def _check_stage(stage: Stage) -> None:
-    sides = stage.img_size if isinstance(stage.img_size, tuple) else (stage.img_size,)
-    low, high = stage.scale
-    for good, name, allowed in (
-        (min(sides) >= 1 and max(sides) <= MAX_SIDE, "img_size", f"1 to {MAX_SIDE} pixels"),
-        (0 <= stage.epochs <= 10**6, "epochs", "0 or more, at most 1,000,000"),
-        (stage.max_steps is None or 0 <= stage.max_steps <= MANY, "max_steps", "0 or more, at most 10^12, or none"),
-        (1 <= stage.batch_size <= 1 << 24, "batch_size", "1 or more, at most 2^24"),
-        (0 < stage.lr <= _LARGE, "lr", "above 0, at most 10^12"),
-        (
-            stage.lr_base_size is None or 1 <= stage.lr_base_size <= 1 << 24,
-            "lr_base_size",
-            "1 or more, at most 2^24, or none",
-        ),
-        (0 <= stage.min_lr <= _LARGE, "min_lr", "0 or more, at most 10^12"),
-        (0 <= stage.warmup_lr <= _LARGE, "warmup_lr", "0 or more, at most 10^12"),
-        (0 <= stage.warmup_epochs <= 10**6, "warmup_epochs", "0 to 1,000,000"),
-        (
-            stage.warmup_steps is None or 0 <= stage.warmup_steps <= MANY,
-            "warmup_steps",
-            "0 or more, at most 10^12, or none",
-        ),
-        (0 <= stage.weight_decay <= _LARGE, "weight_decay", "0 or more, at most 10^12"),
-        (all(0 <= beta < 1 for beta in stage.betas), "betas", "two numbers from 0 to below 1"),
-        (0 < stage.eps <= 1, "eps", "above 0 and at most 1"),
-        (0 < stage.layer_decay <= 1, "layer_decay", "above 0 and at most 1"),
-        (
-            stage.clip_grad is None or 0 < stage.clip_grad <= _LARGE,
-            "clip_grad",
-            "above 0, at most 10^12, or none",
-        ),
-        (stage.ema_decay is None or 0 <= stage.ema_decay < 1, "ema_decay", "0 to below 1, or none"),
-        (1 <= stage.grad_accum_steps <= 1 << 16, "grad_accum_steps", "1 to 65,536"),
-        (0 <= stage.drop_path_rate < 1, "drop_path_rate", "0 to below 1"),
-        (0 < low <= high <= 1, "scale", "two fractions of the area in (0, 1], in rising order"),
-        (0 <= stage.hflip <= 1, "hflip", "a probability, 0 to 1"),
-        (0 <= stage.color_jitter <= 1, "color_jitter", "0 to 1"),
-        (0 <= stage.crop_padding <= MAX_SIDE, "crop_padding", f"0 to {MAX_SIDE} pixels"),
-        (0 <= stage.random_erase_prob <= 1, "random_erase_prob", "a probability, 0 to 1"),
-        (1 <= stage.aug_repeats <= 1000, "aug_repeats", "1 to 1,000"),
-        (0 <= stage.mixup <= 10**6, "mixup", "0 to 1,000,000"),
-        (0 <= stage.cutmix <= 10**6, "cutmix", "0 to 1,000,000"),
-        (0 <= stage.mixup_prob <= 1, "mixup_prob", "a probability, 0 to 1"),
-        (0 <= stage.mixup_switch_prob <= 1, "mixup_switch_prob", "a probability, 0 to 1"),
-        (0 <= stage.label_smoothing < 1, "label_smoothing", "0 to below 1"),
-        (0 < stage.crop_pct <= 1, "crop_pct", "above 0 and at most 1"),
-        (bool(stage.start_from), "start_from", "weights, ema, or a path"),
-    ):
-        if not good:
-            raise RecipeError(f"{name}={short_repr(getattr(stage, name))} is not allowed; it takes {allowed}.")
