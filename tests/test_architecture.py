@@ -1,4 +1,10 @@
-"""Packages import only packages of lower layers, and no two modules import each other."""
+"""Packages import only packages of lower layers, no modules import each other in a cycle, and all have docstrings.
+
+Counted are imports at the top, in functions and by string. Strings: `importlib.import_module("mambar.…")`, also with
+an f-string, and any other literal that is the dotted path of a module, such as those of `Backend` rows. Not counted:
+imports under TYPE_CHECKING in the cycle test, and the top `mambar/__init__`. The latter is lazy: it maps every public
+name to its package, and no module of a package may import it.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -28,6 +34,7 @@ LAYERS = [
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 
 FILES = sorted(ROOT.rglob("*.py"))
+BANNED_NAMES = {"utils", "util", "common", "helpers", "misc", "tools"}
 
 
 def module_of(path: Path) -> str:
@@ -35,11 +42,16 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {module_of(path): path for path in FILES}
+
+
 def package_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
+    """The dotted names that a module imports, by statement or by string; for an f-string its fixed start and `*`."""
+    loggers = {node.args[0] for node in ast.walk(tree) if _calls(node, "getLogger") and node.args}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -47,6 +59,16 @@ def imports(tree: ast.AST) -> Iterator[str]:
             assert node.level == 0, f"line {node.lineno}: a relative import; write it in full."
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
             yield node.module or ""
+        elif isinstance(node, ast.Constant) and node not in loggers and node.value in MODULES:
+            yield node.value
+        elif _calls(node, "import_module") and isinstance(node.args[0], ast.JoinedStr):
+            start = node.args[0].values[0]
+            assert isinstance(start, ast.Constant), f"line {node.lineno}: start the module's name with its package."
+            yield f"{start.value}*"
+
+
+def _calls(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name
 
 
 def violations(module: str, source: str) -> list[str]:
@@ -72,6 +94,10 @@ def test_packages_import_only_lower_layers(path):
 def test_an_upward_import_is_found():
     assert violations("mambar.nn.heads", "from mambar.models.config import VARIANTS")
     assert violations("mambar.ops.dispatch", "import mambar.data.keys")
+    assert violations("mambar.ops.dispatch", "def load():\n    from mambar.nn import heads")
+    assert violations("mambar.ops.dispatch", "importlib.import_module('mambar.nn.heads')")
+    assert violations("mambar.ops.dispatch", "importlib.import_module(f'mambar.nn.{name}')")
+    assert violations("mambar.ops.dispatch", "Backend(name='triton', module='mambar.nn.heads')")
     assert not violations("mambar.models.config", "from mambar.nn.heads import HEADS")
 
 
@@ -80,35 +106,63 @@ def test_every_package_has_a_layer():
     assert packages <= set(LEVEL), f"without a layer: {sorted(packages - set(LEVEL))}"
 
 
-def _graph() -> dict[str, set[str]]:
-    modules = {module_of(path): path for path in FILES}
+def graph_of(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Module → the modules of `sources` that it imports, also in functions and by string."""
     graph = {}
-    for module, path in modules.items():
-        tree = ast.parse(path.read_text("utf-8"))
-        # Imports inside functions run later and cannot make a cycle at import time.
-        top = ast.Module(body=[node for node in tree.body], type_ignores=[])
-        for node in ast.walk(top):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    for module, source in sources.items():
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
                 node.body = [ast.Pass()]
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-                node.body = [ast.Pass()]
-        graph[module] = {name for name in imports(top) if name in modules and name != module}
+        found: set[str] = set()
+        for name in imports(tree):
+            if name.endswith("*"):
+                found |= {other for other in sources if other.startswith(name[:-1])}
+            elif name in sources:
+                found.add(name)
+        # `from package import module` also names the package; a package's __init__ re-exports names of its modules.
+        graph[module] = {name for name in found if name != module and not module.startswith(f"{name}.")}
     return graph
 
 
-def test_no_cycles_between_files():
-    graph = _graph()
+def find_cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, empty if there are none."""
     done: set[str] = set()
 
-    def walk(module: str, path: list[str]) -> None:
-        assert module not in path, " → ".join([*path[path.index(module) :], module])
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
         if module not in done:
-            for next_module in graph[module]:
-                # A package's __init__ re-exports names; a module below it may be imported through it.
-                if not module.startswith(next_module + ".") or next_module == "mambar":
-                    walk(next_module, [*path, module])
+            for imported in sorted(graph[module]):
+                if found := visit(imported, [*path, module]):
+                    return found
             done.add(module)
+        return []
 
-    for module in graph:
-        if module != "mambar":
-            walk(module, [])
+    return next((found for module in graph if (found := visit(module, []))), [])
+
+
+def test_no_cycles_between_files():
+    sources = {module: path.read_text("utf-8") for module, path in MODULES.items() if module != "mambar"}
+    assert not find_cycle(graph_of(sources)), " → ".join(find_cycle(graph_of(sources)))
+
+
+@pytest.mark.parametrize(
+    "statement", ["import mambar.nn.heads", "def f():\n    import mambar.nn.heads", "Backend(module='mambar.nn.heads')"]
+)
+def test_a_cycle_is_found(statement):
+    sources = {"mambar.nn.block": statement, "mambar.nn.heads": "from mambar.nn.block import Block"}
+    assert find_cycle(graph_of(sources))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_docstrings_and_names(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    module = module_of(path)
+    assert not set(module.split(".")) & BANNED_NAMES, f"{module}: name the module after its subject."
+    assert ast.get_docstring(tree), f"{module} has no docstring."
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{module}.{node.name} has no docstring."
+    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert "__future__" not in names, f"{module}: `from __future__ import annotations` hides shapes from tests."

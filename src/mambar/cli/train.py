@@ -65,18 +65,25 @@ def train(
     from mambar.recipes.run import resume as resume_run
     from mambar.recipes.run import run
     from mambar.training.distributed.environment import rank
+    from mambar.training.loop.signals import Stopped
 
     shared = {"device": device, "workers": num_workers}
-    if resume is not None:
-        data = given.pop("data", None)
-        changes = [f"{field}={value}" for field, value in given.items()]
-        allowed = {"override": override or (), "accept_edited_recipe": accept_edited_recipe}
-        result = resume_run(resume, changes=changes, data=data, **allowed, **shared)
-    else:
-        from mambar.recipes.index import get_recipe
+    try:
+        if resume is not None:
+            data = given.pop("data", None)
+            changes = [f"{field}={value}" for field, value in given.items()]
+            allowed = {"override": override or (), "accept_edited_recipe": accept_edited_recipe}
+            result = resume_run(resume, changes=changes, data=data, **allowed, **shared)
+        else:
+            from mambar.recipes.index import get_recipe
 
-        chosen = get_recipe(name).with_overrides(f"{field}={value}" for field, value in given.items())
-        result = run(chosen, out=out, **shared)
+            chosen = get_recipe(name).with_overrides(f"{field}={value}" for field, value in given.items())
+            result = run(chosen, out=out, **shared)
+    except Stopped as stopped:
+        # Every rank raises the same message; rank 0 prints it.
+        if rank() == 0:
+            raise
+        return stopped.exit_code
     if as_json:
         print_json({"directory": str(result.directory), "metrics": dict(result.metrics)})
     elif rank() == 0:
@@ -87,35 +94,35 @@ def train(
 
 
 def _under_torchrun(processes: int, restarts: int) -> int:
-    """Starts the same command under torchrun, with what its restarts need.
+    """Runs the same command under torchrun; returns the exit code of the ranks.
 
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE is read by torchrun's agent before our program starts; without it a
-    restart can wait for ever. The processes meet at 127.0.0.1: a machine's own name need not lead anywhere.
+    Without TORCH_DISABLE_SHARE_RDZV_TCP_STORE, which torchrun's agent reads, a restart can hang. The rendezvous is
+    at 127.0.0.1 because the machine's host name may not resolve.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--processes")
     parser.add_argument("--max-restarts")
     _, own = parser.parse_known_args()
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
+        *(sys.executable, "-m", "mambar.cli.torchrun", "--standalone", "--local-addr=127.0.0.1"),
         *(f"--nproc_per_node={processes}", f"--max-restarts={restarts}", "-m", "mambar", *own),
     ]
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    # In a session of its own: what is typed or sent to us reaches it through us, and once.
+    # A session of its own: a Ctrl-C reaches the agent once, through `forward`.
     agent = subprocess.Popen(command, env=environment, start_new_session=True)
-    asked: list[int] = []
+    received: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        # It hands this on to the processes, which save; a second one would make it leave them behind.
-        if len(asked) == 1:
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        # The agent sends it to the ranks, which save; at a second signal it would not wait for them.
+        if len(received) == 1:
             agent.terminate()
 
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), pass_on)
+            signal.signal(getattr(signal, name), forward)
     code = agent.wait()
-    if not asked or code == 0:
+    if not received or code == 0:
         return code
-    return 130 if asked[0] == signal.SIGINT else 143
+    return 130 if received[0] == signal.SIGINT else 143

@@ -187,6 +187,15 @@ def test_p2_best_weights_that_were_not_saved_do_not_count_as_best(tmp_path):
 
 
 @pytest.mark.rel
+@pytest.mark.slow
+def test_p2_a_metrics_row_that_cannot_be_written_ends_all_ranks_with_its_error(tmp_path):
+    out = tmp_path / "run"
+    group = runs.start_group(runs.tiny(), out, world=2, befores={0: (faults.fail_writes, "metrics", 3)})
+    assert runs.finish(*group) == [3, 3]
+    assert runs.error_of(out, 1) == runs.error_of(out, 0)
+
+
+@pytest.mark.rel
 def test_p2_a_metrics_row_that_cannot_be_written_does_not_end_the_run(tmp_path):
     out, recipe = tmp_path / "run", runs.tiny(on_save_error="continue")
     assert runs.finish(runs.start(recipe, out, before=(faults.fail_writes, "metrics", 5))) == [0]

@@ -173,16 +173,13 @@ class Trainer:
 
     def _look_inside(self) -> None:
         every, progress = self.recipe.health_every, self.progress
-        if (
-            every is None
-            or progress.step % every
-            or not self.context.process_group.is_main
-            or self.state.sharding.is_sharded
-        ):
+        if every is None or progress.step % every or self.state.sharding.is_sharded:
             return
-        shard = self.state.update.last_shards[0]
-        with self.context.precision.autocast():
-            found = health.layer_statistics(self.state.backbone, shard.images.to(self.context.precision.param_dtype))
+        found: dict[str, list[float]] = {}
+        if self.context.process_group.is_main:
+            images = self.state.update.last_shards[0].images.to(self.context.precision.param_dtype)
+            with self.context.precision.autocast():
+                found = health.layer_statistics(self.state.backbone, images)
         self._log_metrics("health", {"step": progress.total_steps, "stage": progress.stage, **found})
 
     # Evaluation
@@ -345,13 +342,8 @@ class Trainer:
         return True
 
     def _log_metrics(self, kind: str, values: Mapping[str, Any]) -> None:
-        try:
-            self.context.metrics.append(kind, values)
-        except DiskError as error:
-            if not self._may_continue("metrics", error):
-                raise
-        else:
-            self._missing.discard("metrics")
+        """Writes a row on rank 0; every rank must call this, so that an error is raised on all of them."""
+        self._write_on_main("metrics", lambda: self.context.metrics.append(kind, values))
 
     # When numbers are not finite
 
