@@ -3,7 +3,7 @@ RUN = uv run
 
 .PHONY: check format shapes test soak test-gpu bench docs
 
-check:           ## under 3 minutes: format, lint, types, house, fast tests
+check:           ## under 3 minutes: format, lint, types, fast tests (architecture included)
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) pyright

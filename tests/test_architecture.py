@@ -7,6 +7,7 @@ name to its package, and no module of a package may import it.
 """
 
 import ast
+import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def package_of(module: str) -> str:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """The dotted names that a module imports, by statement or by string; for an f-string its fixed start and `*`."""
+    """The dotted names that a module imports, by statement or by string; `*` for the variable parts of an f-string."""
     loggers = {node.args[0] for node in ast.walk(tree) if _calls(node, "getLogger") and node.args}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -62,9 +63,9 @@ def imports(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.Constant) and node not in loggers and node.value in MODULES:
             yield node.value
         elif _calls(node, "import_module") and isinstance(node.args[0], ast.JoinedStr):
-            start = node.args[0].values[0]
-            assert isinstance(start, ast.Constant), f"line {node.lineno}: start the module's name with its package."
-            yield f"{start.value}*"
+            parts = node.args[0].values
+            assert isinstance(parts[0], ast.Constant), f"line {node.lineno}: start the module's name with its package."
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in parts)
 
 
 def _calls(node: ast.AST, name: str) -> bool:
@@ -116,10 +117,7 @@ def graph_of(sources: dict[str, str]) -> dict[str, set[str]]:
                 node.body = [ast.Pass()]
         found: set[str] = set()
         for name in imports(tree):
-            if name.endswith("*"):
-                found |= {other for other in sources if other.startswith(name[:-1])}
-            elif name in sources:
-                found.add(name)
+            found |= set(fnmatch.filter(sources, name)) if "*" in name else {name} & set(sources)
         # `from package import module` also names the package; a package's __init__ re-exports names of its modules.
         graph[module] = {name for name in found if name != module and not module.startswith(f"{name}.")}
     return graph

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         if failure.exitcode >= 0:
             return failure.exitcode
         number = signal.Signals(-failure.exitcode)
-        print(f"mambar: rank {rank} was ended by {number.name}.", file=sys.stderr)
+        sys.stderr.write(f"mambar: rank {rank} was ended by {number.name}.\n")
         return 128 + number if number in (signal.SIGINT, signal.SIGTERM) else 1
     return 0
 

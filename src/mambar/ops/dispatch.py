@@ -89,7 +89,13 @@ def _first_missing(requires: tuple[str | Callable[[], str | None], ...]) -> str 
     return None
 
 
+_interfaces: dict[str, ModuleType] = {}
 _registered: dict[str, tuple[Backend, ...]] = {}
+
+
+def register_op(op: str, interface: ModuleType) -> None:
+    """Adds an op; `interface` has its table `BACKENDS` and `PLAIN`, the functions of its plain backends by name."""
+    _interfaces[op] = interface
 
 
 class BackendRegistration:
@@ -136,7 +142,7 @@ def unregister_backend(op: str, name: str) -> None:
 def _interface(op: str) -> ModuleType:
     if op not in OPS:
         raise InputError(f"op={op!r} is not known; the ops are {', '.join(OPS)}.")
-    return importlib.import_module(f"mambar.ops.{op}.interface")
+    return _interfaces[op]
 
 
 def backends(op: str) -> tuple[Backend, ...]:

@@ -11,26 +11,26 @@ from mambar.user_module import import_file, is_python_file
 
 # Recipe → its module, and the name of its entry there.
 ENTRIES: Final = {
-    "mambar_tiny": ("mambar_tiny", "ENTRY"),
-    "mambar_small": ("mambar_small", "ENTRY"),
-    "mambar_base": ("mambar_base", "ENTRY"),
-    "mambar_large": ("mambar_large", "ENTRY"),
-    "vim_tiny": ("vim", "TINY"),
-    "vim_small": ("vim", "SMALL"),
-    "vim_base": ("vim", "BASE"),
-    "finetune_384": ("finetune_384", "ENTRY"),
-    "finetune": ("finetune", "ENTRY"),
-    "folder": ("folder", "ENTRY"),
-    "digits": ("digits", "ENTRY"),
-    "digits_vim": ("digits", "VIM_ENTRY"),
-    "shapes": ("shapes", "ENTRY"),
-    "upernet_shapes": ("upernet_shapes", "ENTRY"),
-    "upernet_shapes_vim": ("upernet_shapes", "VIM_ENTRY"),
-    "probe_shapes": ("upernet_shapes", "PROBE_ENTRY"),
-    "upernet_ade20k": ("upernet_ade20k", "ENTRY"),
-    "upernet_ade20k_small": ("upernet_ade20k", "SMALL_ENTRY"),
-    "upernet_ade20k_large": ("upernet_ade20k", "LARGE_ENTRY"),
-    "probe_ade20k": ("upernet_ade20k", "PROBE_ENTRY"),
+    "mambar_tiny": ("mambar.recipes.mambar_tiny", "ENTRY"),
+    "mambar_small": ("mambar.recipes.mambar_small", "ENTRY"),
+    "mambar_base": ("mambar.recipes.mambar_base", "ENTRY"),
+    "mambar_large": ("mambar.recipes.mambar_large", "ENTRY"),
+    "vim_tiny": ("mambar.recipes.vim", "TINY"),
+    "vim_small": ("mambar.recipes.vim", "SMALL"),
+    "vim_base": ("mambar.recipes.vim", "BASE"),
+    "finetune_384": ("mambar.recipes.finetune_384", "ENTRY"),
+    "finetune": ("mambar.recipes.finetune", "ENTRY"),
+    "folder": ("mambar.recipes.folder", "ENTRY"),
+    "digits": ("mambar.recipes.digits", "ENTRY"),
+    "digits_vim": ("mambar.recipes.digits", "VIM_ENTRY"),
+    "shapes": ("mambar.recipes.shapes", "ENTRY"),
+    "upernet_shapes": ("mambar.recipes.upernet_shapes", "ENTRY"),
+    "upernet_shapes_vim": ("mambar.recipes.upernet_shapes", "VIM_ENTRY"),
+    "probe_shapes": ("mambar.recipes.upernet_shapes", "PROBE_ENTRY"),
+    "upernet_ade20k": ("mambar.recipes.upernet_ade20k", "ENTRY"),
+    "upernet_ade20k_small": ("mambar.recipes.upernet_ade20k", "SMALL_ENTRY"),
+    "upernet_ade20k_large": ("mambar.recipes.upernet_ade20k", "LARGE_ENTRY"),
+    "probe_ade20k": ("mambar.recipes.upernet_ade20k", "PROBE_ENTRY"),
 }
 
 
@@ -47,7 +47,7 @@ def get_entry(name: str) -> RecipeEntry:
         hint = suggestion(name, ENTRIES, listing="mambar recipe --list")
         raise RecipeError(f"there is no recipe {name!r}; {hint}")
     module, constant = ENTRIES[name]
-    return getattr(importlib.import_module(f"mambar.recipes.{module}"), constant)
+    return getattr(importlib.import_module(module), constant)
 
 
 def get_recipe(name: str) -> Recipe:

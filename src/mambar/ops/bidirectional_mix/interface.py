@@ -18,6 +18,7 @@ mix is composed of `causal_conv1d` and `selective_scan`, so that a backend of `s
 A plain backend is a module with `bidirectional_mix(xz, forward_params, backward_params, *, average) -> out`.
 """
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -46,7 +47,7 @@ from mambar.ops.checks import (
 )
 from mambar.ops.cuda.program import missing as cuda_missing
 from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
-from mambar.ops.dispatch import Backend, kernel, mode, resolve
+from mambar.ops.dispatch import Backend, kernel, mode, register_op, resolve
 
 BACKENDS = (
     Backend(
@@ -71,6 +72,7 @@ BACKENDS = (
 
 # Backends without a kernel; `register_backend` adds to it.
 PLAIN = {"composed": composed.bidirectional_mix, "reference": reference.bidirectional_mix}
+register_op("bidirectional_mix", sys.modules[__name__])
 
 
 @accept_old_names({"ahead": "forward_params", "behind": "backward_params"})

@@ -11,6 +11,7 @@ if x is float64); `dbias` is None without a bias. Outputs are new and contiguous
 A plain backend is a module with `causal_conv1d(x, weight, bias, *, silu, reverse) -> y` in differentiable operations.
 """
 
+import sys
 from functools import partial
 from typing import Literal
 
@@ -34,7 +35,7 @@ from mambar.ops.checks import (
 )
 from mambar.ops.cuda.program import missing as cuda_missing
 from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
-from mambar.ops.dispatch import Backend, kernel, mode, resolve
+from mambar.ops.dispatch import Backend, kernel, mode, register_op, resolve
 
 BACKENDS = (
     Backend(
@@ -66,6 +67,7 @@ BACKENDS = (
 
 # Backends without a kernel; `register_backend` adds to it.
 PLAIN = {"reference": reference.causal_conv1d}
+register_op("causal_conv1d", sys.modules[__name__])
 
 
 def causal_conv1d(

@@ -12,6 +12,7 @@ are float32 (float64 if x is float64); `dtotal` may be None. Outputs are new and
 A plain backend is a module with `rms_norm(x, weight, *, eps, dtype) -> normed` in differentiable operations.
 """
 
+import sys
 from functools import partial
 
 import torch
@@ -32,7 +33,7 @@ from mambar.ops.checks import (
     rows,
 )
 from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
-from mambar.ops.dispatch import Backend, kernel, mode, resolve
+from mambar.ops.dispatch import Backend, kernel, mode, register_op, resolve
 from mambar.ops.rms_norm import reference
 
 BACKENDS = (
@@ -49,6 +50,7 @@ BACKENDS = (
 
 # Backends without a kernel; `register_backend` adds to it.
 PLAIN = {"reference": reference.rms_norm}
+register_op("rms_norm", sys.modules[__name__])
 
 
 def rms_norm(

@@ -19,6 +19,7 @@ A plain backend is a module with `selective_scan(u, ..., initial_state, *, delta
 in differentiable operations.
 """
 
+import sys
 from functools import partial
 
 import torch
@@ -40,7 +41,7 @@ from mambar.ops.checks import (
 )
 from mambar.ops.cuda.program import missing as cuda_missing
 from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
-from mambar.ops.dispatch import Backend, kernel, mode, resolve
+from mambar.ops.dispatch import Backend, kernel, mode, register_op, resolve
 from mambar.ops.selective_scan import chunked, doubling, reference
 
 BACKENDS = (
@@ -84,6 +85,7 @@ PLAIN = {
     "doubling": doubling.selective_scan,
     "reference": reference.selective_scan,
 }
+register_op("selective_scan", sys.modules[__name__])
 
 
 def selective_scan(
