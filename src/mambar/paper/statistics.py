@@ -1,6 +1,7 @@
 """Confidence intervals and paired differences over seeds."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,9 +29,7 @@ def half_width(values: Sequence[float]) -> float | None:
     count = len(values)
     if count < 2:
         return None
-    mean = math.fsum(values) / count
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return t_quantile(count - 1) * math.sqrt(variance / count)
+    return t_quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
 
 
 def t_quantile(degrees: int) -> float:

@@ -13,7 +13,7 @@ norms, A_log and D. The backbone starts from the released weights, which are dow
 """
 
 import dataclasses
-from typing import Final
+from typing import Any, Final
 
 from mambar.recipes.entry import RecipeEntry
 from mambar.training.recipe import Recipe, Stage
@@ -64,20 +64,16 @@ RECIPE = Recipe(
     log_every=50,
 )
 
-SMALL_RECIPE = dataclasses.replace(
-    RECIPE,
-    name="upernet_ade20k_small",
-    model="mambar_small_patch16_224",
-    stages=(dataclasses.replace(STAGE, start_from="mambar_small_patch16_224"),),
-)
 
-LARGE_RECIPE = dataclasses.replace(
-    RECIPE,
-    name="upernet_ade20k_large",
-    model="mambar_large_patch16_224",
-    stages=(dataclasses.replace(STAGE, start_from="mambar_large_patch16_224", lr=3e-5, drop_path_rate=0.3),),
-)
+def _sized(size: str, **changes: Any) -> Recipe:
+    """The recipe for another size, with changed fields of its stage."""
+    model = f"mambar_{size}_patch16_224"
+    stage = dataclasses.replace(STAGE, start_from=model, **changes)
+    return dataclasses.replace(RECIPE, name=f"upernet_ade20k_{size}", model=model, stages=(stage,))
 
+
+SMALL_RECIPE = _sized("small")
+LARGE_RECIPE = _sized("large", lr=3e-5, drop_path_rate=0.3)
 PROBE_RECIPE = dataclasses.replace(
     RECIPE,
     name="probe_ade20k",

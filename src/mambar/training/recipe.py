@@ -207,6 +207,7 @@ class Recipe:
         return cls(**{**_typed(cls, plain), "stages": made})
 
     def _changed(self, changes: Mapping[str, Any], *, from_text: bool) -> "Recipe":
+        convert = fields.parse if from_text else fields.check
         own = fields.field_types(type(self))
         tables: dict[str, dict[str, Any]] = {}
         if "config" not in changes and _family(str(changes.get("model", self.model))) != _family(self.model):
@@ -225,13 +226,11 @@ class Recipe:
                 known = tables.setdefault(head, dict(getattr(self, head)))
                 known[tail] = _table_value(name, value) if from_text else value
             elif name in own and name != "stages":
-                convert = fields.parse if from_text else fields.check
                 mine[name] = convert(own[name], value, name=name)
             elif name == "stages" and not from_text:
                 mine[name] = value
             else:
                 index, key, kind = self._stage_field(name)
-                convert = fields.parse if from_text else fields.check
                 of_stage[index][key] = convert(kind, value, name=name)
         if any(of_stage):
             mine["stages"] = tuple(
