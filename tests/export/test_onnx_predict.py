@@ -15,7 +15,8 @@ from mambar.data.loading.images import read_image
 from mambar.errors import CheckpointError, ImageError
 from mambar.evaluation.prediction import predict_file
 from mambar.export import export_onnx
-from mambar.export.onnx_predict import OnnxModel, _open
+from mambar.export.onnx_predict import OnnxModel
+from mambar.image_file import open_image
 from mambar.models import VisionMamba, VisionMambaConfig
 
 onnx = pytest.importorskip("onnx")
@@ -69,7 +70,7 @@ def test_the_input_is_the_models_to_the_bit(exported, tmp_path, name):
     model, path = exported
     file = picture(tmp_path / name, **PICTURES[name])
     expected = EvalTransform(preprocessing=model.preprocessing)(read_image(file))
-    assert np.array_equal(OnnxModel(path).prepare(_open(file)), expected.numpy())
+    assert np.array_equal(OnnxModel(path).prepare(open_image(file)), expected.numpy())
 
 
 def test_turned_photographs_stand_upright(exported, tmp_path):
@@ -80,7 +81,9 @@ def test_turned_photographs_stand_upright(exported, tmp_path):
         exif[0x0112] = orientation
         image.save(tmp_path / "turned.jpg", exif=exif)
         expected = EvalTransform(preprocessing=model.preprocessing)(read_image(tmp_path / "turned.jpg"))
-        assert np.array_equal(OnnxModel(path).prepare(_open(tmp_path / "turned.jpg")), expected.numpy()), orientation
+        assert np.array_equal(OnnxModel(path).prepare(open_image(tmp_path / "turned.jpg")), expected.numpy()), (
+            orientation
+        )
 
 
 def test_guesses_are_the_models(exported, tmp_path):

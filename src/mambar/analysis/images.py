@@ -11,10 +11,11 @@ from torch import Tensor
 from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.data import ImageDataset, Sample, evaluation_batches
 from mambar.data.keys import key, permutation
-from mambar.data.loading.images import IMAGE_SUFFIXES, read_image
+from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import readable_samples
 from mambar.data.synthetic.photographs import photographs
 from mambar.errors import InputError
+from mambar.image_file import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -69,17 +69,9 @@ class Subset:
                 f"indices={self.indices.min()}…{self.indices.max()} are out of range for the {len(dataset)} samples "
                 f"of {dataset.name}; use 0 to {len(dataset) - 1}."
             )
-        self.name = name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names of the dataset."""
-        return self.dataset.classes
-
-    @property
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """The colors of the dataset's classes; empty where it has none."""
-        return getattr(self.dataset, "palette", ())
+        self.name, self.classes = name, dataset.classes
+        # Empty where the dataset has none.
+        self.palette: tuple[tuple[int, int, int], ...] = getattr(dataset, "palette", ())
 
     def __len__(self) -> int:
         return len(self.indices)

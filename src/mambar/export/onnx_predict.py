@@ -1,34 +1,23 @@
 """Prediction with an exported `.onnx` file; needs numpy, Pillow and onnxruntime, not torch.
 
-Preprocessing equals `EvalTransform` bit for bit (tested). The checks of image files repeat those of
-`mambar.data.loading.images`, which imports torch.
+Preprocessing equals `EvalTransform` bit for bit (tested).
 """
 
-import io
 import json
 import stat
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mambar.deprecated import PREPROCESSING_FIELDS, translate
-from mambar.errors import CheckpointError, ImageError, InputError
-from mambar.messages import needs_package, one_line, printable
+from mambar.errors import CheckpointError, InputError
+from mambar.image_file import INTERPOLATIONS, evaluation_crop, open_image
+from mambar.messages import needs_package, one_line
 
-_FORMATS = ("PNG", "JPEG", "WEBP")
-_MOST_BYTES = 256_000_000
-_MOST_PIXELS = 40_000_000
 _LARGEST_SIDE = 16_384
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +67,13 @@ class OnnxModel:
         size = preprocessing["img_size"]
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self.crop = float(preprocessing["crop_pct"])
-        self.resampling = _RESAMPLING[preprocessing["interpolation"]]
+        self.interpolation = str(preprocessing["interpolation"])
         self.mean = np.asarray(preprocessing["mean"], np.float32)
         self.std = np.asarray(preprocessing["std"], np.float32)
         names = content["classes"]
         self.classes = None if names is None else tuple(str(name) for name in names)
         valid = 0 < self.crop <= 1 and min(self.size) > 0 and max(self.size) / self.crop <= _LARGEST_SIDE
+        valid = valid and self.interpolation in INTERPOLATIONS
         if not valid or self.mean.shape != self.std.shape or not (self.std > 0).all():
             raise ValueError(size)
 
@@ -98,7 +88,7 @@ class OnnxModel:
 
     def predict(self, path: Path | str, *, top: int = 5) -> list[OnnxPrediction]:
         """The `top` most probable classes of an image file, best first; raises `ImageError`."""
-        logits = self.logits(self.prepare(_open(Path(path)))[None])[0].astype(np.float32)
+        logits = self.logits(self.prepare(open_image(path))[None])[0].astype(np.float32)
         weights = np.exp(logits - logits.max())
         probabilities = weights / weights.sum()
         best = np.argsort(-probabilities, kind="stable")[:top]
@@ -113,26 +103,12 @@ class OnnxModel:
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """The model's input (channels, height, width) from an image, preprocessed as in evaluation."""
-        image = image.convert("L" if self.channels == 1 else "RGB")
         height, width = self.size
-        scaled = _scaled_size(image.height, image.width, self.size, self.crop)
-        if not scaled == (height, width) == (image.height, image.width):
-            image = image.resize((scaled[1], scaled[0]), self.resampling)
-            top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
-            image = image.crop((left, top, left + width, top + height))
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        image = evaluation_crop(image, self.size, crop_pct=self.crop, interpolation=self.interpolation)
         pixels = np.asarray(image, np.uint8).reshape(height, width, -1).transpose(2, 0, 1).astype(np.float32)
         pixels /= np.float32(255)
         return np.ascontiguousarray((pixels - self.mean[:, None, None]) / self.std[:, None, None])
-
-
-def _scaled_size(height: int, width: int, size: tuple[int, int], crop: float) -> tuple[int, int]:
-    rows, cols = (int(side / crop) for side in size)
-    if rows == cols:
-        if height < width:
-            return rows, int(rows * width / height)
-        return int(rows * height / width), rows
-    factor = max(rows / height, cols / width)
-    return max(round(height * factor), rows), max(round(width * factor), cols)
 
 
 def _model_bytes(path: Path) -> bytes:
@@ -148,37 +124,3 @@ def _model_bytes(path: Path) -> bytes:
     if b"\n\x08location" in data:
         raise CheckpointError(f"{path} keeps tensors in other files, which mambar never writes; refused.")
     return data
-
-
-def _open(path: Path) -> Image.Image:
-    """The image of a file as RGB, with its EXIF orientation applied and transparency on white."""
-    name = printable(path)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageError(f"{name} is not a regular file; give a PNG, JPEG or WEBP file.")
-        if path.stat().st_size > _MOST_BYTES:
-            raise ImageError(f"{name} has more than {_MOST_BYTES} bytes; make it smaller.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(path.read_bytes()), formats=_FORMATS) as image:
-                if image.width * image.height > _MOST_PIXELS:
-                    raise ImageError(f"{name} has {image.width}x{image.height} pixels; at most {_MOST_PIXELS}.")
-                if image.format != "JPEG" and getattr(image, "is_animated", False):
-                    raise ImageError(f"{name} is animated; save one frame as a still image.")
-                return _rgb(ImageOps.exif_transpose(image))
-    except (ImageError, MemoryError):
-        raise
-    # Pillow raises OSError, ValueError, SyntaxError, struct.error, … for damaged files.
-    except Exception as error:
-        raise ImageError(f"{name} cannot be read as a PNG, JPEG or WEBP: {one_line(error)}") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16-bit gray: Pillow's conversion clips instead of scaling.
-        gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return Image.fromarray(gray).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
-    return image.convert("RGB")

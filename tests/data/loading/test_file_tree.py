@@ -130,7 +130,7 @@ def test_too_many_members(tmp_path, monkeypatch):
 
 
 def test_large_files_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_tree, "MAX_BYTES", 3)
+    monkeypatch.setattr("mambar.image_file.MAX_BYTES", 3)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "x.png").write_bytes(b"12345")
     with pytest.raises(ImageError, match="5 bytes"):

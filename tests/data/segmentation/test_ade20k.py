@@ -9,10 +9,10 @@ import torch
 
 from data.segmented import image, png, values, write
 from mambar.data.registry import open_dataset
-from mambar.data.segmentation.ade20k import write_scene_parse
 from mambar.data.segmentation.ade20k_classes import CLASSES, FULL_NAMES, OTHER_NAMES
 from mambar.data.segmentation.masks import IGNORE
 from mambar.errors import DataError, ImageError
+from scene_parse import write_scene_parse
 
 ROOT = "ADEChallengeData2016"
 

@@ -10,10 +10,11 @@ from jaxtyping import Int64
 
 from mambar.data.dataset import SPLITS, Sample, stratified_split
 from mambar.data.loading.file_tree import files_below
-from mambar.data.loading.images import IMAGE_SUFFIXES, MAX_PIXELS, read_image
+from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.names import PackedNames
 from mambar.errors import DataError
+from mambar.image_file import IMAGE_SUFFIXES, MAX_PIXELS
 from mambar.messages import one_line
 
 logger = logging.getLogger("mambar.data")

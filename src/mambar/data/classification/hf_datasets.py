@@ -11,9 +11,10 @@ from typing import Any, Final
 import numpy as np
 
 from mambar.data.dataset import Sample, stratified_split
-from mambar.data.loading.images import MAX_PIXELS, read_image
+from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.errors import DataError, ImageError
+from mambar.image_file import MAX_PIXELS
 from mambar.messages import needs_package, one_line
 
 PREFIX: Final = "hf:"

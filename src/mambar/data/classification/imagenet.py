@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mambar.data.classification.folder import ImageFolder, class_folders, split_folders
 from mambar.data.dataset import Sample
-from mambar.data.loading.images import MAX_PIXELS
 from mambar.errors import DataError
+from mambar.image_file import MAX_PIXELS
 from mambar.messages import one_line
 
 _WORDNET_ID = re.compile(r"n\d{8}")

@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
-from mambar.data.loading.images import MAX_BYTES
 from mambar.errors import DataError, ImageError
+from mambar.image_file import MAX_BYTES, file_bytes
 from mambar.messages import one_line
 
 # Masks compress up to a few hundredfold, decompression bombs a thousandfold.
@@ -81,74 +81,45 @@ def single_folder(tree: FileTree) -> FileTree | None:
 
 
 class Directory:
-    """A folder on disk."""
+    """A folder on disk as a `FileTree`; links to folders are followed."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-
-    @property
-    def name(self) -> str:
-        """The folder's path."""
-        return str(self.root)
+        self.root, self.name = root, str(root)
 
     def folders(self, path: str = "") -> list[str]:
-        """See `FileTree`."""
         place = self.root / path
         if not place.is_dir():
             return []
         return sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
 
     def files(self, path: str = "") -> list[str]:
-        """See `FileTree`; links to folders are followed."""
         return files_below(self.root / path)
 
     def read(self, path: str) -> bytes:
-        """See `FileTree`."""
-        place = self.root / path
-        try:
-            status = place.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(f"{one_line(str(place))} is not a regular file; replace or remove it.")
-            if status.st_size > MAX_BYTES:
-                raise ImageError(f"{one_line(str(place))} has {status.st_size} bytes; at most {MAX_BYTES} are read.")
-            return place.read_bytes()
-        except (OSError, ValueError) as error:
-            if isinstance(error, ImageError):
-                raise
-            reason = getattr(error, "strerror", None) or "its name cannot be used"
-            raise ImageError(f"{one_line(str(place))} cannot be opened: {reason}; check the path.") from error
+        return file_bytes(self.root / path)
 
     def text(self, path: str) -> str | None:
-        """See `FileTree`."""
         return _decoded(self.read(path)) if (self.root / path).is_file() else None
 
 
 class ZipArchive:
-    """A zip archive whose members are read in place; each process opens its own handle."""
+    """A zip archive as a `FileTree`: members are read in place; each process opens its own handle."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, str(path)
         self._opened: tuple[int, zipfile.ZipFile] | None = None
         self.members = self._checked_members()
 
-    @property
-    def name(self) -> str:
-        """The archive's path."""
-        return str(self.path)
-
     def folders(self, path: str = "") -> list[str]:
-        """See `FileTree`."""
         start = f"{path}/" if path else ""
         inside = (name[len(start) :] for name in self.members if name.startswith(start))
         return sorted({name.split("/")[0] for name in inside if "/" in name})
 
     def files(self, path: str = "") -> list[str]:
-        """See `FileTree`."""
         start = f"{path}/" if path else ""
         return sorted(name[len(start) :] for name in self.members if name.startswith(start))
 
     def read(self, path: str) -> bytes:
-        """See `FileTree`."""
         info = self.members.get(path)
         if info is None:
             raise ImageError(f"{one_line(path)} is not in {self.path}; check the archive.")
@@ -164,7 +135,6 @@ class ZipArchive:
         return data
 
     def text(self, path: str) -> str | None:
-        """See `FileTree`."""
         return _decoded(self.read(path)) if path in self.members else None
 
     def __getstate__(self) -> dict[str, object]:
@@ -201,31 +171,21 @@ class ZipArchive:
 
 
 class SubTree:
-    """A folder of another tree as a tree."""
+    """A folder of another tree as a `FileTree`."""
 
     def __init__(self, tree: FileTree, path: str) -> None:
-        self.tree = tree
-        self.path = path
-
-    @property
-    def name(self) -> str:
-        """The other tree's name and the folder."""
-        return f"{self.tree.name}/{self.path}"
+        self.tree, self.path, self.name = tree, path, f"{tree.name}/{path}"
 
     def folders(self, path: str = "") -> list[str]:
-        """See `FileTree`."""
         return self.tree.folders(self._inside(path))
 
     def files(self, path: str = "") -> list[str]:
-        """See `FileTree`."""
         return self.tree.files(self._inside(path))
 
     def read(self, path: str) -> bytes:
-        """See `FileTree`."""
         return self.tree.read(self._inside(path))
 
     def text(self, path: str) -> str | None:
-        """See `FileTree`."""
         return self.tree.text(self._inside(path))
 
     def _inside(self, path: str) -> str:

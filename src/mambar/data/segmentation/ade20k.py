@@ -9,17 +9,14 @@ index is a pickle and is not read. Folders and the downloaded .zip are accepted.
 """
 
 import json
-from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from mambar.data.dataset import ImageDataset
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.segmentation.ade20k_classes import CLASSES, FULL_NAMES, OTHER_NAMES
 from mambar.data.segmentation.folder import CLASS_FILE, label_table, parse_class_lines
-from mambar.data.segmentation.image_mask_pairs import Listing, mask_reader, match_masks
+from mambar.data.segmentation.image_mask_pairs import Listing, paired_listing
 from mambar.data.segmentation.masks import IGNORE, LabelTable, read_mask
 from mambar.errors import DataError, ImageError
 from mambar.messages import one_line
@@ -43,7 +40,6 @@ def find_scene_parse(tree: FileTree, split: str) -> Listing:
     images = [path for path in tree.files(f"images/{folder}") if path.lower().endswith((".jpg", ".jpeg", ".png"))]
     if not images:
         raise DataError(f"data={tree.name} has no images in images/{folder}; unpack all of ADEChallengeData2016.")
-    masks = match_masks(images, tree.files(f"annotations/{folder}"))
     own = tree.text(CLASS_FILE)
     if own is not None:
         source = f"{tree.name}/{CLASS_FILE}"
@@ -51,13 +47,7 @@ def find_scene_parse(tree: FileTree, split: str) -> Listing:
     else:
         values = {0: IGNORE, **{label + 1: label for label in range(len(CLASSES))}}
         table = LabelTable(classes=CLASSES, values=values, hint=f"or name the classes in {CLASS_FILE}")
-    return Listing(
-        tree=tree,
-        images=[f"images/{folder}/{path}" for path in images],
-        masks=[f"annotations/{folder}/{path}" if path else "" for path in masks],
-        table=table,
-        read=mask_reader(table),
-    )
+    return paired_listing(tree, f"images/{folder}", images, f"annotations/{folder}", table)
 
 
 def find_full_ade20k(tree: FileTree, split: str) -> Listing:
@@ -131,29 +121,3 @@ def _map_labels(numbers: np.ndarray, labels: dict[int, int]) -> UInt8[np.ndarray
         if 0 <= number < len(table):
             table[number] = label
     return table[numbers]
-
-
-def write_scene_parse(dataset: ImageDataset, root: Path, split: str, *, limit: int | None = None) -> None:
-    """Writes a dataset in the layout of SceneParse150, PNG images and masks, with its `classes.txt`.
-
-    For testing the ADE20K code without ADE20K. Existing files are not overwritten but raise an error.
-    """
-    folder = _SPLITS[split]
-    images, masks = root / "images" / folder, root / "annotations" / folder
-    for place in (images, masks):
-        place.mkdir(parents=True, exist_ok=True)
-    names = root / CLASS_FILE
-    text = "".join(f"{name}\n" for name in dataset.classes)
-    if names.exists() and names.read_text("utf-8") != text:
-        raise DataError(f"{names} names other classes; choose an empty folder.")
-    names.write_text(text, "utf-8")
-    for index in range(min(len(dataset), limit or len(dataset))):
-        sample = dataset[index]
-        if sample.mask is None:
-            raise DataError(f"sample {index} of {dataset.name} has no mask.")
-        name = f"{PurePosixPath(dataset.name).name}_{split}_{index:08d}.png"
-        labels = sample.mask.numpy()
-        stored = np.where(labels == IGNORE, 0, labels + 1).astype(np.uint8)
-        for place, pixels in ((images, sample.image.permute(1, 2, 0).numpy()), (masks, stored)):
-            with (place / name).open("xb") as file:
-                Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")

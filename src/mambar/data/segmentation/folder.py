@@ -9,6 +9,7 @@ ignore or void are ignored.
 import logging
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -16,10 +17,10 @@ import numpy as np
 from mambar.data.dataset import SPLITS
 from mambar.data.keys import key, permutation
 from mambar.data.loading.file_tree import FileTree
-from mambar.data.loading.images import IMAGE_SUFFIXES
-from mambar.data.segmentation.image_mask_pairs import Listing, mask_reader, match_masks
+from mambar.data.segmentation.image_mask_pairs import Listing, paired_listing
 from mambar.data.segmentation.masks import IGNORE, Color, LabelTable, color_codes, read_mask
 from mambar.errors import DataError, ImageError
+from mambar.image_file import IMAGE_SUFFIXES
 from mambar.messages import one_line
 
 logger = logging.getLogger("mambar.data")
@@ -52,18 +53,11 @@ def find_folder(
         images = [path for path in images if str(PurePosixPath(path).with_suffix("")) in chosen]
     if not images:
         raise DataError(f"data={tree.name} has no images (PNG, JPEG, WEBP) for {split} in {image_folder}; add some.")
-    masks = match_masks(images, tree.files(mask_folder))
     if not _has_splits(tree) and chosen is None:
-        images, masks = _part(images, masks, split, val_fraction, split_seed)
+        images = _part(images, split, val_fraction, split_seed)
     every_mask = _every_mask(tree)
     table = _found_table(tree, every_mask) if classes == "found" else _named_table(tree, classes, every_mask)
-    return Listing(
-        tree=tree,
-        images=[f"{image_folder}/{path}" for path in images],
-        masks=[f"{mask_folder}/{path}" if path else "" for path in masks],
-        table=table,
-        read=mask_reader(table),
-    )
+    return paired_listing(tree, image_folder, images, mask_folder, table)
 
 
 def looks_like_folder(tree: FileTree) -> bool:
@@ -163,15 +157,14 @@ def _first(names: Iterable[str], there: list[str]) -> str:
     return next((name for name in names if name in there), "")
 
 
-def _part(images: list[str], masks: list[str], split: str, fraction: float, seed: int) -> tuple[list[str], list[str]]:
+def _part(images: list[str], split: str, fraction: float, seed: int) -> list[str]:
     if not 0 < fraction < 1:
         raise DataError(f"val_fraction={fraction} is not a fraction of the data; use a number between 0 and 1.")
     if len(images) < 2:
         raise DataError("one image cannot be split into train and val; add some, or give both folders.")
     held_out = min(max(round(fraction * len(images)), 1), len(images) - 1)
     order = permutation(len(images), key(seed, "split"))
-    chosen = sorted(order[:held_out] if split == "val" else order[held_out:])
-    return [images[index] for index in chosen], [masks[index] for index in chosen]
+    return [images[index] for index in sorted(order[:held_out] if split == "val" else order[held_out:])]
 
 
 def _every_mask(tree: FileTree) -> list[str]:
@@ -202,7 +195,7 @@ def _named_table(tree: FileTree, file: str, masks: list[str]) -> LabelTable:
         raise DataError(f"{source} names one class, {name!r}, but masks hold 0 and 255; write background and {name}.")
     if len(table.classes) == 2 and not table.colors and _binary(tree, masks):
         logger.info("%s: masks hold only 0 and 255; 255 is read as %r.", tree.name, table.classes[1])
-        return LabelTable(classes=table.classes, values={0: 0, 255: 1}, palette=table.palette, hint=table.hint)
+        return replace(table, values={0: 0, 255: 1})
     return table
 
 

@@ -11,11 +11,12 @@ from jaxtyping import UInt8
 
 from mambar.data.dataset import Sample
 from mambar.data.loading.file_tree import FileTree
-from mambar.data.loading.images import MAX_PIXELS, read_image
+from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.names import PackedNames
-from mambar.data.segmentation.masks import Color, LabelTable, read_mask
+from mambar.data.segmentation.masks import LabelTable, read_mask
 from mambar.errors import DataError, ImageError
+from mambar.image_file import MAX_PIXELS
 from mambar.messages import one_line
 
 # Suffixes of a mask's name after the image's name.
@@ -36,6 +37,20 @@ class Listing:
     read: MaskReader
 
 
+def paired_listing(
+    tree: FileTree, image_folder: str, images: Sequence[str], mask_folder: str, table: LabelTable
+) -> Listing:
+    """The images of a folder with their masks of another; paths are relative to the folders."""
+    masks = _match_masks(images, tree.files(mask_folder))
+    return Listing(
+        tree=tree,
+        images=[f"{image_folder}/{path}" for path in images],
+        masks=[f"{mask_folder}/{path}" if path else "" for path in masks],
+        table=table,
+        read=_mask_reader(table),
+    )
+
+
 class ImageMaskPairs:
     """A segmentation dataset of image and mask files.
 
@@ -51,18 +66,9 @@ class ImageMaskPairs:
         self.tree, self.table, self.read_labels = listing.tree, listing.table, listing.read
         self.images, self.masks = PackedNames.from_names(listing.images), PackedNames.from_names(listing.masks)
         self.split, self.name, self.max_pixels = split, name, max_pixels
+        self.classes, self.palette = self.table.classes, self.table.palette
         no_labels = np.zeros(len(self.images), dtype=np.int64)
         self.unreadable = UnreadableImages(no_labels, source=self.tree.name, substitute=split == "train")
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The name of each label."""
-        return self.table.classes
-
-    @property
-    def palette(self) -> tuple[Color, ...]:
-        """A color for each class."""
-        return self.table.palette
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,9 +105,7 @@ class ImageMaskPairs:
         return Sample(image, 0, torch.from_numpy(labels))
 
 
-def mask_reader(table: LabelTable) -> MaskReader:
-    """A function that reads masks with `table`."""
-
+def _mask_reader(table: LabelTable) -> MaskReader:
     def read(tree: FileTree, path: str, max_pixels: int) -> UInt8[np.ndarray, "height width"]:
         name = f"{tree.name}/{path}"
         stored = read_mask(tree.read(path), name=name, colors=bool(table.colors), max_pixels=max_pixels)
@@ -110,7 +114,7 @@ def mask_reader(table: LabelTable) -> MaskReader:
     return read
 
 
-def match_masks(images: Sequence[str], masks: Sequence[str]) -> list[str]:
+def _match_masks(images: Sequence[str], masks: Sequence[str]) -> list[str]:
     """The mask of each image: same name, optionally with one of `MASK_SUFFIXES`; "" where there is none."""
     known = {str(PurePosixPath(mask).with_suffix("")): mask for mask in masks if mask.lower().endswith(".png")}
     found = []

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from mambar.data.loading.file_tree import FileTree, open_tree, single_folder
-from mambar.data.loading.images import MAX_PIXELS
 from mambar.data.segmentation import ade20k, voc
 from mambar.data.segmentation.folder import find_folder, looks_like_folder
 from mambar.data.segmentation.image_mask_pairs import ImageMaskPairs, Listing
+from mambar.image_file import MAX_PIXELS
 
 # Layout → (whether a tree has it, what lists a split of it); tried in this order.
 LAYOUTS: Final[dict[str, tuple[Callable[[FileTree], bool], Callable[..., Listing]]]] = {

@@ -5,8 +5,6 @@ unknown value raises an ImageError with the value, the file and what to do.
 """
 
 import colorsys
-import io
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +13,8 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 
-from mambar.data.loading.images import MAX_PIXELS
 from mambar.errors import DataError, ImageError
+from mambar.image_file import MAX_PIXELS, checked_image
 from mambar.messages import one_line
 
 # Excluded from loss and metrics; hence at most 255 classes.
@@ -108,28 +106,10 @@ def read_mask(data: bytes, *, name: str, colors: bool = False, max_pixels: int =
     Palette images give their indices, or their colors with `colors`. 16-bit gray keeps its 16 bits, and transparency is
     ignored. Raises ImageError for every other file: JPEG compression changes labels.
     """
-    if not data:
-        raise ImageError(f"{one_line(name)} is empty (0 bytes); replace or remove it.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                if image.width * image.height > max_pixels:
-                    raise ImageError(
-                        f"{one_line(name)} has {image.width}x{image.height} pixels; at most {max_pixels} are decoded."
-                    )
-                if getattr(image, "is_animated", False):
-                    raise ImageError(f"{one_line(name)} is animated; a mask is a still image.")
-                image.load()
-                return _stored(image, colors)
-        except (ImageError, MemoryError):
-            raise
-        # A damaged file raises OSError, ValueError, SyntaxError, struct.error, … depending on where.
-        except Exception as error:
-            damaged = "is it damaged, or a JPEG? " if not isinstance(error, Image.UnidentifiedImageError) else ""
-            raise ImageError(
-                f"{one_line(name)} cannot be read as a PNG; {damaged}Save masks as PNG without smoothing."
-            ) from error
+    advice = " Save masks as PNG without smoothing."
+    with checked_image(data, name=name, formats=("PNG",), max_pixels=max_pixels, advice=advice) as image:
+        image.load()
+        return _stored(image, colors)
 
 
 def _stored(image: Image.Image, colors: bool) -> StoredMask:

@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from mambar.data.dataset import Sample
-from mambar.data.segmentation.masks import Color, palette
+from mambar.data.segmentation.masks import palette
 from mambar.data.synthetic.shapes import Shapes
 
 
@@ -16,16 +16,8 @@ class ShapeMasks:
 
     def __init__(self, **options: Any) -> None:
         self.shapes = Shapes(**options)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """background and the outlines' names."""
-        return ("background", *self.shapes.classes)
-
-    @property
-    def palette(self) -> tuple[Color, ...]:
-        """Gray for the background, one color per outline."""
-        return ((90, 94, 102), *palette(len(self.shapes.classes)))
+        self.classes = ("background", *self.shapes.classes)
+        self.palette = ((90, 94, 102), *palette(len(self.shapes.classes)))
 
     def __len__(self) -> int:
         return len(self.shapes)

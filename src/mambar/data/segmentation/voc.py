@@ -5,14 +5,15 @@ Annotation tools export this layout with their own classes. A `labelmap.txt` (`n
 """
 
 import re
+from dataclasses import replace
 from typing import Final
 
 from mambar.data.loading.file_tree import FileTree, SubTree
-from mambar.data.loading.images import IMAGE_SUFFIXES
 from mambar.data.segmentation.folder import CLASS_FILE, label_table, parse_class_lines
-from mambar.data.segmentation.image_mask_pairs import Listing, mask_reader, match_masks
+from mambar.data.segmentation.image_mask_pairs import Listing, paired_listing
 from mambar.data.segmentation.masks import IGNORE, Color, LabelTable, index_values
 from mambar.errors import DataError
+from mambar.image_file import IMAGE_SUFFIXES
 
 VOC_CLASSES: Final = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -45,15 +46,7 @@ def find_voc(tree: FileTree, split: str) -> Listing:
     }
     # A listed image that does not exist is reported like an unreadable one.
     images = [there.get(name, f"{name}.jpg") for name in wanted]
-    masks = match_masks(images, root.files(_MASKS))
-    table = _table(root)
-    return Listing(
-        tree=root,
-        images=[f"{_IMAGES}/{path}" for path in images],
-        masks=[f"{_MASKS}/{path}" if path else "" for path in masks],
-        table=table,
-        read=mask_reader(table),
-    )
+    return paired_listing(root, _IMAGES, images, _MASKS, _table(root))
 
 
 def voc_palette(count: int) -> tuple[Color, ...]:
@@ -98,10 +91,4 @@ def _from_labelmap(text: str, source: str) -> LabelTable:
         raise DataError(f"{source} has no line name:r,g,b::; write one for each class, or remove the file.")
     table = label_table(lines, source=source)
     # VOC's border between objects.
-    return LabelTable(
-        classes=table.classes,
-        values=table.values,
-        colors={(224, 224, 192): IGNORE, **table.colors},
-        palette=table.palette,
-        hint=table.hint,
-    )
+    return replace(table, colors={(224, 224, 192): IGNORE, **table.colors})

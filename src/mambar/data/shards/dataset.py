@@ -13,10 +13,11 @@ from pathlib import Path
 from mambar.data.classification.folder import listing_fingerprint
 from mambar.data.classification.imagenet import are_wordnet_ids, wordnet_names
 from mambar.data.dataset import SPLITS, Sample
-from mambar.data.loading.images import MAX_PIXELS, read_image
+from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.shards.index import ShardIndex, build_index, index_path, read_index, save_index, shard_files
 from mambar.errors import DataError, DiskError, ImageError
+from mambar.image_file import MAX_PIXELS
 
 
 class TarShards:
@@ -26,13 +27,7 @@ class TarShards:
     every image's CRC-32; `verify` checks whole files. Unreadable images are handled as in `ImageFolder`.
     """
 
-    def __init__(
-        self,
-        root: Path | str,
-        split: str,
-        *,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
+    def __init__(self, root: Path | str, split: str, *, max_pixels: int = MAX_PIXELS) -> None:
         if split not in SPLITS:
             raise DataError(f"split={split!r} is unknown; shards have {' and '.join(SPLITS)}.")
         self.root = Path(root)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 
-from mambar.data.loading.images import IMAGE_SUFFIXES, MAX_BYTES
 from mambar.data.names import PackedNames
 from mambar.errors import DataError, DiskError
+from mambar.image_file import IMAGE_SUFFIXES, MAX_BYTES
 from mambar.messages import one_line
 
 FORMAT_VERSION = 1

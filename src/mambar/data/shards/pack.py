@@ -17,10 +17,10 @@ import numpy as np
 from mambar.data.classification.folder import ImageFolder
 from mambar.data.dataset import SPLITS
 from mambar.data.keys import key, permutation
-from mambar.data.loading.images import MAX_BYTES
 from mambar.data.names import PackedNames
 from mambar.data.shards.index import ShardIndex, index_path, save_index, shard_record
 from mambar.errors import DataError, DiskError, InputError
+from mambar.image_file import MAX_BYTES
 from mambar.messages import one_line
 
 logger = logging.getLogger("mambar.data")

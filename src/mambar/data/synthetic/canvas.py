@@ -21,12 +21,7 @@ class CanvasDataset:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise DataError(f"canvas={size!r} is not a size in pixels; use an integer of 1 or more.")
         self.dataset, self.split, self.size, self.seed = dataset, split, size, seed
-        self.name = f"{dataset.name} on canvases of {size} pixels"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names of the images."""
-        return self.dataset.classes
+        self.name, self.classes = f"{dataset.name} on canvases of {size} pixels", dataset.classes
 
     def __len__(self) -> int:
         return len(self.dataset)

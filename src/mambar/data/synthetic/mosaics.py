@@ -16,7 +16,6 @@ import torch
 
 from mambar.data.dataset import Sample
 from mambar.data.keys import key, numpy_generator
-from mambar.data.segmentation.masks import Color
 from mambar.errors import DataError
 
 CLASSES: Final = ("brick", "grass", "gravel")
@@ -39,6 +38,11 @@ class Mosaics:
         seed: Seed of all images.
     """
 
+    # Not fields: they have no annotation.
+    name = "mosaics"
+    classes = CLASSES
+    palette = ((178, 70, 52), (88, 150, 60), (130, 130, 138))
+
     split: str = "train"
     img_size: int = 96
     num_images: int | None = None
@@ -55,21 +59,6 @@ class Mosaics:
             raise DataError(f"num_images={self.num_images} is not a count; use 1 or more.")
         if not 1 <= self.cells[0] <= self.cells[1] <= 100:
             raise DataError(f"cells={self.cells} is not a range; use 1 <= least <= most <= 100.")
-
-    @property
-    def name(self) -> str:
-        """Name in logs and reports."""
-        return "mosaics"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the textures."""
-        return CLASSES
-
-    @property
-    def palette(self) -> tuple[Color, ...]:
-        """One color per texture."""
-        return ((178, 70, 52), (88, 150, 60), (130, 130, 138))
 
     def __len__(self) -> int:
         return self.num_images or _COUNTS[self.split]

@@ -49,6 +49,9 @@ class Shapes:
         seed: Seed of all images.
     """
 
+    # Not a field: it has no annotation.
+    name = "shapes"
+
     split: str = "train"
     img_size: int | tuple[int, int] = 64
     num_images: int | None = None
@@ -81,11 +84,6 @@ class Shapes:
             raise DataError(f"background={self.background!r} is unknown; use one of {known}.")
         if not 0 <= self.clutter <= 1:
             raise DataError(f"clutter={self.clutter} is out of range; use 0 to 1.")
-
-    @property
-    def name(self) -> str:
-        """Name in logs and reports."""
-        return "shapes"
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -20,11 +20,7 @@ _ERASED_RATIO = (0.3, 1 / 0.3)
 
 
 def random_resized_crop_box(
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    generator: np.random.Generator,
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """(top, left, rows, cols) of a random resized crop, as in torchvision.
 

@@ -30,6 +30,7 @@ from mambar.data.transforms.augment import (
 )
 from mambar.data.transforms.preprocessing import Preprocessing as Preprocessing
 from mambar.errors import InputError, RecipeError
+from mambar.image_file import evaluation_crop, scaled_size
 
 CROPS = ("resized", "shift", "center")
 _RAND_AUGMENT = re.compile(r"rand(-(m|n|mstd|mmax|inc|p)\d+(\.\d+)?)*")
@@ -58,30 +59,19 @@ class EvalTransform:
 
     def pixels(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "channels crop_height crop_width"]:
         """The crop as bytes, before normalization."""
-        height, width = self.preprocessing.size
-        scaled = _scaled_size(image.shape[1], image.shape[2], self.preprocessing)
-        if scaled == (height, width) == tuple(image.shape[1:]):
+        chosen, shape = self.preprocessing, (image.shape[1], image.shape[2])
+        if scaled_size(*shape, chosen.size, chosen.crop_pct) == chosen.size == shape:
             return image
-        picture = to_pil_image(image).resize((scaled[1], scaled[0]), self.preprocessing.resampling)
-        top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
-        return pil_to_tensor(picture.crop((left, top, left + width, top + height)))
+        picture = to_pil_image(image)
+        return pil_to_tensor(
+            evaluation_crop(picture, chosen.size, crop_pct=chosen.crop_pct, interpolation=chosen.interpolation)
+        )
 
     def __call__(
         self, image: UInt8[Tensor, "channels height width"]
     ) -> Float[Tensor, "channels crop_height crop_width"]:
         """The model's input."""
         return self.preprocessing.normalize(self.pixels(image))
-
-
-def _scaled_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    rows, cols = (int(side / preprocessing.crop_pct) for side in preprocessing.size)
-    if rows == cols:
-        # As torchvision for a square: the long side is rounded down.
-        if height < width:
-            return rows, int(rows * width / height)
-        return int(rows * height / width), rows
-    factor = max(rows / height, cols / width)
-    return max(round(height * factor), rows), max(round(width * factor), cols)
 
 
 @dataclass(frozen=True, kw_only=True)

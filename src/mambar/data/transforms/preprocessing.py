@@ -12,15 +12,10 @@ from torch import Tensor
 from mambar.data.loading.to_device import to_device
 from mambar.deprecated import PREPROCESSING_FIELDS, accept_old_names, translate
 from mambar.errors import InputError
+from mambar.image_file import INTERPOLATIONS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 @accept_old_names(PREPROCESSING_FIELDS)

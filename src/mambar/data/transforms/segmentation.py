@@ -29,22 +29,8 @@ class MaskChannelDataset:
     """A segmentation dataset whose masks are the fourth channel of the images."""
 
     def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-
-    @property
-    def name(self) -> str:
-        """The dataset's name."""
-        return self.dataset.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The name of each label."""
-        return self.dataset.classes
-
-    @property
-    def palette(self) -> tuple[Color, ...]:
-        """A color for each class: the dataset's, or generated ones."""
-        return getattr(self.dataset, "palette", ()) or palette(len(self.classes))
+        self.dataset, self.name, self.classes = dataset, dataset.name, dataset.classes
+        self.palette: tuple[Color, ...] = getattr(dataset, "palette", ()) or palette(len(self.classes))
 
     def __len__(self) -> int:
         return len(self.dataset)
