@@ -6,26 +6,16 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from mambar.errors import InputError
-from mambar.export.atomic_output import atomic_output
-from mambar.export.parity import (
-    NUM_IMAGES,
-    TOLERANCE,
-    LogitsFunction,
-    ParityReport,
-    compare,
-    probe_images,
-    require,
-    write_report,
-)
+from mambar.export.parity import TOLERANCE, ExportOptions, LogitsFunction, ParityReport, write_checked
 from mambar.export.program import traced
 from mambar.export.scan_loop import ScanMixer, translations
-from mambar.export.traceable import description, input_size, traceable_model
+from mambar.export.traceable import description, traceable_model
 from mambar.messages import needs_package
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.placement import PLACEMENTS, CountRule
@@ -41,57 +31,45 @@ def export_onnx(
     model: VisionMamba,
     path: Path | str,
     *,
-    img_size: int | tuple[int, int] | None = None,
     opset: int = OPSET,
-    check: bool = True,
     scan: Scan = "loop",
     int8: bool = False,
-    images: Tensor | None = None,
-    labels: Tensor | None = None,
-    force: bool = False,
+    **options: Unpack[ExportOptions],
 ) -> ParityReport:
     """Writes an `.onnx` file with class names and preprocessing in its metadata, and a parity report beside it.
 
     Input: `images` (batch, channels, height, width), normalized float32. Output: `logits`. The file is compared
     with the model; a difference above 1e-5 or another top 5 raises `MambarError` and nothing is written.
 
-    check: compare on 256 images; False: on two. images: normalized images to compare on, in place of random ones.
-    labels: their classes, for the accuracy in the report. int8: quantize the projection weights (a quarter of the
-    bytes); the report has the differences. scan: "loop" uses the operator Scan; "doubling" is for runtimes
-    without it: about 20 times slower, with a larger graph and a fixed image size.
+    int8: quantize the projection weights (a quarter of the bytes); the report has the differences. scan: "loop" uses
+    the operator Scan; "doubling" is for runtimes without it: about 20 times slower, with a larger graph and a fixed
+    image size. options: see `ExportOptions`.
     """
     _need_packages()
     if scan not in ("loop", "doubling"):
         raise InputError(f"scan={scan!r} is unknown; choose loop or doubling.")
-    path, size = Path(path), input_size(model, img_size)
     placement = model.config.placement
     any_size = scan == "loop" and placement != "random" and isinstance(PLACEMENTS[placement], CountRule)
-    with atomic_output(path, force=force) as temporary:
+
+    def write(size: tuple[int, int], file: Path) -> LogitsFunction:
         traceable = traceable_model(model, mixer=ScanMixer if scan == "loop" else None, any_size=any_size)
         # Not assigned to a variable: the program has a copy of the weights.
-        _to_onnx(traceable, model, size, opset, any_size).save(temporary, external_data=False)
+        _to_onnx(traceable, model, size, opset, any_size).save(file, external_data=False)
         if int8:
-            from mambar.export.int8 import quantize
+            _quantize(file)
+        _set_metadata(file, description(model))
+        return onnx_runner(file)
 
-            quantize(temporary)
-        _set_metadata(temporary, description(model))
-        if images is None:
-            images = probe_images(NUM_IMAGES if check else 2, model.config.in_chans, size)
-        report = compare(
-            traceable_model(model),
-            onnx_runner(temporary),
-            temporary,
-            name=path,
-            format="onnx int8" if int8 else "onnx",
-            images=images,
-            labels=labels,
-            other_sizes=_other_sizes(size, model.patch_size) if any_size and check else (),
-            tolerance=None if int8 else TOLERANCE,
-            options={"opset": opset, "scan": scan, "dynamic_size": any_size},
-        )
-        require(report)
-    write_report(path, report)
-    return report
+    return write_checked(
+        model,
+        [Path(path)],
+        write,
+        **options,
+        any_size=any_size,
+        format="onnx int8" if int8 else "onnx",
+        tolerance=None if int8 else TOLERANCE,
+        options={"opset": opset, "scan": scan, "dynamic_size": any_size},
+    )
 
 
 def _to_onnx(traceable: VisionMamba, model: VisionMamba, size: tuple[int, int], opset: int, any_size: bool) -> Any:
@@ -111,18 +89,12 @@ def _to_onnx(traceable: VisionMamba, model: VisionMamba, size: tuple[int, int], 
     return program
 
 
-def _other_sizes(size: tuple[int, int], patch: int) -> tuple[tuple[int, int], ...]:
-    """A larger and a smaller image size, to check that height and width are dynamic."""
-    height, width = size
-    return ((height + patch, width + 3 * patch), (max(height // 2 // patch, 2) * patch, width + patch))
-
-
-def onnx_runner(path: Path, *, threads: int = 0) -> LogitsFunction:
+def onnx_runner(path: Path) -> LogitsFunction:
     """A function of images that runs the file on onnxruntime's CPU provider."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
@@ -130,6 +102,24 @@ def onnx_runner(path: Path, *, threads: int = 0) -> LogitsFunction:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
     return run
+
+
+def _quantize(path: Path) -> None:
+    """Quantizes the constant matrices of a file in place: int8 weights, activations quantized at run time."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(str(path))
+    # onnxruntime uses the recorded shapes of intermediate values; the exporter's have the wrong form for it.
+    del model.graph.value_info[:]
+    quantize_dynamic(
+        model,
+        str(path),
+        op_types_to_quantize=["MatMul", "Gemm"],
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        extra_options={"MatMulConstBOnly": True},
+    )
 
 
 def _set_metadata(path: Path, text: str) -> None:

@@ -1,14 +1,15 @@
 """Compares an exported file with the model, and writes the result beside the file."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mambar.errors import MambarError
+from mambar.export.atomic_output import atomic_output
+from mambar.export.traceable import input_size, traceable_model
 from mambar.models.vision_mamba import VisionMamba
 from mambar.version import __version__
 
@@ -121,15 +124,14 @@ def compare(
     images: Tensor,
     labels: Tensor | None = None,
     other_sizes: tuple[tuple[int, int], ...] = (),
-    fixed_batch: int | None = None,
     tolerance: float | None = TOLERANCE,
     options: dict[str, Any] | None = None,
 ) -> ParityReport:
     """Runs both on `images` and on three images of each other size, and compares the logits.
 
-    name: the final path of `file`. fixed_batch: use this batch size only.
+    name: the final path of `file`.
     """
-    groups = [list(batches(images) if fixed_batch is None else images.split(fixed_batch))]
+    groups = [list(batches(images))]
     channels = images.shape[1]
     groups += [list(probe_images(3, channels, size, seed=index + 1).split(2)) for index, size in enumerate(other_sizes)]
     expected, found, seconds = [], [], [0.0, 0.0]
@@ -184,6 +186,63 @@ def _agreement(wanted: Tensor, given: Tensor, tolerance: float | None) -> dict[s
     }
 
 
+class ExportOptions(TypedDict, total=False):
+    """Arguments of every export function.
+
+    Attributes:
+        img_size: image size in pixels, where the file has a fixed one; None: the model's.
+        check: compare on 256 images; False: on two.
+        images: normalized images to compare on, in place of random ones.
+        labels: their classes, for the accuracy in the report.
+        force: replace existing files.
+    """
+
+    img_size: int | tuple[int, int] | None
+    check: bool
+    images: Tensor | None
+    labels: Tensor | None
+    force: bool
+
+
+def write_checked(
+    model: VisionMamba,
+    files: Sequence[Path],
+    write: Callable[..., LogitsFunction],
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    check: bool = True,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    force: bool = False,
+    any_size: bool = False,
+    **comparison: Any,
+) -> ParityReport:
+    """Writes `files` with `write(size, *temporary_paths)`, which returns a function that runs them.
+
+    The files are renamed when their logits equal the model's; the report, of the last file, is written beside the
+    first. any_size: compare on other image sizes too. `comparison` is passed to `compare`.
+    """
+    size = input_size(model, img_size)
+    with contextlib.ExitStack() as stack:
+        temporary = [stack.enter_context(atomic_output(file, force=force)) for file in files]
+        run = write(size, *temporary)
+        if images is None:
+            images = probe_images(NUM_IMAGES if check else 2, model.config.in_chans, size)
+        comparison |= {"name": files[0], "images": images, "labels": labels}
+        if any_size and check:
+            comparison["other_sizes"] = _other_sizes(size, model.patch_size)
+        report = compare(traceable_model(model), run, temporary[-1], **comparison)
+        require(report)
+    write_report(files[0], report)
+    return report
+
+
+def _other_sizes(size: tuple[int, int], patch: int) -> tuple[tuple[int, int], ...]:
+    """A larger and a smaller image size, to check that height and width are dynamic."""
+    height, width = size
+    return ((height + patch, width + 3 * patch), (max(height // 2 // patch, 2) * patch, width + patch))
+
+
 def require(report: ParityReport) -> None:
     """Raises `MambarError` unless the report passed."""
     if not report.passed:
@@ -200,7 +259,5 @@ def report_path(path: Path) -> Path:
 
 def write_report(path: Path, report: ParityReport) -> None:
     """Writes the report beside the file; an older one is replaced."""
-    from mambar.export.atomic_output import atomic_output
-
     with atomic_output(report_path(path), force=True) as temporary:
         temporary.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -2,14 +2,14 @@
 
 import warnings
 from pathlib import Path
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from mambar.export.atomic_output import atomic_output
-from mambar.export.parity import NUM_IMAGES, ParityReport, compare, probe_images, require, write_report
-from mambar.export.traceable import description, input_size, traceable_model
+from mambar.export.parity import ExportOptions, LogitsFunction, ParityReport, write_checked
+from mambar.export.traceable import description, traceable_model
 from mambar.models.vision_mamba import VisionMamba
 
 # File in the .pt2 archive with class names and preprocessing.
@@ -33,30 +33,16 @@ def traced(model: nn.Module, channels: int, size: tuple[int, int], *, patch: int
         return torch.export.export(model, (example,), dynamic_shapes=(dynamic,), strict=False)
 
 
-def export_program(
-    model: VisionMamba,
-    path: Path | str,
-    *,
-    img_size: int | tuple[int, int] | None = None,
-    check: bool = True,
-    images: Tensor | None = None,
-    labels: Tensor | None = None,
-    force: bool = False,
-) -> ParityReport:
+def export_program(model: VisionMamba, path: Path | str, **options: Unpack[ExportOptions]) -> ParityReport:
     """Writes a `.pt2` for `torch.export.load`, and a parity report beside it.
 
     Batch size is dynamic. Image size is fixed, because the scan is traced as a graph of logarithmic depth, whose
-    number of steps depends on the number of tokens. Other arguments as in `export_onnx`.
+    number of steps depends on the number of tokens.
     """
-    path, size = Path(path), input_size(model, img_size)
-    with atomic_output(path, force=force) as temporary:
-        traceable = traceable_model(model)
-        program = traced(traceable, model.config.in_chans, size)
-        torch.export.save(program, temporary, extra_files={EXTRA_FILE: description(model)})
-        loaded = torch.export.load(temporary).module()
-        if images is None:
-            images = probe_images(NUM_IMAGES if check else 2, model.config.in_chans, size)
-        report = compare(traceable, loaded, temporary, name=path, format="torch-export", images=images, labels=labels)
-        require(report)
-    write_report(path, report)
-    return report
+
+    def write(size: tuple[int, int], file: Path) -> LogitsFunction:
+        program = traced(traceable_model(model), model.config.in_chans, size)
+        torch.export.save(program, file, extra_files={EXTRA_FILE: description(model)})
+        return torch.export.load(file).module()
+
+    return write_checked(model, [Path(path)], write, **options, format="torch-export")
