@@ -31,13 +31,7 @@ _MODEL_NAMES = {
     "head.classifier.weight": "head.weight",
     "head.classifier.bias": "head.bias",
 }
-_BLOCK_NAMES = {
-    "norm.weight": "norm.weight",
-    "mixer.in_proj.weight": "mixer.in_proj.weight",
-    "mixer.in_proj.bias": "mixer.in_proj.bias",
-    "mixer.out_proj.weight": "mixer.out_proj.weight",
-    "mixer.out_proj.bias": "mixer.out_proj.bias",
-}
+_PROJECTION_NAMES = ("in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias")
 _DIRECTION_NAMES = {
     "conv_weight": ("conv1d.weight", "conv1d_b.weight"),
     "conv_bias": ("conv1d.bias", "conv1d_b.bias"),
@@ -51,7 +45,7 @@ _DIRECTION_NAMES = {
 
 def released_mixer_names() -> dict[str, str]:
     """Parameter names of one mixer: our name → released name."""
-    names = {ours[6:]: theirs[6:] for ours, theirs in _BLOCK_NAMES.items() if ours.startswith("mixer.")}
+    names = {name: name for name in _PROJECTION_NAMES}
     for ours, (forward, backward) in _DIRECTION_NAMES.items():
         names[f"forward_scan.{ours}"] = forward
         names[f"backward_scan.{ours}"] = backward
@@ -73,7 +67,7 @@ def _names(config: VisionMambaConfig) -> dict[str, str]:
         elif block[2].startswith("mixer."):
             names[name] = f"layers.{block[1]}.mixer.{inside[block[2][6:]]}"
         else:
-            names[name] = f"layers.{block[1]}.{_BLOCK_NAMES[block[2]]}"
+            names[name] = f"layers.{block[1]}.{block[2]}"
     return names
 
 

@@ -34,19 +34,10 @@ def create_model(
     `img_size`; a head or registers of another size keep their initial values. Raises `InputError` for an unknown
     name or field, or if no weights were released.
     """
+    given = {"img_size": img_size, "num_classes": num_classes}
+    fields = {**config_fields, **{field: value for field, value in given.items() if value is not None}}
     if name.startswith(TIMM_PREFIX):
-        return create_timm_vit(
-            name.removeprefix(TIMM_PREFIX),
-            pretrained=pretrained,
-            img_size=img_size,
-            num_classes=num_classes,
-            **config_fields,
-        )
-    fields = dict(config_fields)
-    if img_size is not None:
-        fields["img_size"] = img_size
-    if num_classes is not None:
-        fields["num_classes"] = num_classes
+        return create_timm_vit(name.removeprefix(TIMM_PREFIX), pretrained=pretrained, **fields)
     if pretrained and name in BACKBONES:
         raise InputError(f"pretrained=True: no weights were released for the registered backbone {name!r}.")
     model = build_backbone(config_of(name, **fields))

@@ -21,13 +21,7 @@ from mambar.models.vision_mamba import VisionMamba
 if importlib.util.find_spec("transformers") is None:
     raise ImportError(needs_package("mambar.hub.huggingface", "transformers", extra="hf"))
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-)
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from mambar.hub.huggingface_config import MODEL_TYPE as MODEL_TYPE
 from mambar.hub.huggingface_config import MambarConfig as MambarConfig

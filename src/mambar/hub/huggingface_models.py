@@ -12,6 +12,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     ImageClassifierOutputWithNoAttention,
 )
+from transformers.utils.generic import can_return_tuple
 
 from mambar.errors import InputError
 from mambar.hub.huggingface_config import MambarConfig
@@ -99,22 +100,18 @@ class MambarModel(MambarPreTrainedModel):
         self.model = self._keep_initialization(VisionMamba(config.model_config(num_classes=0)))
         self.post_init()
 
+    @can_return_tuple
     def forward(
-        self,
-        pixel_values: Images,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **_: Any,
-    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+        self, pixel_values: Images, output_hidden_states: bool | None = None, **_: Any
+    ) -> BaseModelOutputWithPooling:
         """`hidden_states`, if requested, are the residual stream before the first block and after each."""
         states, grid = _hidden_states(self.model, pixel_values)
         tokens = self.model.norm(states[-1])
-        output = BaseModelOutputWithPooling(
+        return BaseModelOutputWithPooling(
             last_hidden_state=tokens,
             pooler_output=self.model.forward_head(tokens, pre_logits=True, grid=grid),
             hidden_states=tuple(states) if _requested(output_hidden_states, self.config) else None,
         )
-        return output if return_dict is not False else output.to_tuple()
 
 
 class MambarForImageClassification(MambarPreTrainedModel):
@@ -126,23 +123,22 @@ class MambarForImageClassification(MambarPreTrainedModel):
         self.model = self._keep_initialization(VisionMamba(config.model_config()))
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Images,
         labels: Int[Tensor, " batch"] | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         **_: Any,
-    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
+    ) -> ImageClassifierOutputWithNoAttention:
         """The usual outputs of an image classifier; the loss is cross-entropy unless `problem_type` is set."""
         states, grid = _hidden_states(self.model, pixel_values)
         logits = self.model.forward_head(self.model.norm(states[-1]), grid=grid)
-        output = ImageClassifierOutputWithNoAttention(
+        return ImageClassifierOutputWithNoAttention(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,
             hidden_states=tuple(states) if _requested(output_hidden_states, self.config) else None,
         )
-        return output if return_dict is not False else output.to_tuple()
 
 
 class MambarBackbone(BackboneMixin, MambarPreTrainedModel):
@@ -170,24 +166,23 @@ class MambarBackbone(BackboneMixin, MambarPreTrainedModel):
         self.num_features = [config.embed_dim] * (config.depth + 1)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Images,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         **_: Any,
-    ) -> BackboneOutput | tuple[Any, ...]:
+    ) -> BackboneOutput:
         """`feature_maps` (batch, dim, rows, cols), one per stage, in the order of the stages."""
         states, grid = _hidden_states(self.model, pixel_values)
         stages = zip(self.stage_names, states, strict=False)
         names = self.config.out_features or []
         maps = [self.model.registers.split(state, grid).map() for name, state in stages if name in names]
-        output = BackboneOutput(
+        return BackboneOutput(
             feature_maps=tuple(maps if self.pyramid is None else self.pyramid(maps)),  # type: ignore[arg-type]
             hidden_states=tuple(states) if _requested(output_hidden_states, self.config) else None,
         )
-        return output if return_dict is not False else output.to_tuple()
 
 
 def _requested(output_hidden_states: bool | None, config: MambarConfig) -> bool:

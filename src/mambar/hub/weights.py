@@ -83,11 +83,8 @@ def _download(name: str, weights: ReleasedWeights) -> Path:
 
 
 def _verify(name: str, weights: ReleasedWeights, path: Path) -> None:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    actual = digest.hexdigest()
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
     cache = optional_cache_directory("weights")
     record = None if cache is None else cache / f"{name}.json"
     known = weights.sha256
