@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mambar.data.keys import key, permutation
 from mambar.errors import DataError
+from mambar.messages import one_line
 
 SPLITS: Final = ("train", "val")
 
@@ -54,6 +55,12 @@ class ImageDataset(Protocol):
     def fingerprint(self) -> str:
         """sha256 that identifies the data; a resumed run checks that it is unchanged."""
         ...
+
+
+def check_split(split: str, data: str) -> None:
+    """Raises DataError unless `split` is one of `SPLITS`; `data` names the data."""
+    if split not in SPLITS:
+        raise DataError(f"split={one_line(repr(split))} is unknown; {data} has train and val.")
 
 
 class Subset:

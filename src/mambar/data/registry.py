@@ -10,7 +10,7 @@ from mambar.data.classification.digits import Digits
 from mambar.data.classification.folder import ImageFolder
 from mambar.data.classification.hf_datasets import PREFIX, HuggingFaceDataset, saved_to_disk
 from mambar.data.classification.imagenet import ImageNet, named_by_wordnet
-from mambar.data.dataset import SPLITS, ImageDataset, Subset
+from mambar.data.dataset import SPLITS, ImageDataset, Subset, check_split
 from mambar.data.keys import key, permutation
 from mambar.data.segmentation.layouts import segmentation_factory
 from mambar.data.segmentation.shape_masks import ShapeMasks
@@ -107,8 +107,7 @@ def open_dataset(
         options: Options of the dataset. Classification also takes `canvas`: each image is pasted at a random place of
             a plain square of that many pixels a side, with the mask of its place.
     """
-    if split not in SPLITS:
-        raise DataError(f"split={one_line(repr(split))} is unknown; use {' or '.join(SPLITS)}.")
+    check_split(split, "every dataset")
     if kind not in DATASETS:
         raise DataError(f"kind={one_line(repr(kind))} is unknown; use {', '.join(DATASETS)}, or register a dataset.")
     limit = _limit_of(split, limit, val_limit)

@@ -13,41 +13,29 @@ from mambar.hub.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-_REPOSITORY = "Wangf3014/Mamba-Reg"
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedWeights:
     """One released checkpoint.
 
     Attributes:
-        repository: of the Hugging Face hub, "owner/name".
         file: name of the checkpoint in the repository.
         top1: ImageNet-1k accuracy in percent, as printed in the official README.
+        repository: of the Hugging Face hub, "owner/name".
         source: where `top1` is published.
         sha256: of the file; None: that of the first download is stored and verified afterwards.
     """
 
-    repository: str
     file: str
     top1: float
-    source: str
+    repository: str = "Wangf3014/Mamba-Reg"
+    source: str = "README of github.com/wangf3014/Mamba-Reg (paper v2)"
     sha256: str | None = None
 
 
-def _released(size: str, top1: float) -> ReleasedWeights:
-    return ReleasedWeights(
-        repository=_REPOSITORY,
-        file=f"mambar_{size}_patch16_224.pth",
-        top1=top1,
-        source="README of github.com/wangf3014/Mamba-Reg (paper v2)",
-    )
-
-
-WEIGHTS: dict[str, ReleasedWeights] = {
-    "mambar_small_patch16_224": _released("small", 81.4),
-    "mambar_base_patch16_224": _released("base", 83.0),
-    "mambar_large_patch16_224": _released("large", 83.6),
+WEIGHTS = {
+    f"mambar_{size}_patch16_224": ReleasedWeights(file=f"mambar_{size}_patch16_224.pth", top1=top1)
+    for size, top1 in (("small", 81.4), ("base", 83.0), ("large", 83.6))
 }
 
 

@@ -6,14 +6,13 @@ The .npz layout (`train.npz`, `test.npz`): `jpeg`, all files one after another; 
 
 import hashlib
 import zipfile
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mambar.data.dataset import Sample
+from mambar.data.dataset import Sample, check_split
 from mambar.data.loading.images import read_image
 from mambar.data.loading.pixel_cache import PixelCache
 from mambar.data.loading.unreadable_images import UnreadableImages
@@ -36,7 +35,7 @@ class Cifar10:
     def __init__(self, root: Path | str, split: str, *, download: bool = False) -> None:
         from torchvision.datasets import CIFAR10
 
-        _check_split(split)
+        check_split(split, "CIFAR-10")
         try:
             stored = CIFAR10(str(root), train=split == "train", download=download)
         except (RuntimeError, OSError) as error:
@@ -55,15 +54,11 @@ class Cifar10:
     def __getitem__(self, index: int) -> Sample:
         return Sample(self._pixels[index].permute(2, 0, 1), int(self.labels[index]))
 
-    @cached_property
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
+        """sha256 of all pixels and labels."""
         digest = hashlib.sha256(self._pixels.numpy().tobytes())
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
-
-    def fingerprint(self) -> str:
-        """sha256 of all pixels and labels."""
-        return self._fingerprint
 
 
 class Cifar10Jpeg:
@@ -76,7 +71,7 @@ class Cifar10Jpeg:
     name = "cifar10 (JPEG copies)"
 
     def __init__(self, root: Path | str, split: str) -> None:
-        _check_split(split)
+        check_split(split, "CIFAR-10")
         self.split = split
         self.file = Path(root) / FILES[split]
         stored = _read_npz(self.file)
@@ -109,25 +104,16 @@ class Cifar10Jpeg:
         if not sound or not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise DataError(f"{self.file} is inconsistent: offsets or labels are out of range; copy it again.")
 
-    @cached_property
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
+        """sha256 of all files and labels."""
         digest = hashlib.sha256(self.jpeg.tobytes())
         digest.update(self.offsets.astype("<i8").tobytes() + self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
-
-    def fingerprint(self) -> str:
-        """sha256 of all files and labels."""
-        return self._fingerprint
 
 
 def has_npz(root: Path) -> bool:
     """True if the folder has CIFAR-10 in .npz files."""
     return all((root / file).is_file() for file in FILES.values())
-
-
-def _check_split(split: str) -> None:
-    if split not in FILES:
-        raise DataError(f"split={split!r} is unknown; CIFAR-10 has train and val (its test set).")
 
 
 def _read_npz(file: Path) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mambar.data.dataset import Sample, stratified_split
-from mambar.errors import DataError
+from mambar.data.dataset import Sample, check_split, stratified_split
 
 _VAL_FRACTION = 0.2
 # Every run holds out the same digits.
@@ -23,8 +22,7 @@ class Digits:
     def __init__(self, split: str) -> None:
         from sklearn.datasets import load_digits
 
-        if split not in ("train", "val"):
-            raise DataError(f"split={split!r} is unknown; digits have train and val.")
+        check_split(split, "digits")
         loaded: Any = load_digits()
         pixels, labels = np.asarray(loaded.data), np.asarray(loaded.target)
         parts = stratified_split(labels, fraction=_VAL_FRACTION, seed=_SPLIT_SEED)

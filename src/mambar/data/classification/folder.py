@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from mambar.data.dataset import SPLITS, Sample, stratified_split
-from mambar.data.loading.file_tree import files_below
+from mambar.data.dataset import SPLITS, Sample, check_split, stratified_split
+from mambar.data.loading.file_tree import files_below, folders_in
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.names import PackedNames
@@ -61,7 +61,6 @@ class ImageFolder:
         return self.unreadable.read(self._read, index)
 
     def path(self, index: int) -> Path:
-        """The file of a sample."""
         return self.folder / self.paths[index]
 
     def fingerprint(self) -> str:
@@ -88,13 +87,14 @@ def listing_fingerprint(classes: tuple[str, ...], paths: PackedNames, labels: In
 def class_folders(folder: Path) -> list[str]:
     """The sorted names of the class sub-folders; DataError if there are none."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        files = os.listdir(folder)  # noqa: PTH208
     except OSError as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
         raise DataError(f"data={folder} {reason}; give a folder with one sub-folder of images per class.") from error
-    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    names = folders_in(folder)
     if not names:
-        found = "images but no class sub-folders" if _loose_images(entries) else "no class sub-folders"
+        images = any(Path(file).suffix.lower() in IMAGE_SUFFIXES for file in files)
+        found = "images but no class sub-folders" if images else "no class sub-folders"
         raise DataError(f"data={folder} has {found}; put the images of each class into its own sub-folder.")
     return names
 
@@ -102,8 +102,7 @@ def class_folders(folder: Path) -> list[str]:
 def _list_split(
     root: Path, split: str, val_fraction: float, split_seed: int
 ) -> tuple[Path, tuple[str, ...], PackedNames, Int64[np.ndarray, "samples"]]:
-    if split not in SPLITS:
-        raise DataError(f"split={split!r} is unknown; a folder has {' and '.join(SPLITS)}.")
+    check_split(split, "a folder")
     if not root.exists():
         raise DataError(f"data={root} does not exist; give a folder with one sub-folder of images per class.")
     splits = split_folders(root)
@@ -146,14 +145,13 @@ def split_folders(root: Path) -> dict[str, Path]:
 
     A folder named like a split is a class if it has no sub-folders and there are other class folders beside it.
     """
-    names = [entry.name for entry in sorted(_entries(root), key=lambda entry: entry.name) if entry.is_dir()]
-    names = [name for name in names if not name.startswith(".")]
+    names = folders_in(root)
     lower = {name.lower(): name for name in reversed(names)}
     found = {
         split: root / lower[name]
         for split, known in SPLIT_FOLDERS.items()
         for name in reversed(known)
-        if name in lower and (_has_folders(root / lower[name]) or len(names) <= len(SPLITS))
+        if name in lower and (folders_in(root / lower[name]) or len(names) <= len(SPLITS))
     }
     if not found and len(names) == 1:
         found = split_folders(root / names[0])
@@ -163,18 +161,6 @@ def split_folders(root: Path) -> dict[str, Path]:
     if unused and found and next(iter(found.values())).parent == root:
         logger.warning("%s: %s are not used; the splits are %s.", root, one_line(", ".join(unused)), ", ".join(found))
     return found
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        return list(os.scandir(folder))
-    # `class_folders` reports it.
-    except OSError:
-        return []
-
-
-def _has_folders(folder: Path) -> bool:
-    return any(entry.is_dir() and not entry.name.startswith(".") for entry in _entries(folder))
 
 
 def _check_same_classes(root: Path, train_folder: Path, val_folder: Path) -> None:
@@ -220,7 +206,3 @@ def _images_below(folder: Path, name: str, others: list[str]) -> list[str]:
         elif suffix in _OTHER_IMAGES:
             others.append(f"{name}/{file}")
     return sorted(found)
-
-
-def _loose_images(entries: list[os.DirEntry[str]]) -> bool:
-    return any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries)

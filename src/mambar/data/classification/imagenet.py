@@ -56,7 +56,6 @@ class ImageNet:
         return self.folder[index]
 
     def path(self, index: int) -> Path:
-        """The file of a sample."""
         return self.folder.path(index)
 
     def fingerprint(self) -> str:

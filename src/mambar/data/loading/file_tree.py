@@ -56,6 +56,14 @@ def open_tree(path: Path | str) -> FileTree:
     raise DataError(f"data={path} {reason}; give the folder or the zip archive that holds the data.")
 
 
+def folders_in(root: Path) -> list[str]:
+    """Sorted names of the folders in `root` except hidden ones; empty where it cannot be listed."""
+    try:
+        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
 def files_below(root: Path) -> list[str]:
     """Sorted paths, relative to `root` with forward slashes, of all files below it except hidden ones.
 
@@ -87,10 +95,7 @@ class Directory:
         self.root, self.name = root, str(root)
 
     def folders(self, path: str = "") -> list[str]:
-        place = self.root / path
-        if not place.is_dir():
-            return []
-        return sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+        return folders_in(self.root / path)
 
     def files(self, path: str = "") -> list[str]:
         return files_below(self.root / path)

@@ -27,5 +27,4 @@ class ShapeMasks:
         return Sample(sample.image, 0, sample.mask)
 
     def fingerprint(self) -> str:
-        """The fingerprint of the scenes."""
         return self.shapes.fingerprint()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mambar.data.classification.folder import listing_fingerprint
 from mambar.data.classification.imagenet import are_wordnet_ids, wordnet_names
-from mambar.data.dataset import SPLITS, Sample
+from mambar.data.dataset import Sample, check_split
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
 from mambar.data.shards.index import ShardIndex, build_index, index_path, read_index, save_index, shard_files
@@ -28,8 +28,7 @@ class TarShards:
     """
 
     def __init__(self, root: Path | str, split: str, *, max_pixels: int = MAX_PIXELS) -> None:
-        if split not in SPLITS:
-            raise DataError(f"split={split!r} is unknown; shards have {' and '.join(SPLITS)}.")
+        check_split(split, "a folder of shards")
         self.root = Path(root)
         self.split = split
         self.max_pixels = max_pixels

@@ -67,6 +67,17 @@ class ShardIndex:
         if (self.offset > ends - self.size).any():
             raise DataError("an image ends behind its shard.")
 
+    @classmethod
+    def from_rows(
+        cls, rows: list[tuple[int, ...]], *, classes: tuple[str, ...], shards: list[ShardFile], paths: PackedNames
+    ) -> "ShardIndex":
+        """The index of images given as (shard, offset, size, crc, label)."""
+        shard, offset, size, crc, labels = np.array(rows, dtype=np.int64).T
+        narrow = {"shard": shard.astype(np.int32), "crc": crc.astype(np.uint32)}
+        return cls(
+            classes=classes, shards=tuple(shards), offset=offset, size=size, labels=labels, paths=paths, **narrow
+        )
+
     def check_files(self, root: Path) -> None:
         """DataError when a shard is not there, or has another size than when the index was made."""
         for shard in self.shards:
@@ -161,7 +172,7 @@ def build_index(root: Path, files: list[Path]) -> ShardIndex:
     Class names are the list in the folder's `classes.json`, or else numbers.
     """
     shards: list[ShardFile] = []
-    rows: list[tuple[int, int, int, int, int]] = []
+    rows: list[tuple[int, ...]] = []
     names: list[str] = []
     for number, path in enumerate(files):
         shards.append(shard_record(path))
@@ -170,19 +181,10 @@ def build_index(root: Path, files: list[Path]) -> ShardIndex:
                 stream.seek(offset)
                 rows.append((number, offset, size, zlib.crc32(stream.read(size)), label))
                 names.append(name)
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
     if not rows:
         raise DataError(f"the tar files in {root} hold no images (KEY.jpg, png or webp beside KEY.cls).")
-    return ShardIndex(
-        classes=_class_names(root, int(columns[4].max()) + 1),
-        shards=tuple(shards),
-        shard=columns[0].astype(np.int32),
-        offset=columns[1],
-        size=columns[2],
-        crc=columns[3].astype(np.uint32),
-        labels=columns[4],
-        paths=PackedNames.from_names(names),
-    )
+    classes = _class_names(root, max(row[4] for row in rows) + 1)
+    return ShardIndex.from_rows(rows, classes=classes, shards=shards, paths=PackedNames.from_names(names))
 
 
 def tar_members(path: Path) -> list[tuple[str, int, int]]:

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-
 from mambar.data.classification.folder import ImageFolder
 from mambar.data.dataset import SPLITS
 from mambar.data.keys import key, permutation
-from mambar.data.names import PackedNames
 from mambar.data.shards.index import ShardIndex, index_path, save_index, shard_record
 from mambar.errors import DataError, DiskError, InputError
 from mambar.image_file import MAX_BYTES
@@ -112,8 +109,8 @@ class _Writer:
         self.shard_bytes = shard_bytes
         self.paths: list[Path] = []
         self.tar: tarfile.TarFile | None = None
-        # One (index, shard, offset, size, crc) per image.
-        self.rows: list[tuple[int, int, int, int, int]] = []
+        # One (index, shard, offset, size, crc, label) per image.
+        self.rows: list[tuple[int, ...]] = []
 
     def add(self, position: int, index: int, data: bytes, part: ImageFolder) -> None:
         tar = self.tar
@@ -122,22 +119,14 @@ class _Writer:
         suffix = part.path(index).suffix.lower().replace("jpeg", "jpg")
         stem = f"{position:08d}"
         start = self._append(tar, f"{stem}{suffix}", data)
-        self._append(tar, f"{stem}.cls", str(int(part.labels[index])).encode())
-        self.rows.append((index, len(self.paths) - 1, start, len(data), zlib.crc32(data)))
+        label = int(part.labels[index])
+        self._append(tar, f"{stem}.cls", str(label).encode())
+        self.rows.append((index, len(self.paths) - 1, start, len(data), zlib.crc32(data), label))
 
     def finish(self, part: ImageFolder) -> ShardIndex:
         self._close()
-        columns = np.array(sorted(self.rows), dtype=np.int64).T
-        return ShardIndex(
-            classes=part.classes,
-            shards=tuple(shard_record(path) for path in self.paths),
-            shard=columns[1].astype(np.int32),
-            offset=columns[2],
-            size=columns[3],
-            crc=columns[4].astype(np.uint32),
-            labels=part.labels,
-            paths=PackedNames(part.paths.text, part.paths.offsets),
-        )
+        rows, shards = [row[1:] for row in sorted(self.rows)], [shard_record(path) for path in self.paths]
+        return ShardIndex.from_rows(rows, classes=part.classes, shards=shards, paths=part.paths)
 
     def _append(self, tar: tarfile.TarFile, name: str, data: bytes) -> int:
         # No owner, time or mode: equal images give equal bytes.

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from mambar.data.dataset import Sample
+from mambar.data.dataset import Sample, check_split
 from mambar.data.keys import key, numpy_generator
 from mambar.errors import DataError
 
@@ -51,8 +51,7 @@ class Mosaics:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cells", tuple(self.cells))
-        if self.split not in _COUNTS:
-            raise DataError(f"split={self.split!r} is unknown; mosaics have train and val.")
+        check_split(self.split, "mosaics")
         if not 8 <= self.img_size <= 120:
             raise DataError(f"img_size={self.img_size} is out of range; mosaics take 8 to 120 pixels.")
         if self.num_images is not None and self.num_images < 1:

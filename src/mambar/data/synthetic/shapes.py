@@ -12,19 +12,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from mambar.data.dataset import Sample
+from mambar.data.dataset import Sample, check_split
 from mambar.data.keys import key, numpy_generator
+from mambar.data.synthetic import scenes
 from mambar.data.synthetic.outlines import OUTLINES
-from mambar.data.synthetic.scenes import (
-    BACKGROUNDS,
-    SceneObject,
-    background,
-    draw_clutter,
-    draw_object,
-    radius_for,
-    random_index,
-    uniform,
-)
+from mambar.data.synthetic.scenes import SceneObject, radius_for, random_index, uniform
 from mambar.errors import DataError
 
 # Increased whenever equal fields give different pixels.
@@ -67,8 +59,7 @@ class Shapes:
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        if self.split not in _COUNTS:
-            raise DataError(f"split={self.split!r} is unknown; shapes have train and val.")
+        check_split(self.split, "shapes")
         if not _SIDES[0] <= min(self.size) <= max(self.size) <= _SIDES[1]:
             raise DataError(f"img_size={self.img_size} is out of range; use {_SIDES[0]} to {_SIDES[1]} pixels.")
         if self.num_images is not None and self.num_images < 1:
@@ -79,15 +70,13 @@ class Shapes:
             raise DataError(f"objects={self.objects} is not a range; use 1 <= least <= most <= 100.")
         if not 0 < self.area[0] <= self.area[1] <= 0.25:
             raise DataError(f"area={self.area} is not a range; use 0 < least <= most <= 0.25 of the image.")
-        if self.background not in BACKGROUNDS:
-            known = ", ".join(BACKGROUNDS)
-            raise DataError(f"background={self.background!r} is unknown; use one of {known}.")
+        if self.background not in scenes.BACKGROUNDS:
+            raise DataError(f"background={self.background!r} is unknown; use one of {', '.join(scenes.BACKGROUNDS)}.")
         if not 0 <= self.clutter <= 1:
             raise DataError(f"clutter={self.clutter} is out of range; use 0 to 1.")
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The outlines' names."""
         return tuple(OUTLINES)[: self.num_classes]
 
     @property
@@ -103,15 +92,15 @@ class Shapes:
             raise IndexError(f"shapes have {len(self)} images; there is no index {index}.")
         scene = key(self.seed, "shapes", self.split, index)
         height, width = self.size
-        canvas = background(self.background, height, width, numpy_generator(key(scene, "background")))
+        canvas = scenes.background(self.background, height, width, numpy_generator(key(scene, "background")))
         mask = np.zeros((height, width), dtype=np.uint8)
-        draw_clutter(canvas, self.clutter, numpy_generator(key(scene, "clutter")))
+        scenes.draw_clutter(canvas, self.clutter, numpy_generator(key(scene, "clutter")))
         label = index % self.num_classes
         items = self._layout(label, numpy_generator(key(scene, "layout")))
         # The largest object is drawn last, so that nothing covers it.
         for number, item in reversed(list(enumerate(items))):
             fill = numpy_generator(key(scene, "fill", number))
-            draw_object(canvas, mask, item, self.classes[item.label], fill)
+            scenes.draw_object(canvas, mask, item, self.classes[item.label], fill)
         pixels = (np.clip(canvas, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
         return Sample(torch.from_numpy(pixels), label, torch.from_numpy(mask))
 

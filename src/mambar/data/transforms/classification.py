@@ -20,14 +20,7 @@ from torch import Tensor
 
 from mambar.data.keys import key as derived_key
 from mambar.data.keys import numpy_generator, seeded_globals
-from mambar.data.transforms.augment import (
-    color_jitter,
-    random_erasing,
-    random_padded_crop_offset,
-    random_resized_crop_box,
-    shift_and_flip,
-    three_augment,
-)
+from mambar.data.transforms import augment
 from mambar.data.transforms.preprocessing import Preprocessing as Preprocessing
 from mambar.errors import InputError, RecipeError
 from mambar.image_file import evaluation_crop, scaled_size
@@ -70,7 +63,6 @@ class EvalTransform:
     def __call__(
         self, image: UInt8[Tensor, "channels height width"]
     ) -> Float[Tensor, "channels crop_height crop_width"]:
-        """The model's input."""
         return self.preprocessing.normalize(self.pixels(image))
 
 
@@ -122,7 +114,7 @@ class TrainTransform:
             )
         if self.auto_augment.startswith("rand"):
             # Import timm here, once, and not in every worker process.
-            self._rand_augment()
+            _rand_augment(self.auto_augment, self.preprocessing)
 
     def pixels(
         self, image: UInt8[Tensor, "channels height width"], key: int
@@ -142,7 +134,7 @@ class TrainTransform:
         if self.random_erase_prob:
             generator = numpy_generator(derived_key(key, "erasing"))
             if generator.random() < self.random_erase_prob:
-                normal = random_erasing(normal, generator)
+                normal = augment.random_erasing(normal, generator)
         return normal
 
     def _augmented(self, image: Tensor, key: int) -> Tensor:
@@ -155,8 +147,8 @@ class TrainTransform:
             image = EvalTransform(preprocessing=self.preprocessing).pixels(image)
             top, left = self.crop_padding, self.crop_padding
             if self.train_crop == "shift" and self.crop_padding:
-                top, left = random_padded_crop_offset(self.crop_padding, generator)
-            image = shift_and_flip(
+                top, left = augment.random_padded_crop_offset(self.crop_padding, generator)
+            image = augment.shift_and_flip(
                 image, top - self.crop_padding, left - self.crop_padding, flipped=generator.random() < self.hflip
             )
         if self.auto_augment == "none" and not self.color_jitter:
@@ -165,7 +157,7 @@ class TrainTransform:
 
     def _resized_crop(self, image: Tensor, generator: np.random.Generator) -> Tensor:
         height, width = self.preprocessing.size
-        top, left, rows, cols = random_resized_crop_box(
+        top, left, rows, cols = augment.random_resized_crop_box(
             image.shape[1], image.shape[2], self.scale, self.ratio, generator
         )
         part = image[:, top : top + rows, left : left + cols]
@@ -176,18 +168,15 @@ class TrainTransform:
 
     def _augment_color(self, picture: Image.Image, key: int, generator: np.random.Generator) -> Image.Image:
         if self.auto_augment == "three":
-            picture = three_augment(picture, generator)
+            picture = augment.three_augment(picture, generator)
         elif self.auto_augment != "none":
             with seeded_globals(derived_key(key, "randaugment")):
-                picture = self._rand_augment()(picture)
-        return color_jitter(picture, self.color_jitter, generator) if self.color_jitter else picture
-
-    def _rand_augment(self) -> Any:
-        return _rand_augment(self.auto_augment, self.preprocessing)
+                picture = _rand_augment(self.auto_augment, self.preprocessing)(picture)
+        return augment.color_jitter(picture, self.color_jitter, generator) if self.color_jitter else picture
 
 
 @lru_cache(maxsize=8)
-def _rand_augment(augment: str, preprocessing: Preprocessing) -> Any:
+def _rand_augment(policy: str, preprocessing: Preprocessing) -> Any:
     from timm.data.auto_augment import rand_augment_transform
 
     fill = tuple(min(255, round(255 * value)) for value in preprocessing.mean)
@@ -196,4 +185,4 @@ def _rand_augment(augment: str, preprocessing: Preprocessing) -> Any:
         "img_mean": fill,
         "interpolation": preprocessing.resampling,
     }
-    return rand_augment_transform(augment, options)
+    return rand_augment_transform(policy, options)

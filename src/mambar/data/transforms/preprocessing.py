@@ -60,7 +60,6 @@ class Preprocessing:
 
     @property
     def resampling(self) -> Image.Resampling:
-        """Pillow's resampling filter of the interpolation."""
         return INTERPOLATIONS[self.interpolation]
 
     def to_dict(self) -> dict[str, Any]:

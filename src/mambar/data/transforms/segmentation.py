@@ -42,7 +42,6 @@ class MaskChannelDataset:
         return replace(sample, image=torch.cat([sample.image, sample.mask[None]]), mask=None)
 
     def fingerprint(self) -> str:
-        """The fingerprint of the dataset."""
         return self.dataset.fingerprint()
 
 
@@ -86,7 +85,6 @@ class SegmentationTransform:
         return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
 
     def __call__(self, stacked: UInt8[Tensor, "4 height width"], key: int) -> UInt8[Tensor, "4 rows cols"]:
-        """The augmented pixels and labels."""
         generator = numpy_generator(key)
         stacked = self._scaled(stacked, generator)
         stacked = self._cropped(stacked, generator)
