@@ -166,23 +166,24 @@ class MambarBackbone(BackboneMixin, MambarPreTrainedModel):
         self.num_features = [config.embed_dim] * (config.depth + 1)
         self.post_init()
 
-    @can_return_tuple
     def forward(
         self,
         pixel_values: Images,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         **_: Any,
-    ) -> BackboneOutput:
+    ) -> BackboneOutput | tuple[Any, ...]:
         """`feature_maps` (batch, dim, rows, cols), one per stage, in the order of the stages."""
         states, grid = _hidden_states(self.model, pixel_values)
         stages = zip(self.stage_names, states, strict=False)
         names = self.config.out_features or []
         maps = [self.model.registers.split(state, grid).map() for name, state in stages if name in names]
-        return BackboneOutput(
+        output = BackboneOutput(
             feature_maps=tuple(maps if self.pyramid is None else self.pyramid(maps)),  # type: ignore[arg-type]
             hidden_states=tuple(states) if _requested(output_hidden_states, self.config) else None,
         )
+        return output if return_dict is not False else output.to_tuple()
 
 
 def _requested(output_hidden_states: bool | None, config: MambarConfig) -> bool:
