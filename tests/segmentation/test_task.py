@@ -10,7 +10,6 @@ import torch
 
 from mambar.data.loading.loaders import Batch
 from mambar.data.registry import open_dataset
-from mambar.data.segmentation.ade20k import write_scene_parse
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import DataError, InputError, RecipeError
@@ -26,6 +25,7 @@ from mambar.segmentation import (
 )
 from mambar.training.loop.optim import param_groups
 from mambar.training.recipe import Recipe, Stage
+from scene_parse import write_scene_parse
 from training import runs
 
 OPTIONS = {
