@@ -39,10 +39,15 @@ class RegisteredConfig:
             raise InputError(
                 f"There is no backbone {short_repr(self.backbone)}; import the module that registers it first."
             )
+        signature, arguments = inspect.signature(BACKBONES[self.backbone]), dict(self.arguments)
+        if not arguments.get("drop_path_rate") and "drop_path_rate" not in signature.parameters:
+            # A stage always has this field; a backbone without stochastic depth need not.
+            arguments.pop("drop_path_rate", None)
+            object.__setattr__(self, "arguments", arguments)
         try:
-            inspect.signature(BACKBONES[self.backbone]).bind(**self.arguments)
+            signature.bind(**arguments)
         except TypeError as error:
-            raise InputError(f"The backbone {self.backbone!r} {error}; it was given {dict(self.arguments)}.") from None
+            raise InputError(f"The backbone {self.backbone!r} {error}; it was given {arguments}.") from None
 
     def replace(self, **arguments: Any) -> "RegisteredConfig":
         """A copy with changed arguments."""
@@ -83,8 +88,6 @@ def config_of(name: str, **fields: Any) -> Config:
             hint = did_you_mean(name, [*BACKBONES, *VARIANTS], otherwise=f"registered: {', '.join(BACKBONES)}.")
             raise InputError(f"There is no model {name!r}; {hint}")
         return variant(name).replace(**fields)
-    if not fields.get("drop_path_rate") and "drop_path_rate" not in inspect.signature(BACKBONES[name]).parameters:
-        fields.pop("drop_path_rate", None)
     return RegisteredConfig(backbone=name, arguments=fields)
 
 
