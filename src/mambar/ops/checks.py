@@ -1,16 +1,13 @@
 """Checks and type conversions that all ops share."""
 
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mambar.errors import InputError
-from mambar.ops.dispatch import mode
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# Activation types of the kernels, which compute in float32.
-KERNEL_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+from mambar.ops.dispatch import FLOATS, mode, resolve
 
 Given = TypeVar("Given", bound=Tensor | None)
 
@@ -72,6 +69,22 @@ def common_dtype(*tensors: Tensor | None, wide: torch.dtype) -> torch.dtype:
     return dtype or torch.float32
 
 
+def choose_backend(
+    op: str, asked: str, activations: Sequence[str], tensors: Mapping[str, Tensor | None]
+) -> tuple[str, list[Any]]:
+    """The backend for tensors on one device, and the tensors in the types it takes.
+
+    The `activations` are promoted to their common type; the other tensors are float32, or all are float64 if one is.
+    """
+    check_device(**tensors)
+    float64 = find_float64(**tensors)
+    wide = compute_dtype(float64)
+    first, *others = (tensors[name] for name in activations)
+    dtype = common_dtype(first, *others, wide=wide)
+    name = resolve(op, asked, device=first.device, dtype=dtype, float64=float64)  # type: ignore[union-attr]
+    return name, [as_dtype(t, dtype if key in activations else wide) for key, t in tensors.items()]
+
+
 def autocast_dtype(kind: str) -> torch.dtype | None:
     """The type that linear layers compute in on this device type under autocast; None without autocast."""
     casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # type: ignore[attr-defined]
@@ -97,6 +110,11 @@ def as_dtype(tensor: Given, dtype: torch.dtype) -> Given:
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)  # type: ignore[return-value]
 
 
-def rows(tensor: Tensor) -> Tensor:
-    """The tensor with stride 1 over channels; copied only if it has another stride."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+def rows(tensor: Given) -> Given:
+    """The tensor with stride 1 over channels, copied only if it has another stride; None stays None."""
+    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()  # type: ignore[return-value]
+
+
+def contiguous(tensor: Given) -> Given:
+    """The tensor in contiguous memory; None stays None."""
+    return None if tensor is None else tensor.contiguous()  # type: ignore[return-value]

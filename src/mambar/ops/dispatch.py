@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from mambar.errors import BackendUnavailable, InputError
@@ -27,6 +28,10 @@ OPS = ("bidirectional_mix", "selective_scan", "causal_conv1d", "rms_norm")
 
 # The ops that a fused op computes in one kernel, when that is not composed of them.
 _PARTS = {"bidirectional_mix": ("selective_scan", "causal_conv1d")}
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Activation types of the kernels, which compute in float32.
+KERNEL_FLOATS = FLOATS[:3]
 
 # How the op is called. "transformed": inside torch.func (grad, jvp, vmap) or forward-mode AD, which need plain
 # operations. "compiled": a kernel is one opaque node of the graph. "exported": the program has to run where mambar is
@@ -75,6 +80,12 @@ class Backend:
         if dtype not in self.dtypes:
             return f"it takes {', '.join(str(d).removeprefix('torch.') for d in self.dtypes)}, not {dtype}"
         return self.missing
+
+
+def kernel_backend(op: str, name: str, *, device: str, requires: tuple[str | Callable[[], str | None], ...]) -> Backend:
+    """The row of the kernels in `mambar.ops.<op>.<name>`, which compute in float32."""
+    module, devices = f"mambar.ops.{op}.{name}", (device,)
+    return Backend(name=name, module=module, devices=devices, dtypes=KERNEL_FLOATS, requires=requires, kernel=True)
 
 
 @functools.cache
@@ -212,6 +223,11 @@ def mode() -> Mode:
     if is_transformed():
         return "transformed"
     return "compiled" if torch.compiler.is_compiling() else "eager"
+
+
+def is_empty(tensor: Tensor) -> bool:
+    """Whether a call has nothing to compute; a graph always contains the op, because its sizes may change."""
+    return mode() in ("eager", "transformed") and tensor.numel() == 0
 
 
 def _is_exporting() -> bool:

@@ -32,8 +32,6 @@ from mambar.errors import InputError
 from mambar.ops.bidirectional_mix import composed, reference
 from mambar.ops.bidirectional_mix.direction import ScanDirection as ScanDirection
 from mambar.ops.checks import (
-    FLOATS,
-    KERNEL_FLOATS,
     as_dtype,
     autocast_dtype,
     check_decay,
@@ -42,30 +40,17 @@ from mambar.ops.checks import (
     check_shape,
     common_dtype,
     compute_dtype,
+    contiguous,
     find_float64,
     rows,
 )
 from mambar.ops.cuda.program import missing as cuda_missing
 from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
-from mambar.ops.dispatch import Backend, kernel, mode, register_op, resolve
+from mambar.ops.dispatch import FLOATS, Backend, is_empty, kernel, kernel_backend, register_op, resolve
 
 BACKENDS = (
-    Backend(
-        name="cuda",
-        module="mambar.ops.bidirectional_mix.cuda",
-        devices=("cuda",),
-        dtypes=KERNEL_FLOATS,
-        requires=(cuda_missing, "triton"),
-        kernel=True,
-    ),
-    Backend(
-        name="llvm",
-        module="mambar.ops.bidirectional_mix.llvm",
-        devices=("cpu",),
-        dtypes=KERNEL_FLOATS,
-        requires=("llvmlite",),
-        kernel=True,
-    ),
+    kernel_backend("bidirectional_mix", "cuda", device="cuda", requires=(cuda_missing, "triton")),
+    kernel_backend("bidirectional_mix", "llvm", device="cpu", requires=("llvmlite",)),
     Backend(name="composed", module="mambar.ops.bidirectional_mix.composed", dtypes=FLOATS, traceable=True),
     Backend(name="reference", module="mambar.ops.bidirectional_mix.reference", dtypes=FLOATS, traceable=True),
 )
@@ -106,7 +91,7 @@ def bidirectional_mix(
     dtype = _linear_dtype(xz)
     options = {"float64": float64, "otherwise": "composed"}
     name = resolve("bidirectional_mix", backend, device=xz.device, dtype=dtype, **options)
-    if mode() in ("eager", "transformed") and xz.numel() == 0:
+    if is_empty(xz):
         return as_dtype(xz.chunk(2, dim=-1)[0] + 0, given)
     forward_params, backward_params = (_typed(params, dtype, wide) for params in (forward_params, backward_params))
     if name in PLAIN:
@@ -172,7 +157,7 @@ def _kernel_arguments(tensors: Sequence[Any]) -> tuple[Tensor, ScanDirection, Sc
     projections = {name: tensor for name, tensor in named.items() if name == "xz" or "_proj" in name}
     check_kernel_dtypes(projections, {name: tensor for name, tensor in named.items() if name not in projections})
     xz, *parameters = tensors
-    return _unpacked((rows(xz), *(None if t is None else t.contiguous() for t in parameters)))
+    return _unpacked((rows(xz), *map(contiguous, parameters)))
 
 
 @torch.library.impl("mambar::bidirectional_mix", "CompositeExplicitAutograd")
@@ -189,14 +174,8 @@ def _(*arguments):
     *tensors, _, for_backward, backend = arguments
     xz, forward_params, backward_params = _unpacked(tensors)
     out = xz.new_empty(xz.shape[0], xz.shape[1], xz.shape[2] // 2)
-    return [
-        out,
-        *(
-            kernel("bidirectional_mix", backend).empty_saved(xz, forward_params, backward_params)
-            if for_backward
-            else []
-        ),
-    ]
+    empty_saved = kernel("bidirectional_mix", backend).empty_saved
+    return [out, *(empty_saved(xz, forward_params, backward_params) if for_backward else [])]
 
 
 @torch.library.impl("mambar::bidirectional_mix_backward", "CompositeExplicitAutograd")

@@ -21,47 +21,15 @@ from torch import Tensor
 
 from mambar.errors import InputError
 from mambar.ops.causal_conv1d import reference
-from mambar.ops.checks import (
-    FLOATS,
-    KERNEL_FLOATS,
-    as_dtype,
-    check_device,
-    check_kernel_dtypes,
-    check_shape,
-    common_dtype,
-    compute_dtype,
-    find_float64,
-    rows,
-)
+from mambar.ops.checks import as_dtype, check_kernel_dtypes, check_shape, choose_backend, contiguous, rows
 from mambar.ops.cuda.program import missing as cuda_missing
 from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
-from mambar.ops.dispatch import Backend, kernel, mode, register_op, resolve
+from mambar.ops.dispatch import FLOATS, Backend, is_empty, kernel, kernel_backend, register_op
 
 BACKENDS = (
-    Backend(
-        name="cuda",
-        module="mambar.ops.causal_conv1d.cuda",
-        devices=("cuda",),
-        dtypes=KERNEL_FLOATS,
-        requires=(cuda_missing,),
-        kernel=True,
-    ),
-    Backend(
-        name="triton",
-        module="mambar.ops.causal_conv1d.triton",
-        devices=("cuda",),
-        dtypes=KERNEL_FLOATS,
-        requires=("triton",),
-        kernel=True,
-    ),
-    Backend(
-        name="llvm",
-        module="mambar.ops.causal_conv1d.llvm",
-        devices=("cpu",),
-        dtypes=KERNEL_FLOATS,
-        requires=("llvmlite",),
-        kernel=True,
-    ),
+    kernel_backend("causal_conv1d", "cuda", device="cuda", requires=(cuda_missing,)),
+    kernel_backend("causal_conv1d", "triton", device="cuda", requires=("triton",)),
+    kernel_backend("causal_conv1d", "llvm", device="cpu", requires=("llvmlite",)),
     Backend(name="reference", module="mambar.ops.causal_conv1d.reference", dtypes=FLOATS, traceable=True),
 )
 
@@ -93,16 +61,11 @@ def causal_conv1d(
     check_shape("x", x, batch=None, length=None, d_inner=None)
     check_shape("weight", weight, d_inner=x.shape[2], d_conv=None)
     check_shape("bias", bias, d_inner=x.shape[2])
-    check_device(x=x, weight=weight, bias=bias)
     if weight.shape[1] == 0:
         raise InputError(f"weight has shape {tuple(weight.shape)}: d_conv is 0; give at least one column.")
-    float64 = find_float64(x=x, weight=weight, bias=bias)
-    wide = compute_dtype(float64)
-    dtype = common_dtype(x, wide=wide)
-    name = resolve("causal_conv1d", backend, device=x.device, dtype=dtype, float64=float64)
-    if mode() in ("eager", "transformed") and x.numel() == 0:
+    name, tensors = choose_backend("causal_conv1d", backend, ("x",), dict(x=x, weight=weight, bias=bias))
+    if is_empty(x):
         return x + 0
-    tensors = (as_dtype(x, dtype), as_dtype(weight, wide), as_dtype(bias, wide))
     if name in PLAIN:
         y = PLAIN[name](*tensors, silu=activation == "silu", reverse=reverse)
     else:
@@ -121,9 +84,8 @@ torch.library.define("mambar::causal_conv1d_backward", f"(Tensor dy, {_ARGUMENTS
 def _forward(x, weight, bias, silu, reverse, backend):
     refuse_forward_mode("causal_conv1d", backend)
     check_kernel_dtypes({"x": x}, {"weight": weight, "bias": bias})
-    bias = None if bias is None else bias.contiguous()
     run = kernel("causal_conv1d", backend).forward
-    return run(rows(x), weight.contiguous(), bias, silu=silu, reverse=reverse)
+    return run(rows(x), weight.contiguous(), contiguous(bias), silu=silu, reverse=reverse)
 
 
 @torch.library.register_fake("mambar::causal_conv1d")
@@ -134,9 +96,8 @@ def _(x, weight, bias, silu, reverse, backend):
 @torch.library.impl("mambar::causal_conv1d_backward", "CompositeExplicitAutograd")
 def _backward(dy, x, weight, bias, silu, reverse, backend):
     check_kernel_dtypes({"x": x, "dy": dy}, {"weight": weight, "bias": bias})
-    bias = None if bias is None else bias.contiguous()
     run = kernel("causal_conv1d", backend).backward
-    gradients = run(rows(dy), rows(x), weight.contiguous(), bias, silu=silu, reverse=reverse)
+    gradients = run(rows(dy), rows(x), weight.contiguous(), contiguous(bias), silu=silu, reverse=reverse)
     return [x.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 

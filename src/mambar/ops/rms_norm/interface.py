@@ -20,31 +20,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mambar.ops.checks import (
-    FLOATS,
-    KERNEL_FLOATS,
     as_dtype,
-    check_device,
     check_floating,
     check_kernel_dtypes,
     check_shape,
-    common_dtype,
-    compute_dtype,
-    find_float64,
+    choose_backend,
     rows,
 )
 from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
-from mambar.ops.dispatch import Backend, kernel, mode, register_op, resolve
+from mambar.ops.dispatch import FLOATS, Backend, is_empty, kernel, kernel_backend, register_op
 from mambar.ops.rms_norm import reference
 
 BACKENDS = (
-    Backend(
-        name="triton",
-        module="mambar.ops.rms_norm.triton",
-        devices=("cuda",),
-        dtypes=KERNEL_FLOATS,
-        requires=("triton",),
-        kernel=True,
-    ),
+    kernel_backend("rms_norm", "triton", device="cuda", requires=("triton",)),
     Backend(name="reference", module="mambar.ops.rms_norm.reference", dtypes=FLOATS, traceable=True),
 )
 
@@ -67,16 +55,12 @@ def rms_norm(
     """
     check_floating("x", x)
     check_shape("weight", weight, dim=x.shape[-1])
-    check_device(x=x, weight=weight)
     dtype = dtype or x.dtype
     if dtype not in FLOATS:
         raise TypeError(f"dtype={dtype} is not supported; use float32, bfloat16, float16 or float64.")
-    float64 = find_float64(x=x, weight=weight)
-    wide = compute_dtype(float64)
-    name = resolve("rms_norm", backend, device=x.device, dtype=common_dtype(x, wide=wide), float64=float64)
-    if mode() in ("eager", "transformed") and x.numel() == 0:
+    name, (x, weight) = choose_backend("rms_norm", backend, ("x",), dict(x=x, weight=weight))
+    if is_empty(x):
         return as_dtype(x + 0, dtype)
-    x, weight = as_dtype(x, common_dtype(x, wide=wide)), as_dtype(weight, wide)
     if name in PLAIN:
         return PLAIN[name](x, weight, eps=eps, dtype=dtype)
     matrix = x.reshape(-1, x.shape[-1])
@@ -99,12 +83,9 @@ def add_rms_norm(
     check_floating("residual", residual)
     check_shape("x", x, **{f"axis {axis}": size for axis, size in enumerate(residual.shape)})
     check_shape("weight", weight, dim=x.shape[-1])
-    check_device(x=x, residual=residual, weight=weight)
-    float64 = find_float64(x=x, residual=residual, weight=weight)
-    dtype, wide = x.dtype, compute_dtype(float64)
-    name = resolve("rms_norm", backend, device=x.device, dtype=common_dtype(x, wide=wide), float64=float64)
-    x, residual, weight = as_dtype(x, common_dtype(x, wide=wide)), as_dtype(residual, wide), as_dtype(weight, wide)
-    if mode() in ("eager", "transformed") and x.numel() == 0:
+    dtype, given = x.dtype, dict(x=x, residual=residual, weight=weight)
+    name, (x, residual, weight) = choose_backend("rms_norm", backend, ("x",), given)
+    if is_empty(x):
         return as_dtype(x + 0, dtype), x + residual
     if name in PLAIN:
         total = x + residual
@@ -131,8 +112,8 @@ torch.library.define(
 def _forward(x, residual, weight, eps, dtype, backend):
     refuse_forward_mode("rms_norm", backend)
     check_kernel_dtypes({"x": x}, {"residual": residual, "weight": weight})
-    residual = None if residual is None else rows(residual)
-    return list(kernel("rms_norm", backend).forward(rows(x), residual, weight.contiguous(), eps=eps, dtype=dtype))
+    run = kernel("rms_norm", backend).forward
+    return list(run(rows(x), rows(residual), weight.contiguous(), eps=eps, dtype=dtype))
 
 
 @torch.library.register_fake("mambar::rms_norm")
@@ -143,9 +124,8 @@ def _(x, residual, weight, eps, dtype, backend):
 
 @torch.library.impl("mambar::rms_norm_backward", "CompositeExplicitAutograd")
 def _backward(dnormed, dtotal, total, weight, inverse_rms, eps, backend):
-    dtotal = None if dtotal is None else rows(dtotal)
     run = kernel("rms_norm", backend).backward
-    return list(run(rows(dnormed), dtotal, rows(total), weight.contiguous(), inverse_rms, eps=eps))
+    return list(run(rows(dnormed), rows(dtotal), rows(total), weight.contiguous(), inverse_rms, eps=eps))
 
 
 @torch.library.register_fake("mambar::rms_norm_backward")

@@ -10,17 +10,7 @@ from mambar.ops.cuda.scan import MAX_STATE, ScanParams, add_blocks, gate_backwar
 from mambar.ops.selective_scan import triton as triton_scan
 
 
-def empty_saved(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-) -> list[Tensor]:
+def empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) -> list[Tensor]:
     """With a gate: an empty tensor for the value before it, which its gradient needs."""
     if A.shape[1] > MAX_STATE:
         return triton_scan.empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state)
@@ -28,19 +18,7 @@ def empty_saved(
 
 
 def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
-    for_backward: bool,
+    u, delta, A, B, C, D, z, delta_bias, initial_state, *, delta_softplus, reverse, for_backward
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The output, the last state, and for the backward the value before the gate."""
     if A.shape[1] > MAX_STATE:
@@ -59,21 +37,7 @@ def forward(
 
 
 def backward(
-    dy: Tensor,
-    dstate: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    saved: list[Tensor],
-    *,
-    delta_softplus: bool,
-    reverse: bool,
+    dy, dstate, u, delta, A, B, C, D, z, delta_bias, initial_state, saved, *, delta_softplus, reverse
 ) -> tuple[Tensor | None, ...]:
     """Gradients of all arguments, in their order."""
     if A.shape[1] > MAX_STATE:

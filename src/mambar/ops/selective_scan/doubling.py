@@ -8,18 +8,7 @@ from mambar.ops.selective_scan.reference import skip_and_gate, step_sizes
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
+    u, delta, A, B, C, D, z, delta_bias, initial_state, *, delta_softplus, reverse
 ) -> tuple[Tensor, Tensor]:
     """The output in the type of `u`, and the state after the last step; see `reference`.
 

@@ -12,7 +12,8 @@ A kernel backend is a module with three functions on plain tensors:
   shapes and types, because it also runs with fake tensors. `saved` is empty unless `for_backward`.
 * u, delta, B, C and z have one type, and stride 1 over channels; batch and time may have any stride.
 * A, D, delta_bias and the states are float32 and contiguous (float64 if u is float64).
-* Each gradient has the type of its argument; the gradient of an absent argument is None. `dstate` may be None.
+* Each gradient has the type of its argument; the gradient of an absent argument is None.
+* D, z, delta_bias, initial_state and `dstate` may be None.
 * Outputs are new, contiguous, and every element is written.
 
 A plain backend is a module with `selective_scan(u, ..., initial_state, *, delta_softplus, reverse) -> (y, last_state)`
@@ -26,54 +27,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mambar.ops.checks import (
-    FLOATS,
-    KERNEL_FLOATS,
-    as_dtype,
-    check_decay,
-    check_device,
-    check_kernel_dtypes,
-    check_shape,
-    common_dtype,
-    compute_dtype,
-    find_float64,
-    rows,
-)
+from mambar.ops.checks import as_dtype, check_decay, check_kernel_dtypes, check_shape, choose_backend, contiguous, rows
 from mambar.ops.cuda.program import missing as cuda_missing
 from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
-from mambar.ops.dispatch import Backend, kernel, mode, register_op, resolve
+from mambar.ops.dispatch import FLOATS, Backend, is_empty, kernel, kernel_backend, register_op
 from mambar.ops.selective_scan import chunked, doubling, reference
 
 BACKENDS = (
+    kernel_backend("selective_scan", "cuda", device="cuda", requires=(cuda_missing, "triton")),
+    kernel_backend("selective_scan", "triton", device="cuda", requires=("triton",)),
+    kernel_backend("selective_scan", "llvm", device="cpu", requires=("llvmlite",)),
     Backend(
-        name="cuda",
-        module="mambar.ops.selective_scan.cuda",
-        devices=("cuda",),
-        dtypes=KERNEL_FLOATS,
-        requires=(cuda_missing, "triton"),
-        kernel=True,
-    ),
-    Backend(
-        name="triton",
-        module="mambar.ops.selective_scan.triton",
-        devices=("cuda",),
-        dtypes=KERNEL_FLOATS,
-        requires=("triton",),
-        kernel=True,
-    ),
-    Backend(
-        name="llvm",
-        module="mambar.ops.selective_scan.llvm",
-        devices=("cpu",),
-        dtypes=KERNEL_FLOATS,
-        requires=("llvmlite",),
-        kernel=True,
-    ),
-    Backend(
-        name="chunked",
-        module="mambar.ops.selective_scan.chunked",
-        devices=("cpu", "cuda", "mps", "xpu"),
-        dtypes=FLOATS,
+        name="chunked", module="mambar.ops.selective_scan.chunked", devices=("cpu", "cuda", "mps", "xpu"), dtypes=FLOATS
     ),
     Backend(name="doubling", module="mambar.ops.selective_scan.doubling", dtypes=FLOATS, traceable=True),
     Backend(name="reference", module="mambar.ops.selective_scan.reference", dtypes=FLOATS, traceable=True),
@@ -138,41 +103,18 @@ def selective_scan_with_state(
     return _scan(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, backend)
 
 
+_ACTIVATIONS = ("u", "delta", "B", "C", "z")
+
+
 def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    backend: str,
+    u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, backend
 ) -> tuple[Tensor, Tensor]:
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    float64 = find_float64(
-        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
-    )
-    wide = compute_dtype(float64)
-    dtype = common_dtype(u, delta, B, C, z, wide=wide)
-    name = resolve("selective_scan", backend, device=u.device, dtype=dtype, float64=float64)
-    tensors = (
-        as_dtype(u, dtype),
-        as_dtype(delta, dtype),
-        as_dtype(A, wide),
-        as_dtype(B, dtype),
-        as_dtype(C, dtype),
-        as_dtype(D, wide),
-        as_dtype(z, dtype),
-        as_dtype(delta_bias, wide),
-        as_dtype(initial_state, wide),
-    )
-    if mode() in ("eager", "transformed") and u.numel() == 0:
+    given = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
+    name, tensors = choose_backend("selective_scan", backend, _ACTIVATIONS, given)
+    if is_empty(u):
         state = tensors[-1]
-        return u + 0, A.new_zeros(u.shape[0], *A.shape, dtype=wide) if state is None else state
+        return u + 0, tensors[2].new_zeros(u.shape[0], *A.shape) if state is None else state
     if name in PLAIN:
         y, state = PLAIN[name](*tensors, delta_softplus=delta_softplus, reverse=reverse)
     else:
@@ -181,17 +123,7 @@ def _scan(
     return as_dtype(y, u.dtype), state
 
 
-def _check(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-) -> None:
+def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
     check_shape("u", u, batch=None, length=None, d_inner=None)
     batch, length, d_inner = u.shape
     check_shape("A", A, d_inner=d_inner, d_state=None)
@@ -203,7 +135,6 @@ def _check(
     check_shape("z", z, batch=batch, length=length, d_inner=d_inner)
     check_shape("delta_bias", delta_bias, d_inner=d_inner)
     check_shape("initial_state", initial_state, batch=batch, d_inner=d_inner, d_state=d_state)
-    check_device(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
     check_decay(A)
 
 
@@ -248,7 +179,7 @@ def _backward(dy, dstate, u, delta, A, B, C, D, z, delta_bias, initial_state, sa
     check_kernel_dtypes({"u": u, "dy": dy}, {"A": A, "dstate": dstate})
     gradients = kernel("selective_scan", backend).backward(
         rows(dy),
-        None if dstate is None else dstate.contiguous(),
+        contiguous(dstate),
         *_kernel_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state),
         saved,
         delta_softplus=delta_softplus,
@@ -268,10 +199,8 @@ def _kernel_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state):
         {"u": u, "delta": delta, "B": B, "C": C, "z": z},
         {"A": A, "D": D, "delta_bias": delta_bias, "initial_state": initial_state},
     )
-    wide = (None if tensor is None else tensor.contiguous() for tensor in (D, delta_bias, initial_state))
-    D, delta_bias, initial_state = wide
-    z = None if z is None else rows(z)
-    return rows(u), rows(delta), A.contiguous(), rows(B), rows(C), D, z, delta_bias, initial_state
+    D, delta_bias, initial_state = map(contiguous, (D, delta_bias, initial_state))
+    return rows(u), rows(delta), A.contiguous(), rows(B), rows(C), D, rows(z), delta_bias, initial_state
 
 
 def _keep_for_backward(ctx, inputs, output):

@@ -17,19 +17,7 @@ def empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) -> list[Tens
 
 
 def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
-    for_backward: bool,
+    u, delta, A, B, C, D, z, delta_bias, initial_state, *, delta_softplus, reverse, for_backward
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The output, the last state, and the checkpoints for `backward`."""
     y = torch.empty(u.shape, dtype=u.dtype)
@@ -63,21 +51,7 @@ def forward(
 
 
 def backward(
-    dy: Tensor,
-    dstate: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    saved: list[Tensor],
-    *,
-    delta_softplus: bool,
-    reverse: bool,
+    dy, dstate, u, delta, A, B, C, D, z, delta_bias, initial_state, saved, *, delta_softplus, reverse
 ) -> tuple[Tensor | None, ...]:
     """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_state; None for arguments that were None."""
     machine = current_machine()

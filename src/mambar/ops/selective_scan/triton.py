@@ -284,35 +284,13 @@ def _options(A: Tensor, **flags: bool) -> dict[str, int | bool]:
     return {**sizes, **flags}
 
 
-def empty_saved(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-) -> list[Tensor]:
+def empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) -> list[Tensor]:
     """With a gate: an empty tensor for the value before it, which its gradient needs."""
     return [] if z is None else [u.new_empty(u.shape)]
 
 
 def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
-    for_backward: bool,
+    u, delta, A, B, C, D, z, delta_bias, initial_state, *, delta_softplus, reverse, for_backward
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The output, the last state, and for the backward the value before the gate."""
     batch, length, inner = u.shape
@@ -342,21 +320,7 @@ def forward(
 
 
 def backward(
-    dy: Tensor,
-    dstate: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    saved: list[Tensor],
-    *,
-    delta_softplus: bool,
-    reverse: bool,
+    dy, dstate, u, delta, A, B, C, D, z, delta_bias, initial_state, saved, *, delta_softplus, reverse
 ) -> tuple[Tensor | None, ...]:
     """Gradients of all arguments, in their order."""
     batch, length, inner = u.shape
