@@ -150,6 +150,7 @@ def unregister_backend(op: str, name: str) -> None:
     _interface(op).PLAIN.pop(name, None)
 
 
+@functools.cache
 def _interface(op: str) -> ModuleType:
     if op not in OPS:
         raise InputError(f"op={op!r} is not known; the ops are {', '.join(OPS)}.")
@@ -183,8 +184,10 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def _check_known(name: str, where: str) -> None:
+    if name == "auto":
+        return
     known = dict.fromkeys(row.name for op in OPS for row in backends(op))
-    if name != "auto" and name not in known:
+    if name not in known:
         raise InputError(f"{where}: no op has a backend {name!r}; use auto or one of {', '.join(known)}.")
 
 
