@@ -20,19 +20,9 @@ def _input(x, t, e, valid_e, length, batch_at, x_time, REVERSE: tl.constexpr):
 
 @triton.jit
 def _preactivation(
-    x,
-    weight,
-    bias,
-    t,
-    e,
-    valid_e,
-    length,
-    batch_at,
-    x_time,
-    TAPS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    REVERSE: tl.constexpr,
-):
+    x, weight, bias, t, e, valid_e, length, batch_at, x_time,
+    TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
     """The convolution at positions t."""
     total = tl.zeros([t.shape[0], e.shape[0]], tl.float32)
     if HAS_BIAS:
@@ -45,21 +35,11 @@ def _preactivation(
 
 @triton.jit
 def _forward_kernel(
-    x,
-    weight,
-    bias,
-    y,
-    length,
-    inner,
-    x_batch,
-    x_time,
-    TAPS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr,
-    REVERSE: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    x, weight, bias, y,
+    length, inner, x_batch, x_time,
+    TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr, POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
-):
+):  # fmt: skip
     batch = tl.program_id(2).to(tl.int64)
     t = tl.program_id(1).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
     e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -74,25 +54,11 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    dy,
-    x,
-    weight,
-    bias,
-    dx,
-    sums,
-    length,
-    inner,
-    dy_batch,
-    dy_time,
-    x_batch,
-    x_time,
-    TAPS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr,
-    REVERSE: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    dy, x, weight, bias, dx, sums,
+    length, inner, dy_batch, dy_time, x_batch, x_time,
+    TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr, POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
-):
+):  # fmt: skip
     batch = tl.program_id(2).to(tl.int64)
     t = tl.program_id(1).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
     e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)

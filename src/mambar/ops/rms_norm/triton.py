@@ -14,21 +14,10 @@ ROWS_PER_PROGRAM = 32
 
 @triton.jit
 def _forward_kernel(
-    x,
-    residual,
-    weight,
-    normed,
-    total,
-    inverse_rms,
-    rows,
-    eps,
-    x_row,
-    residual_row,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    ADDS: tl.constexpr,
-):
+    x, residual, weight, normed, total, inverse_rms,
+    rows, eps, x_row, residual_row,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr, ADDS: tl.constexpr,
+):  # fmt: skip
     column = tl.arange(0, BLOCK)
     row = tl.program_id(0).to(tl.int64) * AT_ONCE + tl.arange(0, AT_ONCE)
     valid = (row < rows)[:, None] & (column < WIDTH)[None, :]
@@ -45,23 +34,10 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    dnormed,
-    dtotal,
-    total,
-    weight,
-    inverse_rms,
-    gradient,
-    weight_sums,
-    rows,
-    dnormed_row,
-    dtotal_row,
-    total_row,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    TURNS: tl.constexpr,
-    ADDS: tl.constexpr,
-):
+    dnormed, dtotal, total, weight, inverse_rms, gradient, weight_sums,
+    rows, dnormed_row, dtotal_row, total_row,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr, TURNS: tl.constexpr, ADDS: tl.constexpr,
+):  # fmt: skip
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
     scale = tl.load(weight + column, mask=inside, other=0.0)
@@ -97,11 +73,7 @@ def forward(
     """The normalized sum in `dtype`, the sum in the dtype of the residual, and 1 / rms of each row."""
     rows, width = x.shape
     normed = torch.empty((rows, width), dtype=dtype, device=x.device)
-    total = torch.empty(
-        (0,) if residual is None else (rows, width),
-        dtype=x.dtype if residual is None else residual.dtype,
-        device=x.device,
-    )
+    total = x.new_empty(0) if residual is None else residual.new_empty((rows, width))
     inverse_rms = torch.empty(rows, dtype=torch.float32, device=x.device)
     block, at_once, warps = _sizes(width)
     run(

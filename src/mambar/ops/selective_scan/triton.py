@@ -45,41 +45,12 @@ def _silu(z):
 
 @triton.jit
 def _forward_kernel(
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    z,
-    delta_bias,
-    initial,
-    y,
-    pregate,
-    last,
-    length,
-    inner,
-    u_batch,
-    u_time,
-    delta_batch,
-    delta_time,
-    B_batch,
-    B_time,
-    C_batch,
-    C_time,
-    z_batch,
-    z_time,
-    STATE: tl.constexpr,
-    PADDED: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    HAS_D: tl.constexpr,
-    HAS_GATE: tl.constexpr,
-    SAVE_PREGATE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
+    u, delta, A, B, C, D, z, delta_bias, initial, y, pregate, last,
+    length, inner, u_batch, u_time, delta_batch, delta_time, B_batch, B_time, C_batch, C_time, z_batch, z_time,
+    STATE: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, HAS_D: tl.constexpr, HAS_GATE: tl.constexpr,
+    SAVE_PREGATE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
-):
+):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
     # Positions are 64-bit, because they are multiplied by strides.
     zero = batch * 0
@@ -119,55 +90,14 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    dy,
-    dlast,
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    z,
-    delta_bias,
-    initial,
-    pregate,
-    du,
-    ddelta,
-    dz,
-    dA,
-    dB,
-    dC,
-    dD,
-    dbias,
-    dinitial,
-    checkpoints,
-    states,
-    length,
-    inner,
-    dy_batch,
-    dy_time,
-    u_batch,
-    u_time,
-    delta_batch,
-    delta_time,
-    B_batch,
-    B_time,
-    C_batch,
-    C_time,
-    z_batch,
-    z_time,
-    STATE: tl.constexpr,
-    PADDED: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STEPS: tl.constexpr,
-    HAS_D: tl.constexpr,
-    HAS_GATE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
-    HAS_DLAST: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    REVERSE: tl.constexpr,
-):
+    dy, dlast, u, delta, A, B, C, D, z, delta_bias, initial, pregate, du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial,
+    checkpoints, states,
+    length, inner, dy_batch, dy_time, u_batch, u_time, delta_batch, delta_time, B_batch, B_time, C_batch, C_time,
+    z_batch, z_time,
+    STATE: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr, HAS_D: tl.constexpr,
+    HAS_GATE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_DLAST: tl.constexpr,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
     zero = batch * 0
     program = batch * tl.num_programs(0) + tl.program_id(0)
@@ -277,11 +207,12 @@ def _times(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
 
-def _options(A: Tensor, **flags: bool) -> dict[str, int | bool]:
+def _options(A, D, z, delta_bias, initial_state, **flags: bool) -> dict[str, int | bool]:
     padded = max(2, triton.next_power_of_2(A.shape[1]))
     channels = max(4, CHANNELS * 16 // max(16, padded))
     sizes = {"STATE": A.shape[1], "PADDED": padded, "CHANNELS": channels}
-    return {**sizes, **flags}
+    optional = {"HAS_D": D, "HAS_GATE": z, "HAS_BIAS": delta_bias, "HAS_INITIAL": initial_state}
+    return {**sizes, **{name: tensor is not None for name, tensor in optional.items()}, **flags}
 
 
 def empty_saved(u, delta, A, B, C, D, z, delta_bias, initial_state) -> list[Tensor]:
@@ -297,18 +228,10 @@ def forward(
     y = torch.empty((batch, length, inner), dtype=u.dtype, device=u.device)
     last_state = torch.empty((batch, *A.shape), dtype=torch.float32, device=u.device)
     saved = [torch.empty_like(y)] if for_backward and z is not None else []
-    options = _options(
-        A,
-        HAS_D=D is not None,
-        HAS_GATE=z is not None,
-        SAVE_PREGATE=bool(saved),
-        HAS_BIAS=delta_bias is not None,
-        HAS_INITIAL=initial_state is not None,
-        SOFTPLUS=delta_softplus,
-        REVERSE=reverse,
-    )
+    optional = (D, z, delta_bias, initial_state)
+    options = _options(A, *optional, SAVE_PREGATE=bool(saved), SOFTPLUS=delta_softplus, REVERSE=reverse)
     # Triton has no null pointer: another tensor replaces None and is not read.
-    optional = [A if t is None else t for t in (D, z, delta_bias, initial_state)]
+    optional = [A if t is None else t for t in optional]
     run(
         *(_forward_kernel, (triton.cdiv(inner, options["CHANNELS"]), batch), u),
         *(u, delta, A, B, C, *optional, y, saved[0] if saved else y, last_state, length, inner),
@@ -325,16 +248,8 @@ def backward(
     """Gradients of all arguments, in their order."""
     batch, length, inner = u.shape
     state = A.shape[1]
-    options = _options(
-        A,
-        HAS_D=D is not None,
-        HAS_GATE=z is not None,
-        HAS_BIAS=delta_bias is not None,
-        HAS_INITIAL=initial_state is not None,
-        HAS_DLAST=dstate is not None,
-        SOFTPLUS=delta_softplus,
-        REVERSE=reverse,
-    )
+    optional = (D, z, delta_bias, initial_state)
+    options = _options(A, *optional, HAS_DLAST=dstate is not None, SOFTPLUS=delta_softplus, REVERSE=reverse)
     slices = triton.cdiv(inner, options["CHANNELS"])
     tile = options["CHANNELS"] * options["PADDED"]
 
@@ -348,10 +263,10 @@ def backward(
     checkpoints = new(batch * slices * triton.cdiv(length, STEPS) * tile)
     states = new(batch * slices * STEPS * tile)
     # Triton has no null pointer: another tensor replaces None and is not read.
-    before = [A if t is None else t for t in (D, z, delta_bias, initial_state)]
+    optional = [A if t is None else t for t in optional]
     run(
         *(_backward_kernel, (slices, batch), u),
-        *(dy, A if dstate is None else dstate, u, delta, A, B, C, *before, saved[0] if saved else dy),
+        *(dy, A if dstate is None else dstate, u, delta, A, B, C, *optional, saved[0] if saved else dy),
         *(du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial, checkpoints, states, length, inner),
         *_times(dy, u, delta, B, C, u if z is None else z),
         warps=1,
