@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from mambar.ops.bidirectional_mix.direction import ScanDirection
-from mambar.ops.cuda.conv import conv_backward, conv_forward
+from mambar.ops.cuda.conv import Weights, conv_backward, conv_forward
 from mambar.ops.cuda.scan import MAX_STATE, ScanParams, add_blocks, gate_backward, scan_backward, scan_forward
 from mambar.ops.selective_scan import triton as triton_scan
+
+Directions = tuple[ScanDirection, ScanDirection]
 
 
 def empty_saved(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> list[Tensor]:
@@ -30,18 +32,19 @@ def forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """The gated sum of both directions, or their mean if `average`."""
     x, z = xz.chunk(2, dim=-1)
-    u = _convolve(x, forward_params, backward_params)
+    directions = (forward_params, backward_params)
+    u = conv_forward(x, _filters(directions), silu=True)
     projected = torch.empty((*u.shape[:3], forward_params.x_proj.shape[0]), dtype=u.dtype, device=u.device)
-    for i, params in enumerate((forward_params, backward_params)):
+    for i, params in enumerate(directions):
         torch.mm(_matrix(u[i]), params.x_proj.t(), out=_matrix(projected[i]))
-    delta = _step_sizes(projected, forward_params, backward_params)
+    delta = _step_sizes(projected, directions)
     _, B, C = _split(projected, forward_params)
     if forward_params.sizes[1] > MAX_STATE:
-        out = _many_states(u, delta, B, C, z, forward_params, backward_params, average)
+        out = _many_states(u, delta, B, C, z, directions, average)
         return out, [projected] if for_backward else []
     save_pregate = for_backward and xz.dtype == torch.float16
-    directions = _scan_params(forward_params, backward_params)
-    out, pregate = scan_forward(u, delta, B, C, z, directions, scale=_scale(average), save_pregate=save_pregate)
+    scans = _scan_params(directions)
+    out, pregate = scan_forward(u, delta, B, C, z, scans, scale=_scale(average), save_pregate=save_pregate)
     saved = [projected] if pregate is None else [projected, pregate]
     return out, saved if for_backward else []
 
@@ -60,36 +63,36 @@ def backward(
     x, z = xz.chunk(2, dim=-1)
     dxz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     dx, dz = dxz.chunk(2, dim=-1)
-    u = _convolve(x, forward_params, backward_params)
-    delta = _step_sizes(projected, forward_params, backward_params)
+    directions = (forward_params, backward_params)
+    u = conv_forward(x, _filters(directions), silu=True)
+    delta = _step_sizes(projected, directions)
     low, B, C = _split(projected, forward_params)
     dprojected = torch.empty(projected.shape, dtype=projected.dtype, device=projected.device)
     dlow, dB, dC = _split(dprojected, forward_params)
     if forward_params.sizes[1] > MAX_STATE:
-        scanned = _many_states_backward(dout, u, delta, B, C, z, forward_params, backward_params, average, dB, dC, dz)
+        scanned = _many_states_backward(dout, u, delta, B, C, z, directions, average, dB, dC, dz)
     else:
         dy = gate_backward(dout, pregate[0] if pregate else out, z, dz, scale=_scale(average), gated=not pregate)
         # The gradient of delta overwrites delta.
-        found = scan_backward(dy, u, delta, B, C, _scan_params(forward_params, backward_params), ddelta=delta)
+        found = scan_backward(dy, u, delta, B, C, _scan_params(directions), ddelta=delta)
         add_blocks(found.blocks, dB, dC)
         sums = (part.unflatten(0, (2, -1)).sum(dim=1) for part in (found.A, found.D, found.bias))
         scanned = _Scanned(found.u, found.delta, *sums)
 
     products = []
-    for i, params in enumerate((forward_params, backward_params)):
+    for i, params in enumerate(directions):
         ddelta, du = _matrix(scanned.delta[i]), _matrix(scanned.u[i])
         torch.mm(ddelta, params.dt_proj, out=_matrix(dlow[i]))
         ddt_proj = torch.mm(ddelta.t(), _matrix(low[i]))
         dx_proj = torch.mm(_matrix(dprojected[i]).t(), _matrix(u[i]))
         du.addmm_(_matrix(dprojected[i]), params.x_proj)
         products.append((dx_proj, ddt_proj))
-    weights = [(direction.conv_weight, direction.conv_bias) for direction in (forward_params, backward_params)]
-    convolved = conv_backward(scanned.u, x, dx, (weights[0], weights[1]), silu=True)
+    convolved = conv_backward(scanned.u, x, dx, _filters(directions), silu=True)
 
     gradients = [
         ScanDirection(
             conv_weight=convolved[i][0],
-            conv_bias=None if weights[i][1] is None else convolved[i][1],
+            conv_bias=None if directions[i].conv_bias is None else convolved[i][1],
             x_proj=products[i][0],
             dt_proj=products[i][1],
             dt_bias=scanned.bias[i],
@@ -112,18 +115,11 @@ class _Scanned(NamedTuple):
 
 
 def _many_states(
-    u: Tensor,
-    delta: Tensor,
-    B: Tensor,
-    C: Tensor,
-    z: Tensor,
-    forward_params: ScanDirection,
-    backward_params: ScanDirection,
-    average: bool,
+    u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor, directions: Directions, average: bool
 ) -> Tensor:
     """The gated sum for more states than fit in registers, with the Triton scan."""
     total = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
-    for i, params in enumerate((forward_params, backward_params)):
+    for i, params in enumerate(directions):
         arguments = (u[i], delta[i], params.A, B[i], C[i], params.D, z, params.dt_bias, None)
         total += triton_scan.forward(*arguments, delta_softplus=True, reverse=i == 1, for_backward=False)[0]
     return (total * _scale(average)).to(z.dtype)
@@ -136,8 +132,7 @@ def _many_states_backward(
     B: Tensor,
     C: Tensor,
     z: Tensor,
-    forward_params: ScanDirection,
-    backward_params: ScanDirection,
+    directions: Directions,
     average: bool,
     dB: Tensor,
     dC: Tensor,
@@ -147,7 +142,7 @@ def _many_states_backward(
     dout = dout * _scale(average)
     dz.zero_()
     each = []
-    for i, params in enumerate((forward_params, backward_params)):
+    for i, params in enumerate(directions):
         arguments = (u[i], delta[i], params.A, B[i], C[i], params.D, z, params.dt_bias, None)
         flags = {"delta_softplus": True, "reverse": i == 1}
         _, _, pregate = triton_scan.forward(*arguments, for_backward=True, **flags)
@@ -159,21 +154,16 @@ def _many_states_backward(
     return _Scanned(*(torch.stack(parts) for parts in zip(*each, strict=True)))
 
 
-def _convolve(x: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> Tensor:
-    directions = (
-        (forward_params.conv_weight, forward_params.conv_bias),
-        (backward_params.conv_weight, backward_params.conv_bias),
-    )
-    return conv_forward(x, directions, silu=True)
+def _filters(directions: Directions) -> tuple[Weights, ...]:
+    return tuple((params.conv_weight, params.conv_bias) for params in directions)
 
 
-def _step_sizes(projected: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> Tensor:
+def _step_sizes(projected: Tensor, directions: Directions) -> Tensor:
     """Step sizes before bias and softplus, (2, batch, length, d_inner)."""
-    delta = torch.empty(
-        (*projected.shape[:3], forward_params.dt_proj.shape[0]), dtype=projected.dtype, device=projected.device
-    )
-    low, _, _ = _split(projected, forward_params)
-    for i, params in enumerate((forward_params, backward_params)):
+    shape = (*projected.shape[:3], directions[0].dt_proj.shape[0])
+    delta = torch.empty(shape, dtype=projected.dtype, device=projected.device)
+    low, _, _ = _split(projected, directions[0])
+    for i, params in enumerate(directions):
         torch.mm(_matrix(low[i]), params.dt_proj.t(), out=_matrix(delta[i]))
     return delta
 
@@ -189,12 +179,8 @@ def _matrix(tensor: Tensor) -> Tensor:
     return tensor.view(-1, tensor.shape[-1])
 
 
-def _scan_params(forward_params: ScanDirection, backward_params: ScanDirection) -> tuple[ScanParams, ScanParams]:
-    first, second = (
-        ScanParams(A=direction.A, D=direction.D, bias=direction.dt_bias)
-        for direction in (forward_params, backward_params)
-    )
-    return first, second
+def _scan_params(directions: Directions) -> tuple[ScanParams, ...]:
+    return tuple(ScanParams(A=params.A, D=params.D, bias=params.dt_bias) for params in directions)
 
 
 def _scale(average: bool) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mambar.ops.bidirectional_mix.direction import ScanDirection
-from mambar.ops.bidirectional_mix.llvm_scans import Scan, ScanGradients, scan_both, scan_both_backward
+from mambar.ops.bidirectional_mix.llvm_scans import Scan, scan_both, scan_both_backward
 from mambar.ops.causal_conv1d import llvm as convolution
 from mambar.ops.llvm.matmul import linear, matmul
 from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY
@@ -82,7 +82,7 @@ def _scan(way: ScanDirection, u: Tensor, projected: Tensor, delta: Tensor) -> Sc
 
 
 def _through_projections(
-    way: ScanDirection, u: Tensor, projected: Tensor, scan: ScanGradients, x: Tensor, dx: Tensor, *, reverse: bool
+    way: ScanDirection, u: Tensor, projected: Tensor, scan: Scan, x: Tensor, dx: Tensor, *, reverse: bool
 ) -> ScanDirection:
     """Gradients of the parameters from those of the scan; stores its part of dx, or adds it if `reverse`."""
     rank, state = way.sizes

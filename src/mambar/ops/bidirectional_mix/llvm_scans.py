@@ -16,7 +16,10 @@ from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, padded_to
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """Inputs of the scan of one direction: u and delta in the dtype of the activations, the others float32."""
+    """Inputs of the scan of one direction, or their gradients.
+
+    u and delta have the dtype of the activations, the gradients of B and C too, the others are float32.
+    """
 
     u: Tensor
     delta: Tensor
@@ -42,19 +45,6 @@ class Scan:
         return torch.empty(batch, -(-length // CHECKPOINT_EVERY), self.A.shape[1], inner, dtype=torch.float32)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScanGradients:
-    """The gradients of the scan of one direction; those of B and C have the dtype of the activations."""
-
-    u: Tensor
-    delta: Tensor
-    B: Tensor
-    C: Tensor
-    A: Tensor
-    D: Tensor
-    delta_bias: Tensor
-
-
 def scan_both(
     z: Tensor, forward_scan: Scan, backward_scan: Scan, checkpoints: tuple[Tensor, Tensor] | None, *, average: bool
 ) -> Tensor:
@@ -66,7 +56,7 @@ def scan_both(
         for scan, states, reverse in zip((forward_scan, backward_scan), kept, (False, True), strict=True)
     ]
     num_tasks = z.shape[0] * num_channel_blocks(current_machine(), z.shape[2], llvm_forward.VECTORS_PER_BLOCK)
-    arguments = _shared(z, num_tasks, average=average) | _prefix_by_direction(own)
+    arguments = _arguments(z, num_tasks, own, average=average)
     largest = max(forward_scan.A.shape[1], backward_scan.A.shape[1])
     launch(
         llvm_forward,
@@ -86,7 +76,7 @@ def scan_both_backward(
     checkpoints: tuple[Tensor, Tensor],
     *,
     average: bool,
-) -> tuple[ScanGradients, ScanGradients]:
+) -> tuple[Scan, Scan]:
     """The gradients of both scans; that of the gate is stored to dz."""
     scans = [
         _Backward(scan, states, reverse)
@@ -94,7 +84,7 @@ def scan_both_backward(
     ]
     own = [scan.arguments() | strided_arguments(scan.reverse, z=z, dout=dout, dz=dz) for scan in scans]
     size, tasks = scan_backward.blocks_per_task(current_machine(), z.shape[0], z.shape[2])
-    arguments = _shared(z, z.shape[0] * tasks, average=average) | _prefix_by_direction(own)
+    arguments = _arguments(z, z.shape[0] * tasks, own, average=average)
     results = [tensor for scan in scans for tensor in (scan.du, scan.ddelta)]
     largest = max(forward_scan.A.shape[1], backward_scan.A.shape[1])
     launch(
@@ -136,11 +126,11 @@ class _Backward:
             "sequence_parts": address(self.sequence_parts),
         }
 
-    def gradients(self) -> ScanGradients:
+    def gradients(self) -> Scan:
         length, state, dtype = self.scan.u.shape[1], self.scan.A.shape[1], self.scan.u.dtype
         sums, sequences = sum_parts(self.parameter_parts), sum_parts(self.sequence_parts)
         dB, dC = (to_time_order(part, length, self.reverse).to(dtype) for part in sequences.unbind(1))
-        return ScanGradients(
+        return Scan(
             u=self.du,
             delta=self.ddelta,
             B=dB,
@@ -151,16 +141,9 @@ class _Backward:
         )
 
 
-def _shared(z: Tensor, num_tasks: int, *, average: bool) -> dict[str, int]:
-    return {
-        "num_tasks": num_tasks,
-        "length": z.shape[1],
-        "inner": z.shape[2],
-        "delta_softplus": True,
-        "average": average,
-    }
-
-
-def _prefix_by_direction(own: list[dict[str, int]]) -> dict[str, int]:
+def _arguments(z: Tensor, num_tasks: int, own: list[dict[str, int]], *, average: bool) -> dict[str, int]:
+    """The arguments of both kernels; the names of those that each direction has of its `own` get its prefix."""
+    sizes = {"num_tasks": num_tasks, "length": z.shape[1], "inner": z.shape[2]}
     named = zip(("forward", "backward"), own, strict=True)
-    return {f"{direction}_{name}": value for direction, values in named for name, value in values.items()}
+    directions = {f"{direction}_{name}": value for direction, values in named for name, value in values.items()}
+    return {**sizes, "delta_softplus": True, "average": average, **directions}

@@ -96,13 +96,8 @@ def _plan_forward(
     arrays = 2 + (z is not None) + (directions == 2)
     slot = STEPS_FORWARD * THREADS_FORWARD // tile.lanes * u.dtype.itemsize
     shared = max(window * 128 + RING_FORWARD * arrays * slot, min_shared_memory(u.device, tile.resident))
-    strides = (
-        *u.batch_time_direction_strides,
-        *delta.batch_time_direction_strides,
-        *B.batch_time_direction_strides,
-        *C.batch_time_direction_strides,
-        *(z.batch_time_strides if z is not None else (0, 0)),
-    )
+    strides = [stride for array in (u, delta, B, C) for stride in array.batch_time_direction_strides]
+    strides += z.batch_time_strides if z is not None else (0, 0)
     return plan(
         "scan_forward",
         "scan_forward",
@@ -205,13 +200,8 @@ def _plan_backward(
     shared = window * 128 + 4 * STEPS_BACKWARD * (3 * THREADS_BACKWARD + RING_BACKWARD * 128)
     shared += RING_BACKWARD * (64 + STEPS_BACKWARD * 3 * u.dtype.itemsize) * THREADS_BACKWARD + 16
     scratch = blocks * THREADS_BACKWARD // 32 * ceil_div(length, STEPS_BACKWARD) * 512
-    strides = (
-        *u.batch_time_direction_strides,
-        *delta.batch_time_direction_strides,
-        *B.batch_time_direction_strides,
-        *C.batch_time_direction_strides,
-        *dy.batch_time_strides,
-    )
+    strides = [stride for array in (u, delta, B, C) for stride in array.batch_time_direction_strides]
+    strides += dy.batch_time_strides
     return plan(
         "scan_backward",
         "scan_backward",
@@ -284,11 +274,7 @@ def _plan_add_blocks(dB: TensorLayout, dC: TensorLayout, across: int) -> LaunchP
         grid=(ceil_div(length * 32, 256), batch, dB.shape[0] if len(dB.shape) == 4 else 1),
         block=256,
         scalars=(batch, across, length, state, *dB.batch_time_direction_strides, *dC.batch_time_direction_strides),
-        macros=dict(
-            SCALAR=SCALAR_CODES[dB.dtype],
-            CHANNELS=1,
-            GATED=0,
-        ),
+        macros=dict(SCALAR=SCALAR_CODES[dB.dtype], CHANNELS=1, GATED=0),
     )
 
 

@@ -19,7 +19,6 @@ class Rows:
     dtype: str = "float32"
 
     def at(self, row: ir.Value) -> ir.Value:
-        """A pointer to a row."""
         return element_pointer(self.builder, self.first, self.builder.mul(row, self.stride), self.dtype)
 
 
@@ -39,7 +38,6 @@ class TaskTensors:
 
     @property
     def builder(self) -> Builder:
-        """The function's builder."""
         return self.function.builder
 
     def pointer(self, name: str) -> ir.Value:
@@ -94,11 +92,9 @@ class Tile:
         self._base = scratch.allocate(function.builder.mul(self._num_rows, int64(vectors.width)))
 
     def load(self, row: ir.Value | int = 0) -> Block:
-        """Loads a row."""
         return self._vectors.load_tile(self._at(row))
 
     def store(self, values: Block, row: ir.Value | int = 0) -> None:
-        """Stores a row."""
         self._vectors.store_tile(values, self._at(row))
 
     def clear(self) -> None:

@@ -9,6 +9,7 @@ No fast-math flag is set: NaN and Inf propagate, and results are those of the op
 import math
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -97,19 +98,15 @@ class Vectors:
     # Arithmetic
 
     def add(self, x: Block, y: Block) -> Block:
-        """x + y."""
         return self._each(self.builder.fadd, x, y)
 
     def sub(self, x: Block, y: Block) -> Block:
-        """x - y."""
         return self._each(self.builder.fsub, x, y)
 
     def mul(self, x: Block, y: Block) -> Block:
-        """x * y."""
         return self._each(self.builder.fmul, x, y)
 
     def div(self, x: Block, y: Block) -> Block:
-        """x / y."""
         return self._each(self.builder.fdiv, x, y)
 
     def fma(self, x: Block, y: Block, z: Block) -> Block:
@@ -117,28 +114,18 @@ class Vectors:
         return self._each(lambda *values: self._intrinsic("fmuladd", *values), x, y, z)
 
     def neg(self, x: Block) -> Block:
-        """-x."""
         return self._each(self.builder.fneg, x)
 
     def abs(self, x: Block) -> Block:
-        """|x|."""
         return self._each(lambda value: self._intrinsic("fabs", value), x)
 
     def clamp_min(self, bound: float, x: Block) -> Block:
         """max(bound, x); NaN stays NaN. In this operand order it is one instruction."""
-        return self._each(
-            lambda low, value: self.builder.select(self.builder.fcmp_ordered(">", low, value), low, value),
-            self.constant(bound),
-            x,
-        )
+        return self._each(partial(self._extremum, ">"), self.constant(bound), x)
 
     def clamp_max(self, bound: float, x: Block) -> Block:
         """min(bound, x); NaN stays NaN."""
-        return self._each(
-            lambda high, value: self.builder.select(self.builder.fcmp_ordered("<", high, value), high, value),
-            self.constant(bound),
-            x,
-        )
+        return self._each(partial(self._extremum, "<"), self.constant(bound), x)
 
     def select(self, condition: ir.Value, x: Block, y: Block) -> Block:
         """x where the scalar condition holds, else y."""
@@ -166,15 +153,9 @@ class Vectors:
 
     def softplus_and_derivative(self, x: Block) -> tuple[Block, Block]:
         """The softplus and its derivative, the logistic function."""
-        u, one = self._exp_neg_abs(x), self.constant(1.0)
-        rising = self._each(
-            lambda value, power, unit: self.builder.select(
-                self.builder.fcmp_ordered("<", value, ir.Constant(self.vector, [0.0] * self.lanes)), power, unit
-            ),
-            x,
-            u,
-            one,
-        )
+        u, one, zero = self._exp_neg_abs(x), self.constant(1.0), self.constant(0.0)
+        is_negative = self._each(partial(self.builder.fcmp_ordered, "<"), x, zero)
+        rising = self._each(self.builder.select, is_negative, u, one)
         return self._softplus(x, u), self.mul(rising, self._reciprocal(self.add(one, u)))
 
     def _exp_neg_abs(self, x: Block) -> Block:
@@ -206,11 +187,11 @@ class Vectors:
         estimate = self._each(self._estimate_reciprocal, x)
         correction = self.fma(self.neg(x), estimate, one)
         # At Inf the estimate is 0 and the correction NaN; 1 in its place keeps the result 0. Others are far below 1.
-        correction = self._each(self._minimum, correction, one)
+        correction = self._each(partial(self._extremum, "<"), correction, one)
         return self.fma(estimate, correction, estimate)
 
-    def _minimum(self, value: ir.Value, bound: ir.Value) -> ir.Value:
-        return self.builder.select(self.builder.fcmp_ordered("<", value, bound), value, bound)
+    def _extremum(self, order: str, x: ir.Value, y: ir.Value) -> ir.Value:
+        return self.builder.select(self.builder.fcmp_ordered(order, x, y), x, y)
 
     # Memory
 

@@ -191,12 +191,7 @@ def _forward(
 
 
 def _backward(
-    dy: Tensor,
-    dstate: Tensor | None,
-    inputs: _Inputs,
-    checkpoints: Tensor,
-    delta_softplus: bool,
-    reverse: bool,
+    dy: Tensor, dstate: Tensor | None, inputs: _Inputs, checkpoints: Tensor, delta_softplus: bool, reverse: bool
 ) -> list[Tensor | None]:
     """The gradients of all inputs; None for absent inputs."""
     given = {name: tensor for name, tensor in inputs._asdict().items() if tensor is not None}
