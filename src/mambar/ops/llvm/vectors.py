@@ -154,8 +154,10 @@ class Vectors:
     def softplus_and_derivative(self, x: Block) -> tuple[Block, Block]:
         """The softplus and its derivative, the logistic function."""
         u, one, zero = self._exp_neg_abs(x), self.constant(1.0), self.constant(0.0)
-        is_negative = self._each(partial(self.builder.fcmp_ordered, "<"), x, zero)
-        rising = self._each(self.builder.select, is_negative, u, one)
+        below = partial(self.builder.fcmp_ordered, "<")
+        rising = self._each(
+            lambda v, low, power, unit: self.builder.select(below(v, low), power, unit), x, zero, u, one
+        )
         return self._softplus(x, u), self.mul(rising, self._reciprocal(self.add(one, u)))
 
     def _exp_neg_abs(self, x: Block) -> Block:
