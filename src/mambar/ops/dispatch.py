@@ -150,7 +150,6 @@ def unregister_backend(op: str, name: str) -> None:
     _interface(op).PLAIN.pop(name, None)
 
 
-@functools.cache
 def _interface(op: str) -> ModuleType:
     if op not in OPS:
         raise InputError(f"op={op!r} is not known; the ops are {', '.join(OPS)}.")
