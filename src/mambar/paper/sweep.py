@@ -55,12 +55,7 @@ class PlannedRun:
     directory: Path
 
 
-def train_cells(
-    cells: Sequence[Cell],
-    context: Context,
-    *,
-    finished: Callable[[], None] | None = None,
-) -> Table:
+def train_cells(cells: Sequence[Cell], context: Context, *, finished: Callable[[], None] | None = None) -> Table:
     """Trains every cell with its seeds and returns row → seed → task metric in percent.
 
     Finished runs are read from their directories, unfinished ones resumed. Cells with equal recipes share their runs,

@@ -33,11 +33,7 @@ class TensorPayload(Payload):
         offset = 0
         for name, tensor in self.tensors.items():
             end = offset + tensor.numel() * tensor.element_size()
-            header[name] = {
-                "dtype": _TYPES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [offset, end],
-            }
+            header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
         # In this format the data begin at a multiple of eight bytes.
