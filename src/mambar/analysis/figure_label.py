@@ -1,6 +1,6 @@
 """The label below a figure: tensor, layer, metric, model, data, seed and version."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from mambar import messages
 from mambar.version import __version__
@@ -13,13 +13,13 @@ TENSORS = {
 
 
 def printable(value: object) -> str:
-    """`value` as text for a person: no control characters, direction marks or credentials in an address."""
+    """`value` as text without control characters, direction marks, or credentials in an address."""
     return messages.printable(value, replacement="\N{REPLACEMENT CHARACTER}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FigureLabel:
-    """The choices behind one figure; a field that does not apply is None and is left out of the text."""
+    """The settings of one figure; a field that is None is omitted from the text."""
 
     tensor: str | None = None
     layer: str | None = None
@@ -46,12 +46,8 @@ class FigureLabel:
             parts.append("random weights")
         return " · ".join([*parts, f"mambar {self.version}"])
 
-    def to_dict(self) -> dict[str, object]:
-        """The label as a JSON object."""
-        return asdict(self)
-
 
 def layer_name(layer: int, num_layers: int) -> str:
-    """`layer` counted from 0, with the number of layers, and "last" where it is the last one."""
+    """The layer and the range of layers, such as `23 of 0–23, last`."""
     last = ", last" if layer == num_layers - 1 else ""
     return f"{layer} of 0–{num_layers - 1}{last}"

@@ -1,4 +1,4 @@
-"""An analysis as a whole, and its numbers as files: JSON for tables, npz for arrays."""
+"""The results of an analysis, and their files: JSON for numbers, npz for arrays."""
 
 import io
 import json
@@ -20,7 +20,14 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Analysis:
-    """What was found, and what it was found on. The names of the results are those of the models, all different."""
+    """The results of all models.
+
+    Attributes:
+        results: The results by model name.
+        gallery: The images that are shown.
+        data: Name of the dataset and number of images, for figures.
+        options: The options of the analysis.
+    """
 
     results: Mapping[str, AnalysisResult]
     gallery: NamedImages
@@ -29,7 +36,7 @@ class Analysis:
 
     @property
     def random_weights(self) -> list[str]:
-        """The models whose weights were never trained."""
+        """The names of the models with random weights."""
         return [name for name, found in self.results.items() if found.analyzed.random_weights]
 
     def layers(self) -> dict[str, tuple[int, ...]]:
@@ -39,7 +46,7 @@ class Analysis:
         }
 
     def label(self, **fields: Any) -> FigureLabel:
-        """A figure's label with what all figures share."""
+        """A figure's label: the fields that all figures have, and `fields`."""
         names = " and ".join(self.results)
         label = FigureLabel(
             model=names, data=self.data, seed=self.options.seed, random_weights=bool(self.random_weights)
@@ -48,13 +55,13 @@ class Analysis:
 
 
 def shown_layers(num_layers: int, options: AnalysisOptions) -> tuple[int, ...]:
-    """The layers asked for, those a model has not left out; its default layers where none is left."""
+    """The requested layers that the model has, or else its default layers."""
     asked = [layer % num_layers for layer in options.layers or () if -num_layers <= layer < num_layers]
     return tuple(dict.fromkeys(asked)) or default_layers(num_layers)
 
 
 def numbers_json(analysis: Analysis) -> bytes:
-    """All numbers as JSON; what is not finite is null."""
+    """All numbers as JSON; NaN and infinity are null."""
     models = {}
     for name, found in analysis.results.items():
         models[name] = {
@@ -65,13 +72,13 @@ def numbers_json(analysis: Analysis) -> bytes:
             "tensor": found.norms.tensor,
             "norms": [layer.to_dict() for layer in found.norms.patches],
             "register_norms": [layer.to_dict() for layer in found.norms.registers],
-            "outliers": [statistics.to_dict() for statistics in found.outliers],
+            "outliers": [asdict(statistics) for statistics in found.outliers],
             "register_groups": None if found.register_groups is None else found.register_groups.tolist(),
             "pooling_probes": [result.to_dict() for result in found.probes],
-            "local_probes": None if found.local is None else found.local.to_dict(),
-            "ground_truth": [statistics.to_dict() for statistics in found.ground_truth],
+            "local_probes": None if found.local is None else asdict(found.local),
+            "ground_truth": [asdict(statistics) for statistics in found.ground_truth],
             "map_ground_truth": [asdict(result) for result in found.map_ground_truth],
-            "added_registers": [result.to_dict() for result in found.added],
+            "added_registers": [asdict(result) for result in found.added],
             "not_run": found.not_run,
         }
     content = {
@@ -86,7 +93,7 @@ def numbers_json(analysis: Analysis) -> bytes:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON has not."""
+    """The same with None for NaN and infinity, which JSON cannot represent."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

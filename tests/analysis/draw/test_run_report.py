@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import numpy as np
@@ -91,4 +92,4 @@ def test_compare_norms_fills_the_rows(fake_model):
     assert rows[0].maps["a"].shape == (2, 3)
     assert np.allclose(rows[1].maps["b"], 15.0)
     assert rows[0].label.tensor == "residual" and rows[0].label.layer == "2 of 0–2, last"
-    json.dumps(rows[0].label.to_dict())
+    json.dumps(asdict(rows[0].label))

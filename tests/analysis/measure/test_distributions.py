@@ -8,7 +8,6 @@ from mambar.analysis.measure.distributions import (
     DistributionCounter,
     bin_edges,
     count_norms,
-    distribution_table,
     norm_distributions,
 )
 from mambar.errors import InputError
@@ -63,7 +62,7 @@ def test_zero_and_huge_norms_are_counted_in_the_end_bins():
 def test_nothing_gives_not_a_number():
     (found,) = norm_distributions(torch.empty(1, 0))
     assert found.count == 0 and math.isnan(found.median) and math.isnan(found.mode) and math.isnan(found.mean)
-    assert distribution_table([found])[0]["count"] == 0
+    assert found.to_dict()["count"] == 0
 
 
 def test_wrong_share_and_bins_are_refused():

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_unknown_patches_are_left_out():
     background[:, 0, 0] = math.nan
     found = ground_truth_statistics(norms, background=background, rule=FixedThreshold(value=5.0))
     assert math.isnan(found.layers[0].outlier_background) and found.layers[0].auc == 0.5
-    json.dumps(found.to_dict())
+    json.dumps(asdict(found))
 
 
 @without_shape_hook

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_normal_tokens_know_their_patch_and_outliers_do_not():
     assert outlier.position_accuracy < 0.9 and outlier.explained < 0.3
     assert normal.pixel_error < outlier.pixel_error and normal.position_distance < outlier.position_distance
     assert found.chance == pytest.approx(1 / 9)
-    json.dumps(found.to_dict())
+    json.dumps(asdict(found))
 
 
 def test_no_outliers_give_not_a_number():

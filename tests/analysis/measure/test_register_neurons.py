@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_moving_it_takes_the_long_tokens_out_of_the_image(planted):
     assert moved.maximum < trained.maximum / 100 and moved.register_median > moved.maximum
     assert trained.outlier_share == pytest.approx(0.1, abs=0.02) and moved.outlier_share == 0
     assert len(results) == 5 and results[0].num_images == 4
-    json.dumps([result.to_dict() for result in results])
+    json.dumps([asdict(result) for result in results])
 
 
 def test_accuracy_counts_labelled_images_only(vim):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mambar.analysis.analyze_model import AnalysisResult
 from mambar.analysis.draw import html
+from mambar.analysis.draw.color_maps import MapStyle
 from mambar.analysis.draw.figures import (
     distribution_charts,
     ground_truth_charts,
@@ -15,7 +16,7 @@ from mambar.analysis.draw.figures import (
     probe_charts,
     similarity_charts,
 )
-from mambar.analysis.draw.image_maps import GalleryImage, MapRow, MapStyle, draw_gallery, draw_registers, gallery_html
+from mambar.analysis.draw.image_maps import GalleryImage, MapRow, draw_gallery, draw_registers, gallery_html
 from mambar.analysis.draw.plots import ChartGrid, draw_chart, draw_chart_grid, png, svg
 from mambar.analysis.draw.tables import (
     added_table,
@@ -29,14 +30,13 @@ from mambar.analysis.figure_label import TENSORS, layer_name
 from mambar.analysis.measure.feature_maps import GLOBAL_VECTORS, METRIC_NAMES
 from mambar.analysis.numbers import Analysis, arrays_npz, numbers_json
 from mambar.hub.files import write_atomically
-from mambar.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def write_analysis(out: Path, analysis: Analysis) -> Path:
-    """Writes all files below `out`, which must exist; gives back the path of report.html."""
+    """Writes all files below `out`, which must exist; returns the path of report.html."""
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
 
@@ -54,9 +54,9 @@ def write_analysis(out: Path, analysis: Analysis) -> Path:
         _registers(analysis, save),
         _probes(analysis, save),
         _ground_truth(analysis, save),
-        _added(analysis),
-        html.section("ViewSettings", html.pairs(_choices(analysis))),
-        html.element("footer", f"Written by mambar {__version__}. The page is self-contained.", class_="note"),
+        html.section("Test-time registers", added_table(analysis.results)),
+        html.section("Settings", html.pairs(_choices(analysis))),
+        html.footer(),
     ]
     write_atomically(out / "numbers.json", numbers_json(analysis))
     write_atomically(out / "arrays.npz", arrays_npz(analysis))
@@ -92,9 +92,7 @@ def _charts(name: str, sheet: ChartGrid, save: Save) -> html.Html:
         return html.Html("")
     save(name, draw_chart_grid(sheet))
     pictures = [
-        html.image(
-            svg(draw_chart(sheet, number)), description=f"{name}, chart {number + 1}", media_type="image/svg+xml"
-        )
+        html.svg_image(svg(draw_chart(sheet, number)), description=f"{name}, chart {number + 1}")
         for number in range(len(sheet.panels))
     ]
     return html.figure(html.element("div", *pictures, class_="charts"), caption=sheet.label.line())
@@ -157,19 +155,19 @@ def _layer_text(analysis: Analysis) -> str:
 
 
 def _gallery(analysis: Analysis, save: Save) -> html.Html:
-    look = MapStyle(colormap=analysis.options.colormap, resampling=analysis.options.resampling)
+    style = MapStyle(colormap=analysis.options.colormap, resampling=analysis.options.resampling)
     explanation = (
         "Each square is one image token. Norm: L2 norm of the token. Feature map: its similarity to the global "
         f"vector, {METRIC_NAMES[analysis.options.metric]}. The maps of one quantity share one color scale."
     )
     blocks = []
     for number, shown in enumerate(gallery_images(analysis)):
-        save(f"gallery-{number:02d}", draw_gallery(shown, look))
+        save(f"gallery-{number:02d}", draw_gallery(shown, style))
         for place, model in enumerate(shown.registers):
             if len(shown.registers[model]) > 1:
                 name = f"registers-{number:02d}-{'ab'[place] if place < 2 else place}"
-                save(name, draw_registers(shown, model, look))
-        blocks.append(gallery_html(shown, look))
+                save(name, draw_registers(shown, model, style))
+        blocks.append(gallery_html(shown, style))
     return html.section("Gallery", html.element("p", explanation), *blocks)
 
 
@@ -234,14 +232,6 @@ def _ground_truth(analysis: Analysis, save: Save) -> html.Html:
         label = analysis.label(tensor=analysis.options.tensor, layer="all", metric=f"outliers: {rule}")
         parts.append(_charts("ground-truth", ground_truth_charts(analysis.results, label), save))
     return html.section("Comparison with ground truth", *parts, ground_truth_tables(analysis.results))
-
-
-def _added(analysis: Analysis) -> html.Html:
-    note = (
-        "Untrained tokens are added to the sequence. In the last row, the activations of the channels with the largest "
-        "effect on outliers are moved from the patches to these tokens. The weights are unchanged."
-    )
-    return html.section("Test-time registers", html.element("p", note), added_table(analysis.results))
 
 
 def _choices(analysis: Analysis) -> dict[str, object]:

@@ -1,52 +1,56 @@
-"""Arrays into pictures: a map of numbers under a colour scale, a photograph, a colour bar."""
+"""Images of arrays: maps with a colormap, photographs and color bars."""
 
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
+from mambar.analysis.draw import html
 from mambar.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# Lightness rises evenly from dark to bright in both, so that a print in grey keeps the order of the values.
+# Lightness increases monotonically, so that a grayscale print keeps the order of the values.
 COLORMAPS: Final = ("inferno", "viridis", "cividis", "magma", "gray")
 Resampling = Literal["nearest", "bicubic"]
+# Width of a bicubic map in pixels.
+_BICUBIC_WIDTH: Final = 448
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapStyle:
+    """Colormap and resampling of maps."""
+
+    colormap: str = "viridis"
+    resampling: Resampling = "nearest"
 
 
 def apply_colormap(
     values: Float[np.ndarray, "rows cols"], *, low: float, high: float, colormap: str = "viridis"
 ) -> UInt8[np.ndarray, "rows cols 3"]:
-    """The colors of `values` on a linear scale from `low` to `high`; what is not finite is grey."""
+    """The colors of `values` on a linear scale from `low` to `high`; NaN and infinity are gray."""
     from matplotlib import colormaps
+    from matplotlib.colors import Normalize
 
     if colormap not in COLORMAPS:
-        raise InputError(f"colormap={colormap!r} is not a scale of even lightness; use one of {', '.join(COLORMAPS)}.")
-    span = high - low if high > low else 1.0
-    finite = np.isfinite(values)
-    fractions = np.clip((np.where(finite, values, low).astype(np.float64) - low) / span, 0.0, 1.0)
-    rgb = np.rint(colormaps[colormap](fractions)[..., :3] * 255).astype(np.uint8)
-    rgb[~finite] = 128
-    return rgb
+        raise InputError(f"colormap={colormap!r} is not supported; use one of {', '.join(COLORMAPS)}.")
+    fractions = Normalize(low, high, clip=True)(np.ma.masked_invalid(values.astype(np.float64)))
+    rgba = colormaps[colormap].with_extremes(bad="#808080")(fractions)
+    return np.rint(rgba[..., :3] * 255).astype(np.uint8)
 
 
-def map_png(
-    values: Float[np.ndarray, "rows cols"],
-    *,
-    low: float,
-    high: float,
-    colormap: str = "viridis",
-    resampling: Resampling = "nearest",
-    width: int = 448,
-) -> bytes:
-    """A PNG of a map. Nearest keeps one pixel a token (the page enlarges it); bicubic is `width` wide."""
-    if resampling == "nearest":
-        return png(apply_colormap(values, low=low, high=high, colormap=colormap))
-    height = max(1, round(width * values.shape[0] / values.shape[1]))
-    smooth = resized(values, (height, width))
-    return png(apply_colormap(smooth, low=low, high=high, colormap=colormap))
+def map_html(
+    values: Float[np.ndarray, "rows cols"], description: str, *, low: float, high: float, style: MapStyle
+) -> html.Html:
+    """A map as an HTML image; a nearest map has one pixel per token and is enlarged by the browser."""
+    rows, cols = values.shape
+    if style.resampling == "bicubic":
+        values = resized(values, (max(1, round(_BICUBIC_WIDTH * rows / cols)), _BICUBIC_WIDTH))
+    data = png(apply_colormap(values, low=low, high=high, colormap=style.colormap))
+    return html.image(data, description=description, class_="nearest" if style.resampling == "nearest" else None)
 
 
 def resized(values: Float[np.ndarray, "rows cols"], size: tuple[int, int]) -> Float[np.ndarray, "height width"]:
@@ -74,8 +78,17 @@ def photograph(image: UInt8[np.ndarray, "channels height width"], *, max_size: i
     return _encoded(picture, "JPEG"), "image/jpeg"
 
 
+def photograph_html(
+    image: UInt8[np.ndarray, "channels height width"], description: str, *, max_size: int = 448
+) -> html.Html:
+    """An image as an HTML image; small images are shown without interpolation."""
+    data, media_type = photograph(image, max_size=max_size)
+    small = media_type == "image/png"
+    return html.image(data, description=description, media_type=media_type, class_="nearest" if small else None)
+
+
 def colorbar_png(colormap: str = "viridis") -> bytes:
-    """A PNG of the colour scale, low at the left."""
+    """A PNG of the color scale, low at the left."""
     ramp = np.linspace(0.0, 1.0, 256)[None, :]
     return png(np.repeat(apply_colormap(ramp, low=0.0, high=1.0, colormap=colormap), 8, axis=0))
 
@@ -90,7 +103,7 @@ def png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
 def to_uint8(
     image: Shaped[np.ndarray, "channels height width"],
 ) -> UInt8[np.ndarray, "channels height width"]:
-    """An image for showing: bytes as they are, other numbers stretched to the range 0-255."""
+    """The image as uint8: other dtypes are scaled to the range 0-255."""
     if image.dtype == np.uint8:
         return image
     low, high = float(image.min()), float(image.max())

@@ -1,4 +1,4 @@
-"""The confusion matrix and example predictions as HTML: classes are data and are shown as text only."""
+"""The confusion matrix and example predictions as HTML; class names are always escaped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 
 from mambar.analysis.draw import html
-from mambar.analysis.draw.color_maps import apply_colormap, photograph, png, to_uint8
+from mambar.analysis.draw.color_maps import apply_colormap, photograph_html, png, to_uint8
 from mambar.errors import InputError
 
-# Above this many classes the cells are too small for numbers: the matrix becomes a picture.
+# Cells of more classes are too small for numbers; the matrix is drawn as an image.
 MOST_CLASSES_IN_CELLS = 20
 # What a matrix counts.
 Unit = Literal["example", "pixel"]
@@ -28,16 +28,16 @@ class ExamplePrediction:
 
     @property
     def correct(self) -> bool:
-        """Whether the predicted class is the true one."""
+        """True if the predicted class is the true one."""
         return self.true == self.predicted
 
 
 def confusion_table(
     confusion: Integer[np.ndarray, "classes classes"], classes: Sequence[str], *, unit: Unit = "example"
 ) -> html.Html:
-    """The matrix (rows: true class, columns: predicted), or a picture of it where classes are many.
+    """The matrix (rows: true class, columns: predicted), as an image if there are many classes.
 
-    Cells of examples hold their number, cells of pixels, which are too many to read, per cent of the row.
+    Cells hold the number of examples, or the percentage of the row's pixels.
     """
     if confusion.shape != (len(classes), len(classes)):
         raise InputError(
@@ -52,7 +52,7 @@ def confusion_table(
         matrix = html.image(picture, description="confusion matrix", class_="nearest")
     caption = "Rows: true class. Columns: predicted class. Shade: share of the row."
     if unit == "pixel" and len(classes) <= MOST_CLASSES_IN_CELLS:
-        caption += " Numbers: per cent of the true class's pixels."
+        caption += " Numbers: percentage of the true class's pixels."
     return html.join([html.figure(matrix, caption=caption), _confused_pairs(confusion, classes, unit)])
 
 
@@ -70,12 +70,8 @@ def _cells(
     for i, name in enumerate(names):
         cells = (_cell(int(confusion[i, j]), float(shares[i, j]), unit) for j in range(len(classes)))
         rows.append(html.element("tr", html.element("th", name, scope="row"), *cells))
-    matrix = html.element(
-        "table",
-        html.element("thead", head),
-        html.element("tbody", *rows),
-        class_="matrix" if short else "matrix names",
-    )
+    parts = (html.element("thead", head), html.element("tbody", *rows))
+    matrix = html.element("table", *parts, class_="matrix" if short else "matrix names")
     return html.element("div", matrix, class_="scroll")
 
 
@@ -96,37 +92,26 @@ def _confused_pairs(confusion: Integer[np.ndarray, "classes classes"], classes: 
     order = np.argsort(-wrong, axis=None, kind="stable")[:5]
     pairs = [divmod(int(flat), len(classes)) for flat in order if wrong.flat[flat] > 0]
     if not pairs:
-        return html.element("p", f"No {unit} was given a wrong class.")
+        return html.element("p", f"Every {unit} was classified correctly.")
     rows = [
         (classes[true], classes[predicted], f"{wrong[true, predicted]:,}", f"{confusion[true].sum():,}")
         for true, predicted in pairs
     ]
-    return html.join(
-        [
-            html.element("h3", "Most often confused"),
-            html.table(("true", "taken for", f"{unit}s", "of"), rows),
-        ]
-    )
+    head = ("true", "predicted", f"{unit}s", "of")
+    return html.join([html.element("h3", "Most often confused"), html.table(head, rows)])
 
 
 def example_predictions(predictions: Sequence[ExamplePrediction]) -> html.Html:
-    """The examples side by side; wrong ones have a dashed red frame and the true class beside the guess."""
+    """The examples side by side; wrong ones have a dashed red frame and name the true class."""
     return html.element("div", *(_example(example) for example in predictions), class_="examples")
 
 
 def _example(example: ExamplePrediction) -> html.Html:
-    data, media_type = photograph(to_uint8(example.image), max_size=224)
-    small = max(example.image.shape[1:]) <= 96
-    verdict = example.predicted if example.correct else f"{example.predicted}, not {example.true}"
+    result = example.predicted if example.correct else f"{example.predicted}, not {example.true}"
     return html.element(
         "div",
-        html.image(
-            data,
-            description=f"predicted {verdict}",
-            media_type=media_type,
-            class_="nearest" if small else None,
-        ),
-        html.element("b", verdict),
-        f"{example.probability:.1%} sure",
+        photograph_html(to_uint8(example.image), f"predicted {result}", max_size=224),
+        html.element("b", result),
+        f"probability {example.probability:.1%}",
         class_="example" if example.correct else "example wrong",
     )

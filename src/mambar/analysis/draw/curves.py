@@ -1,11 +1,13 @@
-"""Curves of a run: the numbers of metrics.jsonl by family (loss, accuracy, ...), drawn over steps."""
+"""Curves of a run: the metrics of metrics.jsonl by family (loss, accuracy, ...) over steps."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
-from mambar.analysis.draw.plots import DASHES, SERIES, label_text, new_axes, set_title, styled
+from mambar.analysis.draw import html
+from mambar.analysis.draw.plots import DASHES, SERIES, label_text, new_axes, set_title, styled, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, object]
 
-# Family of curves: the words that a metric's name holds, tried in this order.
+# Family of curves: the words in a metric's name, tried in this order.
 _FAMILIES: Final = {
     "Loss": ("loss",),
     "Accuracy": ("top1", "top5", "acc", "miou", "iou"),
@@ -23,15 +25,15 @@ _FAMILIES: Final = {
     "Images per second": ("images_per_second", "throughput"),
 }
 _X_AXES: Final = ("step", "epoch")
-# A row of metrics.jsonl says what it is of; the words a reader knows.
+# The `kind` of a row of metrics.jsonl as shown in the legend.
 _KINDS: Final[dict[object, str]] = {"training": "training", "evaluation": "validation"}
-# More points than this are drawn faintly, with their running mean over a fiftieth of them.
+# Curves with more points are drawn faintly, with a running mean over a fiftieth of the points on either side.
 _MANY_POINTS: Final = 150
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One metric of one run over its steps (or epochs, where the rows have no step)."""
+    """One metric of one run over its steps (or epochs if the rows have no step)."""
 
     run: str
     metric: str
@@ -42,7 +44,7 @@ class Curve:
 
 
 def family(metric: str) -> str | None:
-    """The chart a metric belongs to, None where it is drawn nowhere (time, counters)."""
+    """The chart of a metric; None for a metric that is not drawn (time, counters)."""
     words = metric.lower()
     for name, keys in _FAMILIES.items():
         if any(key == words or (key in words and len(key) > 2) for key in keys):
@@ -51,23 +53,19 @@ def family(metric: str) -> str | None:
 
 
 def collect_curves(runs: Mapping[str, Sequence[Row]]) -> list[Curve]:
-    """The curves in the rows of metrics.jsonl of each run; numbers that are not finite are left out."""
+    """The curves in the rows of metrics.jsonl of each run; NaN and infinity are omitted."""
     curves = []
     for run, rows in runs.items():
         axis = next((name for name in _X_AXES if any(name in row for row in rows)), "row")
         pairs = {(row.get("kind"), name): None for row in rows for name in row if name not in _X_AXES}
         for kind, metric in pairs:
             name = family(metric)
-            of_kind = [row for row in rows if row.get("kind") == kind]
-            points = list(_points(of_kind, axis, metric)) if name is not None else []
+            points = list(_points([row for row in rows if row.get("kind") == kind], axis, metric))
             if name is not None and points:
                 x, y = zip(*points, strict=True)
-                shown = (
-                    f"{_KINDS.get(kind, kind)} {metric.removeprefix('val_')}"
-                    if name in ("Loss", "Accuracy") and kind
-                    else metric
-                )
-                curves.append(Curve(run=run, metric=shown, family=name, axis=axis, x=x, y=y))
+                if name in ("Loss", "Accuracy") and kind:
+                    metric = f"{_KINDS.get(kind, kind)} {metric.removeprefix('val_')}"
+                curves.append(Curve(run=run, metric=metric, family=name, axis=axis, x=x, y=y))
     return curves
 
 
@@ -84,6 +82,17 @@ def families(curves: Sequence[Curve]) -> list[str]:
     return [name for name in _FAMILIES if name in present]
 
 
+def curve_section(curves: Sequence[Curve]) -> html.Html:
+    """A report's section with one chart per family."""
+    if not curves:
+        return html.section("Curves", html.element("p", "No numbers were logged yet."))
+    charts = (
+        html.figure(html.svg_image(svg(draw_family(curves, name)), description=f"{name} over time"), caption="")
+        for name in families(curves)
+    )
+    return html.section("Curves", html.element("div", *charts, class_="charts"))
+
+
 @styled
 def draw_family(curves: Sequence[Curve], name: str) -> "Figure":
     """One chart of one family."""
@@ -94,13 +103,13 @@ def draw_family(curves: Sequence[Curve], name: str) -> "Figure":
 
 @styled
 def draw_curves(curves: Sequence[Curve], *, title: str) -> "Figure":
-    """All families on one sheet: the run's curves.png."""
+    """All families in one figure, which is saved as curves.png."""
     names = families(curves)
     figure, axes = new_axes(max(1, len(names)), columns=2, size=(4.4, 3.0))
     for axis, name in zip(axes, names, strict=False):
         _draw(axis, [curve for curve in curves if curve.family == name], name)
     if not names:
-        axes[0].text(0.5, 0.5, "no numbers yet", ha="center", transform=axes[0].transAxes)
+        axes[0].text(0.5, 0.5, "no metrics yet", ha="center", transform=axes[0].transAxes)
         axes[0].set_axis_off()
     figure.suptitle(label_text(title), fontsize=11)
     return figure
@@ -110,17 +119,17 @@ def _draw(axes: "Axes", curves: Sequence[Curve], name: str) -> None:
     runs = list(dict.fromkeys(curve.run for curve in curves))
     metrics = list(dict.fromkeys(curve.metric for curve in curves))
     for curve in curves:
-        # One run: a colour for each metric. Several runs: a colour for each run, dashes for the metrics.
+        # One run: one color per metric. Several runs: one color per run, one dash pattern per metric.
         hue = metrics.index(curve.metric) if len(runs) == 1 else runs.index(curve.run)
         dash = metrics.index(curve.metric) if len(runs) > 1 else hue
-        colour = SERIES[hue % len(SERIES)]
+        color = SERIES[hue % len(SERIES)]
         smooth = name != "Learning rate" and len(curve.x) > _MANY_POINTS
         if smooth:
-            axes.plot(curve.x, curve.y, color=colour, linewidth=0.6, alpha=0.3)
+            axes.plot(curve.x, curve.y, color=color, linewidth=0.6, alpha=0.3)
         axes.plot(
             curve.x,
             running_mean(curve.y, len(curve.y) // 50) if smooth else curve.y,
-            color=colour,
+            color=color,
             linestyle=DASHES[dash % len(DASHES)],
             marker="o" if len(curve.x) <= 20 else "",
             markersize=3,
@@ -139,16 +148,14 @@ def _draw(axes: "Axes", curves: Sequence[Curve], name: str) -> None:
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """For each value the mean of itself and up to `width` values on either side."""
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
+    """For each value, the mean of it and up to `width` values on either side."""
+    sums = [0.0, *accumulate(values)]
     ends = [(max(0, at - width), min(len(values), at + width + 1)) for at in range(len(values))]
     return [(sums[last] - sums[first]) / (last - first) for first, last in ends]
 
 
 def _explain(axes: "Axes", runs: Sequence[str], metrics: Sequence[str]) -> None:
-    """Legend entries without data: what each colour and each kind of dash means, not every pair of them."""
+    """Adds legend entries without data: one per color and one per dash pattern, not one per pair."""
     for place, run in enumerate(runs):
         axes.plot([], [], color=SERIES[place % len(SERIES)], label=label_text(run))
     for place, metric in enumerate(metrics if len(metrics) > 1 else []):

@@ -1,4 +1,4 @@
-"""Charts of what results of one or two models found; drawing only, every number comes from a `AnalysisResult`."""
+"""Charts of one or more `AnalysisResult`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ def _colour(model: int) -> str:
 
 
 def _mark(model: int) -> dict[str, Any]:
-    """Colour and marker of a model: they stay apart in grey."""
+    """Color and marker of a model; markers distinguish the lines in grayscale."""
     return {"color": _colour(model), "marker": "os^D"[model % 4], "markersize": 3.5}
 
 

@@ -1,7 +1,7 @@
-"""Building blocks of a self-contained HTML page: no script, no network, everything escaped.
+"""Elements of a self-contained HTML page without scripts or network access.
 
-A string is text and is escaped wherever it goes; only `Html` is markup. `Html` is made by `element` and the
-functions below, so a class name or a file name cannot become an element or an attribute.
+Every string is escaped; only `Html` is markup. `Html` is returned by `element` and the functions below, so a class
+name or a file name cannot become an element or an attribute.
 """
 
 import base64
@@ -11,13 +11,14 @@ from importlib import resources
 from typing import Final
 
 from mambar.analysis.figure_label import printable
+from mambar.version import __version__
 
 CONTENT_SECURITY_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _VOID_ELEMENTS = frozenset({"img", "meta", "br", "hr", "col"})
 
 
 class Html(str):
-    """Text that is markup already and not escaped again; made by `element`, never from what a user gave."""
+    """Markup, which is not escaped again; returned by `element`, never made from user input."""
 
     __slots__ = ()
 
@@ -28,7 +29,7 @@ def text(value: object) -> Html:
 
 
 def join(children: Iterable[object]) -> Html:
-    """The children one after another, each escaped unless it is `Html`."""
+    """The concatenated children, each escaped unless it is `Html`."""
     return Html("".join(text(child) for child in children))
 
 
@@ -45,16 +46,26 @@ def element(name: str, /, *children: object, **attributes: object) -> Html:
 
 
 def image(data: bytes, *, description: str, media_type: str = "image/png", class_: str | None = None) -> Html:
-    """An image that lives in the page; `description` is read out where it cannot be seen."""
+    """An image embedded in the page; `description` is the text for screen readers."""
     source = f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
-    # The source is made here from base64 alone, so it is joined without the escaping of `text`.
+    # Base64 needs no escaping.
     named = "" if class_ is None else f' class="{text(class_)}"'
     return Html(f'<img src="{source}" alt="{text(description)}"{named}>')
+
+
+def svg_image(data: bytes, *, description: str, class_: str | None = None) -> Html:
+    """An SVG file as an image."""
+    return image(data, description=description, media_type="image/svg+xml", class_=class_)
 
 
 def figure(*content: object, caption: object, class_: str | None = None) -> Html:
     """A figure with its caption."""
     return element("figure", *content, element("figcaption", caption), class_=class_)
+
+
+def footer() -> Html:
+    """The footer of a report."""
+    return element("footer", f"Written by mambar {__version__}. The page is self-contained.", class_="note")
 
 
 def section(title: str, *content: object) -> Html:
@@ -63,7 +74,7 @@ def section(title: str, *content: object) -> Html:
 
 
 def tiles(values: Mapping[str, object]) -> Html:
-    """The few figures a reader looks for first."""
+    """The main numbers of a report, as tiles."""
     return element(
         "div",
         *(element("div", element("b", value), element("span", name), class_="tile") for name, value in values.items()),
@@ -72,7 +83,7 @@ def tiles(values: Mapping[str, object]) -> Html:
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]], *, class_: str | None = None) -> Html:
-    """A table that scrolls sideways where the page is narrow."""
+    """A table that scrolls horizontally on a narrow page."""
     given = [tuple(row) for row in rows]
     kinds = ["words" if all(_is_words(cell) for cell in column) else "numbers" for column in zip(*given, strict=True)]
     kinds = kinds or ["words"] * len(header)
@@ -86,18 +97,18 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]], *, class_:
 
 
 def _is_words(cell: object) -> bool:
-    """Whether a cell reads from the left: text that does not begin like a number."""
+    """True for a left-aligned cell: text that does not begin with a number."""
     return isinstance(cell, str) and cell[:1].isalpha()
 
 
 def pairs(values: Mapping[str, object]) -> Html:
-    """Names and values in two columns: settings, choices."""
+    """Settings as a table of names and values."""
     rows = (element("tr", element("td", name), element("td", value)) for name, value in values.items())
     return element("div", element("table", element("tbody", *rows), class_="pairs"), class_="columns")
 
 
 def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested settings under dotted names, lists of plain values on one line: `stages.0.lr`."""
+    """Nested settings with dotted names such as `stages.0.lr`; lists of plain values are one string."""
     flat: dict[str, object] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
@@ -113,7 +124,8 @@ def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, objec
 
 
 def page(title: str, *content: object) -> bytes:
-    """The whole page as UTF-8: no script, nothing loaded from elsewhere."""
+    """The page as UTF-8, with its style sheet."""
+    style = resources.files("mambar.analysis.draw").joinpath("report.css").read_text("utf-8")
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -121,11 +133,7 @@ def page(title: str, *content: object) -> bytes:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="referrer", content="no-referrer"),
         element("title", title),
-        Html(f"<style>{_style()}</style>"),
+        Html(f"<style>{style}</style>"),
     )
     document = element("html", head, element("body", element("main", *content)), lang="en")
     return f"<!doctype html>\n{document}\n".encode()
-
-
-def _style() -> str:
-    return resources.files("mambar.analysis.draw").joinpath("report.css").read_text("utf-8")

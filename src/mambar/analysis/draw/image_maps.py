@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, UInt8
 
 from mambar.analysis.draw import html
-from mambar.analysis.draw.color_maps import Resampling, map_png, photograph, resized
+from mambar.analysis.draw.color_maps import MapStyle, map_html, photograph_html, resized
 from mambar.analysis.draw.norm_panels import panel_scale, scale_legend, summary
 from mambar.analysis.draw.plots import label_text, new_axes, sign, styled
 from mambar.analysis.figure_label import FigureLabel
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MapRow:
-    """One quantity: a map for each named model (None: it has none), all in one scale, linear or logarithmic."""
+    """One quantity: a map per model (None if it has none), all on one linear or logarithmic scale."""
 
     name: str
     maps: Mapping[str, Float[np.ndarray, "rows cols"] | None]
     scale: Literal["linear", "log"] = "linear"
 
     def limits(self) -> tuple[float, float]:
-        """The scale's ends in the units of the maps."""
+        """The limits of the scale, in the units of the maps."""
         given = [values for values in self.maps.values() if values is not None]
         if self.scale == "log":
             given = [np.where(values > 0, values, np.nan) for values in given]
@@ -41,7 +41,7 @@ class MapRow:
         return np.log10(np.maximum(values, max(self.limits()[0], 1e-300)))
 
     def placed_limits(self) -> tuple[float, float]:
-        """The ends of the scale of `placed` values."""
+        """The limits of the scale of `placed` values."""
         low, high = self.limits()
         if self.scale == "linear":
             return low, high
@@ -60,39 +60,27 @@ class GalleryImage:
     register_label: FigureLabel
 
 
-@dataclass(frozen=True, kw_only=True)
-class MapStyle:
-    """Colormap and resampling of maps."""
-
-    colormap: str = "viridis"
-    resampling: Resampling = "nearest"
-
-
-def gallery_html(shown: GalleryImage, look: MapStyle) -> html.Html:
+def gallery_html(shown: GalleryImage, style: MapStyle) -> html.Html:
     """The image with its rows and register maps."""
-    data, media_type = photograph(shown.image)
-    kind = "nearest" if max(shown.image.shape[1:]) <= 96 else None
-    picture = html.image(data, description=shown.name, media_type=media_type, class_=kind)
     models = list(shown.rows[0].maps)
-    maps = f"--maps:{len(models)}"
-    inside = html.element("div", html.element("div", picture), class_="pair")
+    columns = f"--maps:{len(models)}"
+    inside = html.element("div", html.element("div", photograph_html(shown.image, shown.name)), class_="pair")
     blocks = [html.element("div", html.element("div", "Input", class_="name"), inside, class_="block")]
-    blocks += [_block(row, look, named=len(models) > 1) for row in shown.rows]
-    figures = [html.figure(html.element("div", *blocks, class_="blocks", style=maps), caption=shown.label.line())]
+    blocks += [_block(row, style, named=len(models) > 1) for row in shown.rows]
+    figures = [html.figure(html.element("div", *blocks, class_="blocks", style=columns), caption=shown.label.line())]
     figures += [
-        _register_figure(name, maps, shown.register_label, look)
+        _register_figure(name, maps, shown.register_label, style)
         for name, maps in shown.registers.items()
         if len(maps) > 1
     ]
     return html.join([html.element("h3", shown.name), *figures])
 
 
-def _block(row: MapRow, look: MapStyle, *, named: bool) -> html.Html:
-    """One quantity: its name, the maps of all models side by side, and the scale they share."""
-    low, high = row.limits()
+def _block(row: MapRow, style: MapStyle, *, named: bool) -> html.Html:
+    """One quantity: its name, the maps of all models side by side, and their common color scale."""
     cells = []
     for model, values in row.maps.items():
-        picture, *numbers = _map(row, values, look)
+        picture, *numbers = _map(row, values, style)
         name_below = html.element("div", model, class_="model") if named else ""
         cells.append(html.element("div", picture, name_below, *numbers))
     log = " (log)" if row.scale == "log" else ""
@@ -100,116 +88,107 @@ def _block(row: MapRow, look: MapStyle, *, named: bool) -> html.Html:
         "div",
         html.element("div", row.name + log, class_="name"),
         html.element("div", *cells, class_="pair"),
-        scale_legend(low, high, look.colormap),
+        scale_legend(*row.limits(), style.colormap),
         class_="block",
     )
 
 
-def _map(row: MapRow, values: Float[np.ndarray, "rows cols"] | None, look: MapStyle) -> list[html.Html]:
-    """The picture and its numbers."""
+def _map(row: MapRow, values: Float[np.ndarray, "rows cols"] | None, style: MapStyle) -> list[html.Html]:
+    """The map and its numbers."""
     if values is None:
         return [html.element("div", "none", class_="value")]
     low, high = row.placed_limits()
-    data = map_png(row.placed(values), low=low, high=high, colormap=look.colormap, resampling=look.resampling)
-    nearest = "nearest" if look.resampling == "nearest" else None
-    picture = html.image(data, description=f"{row.name}: {', '.join(summary(values))}", class_=nearest)
-    lines = (html.element("div", line) for line in summary(values))
-    return [picture, html.element("div", *lines, class_="value")]
+    numbers = summary(values)
+    picture = map_html(row.placed(values), f"{row.name}: {', '.join(numbers)}", low=low, high=high, style=style)
+    return [picture, html.element("div", *(html.element("div", line) for line in numbers), class_="value")]
 
 
 def _register_figure(
-    model: str, maps: Float[np.ndarray, "registers rows cols"], label: FigureLabel, look: MapStyle
+    model: str, maps: Float[np.ndarray, "registers rows cols"], label: FigureLabel, style: MapStyle
 ) -> html.Html:
     low, high = panel_scale(list(maps))
     cells = []
     for place, values in enumerate(maps):
-        data = map_png(values, low=low, high=high, colormap=look.colormap, resampling=look.resampling)
-        nearest = "nearest" if look.resampling == "nearest" else None
-        picture = html.image(data, description=f"map of register {place}", class_=nearest)
+        picture = map_html(values, f"map of register {place}", low=low, high=high, style=style)
         cells.append(html.element("div", picture, html.element("div", str(place), class_="value")))
-    caption = html.join(
-        [
-            html.element("div", f"{model}: similarity of each register to the image tokens"),
-            html.element("div", label.line()),
-        ]
-    )
+    lines = (f"{model}: similarity of each register to the image tokens", label.line())
     return html.figure(
-        html.element("div", *cells, class_="maps"), scale_legend(low, high, look.colormap), caption=caption
+        html.element("div", *cells, class_="maps"),
+        scale_legend(low, high, style.colormap),
+        caption=html.join(html.element("div", line) for line in lines),
     )
 
 
 @styled
-def draw_gallery(shown: GalleryImage, look: MapStyle) -> "Figure":
+def draw_gallery(shown: GalleryImage, style: MapStyle) -> "Figure":
     """The image and its rows as one figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     models = list(shown.rows[0].maps)
-    rows, columns = len(models), len(shown.rows) + 1
+    columns = len(shown.rows) + 1
+    figure, axes = new_axes(columns * len(models), columns=columns, size=(1.9, 2.05 + 0.85 / len(models)))
     # Square images are lower than their columns, so their titles need extra space above.
-    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 0.96))
-    figure = Figure(figsize=(1.9 * columns, 2.05 * rows + 0.85), layout=layout)
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for line, name in enumerate(models):
-        _imshow(grid[line, 0], np.moveaxis(shown.image, 0, -1), None)
-        grid[line, 0].set_ylabel(label_text(name), fontsize=7.5)
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 0.96))
+    grid = np.array(axes).reshape(len(models), columns)
+    for name, first in zip(models, grid[:, 0], strict=True):
+        _draw_image(first, shown.image)
+        first.set_ylabel(label_text(name), fontsize=7.5)
     grid[0, 0].set_title(label_text(shown.name), fontsize=8)
-    for column, row in enumerate(shown.rows, start=1):
-        low, high = row.placed_limits()
+    for row, column in zip(shown.rows, grid.T[1:], strict=True):
+        limits = row.placed_limits()
         pictures = []
-        for line, name in enumerate(models):
-            values = row.maps[name]
+        for axis, values in zip(column, row.maps.values(), strict=True):
             if values is None:
-                grid[line, column].set_axis_off()
-                continue
-            placed = row.placed(values)
-            if look.resampling == "bicubic":
-                placed = resized(placed, (placed.shape[0] * 16, placed.shape[1] * 16))
-            pictures.append(_imshow(grid[line, column], placed, (low, high, look.colormap)))
+                axis.set_axis_off()
+            else:
+                pictures.append(_draw_map(axis, row.placed(values), limits, style))
         log = ", log10" if row.scale == "log" else ""
-        grid[0, column].set_title(f"{row.name}{log}", fontsize=8)
+        column[0].set_title(f"{row.name}{log}", fontsize=8)
         if pictures:
-            bar = figure.colorbar(
-                pictures[-1], ax=list(grid[:, column]), orientation="horizontal", shrink=0.9, aspect=30
-            )
-            bar.ax.tick_params(labelsize=6.5)
+            _color_bar(pictures[-1], list(column), shrink=0.9, aspect=30)
     sign(figure, shown.label.line())
     return figure
 
 
 @styled
-def draw_registers(shown: GalleryImage, model: str, look: MapStyle) -> "Figure":
+def draw_registers(shown: GalleryImage, model: str, style: MapStyle) -> "Figure":
     """The register maps of one model as one figure."""
     maps = shown.registers[model]
-    low, high = panel_scale(list(maps))
+    limits = panel_scale(list(maps))
     figure, axes = new_axes(len(maps) + 1, columns=min(7, len(maps) + 1), size=(1.35, 1.5))
-    _imshow(axes[0], np.moveaxis(shown.image, 0, -1), None)
+    _draw_image(axes[0], shown.image)
     axes[0].set_title("input", fontsize=7.5)
-    for place, values in enumerate(maps):
-        if look.resampling == "bicubic":
-            values = resized(values, (values.shape[0] * 16, values.shape[1] * 16))
-        picture = _imshow(axes[place + 1], values, (low, high, look.colormap))
-        axes[place + 1].set_title(f"register {place}", fontsize=7.5)
-        if place == len(maps) - 1:
-            bar = figure.colorbar(picture, ax=axes, orientation="horizontal", shrink=0.5, aspect=40)
-            bar.ax.tick_params(labelsize=6.5)
+    for place, (values, axis) in enumerate(zip(maps, axes[1:], strict=True)):
+        picture = _draw_map(axis, values, limits, style)
+        axis.set_title(f"register {place}", fontsize=7.5)
+    _color_bar(picture, axes, shrink=0.5, aspect=40)
     sign(figure, f"{model} · {shown.register_label.line()}")
     return figure
 
 
-def _imshow(
-    axes: "Axes", values: Shaped[np.ndarray, "rows cols *channels"], scale: tuple[float, float, str] | None
+def _draw_image(axes: "Axes", image: UInt8[np.ndarray, "channels height width"]) -> None:
+    _hide_frame(axes)
+    pixels = np.moveaxis(image if len(image) == 3 else np.repeat(image[:1], 3, axis=0), 0, -1)
+    axes.imshow(pixels, interpolation="nearest" if max(image.shape) <= 96 else "antialiased")
+
+
+def _draw_map(
+    axes: "Axes", values: Float[np.ndarray, "rows cols"], limits: tuple[float, float], style: MapStyle
 ) -> "AxesImage":
-    """An image without axes, or a map on a (low, high, colormap) scale."""
-    axes.set_xticks([])
-    axes.set_yticks([])
+    _hide_frame(axes)
+    if style.resampling == "bicubic":
+        values = resized(values, (values.shape[0] * 16, values.shape[1] * 16))
+    low, high = limits
+    top = high if high > low else low + 1
+    return axes.imshow(values, vmin=low, vmax=top, cmap=style.colormap, interpolation="nearest")
+
+
+def _hide_frame(axes: "Axes") -> None:
+    axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    if scale is None:
-        shown = values if values.shape[-1] == 3 else np.repeat(values[..., :1], 3, axis=-1)
-        return axes.imshow(shown, interpolation="nearest" if max(values.shape) <= 96 else "antialiased")
-    low, high, colormap = scale
-    return axes.imshow(values, vmin=low, vmax=high if high > low else low + 1, cmap=colormap, interpolation="nearest")
+    axes.spines[:].set_visible(False)
+
+
+def _color_bar(picture: "AxesImage", axes: "list[Axes]", *, shrink: float, aspect: float) -> None:
+    figure = axes[0].get_figure(root=True)
+    assert figure is not None
+    bar = figure.colorbar(picture, ax=axes, orientation="horizontal", shrink=shrink, aspect=aspect)
+    bar.ax.tick_params(labelsize=6.5)

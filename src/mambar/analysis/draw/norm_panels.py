@@ -1,4 +1,4 @@
-"""Norm maps side by side: one image, the token-norm map of several models, one colour scale for the row."""
+"""Norm maps side by side: an image and the token-norm maps of several models on one color scale."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mambar.analysis.draw import html
-from mambar.analysis.draw.color_maps import Resampling, colorbar_png, map_png, photograph, to_uint8
+from mambar.analysis.draw.color_maps import MapStyle, colorbar_png, map_html, photograph_html, to_uint8
 from mambar.analysis.figure_label import FigureLabel, layer_name
 from mambar.analysis.measure.activations import layer_indices, model_device
 from mambar.analysis.measure.norms import token_norms
@@ -35,10 +35,10 @@ def compare_norms(
     tensor: TokenTensor = "residual",
     label: FigureLabel | None = None,
 ) -> list[NormPanel]:
-    """One row an image: its token-norm map after `layer` of every named model, all reading the same `images`.
+    """One row per image: the token-norm map after `layer` of each named model.
 
-    `shown` are the pictures to show (default: the images themselves, stretched); the label's tensor, metric,
-    layer and (where it has none) model are filled in here.
+    `shown` are the displayed images (default: `images`, scaled to 0-255). The tensor, metric and layer of the label
+    are set here, and the model if the label has none.
     """
     label = label or FigureLabel()
     names = {layer_name(layer_indices(model, [layer])[0], model.num_layers) for model in models.values()}
@@ -66,14 +66,14 @@ def compare_norms(
 
 
 def panel_scale(maps: Sequence[Float[np.ndarray, "rows cols"]]) -> tuple[float, float]:
-    """The scale that holds every map: from the smallest to the largest finite value."""
+    """The smallest and the largest finite value of all maps."""
     finite = [values[np.isfinite(values)] for values in maps]
     values = np.concatenate([*finite, np.zeros(0)])
     return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
 
 def number(value: float) -> str:
-    """A number with three significant figures, without an exponent where it fits."""
+    """The number with three significant digits, with an exponent only if very large or small."""
     if not np.isfinite(value):
         return "not finite"
     if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-3):
@@ -81,35 +81,25 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def panel(row: NormPanel, *, colormap: str = "viridis", resampling: Resampling = "nearest") -> html.Html:
-    """The row as HTML: image, maps, what each map's numbers are, the scale, the caption."""
+def panel(row: NormPanel) -> html.Html:
+    """The row as HTML: image, maps with their median and maximum, color scale, caption."""
     low, high = panel_scale(list(row.maps.values()))
-    data, media_type = photograph(to_uint8(row.image))
-    small = max(row.image.shape[1:]) <= 96
-    input_picture = html.image(
-        data, description="input image", media_type=media_type, class_="nearest" if small else None
-    )
     _, height, width = row.image.shape
-    cells = [_cell("Input", input_picture, f"{width} × {height} px")]
+    cells = [_cell("Input", photograph_html(to_uint8(row.image), "input image"), f"{width} × {height} px")]
     for name, values in row.maps.items():
-        picture = map_png(values, low=low, high=high, colormap=colormap, resampling=resampling)
         rows, cols = values.shape
-        shown = html.image(
-            picture,
-            description=f"norm map of {name}: {', '.join(summary(values))}",
-            class_="nearest" if resampling == "nearest" else None,
-        )
+        description = f"norm map of {name}: {', '.join(summary(values))}"
+        shown = map_html(values, description, low=low, high=high, style=MapStyle())
         cells.append(_cell(name, shown, *summary(values), f"{cols} × {rows} tokens"))
-    columns = f"--columns:{len(cells)}"
     return html.figure(
-        html.element("div", *cells, class_="panel", style=columns),
-        scale_legend(low, high, colormap),
+        html.element("div", *cells, class_="panel", style=f"--columns:{len(cells)}"),
+        scale_legend(low, high),
         caption=html.join([html.element("div", row.caption), html.element("div", row.label.line())]),
     )
 
 
 def summary(values: Float[np.ndarray, "rows cols"]) -> tuple[str, ...]:
-    """Median, maximum and their ratio in words."""
+    """Median, maximum and their ratio as text."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return ("no finite value",)
@@ -119,7 +109,7 @@ def summary(values: Float[np.ndarray, "rows cols"]) -> tuple[str, ...]:
 
 
 def scale_legend(low: float, high: float, colormap: str = "viridis") -> html.Html:
-    """The colour bar with its two ends."""
+    """The color bar with its limits."""
     bar = html.image(colorbar_png(colormap), description="color bar, low at the left")
     ends = (html.element("span", number(low)), bar, html.element("span", number(high)))
     return html.element("div", *ends, class_="scale")
@@ -127,9 +117,5 @@ def scale_legend(low: float, high: float, colormap: str = "viridis") -> html.Htm
 
 def _cell(name: str, picture: html.Html, *values: str) -> html.Html:
     lines = (html.element("div", value) for value in values)
-    return html.element(
-        "div",
-        html.element("div", name, class_="name"),
-        picture,
-        html.element("div", *lines, class_="value"),
-    )
+    parts = (html.element("div", name, class_="name"), picture, html.element("div", *lines, class_="value"))
+    return html.element("div", *parts)

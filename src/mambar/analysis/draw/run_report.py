@@ -1,4 +1,4 @@
-"""The report of a training run: report.html and curves.png from what the run hands over."""
+"""The report of a training run: report.html and curves.png."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +8,10 @@ from jaxtyping import Integer
 
 from mambar.analysis.draw import html
 from mambar.analysis.draw.confusion import ExamplePrediction, confusion_table, example_predictions
-from mambar.analysis.draw.curves import Curve, Row, collect_curves, draw_curves, draw_family, families
+from mambar.analysis.draw.curves import Row, collect_curves, curve_section, draw_curves
 from mambar.analysis.draw.norm_panels import NormPanel, panel
-from mambar.analysis.draw.plots import png, svg
+from mambar.analysis.draw.plots import png
 from mambar.hub.files import write_atomically
-from mambar.version import __version__
 
 
 def write_run_report(
@@ -29,7 +28,7 @@ def write_run_report(
     introduction: str = "",
     sections: Sequence[html.Html] = (),
 ) -> Path:
-    """Write `path` (an HTML file) and curves.png beside it; gives back `path`.
+    """Writes `path` (an HTML file) and curves.png in the same directory; returns `path`.
 
     `metrics` maps the name of each run to its rows of metrics.jsonl, the report's own run first; `norm_panels` maps
     headings to rows of norm maps; `summary` is shown at the top, `sections` before the recipe. Parts that are not
@@ -40,34 +39,17 @@ def write_run_report(
         html.element("h1", title),
         html.element("p", introduction, class_="lead") if introduction else "",
         html.tiles(summary) if summary else "",
-        _curve_section(curves),
+        curve_section(curves),
         _confusion_section(confusion, classes),
         _prediction_section(predictions),
         _norm_section(norm_panels or {}),
         *sections,
         html.section("Recipe", html.pairs(html.flattened(recipe))),
-        html.element(
-            "footer",
-            f"Written by mambar {__version__}. The page is self-contained.",
-            class_="note",
-        ),
+        html.footer(),
     ]
     write_atomically(path.with_name("curves.png"), png(draw_curves(curves, title=title)))
     write_atomically(path, html.page(title, *content))
     return path
-
-
-def _curve_section(curves: Sequence[Curve]) -> html.Html:
-    if not curves:
-        return html.section("Curves", html.element("p", "No numbers were logged yet."))
-    charts = (
-        html.figure(
-            html.image(svg(draw_family(curves, name)), description=f"{name} over time", media_type="image/svg+xml"),
-            caption="",
-        )
-        for name in families(curves)
-    )
-    return html.section("Curves", html.element("div", *charts, class_="charts"))
 
 
 def _confusion_section(confusion: Integer[np.ndarray, "classes classes"] | None, classes: Sequence[str]) -> html.Html:

@@ -8,16 +8,25 @@ from mambar.analysis.draw import html
 from mambar.analysis.measure.probes import difference
 
 Results = Mapping[str, AnalysisResult]
+# One row: the cells by the names of their columns.
+Row = Mapping[str, object]
 
 
 def not_run(results: Results, part: str) -> html.Html:
     """One line for each model without the part, with the reason."""
-    lines = [
+    return html.join(
         html.element("p", f"Not run for {name}: {found.not_run[part]}.", class_="note")
         for name, found in results.items()
         if part in found.not_run
-    ]
-    return html.join(lines)
+    )
+
+
+def _table(rows: Sequence[Row], note: str) -> html.Html:
+    """A table with a note; nothing without rows."""
+    if not rows:
+        return html.Html("")
+    table = html.table(list(rows[0]), [list(row.values()) for row in rows])
+    return html.join([table, html.element("p", note, class_="note")])
 
 
 def _percent(value: float, digits: int = 1) -> str:
@@ -29,37 +38,36 @@ def _times(value: float) -> str:
     return "–" if not math.isfinite(value) else f"{_number(value)}×"
 
 
-def _number(value: float, digits: int = 3) -> str:
+def _number(value: float) -> str:
     if not math.isfinite(value):
         return "none" if value == math.inf else "–"
-    return f"{value:.{digits}g}"
+    return f"{value:.3g}"
 
 
 def outlier_table(results: Results, layers: Mapping[str, Sequence[int]]) -> html.Html:
     """Outliers of the shown layers by every rule."""
     rows = [
-        (
-            name,
-            statistics.rule,
-            row.layer,
-            _number(row.threshold),
-            _percent(row.share, 2),
-            _number(row.outlier_mean),
-            _number(row.rest_mean),
-            _percent(row.recurrence),
-            _percent(row.persistence),
-        )
+        {
+            "model": name,
+            "rule": statistics.rule,
+            "layer": row.layer,
+            "threshold": _number(row.threshold),
+            "share": _percent(row.share, 2),
+            "mean norm": _number(row.outlier_mean),
+            "others": _number(row.rest_mean),
+            "same position": _percent(row.recurrence),
+            "next layer": _percent(row.persistence),
+        }
         for name, found in results.items()
         for statistics in found.outliers
         for row in statistics.layers
         if row.layer in layers[name]
     ]
-    head = ("model", "rule", "layer", "threshold", "share", "mean norm", "others", "same position", "next layer")
     note = (
         "Same position: probability that an outlier of one image is an outlier at the same position in another image "
         "(equal to the share for random positions). Next layer: the share that are outliers in the next layer too."
     )
-    return html.join([html.table(head, rows), html.element("p", note, class_="note")])
+    return _table(rows, note)
 
 
 def register_table(results: Results) -> html.Html:
@@ -71,9 +79,11 @@ def register_table(results: Results) -> html.Html:
         groups: dict[int, list[int]] = {}
         for register, group in enumerate(found.register_groups.tolist()):
             groups.setdefault(group, []).append(register)
-        rows += [(name, group, ", ".join(map(str, members))) for group, members in groups.items()]
-    note = "Groups: clusters of register maps by correlation over the gallery (average linkage, best silhouette)."
-    return html.join([html.table(("model", "group", "registers"), rows), html.element("p", note, class_="note")])
+        rows += [
+            {"model": name, "group": group, "registers": ", ".join(map(str, members))}
+            for group, members in groups.items()
+        ]
+    return _table(rows, "Groups: clusters of register maps by correlation (average linkage, best silhouette).")
 
 
 def probe_table(results: Results) -> html.Html:
@@ -82,62 +92,52 @@ def probe_table(results: Results) -> html.Html:
     for name, found in results.items():
         every = {result.method: result for result in found.probes if result.name == "all image tokens"}
         for result in found.probes:
-            apart, low, high = difference(result, every[result.method])
-            beside = (
-                "" if result is every[result.method] else f"{100 * apart:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-            )
-            interval = f"{100 * result.low:.1f} to {100 * result.high:.1f}"
-            rows.append((name, result.method, result.name, _percent(result.accuracy), interval, beside))
-    missing = not_run(results, "pooling probes")
-    if not rows:
-        return missing
-    head = ("model", "probe", "pooled from", "top-1", "95 %", "against all (95 %)")
-    count = max(result.num_images for found in results.values() for result in found.probes)
+            apart, low, high = (100 * value for value in difference(result, every[result.method]))
+            is_reference = result is every[result.method]
+            row = {
+                "model": name,
+                "probe": result.method,
+                "pooled from": result.name,
+                "top-1": _percent(result.accuracy),
+                "95 %": f"{100 * result.low:.1f} to {100 * result.high:.1f}",
+                "against all (95 %)": "" if is_reference else f"{apart:+.1f} ({low:+.1f} to {high:+.1f})",
+            }
+            rows.append(row)
+    count = max((result.num_images for found in results.values() for result in found.probes), default=0)
     note = (
         f"Linear probes on frozen features of {count:,} images, cross-validated; the penalty is chosen inside each "
         "training part. The paper reports such a comparison for Vim-B on ImageNet without its protocol."
     )
-    parts = [html.element("h3", "Pooling probes"), html.table(head, rows), html.element("p", note, class_="note")]
-    return html.join([*parts, missing])
+    heading = [html.element("h3", "Pooling probes")] if rows else []
+    return html.join([*heading, _table(rows, note), not_run(results, "pooling probes")])
 
 
 def local_table(results: Results) -> html.Html:
     """Position and pixels predicted from normal and outlier tokens."""
+    probes = {name: found.local for name, found in results.items() if found.local is not None}
     rows = [
-        (
-            name,
-            group.group,
-            f"{group.num_tokens:,}",
-            _percent(group.position_accuracy),
-            f"{100 * group.position_low:.1f} to {100 * group.position_high:.1f}",
-            _number(group.position_distance),
-            _number(group.pixel_error),
-            _percent(group.explained),
-        )
-        for name, found in results.items()
-        if found.local is not None
-        for group in found.local.groups
+        {
+            "model": name,
+            "tokens": group.group,
+            "number": f"{group.num_tokens:,}",
+            "position accuracy": _percent(group.position_accuracy),
+            "95 %": f"{100 * group.position_low:.1f} to {100 * group.position_high:.1f}",
+            "distance, patches": _number(group.position_distance),
+            "pixel error": _number(group.pixel_error),
+            "pixels explained": _percent(group.explained),
+        }
+        for name, local in probes.items()
+        for group in local.groups
     ]
     missing = not_run(results, "local probes")
-    if not rows:
+    if not probes:
         return missing
-    local = next(found.local for found in results.values() if found.local is not None)
-    head = (
-        "model",
-        "tokens",
-        "number",
-        "position accuracy",
-        "95 %",
-        "distance, patches",
-        "pixel error",
-        "pixels explained",
-    )
+    first = next(iter(probes.values()))
     note = (
-        f"Ridge regressions from tokens of the last layer to their position (chance {100 * local.chance:.1f} %) and "
-        f"their pixels (normalized units), tested on held-out images. Outliers: {local.rule}."
+        f"Ridge regressions from tokens of the last layer to their position (chance {100 * first.chance:.1f} %) and "
+        f"their pixels (normalized units), tested on held-out images. Outliers: {first.rule}."
     )
-    parts = [html.element("h3", "Local probes"), html.table(head, rows), html.element("p", note, class_="note")]
-    return html.join([*parts, missing])
+    return html.join([html.element("h3", "Local probes"), _table(rows, note), missing])
 
 
 def ground_truth_tables(results: Results) -> html.Html:
@@ -145,58 +145,62 @@ def ground_truth_tables(results: Results) -> html.Html:
     rows = []
     for name, found in results.items():
         for statistics in found.ground_truth:
-            row = statistics.layers[-1]
-            correlation = f"{row.entropy_correlation:+.2f} ({row.entropy_low:+.2f} to {row.entropy_high:+.2f})"
-            auc = f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})"
-            shares = (_percent(row.outlier_background), _percent(row.background), _times(row.lift))
-            rows.append((name, statistics.rule, row.layer, f"{row.outliers:,}", *shares, auc, correlation))
-    missing = not_run(results, "ground truth")
-    if not rows:
-        return missing
-    head = ("model", "rule", "layer", "outliers", "in background", "all tokens", "lift", "AUC (95 %)", "entropy (95 %)")
+            last = statistics.layers[-1]
+            entropy_interval = f"({last.entropy_low:+.2f} to {last.entropy_high:+.2f})"
+            row = {
+                "model": name,
+                "rule": statistics.rule,
+                "layer": last.layer,
+                "outliers": f"{last.outliers:,}",
+                "in background": _percent(last.outlier_background),
+                "all tokens": _percent(last.background),
+                "lift": _times(last.lift),
+                "AUC (95 %)": f"{last.auc:.3f} ({last.auc_low:.3f} to {last.auc_high:.3f})",
+                "entropy (95 %)": f"{last.entropy_correlation:+.2f} {entropy_interval}",
+            }
+            rows.append(row)
     note = (
         "AUC: of the norm as a detector of background patches, mean over images. Entropy: rank correlation of norm "
         "and the entropy of the patch's gray values, mean; below 0: high-norm tokens are on uniform patches."
     )
     maps = [
-        (name, row.name, f"{row.otsu_iou:.3f}", f"{row.best_iou:.3f}", f"{row.everything_iou:.3f}", row.num_images)
+        {
+            "model": name,
+            "map": row.name,
+            "IoU (Otsu)": f"{row.otsu_iou:.3f}",
+            "IoU (best)": f"{row.best_iou:.3f}",
+            "IoU of everything": f"{row.everything_iou:.3f}",
+            "images": row.num_images,
+        }
         for name, found in results.items()
         for row in found.map_ground_truth
     ]
-    map_head = ("model", "map", "IoU (Otsu)", "IoU (best)", "IoU of everything", "images")
     map_note = (
         "Maps of the last layer against the objects. Otsu: at Otsu's threshold, without the masks; best: at the best "
         "threshold of each image; everything: every token predicted as object."
     )
-    return html.join(
-        [
-            html.table(head, rows),
-            html.element("p", note, class_="note"),
-            html.table(map_head, maps),
-            html.element("p", map_note, class_="note"),
-            missing,
-        ]
-    )
+    return html.join([_table(rows, note), _table(maps, map_note), not_run(results, "ground truth")])
 
 
 def added_table(results: Results) -> html.Html:
     """Norms and accuracy with registers that were added at test time."""
     rows = [
-        (
-            name,
-            row.name,
-            _percent(row.top1),
-            _number(row.median),
-            _number(row.maximum),
-            _times(row.ratio),
-            _percent(row.outlier_share, 2),
-            _number(row.register_median),
-        )
+        {
+            "model": name,
+            "registers": row.name,
+            "top-1": _percent(row.top1),
+            "median norm": _number(row.median),
+            "maximum": _number(row.maximum),
+            "ratio": _times(row.ratio),
+            "outliers": _percent(row.outlier_share, 2),
+            "register median": _number(row.register_median),
+        }
         for name, found in results.items()
         for row in found.added
     ]
-    missing = html.join([not_run(results, "added registers"), not_run(results, "moving activations")])
-    if not rows:
-        return missing
-    head = ("model", "registers", "top-1", "median norm", "maximum", "ratio", "outliers", "register median")
-    return html.join([html.table(head, rows), missing])
+    note = (
+        "Untrained tokens are added to the sequence. In the last row, the activations of the channels with the largest "
+        "effect on outliers are moved from the patches to these tokens. The weights are unchanged."
+    )
+    skipped = (not_run(results, part) for part in ("added registers", "moving activations"))
+    return html.join([_table(rows, note), *skipped])

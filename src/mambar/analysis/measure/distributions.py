@@ -1,7 +1,6 @@
-"""Distributions of norms: counts in fixed bins, so that memory does not depend on the number of images."""
+"""Distributions of norms: counts in fixed bins, in memory that does not depend on the number of images."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +16,12 @@ NUM_BINS = OCTAVES * BINS_PER_OCTAVE
 
 
 def bin_edges(bins_per_octave: int = BINS_PER_OCTAVE) -> Float[np.ndarray, "edges"]:
-    """The edges of the bins; what lies below the first or above the last is counted in the end bins."""
+    """The edges of the bins; smaller and larger norms are counted in the first and the last bin."""
     return 2.0 ** (LOWEST_OCTAVE + np.arange(OCTAVES * bins_per_octave + 1) / bins_per_octave)
 
 
 def count_norms(norms: Float[Tensor, "layers *shape"]) -> Int64[Tensor, "layers bins"]:
-    """How many norms of each layer fall into each bin, on the device of `norms`; what is not finite is left out."""
+    """How many norms of each layer fall into each bin, on the device of `norms`; NaN and infinity are omitted."""
     num_layers = norms.shape[0]
     flat = norms.reshape(num_layers, -1)
     place = torch.log2(flat.double().clamp_min(1e-300))
@@ -35,7 +34,7 @@ def count_norms(norms: Float[Tensor, "layers *shape"]) -> Int64[Tensor, "layers 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NormDistribution:
-    """The norms of one layer: counts on `bin_edges()`, and the exact least, largest and mean of the finite ones."""
+    """The norms of one layer: counts on `bin_edges()`, and the exact minimum, maximum and mean of the finite norms."""
 
     counts: Int64[np.ndarray, "bins"]
     minimum: float
@@ -49,7 +48,7 @@ class NormDistribution:
         return int(self.counts.sum())
 
     def quantile(self, share: float) -> float:
-        """The norm below which `share` (0-1) of the norms lie, within a bin's width of 1.1 %."""
+        """The norm that `share` (0-1) of the norms do not exceed, exact to a bin width of 1.1 %."""
         if not 0 <= share <= 1:
             raise InputError(f"share={share} is not between 0 and 1.")
         if not self.count:
@@ -77,7 +76,7 @@ class NormDistribution:
         return float(min(max(math.sqrt(edges[densest] * edges[densest + 1]), self.minimum), self.maximum))
 
     def density(self, *, bins_per_octave: int = 16) -> tuple[Float[np.ndarray, "edges"], Float[np.ndarray, "bins"]]:
-        """Edges and density (share of the norms a unit of norm) on wider bins; cut to the bins that hold any."""
+        """Edges and density (share of the norms per unit of norm) on wider bins; outer empty bins are omitted."""
         if bins_per_octave < 1 or BINS_PER_OCTAVE % bins_per_octave:
             raise InputError(f"bins_per_octave={bins_per_octave} must divide {BINS_PER_OCTAVE}.")
         wide = self.counts.reshape(-1, BINS_PER_OCTAVE // bins_per_octave).sum(axis=1)
@@ -96,14 +95,14 @@ class NormDistribution:
 
 
 class DistributionCounter:
-    """Adds up the norms of batch after batch, on the device where they are; `result` gives a layer's distribution."""
+    """Accumulates the norms of all batches on their device."""
 
     def __init__(self, num_layers: int) -> None:
         self.num_layers = num_layers
         self._sums: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
 
     def add(self, norms: Float[Tensor, "layers *shape"]) -> None:
-        """Takes the norms of one batch in."""
+        """Adds the norms of one batch."""
         flat = norms.reshape(self.num_layers, -1).double()
         finite = torch.isfinite(flat)
         if not flat.shape[1]:
@@ -151,8 +150,3 @@ def norm_distributions(norms: Float[Tensor, "layers *shape"]) -> list[NormDistri
     counter = DistributionCounter(norms.shape[0])
     counter.add(norms)
     return counter.result()
-
-
-def distribution_table(distributions: Sequence[NormDistribution]) -> list[dict[str, int | float]]:
-    """`record` of every layer."""
-    return [distribution.to_dict() for distribution in distributions]

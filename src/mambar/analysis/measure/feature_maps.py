@@ -7,30 +7,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mambar.analysis.measure.activations import eval_mode, layer_indices
+from mambar.analysis.measure.activations import capture_activations, eval_mode
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import RegisterHead, Tokens
 
 Metric = Literal["l2", "cosine", "dot"]
-# Of reports and of the page: in both, bright patches are similar to the global vector.
+# The metric of reports and of the page: bright patches are similar to the global vector.
 DEFAULT_METRIC: Final[Metric] = "cosine"
 
 
-def _l2(local_tokens: Tensor, vector: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(local_tokens - vector[:, None], dim=-1)
-
-
-def _cosine(local_tokens: Tensor, vector: Tensor) -> Tensor:
-    return nn.functional.cosine_similarity(local_tokens, vector[:, None], dim=-1)
-
-
-def _dot(local_tokens: Tensor, vector: Tensor) -> Tensor:
-    return (local_tokens * vector[:, None]).sum(-1)
-
-
-_METRICS: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {"l2": _l2, "cosine": _cosine, "dot": _dot}
+# Metric between image tokens (batch, patches, dim) and a vector (batch, 1, dim).
+_METRICS: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "l2": lambda tokens, vector: torch.linalg.vector_norm(tokens - vector, dim=-1),
+    "cosine": lambda tokens, vector: nn.functional.cosine_similarity(tokens, vector, dim=-1),
+    "dot": lambda tokens, vector: (tokens * vector).sum(-1),
+}
 METRIC_NAMES: Final = {
     "l2": "L2 distance (small: similar)",
     "cosine": "cosine similarity (large: similar)",
@@ -56,7 +49,7 @@ def compare(
     if metric not in _METRICS:
         raise InputError(f"metric={metric!r} is not known; choose one of {', '.join(_METRICS)}.")
     wide = torch.promote_types(local_tokens.dtype, torch.float32)
-    return _METRICS[metric](local_tokens.to(wide), vector.to(wide))
+    return _METRICS[metric](local_tokens.to(wide), vector.to(wide)[:, None])
 
 
 def global_vector(tokens: Tokens, name: str) -> Float[Tensor, "batch dim"]:
@@ -91,9 +84,8 @@ def feature_maps(
     The paper shows maps of "global" against "local" outputs without stating layer, normalization or sign (arXiv
     2405.14858). Here the tokens pass through the final norm unless `tensor` is "residual" (before it) or "mixer".
     """
-    with eval_mode(model):
-        found = model.tokens(images, layer_indices(model, layers), tensor=tensor)
-        return torch.stack([feature_map(model, tokens, vector=vector, metric=metric) for tokens in found])
+    found = capture_activations(model, images, {tensor: layers})[tensor]
+    return torch.stack([feature_map(model, tokens, vector=vector, metric=metric) for tokens in found])
 
 
 def feature_map(model: TokenModel, tokens: Tokens, *, vector: str, metric: Metric) -> Float[Tensor, "batch rows cols"]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -167,10 +167,6 @@ class GroundTruthStatistics:
     rule: str
     num_images: int
     layers: tuple[LayerGroundTruth, ...]
-
-    def to_dict(self) -> dict[str, object]:
-        """The statistics as a JSON object."""
-        return asdict(self)
 
 
 def ground_truth_statistics(

@@ -5,7 +5,7 @@ The probes of "Vision Transformers Need Registers" (Darcet et al., 2024), where 
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -62,10 +62,6 @@ class LocalProbes:
     chance: float
     num_images: int
     groups: tuple[LocalProbe, ...]
-
-    def to_dict(self) -> dict[str, object]:
-        """The probes as a JSON object."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

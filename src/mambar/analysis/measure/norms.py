@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mambar.analysis.measure.activations import eval_mode, layer_indices
+from mambar.analysis.measure.activations import capture_activations
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.nn import Tokens
 
@@ -24,10 +24,7 @@ def token_norms(
     stream after the final norm. The paper does not state which tensor its figures show (arXiv 2405.14858). Tokens after
     the final norm have nearly equal norms, sqrt(D) times the gain, so its figures show one of the first two.
     """
-    with eval_mode(model):
-        return torch.stack(
-            [norm_map(tokens) for tokens in model.tokens(images, layer_indices(model, layers), tensor=tensor)]
-        )
+    return torch.stack([norm_map(tokens) for tokens in capture_activations(model, images, {tensor: layers})[tensor]])
 
 
 def register_norms(
@@ -38,9 +35,8 @@ def register_norms(
     tensor: TokenTensor = "residual",
 ) -> Float[Tensor, "layers batch registers"]:
     """The L2 norm of each register (or class token) after the given layers."""
-    with eval_mode(model):
-        found = model.tokens(images, layer_indices(model, layers), tensor=tensor)
-        return torch.stack([l2_norms(tokens.registers) for tokens in found])
+    found = capture_activations(model, images, {tensor: layers})[tensor]
+    return torch.stack([l2_norms(tokens.registers) for tokens in found])
 
 
 def norm_map(tokens: Tokens) -> Float[Tensor, "batch rows cols"]:

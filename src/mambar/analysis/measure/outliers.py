@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -34,11 +34,9 @@ class FixedThreshold:
 
     @property
     def name(self) -> str:
-        """The rule in words."""
         return f"norm above {self.value:g}"
 
     def threshold(self, norms: Float[Tensor, "tokens"]) -> float:
-        """The number itself."""
         return self.value
 
 
@@ -50,11 +48,9 @@ class MedianDeviation:
 
     @property
     def name(self) -> str:
-        """The rule in words."""
         return f"norm above median + {self.k:g} MAD"
 
     def threshold(self, norms: Float[Tensor, "tokens"]) -> float:
-        """Median and MAD are those of the given norms; the mean of the two middle ones where they are even."""
         finite = _finite(norms)
         if not finite.numel():
             return math.inf
@@ -70,11 +66,10 @@ class TopShare:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise InputError(f"share={self.share} must lie between 0 and 1.")
+            raise InputError(f"share={self.share} must be between 0 and 1.")
 
     @property
     def name(self) -> str:
-        """The rule in words."""
         return f"highest-norm {self.share * 100:g} %"
 
     def threshold(self, norms: Float[Tensor, "tokens"]) -> float:
@@ -90,7 +85,7 @@ class TopShare:
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """Norms beyond the gap of a bimodal distribution; none where there is no second mode.
+    """Norms above the gap of a bimodal distribution; none if there is no second mode.
 
     On a histogram of log2(norm) with `bins_per_octave` bins, smoothed once with (1, 2, 1) / 4: from the highest bin
     upwards, the second mode is the bin that rises most above the lowest point between the two, among those for which
@@ -104,11 +99,10 @@ class Gap:
 
     @property
     def name(self) -> str:
-        """The rule in words."""
         return "beyond the gap of a bimodal distribution"
 
     def threshold(self, norms: Float[Tensor, "tokens"]) -> float:
-        """The norm in the middle of the gap, infinity where the distribution has one mode."""
+        """The norm in the middle of the gap; infinity if the distribution has one mode."""
         positive = _finite(norms)
         positive = positive[positive > 0]
         if not positive.numel():
@@ -153,12 +147,17 @@ def outlier_mask(
 
 @dataclass(frozen=True, kw_only=True)
 class LayerOutliers:
-    """The outliers of one layer.
+    """The outliers of one layer; undefined values are NaN.
 
-    share: of all tokens (0-1); share_deviation: standard deviation over images. outlier_mean, rest_mean: mean norms.
-    ratio: the largest norm over the median. recurrence: the chance (0-1) that an outlier of one image is an outlier
-    in another image at the same place; it equals `share` where places are random. persistence: the share of outliers
-    that are outliers in the next measured layer too. What is undefined is NaN.
+    Attributes:
+        layer: Number of the layer.
+        threshold: Norm above which a token is an outlier.
+        share, share_deviation: Share (0-1) of outliers among all tokens, and its standard deviation over images.
+        outlier_mean, rest_mean: Mean norm of outliers and of other tokens.
+        maximum, median, ratio: Maximum and median norm, and their ratio.
+        recurrence: Probability that an outlier of one image is an outlier at the same position in another image; for
+            random positions it equals `share`.
+        persistence: Share of outliers that are outliers in the next measured layer too.
     """
 
     layer: int
@@ -181,10 +180,6 @@ class OutlierStatistics:
     rule: str
     layers: tuple[LayerOutliers, ...]
 
-    def to_dict(self) -> dict[str, object]:
-        """The statistics as a JSON object."""
-        return asdict(self)
-
 
 def outlier_statistics(
     norms: Float[Tensor, "layers batch rows cols"],
@@ -194,8 +189,8 @@ def outlier_statistics(
 ) -> OutlierStatistics:
     """Number, norm and stability over images of the outliers, by layer.
 
-    `norms` as `token_norms` gives them; `rule`: median + 10 MAD where none is given; `layers` are the numbers that
-    the layers go by (default: from 0).
+    `norms` are those of `token_norms`, `rule` is `MedianDeviation` by default, and `layers` are the numbers of the
+    layers (default: from 0).
     """
     rule = rule or MedianDeviation()
     mask = outlier_mask(norms, rule)
@@ -236,7 +231,7 @@ def _layer_outliers(
 
 
 def _recurrence(mask: Bool[Tensor, "batch rows cols"]) -> float:
-    """For every outlier, the share of the other images that have an outlier at its place; the mean over outliers."""
+    """Share of the other images with an outlier at the same position, mean over outliers."""
     batch, found = mask.shape[0], mask.sum(0).double()
     if batch < 2 or not mask.any():
         return math.nan
@@ -244,7 +239,7 @@ def _recurrence(mask: Bool[Tensor, "batch rows cols"]) -> float:
 
 
 def median(values: Float[Tensor, "values"]) -> float:
-    """The value in the middle, the mean of the two middle ones where their number is even; NaN of none."""
+    """The median, for an even number of values the mean of the two middle ones; NaN without values."""
     count = values.numel()
     if not count:
         return math.nan

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mambar.analysis.measure.activations import eval_mode, layer_indices
+from mambar.analysis.measure.activations import capture_activations
 from mambar.analysis.measure.feature_maps import Metric, compare
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
@@ -23,9 +23,8 @@ def register_maps(
     tensor: TokenTensor = "normed",
 ) -> Float[Tensor, "layers batch registers rows cols"]:
     """The metric between each image token and each register, layer by layer (l2: small is similar, else large)."""
-    with eval_mode(model):
-        found = model.tokens(images, layer_indices(model, layers), tensor=tensor)
-        return torch.stack([register_map(tokens, metric=metric) for tokens in found])
+    found = capture_activations(model, images, {tensor: layers})[tensor]
+    return torch.stack([register_map(tokens, metric=metric) for tokens in found])
 
 
 def register_map(tokens: Tokens, *, metric: Metric) -> Float[Tensor, "batch registers rows cols"]:
@@ -44,9 +43,8 @@ def register_similarity(
     tensor: TokenTensor = "normed",
 ) -> Float[Tensor, "layers registers registers"]:
     """The cosine similarity between registers, the mean over images, layer by layer."""
-    with eval_mode(model):
-        found = model.tokens(images, layer_indices(model, layers), tensor=tensor)
-        return torch.stack([mean_register_similarity(tokens) for tokens in found])
+    found = capture_activations(model, images, {tensor: layers})[tensor]
+    return torch.stack([mean_register_similarity(tokens) for tokens in found])
 
 
 def mean_register_similarity(tokens: Tokens) -> Float[Tensor, "registers registers"]:

@@ -1,7 +1,7 @@
 """Channels with the largest effect on outliers, and the effect of test-time registers on norms and accuracy."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
@@ -103,10 +103,6 @@ class AddedRegistersResult:
     ratio: float
     outlier_share: float
     register_median: float
-
-    def to_dict(self) -> dict[str, object]:
-        """The result as a JSON object."""
-        return asdict(self)
 
 
 def register_variants(model: VisionMamba, neurons: RegisterNeurons | None, num_registers: int) -> dict[str, TokenModel]:

@@ -1,8 +1,8 @@
 """Test-time registers: tokens added to a trained model without training, with activations moved to them.
 
-Known for ViTs ("Vision Transformers Don't Need Trained Registers", Jiang et al., 2025): a few neurons of the MLPs
-write the outliers, and moving their largest activation to an added token takes the outliers out of the image. A
-vision Mamba has no MLP; here the neurons are the inner channels of the mixer, in front of its output projection.
+The method for ViTs is "Vision Transformers Don't Need Trained Registers" (Jiang et al., 2025): a few neurons of the
+MLPs cause the outliers, and moving their largest activation to an added token removes the outliers from the image.
+A vision Mamba has no MLP; here the neurons are the inner channels of the mixer before its output projection.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,10 +53,10 @@ class _Layout:
 class TestTimeRegisters(nn.Module):
     """A trained `VisionMamba`, its weights unchanged, with `num_registers` more tokens in its sequence.
 
-    They are placed by `placement` in the sequence of patches and trained registers, hold `fill` (zero; mean of the
-    image's patches; copy of the first trained register) and the head does not read them. With `neurons`, each
-    patch's activation in those channels becomes zero and the one of largest size goes to every added register. A
-    TokenModel: added registers follow the trained ones.
+    The added registers are placed by `placement` in the sequence of patches and trained registers. Their initial value
+    is `fill`: zero, the mean of the image's patches, or a copy of the first trained register. The head does not read
+    them. With `neurons`, the patches' activations in those channels are set to zero, and the one of largest magnitude
+    is written to every added register. In `tokens`, added registers follow the trained ones.
     """
 
     def __init__(
@@ -76,22 +76,8 @@ class TestTimeRegisters(nn.Module):
         if fill == "copy" and not model.config.num_registers:
             raise InputError("fill='copy' needs a trained register; this model has none. Choose zero or mean.")
         self.model = model
+        self.num_layers, self.patch_size, self.embed_dim = model.num_layers, model.patch_size, model.embed_dim
         self.num_registers, self.placement, self.fill, self.neurons = num_registers, placement, fill, neurons
-
-    @property
-    def num_layers(self) -> int:
-        """The number of blocks."""
-        return self.model.num_layers
-
-    @property
-    def patch_size(self) -> int:
-        """The side of a patch in pixels."""
-        return self.model.patch_size
-
-    @property
-    def embed_dim(self) -> int:
-        """The width of a token."""
-        return self.model.embed_dim
 
     def tokens(
         self,
@@ -100,7 +86,7 @@ class TestTimeRegisters(nn.Module):
         *,
         tensor: TokenTensor = "residual",
     ) -> list[Tokens]:
-        """The tokens of the given layers, the added registers behind the trained ones."""
+        """The tokens of the given layers; added registers follow the trained ones."""
         wanted = layer_indices(self, layers)
         sequence, grid = self.model.embed(images)
         layout = self._layout(sequence.shape[1], grid)
@@ -130,7 +116,7 @@ class TestTimeRegisters(nn.Module):
     def _through(
         self, sequence: Tensor, grid: tuple[int, int], layout: _Layout
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Layer by layer, what the mixer added and the stream behind it, in the longer sequence."""
+        """For each layer, its number, the mixer output and the residual stream, in the extended sequence."""
         apart = self.model.registers.split(sequence, grid)
         register = FILLS[self.fill](apart.patches, apart.registers)
         x = sequence.new_empty(len(sequence), len(layout.own) + len(layout.added), self.embed_dim)
@@ -148,7 +134,7 @@ class TestTimeRegisters(nn.Module):
 
 @contextmanager
 def _moving(block: MambaBlock, channels: list[int], layout: _Layout) -> Iterator[None]:
-    """Within it, activations in front of the output projection leave the patches for the added registers."""
+    """Moves activations before the output projection from the patches to the added registers."""
 
     def move(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         inner = inputs[0].clone()  # (B, L, E)
