@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mambar.analysis.analyze_model import analyze_model
+from mambar.analysis.analyze_model import ProgressCallback, analyze_model
 from mambar.analysis.analyzed_model import AnalyzedModel, open_model
 from mambar.analysis.draw.analysis_report import write_analysis
 from mambar.analysis.images import NamedImages, builtin_images, images_from_paths, sample_gallery
@@ -20,8 +20,6 @@ from mambar.data.registry import open_dataset
 from mambar.errors import InputError
 
 logger = logging.getLogger("mambar.analysis.analyze")
-
-ProgressCallback = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,53 +47,55 @@ def analyze(
 ) -> AnalysisOutput:
     """Analyzes `model`, and `compare` if given, and writes report.html and its files into `out`.
 
-    model, compare: a run directory, a checkpoint file, one of our names, or timm/NAME; a name has random weights
-    unless `pretrained`. data: what statistics are taken of and the gallery is drawn from (its validation split;
-    `data_options` are the dataset's own); images: files or folders to show instead; without both, the photographs
-    that come with scikit-image. `progress` is called with the part and the number of images done.
-
-    Raises `InputError` where `out` holds files already, or something given cannot be read.
+    Args:
+        model, compare: A run directory, a checkpoint file, a model name, or timm/NAME. A named model has random
+            weights unless `pretrained`.
+        out: A new or empty directory; `InputError` is raised otherwise.
+        data: The images of the statistics and of the gallery: a dataset, or the path or name of one, whose validation
+            split is read with `data_options`.
+        images: Image files or folders for the gallery. Without `data` and `images`: the photographs of scikit-image.
+        progress: Called with the part and the number of images done.
     """
     options = options or AnalysisOptions()
     started = time.monotonic()
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out={out} exists and is not an empty directory; choose a new directory.")
-    shown, dataset = _given(data, images, options, data_options or {})
+    shown, dataset = _gallery_and_dataset(data, images, options, data_options or {})
     size = options.img_size
     analyzed_models = []
     for source in [model] if compare is None else [model, compare]:
         analyzed = open_model(source, pretrained=pretrained, img_size=size, seed=options.seed, device=device)
         if data is None and size is None and not images:
             analyzed = _at_grid(source, analyzed, pretrained=pretrained, seed=options.seed, device=device)
-        analyzed_models.append(_renamed(analyzed, [other.name for other in analyzed_models]))
-    _refuse_missing_layers(options, [analyzed.model.num_layers for analyzed in analyzed_models])
+        if analyzed.name in [other.name for other in analyzed_models]:
+            analyzed = replace(analyzed, name=f"{analyzed.name} (2)")
+        analyzed_models.append(analyzed)
+    most = max(analyzed.model.num_layers for analyzed in analyzed_models)
+    for layer in options.layers or ():
+        if not -most <= layer < most:
+            raise InputError(f"layers={layer} does not exist; the layers are 0 to {most - 1}, or -1 for the last.")
     out.mkdir(parents=True, exist_ok=True)
     results = {}
     for analyzed in analyzed_models:
         logger.info("Analyzing %s.", analyzed.name)
-        told = _prefixed(progress, analyzed.name)
-        results[analyzed.name] = analyze_model(analyzed, dataset, shown, options, workers=workers, progress=told)
-    analysis = Analysis(results=results, gallery=shown, data=_data_text(dataset, results), options=options)
+        report = None if progress is None else _prefixed(progress, analyzed.name)
+        results[analyzed.name] = analyze_model(analyzed, dataset, shown, options, workers=workers, progress=report)
+    counts = sorted({found.norms.num_images for found in results.values()})
+    text = f"{dataset.name}, {' and '.join(map(str, counts))} images"
+    analysis = Analysis(results=results, gallery=shown, data=text, options=options)
     path = write_analysis(out, analysis)
     return AnalysisOutput(report=path, analysis=analysis, seconds=time.monotonic() - started)
 
 
-def _refuse_missing_layers(options: AnalysisOptions, counts: Sequence[int]) -> None:
-    most = max(counts)
-    for layer in options.layers or ():
-        if not -most <= layer < most:
-            raise InputError(f"layers={layer} does not exist; the layers are 0 to {most - 1}, or -1 for the last.")
-
-
-def _given(
+def _gallery_and_dataset(
     data: str | Path | ImageDataset | None,
     images: Sequence[str | Path],
     options: AnalysisOptions,
     data_options: dict[str, Any],
 ) -> tuple[NamedImages, ImageDataset]:
-    """The gallery, and the dataset of the statistics."""
-    pictures = images_from_paths(images) if images else None
+    """The images to show, and the dataset of the statistics."""
+    given = images_from_paths(images) if images else None
     dataset: ImageDataset
     if isinstance(data, str | Path):
         most = min(options.num_images, data_options.get("limit") or options.num_images)
@@ -103,8 +103,8 @@ def _given(
     elif data is not None:
         dataset = data
     else:
-        dataset = pictures or builtin_images()
-    return sample_gallery(pictures or dataset, options.gallery, seed=options.seed), dataset
+        dataset = given or builtin_images()
+    return sample_gallery(given or dataset, options.gallery, seed=options.seed), dataset
 
 
 def _at_grid(
@@ -117,18 +117,5 @@ def _at_grid(
     return open_model(source, pretrained=pretrained, img_size=side, seed=seed, device=device)
 
 
-def _renamed(analyzed: AnalyzedModel, taken: Sequence[str]) -> AnalyzedModel:
-    if analyzed.name not in taken:
-        return analyzed
-    return replace(analyzed, name=f"{analyzed.name} (2)")
-
-
-def _prefixed(progress: ProgressCallback | None, name: str) -> ProgressCallback | None:
-    if progress is None:
-        return None
+def _prefixed(progress: ProgressCallback, name: str) -> ProgressCallback:
     return lambda part, done: progress(f"{name}: {part}", done)
-
-
-def _data_text(dataset: ImageDataset, results: dict[str, Any]) -> str:
-    counts = {found.norms.num_images for found in results.values()}
-    return f"{dataset.name}, {' and '.join(str(count) for count in sorted(counts))} images"

@@ -1,6 +1,5 @@
 """All measurements of one model, as arrays: norms, outliers, maps, probes, ground truth, added registers."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -44,8 +43,6 @@ from mambar.errors import InputError
 from mambar.models.protocol import TokenTensor
 from mambar.models.vision_mamba import VisionMamba
 
-logger = logging.getLogger("mambar.analysis.analyze_model")
-
 # The tokens of one batch, all layers together, take at most this many bytes.
 _BATCH_BYTES = 256 * 2**20
 # Probes of single tokens and added registers use at most this many images, and at most this many bytes of them.
@@ -83,9 +80,9 @@ class AnalysisResult:
     gallery_norms: Float[Tensor, "layers images rows cols"]
     vector: str
     feature_map: Float[Tensor, "images rows cols"]
-    register_maps: Float[Tensor, "images registers rows cols"] | None
-    register_similarity: Float[Tensor, "registers registers"] | None
-    register_groups: Int64[Tensor, "registers"] | None
+    register_maps: Float[Tensor, "images registers rows cols"] | None = None
+    register_similarity: Float[Tensor, "registers registers"] | None = None
+    register_groups: Int64[Tensor, "registers"] | None = None
     probes: list[ProbeResult] = field(default_factory=list)
     local: LocalProbes | None = None
     ground_truth: list[GroundTruthStatistics] = field(default_factory=list)
@@ -126,25 +123,23 @@ def analyze_model(
         workers=workers,
         limit=options.num_images,
     )
-    collected = _Collectors(analyzed, dataset, options)
+    measured = _DatasetPass(reader, options)
     for images, labels in reader.labeled_batches():
-        collected.add(images, labels)
+        measured.add(images, labels)
         if progress is not None:
-            progress("images", collected.norms.num_images)
-    norms = collected.norms.result()
-    kept = [reader.indices[place] for place in norms.kept]
-    not_run: dict[str, str] = {}
-    ground_truth, maps = _ground_truth(analyzed, dataset, kept, norms, collected.maps, options, not_run)
+            progress("images", measured.norms.num_images)
+    norms = measured.norms.result()
+    ground_truth, map_ground_truth = measured.ground_truth(norms)
     return AnalysisResult(
         analyzed=analyzed,
         norms=norms,
         outliers=[outlier_statistics(norms.maps, rule=rule, layers=norms.layers) for rule in default_rules()],
-        probes=_pooling_probes(collected, reader, options, not_run),
-        local=_local_probes(collected, reader, options, not_run),
+        probes=measured.pooling_probes(),
+        local=measured.local_probes(),
         ground_truth=ground_truth,
-        map_ground_truth=maps,
-        added=_added(reader, options, not_run),
-        not_run=not_run,
+        map_ground_truth=map_ground_truth,
+        added=measured.added_registers(),
+        not_run=measured.not_run,
         **_gallery(analyzed, gallery, options),
     )
 
@@ -154,27 +149,44 @@ def _layers(options: AnalysisOptions) -> dict[TokenTensor, list[int] | None]:
     return {"normed": [-1], options.map_tensor: [-1], options.tensor: None}
 
 
-def _subset_size(analyzed: AnalyzedModel, options: AnalysisOptions) -> int:
-    """The number of images for the parts that hold all of their images in memory."""
-    height, width = analyzed.preprocessing.size
-    rows, cols = analyzed.grid
-    num_bytes = 4 * max(len(analyzed.preprocessing.mean) * height * width, rows * cols * analyzed.model.embed_dim)
-    return max(_MIN_LOCAL_IMAGES, min(options.num_images, _SUBSET_IMAGES, _SUBSET_BYTES // num_bytes))
+def _gallery(analyzed: AnalyzedModel, gallery: NamedImages, options: AnalysisOptions) -> dict[str, Any]:
+    model = analyzed.model
+    found = capture_activations(model, stack_images(analyzed, gallery), _layers(options))
+    last = found[options.map_tensor][-1]
+    vector = supported_vector(model, last, options.vector)
+    results: dict[str, Any] = {
+        "gallery_norms": torch.stack([norm_map(tokens) for tokens in found[options.tensor]]).cpu(),
+        "vector": vector,
+        "feature_map": feature_map(model, last, vector=vector, metric=options.metric).cpu(),
+    }
+    if last.registers.shape[1]:
+        maps = register_map(last, metric=options.metric).cpu()
+        results["register_maps"] = maps
+        results["register_similarity"] = mean_register_similarity(last).cpu()
+        results["register_groups"] = cluster_registers(map_similarity(maps))
+    return results
 
 
-class _Collectors:
-    """Everything that is accumulated in the pass over the dataset; each batch takes one forward pass."""
+class _DatasetPass:
+    """The measurements of one pass over the dataset; each batch takes one forward pass."""
 
-    def __init__(self, analyzed: AnalyzedModel, dataset: ImageDataset, options: AnalysisOptions) -> None:
-        model = analyzed.model
-        self.model, self.options = model, options
+    def __init__(self, reader: BatchReader, options: AnalysisOptions) -> None:
+        analyzed = reader.analyzed
+        self.reader, self.analyzed, self.model, self.options = reader, analyzed, analyzed.model, options
+        self.not_run: dict[str, str] = {}
+        # The number of images for the parts that hold all of their images in memory.
+        height, width = analyzed.preprocessing.size
+        rows, cols = analyzed.grid
+        num_bytes = 4 * max(len(analyzed.preprocessing.mean) * height * width, rows * cols * self.model.embed_dim)
+        most = min(options.num_images, _SUBSET_IMAGES, _SUBSET_BYTES // num_bytes)
+        self.subset_size = max(_MIN_LOCAL_IMAGES, most)
         self.norms = NormCollector(
-            range(model.num_layers), tensor=options.tensor, keep=options.max_maps, seed=options.seed
+            range(self.model.num_layers), tensor=options.tensor, keep=options.max_maps, seed=options.seed
         )
         # Maps of the last layer, for the same images as the norm maps: the feature map, then every register's.
         self.maps = ImageSample(options.max_maps, options.seed)
-        self.pools = PoolCollector() if options.probes and len(dataset.classes) >= 2 else None
-        self.local = LocalTokenCollector(model.patch_size, limit=_subset_size(analyzed, options))
+        self.pools = PoolCollector() if options.probes and len(reader.dataset.classes) >= 2 else None
+        self.local = LocalTokenCollector(self.model.patch_size, limit=self.subset_size)
 
     def add(self, images: Float[Tensor, "batch channels height width"], labels: Int64[Tensor, "batch"]) -> None:
         """Runs the model on one batch and adds it to every collector."""
@@ -191,108 +203,68 @@ class _Collectors:
         if self.pools is not None:
             self.pools.add(normed, ranked, labels)
 
+    def local_probes(self) -> LocalProbes | None:
+        count = len(self.reader.indices)
+        if count < _MIN_LOCAL_IMAGES:
+            self.not_run["local probes"] = f"{count} images are too few; {_MIN_LOCAL_IMAGES} or more are needed"
+            return None
+        return local_probes(self.local.result(), seed=self.options.seed, layer=self.model.num_layers - 1)
 
-def _gallery(analyzed: AnalyzedModel, gallery: NamedImages, options: AnalysisOptions) -> dict[str, Any]:
-    model = analyzed.model
-    found = capture_activations(model, stack_images(analyzed, gallery), _layers(options))
-    last = found[options.map_tensor][-1]
-    vector = supported_vector(model, last, options.vector)
-    measured: dict[str, Any] = {
-        "gallery_norms": torch.stack([norm_map(tokens) for tokens in found[options.tensor]]).cpu(),
-        "vector": vector,
-        "feature_map": feature_map(model, last, vector=vector, metric=options.metric).cpu(),
-        "register_maps": None,
-        "register_similarity": None,
-        "register_groups": None,
-    }
-    if last.registers.shape[1]:
-        maps = register_map(last, metric=options.metric).cpu()
-        measured |= {
-            "register_maps": maps,
-            "register_similarity": mean_register_similarity(last).cpu(),
-            "register_groups": cluster_registers(map_similarity(maps)),
+    def pooling_probes(self) -> list[ProbeResult]:
+        options, count, classes = self.options, len(self.reader.indices), len(self.reader.dataset.classes)
+        if not options.probes:
+            self.not_run["pooling probes"] = "not requested"
+        elif self.pools is None:
+            self.not_run["pooling probes"] = "the images have no classes; use data with labels"
+        elif count < 2 * options.folds or count < 2 * classes:
+            self.not_run["pooling probes"] = f"{count} images are too few for {classes} classes"
+        else:
+            return probe_all(self.pools.result(), methods=options.probes, folds=options.folds, seed=options.seed)
+        return []
+
+    def ground_truth(self, norms: CollectedNorms) -> tuple[list[GroundTruthStatistics], list[MapGroundTruth]]:
+        """The sampled images' norms and maps against their masks."""
+        kept = [self.reader.indices[place] for place in norms.kept]
+        shares, entropies = [], []
+        for mask, pixels in masks_and_pixels(self.analyzed, self.reader.dataset, kept):
+            shares.append(background_share(mask, self.model.patch_size))
+            entropies.append(local_entropy(pixels, self.model.patch_size))
+        if len(shares) < len(kept):
+            self.not_run["ground truth"] = "the images have no masks; use data with masks, such as shapes"
+            return [], []
+        background, entropy = torch.cat(shares), torch.cat(entropies)
+        statistics = [
+            ground_truth_statistics(norms.maps, background=background, entropy=entropy, rule=rule, layers=norms.layers)
+            for rule in default_rules()
+        ]
+        count = min(len(kept), self.subset_size)
+        _, (scores,) = self.maps.result()
+        # A distance is negated, so that large means similar for every metric.
+        similar = (-scores if self.options.metric == "l2" else scores)[:count]
+        named = {
+            "norm, last layer": norms.maps[-1, :count],
+            "feature map, similar": similar[:, 0],
+            "feature map, dissimilar": -similar[:, 0],
+            **{f"register {place}": each for place, each in enumerate(similar[:, 1:].unbind(1))},
         }
-    return measured
+        return statistics, [map_ground_truth(name, each, background[:count]) for name, each in named.items()]
 
-
-def _local_probes(
-    collected: _Collectors, reader: BatchReader, options: AnalysisOptions, not_run: dict[str, str]
-) -> LocalProbes | None:
-    count = len(reader.indices)
-    if count < _MIN_LOCAL_IMAGES:
-        not_run["local probes"] = f"{count} images are too few; {_MIN_LOCAL_IMAGES} or more are needed"
-        return None
-    return local_probes(collected.local.result(), seed=options.seed, layer=reader.analyzed.model.num_layers - 1)
-
-
-def _pooling_probes(
-    collected: _Collectors, reader: BatchReader, options: AnalysisOptions, not_run: dict[str, str]
-) -> list[ProbeResult]:
-    classes, count = len(reader.dataset.classes), len(reader.indices)
-    if not options.probes:
-        not_run["pooling probes"] = "not requested"
-    elif collected.pools is None:
-        not_run["pooling probes"] = "the images have no classes; use data with labels"
-    elif count < 2 * options.folds or count < 2 * classes:
-        not_run["pooling probes"] = f"{count} images are too few for {classes} classes"
-    else:
-        return probe_all(collected.pools.result(), methods=options.probes, folds=options.folds, seed=options.seed)
-    return []
-
-
-def _ground_truth(
-    analyzed: AnalyzedModel,
-    dataset: ImageDataset,
-    kept: list[int],
-    norms: CollectedNorms,
-    maps: ImageSample,
-    options: AnalysisOptions,
-    not_run: dict[str, str],
-) -> tuple[list[GroundTruthStatistics], list[MapGroundTruth]]:
-    """The sampled images' norms and maps against their masks."""
-    shares, entropies = [], []
-    for mask, pixels in masks_and_pixels(analyzed, dataset, kept):
-        shares.append(background_share(mask, analyzed.model.patch_size))
-        entropies.append(local_entropy(pixels, analyzed.model.patch_size))
-    if len(shares) < len(kept):
-        not_run["ground truth"] = "the images have no masks; use data with masks, such as shapes"
-        return [], []
-    background, entropy = torch.cat(shares), torch.cat(entropies)
-    statistics = [
-        ground_truth_statistics(norms.maps, background=background, entropy=entropy, rule=rule, layers=norms.layers)
-        for rule in default_rules()
-    ]
-    count = min(len(kept), _subset_size(analyzed, options))
-    _, (scores,) = maps.result()
-    # A distance is negated, so that large means similar for every metric.
-    similar = (-scores if options.metric == "l2" else scores)[:count]
-    named = {
-        "norm, last layer": norms.maps[-1, :count],
-        "feature map, similar": similar[:, 0],
-        "feature map, dissimilar": -similar[:, 0],
-        **{f"register {place}": each for place, each in enumerate(similar[:, 1:].unbind(1))},
-    }
-    return statistics, [map_ground_truth(name, each, background[:count]) for name, each in named.items()]
-
-
-def _added(reader: BatchReader, options: AnalysisOptions, not_run: dict[str, str]) -> list[AddedRegistersResult]:
-    model = reader.analyzed.model
-    if not options.test_time_registers:
-        not_run["added registers"] = "not requested"
-        return []
-    if not isinstance(model, VisionMamba):
-        not_run["added registers"] = "registers can be added to a Vision Mamba only"
-        return []
-    if reader.analyzed.random_weights:
-        not_run["added registers"] = "the weights are random"
-        return []
-    classes = reader.analyzed.classes
-    comparable = classes is not None and tuple(classes) == tuple(reader.dataset.classes)
-    subset = replace(reader, limit=_subset_size(reader.analyzed, options))
-    batches = [(images, labels if comparable else labels * 0 - 1) for images, labels in subset.labeled_batches()]
-    try:
-        neurons = find_register_neurons(model, (images for images, _ in batches), rule=MedianDeviation())
-    except InputError as error:
-        neurons = None
-        not_run["moving activations"] = str(error).rstrip(".")
-    return evaluate_added_registers(register_variants(model, neurons, options.test_time_registers), batches)
+    def added_registers(self) -> list[AddedRegistersResult]:
+        model, classes = self.model, self.analyzed.classes
+        if not self.options.test_time_registers:
+            self.not_run["added registers"] = "not requested"
+        elif not isinstance(model, VisionMamba):
+            self.not_run["added registers"] = "registers can be added to a Vision Mamba only"
+        elif self.analyzed.random_weights:
+            self.not_run["added registers"] = "the weights are random"
+        if "added registers" in self.not_run or not isinstance(model, VisionMamba):
+            return []
+        comparable = classes is not None and tuple(classes) == tuple(self.reader.dataset.classes)
+        subset = replace(self.reader, limit=self.subset_size)
+        batches = [(images, labels if comparable else labels * 0 - 1) for images, labels in subset.labeled_batches()]
+        try:
+            neurons = find_register_neurons(model, (images for images, _ in batches), rule=MedianDeviation())
+        except InputError as error:
+            neurons = None
+            self.not_run["moving activations"] = str(error).rstrip(".")
+        return evaluate_added_registers(register_variants(model, neurons, self.options.test_time_registers), batches)

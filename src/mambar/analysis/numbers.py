@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -47,11 +47,8 @@ class Analysis:
 
     def label(self, **fields: Any) -> FigureLabel:
         """A figure's label: the fields that all figures have, and `fields`."""
-        names = " and ".join(self.results)
-        label = FigureLabel(
-            model=names, data=self.data, seed=self.options.seed, random_weights=bool(self.random_weights)
-        )
-        return replace(label, **fields)
+        shared = {"model": " and ".join(self.results), "data": self.data, "seed": self.options.seed}
+        return FigureLabel(**shared | {"random_weights": bool(self.random_weights)} | fields)
 
 
 def shown_layers(num_layers: int, options: AnalysisOptions) -> tuple[int, ...]:

@@ -26,10 +26,16 @@ METRIC = DEFAULT_METRIC
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelExplanation:
-    """What one model sees: the most probable classes (none without a classifier), and maps after every block.
+    """The results of one model for one image.
 
-    norms: maps of the patch tokens, distributions of patches and registers. vector: what the feature maps compare with.
-    register_maps is None where a model has none. seconds: {"classes", "maps"}, measured.
+    Attributes:
+        name: Name of the model.
+        random_weights: True if the weights were never trained.
+        guesses: The most probable classes; none without a classifier.
+        norms: Norm maps and distributions of all layers.
+        vector: The global vector of the feature maps.
+        feature_maps, register_maps: Maps of all layers; no register maps without registers.
+        seconds: Run time of the parts `classes` and `maps`.
     """
 
     name: str
@@ -53,7 +59,7 @@ class ModelExplanation:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """One image as the first model reads it, and a view of each model."""
+    """The image as preprocessed by the first model, and the results of each model."""
 
     name: str
     image: UInt8[Tensor, "channels height width"]
@@ -61,11 +67,11 @@ class Explanation:
 
     @property
     def num_layers(self) -> int:
-        """The blocks of the first model, by which layers are counted."""
+        """The number of blocks of the first model."""
         return self.views[0].num_layers
 
     def layer(self, view: ModelExplanation, layer: int) -> int:
-        """The layer of a view at the same depth as `layer` of the first model: the same number where depths agree."""
+        """The layer of a view at the same relative depth as `layer` of the first model."""
         if not 0 <= layer < self.num_layers:
             raise InputError(f"layer {layer} does not exist; the model has layers 0 to {self.num_layers - 1}.")
         return round(layer * (view.num_layers - 1) / max(self.num_layers - 1, 1))
@@ -135,12 +141,12 @@ def _model_dict(view: ModelExplanation, layer: int) -> dict[str, Any]:
         "model": view.name,
         "random_weights": view.random_weights,
         "classes": [
-            {"name": guess.name, "index": guess.index, "probability": _number(guess.probability)}
+            {"name": guess.name, "index": guess.index, "probability": _rounded(guess.probability)}
             for guess in view.guesses
         ],
         "seconds": dict(view.seconds),
         "norms": [
-            {"layer": number, "patches": _finite(patches.to_dict()), "registers": _finite(own.to_dict())}
+            {"layer": number, "patches": _rounded(patches.to_dict()), "registers": _rounded(own.to_dict())}
             for number, patches, own in zip(view.norms.layers, view.norms.patches, view.norms.registers, strict=True)
         ],
         "layer": layer,
@@ -150,16 +156,14 @@ def _model_dict(view: ModelExplanation, layer: int) -> dict[str, Any]:
     }
 
 
-def _finite(record: Mapping[str, int | float]) -> dict[str, int | float | None]:
-    """Counts as they are, numbers as `_number` gives them."""
-    return {name: value if isinstance(value, int) else _number(value) for name, value in record.items()}
-
-
-def _rounded(values: Tensor) -> Any:
-    """Nested lists of `_number`."""
-    return [_rounded(each) for each in values] if values.ndim else _number(float(values))
-
-
-def _number(value: float) -> float | None:
-    """Six significant digits; what is not finite is None, since JSON knows no NaN."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+def _rounded(value: Any) -> Any:
+    """Nested values with six significant digits; NaN and infinity are None, since JSON cannot represent them."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

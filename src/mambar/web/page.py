@@ -31,7 +31,7 @@ _FORGET_AFTER = 1800
 
 
 class PageState:
-    """State shared by all visitors: the models, and cached results of the built-in photographs."""
+    """State of all visitors: the models, and cached results of the built-in photographs."""
 
     def __init__(self, analyzed_models: Sequence[AnalyzedModel]) -> None:
         self.analyzed_models = tuple(analyzed_models)
@@ -94,7 +94,7 @@ def build_page(analyzed_models: Sequence[AnalyzedModel]) -> gr.Blocks:
                 # Set on the object: for a subclass, gradio writes a stub file beside this module.
                 upload.preprocess = _uploaded_path
                 photograph = gr.Radio(
-                    choices=state.names, value=state.names[0], label="or take a photograph", elem_id="photographs"
+                    choices=state.names, value=state.names[0], label="or choose a photograph", elem_id="photographs"
                 )
             with gr.Column(scale=3, min_width=280):
                 predictions = gr.HTML(elem_id="predictions")
@@ -123,23 +123,21 @@ def build_page(analyzed_models: Sequence[AnalyzedModel]) -> gr.Blocks:
         heavy: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
         light: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "drawing", "api_visibility": "private"}
 
-        def look(find: Callable[[Any], Explanation]) -> Callable[..., Any]:
-            def answer(source: Any, *chosen: Any) -> Any:
-                try:
-                    found = find(source)
-                except MambarError as error:
-                    raise gr.Error(str(error), print_exception=False) from error
-                return (found, *_drawn(found, _choices(layers, *chosen)))
-
-            return answer
+        def explained(find: Callable[[Any], Explanation], source: Any, *chosen: Any) -> Any:
+            try:
+                found = find(source)
+            except MambarError as error:
+                raise gr.Error(str(error), print_exception=False) from error
+            # The last output clears the other input: the upload or the photograph.
+            return (found, *_drawn(found, _choices(layers, *chosen)), None)
 
         def on_photograph(name: str, *chosen: Any) -> Any:
-            return (*look(state.photograph)(name, *chosen), None)
+            return explained(state.photograph, name, *chosen)
 
         def on_upload(path: str | None, *chosen: Any) -> Any:
             if path is None:
                 raise gr.Error("Choose an image file.", print_exception=False)
-            return (*look(lambda given: state.upload(Path(given)))(path, *chosen), None)
+            return explained(lambda given: state.upload(Path(given)), path, *chosen)
 
         def on_settings(found: Explanation | None, *chosen: Any) -> Any:
             found = found or state.photograph(state.names[0])
@@ -212,7 +210,7 @@ def _choices(layers: int, layer: Any, compare: Any, scale: Any, resampling: Any)
 
 
 def _drawn(found: Explanation, choices: ViewSettings) -> tuple[str, str, str, str]:
-    """Classes, maps and histogram; the links to save an older view go away."""
+    """Classes, maps and histogram; the links to save an earlier view are removed."""
     return predictions_html(found, choices), maps_html(found, choices), histogram_html(found, choices), ""
 
 

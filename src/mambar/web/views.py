@@ -1,4 +1,4 @@
-"""An explanation as HTML and files: bars, maps, a histogram. Names are escaped text, never markup."""
+"""An explanation as HTML and files: classes, maps and a histogram; names are always escaped."""
 
 import base64
 import json
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mambar.analysis.draw import html
-from mambar.analysis.draw.color_maps import Resampling, photograph
+from mambar.analysis.draw.color_maps import MapStyle, Resampling, photograph
 from mambar.analysis.draw.figures import distribution_charts
-from mambar.analysis.draw.image_maps import GalleryImage, MapRow, MapStyle, draw_gallery, gallery_html
+from mambar.analysis.draw.image_maps import GalleryImage, MapRow, draw_gallery, gallery_html
 from mambar.analysis.draw.plots import draw_chart, png, svg
 from mambar.analysis.figure_label import FigureLabel, layer_name
 from mambar.analysis.measure.collect import CollectedNorms
@@ -29,7 +29,7 @@ class ViewSettings:
 
 
 def predictions_html(explanation: Explanation, choices: ViewSettings) -> html.Html:
-    """The classes of each model with bars, a note where weights are random, and how long it took."""
+    """The classes of each model with bars, a warning for random weights, and the run time."""
     cards = []
     for view in _shown(explanation, choices):
         rows = [
@@ -53,7 +53,7 @@ def predictions_html(explanation: Explanation, choices: ViewSettings) -> html.Ht
 
 
 def maps_html(explanation: Explanation, choices: ViewSettings) -> html.Html:
-    """The image, the norm and feature maps of the chosen layer, all models in one scale, and every register's map."""
+    """The image and the norm, feature and register maps of the chosen layer, models on one scale."""
     # The browser interpolates the small map, which saves sending a large image.
     kind = "mambar smooth" if choices.resampling == "bicubic" else "mambar"
     return html.element("div", gallery_html(gallery(explanation, choices), MapStyle()), class_=kind)
@@ -66,14 +66,14 @@ def histogram_html(explanation: Explanation, choices: ViewSettings) -> html.Html
     layers = {view.name: [explanation.layer(view, choices.layer)] for view in views}
     label = _label(explanation, choices, metric="L2 norm of each token")
     picture = svg(draw_chart(distribution_charts(norms, layers, label), 0))
-    numbers = []
+    rows = []
     for view in views:
         layer = explanation.layer(view, choices.layer)
         patches, registers = view.norms.patches[layer], view.norms.registers[layer]
         values = (patches.median, patches.quantile(0.99), patches.maximum, registers.median)
-        numbers.append((view.name, *(f"{value:.4g}" if value == value else "–" for value in values)))
-    table = html.table(("model", "median", "99 %", "maximum", "registers"), numbers)
-    chart = html.image(picture, description="histogram of token norms", media_type="image/svg+xml", class_="chart")
+        rows.append((view.name, *(f"{value:.4g}" if value == value else "–" for value in values)))
+    table = html.table(("model", "median", "99 %", "maximum", "registers"), rows)
+    chart = html.svg_image(picture, description="histogram of token norms", class_="chart")
     return html.element("div", chart, table, class_="mambar histogram")
 
 
@@ -95,7 +95,7 @@ def share_png(explanation: Explanation, choices: ViewSettings) -> bytes:
 
 
 def share_json(explanation: Explanation, choices: ViewSettings) -> bytes:
-    """The numbers behind the picture (see `Explanation.record`)."""
+    """The numbers of the figure, see `Explanation.to_dict`."""
     return (json.dumps(explanation.to_dict(choices.layer), indent=1, ensure_ascii=False) + "\n").encode(
         "utf-8", "backslashreplace"
     )
@@ -163,7 +163,7 @@ def _label(
 
 
 def _save_link(data: bytes, media_type: str, name: str, text: str) -> html.Html:
-    # Made here from base64 and constants alone; `html.element` would take a data address for text.
+    # The address is base64 and needs no escaping.
     return html.Html(
         f'<a class="save" download="{html.text(name)}" href="{_data(data, media_type)}">{html.text(text)}</a>'
     )

@@ -1,6 +1,5 @@
 """Norms of many images in bounded memory: distributions over all images, maps of a random sample."""
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,6 @@ from mambar.data import key
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.nn import Tokens
-
-logger = logging.getLogger("mambar.analysis.measure.collect")
 
 Progress = Callable[[int], None]
 

@@ -99,7 +99,7 @@ class DistributionCounter:
 
     def __init__(self, num_layers: int) -> None:
         self.num_layers = num_layers
-        self._sums: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
+        self._sums: tuple[Tensor, ...] | None = None
 
     def add(self, norms: Float[Tensor, "layers *shape"]) -> None:
         """Adds the norms of one batch."""
@@ -107,24 +107,17 @@ class DistributionCounter:
         finite = torch.isfinite(flat)
         if not flat.shape[1]:
             return
-        found = (
+        found: tuple[Tensor, ...] = (
             count_norms(norms),
             flat.masked_fill(~finite, math.inf).amin(1),
             flat.masked_fill(~finite, -math.inf).amax(1),
             flat.masked_fill(~finite, 0.0).sum(1),
             (~finite).sum(1),
         )
-        if self._sums is None:
-            self._sums = found
-            return
-        counts, low, high, total, bad = self._sums
-        self._sums = (
-            counts + found[0],
-            torch.minimum(low, found[1]),
-            torch.maximum(high, found[2]),
-            total + found[3],
-            bad + found[4],
-        )
+        combine = (torch.add, torch.minimum, torch.maximum, torch.add, torch.add)
+        if self._sums is not None:
+            found = tuple(join(old, new) for join, old, new in zip(combine, self._sums, found, strict=True))
+        self._sums = found
 
     def result(self) -> list[NormDistribution]:
         """One distribution a layer; without any norm its numbers are NaN."""
