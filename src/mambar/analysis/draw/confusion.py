@@ -52,7 +52,7 @@ def confusion_table(
         matrix = html.image(picture, description="confusion matrix", class_="nearest")
     caption = "Rows: true class. Columns: predicted class. Shade: share of the row."
     if unit == "pixel" and len(classes) <= MOST_CLASSES_IN_CELLS:
-        caption += " Numbers: percentage of the true class's pixels."
+        caption += " Numbers: per cent of the true class's pixels."
     return html.join([html.figure(matrix, caption=caption), _confused_pairs(confusion, classes, unit)])
 
 
