@@ -146,7 +146,7 @@ def test_subjects_by_name_file_and_timm(runs):
         open_model("vim_tiny_patch16_225")
 
 
-def test_grey_models_read_colour_and_colour_models_read_grey(tmp_path):
+def test_gray_models_read_rgb_images_and_rgb_models_read_gray(tmp_path):
     torch.manual_seed(0)
     grey = VisionMamba(VisionMambaConfig(img_size=16, patch_size=8, embed_dim=8, depth=1, in_chans=1, num_registers=1))
     save_model(tmp_path / "grey", grey, preprocessing=Preprocessing(img_size=16, mean=(0.5,), std=(0.5,)))

@@ -35,7 +35,7 @@ class MapRow:
         return panel_scale(given)
 
     def placed(self, values: Float[np.ndarray, "rows cols"]) -> Float[np.ndarray, "rows cols"]:
-        """The values that are mapped to colors: linear, or their log10."""
+        """The values that are mapped to colors: unchanged, or their log10."""
         if self.scale == "linear":
             return values
         return np.log10(np.maximum(values, max(self.limits()[0], 1e-300)))

@@ -1,6 +1,6 @@
-"""Figures of numbers that were computed elsewhere: curves, distributions, maps; drawing only.
+"""Figures with the style of mambar, as PNG and SVG files.
 
-Figures are made with matplotlib's objects, never through pyplot, so nothing global is opened or left open.
+Figures are created without pyplot, so that no global state changes.
 """
 
 import io
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Colorblind-safe colors (Okabe and Ito); dashes distinguish the lines in grayscale.
 SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#4d4d4d")
 DASHES: Final = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
-# A legend's letters in points, and how many of them its line and the space around take.
+# Font size of legends in points, and the width of a legend's line and padding in letters.
 _LEGEND, _HANDLE = 8.5, 6
 _STYLE: Final[dict[Any, Any]] = {
     "font.size": 9.5,
@@ -70,7 +70,7 @@ def label_text(value: object) -> str:
 
 
 def new_axes(count: int, *, columns: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
-    """A figure of `count` axes of `size` (width, height) inches each, bound to no window."""
+    """A figure of `count` axes of `size` (width, height) inches each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -83,9 +83,9 @@ def new_axes(count: int, *, columns: int, size: tuple[float, float]) -> "tuple[F
 
 
 def set_title(axes: "Axes", title: str, *, columns: int = 1) -> None:
-    """The title, and below it, still above the axes, what the lines mean where there are several.
+    """Sets the title; several lines get a legend between title and axes.
 
-    As many of the `columns` as fit the chart's width; a name too long for it loses its middle.
+    The legend has as many of the `columns` as fit the width of the chart; names that are too long are shortened.
     """
     names = axes.get_legend_handles_labels()[1]
     if len(names) < 2:
@@ -110,11 +110,11 @@ def set_title(axes: "Axes", title: str, *, columns: int = 1) -> None:
 
 
 def _letters_across(axes: "Axes") -> int:
-    """How many letters of a legend fit into a chart's width."""
+    """The number of letters of a legend that fit the width of the chart."""
     figure, place = axes.get_figure(root=True), axes.get_subplotspec()
     assert figure is not None and place is not None
     inches = figure.get_size_inches()[0] / place.get_gridspec().ncols
-    # Letters of this face are 0.6 of their height wide; the vertical axis has its own numbers and name.
+    # A letter is 0.6 of its height wide; 0.8 inches are for ticks and label of the vertical axis.
     return int((inches - 0.8) * 72 / (0.6 * _LEGEND))
 
 
@@ -134,7 +134,7 @@ def auto_log_scale(axes: "Axes", values: Iterable[float]) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChartGrid:
-    """Charts that belong together: on one sheet for a file, one by one for a page that may be narrow."""
+    """Related charts: one figure for a file, separate figures for a narrow page."""
 
     panels: "Sequence[Callable[[Axes], None]]"
     label: FigureLabel
@@ -144,7 +144,7 @@ class ChartGrid:
 
 @styled
 def draw_chart_grid(sheet: ChartGrid) -> "Figure":
-    """All charts on one sheet, signed with the label."""
+    """All charts in one figure with the label below."""
     figure, axes = new_axes(len(sheet.panels), columns=sheet.columns, size=sheet.size)
     for panel, axis in zip(sheet.panels, axes, strict=True):
         panel(axis)
@@ -154,14 +154,14 @@ def draw_chart_grid(sheet: ChartGrid) -> "Figure":
 
 @styled
 def draw_chart(sheet: ChartGrid, number: int) -> "Figure":
-    """One of the charts alone; its page says the label."""
+    """One of the charts, without the label."""
     figure, axes = new_axes(1, columns=1, size=sheet.size)
     sheet.panels[number](axes[0])
     return figure
 
 
 def sign(figure: "Figure", line: str) -> None:
-    """Writes the figure's label (`FigureLabel.line`) below it, broken to its width."""
+    """Writes the label (`FigureLabel.line`) below the figure, wrapped to its width."""
     from textwrap import fill
 
     characters = max(40, int(figure.get_size_inches()[0] * 17))
@@ -170,12 +170,12 @@ def sign(figure: "Figure", line: str) -> None:
 
 
 def png(figure: "Figure", *, dpi: int = 150) -> bytes:
-    """The figure as a PNG file, the same bytes for the same numbers."""
+    """The figure as a reproducible PNG file."""
     return _saved(figure, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def svg(figure: "Figure") -> bytes:
-    """The figure as an SVG file without a date, letters as outlines."""
+    """The figure as a reproducible SVG file, with text as paths."""
     return _saved(figure, format="svg", metadata={"Date": None})
 
 
@@ -183,7 +183,7 @@ def _saved(figure: "Figure", **options: Any) -> bytes:
     stream = io.BytesIO()
     with _style():
         if figure.get_layout_engine() is not None:
-            # The layout is found once and kept: finding it takes longer than drawing.
+            # The layout is computed once, which takes longer than drawing.
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
         figure.savefig(stream, **options)

@@ -90,7 +90,7 @@ class Gap:
     On a histogram of log2(norm) with `bins_per_octave` bins, smoothed once with (1, 2, 1) / 4: from the highest bin
     upwards, the second mode is the bin that rises most above the lowest point between the two, among those for which
     that point is at most `depth` of the bin. The threshold is the middle of the lowest stretch; it counts when at
-    least the share `least` (0-1) of the tokens lies beyond it, so that a single token is not a mode.
+    least the share `least` (0-1) of the tokens is above it, so that a single token is not a mode.
     """
 
     bins_per_octave: int = 8

@@ -26,11 +26,10 @@ def find_register_neurons(
     count: int = 10,
     rule: OutlierRule | None = None,
 ) -> RegisterNeurons:
-    """The `count` inner channels, in layers up to `layer`, that write most into the tokens that are outliers there.
+    """The `count` inner channels, in layers up to `layer`, with the largest effect on outliers.
 
-    A channel's score is the mean size of its activation at outliers minus that at other patches, times the length
-    of its column in the output projection: what it adds to the stream. Outliers are found batch by batch by
-    `rule`; raises `InputError` where there is none.
+    A channel's score is its mean absolute activation at outliers minus that at other patches, times the norm of its
+    column in the output projection. `rule` finds the outliers of each batch; raises `InputError` if there are none.
     """
     rule = rule or MedianDeviation()
     last = layer_indices(model, [layer])[0]
@@ -68,7 +67,7 @@ def _blocks(model: VisionMamba, last: int) -> list[MambaBlock]:
 def _inner_activations(
     model: VisionMamba, images: Tensor, last: int
 ) -> tuple[list[Tensor], tuple[int, int], Float[Tensor, "batch rows cols"]]:
-    """What stands in front of each output projection (batch, length, inner), the grid, the norms after `last`."""
+    """The input of each output projection (batch, length, inner), the grid, and the norms after layer `last`."""
     seen: list[Tensor] = []
 
     def remember(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -85,11 +84,16 @@ def _inner_activations(
 
 @dataclass(frozen=True, kw_only=True)
 class AddedRegistersResult:
-    """A network with registers added at test time, or without: accuracy, and the norms after one layer.
+    """Accuracy and norms of a model with or without registers added at test time.
 
-    top1: share (0-1) of images right, with its 95 % interval; NaN without labels. median, maximum, ratio: norms of
-    the image tokens. outlier_share: by the threshold that the rule gives for the *first* network of the table.
-    register_median: of all registers, trained and added.
+    Attributes:
+        name: Name of the variant.
+        top1, top1_low, top1_high: Top-1 accuracy (0-1) and its 95 % interval; NaN without labels.
+        num_images: Number of images.
+        layer: Layer of the norms.
+        median, maximum, ratio: Median and maximum norm of image tokens, and their ratio.
+        outlier_share: Share of image tokens above the threshold of the first variant.
+        register_median: Median norm of all registers, trained and added.
     """
 
     name: str
@@ -106,7 +110,7 @@ class AddedRegistersResult:
 
 
 def register_variants(model: VisionMamba, neurons: RegisterNeurons | None, num_registers: int) -> dict[str, TokenModel]:
-    """The unchanged model, the model with added registers of every fill, and with outlier activations moved to them."""
+    """The unchanged model, the model with added registers of every fill, and with activations moved to them."""
     fills = ["zero", "mean", *(["copy"] if model.config.num_registers else [])]
     variants: dict[str, TokenModel] = {"as trained": model}
     for fill in fills:

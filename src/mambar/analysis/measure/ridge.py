@@ -88,7 +88,7 @@ def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         squares, right = values.square(), right.T
     else:
-        # Many samples: the small matrix of products is cheaper, and what it loses lies far below any penalty.
+        # Many samples: the small matrix of products is cheaper, and its rounding errors are far below any penalty.
         squares, right = torch.linalg.eigh(matrix.T @ matrix)
         left = matrix @ right / squares.clamp_min(1e-300).sqrt()
     kept = squares > 1e-12 * squares.max().clamp_min(1e-300)
