@@ -156,10 +156,10 @@ def draw_registers(shown: GalleryImage, model: str, style: MapStyle) -> "Figure"
     figure, axes = new_axes(len(maps) + 1, columns=min(7, len(maps) + 1), size=(1.35, 1.5))
     _draw_image(axes[0], shown.image)
     axes[0].set_title("input", fontsize=7.5)
-    for place, (values, axis) in enumerate(zip(maps, axes[1:], strict=True)):
-        picture = _draw_map(axis, values, limits, style)
+    pictures = [_draw_map(axis, values, limits, style) for axis, values in zip(axes[1:], maps, strict=True)]
+    for place, axis in enumerate(axes[1:]):
         axis.set_title(f"register {place}", fontsize=7.5)
-    _color_bar(picture, axes, shrink=0.5, aspect=40)
+    _color_bar(pictures[-1], axes, shrink=0.5, aspect=40)
     sign(figure, f"{model} · {shown.register_label.line()}")
     return figure
 

@@ -63,7 +63,9 @@ def capture_activations(
     Residual and normed tokens of a `VisionMamba` or a timm ViT come from one forward pass. A second pass runs if mixer
     outputs are requested too, or if the final norm of another `TokenModel` is not known.
     """
-    indices = {tensor: layer_indices(model, chosen) for tensor, chosen in layers.items()}
+    indices: dict[TokenTensor, list[int]] = {}
+    for tensor, chosen in layers.items():
+        indices[tensor] = layer_indices(model, chosen)
     norm = _final_norm(model)
     found: dict[TokenTensor, list[Tokens]] = {}
     with eval_mode(model):
