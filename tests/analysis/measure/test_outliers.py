@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_a_norm_that_is_not_finite_is_an_outlier():
 def test_rules_are_rules_with_names_and_statistics_are_json():
     for rule in default_rules():
         assert isinstance(rule, OutlierRule) and rule.name
-        json.dumps(outlier_statistics(torch.rand(2, 3, 4, 4), rule=rule).to_dict())
+        json.dumps(asdict(outlier_statistics(torch.rand(2, 3, 4, 4), rule=rule)))
 
 
 def test_top_share_out_of_range_is_refused():
