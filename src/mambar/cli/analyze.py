@@ -44,7 +44,7 @@ def analyze(
     vector: Annotated[
         str, typer.Option("--vector", help="Global vector of the feature map: registers, first, patches, head.")
     ] = "registers",
-    metric: Annotated[str, typer.Option("--metric", help="Distance of the feature map: l2 or cosine.")] = "l2",
+    metric: Annotated[str, typer.Option("--metric", help="Distance of the feature map: l2 or cosine.")] = "cosine",
     map_tensor: Annotated[str, typer.Option("--map-tensor", help=_MAP_TENSOR)] = "normed",
     img_size: ImgSize = None,
     num_images: Annotated[int, typer.Option("--num-images", min=1, help="Images for statistics and probes.")] = 1000,
