@@ -218,6 +218,6 @@ def test_a_stage_can_begin_at_a_checkpoint_of_another_run(tmp_path, sources, sta
     expected = load_file(tmp_path / "first" / "model.safetensors")
     assert all(torch.allclose(expected[name], after[name], atol=1e-9, rtol=0) for name in expected)
     (best,) = (tmp_path / "first" / "checkpoints").glob("best-*")
-    with pytest.raises(RecipeError, match="does not say what its model is"):
+    with pytest.raises(RecipeError, match="has no model configuration"):
         tuned("finetune", best, sources, tmp_path / "third", *still, source=start)
     assert not (tmp_path / "third").exists()

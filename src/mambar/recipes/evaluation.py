@@ -53,8 +53,8 @@ def evaluate_run(
         dataset,
         EvalTransform(preprocessing=preprocessing).pixels,
         batch_size=batch_size,
-        workers=workers,
-        pinned=device.startswith("cuda"),
+        num_workers=workers,
+        pin_memory=device.startswith("cuda"),
     )
     return evaluate(model, batches, classes=dataset.classes, device=device, prepare=preprocessing.normalize)
 

@@ -51,7 +51,7 @@ def evaluate_run(
     assert model.preprocessing is not None
     return evaluate(
         model,
-        evaluation_batches(MaskChannelDataset(dataset), lambda image: image, batch_size=1, workers=workers),
+        evaluation_batches(MaskChannelDataset(dataset), lambda image: image, batch_size=1, num_workers=workers),
         classes=dataset.classes,
         preprocessing=model.preprocessing,
         inference=inference or run_inference,

@@ -1,4 +1,4 @@
-"""A training run from its recipe to its report. The directory is claimed before anything heavy is imported."""
+"""Training of a recipe in a run directory. The directory is locked before torch is imported."""
 
 import os
 from collections.abc import Iterable
@@ -26,13 +26,14 @@ def train(
 ) -> RunResult:
     """Runs all stages of `recipe` in the directory `out` and writes weights, curves and report there.
 
-    data: a dataset object in place of `recipe.data` (see `mambar.open_dataset`); a resumed run needs it again.
-    resume: go on from the last good checkpoint (with none, from the start), with the recipe stored in `out` where
-    `recipe` is None. override: fields that a resumed run may change beside those of `CHANGEABLE_FIELDS`.
-    accept_edited_recipe: resume although recipe.json was edited by hand; the change is recorded there.
-    workers: loader processes, None for a choice by machine. Under torchrun every process calls this; after a
-    restart by torchrun the run goes on by itself. Raises InputError (nothing touched), DiskError,
-    NonFiniteError, or Stopped after a signal, each with the exit code of the command line.
+    data: dataset object in place of `recipe.data` (see `mambar.open_dataset`); a resumed run needs it again.
+    resume: continue from the last valid checkpoint, or from the start if there is none. With `recipe` None the stored
+    one is used. override: fields that may change in addition to `CHANGEABLE_FIELDS`.
+    accept_edited_recipe: accept a recipe.json that was edited by hand; the change is recorded there.
+    workers: data loader processes; None chooses by the number of cores.
+
+    Under torchrun every rank calls this, and a restarted run resumes by itself. Raises InputError (nothing was
+    changed), DiskError, NonFiniteError, or Stopped after a signal, each with the exit code of the command line.
     """
     out = Path(out).expanduser()
     num_workers = _num_workers(workers)
@@ -48,7 +49,7 @@ def train(
     try:
         from mambar.training.loop.stages import run_stages
 
-        return run_stages(directory, data=data, device=device, workers=num_workers)
+        return run_stages(directory, data=data, device=device, num_workers=num_workers)
     except InputError:
         directory.discard_if_unused()
         raise
@@ -56,12 +57,12 @@ def train(
         directory.release()
 
 
-def _num_workers(asked: int | None) -> int:
-    if asked is not None:
-        if not 0 <= asked <= 1024:
-            raise InputError(f"workers={short_repr(asked)} is not allowed; it takes 0 to 1024.")
-        return asked
+def _num_workers(workers: int | None) -> int:
+    if workers is not None:
+        if not 0 <= workers <= 1024:
+            raise InputError(f"workers={short_repr(workers)} is not allowed; use 0 to 1024.")
+        return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    mine = cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
-    # On a small machine the network needs the cores itself.
-    return 0 if mine < 4 else min(mine - 2, 16)
+    cores_per_rank = cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    # With fewer than 4 cores the training itself needs them all.
+    return 0 if cores_per_rank < 4 else min(cores_per_rank - 2, 16)

@@ -56,6 +56,9 @@ class Task(ABC):
     The module that `build_model` returns owns all parameters and buffers, also those that are not trained (an EMA
     teacher, a queue): they are moved, checkpointed and restored together.
 
+    `loss` must compute through `model(...)`, not through methods or submodules: with parallel=ddp the forward pass of
+    the wrapper prepares the gradient reduction, with parallel=fsdp its hooks gather the parameters.
+
     Attributes:
         metric: Name of the metric that selects the best weights.
         higher_is_better: Direction of that metric.

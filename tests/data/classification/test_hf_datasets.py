@@ -59,7 +59,7 @@ def test_workers_read_it_too(saved):
     data = open_dataset(saved("train", "validation"), "train")
     transform = TrainTransform(preprocessing=Preprocessing(img_size=8))
     options = {"seed": 0, "epoch": 0, "batch_size": 4}
-    alone, helped = (list(training_batches(data, transform, workers=workers, **options)) for workers in (0, 2))
+    alone, helped = (list(training_batches(data, transform, num_workers=workers, **options)) for workers in (0, 2))
     assert len(alone) == 3 and all(torch.equal(a.images, b.images) for a, b in zip(alone, helped, strict=True))
 
 

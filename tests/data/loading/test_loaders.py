@@ -74,7 +74,7 @@ def train(**options):
 @pytest.mark.rel
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_the_number_of_workers_changes_no_bit(workers):
-    alone, helped = train(shards=2, repeats=3), train(shards=2, repeats=3, workers=workers)
+    alone, helped = train(shards=2, repeats=3), train(shards=2, repeats=3, num_workers=workers)
     assert len(alone) == len(helped) == 10
     for left, right in zip(alone, helped, strict=True):
         same(left, right)
@@ -84,7 +84,7 @@ def test_the_number_of_workers_changes_no_bit(workers):
 def test_the_number_of_processes_changes_no_bit():
     whole = {(batch.step, batch.shard): batch for batch in train(shards=5)}
     for ranks in ([[0, 1, 2, 3, 4]], [[0, 2, 4], [1, 3]], [[3], [0, 4], [2, 1]]):
-        parts = [batch for mine in ranks for batch in train(shards=5, my_shards=mine)]
+        parts = [batch for mine in ranks for batch in train(shards=5, local_shards=mine)]
         assert len(parts) == len(whole) == 25
         for batch in parts:
             same(batch, whole[batch.step, batch.shard])
@@ -94,7 +94,7 @@ def test_the_number_of_processes_changes_no_bit():
 def test_a_resumed_epoch_is_the_rest_of_the_epoch():
     whole = train(shards=2)
     for first in range(6):
-        rest = train(shards=2, first_step=first, workers=first % 2)
+        rest = train(shards=2, first_step=first, num_workers=first % 2)
         assert len(rest) == len(whole) - 2 * first
         for left, right in zip(rest, whole[2 * first :], strict=True):
             same(left, right)
@@ -145,7 +145,7 @@ def test_copies_of_an_image_go_to_different_shards():
 @given(length=st.integers(0, 200), size=st.integers(1, 40), world=st.integers(1, 7))
 def test_evaluation_meets_every_sample_once(length, size, world):
     data = Numbers(length)
-    ranks = [list(evaluation_batches(data, plain, batch_size=size, rank=r, world=world)) for r in range(world)]
+    ranks = [list(evaluation_batches(data, plain, batch_size=size, rank=r, world_size=world)) for r in range(world)]
     met = [index for batches in ranks for batch in batches for index in batch.indices.tolist()]
     assert sorted(met) == list(range(length))
     assert all(0 < len(batch) <= size for batches in ranks for batch in batches)
@@ -159,8 +159,8 @@ def test_evaluation_meets_every_sample_once(length, size, world):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_evaluation_does_not_depend_on_workers(workers):
-    alone = list(evaluation_batches(SHAPES, EVAL, batch_size=8, rank=1, world=2))
-    helped = list(evaluation_batches(SHAPES, EVAL, batch_size=8, rank=1, world=2, workers=workers))
+    alone = list(evaluation_batches(SHAPES, EVAL, batch_size=8, rank=1, world_size=2))
+    helped = list(evaluation_batches(SHAPES, EVAL, batch_size=8, rank=1, world_size=2, num_workers=workers))
     for left, right in zip(alone, helped, strict=True):
         same(left, right)
 
@@ -172,17 +172,17 @@ def test_bad_images_are_left_out_of_evaluation_and_replaced_in_training(workers,
         (root / place).write_bytes(encoded(photo(9, 9))[:50])
     val, training = ImageFolder(root, "val"), ImageFolder(root, "train")
     with caplog.at_level(logging.WARNING, "mambar.data"):
-        met = [batch.indices for batch in evaluation_batches(val, EVAL, batch_size=2, workers=workers)]
+        met = [batch.indices for batch in evaluation_batches(val, EVAL, batch_size=2, num_workers=workers)]
         assert torch.cat(met).tolist() == [0, 1, 2, 3, 5, 6, 7]
         assert val.unreadable.indices.tolist() == [4, 8]
-        batches = list(training_batches(training, TRAIN, seed=0, epoch=0, batch_size=12, workers=workers))
+        batches = list(training_batches(training, TRAIN, seed=0, epoch=0, batch_size=12, num_workers=workers))
     assert sorted(batches[0].indices.tolist()) == list(range(12))
     assert training.unreadable.count == 1
     for number in range(6):
         (root / f"train/a/{number:03d}.jpg").write_bytes(b"")
         (root / f"train/b/{number:03d}.jpg").write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        list(training_batches(training, TRAIN, seed=0, epoch=0, batch_size=12, workers=workers))
+        list(training_batches(training, TRAIN, seed=0, epoch=0, batch_size=12, num_workers=workers))
     assert "\n" not in str(caught.value)
 
 
@@ -193,12 +193,12 @@ def test_global_generators_are_neither_read_nor_moved():
         python_state = None if os.environ.get("MAMBAR_SHAPES") else random.getstate()
         return python_state, numpy_state, torch.get_rng_state().tolist()
 
-    before, first = states(), train(workers=1)
+    before, first = states(), train(num_workers=1)
     assert states() == before
     random.seed(99)
     np.random.seed(99)  # noqa: NPY002
     torch.manual_seed(99)
-    for left, right in zip(first, train(workers=1), strict=True):
+    for left, right in zip(first, train(num_workers=1), strict=True):
         same(left, right)
 
 
@@ -221,21 +221,21 @@ def other_error():
 @pytest.mark.parametrize("how", [kill_self, leave])
 def test_a_dead_worker_is_an_error_of_one_line(how):
     with pytest.raises(MambarError, match=r"data worker died .(signal 9|exit code 3)") as caught:
-        list(training_batches(Numbers(40, 7, how), plain, seed=0, epoch=0, batch_size=4, workers=2))
+        list(training_batches(Numbers(40, 7, how), plain, seed=0, epoch=0, batch_size=4, num_workers=2))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_errors_of_the_data_come_through_as_they_are(workers):
     with pytest.raises(DataError) as caught:
-        list(training_batches(Numbers(40, 7, data_error), plain, seed=0, epoch=0, batch_size=4, workers=workers))
+        list(training_batches(Numbers(40, 7, data_error), plain, seed=0, epoch=0, batch_size=4, num_workers=workers))
     assert str(caught.value) == "this and that; do so."
     with pytest.raises(ZeroDivisionError, match="a fault of ours") as caught:
-        list(evaluation_batches(Numbers(40, 7, other_error), plain, batch_size=4, workers=workers))
+        list(evaluation_batches(Numbers(40, 7, other_error), plain, batch_size=4, num_workers=workers))
 
 
 def test_two_loaders_live_side_by_side():
-    pair = [training_batches(Numbers(400), plain, seed=0, epoch=e, batch_size=4, workers=2) for e in (0, 1)]
+    pair = [training_batches(Numbers(400), plain, seed=0, epoch=e, batch_size=4, num_workers=2) for e in (0, 1)]
     firsts = [next(batches) for batches in pair]
     assert [batch.step for batch in firsts] == [0, 0]
     pair[0].close()
@@ -247,8 +247,8 @@ import os, signal, sys
 from mambar.data import training_batches, evaluation_batches, Shapes
 import multiprocessing
 d = Shapes(img_size=16, num_images=4000)
-a = training_batches(d, lambda i, k: i, seed=0, epoch=0, batch_size=4, workers=2)
-b = evaluation_batches(d, lambda i: i, batch_size=4, workers=2)
+a = training_batches(d, lambda i, k: i, seed=0, epoch=0, batch_size=4, num_workers=2)
+b = evaluation_batches(d, lambda i: i, batch_size=4, num_workers=2)
 next(a), next(b)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 if sys.argv[1] == "killed": os.kill(os.getpid(), signal.SIGKILL)
@@ -286,7 +286,7 @@ def running(pid):
 
 def test_stopping_early_leaves_no_process_behind():
     before = len(multiprocessing.active_children())
-    batches = training_batches(Numbers(4000), plain, seed=0, epoch=0, batch_size=4, workers=2)
+    batches = training_batches(Numbers(4000), plain, seed=0, epoch=0, batch_size=4, num_workers=2)
     next(batches)
     assert len(multiprocessing.active_children()) >= before + 2
     batches.close()
@@ -297,7 +297,7 @@ def test_stopping_early_leaves_no_process_behind():
 
 
 def test_workers_leave_signals_to_their_parent():
-    batches = training_batches(Numbers(400), plain, seed=0, epoch=0, batch_size=4, workers=2)
+    batches = training_batches(Numbers(400), plain, seed=0, epoch=0, batch_size=4, num_workers=2)
     first = next(batches)
     for child in multiprocessing.active_children():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -317,7 +317,7 @@ def test_everything_travels_to_spawned_workers(tmp_path):
         "    t = TrainTransform(preprocessing=p, auto_augment='three', color_jitter=0.3)\n"
         "    d = open_dataset('shapes', 'train', img_size=16, num_images=40)\n"
         "    sums = [[float(b.images.double().sum()) for b in\n"
-        "             training_batches(d, t, seed=0, epoch=0, batch_size=8, workers=w)] for w in (0, 2)]\n"
+        "             training_batches(d, t, seed=0, epoch=0, batch_size=8, num_workers=w)] for w in (0, 2)]\n"
         "    assert sums[0] == sums[1] and len(sums[0]) == 5\n"
         "    print('EQUAL')\n"
     )
@@ -343,14 +343,14 @@ def test_images_of_different_shapes_are_refused():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"shards": 3}, "batch_size=10 cannot be cut into shards=3"),
+        ({"shards": 3}, "batch_size=10 cannot be divided into shards=3"),
         ({"shards": 0}, "shards=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 54}, "batch_size=54 exceeds the 53 images"),
-        ({"shards": 2, "my_shards": [2]}, "my_shards="),
+        ({"shards": 2, "local_shards": [2]}, "local_shards="),
         ({"first_step": 6}, "first_step=6"),
         ({"first_step": -1}, "first_step=-1"),
-        ({"workers": -1}, "workers=-1"),
+        ({"num_workers": -1}, "num_workers=-1"),
         ({"repeats": 0}, "repeats=0"),
     ],
 )
@@ -360,7 +360,7 @@ def test_wrong_settings_are_refused_at_the_call(options, match):
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 0}, {"rank": 2, "world": 2}, {"rank": -1}, {"world": 0}, {"workers": -1}]
+    "options", [{"batch_size": 0}, {"rank": 2, "world_size": 2}, {"rank": -1}, {"world_size": 0}, {"num_workers": -1}]
 )
 def test_wrong_evaluation_settings_are_refused_at_the_call(options):
     with pytest.raises(InputError):

@@ -1,9 +1,8 @@
-"""Batches in a fixed order, made by any number of worker processes for any number of training processes.
+"""Batches in a fixed order, for any number of data loader workers and any number of ranks.
 
-A global step is cut into `shards` micro-batches. Shard s of step t owns the positions t·B + s, t·B + s +
-shards and so on of the epoch's order, whoever computes it: the processes of a run take shards round robin.
-Hence neither the number of workers nor the number of processes changes a bit of the data, and a resumed run
-starts at any step without state.
+The batch of a step consists of `shards` shards. Shard s of step t holds the positions t·B + s, t·B + s + shards and so
+on of the epoch's order, on whatever rank it is computed; the ranks take shards round robin. The data are therefore
+bit-identical for any number of workers and ranks, and a resumed run starts at any step without stored state.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from mambar.data.keys import key
 from mambar.data.loading.samplers import epoch_order, steps_per_epoch
 from mambar.data.loading.to_device import to_device
 from mambar.data.loading.workers import WorkerPool
+from mambar.deprecated import accept_old_names
 from mambar.errors import DataError, ImageError, InputError
 
 
@@ -112,6 +112,7 @@ class SampleTransform(Protocol):
 Transform = Callable[..., Tensor | Mapping[str, Any]]
 
 
+@accept_old_names({"my_shards": "local_shards", "workers": "num_workers", "pinned": "pin_memory"})
 def training_batches(
     dataset: ImageDataset,
     transform: Transform | SampleTransform,
@@ -121,22 +122,22 @@ def training_batches(
     first_step: int = 0,
     batch_size: int,
     shards: int = 1,
-    my_shards: Sequence[int] | None = None,
+    local_shards: Sequence[int] | None = None,
     repeats: int = 1,
-    workers: int = 0,
-    pinned: bool = False,
+    num_workers: int = 0,
+    pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """The micro-batches of an epoch from `first_step` on: by step, within a step in the order of `my_shards`.
+    """The micro-batches of an epoch from `first_step` on: by step, within a step in the order of `local_shards`.
 
-    `batch_size` counts all shards together; `my_shards` are those of this process (None: all).
+    `batch_size` is that of all shards together; `local_shards` are those of this rank (None: all).
     `transform(image, key)` gets key(seed, "augment", epoch, index, repeat). The last samples that do not fill
-    a global batch are left out. `pinned` has an effect only where CUDA runs.
+    a batch are omitted. `pin_memory` has no effect without CUDA.
     """
     if shards < 1 or batch_size < shards or batch_size % shards:
-        raise InputError(f"batch_size={batch_size} cannot be cut into shards={shards} equal parts; use a multiple.")
-    mine = range(shards) if my_shards is None else my_shards
-    if any(not 0 <= shard < shards for shard in mine):
-        raise InputError(f"my_shards={list(mine)} are not all below shards={shards}.")
+        raise InputError(f"batch_size={batch_size} cannot be divided into shards={shards} equal parts; use a multiple.")
+    local_shards = range(shards) if local_shards is None else local_shards
+    if any(not 0 <= shard < shards for shard in local_shards):
+        raise InputError(f"local_shards={list(local_shards)} are not all below shards={shards}.")
     steps = steps_per_epoch(len(dataset), batch_size=batch_size, repeats=repeats)
     if not steps:
         raise InputError(
@@ -146,33 +147,34 @@ def training_batches(
         raise InputError(f"first_step={first_step} is not one of the epoch's {steps} steps.")
     order = epoch_order(len(dataset), seed=seed, epoch=epoch, repeats=repeats)
     work = _Training(dataset, transform, order, seed, epoch, repeats, batch_size, shards)
-    tasks = [(step, shard) for step in range(first_step, steps) for shard in mine]
-    return _run(work, tasks, workers=workers, pinned=pinned)
+    tasks = [(step, shard) for step in range(first_step, steps) for shard in local_shards]
+    return _run(work, tasks, num_workers=num_workers, pin_memory=pin_memory)
 
 
+@accept_old_names({"workers": "num_workers", "world": "world_size", "pinned": "pin_memory"})
 def evaluation_batches(
     dataset: ImageDataset,
     transform: Transform | SampleTransform,
     *,
     batch_size: int,
-    workers: int = 0,
+    num_workers: int = 0,
     rank: int = 0,
-    world: int = 1,
-    pinned: bool = False,
+    world_size: int = 1,
+    pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """The batches rank, rank + world, … of the samples in order: over all ranks every sample once, none added.
+    """The batches rank, rank + world_size, … of the samples in order; over all ranks each sample exactly once.
 
-    A batch holds the same samples whatever the number of ranks, so that its last bits are the same too; ranks may
-    differ by one batch. An unreadable image is left out (its dataset has counted and named it), so the sum of the
-    batches' lengths is the number evaluated. `step` numbers the batches over all ranks, `shard` is the rank.
+    A batch has the same samples on any number of ranks, so that results are bit-identical; the number of batches
+    per rank differs by at most one. An unreadable image is omitted (the dataset counts and logs it): the sum of the
+    batches' lengths is the number of evaluated images. `step` numbers the batches over all ranks, `shard` is the rank.
     """
     if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} is not a count; use 1 or more.")
-    if not 0 <= rank < world:
-        raise InputError(f"rank={rank} is not below world={world}.")
+        raise InputError(f"batch_size={batch_size} must be at least 1.")
+    if not 0 <= rank < world_size:
+        raise InputError(f"rank={rank} must be from 0 to below world_size={world_size}.")
     work = _Evaluation(dataset, transform, batch_size)
-    tasks = [(step, rank) for step in range(rank, -(-len(dataset) // batch_size), world)]
-    return (batch for batch in _run(work, tasks, workers=workers, pinned=pinned) if len(batch))
+    tasks = [(step, rank) for step in range(rank, -(-len(dataset) // batch_size), world_size)]
+    return (batch for batch in _run(work, tasks, num_workers=num_workers, pin_memory=pin_memory) if len(batch))
 
 
 @dataclass(frozen=True)
@@ -255,50 +257,50 @@ def collate(samples: Sequence[Mapping[str, Any]], step: int = 0, shard: int = 0)
 
 
 def _run(
-    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], *, workers: int, pinned: bool
+    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], *, num_workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    if workers < 0:
-        raise InputError(f"workers={workers} is not a count; use 0 (this process) or more.")
-    pinned = pinned and torch.cuda.is_available()
-    if not workers or not tasks:
-        return _alone(work, tasks, pinned)
-    batches = _with_workers(work, tasks, min(workers, len(tasks)))
-    return _pinned_ahead(batches) if pinned else batches
+    if num_workers < 0:
+        raise InputError(f"num_workers={num_workers} is negative; use 0 (this process) or more.")
+    pin_memory = pin_memory and torch.cuda.is_available()
+    if not num_workers or not tasks:
+        return _in_this_process(work, tasks, pin_memory)
+    batches = _with_workers(work, tasks, min(num_workers, len(tasks)))
+    return _pin_next(batches) if pin_memory else batches
 
 
-def _alone(
-    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], pinned: bool
+def _in_this_process(
+    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], pin_memory: bool
 ) -> Generator[Batch, None, None]:
     for task in tasks:
-        yield work(task).pin_memory() if pinned else work(task)
+        yield work(task).pin_memory() if pin_memory else work(task)
 
 
 def _with_workers(
-    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], workers: int
+    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], num_workers: int
 ) -> Generator[Batch, None, None]:
-    pool = WorkerPool(work, workers)
+    pool = WorkerPool(work, num_workers)
     try:
         yield from pool.results(tasks)
     finally:
         pool.close()
 
 
-def _pinned_ahead(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
-    """The batches in page-locked memory; a thread copies the next one there while this one is worked on."""
+def _pin_next(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    """The batches in pinned memory; a thread copies the next one while the present one is used."""
 
     def fetch() -> Batch | None:
         batch = next(batches, None)
         return None if batch is None else batch.pin_memory()
 
-    # The first in this thread: it starts the processes.
+    # The first batch is fetched in this thread, which starts the worker processes.
     batch = fetch()
     try:
-        # The thread's GPU is this process's own, not the first of the machine.
-        own = (torch.cuda.current_device(),)
-        with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=own) as thread:
+        # A new thread would use the first GPU of the machine.
+        device = (torch.cuda.current_device(),)
+        with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=device) as thread:
             while batch is not None:
-                coming = thread.submit(fetch)
+                following = thread.submit(fetch)
                 yield batch
-                batch = coming.result()
+                batch = following.result()
     finally:
         batches.close()

@@ -1,9 +1,9 @@
-"""Processes that make things ahead of time and hand them over in order.
+"""Worker processes that prefetch results and return them in order.
 
-torch's DataLoader is not used: its parent raises the death of a worker from a signal handler, wherever the main
-thread happens to be (a half-written checkpoint, say), its workers die of a signal that a scheduler sends to the
-whole group, and it draws from the global generator. Here a death is an error of `results`, signals are the
-parent's affair, and a worker whose parent is gone reads the end of its pipe and ends.
+torch's DataLoader is not used. It raises the exit of a worker from a signal handler, at any point of the main thread
+(while a checkpoint is written, for example). Its workers exit at a signal that a scheduler sends to the process group,
+and it draws from the global generator. Here the exit of a worker raises an error in `results`, workers ignore stop
+signals, and a worker whose parent has exited reads the end of its pipe and exits.
 """
 
 import atexit
@@ -23,14 +23,14 @@ from mambar.errors import MambarError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_AHEAD = 2
-_PATIENCE = 2.0
-# Ctrl-C, and a scheduler's signals to the whole group, are for the parent: it saves, then closes the pipe.
-_THE_PARENTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_PREFETCH = 2
+_JOIN_SECONDS = 2.0
+# The parent handles Ctrl-C and a scheduler's signals to the process group: it saves, then closes the pipe.
+_STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class WorkerPool(Generic[Task, Result]):
-    """`count` processes that compute `make(task)`; tensors come back through shared memory, uncopied."""
+    """`count` processes that compute `make(task)`; tensors are returned in shared memory, without a copy."""
 
     def __init__(self, make: Callable[[Task], Result], count: int) -> None:
         self._connections: list[Connection] = []
@@ -38,41 +38,41 @@ class WorkerPool(Generic[Task, Result]):
         context = torch.multiprocessing.get_context()
         atexit.register(self.close)
         for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(make, ours, theirs), daemon=True)
-            with _signals_held():
+            own, other = context.Pipe()
+            process = context.Process(target=_serve, args=(make, own, other), daemon=True)
+            with _block_signals():
                 process.start()
-            # Only the worker holds this end now: its death closes it.
-            theirs.close()
-            self._connections.append(ours)
+            # Only the worker has this end open now, so that its exit closes it.
+            other.close()
+            self._connections.append(own)
             self._processes.append(process)
 
     def results(self, tasks: Sequence[Task]) -> Iterator[Result]:
-        """The results in the tasks' order, each worker two tasks ahead; what a task raises is raised here.
+        """The results in the order of the tasks; each worker prefetches two. An error of a task is raised here.
 
-        MambarError when a worker has died.
+        Raises MambarError if a worker has exited.
         """
         count = len(self._processes)
-        for number in range(min(_AHEAD * count, len(tasks))):
+        for number in range(min(_PREFETCH * count, len(tasks))):
             self._send(number % count, tasks[number])
         for number in range(len(tasks)):
             result = self._receive(number % count)
-            if number + _AHEAD * count < len(tasks):
-                self._send(number % count, tasks[number + _AHEAD * count])
+            if number + _PREFETCH * count < len(tasks):
+                self._send(number % count, tasks[number + _PREFETCH * count])
             if isinstance(result, BaseException):
                 raise result
             yield result
 
     def close(self) -> None:
-        """End all workers, those in the middle of something too; calling it again does nothing."""
+        """Ends all workers, also busy ones; a second call has no effect."""
         atexit.unregister(self.close)
         for connection in self._connections:
-            # Said, not only closed: workers of a younger pool have inherited this end of the pipe.
+            # Closing is not enough: workers of a later pool have inherited this end of the pipe.
             with suppress(OSError):
                 connection.send(None)
             connection.close()
         for process in self._processes:
-            process.join(_PATIENCE / len(self._processes))
+            process.join(_JOIN_SECONDS / len(self._processes))
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -82,7 +82,7 @@ class WorkerPool(Generic[Task, Result]):
         try:
             self._connections[worker].send(task)
         except OSError as error:
-            raise self._death(worker) from error
+            raise self._exit_error(worker) from error
 
     def _receive(self, worker: int) -> Any:
         connection = self._connections[worker]
@@ -90,59 +90,59 @@ class WorkerPool(Generic[Task, Result]):
         try:
             if connection.poll():
                 return connection.recv()
-        # The pipe's end, or the worker died before its tensors were fetched.
+        # End of the pipe, or the worker exited before its tensors were fetched.
         except (EOFError, OSError) as error:
-            raise self._death(worker) from error
-        raise self._death(worker)
+            raise self._exit_error(worker) from error
+        raise self._exit_error(worker)
 
-    def _death(self, worker: int) -> MambarError:
+    def _exit_error(self, worker: int) -> MambarError:
         process = self._processes[worker]
-        process.join(_PATIENCE)
+        process.join(_JOIN_SECONDS)
         code = process.exitcode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         return MambarError(
-            f"a data worker died ({how}); look for a lack of memory or of shared memory (/dev/shm), or try workers=0."
+            f"a data worker died ({how}); check memory and shared memory (/dev/shm), or use num_workers=0."
         )
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Inside, the parent's signals wait; a process started here inherits that, until it ignores them."""
+def _block_signals() -> Iterator[None]:
+    """Blocks the stop signals; a process started in the block inherits this until it ignores them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _THE_PARENTS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(make: Callable[[Any], Any], parents: Connection, connection: Connection) -> None:
-    # Else this worker would hold its own pipe open, and never read its end.
-    parents.close()
-    for number in _THE_PARENTS:
+def _serve(make: Callable[[Any], Any], parent: Connection, connection: Connection) -> None:
+    # Otherwise the worker would keep the pipe open and never read its end.
+    parent.close()
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _THE_PARENTS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     torch.set_num_threads(1)
     try:
         while (task := connection.recv()) is not None:
-            connection.send(_made(make, task))
+            connection.send(_result(make, task))
     except (EOFError, OSError):
-        # The parent is gone.
+        # The parent has exited.
         pass
-    # Without the tidying up that was inherited from the parent.
+    # Without the exit handlers inherited from the parent.
     os._exit(0)
 
 
-def _made(make: Callable[[Any], Any], task: Any) -> Any:
+def _result(make: Callable[[Any], Any], task: Any) -> Any:
     try:
         return make(task)
     except MambarError as error:
         return error.with_traceback(None)
     except Exception as error:
-        # An error of another library may not survive the journey: it goes as text.
+        # An exception of another library may fail to unpickle: its text is sent.
         text = "".join(traceback.format_exception(error))
         if type(error).__module__ != "builtins" or not all(isinstance(part, str | int) for part in error.args):
             return RuntimeError(text)

@@ -87,7 +87,7 @@ class RunContext:
         metrics: The metrics log.
         display: Progress on the console.
         stop_signals: Stop signals received so far.
-        workers: Data loading processes.
+        num_workers: Data loader processes.
         facts: What a resumed run must find unchanged; stored with every checkpoint.
     """
 
@@ -97,5 +97,5 @@ class RunContext:
     metrics: MetricsLog
     display: Progress
     stop_signals: StopSignals
-    workers: int
+    num_workers: int
     facts: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What goes on inside a model: activation norms, outliers, step sizes; and the first module with a bad number."""
+"""Statistics of the layers (activation norms, outliers, step sizes), and a search for the first non-finite tensor."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,15 +13,15 @@ from mambar.nn.mixer import DirectionalScan
 
 
 def first_non_finite_module(model: nn.Module, run: Callable[[], Tensor]) -> str | None:
-    """The name of the first thing that holds NaN or Inf, None if nothing does.
+    """The name of the first parameter, module or gradient with NaN or Inf, None if all are finite.
 
-    In this order: a parameter; a module's output in the forward pass that `run` makes (it gives the loss); a
-    parameter's gradient in the backward pass, the one reached first. Gradients end as they were before.
+    Checked in this order: parameters, module outputs of the forward pass `run` (which returns the loss), gradients in
+    the order of the backward pass. `.grad` is not changed.
     """
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"parameter {name}"
-    with _watched(model) as found, torch.enable_grad():
+    with _record_non_finite(model) as found, torch.enable_grad():
         loss = run()
     if found:
         return f"module {found[0]}"
@@ -36,16 +36,16 @@ def first_non_finite_module(model: nn.Module, run: Callable[[], Tensor]) -> str 
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[list[str]]:
+def _record_non_finite(model: nn.Module) -> Iterator[list[str]]:
     found: list[str] = []
     handles = []
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        def check(module: nn.Module, inputs: Any, output: Any) -> None:
             if not found and isinstance(output, Tensor) and not _finite(output):
                 found.append(name)
 
-        return look
+        return check
 
     for name, module in model.named_modules():
         if name:
@@ -63,11 +63,11 @@ def _finite(tensor: Tensor) -> bool:
 
 @torch.inference_mode()
 def layer_statistics(model: Any, images: Float[Tensor, "batch channels height width"]) -> dict[str, list[float]]:
-    """One number a layer: mean and largest norm of the image tokens, share of outliers, step sizes, decay rates.
+    """One number per layer: mean and maximum norm of the patch tokens, share of outliers, range of dt and of A.
 
-    Measured on the residual stream in evaluation mode; an outlier has a norm above the median plus ten times the
-    median absolute deviation of its layer. `dt_*` are the steps at a zero input, softplus of the bias; `A_*` the
-    rates -exp(A_log). The model's mode is put back, and no random number is drawn.
+    The norms are those of the residual stream in evaluation mode. An outlier has a norm above the median plus ten
+    times the median absolute deviation of its layer. `dt_*` is softplus of the bias of `dt_proj`, `A_*` is
+    -exp(A_log). The training mode is restored, and no random number is drawn.
     """
     was_training = model.training
     model.eval()

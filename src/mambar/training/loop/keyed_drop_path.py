@@ -1,5 +1,6 @@
-"""Drop path by key: the masks of a shard's whole batch are drawn from (seed, step, shard), never from a global
-generator, so they do not depend on the process, on the device or on how the batch is cut into micro-batches.
+"""Drop path with masks drawn from (seed, step, shard) for the whole batch of a shard, not from a global generator.
+
+The masks do not depend on the rank, on the device or on the number of micro-batches.
 """
 
 import torch
@@ -12,30 +13,30 @@ from mambar.nn.block import DropPath
 
 
 class KeyedDropPath:
-    """Gives every `DropPath` of a model its masks; `draw` for a batch, then `window` for a part of it."""
+    """Sets the masks of every `DropPath` of a model: `draw` for a batch, then `window` for a micro-batch."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.device = device
         self.layers = [module for module in model.modules() if isinstance(module, DropPath) and module.drop_prob > 0]
         self.rates = torch.tensor([layer.drop_prob for layer in self.layers])
-        # (layers, B, 1, 1) of the whole batch, and of the part that the next forward pass sees.
+        # (layers, B, 1, 1) of the whole batch, and of the next micro-batch.
         self.masks = torch.ones(0, 0, 1, 1)
         self.part = self.masks
         for number, layer in enumerate(self.layers):
-            # An instance attribute in place of the method: the class and other models stay as they are.
+            # An instance attribute overrides the method for this model only.
             layer.keep = _Lookup(self, number)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def draw(self, key: int, images: int) -> None:
-        """The masks of a batch of so many images."""
+    def draw(self, key: int, num_images: int) -> None:
+        """Draws the masks of a batch."""
         if not self.layers:
             return
-        drawn = torch.rand(len(self.layers), images, generator=torch_generator(key))
+        drawn = torch.rand(len(self.layers), num_images, generator=torch_generator(key))
         kept = (drawn >= self.rates[:, None]).float()[:, :, None, None]
         self.masks = to_device(kept, self.device)
-        self.window(0, images)
+        self.window(0, num_images)
 
     def window(self, start: int, stop: int) -> None:
-        """The images that the next forward pass sees."""
+        """Selects the images of the next forward pass."""
         self.part = self.masks[:, start:stop]
 
 

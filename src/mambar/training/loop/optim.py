@@ -1,4 +1,4 @@
-"""AdamW with the groups of parameters that share a weight decay and a learning-rate scale."""
+"""AdamW with parameter groups by weight decay and learning-rate scale."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,13 @@ from mambar.training.stage import DecayGroups, Stage
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup:
-    """Parameters by name, with their weight decay and their share of the learning rate."""
+    """A parameter group.
+
+    Attributes:
+        names: Names of the parameters.
+        weight_decay: Weight decay of the group.
+        scale: Factor on the learning rate.
+    """
 
     names: tuple[str, ...]
     weight_decay: float
@@ -20,12 +26,12 @@ class ParamGroup:
 
 
 def is_decayed(name: str, parameter: Tensor, exempt: Iterable[str], rule: DecayGroups) -> bool:
-    """Whether weight decay acts on a parameter.
+    """Whether weight decay applies to a parameter.
 
-    official: all but 1-D tensors, biases and the names the model exempts (positions, registers). A_log carries
-    a no-decay mark in the released code that its optimiser ignores, so there it *is* decayed. corrected: A_log
-    is exempt too, as mamba's authors meant it. `tests/training/loop/test_optim.py` holds the official rule against
-    the golden manifest.
+    official: all but 1-D tensors, biases and the names in `exempt` (positions, registers). The released code marks
+    A_log as not decayed, but its optimizer ignores the mark: A_log is decayed. corrected: A_log is exempt too, as
+    mamba_ssm intends. `tests/training/loop/test_optim.py` compares the
+    official rule with the golden manifest.
     """
     if parameter.ndim <= 1 or name.endswith(".bias") or name in set(exempt):
         return False
@@ -33,10 +39,10 @@ def is_decayed(name: str, parameter: Tensor, exempt: Iterable[str], rule: DecayG
 
 
 def param_groups(backbone: Any, stage: Stage, *, model: nn.Module | None = None, prefix: str = "") -> list[ParamGroup]:
-    """The trainable parameters in groups, in a fixed order.
+    """The parameter groups of the trainable parameters, in a fixed order.
 
-    `model` is what a task made of the backbone, `prefix` what stands in front of the backbone's names there; its other
-    parameters count as the last layer.
+    `model` is the module that a task built around the backbone, `prefix` that of the backbone's names in it. All other
+    parameters belong to the last layer.
     """
     exempt = {prefix + name for name in backbone.no_weight_decay()}
     layers = _layer_ids(backbone) if stage.layer_decay != 1 else {}
@@ -53,14 +59,14 @@ def param_groups(backbone: Any, stage: Stage, *, model: nn.Module | None = None,
 
 
 def _layer_ids(backbone: Any) -> dict[str, int]:
-    """Parameter name → 0 for the stem, k + 1 for block k; by timm's rule the final norm learns like the last block."""
+    """Parameter name → 0 for the stem, k + 1 for block k; as in timm, the final norm has the id of the last block."""
     from timm.models import group_parameters
 
     return group_parameters(backbone, backbone.group_matcher(), reverse=True)
 
 
 class Optimizer:
-    """AdamW over named groups, whose state is stored by parameter name."""
+    """AdamW over parameter groups; its state is stored by parameter name."""
 
     def __init__(self, model: nn.Module, groups: list[ParamGroup], stage: Stage) -> None:
         parameters = dict(model.named_parameters())
@@ -80,13 +86,13 @@ class Optimizer:
         )
 
     def step(self, lr: float) -> None:
-        """One update with the gradients at hand."""
+        """One update with the present gradients."""
         for group, part in zip(self.adamw.param_groups, self.groups, strict=True):
             group["lr"] = lr * part.scale
         self.adamw.step()
 
     def state(self) -> dict[str, Tensor]:
-        """The moments and step counts: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.step`."""
+        """Moments and step counts: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.step`."""
         return {
             f"{name}.{key}": value
             for name, parameter in zip(self.names, self.parameters, strict=True)
@@ -94,9 +100,9 @@ class Optimizer:
         }
 
     def load(
-        self, state: Mapping[str, Tensor], *, cut: Callable[[Tensor, Tensor | None], Tensor] | None = None
+        self, state: Mapping[str, Tensor], *, shard: Callable[[Tensor, Tensor | None], Tensor] | None = None
     ) -> None:
-        """Takes over what `state` gave; `cut` gives a process's part of a full tensor."""
+        """Loads the result of `state`; `shard` returns this rank's shard of a full tensor."""
         self.adamw.state.clear()
         for name, parameter in zip(self.names, self.parameters, strict=True):
             own = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state}
@@ -104,13 +110,13 @@ class Optimizer:
                 # The fused update keeps its step count beside the parameter.
                 count = own.pop("step").to(parameter.device)
                 moments = {key: value.to(parameter.device) for key, value in own.items()}
-                if cut is not None:
-                    moments = {key: cut(value, parameter) for key, value in moments.items()}
+                if shard is not None:
+                    moments = {key: shard(value, parameter) for key, value in moments.items()}
                 self.adamw.state[parameter] = {"step": count, **moments}
 
 
 def set_training_mode(model: nn.Module) -> None:
-    """Training mode, except for parts that do not train: frozen features have no drop path."""
+    """Training mode, but evaluation mode for frozen modules, which then have no drop path."""
     model.train()
     for child in model.modules():
         parameters = list(child.parameters())

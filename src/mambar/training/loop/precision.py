@@ -1,4 +1,4 @@
-"""Numbers of 64, 32 or 16 bits: what a precision's name means on a device, and the loss scale of fp16."""
+"""Precision of parameters and autocast, and the loss scale of fp16."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +18,13 @@ _TYPES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionPolicy:
-    """Parameters and optimiser in `storage`; products inside `autocast`, which is none for whole precisions."""
+    """Dtype of the parameters and of autocast.
+
+    Attributes:
+        name: fp64, fp32, bf16 or fp16.
+        param_dtype: Dtype of parameters and optimizer state.
+        autocast: Context manager for forward passes; no autocast with fp64 and fp32.
+    """
 
     name: str
     param_dtype: torch.dtype
@@ -26,7 +32,7 @@ class PrecisionPolicy:
 
     @classmethod
     def of(cls, name: str, device: torch.device) -> "PrecisionPolicy":
-        """What `name` means here; auto is bf16 on a GPU that has it, else fp32."""
+        """The policy of this name; `auto` is bf16 on a GPU that supports it, else fp32."""
         if name == "auto":
             has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
             name = "bf16" if has_bf16 else "fp32"
@@ -39,7 +45,7 @@ class PrecisionPolicy:
 
 @contextmanager
 def flush_denormals() -> Iterator[None]:
-    """On a CPU, denormal numbers count as zero inside: they make the first epochs of a scan many times slower."""
+    """Flushes denormal numbers to zero on the CPU inside the block; they make the first epochs several times slower."""
     before = torch.full((), 1e-40) + 0 == 0
     torch.set_flush_denormal(True)
     try:
@@ -49,10 +55,9 @@ def flush_denormals() -> Iterator[None]:
 
 
 class LossScale:
-    """fp16's loss scale: a power of two, halved at a non-finite gradient, doubled after a long good run.
+    """Dynamic loss scale of fp16: halved after a non-finite gradient, doubled after `patience` finite steps.
 
-    Other precisions keep the scale at 1. A non-finite step while the scale is above 1 is how the scale finds
-    its place, not a fault of the run.
+    Other precisions keep the scale at 1. Non-finite steps at a scale above 1 are expected and do not count as errors.
     """
 
     def __init__(self, *, active: bool, start: float = 2.0**16, patience: int = 2000) -> None:
@@ -62,7 +67,7 @@ class LossScale:
         self.good = 0
 
     def update(self, *, finite: bool) -> bool:
-        """Takes note of a step; whether a non-finite one is explained by the scale."""
+        """Updates the scale after a step; True if the step was not finite and the scale was above 1."""
         if not self.active:
             return False
         if finite:
@@ -75,9 +80,9 @@ class LossScale:
         return explained
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state for a checkpoint."""
         return {"value": self.value, "good": self.good}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes it over."""
+        """Loads the state of a checkpoint."""
         self.value, self.good = float(state["value"]), int(state["good"])

@@ -10,8 +10,8 @@ from mambar.training.recipe import Stage
 class LearningRate:
     """Linear warm-up from `start` to `peak`, then cosine, linear or constant down to `minimum` at the last step.
 
-    As in the official code (timm's scheduler without prefix) the decay's clock starts with the run, not after
-    the warm-up; unlike there it moves every step, not every epoch.
+    As in the official code (timm's scheduler without prefix) the decay counts steps from the start of the stage, not
+    from the end of the warm-up. It changes the rate at every step, the official code at every epoch.
     """
 
     peak: float

@@ -1,4 +1,4 @@
-"""The stages of a run, one after the other, each starting from the last; then the delivered weights."""
+"""Runs the stages of a recipe in order, each from the weights of the one before, and saves the final weights."""
 
 import logging
 from collections.abc import Callable
@@ -39,15 +39,15 @@ from mambar.version import __version__
 _LOG = logging.getLogger("mambar.training")
 
 
-def run_stages(directory: RunDirectory, *, data: Any, device: str, workers: int) -> RunResult:
-    """Trains from where `directory` is to the end; see `mambar.training.run.train`."""
+def run_stages(directory: RunDirectory, *, data: Any, device: str, num_workers: int) -> RunResult:
+    """Runs all stages that are not finished in `directory`; see `mambar.training.run.train`."""
     done = _finished(directory)
     if done is not None:
         return done
     with flush_denormals(), catch_stop_signals() as stop_signals:
         with init_process_group(device) as group:
-            result, report = _Run(directory, group, stop_signals, data, workers).to_the_end()
-        # The processes have parted: nobody waits, with a limit, for a report that takes its time.
+            result, report = _Run(directory, group, stop_signals, data, num_workers).run()
+        # After the process group has ended, so that a long report does not reach its timeout.
         report()
     return result
 
@@ -67,7 +67,7 @@ class _Sets:
 
 class _Run:
     def __init__(
-        self, directory: RunDirectory, group: ProcessGroup, stop_signals: StopSignals, data: Any, workers: int
+        self, directory: RunDirectory, group: ProcessGroup, stop_signals: StopSignals, data: Any, num_workers: int
     ) -> None:
         recipe = directory.recipe
         self.directory, self.recipe, self.group = directory, recipe, group
@@ -97,18 +97,18 @@ class _Run:
             ),
             display=make_progress(is_main=group.is_main),
             stop_signals=stop_signals,
-            workers=workers,
+            num_workers=num_workers,
             facts=self.facts,
         )
 
-    def to_the_end(self) -> tuple[RunResult, Callable[[], None]]:
-        """The result, whose weights are written, and what is still to be done, by rank 0 alone."""
+    def run(self) -> tuple[RunResult, Callable[[], None]]:
+        """Trains and saves the weights; the result, and a function that writes the report on rank 0."""
         checkpoint = self._last_checkpoint()
         progress = TrainingProgress()
         if checkpoint is not None:
             _check_facts(checkpoint, self.facts)
             progress.update(checkpoint.scalars)
-            _LOG.info("Going on after step %d from %s.", progress.total_steps, checkpoint.path)
+            _LOG.info("Resuming after step %d from %s.", progress.total_steps, checkpoint.path)
         if self.group.is_main:
             self.context.metrics.open(step=progress.total_steps, evaluated=progress.total_evaluated_steps)
         trainer: Trainer | None = None
@@ -169,11 +169,11 @@ class _Run:
 
     def _deliver(self, trainer: Trainer) -> tuple[RunResult, Callable[[], None]]:
         recipe, out = self.recipe, self.directory.path
-        model, measured = self._delivered(trainer)
+        model, measured = self._final_model(trainer)
         metrics = {name: float(value) for name, value in measured.metrics.items()}
         task, step = trainer.task, trainer.progress.total_steps
         if self.group.is_main:
-            # The parameters' precision of a float64 run is not kept.
+            # A float64 run is saved in float32 too.
             model = model.float().cpu()
             trainer.check_directory()
             backbone = model.get_submodule(trainer.state.backbone_name)
@@ -189,8 +189,8 @@ class _Run:
 
         return RunResult(metrics=metrics, checkpoint=out / "model.safetensors", recipe=recipe), report
 
-    def _delivered(self, trainer: Trainer) -> tuple[nn.Module, EvalResult]:
-        """The weights that the recipe wants handed over, and what the validation images say of them."""
+    def _final_model(self, trainer: Trainer) -> tuple[nn.Module, EvalResult]:
+        """The model with the weights of `recipe.final_weights`, and its evaluation."""
         state = trainer.state
         best = trainer.best_path() if self.recipe.final_weights == "best" else None
         if best is not None:
@@ -202,7 +202,7 @@ class _Run:
 
 
 def build_model(recipe: Recipe, index: int, *, num_classes: int) -> Any:
-    """The model of stage `index` with the start values that the recipe's seed fixes.
+    """The model of stage `index`, initialized with the seed of the recipe.
 
     model="same" takes the configuration of the model that the first stage starts from.
     """
@@ -237,7 +237,7 @@ def _from_checkpoint(path: Path) -> Any:
     """The last weights of a `checkpoints/step-N` directory."""
     checkpoint = CheckpointStore(path.parent).read(path)
     if "config" not in checkpoint.scalars:
-        raise RecipeError(f"start_from={path} does not say what its model is; give a step-… directory beside it.")
+        raise RecipeError(f"start_from={path} has no model configuration; use a step-… directory beside it.")
     model = build_backbone(config_from_dict(checkpoint.scalars["config"]))
     load_weights(model, checkpoint.tensors_of("model"), origin=str(path))
     return model
@@ -264,8 +264,8 @@ def _check_facts(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     for name in ("classes", "train", "val"):
         if stored["data"][name] != facts["data"][name]:
             raise DataError(
-                f"the {name} data differ from those this run began with (stored in {checkpoint.path}); resume with the "
-                "same data, or start a new run elsewhere."
+                f"the {name} data differ from those at the start of this run (stored in {checkpoint.path}); resume "
+                "with the same data, or start a new run elsewhere."
             )
     for name in ("threads", "device", "version"):
         if stored[name] != facts[name]:

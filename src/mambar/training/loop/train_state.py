@@ -1,4 +1,4 @@
-"""What learns: a model with its average, its optimiser and the update, as one thing that can be saved and restored."""
+"""Model, EMA, optimizer and gradient scaler, checkpointed together."""
 
 import copy
 import logging
@@ -28,7 +28,7 @@ _LOG = logging.getLogger("mambar.training")
 
 
 class TrainState:
-    """The model of one stage. First it may start from other weights; with `begin` it is ready to be updated."""
+    """The training state of one stage. `start_from` loads other weights; `setup` makes it ready for updates."""
 
     optimizer: Optimizer
     update: TrainStep
@@ -50,7 +50,7 @@ class TrainState:
         self.ema = None if stage.ema_decay is None else Ema(self.model, stage.ema_decay)
         self.sharding = choose_sharding(recipe.parallel, context.process_group)
         self.scale = LossScale(active=context.precision.name == "fp16")
-        # The model's build without its weights, where the weights themselves are cut over the processes.
+        # The model on the meta device, if the parameters are sharded.
         self._meta_model: nn.Module | None = None
         self._is_setup = False
 
@@ -60,7 +60,7 @@ class TrainState:
         return self.backbone_name + "." if self.backbone_name else ""
 
     def setup(self) -> None:
-        """Makes optimiser and update, and cuts the parameters over the processes where the recipe asks for it."""
+        """Creates the optimizer and the training step, and shards the parameters with parallel=fsdp."""
         if self._is_setup:
             return
         self._is_setup = True
@@ -92,9 +92,9 @@ class TrainState:
         )
 
     def start_from(self, state: Mapping[str, Tensor], config: Config) -> None:
-        """Takes the weights of another model (positions resized, a head of another shape starts fresh).
+        """Loads the weights of another model; positions are resized, a head of another shape is initialized.
 
-        `state` may be that of a backbone, or of a model that the same task made of one.
+        `state` is the state dict of a backbone, or of a model that the same task built.
         """
         prefix = self.backbone_prefix
         made = bool(prefix) and any(name.startswith(prefix) for name in state)
@@ -105,17 +105,17 @@ class TrainState:
             rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
             self.model.load_state_dict(rest, strict=False)
         if moved.newly_initialized:
-            _LOG.info("Fresh start values for %s.", ", ".join(moved.newly_initialized))
+            _LOG.info("Newly initialized: %s.", ", ".join(moved.newly_initialized))
         if self.ema is not None:
             self._fill(self.ema.model, self.model.state_dict())
 
     def weights(self, which: str) -> dict[str, Tensor]:
-        """The model's tensors, or with "ema" their averages, in full."""
+        """The full state dict of the model, with "ema" that of the averaged one."""
         model = self.ema.model if which == "ema" and self.ema is not None else self.model
         return {name: self.sharding.full_tensor(tensor) for name, tensor in model.state_dict().items()}
 
     def export_model(self, which: str) -> nn.Module:
-        """The model (with "ema" the averaged one) in full, as it is handed over."""
+        """The unsharded model, with "ema" the averaged one."""
         if self._meta_model is None:
             return self.ema.model if which == "ema" and self.ema is not None else self.model
         weights = self.weights(which)
@@ -124,28 +124,28 @@ class TrainState:
         return model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint, in full; where parameters are cut, all processes must call this."""
+        """The full tensors of a checkpoint; with sharded parameters all ranks must call this."""
         parts = {"model": self.weights("model"), "optimizer": self.optimizer.state()}
         if self.ema is not None:
             parts["ema"] = self.weights("ema")
-        whole = self.sharding.full_tensor
-        return {f"{part}.{name}": whole(value) for part, tensors in parts.items() for name, value in tensors.items()}
+        full = self.sharding.full_tensor
+        return {f"{part}.{name}": full(value) for part, tensors in parts.items() for name, value in tensors.items()}
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Takes over the tensors and the loss scale of a checkpoint."""
+        """Loads the tensors and the loss scale of a checkpoint."""
         self.setup()
         self._fill(self.model, checkpoint.tensors_of("model"))
-        self.optimizer.load(checkpoint.tensors_of("optimizer"), cut=self.sharding.shard_tensor)
+        self.optimizer.load(checkpoint.tensors_of("optimizer"), shard=self.sharding.shard_tensor)
         if self.ema is not None:
             self._fill(self.ema.model, checkpoint.tensors_of("ema"))
         self.scale.load(checkpoint.scalars["scale"])
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over the model's tensors alone."""
+        """Loads the tensors of the model only."""
         self._fill(self.model, tensors)
 
     def find_non_finite(self) -> str | None:
-        """The first thing with a bad number in this process's shards of the last step."""
+        """The first non-finite parameter, module or gradient in this rank's shards of the last step."""
         for batch in self.update.last_shards:
             found = health.first_non_finite_module(self.model, partial(self.update.replay, batch))
             if found is not None:

@@ -1,4 +1,4 @@
-"""The loop over the steps of one stage: for any task, any number of processes, resumable at every step."""
+"""The training loop of one stage, for any task and any number of processes; it can be resumed at every step."""
 
 import logging
 import math
@@ -36,10 +36,10 @@ class RunDirectoryDeleted(DiskError):
 class Trainer:
     """Trains the model of one stage.
 
-    for each step:   shards → update (or none, if a number is not finite)
+    for each step:   shards → update (skipped if loss or gradient is not finite)
       at an epoch:   evaluate → keep the best
       when due:      save → prune
-      when asked:    save → stop
+      at a signal:   save → stop
     """
 
     def __init__(
@@ -68,24 +68,24 @@ class Trainer:
         self.steps = planned if stage.max_steps is None else min(planned, stage.max_steps)
         self.state = TrainState(recipe, stage, task=task, backbone=backbone, context=context)
         self.rates = LearningRate.of(stage, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
-        # What the last evaluation in this process found, for the report.
+        # The last evaluation in this process, for the report.
         self.eval_result: EvalResult | None = None
         self.last_saved: tuple[int, int] | None = None
-        # What the last attempt could not write (on_save_error=continue).
+        # Kinds of files that could not be written at the last attempt (on_save_error=continue).
         self._missing: set[str] = set()
-        self._fresh_course = False
+        self._has_just_rolled_back = False
 
     # The loop
 
     def run(self) -> TrainingProgress:
-        """Trains from the present progress to the end of the stage, saved and evaluated."""
+        """Trains to the end of the stage, evaluates and saves."""
         context = self.context
         self.state.setup()
         title = f"{self.recipe.name}, {self.stage.name}" if len(self.recipe.stages) > 1 else self.recipe.name
         context.display.start(title, steps=self.steps, done=self.progress.step)
         try:
             if self.last_saved is None:
-                # A roll-back in the first steps needs something to go back to.
+                # A rollback in the first steps needs a checkpoint.
                 self._save()
             self._evaluate_if_due()
             while self.progress.step < self.steps:
@@ -101,7 +101,7 @@ class Trainer:
         seed = self._seed()
         batches = self._batches(seed, epoch, first)
         set_training_mode(self.state.model)
-        course = progress.num_rollbacks
+        num_rollbacks = progress.num_rollbacks
         last = min((epoch + 1) * self.steps_per_epoch, self.steps)
         while progress.step < last:
             started = time.perf_counter()
@@ -109,8 +109,8 @@ class Trainer:
             lr = self.rates.at(progress.step) * progress.lr_factor
             result = self.state.update(batches, keys, lr=lr, stop_signals=self.context.stop_signals, progress=progress)
             progress.step += 1
-            self._note(result, lr, epoch, time.perf_counter() - started)
-            if progress.num_rollbacks != course:
+            self._record(result, lr, epoch, time.perf_counter() - started)
+            if progress.num_rollbacks != num_rollbacks:
                 return
             if progress.step == last:
                 self._evaluate_if_due()
@@ -125,17 +125,17 @@ class Trainer:
             first_step=first,
             batch_size=self.stage.batch_size,
             shards=self.recipe.num_shards,
-            my_shards=self.context.process_group.local_shards(self.recipe.num_shards),
+            local_shards=self.context.process_group.local_shards(self.recipe.num_shards),
             repeats=self.stage.aug_repeats,
-            workers=self.context.workers,
-            pinned=self.context.process_group.device.type == "cuda",
+            num_workers=self.context.num_workers,
+            pin_memory=self.context.process_group.device.type == "cuda",
         )
 
     def _seed(self) -> int:
-        """The key of this stage's randomness; after a roll-back another order is tried."""
+        """Seed of the stage; another one after each rollback, so that the order of the samples changes."""
         return key(self.recipe.seed, "stage", self.progress.stage, self.progress.num_rollbacks)
 
-    def _note(self, result: StepResult, lr: float, epoch: int, seconds: float) -> None:
+    def _record(self, result: StepResult, lr: float, epoch: int, seconds: float) -> None:
         progress, size = self.progress, self.stage.batch_size
         scalars = {name: value for name, value in result.scalars.items() if name not in ("loss", "num_correct")}
         if "num_correct" in result.scalars:
@@ -166,12 +166,12 @@ class Trainer:
                     "memory_gib": self.context.process_group.peak_memory,
                 },
             )
-        self._look_inside()
+        self._log_layer_statistics()
         self.context.display.step(progress.step, loss=result.loss, accuracy=scalars.get("accuracy"), images=size)
         if progress.consecutive_skips >= self.recipe.max_consecutive_skips:
             self._roll_back()
 
-    def _look_inside(self) -> None:
+    def _log_layer_statistics(self) -> None:
         every, progress = self.recipe.health_every, self.progress
         if every is None or progress.step % every or self.state.sharding.is_sharded:
             return
@@ -216,17 +216,17 @@ class Trainer:
         self.context.display.message(f"after step {progress.step}: {shown}")
 
     def evaluate(self, model: nn.Module) -> EvalResult:
-        """Measures a model on the validation images, every one exactly once over all processes."""
+        """Evaluates a model on the validation images, each exactly once over all ranks."""
         processes = self.context.process_group
         micro_batch = self.stage.batch_size // self.recipe.num_shards // self.stage.grad_accum_steps
         batches = evaluation_batches(
             self.val_set,
             self.task.eval_transform(),
             batch_size=self.task.eval_batch_size(max(micro_batch, 1)),
-            workers=self.context.workers,
+            num_workers=self.context.num_workers,
             rank=processes.rank,
-            world=processes.world_size,
-            pinned=processes.device.type == "cuda",
+            world_size=processes.world_size,
+            pin_memory=processes.device.type == "cuda",
         )
         count = len(range(0, len(self.val_set), processes.world_size))
         numerics = self.context.precision
@@ -238,17 +238,17 @@ class Trainer:
         )
         was_training = model.training
         model.eval()
-        result = self.task.evaluate(model, self._until_asked(batches, count), context)
+        result = self.task.evaluate(model, self._until_stopped(batches, count), context)
         model.train(was_training)
         return result
 
-    def _until_asked(self, batches: Iterator[Batch], most: int) -> Iterator[Batch]:
-        """The batches of an evaluation; stops the run where a signal asks for it, in all processes at once."""
-        for _ in range(most):
+    def _until_stopped(self, batches: Iterator[Batch], limit: int) -> Iterator[Batch]:
+        """The batches of an evaluation; stops the run on all ranks after a signal to one of them."""
+        for _ in range(limit):
             batch = next(batches, None)
             flags = torch.tensor([*self.context.stop_signals.flags(), 0.0 if batch is None else 1.0])
-            *asked, left = self.context.process_group.all_reduce(flags).tolist()
-            self._save_or_stop(StopSignals.first_of(asked), due=False)
+            *signals, left = self.context.process_group.all_reduce(flags).tolist()
+            self._save_or_stop(StopSignals.first_of(signals), due=False)
             if not left:
                 return
             if batch is not None:
@@ -257,7 +257,7 @@ class Trainer:
     # Saving
 
     def best_path(self) -> Path | None:
-        """Where the best evaluated weights are, None if no evaluation gave a number."""
+        """Checkpoint of the best weights; None if every evaluation gave NaN."""
         first = self.context.process_group.is_main
         best = self.context.store.load_best() if first else None
         return self.context.process_group.broadcast_object(best.path if best else None)
@@ -272,7 +272,7 @@ class Trainer:
             raise Stopped(stop, step=progress.total_steps, checkpoint=name, out=self.context.store.directory.parent)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes over tensors and progress of a checkpoint of this stage."""
+        """Loads tensors and progress of a checkpoint of this stage."""
         self.state.load(checkpoint)
         self.progress.update(checkpoint.scalars)
         self.last_saved = (self.progress.total_steps, self.progress.evaluated_step)
@@ -287,17 +287,17 @@ class Trainer:
             "facts": self.context.facts,
             "config": self.state.backbone.config.to_dict(),
         }
-        # Gathered by all processes, where parameters are cut over them; written by one.
+        # All ranks gather sharded parameters; rank 0 writes.
         tensors = self.state.state_dict()
         if not self._write_on_main(
             "checkpoint", lambda: self._write(progress.total_steps, tensors, scalars), must=must
         ):
             return
         self.last_saved = (progress.total_steps, progress.evaluated_step)
-        self._fresh_course = False
+        self._has_just_rolled_back = False
 
     def check_directory(self) -> None:
-        """Raises RunDirectoryDeleted where the metrics log, which is open for writing, has no file any more."""
+        """Raises RunDirectoryDeleted if the file of the metrics log was deleted."""
         file = self.context.metrics.path
         if self.context.process_group.is_main and not file.exists():
             raise RunDirectoryDeleted(f"{file} was deleted during the run; its results are lost. Start a new run.")
@@ -314,7 +314,7 @@ class Trainer:
         return self._write_on_main("best weights", lambda: self.context.store.save_best(step, tensors, scalars))
 
     def _write_on_main(self, what: str, write: Callable[[], object], *, must: bool = False) -> bool:
-        """Lets rank 0 write; whether it succeeded, the same in every process. `must`: a failure ends the run."""
+        """Writes on rank 0; True on every rank if it succeeded. `must`: a failure ends the run."""
         error: Exception | None = None
         if self.context.process_group.is_main:
             try:
@@ -345,20 +345,20 @@ class Trainer:
         """Writes a row on rank 0; every rank must call this, so that an error is raised on all of them."""
         self._write_on_main("metrics", lambda: self.context.metrics.append(kind, values))
 
-    # When numbers are not finite
+    # Non-finite steps
 
     def _roll_back(self) -> None:
         progress, recipe, context = self.progress, self.recipe, self.context
-        culprit = self._culprit()
+        first_non_finite = self._first_non_finite()
         processes, store = context.process_group, context.store
-        failed_at, course, factor = progress.total_steps, progress.num_rollbacks, progress.lr_factor
+        failed_at, num_rollbacks, factor = progress.total_steps, progress.num_rollbacks, progress.lr_factor
         found = processes.broadcast_object(self._target() if processes.is_main else None)
         good = f"the last good checkpoint is {found}" if found else "there is no checkpoint"
         sentence = (
             f"{recipe.max_consecutive_skips} steps in a row without finite numbers up to step {failed_at}; "
-            f"first bad: {culprit}"
+            f"first bad: {first_non_finite}"
         )
-        if found is None or course >= recipe.max_rollbacks:
+        if found is None or num_rollbacks >= recipe.max_rollbacks:
             raise NonFiniteError(f"{sentence}; {good}. Lower lr, set clip=1, or use precision=fp32.")
         checkpoint = store.read(found)
         skipped = progress.num_skipped
@@ -367,23 +367,23 @@ class Trainer:
             store.set_aside_after(progress.total_steps)
             context.metrics.open(step=progress.total_steps, evaluated=progress.total_evaluated_steps)
         processes.barrier()
-        progress.num_rollbacks, progress.lr_factor = course + 1, factor * 0.5
+        progress.num_rollbacks, progress.lr_factor = num_rollbacks + 1, factor * 0.5
         progress.num_skipped, progress.consecutive_skips = skipped, 0
-        self._fresh_course = True
+        self._has_just_rolled_back = True
         _LOG.warning(
             "%s; went back to step %d with another order and learning rates times %g.",
             *(sentence, progress.total_steps, progress.lr_factor),
         )
 
     def _target(self) -> Path | None:
-        """The checkpoint to go back to: the newest sound one; if going back there did not help, the one before."""
+        """The newest valid checkpoint; after a rollback that did not help, the one before."""
         names = self.context.store.valid_checkpoints(min_step=self.progress.offset)
-        if self._fresh_course and len(names) > 1:
+        if self._has_just_rolled_back and len(names) > 1:
             return names[1]
         return names[0] if names else None
 
-    def _culprit(self) -> str:
-        """The first thing with a bad number, as the first process that finds one names it."""
+    def _first_non_finite(self) -> str:
+        """The first non-finite parameter, module or gradient, of the lowest rank that has one."""
         found = self.state.find_non_finite()
         named = [name for name in self.context.process_group.gather_objects(found) if name]
         return named[0] if named else "unknown (it did not show again)"

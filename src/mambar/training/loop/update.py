@@ -31,7 +31,7 @@ _NUM_EXTRAS: Final = len(SIGNALS) + MAX_SCALARS
 
 @dataclass(frozen=True, kw_only=True)
 class StepKeys:
-    """What keys the randomness of a step.
+    """The keys of all random numbers of a step.
 
     Attributes:
         seed: Seed of the stage, another one after each rollback.
@@ -46,12 +46,12 @@ class StepKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """The result of a step, the same in every process.
+    """The result of a step, the same on every rank.
 
     Attributes:
         scalars: The task's scalars by name: means over the batch, and sums of those named `num_…`.
         grad_norm: Norm of the gradient before clipping.
-        stop: The stop signal that some process received, if any.
+        stop: The stop signal that some rank received, if any.
     """
 
     scalars: Mapping[str, float]
@@ -100,10 +100,10 @@ class TrainStep:
         self.grad_accum_steps = grad_accum_steps
         self.clip_grad = clip_grad
         self.drop_path = KeyedDropPath(model, process_group.device)
-        # The prepared shards of the last step, to find the first non-finite module.
+        # Prepared shards of the last step, kept to find the first non-finite module.
         self.last_shards: list[Batch] = []
         self._names: tuple[str, ...] = ()
-        # Tensors with a batch dimension that the task's loss returned, one mapping for each shard of this process.
+        # Tensors with a batch dimension that the task's loss returned, one mapping for each shard of this rank.
         self._outputs: list[dict[str, list[Tensor]]] = []
         self.forward, self.gradients = parallelize(
             model,
@@ -130,14 +130,14 @@ class TrainStep:
         gradients = self.gradients
         gradients.begin_step()
         self.last_shards, self._outputs = [], []
-        mine = self.process_group.local_shards(self.num_shards)
-        for number in mine:
+        local_shards = self.process_group.local_shards(self.num_shards)
+        for number in local_shards:
             gradients.begin_shard()
             batch = next(batches)
             batch = replace(batch, key=key(keys.seed, "drop", keys.epoch, keys.step, batch.shard))
             prepared = self.task.prepare(batch.to(self.process_group.device), seed=keys.seed, epoch=keys.epoch)
             self.last_shards.append(prepared)
-            last = number == mine[-1]
+            last = number == local_shards[-1]
             self._backward(prepared, last=last)
             if last:
                 # Copied asynchronously: a tensor made on the GPU would wait for the backward pass.
@@ -194,7 +194,7 @@ class TrainStep:
         return found["loss"] * self.scale.value
 
     def _gathered_outputs(self) -> dict[str, Tensor]:
-        """The outputs of the whole batch in the order of the shards, the same in every process."""
+        """The outputs of the whole batch in the order of the shards, the same on every rank."""
         own = [{name: torch.cat(parts) for name, parts in shard.items()} for shard in self._outputs]
         if not own or not own[0]:
             return {}
