@@ -83,7 +83,7 @@ def main() -> None:
     images = torch.randn(batch, 3, side, side, device=given.device)
     labels = torch.randint(0, CLASSES, (batch, side, side), device=given.device)
     pixels = torch.randint(0, 256, (3, large, large), dtype=torch.uint8)
-    settings = Inference(crop=side, stride=side * 341 // 512, batch=batch)
+    settings = Inference(crop=side, stride=side * 341 // 512, batch_size=batch)
     steps, inferences, memory = {}, {}, {}
     for name, make in {"Mamba-R Base": mamba, "ViT-Base": vit}.items():
         segmenter = Segmenter(make(side, smoke=given.smoke), num_classes=CLASSES, channels=channels)

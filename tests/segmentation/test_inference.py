@@ -91,7 +91,7 @@ def test_flip_makes_the_answer_even(model):
 
 def test_batch_of_windows_changes_nothing(model):
     pixels = image(64, 90)
-    one, many = (whole_field(model, pixels, Inference(crop=32, stride=20, batch=batch)) for batch in (1, 16))
+    one, many = (whole_field(model, pixels, Inference(crop=32, stride=20, batch_size=batch)) for batch in (1, 16))
     torch.testing.assert_close(one, many, rtol=0, atol=1e-6)
 
 
