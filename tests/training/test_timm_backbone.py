@@ -56,25 +56,25 @@ def test_a_larger_size_starts_from_the_run(straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_segmenter_trains_saves_and_loads(tmp_path):
-    import mambar.segmentation
+def test_a_segmenter_trains_saves_and_loads(tmp_path, monkeypatch):
+    import mambar.segmentation.report
 
-    options = {"channels": 8, "auxiliary": 8}
+    options = {"channels": 8, "aux_channels": 8}
     changes = {"task": "segmentation", "task_options": options, "data": "shapes", "data_options": {"limit": 32}}
     stage = {"img_size": 32, "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "epochs": 1, "max_steps": 2}
-    runs.no_segmentation_report()
+    monkeypatch.setattr(mambar.segmentation.report, "write_report", lambda *arguments, **named: None)
     runs.here(recipe(**changes, **stage), tmp_path / "run")
     model = mambar.segmentation.load_segmenter(tmp_path / "run")
     assert isinstance(model.backbone, TimmViT) and model(torch.randn(1, 3, 32, 32)).shape[-2:] == (32, 32)
 
 
-def test_the_folder_recipe_takes_it():
+def test_the_folder_recipe_takes_it(tmp_path):
     changed = FOLDER.with_overrides([f"model={NAME}", "img_size=32", "config.depth=2"])
     # The fields of Mamba-R in the recipe do not apply.
     assert dict(changed.config) == {"depth": 2}
     assert FOLDER.with_overrides(["model=mambar_small_patch16_224"]).config == FOLDER.config
     with pytest.raises(InputError, match="no argument 'num_registers'"):
-        runs.here(recipe().with_overrides(["config.num_registers=2"]), "never")
+        runs.here(recipe().with_overrides(["config.num_registers=2"]), tmp_path / "run")
 
 
 def test_pretrained_weights_are_resized_and_the_head_starts_fresh():
