@@ -279,7 +279,7 @@ def test_groups_and_decay():
     layers = group_parameters(model, model.group_matcher(), reverse=True)
     assert set(layers) == set(names) and set(layers.values()) == {0, 1, 2, 3, 4}
     # timm's rule: the final norm learns like the last block.
-    assert layers["blocks.1.mixer.D"] == 2 and layers["norm.weight"] == 3
+    assert layers["blocks.1.norm.weight"] == 2 and layers["norm.weight"] == 3
 
 
 def test_half_precision_keeps_a_float32_stream():
