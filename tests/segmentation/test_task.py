@@ -251,7 +251,7 @@ def test_loss_and_its_parts(make_backbone):
     whole = plain.loss(model, prepared)
     parts = [plain.loss(model, prepared.slice(start, start + 2)) for start in (0, 2)]
     torch.testing.assert_close(whole["loss"], (parts[0]["loss"] + parts[1]["loss"]) / 2)
-    torch.testing.assert_close(whole["num_correct"], parts[0].num_correct + parts[1].num_correct)
+    torch.testing.assert_close(whole["num_correct"], parts[0]["num_correct"] + parts[1]["num_correct"])
     main, auxiliary = model(prepared.images)
     expected = plain._loss_of(main, prepared["targets"]) + 0.4 * plain._loss_of(auxiliary, prepared["targets"])
     torch.testing.assert_close(whole["loss"], expected)
@@ -296,9 +296,9 @@ def test_bad_options(options, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task_options": {**OPTIONS, "norm": "batch"}}, "norm=batch with shards=2"),
+        ({"task_options": {**OPTIONS, "norm": "batch"}}, "norm=batch with num_shards=2"),
         ({"mixup": 0.8}, "mixup=0.8 has no effect on segmentation"),
-        ({"task_options": {**OPTIONS, "class_weights": (1.0,)}}, "1 factors for 3 classes"),
+        ({"task_options": {**OPTIONS, "class_weights": (1.0,)}}, "1 values for 3 classes"),
     ],
 )
 def test_recipes_that_make_no_sense(changes, message):
