@@ -18,10 +18,10 @@ _PACKAGES = (
 
 
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Leave the self-test out.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the self-test.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Show versions, devices, backends with reasons and cache places, and run a self-test; exit code 1 if it fails."""
+    """Show versions, devices, backends and cache directories, and run a self-test; exit code 1 if it fails."""
     found: dict[str, object] = {
         "mambar": __version__,
         "python": platform.python_version(),

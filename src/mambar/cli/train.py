@@ -25,7 +25,7 @@ def train(
     out: Out = None,
     resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Resume the run in DIR.")] = None,
     override: Annotated[
-        list[str] | None, typer.Option("--override", metavar="FIELD", help="With --resume: a field that may change.")
+        list[str] | None, typer.Option("--override", metavar="FIELD", help="With --resume: allow this field to change.")
     ] = None,
     accept_edited_recipe: Annotated[
         bool, typer.Option("--accept-edited-recipe", help="With --resume: accept a recipe.json that was edited.")
