@@ -20,7 +20,7 @@ from mambar.nn.registers import Tokens
 
 # Prefix of the names of timm's vision transformers.
 TIMM_PREFIX = "timm/"
-# Arguments of `timm.create_model` that a configuration may have; none of them reads a file. Each has its largest value.
+# Arguments of `timm.create_model` that a configuration may have, with their largest values; none reads a file.
 _ARGUMENTS: dict[str, int] = {
     **dict.fromkeys(("num_classes", "img_size", "embed_dim"), 100_000),
     **dict.fromkeys(("depth", "num_heads", "in_chans", "patch_size", "reg_tokens", "mlp_ratio"), 256),
