@@ -206,10 +206,10 @@ class CrossScanMixer(nn.Module):
     """Two-dimensional mixer (`cross_scan`): scans along rows and along columns, in both directions each.
 
     The four scan orders are VMamba's (arXiv 2401.10166). The row order is the sequence itself. In the column order the
-    patches run down each column, columns from left to right, and every register keeps its position in the sequence:
-    the
-    number of patches in front of it is the same in both orders. Unlike VMamba, each scan has its own causal convolution
-    instead of one 3x3 convolution before all four, and there is no norm before the gate, as in `MambaMixer`.
+    patches run down each column, from the left column to the right. Every register keeps its position in the sequence:
+    the number of patches in front of it is the same in both orders. Unlike VMamba, each scan has its own causal
+    convolution instead of one 3x3 convolution before all four, and there is no norm before the gate, as in
+    `MambaMixer`.
     """
 
     def __init__(
