@@ -1,6 +1,6 @@
-"""The errors a user can meet: one tree, each with the exit code of the command line.
+"""The errors that users can cause: one class hierarchy, each class with its exit code of the command line.
 
-Every message is one line: what it is about, what came, what is allowed, what to do.
+Every message is one line: the argument, the value given, the allowed values, and what to do.
 """
 
 
@@ -11,7 +11,7 @@ class MambarError(Exception):
 
 
 class InputError(MambarError, ValueError):
-    """Something the user gave (an argument, a path, a file) cannot be used as it is."""
+    """An argument, path or file given by the user is invalid."""
 
     exit_code = 2
 
@@ -21,7 +21,7 @@ class RecipeError(InputError):
 
 
 class DataError(InputError):
-    """A dataset is missing, empty, or not laid out as expected."""
+    """A dataset is missing, empty, or has an unexpected layout."""
 
 
 class ImageError(InputError):
@@ -33,22 +33,22 @@ class CheckpointError(InputError):
 
 
 class CheckpointMismatch(CheckpointError):
-    """A checkpoint does not fit the model; the message lists the keys of both sides."""
+    """A checkpoint does not match the model; the message lists the missing and unexpected keys."""
 
 
 class BackendUnavailable(MambarError, RuntimeError):
-    """An asked-for backend cannot run here; the message has the reason."""
+    """A requested backend cannot run on this machine; the message states the reason."""
 
     exit_code = 2
 
 
 class DiskError(MambarError, OSError):
-    """A file could not be written in full; what was there before is intact."""
+    """A file could not be written completely; an existing file is unchanged."""
 
     exit_code = 3
 
 
 class NonFiniteError(MambarError, ArithmeticError):
-    """Training met NaN or Inf too often in a row; the message names the step and the first bad module."""
+    """Too many consecutive steps had NaN or Inf; the message states the step and the first non-finite module."""
 
     exit_code = 4

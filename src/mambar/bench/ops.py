@@ -76,7 +76,7 @@ def bench_scan(
     rounds: int = 7,
     exclude: Sequence[str] = ("reference",),
 ) -> list[Row]:
-    """One row per scan backend; one that cannot run or fails the parity check has a reason in place of figures."""
+    """One row per scan backend; without numbers, but with a reason, if it cannot run or fails the parity check."""
     rows, works, errors = [], {}, {}
     for backend in available_backends("selective_scan", device):
         if backend.name in exclude or dtype not in backend.dtypes:

@@ -1,4 +1,4 @@
-"""`mambar analyze`: norms, outliers, maps and probes of one model, or of two on the same scale."""
+"""`mambar analyze`: norms, outliers, maps and probes of one model, or of two models on a common color scale."""
 
 import logging
 import time
@@ -39,7 +39,7 @@ def analyze(
         list[Path] | None, typer.Option("--images", metavar="PATH", help="An image or folder to show; repeatable.")
     ] = None,
     pretrained: Pretrained = False,
-    layers: Annotated[str | None, typer.Option("--layers", metavar="LIST", help="Layers shown: 7,23.")] = None,
+    layers: Annotated[str | None, typer.Option("--layers", metavar="LIST", help="Layers to show, as in 7,23.")] = None,
     tensor: Annotated[str, typer.Option("--tensor", help="residual, mixer or normed.")] = "residual",
     vector: Annotated[
         str, typer.Option("--vector", help="Global vector of the feature map: registers, first, patches, head.")
@@ -48,9 +48,9 @@ def analyze(
     map_tensor: Annotated[str, typer.Option("--map-tensor", help=_MAP_TENSOR)] = "normed",
     img_size: ImgSize = None,
     num_images: Annotated[int, typer.Option("--num-images", min=1, help="Images for statistics and probes.")] = 1000,
-    max_maps: Annotated[int, typer.Option("--max-maps", min=1, help="Images whose maps are kept.")] = 1000,
-    gallery: Annotated[int, typer.Option("--gallery", min=1, help="Images shown.")] = 6,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: by memory.")] = None,
+    max_maps: Annotated[int, typer.Option("--max-maps", min=1, help="Images whose maps are saved.")] = 1000,
+    gallery: Annotated[int, typer.Option("--gallery", min=1, help="Images to show.")] = 6,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: chosen by memory.")] = None,
     scale: Annotated[str, typer.Option("--scale", help="Color scale of norm maps: linear or log.")] = "linear",
     resampling: Annotated[str, typer.Option("--resampling", help="Resizing of maps: nearest or bicubic.")] = "nearest",
     colormap: Annotated[str, typer.Option("--colormap", help="Colormap of norm maps.")] = "viridis",

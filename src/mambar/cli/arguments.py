@@ -44,9 +44,9 @@ def _path(value: str) -> Path:
     return Path(value).expanduser()
 
 
-# What click passes through a parser is text; the type is what the command receives.
+# A parser receives text from click; the annotated type is the type that the command receives.
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Compare = Annotated[str | None, typer.Option("--compare", metavar="MODEL", help="A second model, on the same scale.")]
+Compare = Annotated[str | None, typer.Option("--compare", metavar="MODEL", help="A second model to compare with.")]
 Data = Annotated[str | None, typer.Option("--data", metavar="SET", help="A dataset's name or path.")]
 Device = Annotated[
     str, typer.Option("--device", parser=_device, metavar="DEVICE", help=f"One of {', '.join(DEVICES)}.")
@@ -61,13 +61,13 @@ DataOptions = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")]
 ImgSize = Annotated[
-    Any, typer.Option("--img-size", parser=_image_size, metavar="PIXELS", help="224, or HEIGHTxWIDTH as 224x384.")
+    Any, typer.Option("--img-size", parser=_image_size, metavar="PIXELS", help="224, or HEIGHTxWIDTH: 224x384.")
 ]
 NumWorkers = Annotated[int | None, typer.Option("--num-workers", min=0, help="Data loader processes.")]
-Out = Annotated[Any, typer.Option("--out", parser=_path, metavar="PATH", help="The directory or file to write.")]
+Out = Annotated[Any, typer.Option("--out", parser=_path, metavar="PATH", help="Output directory or file.")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load the released weights for a model's name.")]
 
-# Option names of version 0.1, written name=value then; the others were the present names with underscores.
+# Option names of version 0.1, which were written name=value. Other options had today's names with underscores.
 OLD_NAMES: Mapping[str, Mapping[str, str]] = {
     "": {"workers": "num-workers", "image_size": "img-size"},
     "bench": {"batch": "batch-size", "length": "seq-len", "name": "model", "compiled": "compile"},
@@ -76,7 +76,7 @@ OLD_NAMES: Mapping[str, Mapping[str, str]] = {
 
 
 def named_values(assignments: Sequence[str] | None) -> dict[str, str]:
-    """`field=value` arguments as a table; raises `InputError` for anything else."""
+    """`field=value` arguments as a dictionary; raises `InputError` for anything else."""
     found: dict[str, str] = {}
     for assignment in assignments or ():
         name, equals, value = assignment.partition("=")

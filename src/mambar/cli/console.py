@@ -31,7 +31,7 @@ def set_up_streams() -> None:
 
 
 def escaped(text: str) -> str:
-    """Equal JSON text in which control characters and what stdout cannot encode are escaped."""
+    """The JSON text with control characters, and characters that stdout cannot encode, escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     text = text if encoding.lower().replace("-", "") == "utf8" else _ascii_json(text)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

@@ -15,7 +15,9 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(help="The directory to write; with --official, a .safetensors file.")],
     img_size: ImgSize = None,
-    official: Annotated[bool, typer.Option("--official", help="Convert to the released names.")] = False,
+    official: Annotated[
+        bool, typer.Option("--official", help="Convert a model back to a released checkpoint.")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Convert a released Mamba-R or Vim checkpoint to config.json and model.safetensors, or back."""

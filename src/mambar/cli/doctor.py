@@ -1,4 +1,4 @@
-"""`mambar doctor`: what is here, what can run and why not, and whether the numbers are right."""
+"""`mambar doctor`: versions, devices, available backends, and a self-test of numerical results."""
 
 import importlib.metadata
 import os
@@ -18,10 +18,10 @@ _PACKAGES = (
 
 
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Leave the self-test out.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the self-test.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Show versions, devices, backends with reasons and cache places, and run a self-test; exit code 1 if it fails."""
+    """Show versions, devices, backends and cache directories, and run a self-test; exit code 1 if it fails."""
     found: dict[str, object] = {
         "mambar": __version__,
         "python": platform.python_version(),
@@ -75,7 +75,7 @@ def _devices() -> dict[str, object]:
 
 
 def _backends() -> dict[str, str]:
-    """Every backend by op and device; those of a GPU too where none is, with the reason."""
+    """Every backend by op and device, with the reason if it cannot run; GPU backends also without a GPU."""
     import torch
 
     from mambar.ops import available_backends
@@ -94,7 +94,7 @@ def _backends() -> dict[str, str]:
 
 
 def _caches() -> dict[str, str]:
-    """Where things are kept between runs: our kernels and weights, and what the libraries below keep."""
+    """Cache directories: of mambar's kernels and weights, and of the libraries that it uses."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 

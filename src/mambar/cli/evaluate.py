@@ -16,17 +16,19 @@ def evaluate(
     fields: DataOptions = None,
     data: Data = None,
     split: Annotated[str, typer.Option("--split", help="train or val.")] = "val",
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default 64. Classifiers.")] = None,
-    crop_pct: Annotated[
-        float | None, typer.Option("--crop-pct", help="Share of the resized image to keep. Classifiers.")
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Classifiers: images per batch; default 64.")
     ] = None,
-    crop: Annotated[int | None, typer.Option("--crop", min=1, help="Window in pixels. Segmenters.")] = None,
-    stride: Annotated[int | None, typer.Option("--stride", min=1, help="Pixels between windows. Segmenters.")] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option("--crop-pct", help="Classifiers: fraction of the resized image to keep.")
+    ] = None,
+    crop: Annotated[int | None, typer.Option("--crop", min=1, help="Segmenters: window in pixels.")] = None,
+    stride: Annotated[int | None, typer.Option("--stride", min=1, help="Segmenters: pixels between windows.")] = None,
     scales: Annotated[
-        str | None, typer.Option("--scales", metavar="LIST", help="Test-time scales: 0.5,1,1.5. Segmenters.")
+        str | None, typer.Option("--scales", metavar="LIST", help="Segmenters: test-time scales, as in 0.5,1,1.5.")
     ] = None,
     flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Average with mirrored images. Segmenters.")
+        bool | None, typer.Option("--flip/--no-flip", help="Segmenters: average with flipped images.")
     ] = None,
     device: Device = "auto",
     num_workers: NumWorkers = 0,
@@ -34,7 +36,7 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on held-out images.
 
-    By default the data are those of the run, and the preprocessing is the model's own.
+    By default it uses the dataset of the run and the preprocessing of the model.
     """
     from mambar.segmentation.files import is_segmenter
 

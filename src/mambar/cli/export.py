@@ -38,9 +38,11 @@ def export(
     data: Data = None,
     img_size: ImgSize = None,
     pretrained: Pretrained = False,
-    opset: Annotated[int | None, typer.Option("--opset", min=18, help="ONNX operator set; default 20.")] = None,
+    opset: Annotated[int | None, typer.Option("--opset", min=18, help="ONNX opset version; default 20.")] = None,
     scan: Annotated[str | None, typer.Option("--scan", help="ONNX form of the scan: loop (default), doubling.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="ONNX with 8-bit weights, and the accuracy it costs.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="ONNX with 8-bit weights; reports the loss of accuracy.")
+    ] = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:

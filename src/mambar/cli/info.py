@@ -10,7 +10,7 @@ from mambar.cli.arguments import AsJson, ImgSize, print_json
 
 def info(
     model: Annotated[
-        str, typer.Argument(help="A model's name, a run directory or a checkpoint; none: all names.")
+        str, typer.Argument(help="A model's name, a run directory or a checkpoint; default: list all names.")
     ] = "",
     img_size: ImgSize = None,
     as_json: AsJson = False,

@@ -102,13 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     set_up_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    # These may be given after the subcommand too.
+    # These options are also accepted after the subcommand.
     everywhere = [argument for argument in given if argument in _EVERYWHERE]
     given = [*everywhere, *(argument for argument in given if argument not in _EVERYWHERE)]
     try:
         code = _run(given, debug)
     except KeyboardInterrupt:
-        # Ctrl-C again while the message of the first was printed.
+        # A second Ctrl-C while the message of the first one is printed.
         code = 130
     sys.exit(code)
 
@@ -120,7 +120,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     except MambarError as error:
         return _fail(error, str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort) as error:
-        # A second Ctrl-C keeps the message of the first: how to resume.
+        # A second Ctrl-C does not replace the message of the first, which states how to resume.
         first = error.__context__
         return _fail(error, str(first) if isinstance(first, MambarError) else "Interrupted.", 130, debug)
     except BrokenPipeError:
@@ -166,7 +166,7 @@ def _options(command: str) -> dict[str, bool]:
 
 
 def _field_hint(arguments: Sequence[str], error: Exception) -> str:
-    """What to write instead, where an unknown option is a field of recipes."""
+    """A hint to write `FIELD=VALUE` if an unknown option is the name of a recipe field."""
     name = str(getattr(error, "option_name", "") or "").removeprefix("--")
     if not name or not _FIELDS & set(arguments):
         return ""

@@ -9,7 +9,7 @@ from mambar.cli.console import say
 
 
 def pack(
-    folder: Annotated[Path, typer.Argument(help="Class sub-folders, with or without train/ and val/.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of class sub-folders, with or without train/ and val/.")],
     out: Annotated[Path, typer.Argument(help="A new directory for the shards.")],
     shard_megabytes: Annotated[int, typer.Option("--shard-megabytes", min=4, help="Size of a shard.")] = 256,
 ) -> None:

@@ -12,9 +12,9 @@ def recipe(
     name: Annotated[str, typer.Argument(help="A recipe's name; without it all names are listed.")] = "",
     fields: Fields = None,
     listing: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
-    images: Annotated[int | None, typer.Option("--images", min=1, help="Training images, for the cost.")] = None,
+    images: Annotated[int | None, typer.Option("--images", min=1, help="Training images, to compute the cost.")] = None,
     speed: Annotated[
-        float | None, typer.Option("--speed", min=0.001, help="Measured images/s of the first stage, for the hours.")
+        float | None, typer.Option("--speed", min=0.001, help="Measured images/s of the first stage, to compute hours.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

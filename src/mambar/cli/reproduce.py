@@ -19,16 +19,16 @@ def reproduce(
     fields: Fields = None,
     listing: Annotated[bool, typer.Option("--list", help="List the tables and figures.")] = False,
     budget: Annotated[
-        str, typer.Option("--budget", help="smoke: minutes on a CPU; small: real training; full: the paper's.")
+        str, typer.Option("--budget", help="smoke: a test; small: small datasets; full: as in the paper.")
     ] = "smoke",
     seeds: Annotated[str, typer.Option("--seeds", metavar="LIST", help="Comma-separated seeds.")] = "0",
     other_seeds: Annotated[
-        int | None, typer.Option("--other-seeds", min=1, help="Number of seeds of rows that decide nothing.")
+        int | None, typer.Option("--other-seeds", min=1, help="Number of seeds of rows that are not compared.")
     ] = None,
-    more: Annotated[bool, typer.Option("--more", help="Rows beyond the paper's.")] = False,
+    more: Annotated[bool, typer.Option("--more", help="Also rows that the paper does not have.")] = False,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Networks trained in parallel.")] = 1,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.001, max=1e6, help="Refuse what does not fit into the time.")
+        float | None, typer.Option("--minutes", min=0.001, max=1e6, help="Time limit; refuse runs that do not fit.")
     ] = None,
     fit: Annotated[bool, typer.Option("--fit", help="With --minutes: train as many epochs as fit.")] = False,
     out: Out = None,
@@ -36,10 +36,11 @@ def reproduce(
     num_workers: NumWorkers = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure tables or figures of the paper and print published and own values.
+    """Measure tables or figures of the paper; print the paper's values, ours and the difference.
 
-    FIELD=VALUE sets a field of every recipe, for example data=PATH, epochs=20 or data_options.canvas=64. Cells that
-    were not run say so. Only full results are comparable with the paper's. The default of --out is runs/reproduce.
+    FIELD=VALUE sets a field of every recipe, for example data=PATH, epochs=20 or data_options.canvas=64. Cells
+    that were not run read *not run*. Only full results are comparable with the paper's. The default of --out is
+    runs/reproduce.
     """
     from mambar.paper.claim import Budget
     from mambar.paper.index import module, names

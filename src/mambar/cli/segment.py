@@ -19,7 +19,7 @@ def segment(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Segment images: an overlay PNG with legend, an index PNG and a JSON of class areas each.
+    """Segment images; write an overlay PNG, an index PNG and a JSON file of class areas for each.
 
     The default of --out is the directory segmented.
     """

@@ -25,7 +25,7 @@ def train(
     out: Out = None,
     resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Resume the run in DIR.")] = None,
     override: Annotated[
-        list[str] | None, typer.Option("--override", metavar="FIELD", help="With --resume: a field that may change.")
+        list[str] | None, typer.Option("--override", metavar="FIELD", help="With --resume: allow this field to change.")
     ] = None,
     accept_edited_recipe: Annotated[
         bool, typer.Option("--accept-edited-recipe", help="With --resume: accept a recipe.json that was edited.")
@@ -109,13 +109,13 @@ def _under_torchrun(processes: int, restarts: int) -> int:
     ]
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    # A session of its own: a Ctrl-C reaches the agent once, through `forward`.
+    # In a separate session, so that the agent receives Ctrl-C only once, through `forward`.
     agent = subprocess.Popen(command, env=environment, start_new_session=True)
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        # The agent sends it to the ranks, which save; at a second signal it would not wait for them.
+        # The agent sends the signal to the ranks, which save. After a second signal the agent would not wait for them.
         if len(received) == 1:
             agent.terminate()
 

@@ -41,7 +41,7 @@ def permutation(length: int, key: int) -> Int64[np.ndarray, "length"]:
     """A random permutation of 0 … length-1.
 
     It sorts raw Philox words, whose values the algorithm fixes; `Generator.permutation` may change between numpy
-    versions, and a resumed run must see the same order.
+    versions, and a resumed run must use the same order.
     """
     words = np.random.Philox(key=key).random_raw(length)
     return np.argsort(words, kind="stable").astype(np.int64)

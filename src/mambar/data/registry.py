@@ -104,8 +104,8 @@ def open_dataset(
         kind: The kind of dataset: a key of `DATASETS`.
         limit: Maximum number of images, always the same ones.
         val_limit: The limit of the "val" split, in place of `limit`.
-        options: Options of the dataset. Classification also takes `canvas`: each image is pasted at a random place of
-            a plain square of that many pixels a side, with the mask of its place.
+        options: Options of the dataset. Classification also takes `canvas`: each image is pasted at a random position
+            on a plain square of that side length in pixels; its mask is the pasted area.
     """
     check_split(split, "every dataset")
     if kind not in DATASETS:

@@ -1,4 +1,4 @@
-"""AOTInductor: the exported program compiled to machine code for this type of CPU."""
+"""AOTInductor: the exported program, compiled to machine code for the CPU of this machine."""
 
 import os
 import shutil

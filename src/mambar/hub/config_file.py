@@ -1,6 +1,6 @@
 """config.json of a model directory: timm's keys, mambar's under "mambar", and a checksum over both.
 
-The checksum covers all that decides what is computed: architecture, configuration, classes, preprocessing and the
+The checksum covers everything that affects the output: architecture, configuration, classes, preprocessing and the
 sha256 of the weights. Files of format 1 (version 0.1) have none.
 """
 

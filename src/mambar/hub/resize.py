@@ -20,7 +20,7 @@ _MAY_DIFFER = ("head.", "registers.")
 
 @dataclass(frozen=True, kw_only=True)
 class LoadInfo:
-    """Names of the parameters of the new model, by what was done with them.
+    """Names of the parameters of the new model, by how they were initialized.
 
     Attributes:
         loaded: copied from the weights.

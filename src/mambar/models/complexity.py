@@ -1,6 +1,6 @@
 """The costs of a model: parameters, multiply-adds, scan operations, memory.
 
-Counted on a model of one block on the `meta` device, which allocates and computes nothing; blocks cost the same.
+Counted on a model of one block on the `meta` device, which allocates no memory. All blocks have the same cost.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def complexity(config: VisionMambaConfig) -> Complexity:
     scan_macs = states = 0
 
     def count_scan(scan: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
-        # Convolution and scan are kernels of their own, which a counter of torch's operations does not see.
+        # Convolution and scan are custom kernels, which the counter of torch operations does not include.
         nonlocal scan_macs, states
         assert isinstance(scan, DirectionalScan)
         scan_macs += inputs[0].numel() * scan.conv_weight.shape[1]

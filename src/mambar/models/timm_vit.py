@@ -20,7 +20,7 @@ from mambar.nn.registers import Tokens
 
 # Prefix of the names of timm's vision transformers.
 TIMM_PREFIX = "timm/"
-# Arguments of `timm.create_model` that a configuration may have; none of them reads a file. Each has its largest value.
+# Arguments of `timm.create_model` that a configuration may have, with their largest values; none reads a file.
 _ARGUMENTS: dict[str, int] = {
     **dict.fromkeys(("num_classes", "img_size", "embed_dim"), 100_000),
     **dict.fromkeys(("depth", "num_heads", "in_chans", "patch_size", "reg_tokens", "mlp_ratio"), 256),
@@ -75,7 +75,7 @@ class TimmViT(nn.Module):
     not made by `create_timm_vit`; such a model cannot be saved by `mambar.save_model`.
     """
 
-    # One of three classes of timm, which stays out of signatures: it is imported only when it is used.
+    # One of three classes of timm. They are not in signatures, because timm is imported only when it is used.
     model: Any
 
     def __init__(self, model: nn.Module, *, config: TimmConfig | None = None) -> None:
@@ -118,7 +118,7 @@ class TimmViT(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """The number of logits; 0 where `forward` gives features."""
+        """The number of logits; 0 if `forward` returns features."""
         return int(self.model.num_classes)
 
     @property

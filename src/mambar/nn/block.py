@@ -1,4 +1,4 @@
-"""One residual block: normalise, mix, add."""
+"""One residual block: normalization, mixer, residual sum."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from mambar.nn.placement import Grid
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a whole branch for each image with probability `drop_prob`, scales the rest up."""
+    """Stochastic depth: drops the branch of an image with probability `drop_prob` and rescales the others."""
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class MambaBlock(nn.Module):
     def branch(
         self, x: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
     ) -> Float[Tensor, "batch length dim"]:
-        """What the mixer adds to the stream, before stochastic depth."""
+        """The output of the mixer, before stochastic depth."""
         return self.proj_drop(self.mixer(self.norm(x), grid, positions))
 
     def forward(

@@ -1,6 +1,6 @@
-"""Heads: the read-outs that pool tokens to one feature vector, their table, and the classifier.
+"""Heads: modules that reduce the tokens to one feature vector, their table, and the classifier.
 
-A read-out is built as `HEADS[name](embed_dim, num_registers, register_reduction)` and called with `Tokens`. It returns
+A head is built as `HEADS[name](embed_dim, num_registers, register_reduction)` and called with `Tokens`. It returns
 features (batch, num_features) and has the width as attribute `num_features`. Register your own class with
 `HEADS["name"] = Class`; it needs no base class.
 """
@@ -121,7 +121,7 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
 
 
 class Head(nn.Module):
-    """A read-out of `HEADS`, dropout and a linear classifier; returns the features if `num_classes` is 0."""
+    """A module of `HEADS`, dropout and a linear classifier; returns the features if `num_classes` is 0."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Start values, as the released code has them."""
+"""Weight initialization, as in the released code."""
 
 import math
 from collections.abc import Iterable
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-# The standard deviation that a normal distribution keeps after it is cut at two standard deviations.
+# The standard deviation of a standard normal distribution truncated at two standard deviations.
 _CUT_NORMAL = 0.87962566103423978
 
 
 def reset_parameters(module: nn.Module) -> None:
-    """Calls `reset_parameters` of every submodule that has it: the values that the constructors give.
+    """Calls `reset_parameters` of every submodule that has it, which restores the initial values of the constructors.
 
     PyTorch's convention, on which FSDP relies for modules built on the `meta` device.
     """
@@ -28,7 +28,7 @@ def init_tokens(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def init_patch_projection(proj: nn.Conv2d) -> None:
-    """LeCun normal as timm writes it: deviation fan_in^-½ / 0.88 (the correction for a cut that is not made)."""
+    """LeCun normal as in timm: deviation fan_in^-½ / 0.88, a correction for truncation, which is negligible here."""
     nn.init.trunc_normal_(proj.weight, std=proj.weight[0].numel() ** -0.5 / _CUT_NORMAL)
     if proj.bias is not None:
         nn.init.zeros_(proj.bias)

@@ -26,7 +26,7 @@ class DirectionalScan(nn.Module):
     """One scan direction: causal convolution, input-dependent step size, B and C, and the gated selective scan.
 
     Calling it composes the ops and calls `x_proj` and `dt_proj` as modules. `mix_directions` reads the weights instead
-    and runs the fused op where that makes no difference.
+    and runs the fused op if the result is the same.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class MambaMixer(nn.Module):
         self.out_proj = nn.Linear(d_inner, embed_dim, bias=proj_bias)
 
     def init_weights(self, *, depth: int) -> None:
-        """Step sizes of both directions alike; out_proj scaled by 1 / sqrt(depth)."""
+        """Initializes both directions with the same step-size distribution; scales out_proj by 1 / sqrt(depth)."""
         init.init_step_size(self.forward_scan.dt_proj)
         init.init_step_size(self.backward_scan.dt_proj)
         init.init_projections(self.in_proj, self.out_proj, depth=depth)
@@ -190,7 +190,7 @@ class ForwardMixer(nn.Module):
         self.out_proj = nn.Linear(d_inner, embed_dim, bias=proj_bias)
 
     def init_weights(self, *, depth: int) -> None:
-        """The start values of `MambaMixer`, for one direction."""
+        """The initialization of `MambaMixer`, for one direction."""
         init.init_step_size(self.forward_scan.dt_proj)
         init.init_projections(self.in_proj, self.out_proj, depth=depth)
 
@@ -206,9 +206,10 @@ class CrossScanMixer(nn.Module):
     """Two-dimensional mixer (`cross_scan`): scans along rows and along columns, in both directions each.
 
     The four scan orders are VMamba's (arXiv 2401.10166). The row order is the sequence itself. In the column order the
-    patches run down each column, columns from left to right, and every register keeps its position in the sequence:
-    as many patches stand in front of it in both orders. Unlike VMamba, each scan has its own causal convolution in
-    place of one 3x3 convolution in front of all four, and the gate has no norm in front, as in `MambaMixer`.
+    patches run down each column, from the left column to the right. Every register keeps its position in the sequence:
+    the number of patches in front of it is the same in both orders. Unlike VMamba, each scan has its own causal
+    convolution instead of one 3x3 convolution before all four, and there is no norm before the gate, as in
+    `MambaMixer`.
     """
 
     def __init__(
@@ -237,7 +238,7 @@ class CrossScanMixer(nn.Module):
         self.out_proj = nn.Linear(d_inner, embed_dim, bias=proj_bias)
 
     def init_weights(self, *, depth: int) -> None:
-        """The start values of `MambaMixer`, for four directions."""
+        """The initialization of `MambaMixer`, for four directions."""
         for scan in (self.forward_scan, self.backward_scan, self.column_forward_scan, self.column_backward_scan):
             init.init_step_size(scan.dt_proj)
         init.init_projections(self.in_proj, self.out_proj, depth=depth)

@@ -1,4 +1,4 @@
-"""Register positions: how many patches stand in front of each register."""
+"""Register positions: the number of patches in front of each register."""
 
 import random
 from collections.abc import Callable, Sequence

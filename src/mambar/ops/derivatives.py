@@ -1,4 +1,4 @@
-"""Derivatives that a kernel does not have: second derivatives through the reference, a clear error for the others."""
+"""Derivatives that kernels do not implement: second derivatives use the reference, others raise an error."""
 
 from collections.abc import Callable, Sequence
 

@@ -26,7 +26,7 @@ logger = logging.getLogger("mambar.ops")
 
 OPS = ("bidirectional_mix", "selective_scan", "causal_conv1d", "rms_norm")
 
-# The ops that a fused op computes in one kernel, when that is not composed of them.
+# The ops that the kernels of a fused op replace.
 _PARTS = {"bidirectional_mix": ("selective_scan", "causal_conv1d")}
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -7,12 +7,12 @@ from typing import Literal
 
 from mambar.errors import InputError
 
-# smoke: tiny networks on a CPU, minutes; a test of the code path. small: one GPU, comparable only among its own rows.
+# smoke: tiny networks on a CPU, minutes; a test of the code path. small: one GPU, comparable only between its own rows.
 # full: the published data and recipe, the only budget that is compared with the paper.
 Budget = Literal["smoke", "small", "full"]
 BUDGETS: tuple[Budget, ...] = ("smoke", "small", "full")
 
-# How a published value is known: read in the source, derived by arithmetic, read off a figure, or recalled and
+# How a published value was obtained: read in the source, derived by arithmetic, read off a figure, or recalled and
 # unverified.
 Known = Literal["read", "derived", "by eye", "recalled"]
 

@@ -22,11 +22,11 @@ class Context:
     device: str = "cpu"
     # `field=value` texts that change every recipe (epochs=20).
     fields: tuple[str, ...] = ()
-    # Seeds of the rows that decide a comparison.
+    # Seeds of the compared rows.
     seeds: tuple[int, ...] = (0,)
     # Number of seeds of the other rows; None: all.
     other_seeds: int | None = None
-    # Also rows beyond the paper's.
+    # Also measure rows that the paper does not have.
     more: bool = False
     # Data loader processes of each run.
     workers: int = 0

@@ -103,11 +103,11 @@ def reproduce_together(
     Markdown, HTML and CSV into `out`/BUDGET/NAME, updated after each run.
 
     Args:
-        budget: "smoke" (a CPU, minutes), "small" (one GPU, comparable among its own rows) or "full" (the paper's).
+        budget: "smoke" (a CPU, minutes), "small" (one GPU, rows are comparable) or "full" (the paper's).
         fields: `field=value` texts for every recipe.
-        seeds: Seeds of the rows that decide a comparison.
+        seeds: Seeds of the compared rows.
         other_seeds: Number of seeds of the other rows; None for all.
-        more: Also measure rows beyond the paper's.
+        more: Also measure rows that the paper does not have.
         jobs: Number of runs in parallel, each a process.
         minutes: Time for all training. A short trial measures the speed; runs that do not fit are refused.
         fit: With `minutes`: train as many epochs as fit.

@@ -119,7 +119,7 @@ def planned_runs(cells: Sequence[Cell], context: Context) -> dict[Path, PlannedR
 
 
 def seeds_of(cell: Cell, context: Context) -> tuple[int, ...]:
-    """The seeds of a cell: all, or the first `other_seeds` if the row does not decide."""
+    """The seeds of a cell: all, or the first `other_seeds` if the row is not compared."""
     return context.seeds if cell.decides else context.seeds[: context.other_seeds]
 
 

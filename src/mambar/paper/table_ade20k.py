@@ -1,10 +1,10 @@
 """Semantic segmentation with UperNet (arXiv 2405.14858, the table on ADE20K: mIoU, one scale).
 
     mambar reproduce table_ade20k --budget full data=ADEChallengeData2016
-    mambar reproduce table_ade20k --budget small --seeds 0,1,2      drawn scenes, Mamba-R and Vim
+    mambar reproduce table_ade20k --budget small --seeds 0,1,2      synthetic scenes, Mamba-R and Vim
 
 Full trains the three published sizes from the released weights with the published recipe (160,000 iterations each).
-Smoke and small train UperNet from random weights on drawn scenes, whose classes differ from ADE20K's.
+Smoke and small train UperNet from random weights on synthetic scenes, whose classes differ from ADE20K's.
 """
 
 from typing import Final

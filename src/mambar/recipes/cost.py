@@ -37,7 +37,7 @@ class Cost:
 
 
 def training_images(recipe: Recipe) -> int | None:
-    """Number of training images of a recipe, None if it is known only once the data are opened."""
+    """Number of training images of a recipe, None if it is unknown before the data are opened."""
     options = recipe.data_options
     named = options.get("num_images") or TRAINING_IMAGES.get(recipe.data)
     limit = options.get("limit")
@@ -62,7 +62,7 @@ def stage_costs(recipe: Recipe, *, num_images: int | None = None, images_per_sec
         raise InputError(f"data={recipe.data}: its number of images is unknown before it is opened; give num_images.")
     base = VARIANTS.get(recipe.model)
     if base is None and recipe.model != "same":
-        # The size of a patch is all that is needed of another backbone.
+        # Of other backbones only the patch size is needed.
         base = VisionMambaConfig(patch_size=recipe.config.get("patch_size", 16), num_registers=0)
     else:
         base = (base or VisionMambaConfig()).replace(**recipe.config)

@@ -1,4 +1,4 @@
-"""All recipes by name: the one table in which a new recipe module is entered."""
+"""All recipes by name. Add a new recipe module to this table."""
 
 import importlib
 from typing import Final
@@ -9,7 +9,7 @@ from mambar.training.fields import suggestion
 from mambar.training.recipe import Recipe
 from mambar.user_module import import_file, is_python_file
 
-# Recipe → its module, and the name of its entry there.
+# Recipe name → its module, and the name of its entry in the module.
 ENTRIES: Final = {
     "mambar_tiny": ("mambar.recipes.mambar_tiny", "ENTRY"),
     "mambar_small": ("mambar.recipes.mambar_small", "ENTRY"),

@@ -120,7 +120,7 @@ def _predictions(
 
 
 def _is_single_pass(inference: Inference, height: int, width: int) -> bool:
-    """True if one forward pass of the whole image at its own size is all that `inference` asks for."""
+    """True if `inference` is one forward pass of the whole image at its own size."""
     fits = inference.crop is None or max(height, width) <= inference.crop
     return fits and not inference.flip and inference.sizes(height, width) == [(height, width)]
 

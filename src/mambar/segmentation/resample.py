@@ -1,9 +1,9 @@
 """Deterministic bilinear resizing and average pooling of feature maps as two matrix products.
 
 Equal to `interpolate(mode="bilinear", align_corners=False)` and `adaptive_avg_pool2d` up to rounding
-(`tests/segmentation/test_resample.py`). The CUDA backward of both uses atomics and is not deterministic; a matrix
-product is, at a few percent of the cost of a decoder. Part of a large output needs only some rows of the weights, and
-no memory for the rest.
+(`tests/segmentation/test_resample.py`). The CUDA backward of both uses atomics and is not deterministic; a
+matrix product is, at a few percent of the cost of a decoder. A part of a large output needs only some rows of the
+weights, which saves memory.
 """
 
 import math

@@ -28,7 +28,7 @@ class Segmentation:
     """An image and its predicted segmentation.
 
     Attributes:
-        name: file name, or what `segment` was given as `name`.
+        name: file name, or the argument `name` of `segment`.
         image: the image.
         labels: predicted class index of each pixel.
         confidence: probability (0-1) of the predicted class at each pixel.

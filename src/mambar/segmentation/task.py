@@ -71,7 +71,7 @@ class SegmentationTask(Task):
 
     @classmethod
     def open_dataset(cls, recipe: Recipe, split: str, data: Any = None) -> ImageDataset:
-        """Images with masks; the labels are a fourth channel."""
+        """Images with masks; the labels are the fourth channel."""
         return MaskChannelDataset(super().open_dataset(recipe, split, data))
 
     @classmethod

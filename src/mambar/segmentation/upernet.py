@@ -1,8 +1,8 @@
 """UPerNet's decoder (arXiv 1807.10221) and the fully convolutional auxiliary head.
 
-Libraries do not offer it for a backbone of one stride: segmentation_models_pytorch refuses such encoders, mmseg does
-not install, and transformers fixes the norm and loads its own backbone. Both heads equal those of transformers with
-shared weights (`tests/segmentation/test_upernet.py`).
+Other libraries do not support a backbone with a single stride: segmentation_models_pytorch rejects such encoders,
+mmseg could not be installed, and transformers fixes the norm and loads its own backbone. With the same weights both
+heads give the outputs of transformers (`tests/segmentation/test_upernet.py`).
 """
 
 from collections.abc import Sequence

@@ -91,7 +91,7 @@ def cut_name(name: str) -> str:
 
 
 def parse(kind: Any, text: str, *, name: str) -> Any:
-    """The value that `text` means for the declared type, else RecipeError."""
+    """The value of `text` in the declared type; RecipeError if there is none."""
     check_length(text, name=name)
     for candidate in _readings(kind, text.strip()):
         accepted, result = _convert(kind, candidate)

@@ -7,7 +7,7 @@ from mambar.errors import InputError
 from mambar.models.complexity import parameter_count
 from mambar.models.config import VisionMambaConfig
 
-# Bytes a parameter: float32 weight and gradient, and two AdamW moments.
+# Bytes per parameter: float32 weight and gradient, and two AdamW moments.
 _TRAINING_BYTES = 16
 
 
@@ -15,7 +15,7 @@ def check_memory(config: VisionMambaConfig, *, available: int | None = None) -> 
     """Raises InputError, with the size of the model, if training it needs more memory than is available.
 
     Counts parameters, gradients and optimizer state, not activations. available: bytes, by default those that the
-    system reports; nothing is checked where it reports none.
+    system reports; nothing is checked if it reports none.
     """
     parameters = parameter_count(config)
     needed = parameters * _TRAINING_BYTES
@@ -28,7 +28,7 @@ def check_memory(config: VisionMambaConfig, *, available: int | None = None) -> 
 
 
 def available_memory() -> int | None:
-    """Bytes of main memory that are available, None if the system does not say."""
+    """Bytes of main memory that are available, None if the system does not report it."""
     try:
         for line in Path("/proc/meminfo").read_text("ascii").splitlines():
             if line.startswith("MemAvailable:"):

@@ -24,7 +24,7 @@ _LOG = logging.getLogger("mambar.training")
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line. After a resume it has no rows beyond the resumed step."""
+    """metrics.jsonl: one JSON object per line. After a resume it has no rows beyond the resumed step."""
 
     def __init__(self, path: Path, *, trackers: Sequence[Tracker] = ()) -> None:
         self.path = path

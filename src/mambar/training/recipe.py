@@ -52,7 +52,7 @@ class Recipe:
     """A training run: model, data, stages, and the settings that all stages share.
 
     A step's batch is divided into `num_shards` shards. Each shard has its own images, mixup pairs and drop-path masks,
-    and ranks take shards round robin. So the number of processes does not change what is computed.
+    and ranks take shards round robin. Therefore the number of processes does not change the result.
     """
 
     # Name of the recipe; the default run directory starts with it.
@@ -90,7 +90,7 @@ class Recipe:
     # ddp: PyTorch's all-reduce during the backward pass; fsdp: as ddp, with sharded parameters.
     parallel: Parallel = "exact"
 
-    # Steps between checkpoints. None: one checkpoint an epoch.
+    # Steps between checkpoints. None: one checkpoint per epoch.
     save_every: int | None = None
     # Epochs between evaluations; the last epoch is always evaluated.
     eval_every: int = 1
@@ -307,7 +307,7 @@ def _family(model: str) -> str:
 
 
 def current_field_name(name: str, *, warn: bool = False) -> str:
-    """The present name of a dotted field; an old name logs one line, or with `warn` raises a DeprecationWarning."""
+    """The current name of a dotted field; an old name logs one line, or with `warn` raises a DeprecationWarning."""
     prefix, dot, field_name = name.rpartition(".")
     if prefix == "config":
         table = MODEL_FIELDS

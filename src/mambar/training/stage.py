@@ -61,7 +61,7 @@ class Stage:
     epochs: int = 30
     # Maximum number of steps; the schedule spans them. None: all epochs.
     max_steps: int | None = None
-    # Images a step, summed over all processes.
+    # Images per step, summed over all processes.
     batch_size: int = 128
 
     # Peak learning rate. With lr_base_size the peak is lr * batch_size / lr_base_size (linear scaling).

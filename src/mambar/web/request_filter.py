@@ -111,7 +111,7 @@ class RequestFilter:
         except _RefusedError as refusal:
             await _respond(send, refusal.status, refusal.text)
         except Exception as error:
-            # A bad request is one line in the log; the traceback is there for debugging.
+            # An invalid request gives one line in the log; the traceback is logged at debug level.
             logger.warning("%s %r failed: %s", scope["method"], scope["path"], type(error).__name__)
             logger.debug("Traceback:", exc_info=True)
             if not started:
@@ -150,7 +150,7 @@ class RequestFilter:
                     body += chunk
                     self._pending_bytes += len(chunk) if is_upload else 0
                     full = is_upload and self._is_full()
-                # A client reads the refusal only after it has sent its body, so some of the rest is read and dropped.
+                # A client reads the response only after it has sent its body, so part of the rest is discarded.
                 elif size > _MAX_DROPPED:
                     break
             if size > limit:

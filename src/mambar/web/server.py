@@ -1,6 +1,6 @@
 """The server of the page: loopback only by default, with gradio's unused features disabled.
 
-Reasons: docs/decisions/0006-what-the-page-lets-in.md. tests/web attacks the running page.
+Reasons: docs/decisions/0006-what-the-page-lets-in.md. tests/web tests attacks on a running server.
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ class RunningServer:
 def run_server(
     analyzed_models: Sequence[AnalyzedModel], *, port: int | None = None, password: str | None = None
 ) -> Iterator[RunningServer]:
-    """The page of one or two models, running in this process until the block ends.
+    """Serves the page of one or two models from this process until the `with` block ends.
 
     Without `password`, only this machine can connect. With one, the page listens on all interfaces and requires the
     user `mambar` and that password; it is plain HTTP, so use a TLS proxy. Meanwhile the working directory is an empty

@@ -22,7 +22,7 @@ from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.nn import Tokens
 
-# Many tokens need little penalty, and every strength costs a product of all tokens with all positions.
+# A small penalty is enough for many tokens, and each strength needs a product of all tokens with all positions.
 _STRENGTHS = (1e-6, 1e-4, 1e-2)
 # Images whose pixels are predicted at once, which bounds memory.
 _IMAGES = 16

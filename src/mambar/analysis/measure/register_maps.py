@@ -22,7 +22,7 @@ def register_maps(
     metric: Metric = "cosine",
     tensor: TokenTensor = "normed",
 ) -> Float[Tensor, "layers batch registers rows cols"]:
-    """The metric between each image token and each register, layer by layer (l2: small is similar, else large)."""
+    """The metric between each image token and each register, layer by layer; for l2, smaller is more similar."""
     found = capture_activations(model, images, {tensor: layers})[tensor]
     return torch.stack([register_map(tokens, metric=metric) for tokens in found])
 

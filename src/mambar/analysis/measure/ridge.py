@@ -1,4 +1,4 @@
-"""Ridge regression in closed form, its strength chosen by leave-one-out errors that need no refitting."""
+"""Ridge regression in closed form; the penalty is chosen by leave-one-out errors, which need no refitting."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,7 +42,8 @@ def fit_ridge(
     """Ridge regression on standardized features, the penalty not on the offset, all in float64.
 
     The strength (in units of the number of samples) is the one with the largest `score` of the leave-one-out
-    predictions (samples, targets); the default score is minus their squared error. Of equals the strongest wins.
+    predictions (samples, targets); the default score is minus their squared error. Of equal scores the largest
+    strength is chosen.
     """
     features = features.double()
     count = len(features)
@@ -56,7 +57,7 @@ def fit_ridge(
     projected = torch.cat([left.T @ (block - its) for block, its in _blocks(targets, offset)], 1)
 
     def misses(strength: float) -> Iterator[Float[Tensor, "samples columns"]]:
-        """Leave-one-out predictions minus targets: leaving a sample out divides its miss by 1 - leverage."""
+        """Leave-one-out predictions minus targets: leaving out a sample divides its residual by 1 - leverage."""
         shrink = squares / (squares + strength * count)
         leverage = (left.square() @ shrink + 1 / count).clamp_max(1 - 1e-9)[:, None]
         for (block, its), part in zip(_blocks(targets, offset), projected.split(_COLUMNS, 1), strict=True):
@@ -76,7 +77,7 @@ def fit_ridge(
 
 
 def _blocks(targets: Tensor, offset: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Targets in float64 with their offsets, some columns at a time: which bounds memory."""
+    """Targets in float64 with their offsets, a few columns at a time to limit memory."""
     for block, its in zip(targets.split(_COLUMNS, 1), offset.split(_COLUMNS), strict=True):
         yield block.double(), its
 

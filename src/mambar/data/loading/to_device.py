@@ -1,12 +1,12 @@
-"""The way of a tensor from the CPU to where it is computed with."""
+"""Copies of tensors from the CPU to another device."""
 
 import torch
 from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on a device; for a CUDA GPU nobody waits, and page-locked memory is copied meanwhile.
+    """The tensor on a device. For a CUDA GPU the copy from page-locked memory is asynchronous.
 
-    An MPS copy that is not waited for reads memory that may have been freed (pytorch issue 189690).
+    MPS copies are synchronous: an asynchronous one may read memory that was already freed (pytorch issue 189690).
     """
     return tensor.to(device, non_blocking=torch.device(device).type == "cuda")

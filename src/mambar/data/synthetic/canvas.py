@@ -1,4 +1,4 @@
-"""Images pasted at random places on larger plain canvases, so that the background is known exactly."""
+"""Images pasted at random positions on larger plain canvases, so that the background is known exactly."""
 
 import hashlib
 from dataclasses import replace
@@ -11,7 +11,7 @@ from mambar.errors import DataError, ImageError
 
 
 class CanvasDataset:
-    """A dataset's images, each on a square canvas of one color; (seed, split, index) determine place and color.
+    """A dataset's images, each on a square canvas of one color; (seed, split, index) determine position and color.
 
     `size` is the canvas's side in pixels. The mask is 0 on the canvas, and label + 1 on the image, or the image's own
     mask. Reading an image that is larger than the canvas raises an `ImageError`.

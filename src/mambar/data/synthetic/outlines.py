@@ -44,12 +44,12 @@ def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _moon(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # A disc less a second one.
+    # A disc minus a second one.
     return np.maximum(np.hypot(x, y) - 1.0, 0.85 - np.hypot(x - 0.5, y))
 
 
 def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # A square on its corner with two half discs on the upper sides, moved down so that the outline is centered.
+    # A square standing on a corner, with half discs on its upper sides; moved down to center the outline.
     half = 0.5
     side, down = np.abs(x), y - 0.2
     body = (np.maximum(side + down, side - down)) * math.sqrt(0.5) - half

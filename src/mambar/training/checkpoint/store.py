@@ -1,11 +1,11 @@
-"""Checkpoints: one directory a step, checksummed and written atomically; damaged ones are kept and skipped.
+"""Checkpoints: one directory per step, checksummed and written atomically; damaged ones are kept and skipped.
 
     checkpoints/step-00000120/state.safetensors   tensors: model.*, ema.*, optimizer.*
     checkpoints/step-00000120/state.json          scalars, digest of the recipe, size and sha256 of the tensor file
     checkpoints/last.json, best.json              name and sha256 of the newest and of the best checkpoint
 
-Each JSON file carries its own checksum. `last.json` is replaced when its directory is complete on the disk; older
-directories are removed after that.
+Each JSON file has its own checksum. `last.json` is replaced after the new directory is synced to disk. Then older
+directories are removed.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class Checkpoint:
     Attributes:
         step: Steps since the start of the run.
         tensors: Tensors by name: model.*, ema.*, optimizer.*.
-        scalars: Everything else, as JSON can hold it.
+        scalars: All other state, as JSON values.
         path: Its directory.
     """
 
@@ -54,7 +54,7 @@ class Checkpoint:
     path: Path
 
     def tensors_of(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose name starts with `prefix.`, under the rest of their name."""
+        """The tensors whose name starts with `prefix.`, with the prefix removed from the name."""
         start = prefix + "."
         return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
 
@@ -62,8 +62,8 @@ class Checkpoint:
 class CheckpointStore:
     """The `checkpoints` directory of one run: saves and loads its state, and the best evaluated weights.
 
-    keep: checkpoints that remain after a save. recipe_sha256: digests of the run's recipe, the present one first; a
-    checkpoint with another digest is refused. Empty: checkpoints of any recipe are read.
+    keep: number of checkpoints to keep. recipe_sha256: accepted digests of the run's recipe, the current one first; a
+    checkpoint with another digest is refused. If empty, checkpoints of any recipe are read.
     """
 
     def __init__(self, directory: Path, *, keep: int = 2, recipe_sha256: Sequence[str] = ()) -> None:
@@ -72,7 +72,7 @@ class CheckpointStore:
         self.recipe_sha256 = tuple(recipe_sha256)
 
     def create(self) -> None:
-        """Creates the directory and removes temporaries of ended processes."""
+        """Creates the directory and removes temporary files of processes that have ended."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -83,7 +83,7 @@ class CheckpointStore:
         """Writes the state at `step`, then `last.json`, then removes older checkpoints; returns its path.
 
         Raises DiskError (older checkpoints are intact) or NonFiniteError (nothing was written). Nothing is
-        overwritten: the same state at the same step is kept, another one gets the next free name.
+        overwritten: an equal state at the same step is kept, a different one gets the next free name.
         """
         return self._save("step", step, tensors, scalars)
 
@@ -92,7 +92,7 @@ class CheckpointStore:
         return self._save("best", step, tensors, scalars)
 
     def load(self, *, repair: bool = False) -> Checkpoint | None:
-        """The newest intact checkpoint, None if there never was one; CheckpointError if all are damaged.
+        """The newest intact checkpoint; None if none was ever saved; CheckpointError if all are damaged.
 
         A damaged one is logged with the reason and skipped. With `repair`, for a resumed run, it is also renamed to
         `NAME.damaged-1`, so that it is not removed later.
@@ -127,7 +127,7 @@ class CheckpointStore:
         return None if expected is None else self._read_as_read_pointer(expected[0], expected)
 
     def valid_checkpoints(self, *, min_step: int = 0) -> list[Path]:
-        """The sound checkpoints from step `least` on, newest first."""
+        """The valid checkpoints at step `min_step` or later, newest first."""
         return [path for path in self._names("step") if _order(path)[0] >= min_step and self._is_valid(path)]
 
     def set_aside_after(self, step: int) -> list[Path]:
@@ -186,7 +186,7 @@ class CheckpointStore:
         return path
 
     def _place(self, name: str, scalars: dict[str, Any]) -> tuple[Path, bool]:
-        """A free path for this state, or the intact copy of it that an interrupted save left."""
+        """A free path for this state, or the path of an intact copy from an interrupted save."""
         path, number = self.directory / name, 0
         while os.path.lexists(path):
             try:
@@ -244,7 +244,7 @@ class CheckpointStore:
             try:
                 atomic_files.remove_directory(path)
             except OSError as error:
-                # The new checkpoint is safe; an old one that remains only uses space.
+                # The new checkpoint is complete. An old one that cannot be removed only takes disk space.
                 _LOG.warning("%s could not be removed: %s.", path, error.strerror)
 
 

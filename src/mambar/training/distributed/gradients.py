@@ -42,7 +42,7 @@ class OrderedReducer:
         self._process_group = process_group
         self._size = sum(parameter.numel() for parameter in parameters)
         self._total = torch.zeros(self._size + extras, dtype=dtype, device=device)
-        # With one rank and one backward pass a shard, gradients accumulate in the total directly.
+        # With one rank and one backward pass per shard, gradients accumulate in the total directly.
         self._separate = process_group.world_size > 1 or (num_shards > 1 and grad_accum_steps > 1)
         self._local = torch.zeros_like(self._total) if self._separate else self._total
         start = 0

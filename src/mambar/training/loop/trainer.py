@@ -207,7 +207,7 @@ class Trainer:
         progress.evaluated_step, progress.metrics = progress.step, metrics
         sign = 1 if self.task.higher_is_better else -1
         which, value = max(candidates.items(), key=lambda item: -math.inf if math.isnan(item[1]) else sign * item[1])
-        # Ties keep the earlier one; NaN is never best.
+        # On a tie the earlier checkpoint stays the best; NaN is never best.
         is_best = not math.isnan(value) and (progress.best is None or sign * value > sign * progress.best)
         if is_best and self._save_best(which, value):
             progress.best, progress.best_step = value, progress.total_steps
@@ -329,7 +329,7 @@ class Trainer:
         return error is None
 
     def _may_continue(self, what: str, error: Exception) -> bool:
-        """Whether the run continues without what was not written; warns once until a later attempt succeeds."""
+        """True if the run continues after a failed save; warns once until a later attempt succeeds."""
         if (
             not isinstance(error, DiskError)
             or isinstance(error, RunDirectoryDeleted)
