@@ -49,7 +49,7 @@ def test_a_segmenter_gives_iou_of_every_class(segmenter, capsys):
     [
         ("batch_size=2", "--batch-size is an option for classifiers"),
         ("scales=1,big", "must be numbers"),
-        ("--stride=99", "stride=99 must lie between 1 and crop=32"),
+        ("--stride=99", "stride=99 must be from 1 to crop=32"),
         ("data_options.num_clases=2", "num_clases"),
     ],
 )

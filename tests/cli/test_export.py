@@ -124,4 +124,4 @@ def test_predicting_from_onnx_imports_no_torch(mambar_command, trained, picture)
     probabilities = [guess["probability"] for guess in expected]
     assert [guess["probability"] for guess in found] == pytest.approx(probabilities, abs=1e-6)
     code, _, err = mambar_command("predict", file, picture, "--device=cuda")
-    assert code == 2 and "leave it away" in err
+    assert code == 2 and "omit it" in err

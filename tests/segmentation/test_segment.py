@@ -58,7 +58,7 @@ def test_files(model, tmp_path):
     with Image.open(paths[0]) as overlay:
         assert overlay.width % 70 == 0 and overlay.height > 40 * overlay.width // 70
     written = json.loads(paths[2].read_text("utf-8"))
-    assert written["format_version"] == 1 and (written["width"], written["height"]) == (70, 40)
+    assert written["format_version"] == 2 and (written["width"], written["height"]) == (70, 40)
     assert sum(each["pixels"] for each in written["classes"]) == 2800
     first = written["classes"][0]
     assert first["label"] == model.classes.index(first["class"]) and 0 < first["confidence"] <= 1

@@ -150,7 +150,7 @@ def test_p8_two_runs_in_one_directory_the_second_is_refused(tmp_path):
         time.sleep(0.01)
     second = runs.start(runs.tiny(), out, resume=True)
     assert runs.finish(second) == [2]
-    assert f"another run works in {out} (process {process.pid})" in runs.error_of(out)
+    assert f"another run uses {out} (process {process.pid})" in runs.error_of(out)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     # The lock was released with its process.
