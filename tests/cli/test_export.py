@@ -78,7 +78,7 @@ def test_int8_shows_its_cost_on_labelled_images(mambar_command, tmp_path):
 def test_int8_without_labels_says_that_accuracy_was_not_run(mambar_command, trained):
     code, out, err = mambar_command("export", trained, "--int8")
     assert code == 0, err
-    assert "accuracy: not run; give data=SET" in out
+    assert "accuracy: not run; give --data SET" in out
 
 
 @pytest.mark.parametrize(

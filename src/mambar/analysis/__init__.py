@@ -11,6 +11,7 @@ from mambar.analysis.draw.norm_panels import NormPanel as NormPanel
 from mambar.analysis.draw.norm_panels import compare_norms as compare_norms
 from mambar.analysis.draw.run_report import write_run_report as write_run_report
 from mambar.analysis.figure_label import FigureLabel as FigureLabel
+from mambar.analysis.measure.added_registers import TestTimeRegisters as TestTimeRegisters
 from mambar.analysis.measure.collect import CollectedNorms as CollectedNorms
 from mambar.analysis.measure.collect import collect_norms as collect_norms
 from mambar.analysis.measure.distributions import NormDistribution as NormDistribution
@@ -36,5 +37,4 @@ from mambar.analysis.measure.register_maps import register_similarity as registe
 from mambar.analysis.measure.register_neurons import evaluate_added_registers as evaluate_added_registers
 from mambar.analysis.measure.register_neurons import find_register_neurons as find_register_neurons
 from mambar.analysis.measure.register_neurons import register_variants as register_variants
-from mambar.analysis.measure.test_time_registers import TestTimeRegisters as TestTimeRegisters
 from mambar.analysis.options import AnalysisOptions as AnalysisOptions

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mambar.analysis.measure.activations import eval_mode, layer_indices, model_device
+from mambar.analysis.measure.added_registers import RegisterNeurons, TestTimeRegisters
 from mambar.analysis.measure.norms import l2_norms
 from mambar.analysis.measure.outliers import MedianDeviation, OutlierRule, median, outlier_mask
 from mambar.analysis.measure.probes import wilson_interval
-from mambar.analysis.measure.test_time_registers import RegisterNeurons, TestTimeRegisters
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel
 from mambar.models.vision_mamba import VisionMamba

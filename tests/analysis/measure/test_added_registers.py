@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from mambar.analysis.measure.added_registers import RegisterNeurons
+from mambar.analysis.measure.added_registers import TestTimeRegisters as AddedRegisters
 from mambar.analysis.measure.norms import token_norms
-from mambar.analysis.measure.test_time_registers import RegisterNeurons
-from mambar.analysis.measure.test_time_registers import TestTimeRegisters as AddedRegisters
 from mambar.errors import InputError
 from mambar.models import TokenModel, VisionMamba, VisionMambaConfig
 
