@@ -1,6 +1,6 @@
 """A backbone registered from outside the package is trained, saved, loaded and analyzed like the built-in ones."""
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,8 @@ from mambar.models.protocol import Backbone, TokenModel
 from training import faults, runs
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extend" / "backbone.py"
-
-
-def register() -> None:
-    """Runs the example's definitions, in this process or in one that a test starts."""
-    spec = importlib.util.spec_from_file_location("backbone_example", EXAMPLE)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+# Runs the example's definitions, in this process or in one that a test starts.
+DEFINE = (runpy.run_path, str(EXAMPLE))
 
 
 def recipe(**changes):
@@ -29,9 +25,9 @@ def recipe(**changes):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    register()
+    runpy.run_path(str(EXAMPLE))
     out = tmp_path_factory.mktemp("backbone") / "run"
-    assert runs.finish(runs.start(recipe(), out, before=(register,))) == [0]
+    assert runs.finish(runs.start(recipe(), out, before=DEFINE)) == [0]
     return out
 
 
@@ -62,9 +58,9 @@ def test_it_can_be_analyzed(straight):
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_identically(straight, tmp_path):
     out = tmp_path / "run"
-    kill = (faults.all_of, (register,), (faults.die_at, "save", 4))
+    kill = (faults.all_of, DEFINE, (faults.die_at, "save", 4))
     assert runs.finish(runs.start(recipe(), out, before=kill)) == [-9]
-    assert runs.finish(runs.start(recipe(), out, before=(register,), resume=True)) == [0]
+    assert runs.finish(runs.start(recipe(), out, before=DEFINE, resume=True)) == [0]
     assert runs.trace(out) == runs.trace(straight)
 
 
@@ -75,7 +71,7 @@ def test_another_run_starts_from_its_weights(straight, tmp_path):
 
 
 def test_create_model_finds_it_and_names_a_wrong_field():
-    register()
+    runpy.run_path(str(EXAMPLE))
     model = mambar.create_model("mlp_mixer", num_classes=3)
     assert isinstance(model, TokenModel) and model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
     with pytest.raises(InputError, match=r"'mlp_mixer'.*unexpected keyword argument 'num_registers'"):

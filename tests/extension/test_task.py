@@ -1,6 +1,6 @@
 """A task registered from outside the package trains, resumes and is split over processes like the built-in ones."""
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,12 +9,8 @@ from safetensors.torch import load_file
 from training import faults, runs
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extend" / "task.py"
-
-
-def register() -> None:
-    """Runs the example's definitions, in this process or in one that a test starts."""
-    spec = importlib.util.spec_from_file_location("byol_example", EXAMPLE)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+# Runs the example's definitions, in this process or in one that a test starts.
+DEFINE = (runpy.run_path, str(EXAMPLE))
 
 
 def recipe(**changes):
@@ -24,7 +20,7 @@ def recipe(**changes):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     out = tmp_path_factory.mktemp("byol") / "run"
-    assert runs.finish(runs.start(recipe(), out, before=(register,))) == [0]
+    assert runs.finish(runs.start(recipe(), out, before=DEFINE)) == [0]
     return out
 
 
@@ -43,16 +39,16 @@ def test_a_self_supervised_task_trains_and_logs_its_scalars(straight):
 @pytest.mark.rel
 def test_a_killed_run_resumes_bit_identically_with_its_teacher(straight, tmp_path):
     out = tmp_path / "run"
-    kill = (faults.all_of, (register,), (faults.die_at, "save", 4))
+    kill = (faults.all_of, DEFINE, (faults.die_at, "save", 4))
     assert runs.finish(runs.start(recipe(), out, before=kill)) == [-9]
-    assert runs.finish(runs.start(recipe(), out, before=(register,), resume=True)) == [0]
+    assert runs.finish(runs.start(recipe(), out, before=DEFINE, resume=True)) == [0]
     assert runs.trace(out) == runs.trace(straight)
 
 
 @pytest.mark.rel
 def test_two_processes_equal_one(straight, tmp_path):
     out = tmp_path / "run"
-    group = runs.start_group(recipe(), out, world=2, befores={rank: (register,) for rank in range(2)})
+    group = runs.start_group(recipe(), out, world=2, befores={0: DEFINE, 1: DEFINE})
     assert runs.finish(*group) == [0, 0]
     assert runs.trace(out) == runs.trace(straight)
 

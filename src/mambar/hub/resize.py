@@ -80,7 +80,7 @@ def _resized_positions(name: str, given: Tensor, value: Tensor, model: Any, conf
         return None if equal else resize_positions(given, config.grid, model.config.grid)
     if not isinstance(model, TimmViT) or name != "model.pos_embed" or given.shape == value.shape:
         return None
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers.pos_embed import resample_abs_pos_embed
 
     size = config.arguments.get("img_size") if isinstance(config, TimmConfig) else None
     old = [side // model.patch_size for side in size] if isinstance(size, tuple) else None

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from mambar.errors import InputError
-from mambar.messages import did_you_mean, short_repr
-from mambar.models.config import VARIANTS, VisionMambaConfig, variant
+from mambar.messages import short_repr
+from mambar.models.config import VisionMambaConfig, variant
 from mambar.models.protocol import TokenModel
 from mambar.models.timm_vit import TIMM_PREFIX, TimmConfig, TimmViT, create_timm_vit
 from mambar.models.vision_mamba import VisionMamba
@@ -84,10 +84,7 @@ def config_of(name: str, **fields: Any) -> Config:
     if name.startswith(TIMM_PREFIX):
         return TimmConfig(timm_model=name.removeprefix(TIMM_PREFIX), arguments=fields)
     if name not in BACKBONES:
-        if BACKBONES and name not in VARIANTS:
-            hint = did_you_mean(name, [*BACKBONES, *VARIANTS], otherwise=f"registered: {', '.join(BACKBONES)}.")
-            raise InputError(f"There is no model {name!r}; {hint}")
-        return variant(name).replace(**fields)
+        return variant(name, registered=BACKBONES).replace(**fields)
     return RegisteredConfig(backbone=name, arguments=fields)
 
 
@@ -115,7 +112,8 @@ def build_backbone(config: Config) -> Any:
             f"The backbone {config.backbone!r} is a {type(module).__name__}; return a torch module with num_layers, "
             "patch_size, embed_dim and tokens()."
         )
-    module.config = config
+    backbone: Any = module
+    backbone.config = config
     # What a `TokenModel` need not have.
     defaults = {
         "classes": None,
@@ -126,9 +124,9 @@ def build_backbone(config: Config) -> Any:
         "group_matcher": _refuse_layer_decay,
     }
     for name, default in defaults.items():
-        if not hasattr(module, name):
-            setattr(module, name, default)
-    return module
+        if not hasattr(backbone, name):
+            setattr(backbone, name, default)
+    return backbone
 
 
 def num_parameters(config: Config) -> int:

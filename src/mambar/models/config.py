@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,9 +201,9 @@ VARIANTS: dict[str, VisionMambaConfig] = {
 }
 
 
-def variant(name: str) -> VisionMambaConfig:
+def variant(name: str, *, registered: Iterable[str] = ()) -> VisionMambaConfig:
     """The configuration of a published variant; an unknown name raises `InputError` with the closest one."""
     if name not in VARIANTS:
-        hint = did_you_mean(name, VARIANTS, otherwise="`mambar info` lists them.", cutoff=0.4)
+        hint = did_you_mean(name, [*VARIANTS, *registered], otherwise="`mambar info` lists them.", cutoff=0.4)
         raise InputError(f"There is no model {name!r}; {hint}")
     return VARIANTS[name]

@@ -168,8 +168,7 @@ def similarity_charts(results: Results, label: FigureLabel) -> ChartGrid:
     def draw(name: str, similarity: np.ndarray, axes: "Axes") -> None:
         picture = axes.imshow(similarity, vmin=-1, vmax=1, cmap="cividis")
         axes.set(title=label_text(name), xlabel="register", ylabel="register")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(integer=True)
         axes.grid(visible=False)
         figure = axes.get_figure()
         assert figure is not None
