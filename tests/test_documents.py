@@ -91,7 +91,7 @@ def workplace(tmp_path_factory):
     small = get_recipe("folder").replace(
         epochs=1, batch_size=4, img_size=32, config={"depth": 2, "patch_size": 8, "num_registers": 4}
     )
-    mambar.run(small, data=place / IMAGES, out=place / RUN, device="cpu", workers=0)
+    mambar.run(small, data=place / IMAGES, out=place / RUN, device="cpu", num_workers=0)
     return place
 
 

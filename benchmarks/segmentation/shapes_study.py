@@ -133,7 +133,7 @@ def finished(recipe: Recipe, out: Path, given: argparse.Namespace) -> dict[str, 
         # It may have ended early; its own recipe applies.
         recipe = read_recipe(out)
     until = None if given.until is None else given.until - 60 * given.minutes * (1 - ENDS[recipe.name])
-    options = {"out": out, "device": given.device, "workers": given.workers}
+    options = {"out": out, "device": given.device, "num_workers": given.workers}
     try:
         with stopped_at(until):
             result = run(recipe, resume=(out / "recipe.json").exists(), **options)

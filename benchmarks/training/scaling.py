@@ -235,7 +235,7 @@ def one_stage(place: Path, shards: Path, start: Path, processes: int, options: a
     fields = [
         *(*second_stage(), "stage=2", f"stages.2.start_from={start}", f"stages.2.max_steps={options.steps}"),
         *(f"stages.2.batch_size={options.per_gpu * processes}", f"shards={processes}", "eval_every=1000"),
-        *(f"device={options.device}", f"workers={options.workers}", *options.small),
+        *(f"device={options.device}", f"--num-workers={options.workers}", *options.small),
     ]
     if options.smoke:
         fields.append("stages.2.img_size=32")
@@ -246,7 +246,7 @@ def one_stage(place: Path, shards: Path, start: Path, processes: int, options: a
 
 def three_stages(place: Path, folder: Path, processes: int, options: argparse.Namespace) -> Finished:
     """All stages, a few steps each, from the folder."""
-    fields = [f"device={options.device}", f"workers={options.workers}", "eval_every=1000", *options.small]
+    fields = [f"device={options.device}", f"--num-workers={options.workers}", "eval_every=1000", *options.small]
     for stage in range(3):
         fields.append(f"stages.{stage}.max_steps={options.short}")
         if options.smoke:

@@ -51,4 +51,4 @@ class MlpMixer(nn.Module):
 
 if __name__ == "__main__":
     recipe = RECIPE.replace(model="mlp_mixer", drop_path_rate=0.0, epochs=2)
-    print(mambar.run(recipe, out=sys.argv[1], device="cpu", workers=0).metrics)
+    print(mambar.run(recipe, out=sys.argv[1], device="cpu", num_workers=0).metrics)

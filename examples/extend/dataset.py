@@ -35,4 +35,4 @@ recipe = mambar.Recipe(
     stages=(Stage(img_size=16, epochs=2, batch_size=16, lr=1e-3, train_crop="center", hflip=0.0),),
 )
 if __name__ == "__main__":
-    print(mambar.run(recipe, workers=0, device="cpu").metrics)
+    print(mambar.run(recipe, num_workers=0, device="cpu").metrics)

@@ -57,4 +57,4 @@ class ByolTask(Task):
 
 
 if __name__ == "__main__":
-    print(mambar.run(RECIPE.replace(task="byol", epochs=1), out=sys.argv[1], device="cpu", workers=0).metrics)
+    print(mambar.run(RECIPE.replace(task="byol", epochs=1), out=sys.argv[1], device="cpu", num_workers=0).metrics)

@@ -58,6 +58,8 @@ RECIPE_FIELDS = {
     "rollbacks": "max_rollbacks",
     "max_skips": "max_consecutive_skips",
 }
+# The argument of functions that load data.
+LOADER_ARGUMENTS = {"workers": "num_workers"}
 
 ANALYSIS_FIELDS = {"colours": "colormap", "keep": "max_maps", "added_registers": "test_time_registers"}
 

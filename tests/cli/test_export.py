@@ -65,7 +65,7 @@ def test_int8_shows_its_cost_on_labelled_images(mambar_command, tmp_path):
     from mambar.recipes.run import run
 
     small = get_recipe("digits").replace(epochs=1)
-    run(small, out=tmp_path / "run", device="cpu", workers=0)
+    run(small, out=tmp_path / "run", device="cpu", num_workers=0)
     code, out, err = mambar_command("export", tmp_path / "run", "--int8")
     assert code == 0, err
     report = json.loads((tmp_path / "run" / "export" / "model-int8.onnx.parity.json").read_text("utf-8"))

@@ -48,11 +48,11 @@ def scenes(tmp_path):
 
 def test_a_classifier(photographs, tmp_path, caplog):
     out = tmp_path / "run"
-    result = run(tiny("photographs", photographs), out=out, device="cpu", workers=0)
+    result = run(tiny("photographs", photographs), out=out, device="cpu", num_workers=0)
     assert (out / "report.html").is_file() and "ant/0.jpg" in caplog.text
     for file in ("report.html", "result.json"):
         (out / file).unlink()
-    assert resume(out, device="cpu", workers=0).metrics == result.metrics
+    assert resume(out, device="cpu", num_workers=0).metrics == result.metrics
     assert (out / "report.html").is_file()
     options = AnalysisOptions(gallery=8, probes=(), test_time_registers=0)
     assert analyze(out, data=photographs, out=tmp_path / "analysis", options=options).report.is_file()
@@ -60,9 +60,9 @@ def test_a_classifier(photographs, tmp_path, caplog):
 
 def test_a_segmenter(scenes, tmp_path, caplog):
     out = tmp_path / "run"
-    result = run(tiny("scenes", scenes, "segmentation"), out=out, device="cpu", workers=0)
+    result = run(tiny("scenes", scenes, "segmentation"), out=out, device="cpu", num_workers=0)
     assert (out / "report.html").is_file() and "images/val/0.jpg" in caplog.text
     for file in ("report.html", "result.json"):
         (out / file).unlink()
-    assert resume(out, device="cpu", workers=0).metrics == result.metrics
+    assert resume(out, device="cpu", num_workers=0).metrics == result.metrics
     assert (out / "report.html").is_file()

@@ -138,7 +138,7 @@ def tuned(name, start, sources, out, *changes, source=None):
     """(weights before, weights after two steps) of a recipe that starts from `start`."""
     changes = ["batch_size=24", "max_steps=2", "warmup_epochs=0", "num_shards=1", "precision=fp32", *changes]
     recipe = get_recipe(name).with_overrides([f"start_from={start}", *changes])
-    run(recipe, data=sources / "folder", out=out, device="cpu", workers=0)
+    run(recipe, data=sources / "folder", out=out, device="cpu", num_workers=0)
     return load_file((source or start) / "model.safetensors"), load_file(out / "model.safetensors")
 
 
@@ -204,7 +204,7 @@ def test_a_later_stage_can_begin_alone(tmp_path, sources, start, no_report):
         ]
     )
     assert [stage.name for stage in recipe.stages] == ["finetune"]
-    result = run(recipe, data=sources / "folder", out=tmp_path / "run", device="cpu", workers=0)
+    result = run(recipe, data=sources / "folder", out=tmp_path / "run", device="cpu", num_workers=0)
     # The rate is 1e-6 at first: after two steps the weights are still those of the start.
     before, after = load_file(start / "model.safetensors"), load_file(result.checkpoint)
     name = "blocks.1.mixer.in_proj.weight"

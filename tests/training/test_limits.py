@@ -92,9 +92,14 @@ def test_a_model_that_does_not_fit_is_refused_with_its_size():
     assert available_memory() > 2**20
 
 
-@pytest.mark.parametrize("workers", [-1, 10**9, 10**5000], ids=["negative", "many", "huge"])
-def test_the_number_of_workers_is_bounded(tmp_path, workers):
-    with pytest.raises(InputError, match="workers=") as error:
-        train(runs.tiny(), out=tmp_path / "run", workers=workers)
+@pytest.mark.parametrize("num_workers", [-1, 10**9, 10**5000], ids=["negative", "many", "huge"])
+def test_the_number_of_workers_is_bounded(tmp_path, num_workers):
+    with pytest.raises(InputError, match="num_workers=") as error:
+        train(runs.tiny(), out=tmp_path / "run", num_workers=num_workers)
     one_line(error)
     assert not (tmp_path / "run").exists()
+
+
+def test_workers_is_the_old_name_of_num_workers(tmp_path):
+    with pytest.warns(DeprecationWarning, match="workers= is now num_workers="), pytest.raises(InputError):
+        train(runs.tiny(), out=tmp_path / "run", workers=-1)

@@ -17,6 +17,7 @@ from mambar.analysis.numbers import Analysis
 from mambar.analysis.options import AnalysisOptions
 from mambar.data import ImageDataset
 from mambar.data.registry import open_dataset
+from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
 
 logger = logging.getLogger("mambar.analysis.analyze")
@@ -31,6 +32,7 @@ class AnalysisOutput:
     seconds: float
 
 
+@accept_old_names(LOADER_ARGUMENTS)
 def analyze(
     model: str | Path,
     *,
@@ -42,7 +44,7 @@ def analyze(
     options: AnalysisOptions | None = None,
     data_options: dict[str, Any] | None = None,
     device: str | torch.device = "cpu",
-    workers: int = 0,
+    num_workers: int = 0,
     progress: ProgressCallback | None = None,
 ) -> AnalysisOutput:
     """Analyzes `model`, and `compare` if given, and writes report.html and its files into `out`.
@@ -80,7 +82,9 @@ def analyze(
     for analyzed in analyzed_models:
         logger.info("Analyzing %s.", analyzed.name)
         report = None if progress is None else _prefixed(progress, analyzed.name)
-        results[analyzed.name] = analyze_model(analyzed, dataset, shown, options, workers=workers, progress=report)
+        results[analyzed.name] = analyze_model(
+            analyzed, dataset, shown, options, num_workers=num_workers, progress=report
+        )
     counts = sorted({found.norms.num_images for found in results.values()})
     text = f"{dataset.name}, {' and '.join(map(str, counts))} images"
     analysis = Analysis(results=results, gallery=shown, data=text, options=options)

@@ -39,6 +39,7 @@ from mambar.analysis.measure.register_neurons import (
 )
 from mambar.analysis.options import AnalysisOptions
 from mambar.data import ImageDataset
+from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
 from mambar.models.protocol import TokenTensor
 from mambar.models.vision_mamba import VisionMamba
@@ -100,13 +101,14 @@ def batch_size_for(analyzed: AnalyzedModel, options: AnalysisOptions) -> int:
     return max(1, min(64, _BATCH_BYTES // max(bytes_per_image, 1)))
 
 
+@accept_old_names(LOADER_ARGUMENTS)
 def analyze_model(
     analyzed: AnalyzedModel,
     dataset: ImageDataset,
     gallery: NamedImages,
     options: AnalysisOptions,
     *,
-    workers: int = 0,
+    num_workers: int = 0,
     progress: ProgressCallback | None = None,
 ) -> AnalysisResult:
     """Runs every measurement on one model: statistics on `dataset`, maps to show on `gallery`.
@@ -120,7 +122,7 @@ def analyze_model(
         analyzed=analyzed,
         dataset=dataset,
         batch_size=batch_size_for(analyzed, options),
-        workers=workers,
+        num_workers=num_workers,
         limit=options.num_images,
     )
     measured = _DatasetPass(reader, options)

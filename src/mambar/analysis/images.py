@@ -81,7 +81,7 @@ class BatchReader:
     Attributes:
         analyzed: The model whose preprocessing is applied.
         dataset: The images.
-        batch_size, workers: `batch_size` and `num_workers` of `evaluation_batches`.
+        batch_size, num_workers: those of `evaluation_batches`.
         limit: Maximum number of images.
         indices: Numbers of the images read in the last pass.
     """
@@ -89,7 +89,7 @@ class BatchReader:
     analyzed: AnalyzedModel
     dataset: ImageDataset
     batch_size: int
-    workers: int = 0
+    num_workers: int = 0
     limit: int | None = None
     indices: list[int] = field(default_factory=list)
 
@@ -97,7 +97,7 @@ class BatchReader:
         """Images and labels; unreadable images are skipped."""
         self.indices = []
         for batch in evaluation_batches(
-            self.dataset, self.analyzed.preprocess, batch_size=self.batch_size, num_workers=self.workers
+            self.dataset, self.analyzed.preprocess, batch_size=self.batch_size, num_workers=self.num_workers
         ):
             left = None if self.limit is None else self.limit - len(self.indices)
             if left is not None and left <= 0:

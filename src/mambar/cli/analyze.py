@@ -105,7 +105,7 @@ def analyze(
         options=AnalysisOptions(**chosen),
         data_options=data_options(fields),
         device=choose_device(device),
-        workers=num_workers or 0,
+        num_workers=num_workers or 0,
         progress=_Progress(),
     )
     if as_json:

@@ -23,7 +23,7 @@ def demo(
     from mambar.recipes.demo import run_demo
 
     changes = [f"{name}={value}" for name, value in named_values(fields).items()]
-    result = run_demo(out=out, seed=seed, device=device, workers=num_workers or 0, fields=changes)
+    result = run_demo(out=out, seed=seed, device=device, num_workers=num_workers or 0, fields=changes)
     if as_json:
         print_json(result.to_dict())
         return

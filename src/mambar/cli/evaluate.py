@@ -45,7 +45,7 @@ def evaluate(
         "split": split,
         "data_options": data_options(fields),
         "device": choose_device(device),
-        "workers": num_workers or 0,
+        "num_workers": num_workers or 0,
     }
     classifier = {"--batch-size": batch_size, "--crop-pct": crop_pct}
     segmenter = {"--crop": crop, "--stride": stride, "--scales": scales, "--flip": flip}

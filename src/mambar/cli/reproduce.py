@@ -65,7 +65,7 @@ def reproduce(
         seeds=list(numbers("--seeds", seeds, int)),
         other_seeds=other_seeds,
         more=more,
-        workers=num_workers or 0,
+        num_workers=num_workers or 0,
         jobs=jobs,
         minutes=minutes,
         fit=fit,

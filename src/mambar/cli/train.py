@@ -67,7 +67,7 @@ def train(
     from mambar.training.distributed.environment import rank
     from mambar.training.loop.signals import Stopped
 
-    shared = {"device": device, "workers": num_workers}
+    shared = {"device": device, "num_workers": num_workers}
     try:
         if resume is not None:
             data = given.pop("data", None)

@@ -29,7 +29,7 @@ class Context:
     # Also measure rows that the paper does not have.
     more: bool = False
     # Data loader processes of each run.
-    workers: int = 0
+    num_workers: int = 0
     # Runs in parallel, each a process, spread over the GPUs.
     jobs: int = 1
     # When runs are stopped and saved, as a value of `time.monotonic`.

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TypedDict, Unpack
 
 from mambar.analysis.draw.plots import png
+from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
 from mambar.hub.config_file import json_bytes
 from mambar.hub.files import write_atomically
@@ -70,7 +71,7 @@ class Options(TypedDict, total=False):
     seeds: Sequence[int]
     other_seeds: int | None
     more: bool
-    workers: int
+    num_workers: int
     jobs: int
     minutes: float | None
     fit: bool
@@ -81,6 +82,7 @@ def reproduce(name: str, **options: Unpack[Options]) -> list[Result]:
     return reproduce_together((name,), **options)[name]
 
 
+@accept_old_names(LOADER_ARGUMENTS)
 def reproduce_together(
     names: Sequence[str],
     *,
@@ -92,7 +94,7 @@ def reproduce_together(
     seeds: Sequence[int] = (0,),
     other_seeds: int | None = None,
     more: bool = False,
-    workers: int = 0,
+    num_workers: int = 0,
     jobs: int = 1,
     minutes: float | None = None,
     fit: bool = False,
@@ -129,7 +131,7 @@ def reproduce_together(
         seeds=tuple(seeds),
         other_seeds=other_seeds,
         more=more,
-        workers=workers,
+        num_workers=num_workers,
         jobs=jobs,
     )
     trained = [table for table in chosen.values() if table.__dict__.get("cells")]

@@ -49,7 +49,7 @@ def analysed_pair(context: Context, **options: Any) -> dict[str, AnalysisResult]
         out=out,
         options=AnalysisOptions(seed=context.seeds[0], **{"test_time_registers": 0, **options}),
         device=context.device,
-        workers=context.workers,
+        num_workers=context.num_workers,
     )
     return dict(zip(runs, found.analysis.results.values(), strict=True))
 

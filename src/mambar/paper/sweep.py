@@ -152,7 +152,7 @@ def start(work: PlannedRun, slot: int, context: Context) -> subprocess.Popen[byt
     command = [sys.executable, "-c", program, str(asked), str(directory), context.device]
     with directory.with_name(f"{directory.name}.log").open("ab") as log:
         return subprocess.Popen(
-            [*command, str(context.workers)],
+            [*command, str(context.num_workers)],
             env=_environment(slot, context.device),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -178,12 +178,12 @@ def _finished_metric(directory: Path, recipe: Recipe) -> float | None:
     return float(content["metrics"][task_class(recipe.task).metric]) * 100
 
 
-def _run(recipe: Recipe, directory: Path, device: str, workers: int) -> None:
+def _run(recipe: Recipe, directory: Path, device: str, num_workers: int) -> None:
     """Trains or resumes one recipe, and writes the file that marks it as finished."""
     from mambar.recipes.run import run
 
     begun = (directory / "recipe.json").is_file()
-    result = run(recipe, out=directory, device=device, workers=workers, resume=begun)
+    result = run(recipe, out=directory, device=device, num_workers=num_workers, resume=begun)
     content = {"format_version": 1, "recipe": json.loads(recipe.to_json()), "metrics": dict(result.metrics)}
     write_atomically(directory / _DONE, json_bytes(content))
 
@@ -191,7 +191,7 @@ def _run(recipe: Recipe, directory: Path, device: str, workers: int) -> None:
 def _run_here(work: PlannedRun, context: Context) -> Exception | None:
     try:
         logger.info("%s", work.title)
-        _run(work.recipe, work.directory, context.device, context.workers)
+        _run(work.recipe, work.directory, context.device, context.num_workers)
     except MambarError as error:
         return error
     return None
@@ -245,11 +245,11 @@ def _environment(slot: int, device: str) -> Mapping[str, str]:
 
 def main(arguments: Sequence[str]) -> int:
     """The program that `start` runs: one run, its recipe read from a file."""
-    asked, directory, device, workers = arguments
+    asked, directory, device, num_workers = arguments
     keep_freed_memory()
     recipe = Recipe.from_json(Path(asked).read_text("utf-8"), source=asked)
     try:
-        _run(recipe, Path(directory), device, int(workers))
+        _run(recipe, Path(directory), device, int(num_workers))
     except MambarError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

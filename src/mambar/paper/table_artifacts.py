@@ -89,7 +89,9 @@ def _looked_into(cell: Cell, seed: int, context: Context) -> dict[str, float]:
     recipe = cell.recipe
     dataset = open_dataset(recipe.data, "val", **{**recipe.data_options, "limit": options.num_images})
     analyzed = open_model(directory, device=context.device)
-    result = analyze_model(analyzed, dataset, sample_gallery(dataset, 1, seed=seed), options, workers=context.workers)
+    result = analyze_model(
+        analyzed, dataset, sample_gallery(dataset, 1, seed=seed), options, num_workers=context.num_workers
+    )
     columns = {column: value for column, value in _numbers(result) if math.isfinite(value)}
     write_atomically(kept, json_bytes({"format_version": 1, "num_images": options.num_images, "columns": columns}))
     return columns

@@ -54,7 +54,7 @@ def measure(context: Context) -> list[Result]:
     results = []
     for row, name in _RELEASED.items():
         model = as_vision_mamba(create_model(name, pretrained=True), "This table")
-        found = evaluate_run(model, data=base.data, device=context.device, workers=context.workers)
+        found = evaluate_run(model, data=base.data, device=context.device, num_workers=context.num_workers)
         note = f"{row}: released weights, crop 1.0"
         results.append(context.unseeded(row, COLUMN, 100 * found.top1, data=base.data, note=note))
     return results

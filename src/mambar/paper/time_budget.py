@@ -73,7 +73,7 @@ def measured_rate(work: Sequence[PlannedRun], context: Context) -> float:
     try:
         until = time.monotonic() + _START_TIMEOUT
         # Skip the batches that were prepared while the network was built: two per loader process.
-        while not all(_steps(item) > 2 * context.workers for item in trial):
+        while not all(_steps(item) > 2 * context.num_workers for item in trial):
             for item, process in zip(trial, processes, strict=True):
                 if process.poll() is not None:
                     raise MambarError(f"{item.title}: the trial ended: {last_log_line(item)}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
 from mambar.recipes.digits import RECIPE, VIM_RECIPE
 from mambar.recipes.run import default_out, run
@@ -39,12 +40,13 @@ class DemoResult:
         return {"top1": dict(self.top1), "report": str(self.report), "runs": runs}
 
 
+@accept_old_names(LOADER_ARGUMENTS)
 def run_demo(
     *,
     out: str | Path | None = None,
     seed: int = 0,
     device: str = "cpu",
-    workers: int = 0,
+    num_workers: int = 0,
     fields: Iterable[str] = (),
 ) -> DemoResult:
     """Trains both networks into `out`/mambar and `out`/vim and writes `out`/report.html.
@@ -60,7 +62,7 @@ def run_demo(
         _NAMES[1]: (VIM_RECIPE.with_overrides(fields), "vim"),
     }
     results = {
-        name: run(recipe, out=out / folder, seed=seed, device=device, workers=workers)
+        name: run(recipe, out=out / folder, seed=seed, device=device, num_workers=num_workers)
         for name, (recipe, folder) in recipes.items()
     }
     top1 = {name: result.metrics["top1"] for name, result in results.items()}

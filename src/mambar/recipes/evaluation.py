@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mambar.data import EvalTransform, ImageDataset, evaluation_batches, open_dataset
 from mambar.data.loading.unreadable_images import evenly_spaced_samples
+from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import DataError, InputError
 from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
@@ -19,6 +20,7 @@ from mambar.models.vision_mamba import VisionMamba
 from mambar.training.checkpoint.run_directory import read_located_recipe
 
 
+@accept_old_names(LOADER_ARGUMENTS)
 def evaluate_run(
     run: str | Path | VisionMamba | TimmViT,
     *,
@@ -28,7 +30,7 @@ def evaluate_run(
     crop_pct: float | None = None,
     data_options: Mapping[str, Any] | None = None,
     device: str = "cpu",
-    workers: int = 0,
+    num_workers: int = 0,
 ) -> ClassificationResult:
     """Accuracy (top-1, top-5, per class) on `data` of a run directory, a file, a hub id, or a model in memory.
 
@@ -53,7 +55,7 @@ def evaluate_run(
         dataset,
         EvalTransform(preprocessing=preprocessing).pixels,
         batch_size=batch_size,
-        num_workers=workers,
+        num_workers=num_workers,
         pin_memory=device.startswith("cuda"),
     )
     return evaluate(model, batches, classes=dataset.classes, device=device, prepare=preprocessing.normalize)

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.recipes.index import get_recipe
 from mambar.training.checkpoint.run_directory import read_recipe
 from mambar.training.recipe import DATA_OBJECT, Recipe
@@ -13,6 +14,7 @@ from mambar.training.result import RunResult
 from mambar.training.run import train
 
 
+@accept_old_names(LOADER_ARGUMENTS)
 def run(
     recipe: Recipe | str,
     *,
@@ -21,7 +23,7 @@ def run(
     seed: int | None = None,
     device: str = "auto",
     precision: str | None = None,
-    workers: int | None = None,
+    num_workers: int | None = None,
     resume: bool = False,
     override: Iterable[str] = (),
 ) -> RunResult:
@@ -41,19 +43,20 @@ def run(
         out=default_out(chosen.name) if out is None else out,
         data=dataset,
         device=device,
-        workers=workers,
+        num_workers=num_workers,
         resume=resume,
         override=override,
     )
 
 
+@accept_old_names(LOADER_ARGUMENTS)
 def resume(
     out: str | Path,
     *,
     changes: Iterable[str] = (),
     data: Any = None,
     device: str = "auto",
-    workers: int | None = None,
+    num_workers: int | None = None,
     override: Iterable[str] = (),
     accept_edited_recipe: bool = False,
 ) -> RunResult:
@@ -80,7 +83,7 @@ def resume(
         out=out,
         data=dataset,
         device=device,
-        workers=workers,
+        num_workers=num_workers,
         resume=True,
         override=allowed,
         accept_edited_recipe=accept_edited_recipe,

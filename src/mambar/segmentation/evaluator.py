@@ -13,7 +13,7 @@ from mambar.data.registry import open_dataset
 from mambar.data.segmentation.masks import IGNORE
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
-from mambar.deprecated import accept_old_names
+from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import DataError
 from mambar.evaluation.metrics import check_num_classes
 from mambar.evaluation.segmentation import SegmentationCounts, SegmentationResult, compute_metrics, count_pixels
@@ -23,6 +23,7 @@ from mambar.segmentation.segmenter import Segmenter
 from mambar.training.checkpoint.run_directory import read_located_recipe
 
 
+@accept_old_names(LOADER_ARGUMENTS)
 def evaluate_run(
     run: str | Path,
     *,
@@ -31,7 +32,7 @@ def evaluate_run(
     data_options: dict[str, Any] | None = None,
     inference: Inference | None = None,
     device: str | torch.device = "cpu",
-    workers: int = 0,
+    num_workers: int = 0,
 ) -> SegmentationResult:
     """mIoU, per-class IoU, pixel accuracy and boundary F-score of the segmenter in `run` on a split of `data`.
 
@@ -51,7 +52,7 @@ def evaluate_run(
     assert model.preprocessing is not None
     return evaluate(
         model,
-        evaluation_batches(MaskChannelDataset(dataset), lambda image: image, batch_size=1, num_workers=workers),
+        evaluation_batches(MaskChannelDataset(dataset), lambda image: image, batch_size=1, num_workers=num_workers),
         classes=dataset.classes,
         preprocessing=model.preprocessing,
         inference=inference or run_inference,

@@ -174,7 +174,7 @@ if first and scenario == "worker" and rank == "1":
     faults.die_in_worker(1, 1, died)
 if scenario == "forgetful" and not first:
     faults.forget("optimizer")
-runs.here(runs.tiny(), out, workers=workers)
+runs.here(runs.tiny(), out, num_workers=workers)
 """
 SCENARIOS = ["rank 0", "rank 1", "worker", "rank 0 in a save", "rank 1 in an evaluation"]
 # In every run of the suite; the others in the soak.

@@ -17,14 +17,14 @@ KILLS = [pytest.param(2, marks=pytest.mark.slow, id="few"), pytest.param(20, mar
 PLACES = [("last.json", 3), ("prune", 1), ("evaluation", 15), ("epoch edge", 3)]
 
 
-def run_to_the_end(out, *, befores=(), recipe=None, workers=0, most=40):
+def run_to_the_end(out, *, befores=(), recipe=None, num_workers=0, most=40):
     """Starts and resumes until the run ends by itself; how often it was started."""
     befores = list(befores)
     for attempt in range(most):
         before = befores.pop(0) if befores else None
         resumed = (out / "recipe.json").exists()
         process = runs.start(
-            recipe or runs.tiny(), out, before=before, workers=workers, resume=resumed, log=out.parent / "log"
+            recipe or runs.tiny(), out, before=before, num_workers=num_workers, resume=resumed, log=out.parent / "log"
         )
         code = runs.finish(process)[0]
         if code == 0:
@@ -49,7 +49,7 @@ def test_p4_kills_at_random_times_change_nothing(tmp_path, unbroken, kills, reco
                 out,
                 before=(faults.slow_steps, 0.02),
                 resume=(out / "recipe.json").exists(),
-                workers=draw.choice([0, 0, 1]),
+                num_workers=draw.choice([0, 0, 1]),
             )
             # Each attempt gets time for a few more steps, else the run never progresses.
             target = before + draw.randint(1, 4)
@@ -91,7 +91,7 @@ def test_p4_the_harness_catches_a_resume_that_forgets(tmp_path, unbroken, what):
 def test_p4_workers_accumulation_and_repeats_may_not_change_it_either(tmp_path):
     recipe = runs.tiny(grad_accum_steps=4, aug_repeats=2, epochs=3)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert run_to_the_end(straight, recipe=recipe, workers=2) == 1
+    assert run_to_the_end(straight, recipe=recipe, num_workers=2) == 1
     assert run_to_the_end(broken, recipe=recipe, befores=[(faults.die_at, "save", 4)]) == 2
     assert runs.trace(straight) == runs.trace(broken)
 
