@@ -27,7 +27,7 @@ from mambar.bench.machine import describe
 from mambar.memory import keep_freed_memory
 from mambar.nn.block import MambaBlock
 from mambar.paper.statistics import half_width, paired
-from mambar.recipes.evaluation import held_out_images
+from mambar.recipes.evaluate_run import held_out_images
 
 BATCH = 50
 BITS = (8, 6, 4)

@@ -60,7 +60,7 @@ def test_the_other_formats(mambar_command, trained, need_program, format, file):
 
 @pytest.mark.slow
 def test_int8_shows_its_cost_on_labelled_images(mambar_command, tmp_path):
-    from mambar.recipes.evaluation import evaluate_run
+    from mambar.recipes.evaluate_run import evaluate_run
     from mambar.recipes.index import get_recipe
     from mambar.recipes.run import run
 

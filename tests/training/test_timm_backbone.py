@@ -10,7 +10,7 @@ from mambar.evaluation.prediction import predict_image
 from mambar.hub.create import create_model
 from mambar.hub.resize import load_pretrained_weights
 from mambar.models.timm_vit import TimmViT
-from mambar.recipes.evaluation import evaluate_run
+from mambar.recipes.evaluate_run import evaluate_run
 from mambar.recipes.folder import RECIPE as FOLDER
 from mambar.training.loop.optim import param_groups
 from mambar.training.recipe import Stage

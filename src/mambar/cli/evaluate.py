@@ -61,7 +61,7 @@ def evaluate(
 
 
 def _classifier(run: str, batch_size: int, crop_pct: float | None, common: dict[str, Any], *, as_json: bool) -> None:
-    from mambar.recipes.evaluation import evaluate_run
+    from mambar.recipes.evaluate_run import evaluate_run
 
     result = evaluate_run(run, batch_size=batch_size, crop_pct=crop_pct, **common)
     if as_json:

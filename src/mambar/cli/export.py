@@ -156,7 +156,7 @@ def _held_out(
     run: str, model: "VisionMamba", data: str | None, int8: bool, size: int | tuple[int, int] | None
 ) -> "tuple[Tensor | None, Tensor | None]":
     """Images and labels of `data`, or for int8 of the run's own data; (None, None) otherwise."""
-    from mambar.recipes.evaluation import held_out_images
+    from mambar.recipes.evaluate_run import held_out_images
 
     if data is None and not (int8 and (Path(run) / "recipe.json").is_file()):
         return None, None

@@ -49,7 +49,7 @@ def measure(context: Context) -> list[Result]:
     base = base_recipe(context)
     from mambar.hub import create_model
     from mambar.models.timm_vit import as_vision_mamba
-    from mambar.recipes.evaluation import evaluate_run
+    from mambar.recipes.evaluate_run import evaluate_run
 
     results = []
     for row, name in _RELEASED.items():

@@ -74,9 +74,9 @@ def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> P
     from mambar.analysis.draw.run_report import write_run_report
     from mambar.data import open_dataset
     from mambar.hub import load
-    from mambar.recipes.evaluation import evaluate_run
+    from mambar.recipes.evaluate_run import evaluate_run
+    from mambar.training.classification_report import example_predictions
     from mambar.training.metrics_log import read_metrics
-    from mambar.training.report import example_predictions
     from mambar.training.task import preprocessing_of
 
     first = next(iter(runs))

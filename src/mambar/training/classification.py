@@ -139,9 +139,9 @@ class ClassificationTask(Task):
     ) -> None:
         """Writes report.html with confusion matrix, examples and token norms."""
         # Matplotlib is needed only here.
-        from mambar.training import report
+        from mambar.training import classification_report
 
-        report.write_report(
+        classification_report.write_report(
             out, recipe=recipe, model=backbone, eval_result=result, val_set=val_set, preprocessing=self.preprocessing
         )
 

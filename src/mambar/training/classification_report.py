@@ -1,4 +1,4 @@
-"""The report of a classification run."""
+"""The HTML report of a classification run: curves, confusion matrix, example predictions and token norms."""
 
 import logging
 from collections.abc import Mapping
