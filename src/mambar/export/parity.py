@@ -131,28 +131,26 @@ def compare(
 
     name: the final path of `file`.
     """
-    groups = [list(batches(images))]
-    channels = images.shape[1]
-    groups += [list(probe_images(3, channels, size, seed=index + 1).split(2)) for index, size in enumerate(other_sizes)]
-    expected, found, seconds = [], [], [0.0, 0.0]
+    groups = list(batches(images))
+    sizes = tuple(sorted({len(batch) for batch in groups}))
+    for index, size in enumerate(other_sizes):
+        groups += probe_images(3, images.shape[1], size, seed=index + 1).split(2)
+    logits, seconds = ([], []), [0.0, 0.0]
     with torch.inference_mode():
-        for batch in groups[0][:1]:
-            # Warm-up: the first call allocates memory and starts threads.
-            for function in (model, run):
-                function(batch)
-        for group in groups:
-            for batch in group:
-                for index, (function, kept) in enumerate(((model, expected), (run, found))):
-                    start = time.perf_counter()
-                    kept.append(function(batch).float().cpu())
-                    seconds[index] += time.perf_counter() - start
-    wanted, given = torch.cat(expected), torch.cat(found)
-    agreement = _agreement(wanted, given, tolerance)
+        # Warm-up: the first call allocates memory and starts threads.
+        for function in (model, run):
+            function(images[:1])
+        for batch in groups:
+            for index, function in enumerate((model, run)):
+                start = time.perf_counter()
+                logits[index].append(function(batch).float().cpu())
+                seconds[index] += time.perf_counter() - start
+    wanted, given = map(torch.cat, logits)
     data = file.read_bytes()
     accuracies = {}
     if labels is not None:
-        for key, logits in (("model_accuracy", wanted), ("exported_accuracy", given)):
-            accuracies[key] = (logits[: len(labels)].argmax(1) == labels).float().mean().item()
+        for key, each in (("model_accuracy", wanted), ("exported_accuracy", given)):
+            accuracies[key] = (each[: len(labels)].argmax(1) == labels).float().mean().item()
     return ParityReport(
         format=format,
         file=str(name),
@@ -160,12 +158,12 @@ def compare(
         sha256=hashlib.sha256(data).hexdigest(),
         images=len(wanted),
         image_sizes=((images.shape[2], images.shape[3]), *other_sizes),
-        batches=tuple(sorted({len(batch) for batch in groups[0]})),
+        batches=sizes,
         tolerance=tolerance,
         model_images_per_second=len(wanted) / seconds[0],
         exported_images_per_second=len(wanted) / seconds[1],
         options=options or {},
-        **agreement,
+        **_agreement(wanted, given, tolerance),
         **accuracies,
     )
 

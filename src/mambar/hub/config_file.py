@@ -27,6 +27,22 @@ FORMAT_VERSION = 2
 # The class names of ImageNet-21k have about one megabyte.
 _MOST_JSON_BYTES = 16_000_000
 
+# Names of the first convolution and of the classifier in timm's `pretrained_cfg` of a `VisionMamba`.
+TIMM_LAYERS = {"first_conv": "patch_embed.proj", "classifier": "head.classifier"}
+
+
+def timm_cfg(preprocessing: Preprocessing, input_size: tuple[int, int, int], num_classes: int) -> dict[str, Any]:
+    """timm's `pretrained_cfg`; `input_size` is (channels, height, width)."""
+    return {
+        "input_size": input_size,
+        "fixed_input_size": False,
+        "interpolation": preprocessing.interpolation,
+        "crop_pct": preprocessing.crop_pct,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+        "num_classes": num_classes,
+    }
+
 
 def config_content(
     config: Config,
@@ -40,11 +56,10 @@ def config_content(
     if not isinstance(config, VisionMambaConfig):
         architecture = config.timm_model.split(".")[0] if isinstance(config, TimmConfig) else config.backbone
         arguments = config.arguments
-        input_size, layers = [arguments.get("in_chans", 3), *preprocessing.size], {}
+        input_size, layers = (arguments.get("in_chans", 3), *preprocessing.size), {}
     else:
         architecture, arguments = name if name in VARIANTS else "vision_mamba", config.to_dict()
-        input_size = [config.in_chans, *config.size]
-        layers = {"first_conv": "patch_embed.proj", "classifier": "head.classifier"}
+        input_size, layers = (config.in_chans, *config.size), TIMM_LAYERS
     return {
         "architecture": architecture,
         "num_classes": num_classes,
@@ -52,16 +67,7 @@ def config_content(
         **({"label_names": list(classes)} if classes else {}),
         **({"num_features": config.embed_dim} if isinstance(config, VisionMambaConfig) else {}),
         "model_args": {key: value for key, value in arguments.items() if key != "num_classes"},
-        "pretrained_cfg": {
-            "input_size": input_size,
-            "fixed_input_size": False,
-            "interpolation": preprocessing.interpolation,
-            "crop_pct": preprocessing.crop_pct,
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "num_classes": num_classes,
-            **layers,
-        },
+        "pretrained_cfg": timm_cfg(preprocessing, input_size, num_classes) | layers,
         "mambar": {
             "format_version": FORMAT_VERSION,
             "version": __version__,

@@ -19,8 +19,6 @@ from mambar.hub.safetensors_file import read_safetensors
 from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite
 from mambar.messages import one_line
 from mambar.models.backbones import build_backbone, config_from_dict, num_parameters
-from mambar.models.complexity import parameter_count
-from mambar.models.config import VisionMambaConfig
 from mambar.models.timm_vit import TimmViT, model_preprocessing
 from mambar.models.vision_mamba import VisionMamba
 
@@ -172,7 +170,7 @@ def build_model(fields: Mapping[str, Any], state: Mapping[str, Tensor], director
     """The model of a configuration; raises before it is allocated if it is much larger than the weights."""
     saved = sum(tensor.numel() for tensor in state.values())
     config = config_from_dict(fields)
-    count = parameter_count(config) if isinstance(config, VisionMambaConfig) else num_parameters(config)
+    count = num_parameters(config)
     if count > 2 * saved + 100_000:
         raise CheckpointMismatch(
             f"{directory / CONFIG} describes a model of {count:.4g} parameters, the weights have {saved}."

@@ -33,51 +33,31 @@ class MambarPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["MambaBlock"]  # noqa: RUF012
 
+    model: VisionMamba
+
     def _keep_initialization(self, model: VisionMamba) -> VisionMamba:
         """Marks the parameters as initialized, so that transformers does not initialize them again."""
         for parameter in model.parameters():
-            if parameter.device.type != "meta":
-                parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+            parameter._is_hf_initialized = parameter.device.type != "meta"  # type: ignore[attr-defined]
         return model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initializes parameters missing in a checkpoint (a new classifier) as `VisionMamba` does.
 
-        transformers calls this for each module. The values come from a second model that is built once.
+        transformers calls this for each module; the first call sets all. The values come from a second model.
         """
         if isinstance(module, nn.ConvTranspose2d | nn.GroupNorm | nn.BatchNorm2d):
             super()._init_weights(module)
             return
-        missing = [name for name, parameter in module.named_parameters(recurse=False) if not _is_set(parameter)]
-        if not missing:
-            return
-        model = self.get_submodule("model")
-        assert isinstance(model, VisionMamba)
-        prefix = next((name for name, each in model.named_modules() if each is module), None)
-        if prefix is None:
-            return
-        initial = self._initial_values(model)
-        for name in missing:
-            full = f"{prefix}.{name}" if prefix else name
-            module.get_parameter(name).copy_(initial.pop(full))
-
-    def _initial_values(self, model: VisionMamba) -> dict[str, Tensor]:
-        """Initial values of the parameters that are not set; each is removed when it is used."""
-        initial: dict[str, Tensor] = self.__dict__.setdefault("_initial", {})
-        if not initial:
-            wanted = {name for name, parameter in model.named_parameters() if not _is_set(parameter)}
-            built = VisionMamba(model.config).named_parameters()
-            initial.update({name: parameter.detach() for name, parameter in built if name in wanted})
-        return initial
+        missing = [each for each in self.model.named_parameters() if not getattr(each[1], "_is_hf_initialized", False)]
+        initial = VisionMamba(self.model.config) if missing else nn.Module()
+        for name, parameter in missing:
+            parameter.copy_(initial.get_parameter(name))
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
     def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
-        self.get_submodule("model").set_grad_checkpointing(enable)  # type: ignore[operator]
-
-
-def _is_set(parameter: nn.Parameter) -> bool:
-    """True if the values come from a checkpoint or from the constructor; transformers sets this mark too."""
-    return bool(getattr(parameter, "_is_hf_initialized", False))
+        self.model.set_grad_checkpointing(enable)
 
 
 def _hidden_states(model: VisionMamba, images: Images) -> tuple[list[Tensor], tuple[int, int]]:

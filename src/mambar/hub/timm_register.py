@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, translate
 from mambar.errors import CheckpointMismatch, InputError
-from mambar.hub.config_file import CONFIG, read_json
+from mambar.hub.config_file import CONFIG, TIMM_LAYERS, read_json, timm_cfg
 from mambar.hub.convert import convert_checkpoint, detect_source, extract_state_dict, infer_config
 from mambar.hub.files import read_directory_weights
 from mambar.hub.released import read_official
@@ -49,19 +49,9 @@ _SOURCES = ("state_dict", "file", "url", "hf_hub_id")
 
 def _pretrained_cfg(name: str) -> dict[str, Any]:
     config = VARIANTS.get(name, VisionMambaConfig())
-    preprocessing = Preprocessing(img_size=config.img_size)
-    cfg: dict[str, Any] = {
-        "input_size": (config.in_chans, *config.size),
-        "num_classes": config.num_classes,
-        "interpolation": preprocessing.interpolation,
-        "crop_pct": preprocessing.crop_pct,
-        "mean": preprocessing.mean,
-        "std": preprocessing.std,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head.classifier",
-        "paper_ids": "arXiv:2405.14858",
-        "paper_name": "Mamba-R: Vision Mamba ALSO Needs Registers",
-    }
+    cfg = timm_cfg(Preprocessing(img_size=config.img_size), (config.in_chans, *config.size), config.num_classes)
+    cfg |= TIMM_LAYERS
+    cfg |= {"paper_ids": "arXiv:2405.14858", "paper_name": "Mamba-R: Vision Mamba ALSO Needs Registers"}
     if name in WEIGHTS:
         released = WEIGHTS[name]
         cfg |= {"hf_hub_id": released.repository, "hf_hub_filename": released.file, "license": "unknown"}

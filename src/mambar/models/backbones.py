@@ -10,6 +10,7 @@ from torch import nn
 
 from mambar.errors import InputError
 from mambar.messages import short_repr
+from mambar.models.complexity import parameter_count
 from mambar.models.config import VisionMambaConfig, variant
 from mambar.models.protocol import TokenModel
 from mambar.models.timm_vit import TIMM_PREFIX, TimmConfig, TimmViT, create_timm_vit
@@ -90,12 +91,12 @@ def config_of(name: str, **fields: Any) -> Config:
 
 def config_from_dict(fields: Mapping[str, Any]) -> Config:
     """The configuration whose `to_dict` gave `fields`."""
+    if "timm_model" not in fields and "backbone" not in fields:
+        return VisionMambaConfig.from_dict(fields)
+    arguments = {key: tuple(each) if isinstance(each, list) else each for key, each in fields["arguments"].items()}
     if "timm_model" in fields:
-        return TimmConfig.from_dict(fields)
-    if "backbone" in fields:
-        arguments = {key: tuple(each) if isinstance(each, list) else each for key, each in fields["arguments"].items()}
-        return RegisteredConfig(backbone=str(fields["backbone"]), arguments=arguments)
-    return VisionMambaConfig.from_dict(fields)
+        return TimmConfig(timm_model=str(fields["timm_model"]), arguments=arguments)
+    return RegisteredConfig(backbone=str(fields["backbone"]), arguments=arguments)
 
 
 def build_backbone(config: Config) -> Any:
@@ -131,6 +132,8 @@ def build_backbone(config: Config) -> Any:
 
 def num_parameters(config: Config) -> int:
     """The number of parameters of the backbone, counted without memory for them."""
+    if isinstance(config, VisionMambaConfig):
+        return parameter_count(config)
     with torch.device("meta"):
         return sum(each.numel() for each in build_backbone(config).parameters())
 

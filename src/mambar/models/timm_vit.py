@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.messages import did_you_mean, one_line
-from mambar.models.protocol import TokenTensor
+from mambar.models.protocol import TokenTensor, layer_indices
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.registers import Tokens
 
@@ -57,14 +57,6 @@ class TimmConfig:
     def to_dict(self) -> dict[str, Any]:
         """Both fields as JSON types."""
         return {"timm_model": self.timm_model, "arguments": dict(self.arguments)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "TimmConfig":
-        """The inverse of `to_dict`."""
-        arguments = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in fields["arguments"].items()
-        }
-        return cls(timm_model=str(fields["timm_model"]), arguments=arguments)
 
 
 class TimmViT(nn.Module):
@@ -188,7 +180,7 @@ class TimmViT(nn.Module):
         `mixer` is what a whole block, attention and MLP, adds to the stream; in training mode after stochastic
         depth, unlike `VisionMamba`'s.
         """
-        wanted = self._layer_indices(layers)
+        wanted = layer_indices(self, layers)
         if tensor not in ("residual", "mixer", "normed"):
             raise InputError(f"tensor={tensor!r} is not known; choose residual, mixer or normed.")
         if not wanted:
@@ -207,10 +199,10 @@ class TimmViT(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        streams = {index: self._apart(each) for index, each in zip(sorted(set(wanted)), found, strict=True)}
-        if tensor == "mixer":
-            grids = {index: stream.grid for index, stream in streams.items()}
-            streams = {index: self._split(added[index], grids[index]) for index in streams}
+        streams = {index: _tokens(each) for index, each in zip(sorted(set(wanted)), found, strict=True)}
+        count = self.num_registers
+        for index, each in added.items():
+            streams[index] = Tokens(patches=each[:, count:], registers=each[:, :count], grid=streams[index].grid)
         return [streams[index] for index in wanted]
 
     def _watch(self, index: int, added: dict[int, Tensor]) -> Any:
@@ -219,22 +211,13 @@ class TimmViT(nn.Module):
 
         return self.model.blocks[index].register_forward_hook(keep)
 
-    def _apart(self, found: Tensor | tuple[Tensor, Tensor]) -> Tokens:
-        maps, prefix = found if isinstance(found, tuple) else (found, None)
-        patches = maps.flatten(2).transpose(1, 2)  # (B, M, D)
-        grid = (maps.shape[2], maps.shape[3])
-        return Tokens(patches=patches, registers=patches[:, :0] if prefix is None else prefix, grid=grid)
 
-    def _split(self, tokens: Float[Tensor, "batch length dim"], grid: tuple[int, int]) -> Tokens:
-        count = self.num_registers
-        return Tokens(patches=tokens[:, count:], registers=tokens[:, :count], grid=grid)
-
-    def _layer_indices(self, layers: Sequence[int] | None) -> list[int]:
-        count = self.num_layers
-        for layer in layers or ():
-            if not -count <= layer < count:
-                raise InputError(f"layer {layer} does not exist; the model has layers 0 to {count - 1}.")
-        return list(range(count)) if layers is None else [layer % count for layer in layers]
+def _tokens(found: Tensor | tuple[Tensor, Tensor]) -> Tokens:
+    """`Tokens` of an entry of `forward_intermediates`: a map, or a map and the prefix tokens."""
+    maps, prefix = found if isinstance(found, tuple) else (found, None)
+    patches = maps.flatten(2).transpose(1, 2)  # (B, M, D)
+    grid = (maps.shape[2], maps.shape[3])
+    return Tokens(patches=patches, registers=patches[:, :0] if prefix is None else prefix, grid=grid)
 
 
 def model_preprocessing(model: Any) -> Preprocessing:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import InputError
 from mambar.models.config import VisionMambaConfig
-from mambar.models.protocol import TokenTensor
+from mambar.models.protocol import TokenTensor, layer_indices
 from mambar.nn import init
 from mambar.nn.block import MambaBlock
 from mambar.nn.fused_forward import can_fuse, fused_forward
@@ -229,7 +229,7 @@ class VisionMamba(nn.Module):
         is that stream, `mixer` what the block's mixer adds to it before stochastic depth, `normed` the stream
         after the final norm. Blocks after the last given layer do not run.
         """
-        wanted = self._layer_indices(layers)
+        wanted = layer_indices(self, layers)
         if tensor not in ("residual", "mixer", "normed"):
             raise InputError(f"tensor={tensor!r} is not known; choose residual, mixer or normed.")
         x, grid = self.embed(images)
@@ -247,15 +247,6 @@ class VisionMamba(nn.Module):
                 found[index] = self.registers.split(self.norm(x) if tensor == "normed" else x, grid)
         return [found[index] for index in wanted]
 
-    def _layer_indices(self, layers: Sequence[int] | None) -> list[int]:
-        count = self.num_layers
-        if layers is None:
-            return list(range(count))
-        for layer in layers:
-            if not -count <= layer < count:
-                raise InputError(f"layer {layer} does not exist; the model has layers 0 to {count - 1}.")
-        return [layer % count for layer in layers]
-
     def forward_intermediates(
         self,
         x: Float[Tensor, "batch channels height width"],
@@ -267,17 +258,9 @@ class VisionMamba(nn.Module):
         intermediates_only: bool = False,
         output_dict: bool = False,
     ) -> list[Any] | tuple[Tensor, list[Any]] | dict[str, Any]:
-        """timm's `forward_intermediates`: patch tokens of some layers as maps, beside the final tokens.
+        """timm's `forward_intermediates`: the final tokens, and patch tokens of some layers in ascending order.
 
-        Args:
-            x: images.
-            indices: the last k layers, a list of layers, or None for all; returned in ascending order.
-            return_prefix_tokens: return (patches, registers) for each layer.
-            norm: apply the final norm to the intermediates.
-            stop_early: do not run the blocks after the last layer.
-            output_fmt: NCHW or NLC.
-            intermediates_only: do not return the final tokens.
-            output_dict: return a dict with `image_intermediates` and `image_features`.
+        The arguments are those of timm's vision transformer; its prefix tokens are the registers here.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise InputError(f"output_fmt={output_fmt!r} is not known; choose NCHW or NLC.")
@@ -303,7 +286,7 @@ class VisionMamba(nn.Module):
             if not 0 < indices <= self.num_layers:
                 raise InputError(f"indices={indices} must be between 1 and the number of layers, {self.num_layers}.")
             return list(range(self.num_layers - indices, self.num_layers))
-        return self._layer_indices(indices)
+        return layer_indices(self, indices)
 
     # timm's contract
 

@@ -1,4 +1,4 @@
-"""Activations of a token model: evaluation mode, layer indices, and all requested tokens from one forward pass."""
+"""Activations of a token model: evaluation mode, and all requested tokens from one forward pass."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.data.loading.to_device import to_device
-from mambar.errors import InputError
-from mambar.models.protocol import TokenModel, TokenTensor
+from mambar.models.protocol import TokenModel, TokenTensor, layer_indices
 from mambar.models.timm_vit import TimmViT
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import Tokens
@@ -39,20 +38,6 @@ def model_device(model: TokenModel) -> torch.device:
     return torch.device("cpu")
 
 
-def layer_indices(model: TokenModel, layers: Sequence[int] | None) -> list[int]:
-    """The layers as numbers from 0; None: all layers; negative numbers count from the last layer.
-
-    Raises `InputError` for a layer that does not exist.
-    """
-    count = model.num_layers
-    if layers is None:
-        return list(range(count))
-    for layer in layers:
-        if not -count <= layer < count:
-            raise InputError(f"layer {layer} does not exist; the model has layers 0 to {count - 1}.")
-    return [layer % count for layer in layers]
-
-
 def capture_activations(
     model: TokenModel,
     images: Float[Tensor, "batch channels height width"],
@@ -63,9 +48,7 @@ def capture_activations(
     Residual and normed tokens of a `VisionMamba` or a timm ViT come from one forward pass. A second pass runs if mixer
     outputs are requested too, or if the final norm of another `TokenModel` is not known.
     """
-    indices: dict[TokenTensor, list[int]] = {}
-    for tensor, chosen in layers.items():
-        indices[tensor] = layer_indices(model, chosen)
+    indices = {tensor: layer_indices(model, chosen) for tensor, chosen in layers.items()}
     norm = _final_norm(model)
     found: dict[TokenTensor, list[Tokens]] = {}
     with eval_mode(model):
