@@ -29,7 +29,7 @@ LAYERS = [
     {"models"},
     {"nn"},
     {"ops", "data"},
-    {"cache", "memory", "deprecated", "device", "image_file", "user_module"},
+    {"cache", "memory", "deprecated", "device", "image_file", "json_fields", "user_module"},
     {"errors", "messages", "version"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

@@ -179,15 +179,9 @@ def test_frozen_stage_then_all_of_it(scenes, tmp_path):
     assert len(rows) == 2 and rows[0]["val_loss"] == pytest.approx(rows[1]["val_loss"], rel=1e-3)
 
 
-def task(**changes):
-    given = {
-        "classes": ("a", "b", "c"),
-        "preprocessing": Preprocessing(img_size=24),
-        "options": SegmentationOptions.of(OPTIONS),
-        "img_size": 24,
-        "flip": 0.5,
-    }
-    return SegmentationTask(**(given | changes))
+def task(options=None, **changes):
+    recipe = tiny("shapes", task_options={**OPTIONS, "init_class_bias": False, **(options or {})}, **changes)
+    return SegmentationTask(recipe, recipe.stages[0], classes=("a", "b", "c"))
 
 
 def batch(count=4, side=24):
@@ -218,10 +212,10 @@ def test_parameters_are_decayed_as_published(tiny_mamba):
 
 def test_the_decoder_follows_the_key_and_no_generator(make_backbone):
     torch.manual_seed(1)
-    first = task(init_key=5).build_model(make_backbone()).auxiliary.state_dict()
+    first = task(seed=5).build_model(make_backbone()).auxiliary.state_dict()
     torch.manual_seed(2)
-    second = task(init_key=5).build_model(make_backbone()).auxiliary.state_dict()
-    other = task(init_key=6).build_model(make_backbone()).auxiliary.state_dict()
+    second = task(seed=5).build_model(make_backbone()).auxiliary.state_dict()
+    other = task(seed=6).build_model(make_backbone()).auxiliary.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
 
@@ -255,7 +249,7 @@ def test_loss_and_its_parts(make_backbone):
     main, auxiliary = model(prepared.images)
     expected = plain._loss_of(main, prepared["targets"]) + 0.4 * plain._loss_of(auxiliary, prepared["targets"])
     torch.testing.assert_close(whole["loss"], expected)
-    with_dice = task(options=SegmentationOptions.of({**OPTIONS, "dice_weight": 1.0, "class_weights": [1.0, 2.0, 0.0]}))
+    with_dice = task(options={"dice_weight": 1.0, "class_weights": [1.0, 2.0, 0.0]})
     assert with_dice.loss(model, prepared)["loss"] > 0
 
 

@@ -64,9 +64,9 @@ def tiny(**changes) -> Recipe:
 
 def no_segmentation_report() -> None:
     """For `before`: skips the report of segmentation, which takes longer than these runs."""
-    from mambar.segmentation import report
+    from mambar.segmentation import segmentation_report
 
-    report.write_report = lambda *arguments, **named: None
+    segmentation_report.write_report = lambda *arguments, **named: None
 
 
 @dataclass
@@ -111,10 +111,10 @@ def _child(recipe, out, options, environment, log, before):
     import torch
 
     from mambar.errors import MambarError
-    from mambar.training import report
+    from mambar.training import classification_report
 
     # The report is not tested here, and takes longer than these runs.
-    report.write_report = lambda *arguments, **named: None
+    classification_report.write_report = lambda *arguments, **named: None
     os.environ.update(environment)
     # A process group of its own lets a test kill the whole run without itself.
     os.setsid()

@@ -9,7 +9,6 @@ from mambar.data.classification.cifar10 import Cifar10, Cifar10Jpeg, has_npz
 from mambar.data.classification.digits import Digits
 from mambar.data.classification.folder import ImageFolder
 from mambar.data.classification.hf_datasets import PREFIX, HuggingFaceDataset, saved_to_disk
-from mambar.data.classification.imagenet import ImageNet, named_by_wordnet
 from mambar.data.dataset import SPLITS, ImageDataset, Subset, check_split
 from mambar.data.keys import key, permutation
 from mambar.data.segmentation.layouts import segmentation_factory
@@ -27,10 +26,6 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 _LIMIT_SEED = 0
 
 
-def _cifar10(split: str, *, root: Path | str = Path("data"), download: bool = False) -> Cifar10:
-    return Cifar10(root, split, download=download)
-
-
 def _classification_factory(path: Path) -> Callable[..., ImageDataset]:
     if not path.is_dir():
         raise DataError(f"data={path} is a file; give the folder that holds the data.")
@@ -42,12 +37,12 @@ def _classification_factory(path: Path) -> Callable[..., ImageDataset]:
         return HuggingFaceDataset
     if any(index_path(path, split).is_file() or shard_files(path, split) for split in SPLITS):
         return TarShards
-    return ImageNet if named_by_wordnet(path) else ImageFolder
+    return ImageFolder
 
 
 # Kind → name → factory, called as factory(split=..., **options).
 DATASETS: Final[dict[str, dict[str, Callable[..., Any]]]] = {
-    "classification": {"digits": Digits, "shapes": Shapes, "cifar10": _cifar10},
+    "classification": {"digits": Digits, "shapes": Shapes, "cifar10": Cifar10},
     "segmentation": {"shapes": ShapeMasks, "mosaics": Mosaics},
 }
 # Kind → function that returns the factory for a path, called as factory(path, split=..., **options).

@@ -12,8 +12,9 @@ from mambar.hub.config_file import CONFIG, read_config, read_json
 from mambar.hub.files import WEIGHTS, build_model, load_weights, write_directory
 from mambar.hub.safetensors_file import read_safetensors
 from mambar.hub.weight_checks import as_checkpoint_error, check_weights
+from mambar.segmentation.decoders import SegmenterConfig
 from mambar.segmentation.inference import Inference
-from mambar.segmentation.segmenter import Segmenter, SegmenterConfig
+from mambar.segmentation.segmenter import Segmenter
 from mambar.version import __version__
 
 # 1: version 0.1, without a checksum.
@@ -88,7 +89,7 @@ def load_with_inference(source: str | Path, *, device: str | torch.device = "cpu
         segmenter_config = SegmenterConfig.from_dict(ours["segmenter"])
         if segmenter_config.channels**2 * 9 * 4 > _MAX_DECODER_PARAMETERS:
             raise InputError(f"channels={segmenter_config.channels} is too large for a decoder.")
-        model = Segmenter(backbone, **vars(segmenter_config))
+        model = Segmenter(backbone, segmenter_config)
         model.classes = _names(ours.get("classes"), segmenter_config.num_classes)
         model.palette = _colours(ours.get("palette"), segmenter_config.num_classes)
         model.preprocessing = Preprocessing.from_dict(ours["preprocessing"])

@@ -5,7 +5,6 @@ Memory is bounded: full-size class scores exist only for a band of rows at a tim
 0.3 GB beside the model's activations; its full logits would take 9.6 GB.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mambar.data.transforms.classification import pil_to_tensor, to_pil_image
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.deprecated import accept_old_names, translate
 from mambar.errors import InputError
+from mambar.json_fields import from_json_fields, to_json_fields
 from mambar.segmentation.resample import bilinear, resample, support
 from mambar.segmentation.segmenter import Segmenter
 
@@ -75,18 +75,12 @@ class Inference:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        return to_json_fields(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Inference":
         """The inverse of `to_dict`, also for fields of version 0.1; raises `InputError` for an unknown field."""
-        fields = translate(fields, _OLD_FIELDS)
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in fields:
-            if name not in known:
-                raise InputError(f"inference has no field {name!r}; it has {', '.join(known)}.")
-        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-        return cls(**plain)
+        return from_json_fields(cls, translate(fields, _OLD_FIELDS), what="inference")
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import SegmentationTransform
 from mambar.deprecated import accept_old_names, translate_arguments
 from mambar.errors import RecipeError
+from mambar.segmentation.decoders import SegmenterConfig
 from mambar.segmentation.inference import Inference
 from mambar.training import fields
 
@@ -67,16 +68,10 @@ class SegmentationOptions:
     def __post_init__(self) -> None:
         for name, kind in fields.field_types(type(self)).items():
             object.__setattr__(self, name, fields.check(kind, getattr(self, name), name=f"task_options.{name}"))
-        for name, low, high in (
-            ("aux_channels", 0, 1 << 16),
-            ("aux_weight", 0, 100),
-            ("aux_layer", 0, 3),
-            ("dice_weight", 0, 100),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise RecipeError(
-                    f"task_options.{name}={getattr(self, name)} is not allowed; it takes {low} to {high}."
-                )
+        for name, high in {"aux_channels": 1 << 16, "aux_weight": 100, "aux_layer": 3, "dice_weight": 100}.items():
+            value = getattr(self, name)
+            if not 0 <= value <= high:
+                raise RecipeError(f"task_options.{name}={value} is not allowed; it takes 0 to {high}.")
         if self.class_weights is not None and not all(weight >= 0 for weight in self.class_weights):
             raise RecipeError(f"task_options.class_weights={self.class_weights} must be 0 or more.")
         # These constructors check their own fields.
@@ -93,12 +88,12 @@ class SegmentationOptions:
                 raise RecipeError(
                     f"task_options.{name}: segmentation has no such option; {fields.suggestion(name, known)}"
                 )
-        checked = {name: fields.check(known[name], given[name], name=f"task_options.{name}") for name in given}
-        return cls(**checked)
+        return cls(**given)
 
-    def decoder_fields(self) -> dict[str, Any]:
-        """The fields of `SegmenterConfig` except `num_classes`."""
-        return {name: getattr(self, name) for name in ("decoder", "layers", "channels", "norm", "dropout", "broadcast")}
+    def decoder_config(self, num_classes: int) -> SegmenterConfig:
+        """The configuration of the decoder."""
+        names = ("decoder", "layers", "channels", "norm", "dropout", "broadcast")
+        return SegmenterConfig(num_classes=num_classes, **{name: getattr(self, name) for name in names})
 
     def inference(self) -> Inference:
         """The inference settings of evaluation."""

@@ -1,8 +1,7 @@
 """The segmentation model: a backbone, and a decoder on the patch tokens of some of its layers."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,78 +10,12 @@ from torch import Tensor, nn
 
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
-from mambar.messages import did_you_mean
 from mambar.models.protocol import TokenModel
 from mambar.nn.heads import RegisterHead
 from mambar.nn.norm import RMSNorm
-from mambar.nn.pyramid import MAP_NORMS
 from mambar.nn.registers import Tokens
-from mambar.segmentation.decoders import DECODERS
+from mambar.segmentation.decoders import DECODERS, SegmenterConfig
 from mambar.segmentation.resample import resized
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmenterConfig:
-    """Configuration of the decoder.
-
-    Attributes:
-        num_classes: number of classes.
-        layers: indices (from 0) of the backbone layers that the decoder reads; None for as many as it takes, evenly
-            spaced (5, 11, 17, 23 of 24 layers).
-        decoder: a key of `DECODERS`.
-        channels: channels of the decoder.
-        norm: a key of `MAP_NORMS`.
-        dropout: probability of dropping a channel before the classifier.
-        broadcast: add the output of a register head to each patch token of the last layer read.
-    """
-
-    num_classes: int = 150
-    layers: tuple[int, ...] | None = None
-    decoder: str = "upernet"
-    channels: int = 512
-    norm: str = "group"
-    dropout: float = 0.1
-    broadcast: bool = False
-
-    def __post_init__(self) -> None:
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
-        for name in ("num_classes", "channels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout={self.dropout} must be at least 0 and below 1.")
-        for name, table in (("decoder", DECODERS), ("norm", MAP_NORMS)):
-            if getattr(self, name) not in table:
-                raise InputError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(table)}.")
-
-    def layer_indices(self, depth: int) -> tuple[int, ...]:
-        """The layers read of a backbone with `depth` blocks; raises `InputError` if they do not fit."""
-        count = DECODERS[self.decoder].num_layers
-        if self.layers is None:
-            # If the backbone has fewer layers than the decoder takes, some are used twice.
-            return tuple(max(round(depth * (index + 1) / count) - 1, 0) for index in range(count))
-        if count > 1 and len(self.layers) != count:
-            raise InputError(f"layers={self.layers}: decoder={self.decoder!r} takes {count} layers.")
-        if not self.layers or not all(0 <= layer < depth for layer in self.layers):
-            raise InputError(f"layers={self.layers} must all be backbone layers 0 to {depth - 1}.")
-        return self.layers
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "SegmenterConfig":
-        """The inverse of `to_dict`; raises `InputError` with the nearest name for an unknown field."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in fields:
-            if name not in known:
-                hint = did_you_mean(name, known, otherwise=f"choose from {', '.join(known)}.")
-                raise InputError(f"A segmenter has no field {name!r}; {hint}")
-        layers = fields.get("layers")
-        return cls(**{**fields, "layers": None if layers is None else tuple(layers)})
 
 
 class RegisterBroadcast(nn.Module):
@@ -109,7 +42,7 @@ class Segmenter(nn.Module):
     backbone's sequence. Each layer has its own RMS norm, since the norm of the residual stream grows with depth. Images
     may have any size: they are zero-padded on the right and bottom to whole patches, and positions are resized.
 
-    Keyword arguments are the fields of `SegmenterConfig`.
+    Keyword arguments are fields of `SegmenterConfig`, in place of those of `config`.
 
     Attributes:
         classes: class names of a trained model.
@@ -118,11 +51,11 @@ class Segmenter(nn.Module):
         layers: indices of the backbone layers that the decoder reads.
     """
 
-    def __init__(self, backbone: TokenModel, **config: Any) -> None:
+    def __init__(self, backbone: TokenModel, config: SegmenterConfig | None = None, **fields: Any) -> None:
         super().__init__()
         if not isinstance(backbone, nn.Module):
             raise InputError(f"backbone={type(backbone).__name__} is not an nn.Module with tokens(images, layers).")
-        self.config = SegmenterConfig.from_dict(config)
+        self.config = SegmenterConfig.from_dict({**(config.to_dict() if config else {}), **fields})
         self.classes: tuple[str, ...] | None = None
         self.palette: tuple[tuple[int, int, int], ...] | None = None
         self.preprocessing: Preprocessing | None = None
@@ -134,15 +67,8 @@ class Segmenter(nn.Module):
             self.broadcast = RegisterBroadcast(
                 backbone.embed_dim, _probe(backbone, self.layers[-1:]).registers.shape[1]
             )
-        self.decoder = DECODERS[self.config.decoder](
-            backbone.embed_dim,
-            backbone.patch_size,
-            num_layers=len(self.layers),
-            num_classes=self.config.num_classes,
-            channels=self.config.channels,
-            norm=self.config.norm,
-            dropout=self.config.dropout,
-        )
+        decoder = DECODERS[self.config.decoder]
+        self.decoder = decoder(self.config, backbone.embed_dim, backbone.patch_size, num_layers=len(self.layers))
         _freeze_unused(backbone, self.layers)
 
     @property

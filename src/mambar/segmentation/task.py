@@ -14,7 +14,6 @@ from mambar.data.loading.loaders import Batch
 from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.data.registry import open_dataset
 from mambar.data.segmentation.masks import IGNORE
-from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import RecipeError
 from mambar.segmentation.evaluator import evaluate
@@ -42,32 +41,32 @@ class SegmentationTask(Task):
     dataset_kind = "segmentation"
 
     def __init__(
-        self,
-        *,
-        classes: Sequence[str],
-        preprocessing: Preprocessing,
-        options: SegmentationOptions,
-        img_size: int | tuple[int, int],
-        flip: float,
-        init_key: int = 0,
-        fixed_size: bool = False,
-        class_frequencies: Callable[[], Tensor] | None = None,
+        self, recipe: Recipe, stage: Stage, *, classes: Sequence[str], train_set: ImageDataset | None = None
     ) -> None:
-        self.classes = tuple(classes)
-        self.preprocessing = preprocessing
-        self.options = options
-        self.init_key = init_key
-        # True if all validation images have one size.
-        self.fixed_size = fixed_size
-        # Estimates the class frequencies that initialize the classifier biases.
-        self.class_frequencies = class_frequencies
-        self.transform = options.transform(img_size=img_size, flip=flip, preprocessing=preprocessing)
-        weights = options.class_weights
-        if weights is not None and len(weights) != len(self.classes):
+        self.options = options = SegmentationOptions.of(recipe.task_options)
+        if options.norm == "batch" and (recipe.num_shards > 1 or stage.grad_accum_steps > 1):
             raise RecipeError(
-                f"task_options.class_weights has {len(weights)} values for {len(self.classes)} classes; give one each."
+                f"task_options.norm=batch with num_shards={recipe.num_shards}, grad_accum_steps="
+                f"{stage.grad_accum_steps}: the result would depend on how a batch is split; use norm=group, "
+                "or one shard without accumulation."
+            )
+        for name in ("mixup", "cutmix", "label_smoothing", "random_erase_prob", "color_jitter"):
+            if getattr(stage, name):
+                raise RecipeError(f"{name}={getattr(stage, name)} has no effect on segmentation; leave it at 0.")
+        weights = options.class_weights
+        if weights is not None and len(weights) != len(classes):
+            raise RecipeError(
+                f"task_options.class_weights has {len(weights)} values for {len(classes)} classes; give one each."
             )
         self.weights = None if weights is None else torch.tensor(weights)
+        self.classes = tuple(classes)
+        self.preprocessing = preprocessing_of(recipe, stage)
+        self.transform = options.transform(img_size=stage.img_size, flip=stage.hflip, preprocessing=self.preprocessing)
+        self.init_key = key(recipe.seed, "decoder", stage.name)
+        # True if all validation images have one size.
+        self.fixed_size = recipe.data in _FIXED_SIZE_DATASETS
+        # Estimates the class frequencies that initialize the classifier biases.
+        self.class_frequencies = partial(_class_frequencies, recipe, len(classes), train_set)
 
     @classmethod
     def open_dataset(cls, recipe: Recipe, split: str, data: Any = None) -> ImageDataset:
@@ -79,31 +78,7 @@ class SegmentationTask(Task):
         cls, recipe: Recipe, stage: Stage, *, classes: Sequence[str], train_set: ImageDataset | None = None
     ) -> Self:
         """The task of one stage; raises RecipeError for options that conflict with fields of the stage."""
-        options = SegmentationOptions.of(recipe.task_options)
-        if options.norm == "batch" and (recipe.num_shards > 1 or stage.grad_accum_steps > 1):
-            raise RecipeError(
-                f"task_options.norm=batch with num_shards={recipe.num_shards}, grad_accum_steps="
-                f"{stage.grad_accum_steps}: the result would depend on how a batch is split; use norm=group, "
-                "or one shard without accumulation."
-            )
-        unused = [
-            name
-            for name in ("mixup", "cutmix", "label_smoothing", "random_erase_prob", "color_jitter")
-            if getattr(stage, name)
-        ]
-        if unused:
-            raise RecipeError(f"{unused[0]}={getattr(stage, unused[0])} has no effect on segmentation; leave it at 0.")
-        frequencies = partial(_class_frequencies, recipe, len(classes), train_set)
-        return cls(
-            classes=classes,
-            preprocessing=preprocessing_of(recipe, stage),
-            options=options,
-            img_size=stage.img_size,
-            flip=stage.hflip,
-            init_key=key(recipe.seed, "decoder", stage.name),
-            fixed_size=recipe.data in _FIXED_SIZE_DATASETS,
-            class_frequencies=frequencies if options.init_class_bias else None,
-        )
+        return cls(recipe, stage, classes=classes, train_set=train_set)
 
     def build_model(self, backbone: nn.Module) -> nn.Module:
         """The backbone with a decoder and, unless `aux_channels=0`, an auxiliary head."""
@@ -111,11 +86,11 @@ class SegmentationTask(Task):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_key)
             token_model: Any = backbone
-            segmenter = Segmenter(token_model, num_classes=len(self.classes), **options.decoder_fields())
+            segmenter = Segmenter(token_model, options.decoder_config(len(self.classes)))
             model = SegmenterInTraining(
                 segmenter, auxiliary=options.aux_channels, layer=options.aux_layer, dropout=options.dropout
             )
-        if self.class_frequencies is not None:
+        if options.init_class_bias:
             model.init_bias(self.class_frequencies())
         return model
 
@@ -188,7 +163,7 @@ class SegmentationTask(Task):
         val_set: ImageDataset,
     ) -> None:
         """Writes report.html with the best and worst images."""
-        from mambar.segmentation.report import write_report
+        from mambar.segmentation.segmentation_report import write_report
 
         assert isinstance(val_set, MaskChannelDataset)
         segmenter, inference = _segmenter(model), self.options.inference()

@@ -124,7 +124,7 @@ def test_torchvisions_layout_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "test_list", [store("test_batch", {"data": pixels[:3], "labels": [2, 1, 0]})])
     name, digest = store("batches.meta", {"label_names": CLASSES})
     monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": digest})
-    train, val = Cifar10(tmp_path, "train"), Cifar10(tmp_path, "val")
+    train, val = Cifar10(tmp_path, split="train"), Cifar10(tmp_path, split="val")
     assert isinstance(train, ImageDataset)
     assert (len(train), len(val)) == (10, 3) and train.classes == tuple(CLASSES)
     assert torch.equal(train[4].image, torch.from_numpy(pixels[4].reshape(3, 32, 32)))
@@ -134,5 +134,5 @@ def test_torchvisions_layout_is_read(tmp_path, monkeypatch):
 
 def test_a_missing_download_says_so(tmp_path):
     with pytest.raises(DataError, match="download=true") as caught:
-        Cifar10(tmp_path, "train")
+        Cifar10(tmp_path, split="train")
     assert "\n" not in str(caught.value)

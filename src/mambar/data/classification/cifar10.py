@@ -32,7 +32,7 @@ class Cifar10:
 
     name = "cifar10"
 
-    def __init__(self, root: Path | str, split: str, *, download: bool = False) -> None:
+    def __init__(self, root: Path | str = "data", *, split: str, download: bool = False) -> None:
         from torchvision.datasets import CIFAR10
 
         check_split(split, "CIFAR-10")

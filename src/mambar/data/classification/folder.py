@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from mambar.data.classification.wordnet import are_wordnet_ids, wordnet_names
 from mambar.data.dataset import SPLITS, Sample, check_split, stratified_split
 from mambar.data.loading.file_tree import files_below, folders_in
 from mambar.data.loading.images import read_image
@@ -30,6 +31,9 @@ class ImageFolder:
     `root/train` and `root/val` are the splits. Without `val`, `val_fraction` of every class in `train`, or in the
     folder itself, is held out; `split_seed` determines which images.
 
+    If all folders are named by WordNet ids, as in ImageNet, `classes` are readable names and EXIF orientation is not
+    applied by default, as in torchvision and the official evaluation.
+
     `unreadable` counts and names unreadable images. The training split returns the next readable image of the class;
     the validation split raises ImageError, and evaluation leaves the image out. More than 10 and more than 1 %
     unreadable images raise a DataError.
@@ -42,15 +46,17 @@ class ImageFolder:
         *,
         val_fraction: float = 0.2,
         split_seed: int = 0,
-        apply_exif_orientation: bool = True,
+        apply_exif_orientation: bool | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.root = Path(root)
         self.split = split
-        self.apply_exif_orientation = apply_exif_orientation
         self.max_pixels = max_pixels
         listing = _list_split(self.root, split, val_fraction, split_seed)
-        self.folder, self.classes, self.paths, self.labels = listing
+        self.folder, self.folder_names, self.paths, self.labels = listing
+        wordnet = are_wordnet_ids(self.folder_names)
+        self.apply_exif_orientation = not wordnet if apply_exif_orientation is None else apply_exif_orientation
+        self.classes = wordnet_names(self.folder_names) if wordnet else self.folder_names
         self.name = self.root.name or str(self.root)
         self.unreadable = UnreadableImages(self.labels, source=str(self.folder), substitute=split == "train")
 
@@ -64,8 +70,8 @@ class ImageFolder:
         return self.folder / self.paths[index]
 
     def fingerprint(self) -> str:
-        """sha256 of the classes and of every image's relative path and label; equal for tar shards of the folder."""
-        return listing_fingerprint(self.classes, self.paths, self.labels)
+        """sha256 of the folder names and of every image's relative path and label; equal for tar shards of them."""
+        return listing_fingerprint(self.folder_names, self.paths, self.labels)
 
     def _read(self, index: int) -> Sample:
         path = self.path(index)

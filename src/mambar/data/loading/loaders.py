@@ -19,9 +19,10 @@ from mambar.data.dataset import ImageDataset, Sample
 from mambar.data.keys import key
 from mambar.data.loading.samplers import epoch_order, steps_per_epoch
 from mambar.data.loading.to_device import to_device
+from mambar.data.loading.unreadable_images import readable_samples
 from mambar.data.loading.workers import WorkerPool
 from mambar.deprecated import accept_old_names
-from mambar.errors import DataError, ImageError, InputError
+from mambar.errors import DataError, InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +198,7 @@ class _Training:
             sample = self.dataset[index]
             repeat = position % self.repeats
             drawn = key(self.seed, "augment", self.epoch, index, repeat)
-            samples.append(_fields(self.transform, sample, index, drawn, (drawn,)))
+            samples.append(_fields(self.transform, sample, index, drawn))
         return collate(samples, step, shard)
 
 
@@ -209,24 +210,19 @@ class _Evaluation:
 
     def __call__(self, task: tuple[int, int]) -> Batch:
         step, shard = task
-        samples = []
-        for index in range(len(self.dataset))[step * self.batch_size : (step + 1) * self.batch_size]:
-            try:
-                sample = self.dataset[index]
-            except ImageError:
-                continue
-            samples.append(_fields(self.transform, sample, index, 0, ()))
-        return collate(samples, step, shard)
+        indices = range(len(self.dataset))[step * self.batch_size : (step + 1) * self.batch_size]
+        readable = readable_samples(self.dataset, indices)
+        return collate([_fields(self.transform, sample, index) for index, sample in readable], step, shard)
 
 
 def _fields(
-    transform: Transform | SampleTransform, sample: Sample, index: int, key: int, arguments: tuple[int, ...]
+    transform: Transform | SampleTransform, sample: Sample, index: int, key: int | None = None
 ) -> dict[str, Any]:
     """The fields of one sample: those of the transform, and its label, further targets and index."""
     if isinstance(transform, SampleTransform):
-        made: Any = transform.transform_sample(sample, key)
+        made: Any = transform.transform_sample(sample, key or 0)
     else:
-        made = transform(sample.image, *arguments)
+        made = transform(sample.image) if key is None else transform(sample.image, key)
     fields = dict(made) if isinstance(made, Mapping) else {"images": made}
     return {**fields, "labels": sample.label, **sample.targets, **fields, "indices": index}
 

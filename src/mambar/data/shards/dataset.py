@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mambar.data.classification.folder import listing_fingerprint
-from mambar.data.classification.imagenet import are_wordnet_ids, wordnet_names
+from mambar.data.classification.wordnet import are_wordnet_ids, wordnet_names
 from mambar.data.dataset import Sample, check_split
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import UnreadableImages
@@ -23,8 +23,8 @@ from mambar.image_file import MAX_PIXELS
 class TarShards:
     """A split of a folder of tar shards, with the sample numbers of the folder that was packed.
 
-    WordNet ids become readable class names, and EXIF orientation is then not applied, as in `ImageNet`. Reading checks
-    every image's CRC-32; `verify` checks whole files. Unreadable images are handled as in `ImageFolder`.
+    WordNet ids, EXIF orientation and unreadable images are handled as in `ImageFolder`. Reading checks every image's
+    CRC-32; `verify` checks whole files.
     """
 
     def __init__(self, root: Path | str, split: str, *, max_pixels: int = MAX_PIXELS) -> None:

@@ -95,7 +95,7 @@ def _pack(parts: list[ImageFolder], out: Path, shard_bytes: int, progress: Calla
         save_index(index_path(out, part.split), index)
         size += sum(file.size for file in index.shards)
         shards += len(index.shards)
-    (out / "classes.json").write_text(json.dumps(parts[0].classes), encoding="utf-8")
+    (out / "classes.json").write_text(json.dumps(parts[0].folder_names), encoding="utf-8")
     images = {part.split: len(part) for part in parts}
     return PackResult(images=images, shards=shards, bytes=size, unreadable=unreadable)
 
@@ -126,7 +126,7 @@ class _Writer:
     def finish(self, part: ImageFolder) -> ShardIndex:
         self._close()
         rows, shards = [row[1:] for row in sorted(self.rows)], [shard_record(path) for path in self.paths]
-        return ShardIndex.from_rows(rows, classes=part.classes, shards=shards, paths=part.paths)
+        return ShardIndex.from_rows(rows, classes=part.folder_names, shards=shards, paths=part.paths)
 
     def _append(self, tar: tarfile.TarFile, name: str, data: bytes) -> int:
         # No owner, time or mode: equal images give equal bytes.

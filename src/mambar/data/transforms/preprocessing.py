@@ -1,7 +1,7 @@
 """Size, crop and normalization of a model's input images; stored with the weights."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from mambar.data.loading.to_device import to_device
 from mambar.deprecated import PREPROCESSING_FIELDS, accept_old_names, translate
 from mambar.errors import InputError
 from mambar.image_file import INTERPOLATIONS
+from mambar.json_fields import from_json_fields, to_json_fields
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -64,20 +65,13 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON; `from_dict` reads it back."""
-        return asdict(self)
+        return to_json_fields(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """Restores the result of `to_dict`; InputError for an unknown field."""
-        values = translate(values, PREPROCESSING_FIELDS)
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise InputError(f"preprocessing has no field {name!r}; it has {', '.join(known)}.")
-        # JSON has lists where Python has tuples.
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         try:
-            return cls(**values)
+            return from_json_fields(cls, translate(values, PREPROCESSING_FIELDS), what="preprocessing")
         except TypeError as error:
             raise InputError(f"preprocessing={dict(values)} cannot be used: {error}.") from error
 

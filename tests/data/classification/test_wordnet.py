@@ -4,10 +4,9 @@ from PIL import Image
 
 from data.pictures import encoded, photo
 from mambar.data.classification.folder import ImageFolder
-from mambar.data.classification.imagenet import ImageNet, are_wordnet_ids, named_by_wordnet, wordnet_names
+from mambar.data.classification.wordnet import are_wordnet_ids, wordnet_names
 from mambar.data.dataset import ImageDataset
 from mambar.data.loading.images import read_image
-from mambar.errors import DataError
 
 IDS = ("n01440764", "n02012849", "n03126707", "n99999999")
 
@@ -34,21 +33,19 @@ def test_the_layout_is_read_without_turning(make_folder):
     exif[0x0112] = 6
     turned = encoded(photo(8, 16), exif=exif)
     (root / "val" / IDS[1] / "000.jpg").write_bytes(turned)
-    assert named_by_wordnet(root)
-    val = ImageNet(root, "val")
+    val = ImageFolder(root, "val")
     assert isinstance(val, ImageDataset)
-    assert len(val) == 4 and val.wordnet_ids == IDS[:2]
+    assert len(val) == 4 and val.folder_names == IDS[:2]
     assert val.classes == ("tench, Tinca tinca", "crane")
     assert val[2].label == 1 and val[2].image.shape == (3, 8, 16)
     assert torch.equal(val[2].image, read_image(val.path(2), apply_exif_orientation=False))
-    assert val.fingerprint() == ImageFolder(root, "val").fingerprint()
+    turning = ImageFolder(root, "val", apply_exif_orientation=True)
+    assert turning[2].image.shape == (3, 16, 8) and turning.fingerprint() == val.fingerprint()
 
 
-def test_other_folders_are_refused(make_folder):
-    root = make_folder({"n01440764": 2, "cats": 2})
-    assert not named_by_wordnet(root) and not named_by_wordnet(root / "none")
-    with pytest.raises(DataError, match=r"'cats' .* is not a WordNet id"):
-        ImageNet(root, "train")
+def test_other_folders_keep_their_names(make_folder):
+    mixed = ImageFolder(make_folder({"n01440764": 2, "cats": 2}), "train")
+    assert mixed.classes == mixed.folder_names == ("cats", "n01440764") and mixed.apply_exif_orientation
 
 
 @pytest.mark.parametrize("name", ["n0144076", "n014407640", "x01440764", "n01440764 ", ""])

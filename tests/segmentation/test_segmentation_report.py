@@ -13,7 +13,7 @@ from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.evaluation.segmentation import compute_metrics, count_pixels, image_iou
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.inference import predict
-from mambar.segmentation.report import write_report
+from mambar.segmentation.segmentation_report import write_report
 from mambar.training.recipe import Recipe
 from mambar.training.task import EvalResult
 
