@@ -144,6 +144,8 @@ def test_subjects_by_name_file_and_timm(runs):
     assert timm.grid == (2, 2) and timm.random_weights
     with pytest.raises(InputError, match="did you mean 'vim_tiny_patch16_224'"):
         open_model("vim_tiny_patch16_225")
+    with pytest.raises(InputError, match="img_size=40 is not a multiple of the patch size of timm/deit_tiny_"):
+        open_model("timm/deit_tiny_patch16_224", img_size=40)
 
 
 def test_gray_models_read_rgb_images_and_rgb_models_read_gray(tmp_path):

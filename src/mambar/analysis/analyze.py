@@ -19,6 +19,8 @@ from mambar.data import ImageDataset
 from mambar.data.registry import open_dataset
 from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
+from mambar.models.timm_vit import TimmViT
+from mambar.models.vision_mamba import VisionMamba
 
 logger = logging.getLogger("mambar.analysis.analyze")
 
@@ -114,7 +116,13 @@ def _gallery_and_dataset(
 def _at_grid(
     source: str | Path, analyzed: AnalyzedModel, *, pretrained: bool, seed: int, device: str | torch.device
 ) -> AnalyzedModel:
-    """The model with an input size of 14 to 28 patches a side; the paper's figures have about 28."""
+    """The model with an input size of 14 to 28 patches a side; the paper's figures have about 28.
+
+    A backbone from outside the package keeps its size: it may not accept another.
+    """
+    module: object = analyzed.model
+    if not isinstance(module, VisionMamba | TimmViT):
+        return analyzed
     side = min(28, max(14, *analyzed.grid)) * analyzed.model.patch_size
     if analyzed.preprocessing.size == (side, side):
         return analyzed

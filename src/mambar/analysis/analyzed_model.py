@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -12,12 +13,10 @@ from mambar.errors import InputError
 from mambar.hub.create import create_model
 from mambar.hub.files import load
 from mambar.messages import did_you_mean
-from mambar.models.config import VARIANTS
+from mambar.models.backbones import BACKBONES, Config, RegisteredConfig
+from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.protocol import TokenModel
-from mambar.models.timm_vit import as_vision_mamba, create_timm_vit
-from mambar.models.vision_mamba import VisionMamba
-
-_TIMM = "timm/"
+from mambar.models.timm_vit import TIMM_PREFIX
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,14 +73,14 @@ def open_model(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> AnalyzedModel:
-    """The model that `source` names: a run directory, a checkpoint file, one of our names, or timm/NAME.
+    """The model that `source` names: a run directory, a checkpoint, a name of `create_model`, registered or timm/NAME.
 
     A name has random weights, drawn by `seed`, unless `pretrained`, which downloads. Nothing else touches the
     network.
     """
     if Path(source).expanduser().exists():
         model = load(source)
-        preprocessing = model.preprocessing or _preprocessing(as_vision_mamba(model, "Analysis"))
+        preprocessing = model.preprocessing or _preprocessing(model.config)
         name = Path(source).resolve().name
         analyzed = AnalyzedModel(name=name, model=model, preprocessing=preprocessing, classes=model.classes)
     else:
@@ -95,28 +94,23 @@ def open_model(
 
 
 def _named(source: str, *, pretrained: bool, img_size: int | tuple[int, int] | None, seed: int) -> AnalyzedModel:
+    known = [*VARIANTS, *BACKBONES]
+    if source not in known and not source.startswith(TIMM_PREFIX):
+        hint = did_you_mean(source, known, otherwise="`mambar info` lists the names.")
+        raise InputError(f"There is no model {source!r}: no such run directory, checkpoint file or name; {hint}")
     # The same name and seed always give the same random weights.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if source.startswith(_TIMM):
-            try:
-                timm_model = create_timm_vit(source.removeprefix(_TIMM), pretrained=pretrained, img_size=img_size)
-            except TypeError as error:
-                raise InputError(f"{source} takes no image size; choose a plain vision transformer.") from error
-            preprocessing = timm_model.preprocessing
-            return AnalyzedModel(
-                name=source, model=timm_model, preprocessing=preprocessing, random_weights=not pretrained
-            )
-        if source not in VARIANTS:
-            hint = did_you_mean(source, VARIANTS, otherwise="`mambar info` lists the names.")
-            raise InputError(f"There is no model {source!r}: no such run directory, checkpoint file or name; {hint}")
-        model = as_vision_mamba(create_model(source, pretrained=pretrained), "Analysis")
-    return AnalyzedModel(name=source, model=model, preprocessing=_preprocessing(model), random_weights=not pretrained)
+        model: Any = create_model(source, pretrained=pretrained, img_size=None if source in VARIANTS else img_size)
+    preprocessing = model.preprocessing or _preprocessing(model.config)
+    return AnalyzedModel(name=source, model=model, preprocessing=preprocessing, random_weights=not pretrained)
 
 
-def _preprocessing(model: VisionMamba) -> Preprocessing:
-    if model.config.in_chans == 3:
-        return Preprocessing(img_size=model.config.img_size)
-    if model.config.in_chans == 1:
-        return Preprocessing(img_size=model.config.img_size, mean=(0.5,), std=(0.5,))
-    raise InputError(f"The model reads {model.config.in_chans} channels; only gray and RGB images can be shown.")
+def _preprocessing(config: Config) -> Preprocessing:
+    if isinstance(config, RegisteredConfig):
+        return Preprocessing(img_size=config.img_size)
+    if isinstance(config, VisionMambaConfig) and config.in_chans == 3:
+        return Preprocessing(img_size=config.img_size)
+    if isinstance(config, VisionMambaConfig) and config.in_chans == 1:
+        return Preprocessing(img_size=config.img_size, mean=(0.5,), std=(0.5,))
+    raise InputError("The model does not read gray or RGB images; only those can be shown.")

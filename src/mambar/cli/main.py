@@ -36,11 +36,13 @@ from mambar.cli.console import PrintableFormatter, set_up_streams
 from mambar.errors import MambarError
 from mambar.memory import keep_freed_memory
 from mambar.messages import printable
+from mambar.user_module import import_file
 from mambar.version import __version__
 
 # Commands that take FIELD=VALUE of a recipe.
 _FIELDS = {"train", "recipe", "reproduce", "demo"}
-_EVERYWHERE = ("--debug", "--quiet", "-q")
+# Options of `mambar` that are also accepted after the subcommand.
+_FLAGS_EVERYWHERE = ("--debug", "--quiet", "-q")
 
 app = typer.Typer(
     name="mambar",
@@ -87,6 +89,12 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import", metavar="FILE", help="Python file that registers backbones, tasks, datasets; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Mamba-R: vision Mamba with register tokens. Train, evaluate and analyze it."""
     keep_freed_memory()
@@ -95,6 +103,8 @@ def options(
     handler.setFormatter(PrintableFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("mambar").setLevel(level)
+    for module in modules or ():
+        import_file(module)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -102,15 +112,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     set_up_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    # These options are also accepted after the subcommand.
-    everywhere = [argument for argument in given if argument in _EVERYWHERE]
-    given = [*everywhere, *(argument for argument in given if argument not in _EVERYWHERE)]
     try:
-        code = _run(given, debug)
+        code = _run(_global_first(given), debug)
     except KeyboardInterrupt:
         # A second Ctrl-C while the message of the first one is printed.
         code = 130
     sys.exit(code)
+
+
+def _global_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the options of `mambar` before the subcommand."""
+    first: list[str] = []
+    others: list[str] = []
+    for index, argument in enumerate(arguments):
+        everywhere = argument in (*_FLAGS_EVERYWHERE, "--import") or argument.startswith("--import=")
+        is_file = index > 0 and arguments[index - 1] == "--import"
+        (first if everywhere or is_file else others).append(argument)
+    return [*first, *others]
 
 
 def _run(arguments: list[str], debug: bool) -> int:

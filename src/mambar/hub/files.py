@@ -146,6 +146,11 @@ def load_directory(
 ) -> VisionMamba | TimmViT:
     """The model in a directory; raises `CheckpointError` for damaged or invalid files and newer formats."""
     ours = read_config(directory / CONFIG, verify_checksums=verify_checksums)
+    if ours.get("kind") == "segmenter":
+        raise InputError(
+            f"{directory} is a segmenter, not a classifier; use `mambar segment`, `mambar evaluate` or, in Python, "
+            "mambar.segmentation.load_segmenter."
+        )
     path = weights or _weights_path(directory, ours)
     state = _read_weights(path, ours, verify_checksums=verify_checksums)
     with as_checkpoint_error(directory / CONFIG):

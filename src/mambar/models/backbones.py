@@ -38,7 +38,8 @@ class RegisteredConfig:
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
             raise InputError(
-                f"There is no backbone {short_repr(self.backbone)}; import the module that registers it first."
+                f"There is no backbone {short_repr(self.backbone)}; import the module that registers it first "
+                "(on the command line: --import FILE)."
             )
         signature, arguments = inspect.signature(BACKBONES[self.backbone]), dict(self.arguments)
         if not arguments.get("drop_path_rate") and "drop_path_rate" not in signature.parameters:
@@ -49,6 +50,13 @@ class RegisteredConfig:
             signature.bind(**arguments)
         except TypeError as error:
             raise InputError(f"The backbone {self.backbone!r} {error}; it was given {arguments}.") from None
+
+    @property
+    def img_size(self) -> int | tuple[int, int]:
+        """The input size in pixels: the argument, or the factory's default, or 224."""
+        bound = inspect.signature(BACKBONES[self.backbone]).bind(**self.arguments)
+        bound.apply_defaults()
+        return bound.arguments.get("img_size", 224)
 
     def replace(self, **arguments: Any) -> "RegisteredConfig":
         """A copy with changed arguments."""

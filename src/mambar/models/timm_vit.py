@@ -264,6 +264,10 @@ def create_timm_vit(
         except TypeError as error:
             raise InputError(f"timm/{name}: {one_line(error)}; see the arguments of this model in timm.") from error
     given = {key: value for key, value in arguments.items() if value is not None}
-    if not _ARGUMENTS.keys() >= given.keys():
-        return TimmViT(model)
-    return TimmViT(model, config=TimmConfig(timm_model=name, arguments={**given, "num_classes": model.num_classes}))
+    savable = _ARGUMENTS.keys() >= given.keys()
+    config = TimmConfig(timm_model=name, arguments={**given, "num_classes": model.num_classes}) if savable else None
+    vit = TimmViT(model, config=config)
+    sides = img_size if isinstance(img_size, tuple) else (img_size or 0,)
+    if any(side % vit.patch_size for side in sides):
+        raise InputError(f"img_size={img_size} is not a multiple of the patch size of timm/{name}, {vit.patch_size}.")
+    return vit
