@@ -22,7 +22,7 @@ def rated(monkeypatch, rate):
 
 def test_cost_is_counted_over_all_runs(context, caplog):
     caplog.set_level("INFO", "mambar.paper")
-    same = time_budget.with_deadline(None, fit=False, cells=table_register_count.cells, context=context)
+    same = time_budget.with_deadline(table_register_count.cells, context)
     assert same is context
     # 4 counts and the control × 2 seeds × 10 epochs × 1,438 images.
     assert "10 runs of 10 epochs: 0.14 million images" in caplog.text
@@ -32,21 +32,21 @@ def test_what_does_not_fit_is_refused_or_cut(context, monkeypatch):
     # A rate at which 8.5 epochs of all ten runs take a minute.
     rated(monkeypatch, 10 * 1438 * 8.5 / 60 / 0.85)
     with pytest.raises(InputError, match=r"need about 1\.2 minutes, --minutes is 1; epochs=8 fit"):
-        time_budget.with_deadline(1.0, fit=False, cells=table_register_count.cells, context=context)
-    cut = time_budget.with_deadline(1.0, fit=True, cells=table_register_count.cells, context=context)
+        time_budget.with_deadline(table_register_count.cells, replace(context, minutes=1.0, fit=False))
+    cut = time_budget.with_deadline(table_register_count.cells, replace(context, minutes=1.0, fit=True))
     assert cut.fields == ("epochs=10", "epochs=8")
     assert cut.deadline is not None and 50 < cut.deadline - time.monotonic() <= 60
     assert table_register_count.cells(cut)[0].recipe.stages[0].epochs == 8
-    whole = time_budget.with_deadline(2.0, fit=False, cells=table_register_count.cells, context=context)
+    whole = time_budget.with_deadline(table_register_count.cells, replace(context, minutes=2.0, fit=False))
     assert whole.fields == context.fields and whole.deadline is not None
 
 
 def test_not_even_one_epoch_and_fit_without_minutes_are_refused(context, monkeypatch):
     rated(monkeypatch, 1.0)
     with pytest.raises(InputError, match="take fewer runs"):
-        time_budget.with_deadline(1.0, fit=True, cells=table_register_count.cells, context=context)
+        time_budget.with_deadline(table_register_count.cells, replace(context, minutes=1.0, fit=True))
     with pytest.raises(InputError, match="needs --minutes"):
-        time_budget.with_deadline(None, fit=True, cells=table_register_count.cells, context=context)
+        time_budget.with_deadline(table_register_count.cells, replace(context, minutes=None, fit=True))
 
 
 def test_of_runs_side_by_side_the_slowest_is_waited_for(context, monkeypatch):

@@ -1,12 +1,13 @@
 """The settings of a reproduction: budget, data, device, seeds, directories."""
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from mambar.paper.claim import Budget, Provenance, Result
+from mambar.errors import InputError
+from mambar.paper.claim import BUDGETS, Budget, Provenance, Result
 from mambar.version import __version__
 
 
@@ -16,14 +17,16 @@ class Context:
 
     # Tables or figures, comma-separated.
     name: str
-    budget: Budget
-    out: Path
-    data: str | None = None
+    # smoke (a CPU, minutes), small (one GPU, rows are comparable) or full (the paper's).
+    budget: Budget = "smoke"
+    # Results are written into `out`/BUDGET/NAME.
+    out: str | Path = "runs/reproduce"
+    data: str | Path | None = None
     device: str = "cpu"
     # `field=value` texts that change every recipe (epochs=20).
-    fields: tuple[str, ...] = ()
+    fields: Sequence[str] = ()
     # Seeds of the compared rows.
-    seeds: tuple[int, ...] = (0,)
+    seeds: Sequence[int] = (0,)
     # Number of seeds of the other rows; None: all.
     other_seeds: int | None = None
     # Also measure rows that the paper does not have.
@@ -32,8 +35,23 @@ class Context:
     num_workers: int = 0
     # Runs in parallel, each a process, spread over the GPUs.
     jobs: int = 1
+    # Time for all training. A short trial measures the speed; runs that do not fit are refused.
+    minutes: float | None = None
+    # With `minutes`: train as many epochs as fit.
+    fit: bool = False
     # When runs are stopped and saved, as a value of `time.monotonic`.
     deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget not in BUDGETS:
+            raise InputError(f"budget={self.budget!r} is unknown; choose one of {', '.join(BUDGETS)}.")
+        if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
+            raise InputError(f"seeds={list(self.seeds)} must be at least one integer, without repetition.")
+
+    @property
+    def directory(self) -> Path:
+        """The directory of all runs and results of the budget."""
+        return Path(self.out) / self.budget
 
     def provenance(self, *, data: str, seeds: tuple[int, ...] = ()) -> Provenance:
         """The provenance of a result of this reproduction."""

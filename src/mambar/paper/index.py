@@ -15,7 +15,7 @@ from mambar.errors import InputError
 from mambar.hub.config_file import json_bytes
 from mambar.hub.files import write_atomically
 from mambar.messages import did_you_mean
-from mambar.paper.claim import BUDGETS, Budget, Provenance, Result
+from mambar.paper.claim import Budget, Provenance, Result
 from mambar.paper.context import Context
 from mambar.paper.plot import draw_results
 from mambar.paper.render import provenance, render
@@ -36,7 +36,6 @@ NAMES = (
     "table_artifacts",
 )
 
-
 # Runs finish in several threads; only one writes at a time.
 _WRITING = threading.Lock()
 
@@ -50,9 +49,12 @@ def module(name: str) -> ModuleType:
     """The module of a table or figure, by name or by the path of a Python file; `InputError` for an unknown name."""
     if is_python_file(name):
         table = import_file(name)
-        missing = [part for part in ("TITLE", "CLAIMS", "measure") if part not in table.__dict__]
+        needed = ["TITLE", "CLAIMS", *(["cells"] if "results" in table.__dict__ else ["measure"])]
+        missing = [part for part in needed if part not in table.__dict__]
         if missing:
-            raise InputError(f"{name} has no {', '.join(missing)}; a table defines TITLE, CLAIMS and measure.")
+            raise InputError(
+                f"{name} has no {', '.join(missing)}; a table defines TITLE, CLAIMS, and measure or cells and results."
+            )
         return table
     if name not in NAMES:
         hint = did_you_mean(name, NAMES, otherwise="`mambar reproduce --list` lists them.")
@@ -61,7 +63,7 @@ def module(name: str) -> ModuleType:
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments of `reproduce` and `reproduce_together`."""
+    """Keyword arguments of `reproduce` and `reproduce_together`, described at the fields of `Context`."""
 
     budget: Budget
     data: str | Path | None
@@ -78,75 +80,34 @@ class Options(TypedDict, total=False):
 
 
 def reproduce(name: str, **options: Unpack[Options]) -> list[Result]:
-    """Measures the cells of one table or figure; see `reproduce_together` for the options."""
+    """Measures the cells of one table or figure; see `reproduce_together`."""
     return reproduce_together((name,), **options)[name]
 
 
 @accept_old_names(LOADER_ARGUMENTS)
-def reproduce_together(
-    names: Sequence[str],
-    *,
-    budget: Budget = "smoke",
-    data: str | Path | None = None,
-    out: str | Path = "runs/reproduce",
-    device: str = "cpu",
-    fields: Sequence[str] = (),
-    seeds: Sequence[int] = (0,),
-    other_seeds: int | None = None,
-    more: bool = False,
-    num_workers: int = 0,
-    jobs: int = 1,
-    minutes: float | None = None,
-    fit: bool = False,
-) -> dict[str, list[Result]]:
+def reproduce_together(names: Sequence[str], **options: Unpack[Options]) -> dict[str, list[Result]]:
     """Measures the cells of tables and figures and returns the results by name.
 
     Runs that several tables need are trained once; finished runs are read. Writes results.json and the table as
-    Markdown, HTML and CSV into `out`/BUDGET/NAME, updated after each run.
-
-    Args:
-        budget: "smoke" (a CPU, minutes), "small" (one GPU, rows are comparable) or "full" (the paper's).
-        fields: `field=value` texts for every recipe.
-        seeds: Seeds of the compared rows.
-        other_seeds: Number of seeds of the other rows; None for all.
-        more: Also measure rows that the paper does not have.
-        jobs: Number of runs in parallel, each a process.
-        minutes: Time for all training. A short trial measures the speed; runs that do not fit are refused.
-        fit: With `minutes`: train as many epochs as fit.
-
-    Raises `InputError` if data are missing.
+    Markdown, HTML and CSV into `out`/BUDGET/NAME, updated after each run. Raises `InputError` if data are missing.
     """
     chosen = {name: module(name) for name in names}
-    if budget not in BUDGETS:
-        raise InputError(f"budget={budget!r} is unknown; choose one of {', '.join(BUDGETS)}.")
-    if len(set(seeds)) != len(seeds) or not seeds:
-        raise InputError(f"seeds={list(seeds)} must be at least one integer, without repetition.")
-    context = Context(
-        name=",".join(chosen),
-        budget=budget,
-        out=Path(out) / budget,
-        data=None if data is None else str(data),
-        device=device,
-        fields=tuple(fields),
-        seeds=tuple(seeds),
-        other_seeds=other_seeds,
-        more=more,
-        num_workers=num_workers,
-        jobs=jobs,
-    )
+    context = Context(name=",".join(chosen), **options)
     trained = [table for table in chosen.values() if table.__dict__.get("cells")]
     if trained:
-        context = with_deadline(minutes, fit=fit, cells=lambda where: _all_cells(trained, where), context=context)
+        context = with_deadline(lambda where: _all_cells(trained, where), context)
         train_cells(_all_cells(trained, context), context, finished=lambda: _write_tables(chosen, context))
     found = {}
     for part, table in chosen.items():
-        found[part] = table.measure(replace(context, name=part))
-        write(found[part], table, context.out / _directory_name(part))
+        here = replace(context, name=part)
+        measure = table.__dict__.get("measure")
+        found[part] = measure(here) if measure else table.results(here, train_cells(table.cells(here), here))
+        write(found[part], table, _directory(part, context))
     return found
 
 
-def _directory_name(name: str) -> str:
-    return Path(name).stem if is_python_file(name) else name
+def _directory(name: str, context: Context) -> Path:
+    return context.directory / (Path(name).stem if is_python_file(name) else name)
 
 
 def _all_cells(tables: Sequence[ModuleType], context: Context) -> list[Cell]:
@@ -165,7 +126,7 @@ def _write_tables(tables: Mapping[str, ModuleType], context: Context) -> None:
             if table.__dict__.get("results"):
                 here = replace(context, name=name)
                 results = table.results(here, finished_results(table.cells(here), here))
-                write(results, table, context.out / _directory_name(name))
+                write(results, table, _directory(name, context))
 
 
 def write(results: Sequence[Result], table: ModuleType, directory: Path) -> None:

@@ -1,7 +1,6 @@
 """The network, data and schedule of each budget."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
 
 from mambar.errors import InputError
@@ -20,23 +19,12 @@ _SMALL = Recipe(
     data="cifar10",
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
-    stages=(
-        replace(
-            DIGITS.stages[0],
-            img_size=32,
-            epochs=20,
-            batch_size=256,
-            lr=1.5e-3,
-            warmup_lr=1e-6,
-            crop_padding=4,
-            hflip=0.5,
-        ),
-    ),
+    stages=DIGITS.stages,
     eval_every=4,
     health_every=250,
     log_every=20,
     keep_checkpoints=1,
-)
+).replace(img_size=32, epochs=20, batch_size=256, lr=1.5e-3, warmup_lr=1e-6, crop_padding=4, hflip=0.5)
 # One register in the middle, read without reduction.
 VIM: Final[Mapping[str, object]] = {"num_registers": 1, "placement": "middle", "head": "token", "register_reduction": 1}
 
@@ -48,11 +36,17 @@ def base_recipe(context: Context) -> Recipe:
     """
     if context.budget == "smoke":
         recipe = DIGITS.replace(config={"patch_size": 2, "embed_dim": 16, "depth": 2}, epochs=1, max_steps=8)
-        return (recipe if context.data is None else recipe.replace(data=context.data)).with_overrides(context.fields)
-    if context.data is None:
+    elif context.data is None:
         wanted = "ImageNet" if context.budget == "full" else "CIFAR-10 (the .npz files' folder), or a folder"
         raise InputError(f"budget={context.budget} needs data=PATH of {wanted}.")
-    return (BASE if context.budget == "full" else _SMALL).replace(data=context.data).with_overrides(context.fields)
+    else:
+        recipe = BASE if context.budget == "full" else _SMALL
+    return with_data(recipe, context).with_overrides(context.fields)
+
+
+def with_data(recipe: Recipe, context: Context) -> Recipe:
+    """The recipe with the data of the context, if any were given."""
+    return recipe if context.data is None else recipe.replace(data=str(context.data))
 
 
 def registers(context: Context, recipe: Recipe) -> dict[str, object]:

@@ -40,7 +40,7 @@ def analysed_pair(context: Context, **options: Any) -> dict[str, AnalysisResult]
 
     runs = trained_pair(context)
     recipe = base_recipe(context)
-    out = _free(context.out / context.name / f"analysis-seed{context.seeds[0]}")
+    out = _free(context.directory / context.name / f"analysis-seed{context.seeds[0]}")
     found = analyze(
         runs["Vim"],
         compare=runs["Mamba-R"],

@@ -1,11 +1,11 @@
 """Renders published and measured cells as a table: paper, ours, difference."""
 
 import csv
-import html
 import io
 from collections.abc import Sequence
 from typing import Literal
 
+from mambar.analysis.draw import html
 from mambar.errors import InputError
 from mambar.paper.claim import BUDGETS, Budget, Claim, Result
 from mambar.paper.statistics import half_width
@@ -26,7 +26,7 @@ def render(claims: Sequence[Claim], results: Sequence[Result], *, format: Format
         csv.writer(text, lineterminator="\n").writerows([_safe(row) for row in [header, *rows]])
         return text.getvalue()
     if format == "html":
-        return _html(header, rows)
+        return html.table(header, rows) + "\n"
     if format != "markdown":
         raise InputError(f"format={format!r} is unknown; choose markdown, html or csv.")
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -100,11 +100,3 @@ def _safe(row: Sequence[str]) -> list[str]:
     """Cells escaped so that a spreadsheet does not read a formula; signs of numbers stay."""
     started = [("=", "@", "+", "-") if place < 2 else ("=", "@") for place in range(len(row))]
     return ["'" + cell if cell[:1] in starts else cell for cell, starts in zip(row, started, strict=True)]
-
-
-def _html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "\n".join(line(row, "td") for row in rows)
-    return f"<table>\n<thead>{line(header, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"

@@ -26,17 +26,12 @@ class Paired:
 
 def half_width(values: Sequence[float]) -> float | None:
     """Half of the 95 % interval of the mean (Student's t); None for a single value."""
+    from scipy.special import stdtrit
+
     count = len(values)
     if count < 2:
         return None
-    return t_quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
-
-
-def t_quantile(degrees: int) -> float:
-    """The two-sided 95 % quantile of Student's t."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, degrees))
+    return float(stdtrit(count - 1, 0.975)) * statistics.stdev(values) / math.sqrt(count)
 
 
 def paired(ours: Sequence[float], reference: Sequence[float]) -> Paired | None:

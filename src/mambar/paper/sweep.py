@@ -36,14 +36,12 @@ Table = dict[str, dict[int, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One row to train.
-
-    decides: True for rows of the compared claim, which get every seed; others get `Context.other_seeds` of them.
-    """
+    """One row to train."""
 
     row: str
     recipe: Recipe
-    decides: bool = True
+    # True for rows of the compared claim, which get every seed; others get `Context.other_seeds` of them.
+    compared: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,7 @@ def planned_runs(cells: Sequence[Cell], context: Context) -> dict[Path, PlannedR
 
 def seeds_of(cell: Cell, context: Context) -> tuple[int, ...]:
     """The seeds of a cell: all, or the first `other_seeds` if the row is not compared."""
-    return context.seeds if cell.decides else context.seeds[: context.other_seeds]
+    return context.seeds if cell.compared else context.seeds[: context.other_seeds]
 
 
 def directory_of(cell: Cell, seed: int, context: Context) -> Path:
@@ -129,7 +127,7 @@ def directory_of(cell: Cell, seed: int, context: Context) -> Path:
     words = f"n{config.num_registers}-{config.placement}-{config.head}"
     plain = json.loads(cell.recipe.replace(seed=0).to_json())
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
-    return context.out / "cells" / f"{re.sub(r'[^a-z0-9-]', '-', words)}-{digest}-seed{seed}"
+    return context.directory / "cells" / f"{re.sub(r'[^a-z0-9-]', '-', words)}-{digest}-seed{seed}"
 
 
 def gpus() -> list[str]:

@@ -12,8 +12,8 @@ from typing import Final
 from mambar.errors import InputError
 from mambar.paper.claim import Claim, Known, Result
 from mambar.paper.context import Context
-from mambar.paper.networks import VIM, with_model
-from mambar.paper.sweep import Cell, Table, train_cells
+from mambar.paper.networks import VIM, with_data, with_model
+from mambar.paper.sweep import Cell, Table
 from mambar.recipes.upernet_ade20k import LARGE_RECIPE, RECIPE, SMALL_RECIPE
 from mambar.recipes.upernet_shapes import RECIPE as SCENES
 
@@ -42,10 +42,10 @@ def cells(context: Context) -> list[Cell]:
         if context.data is None:
             raise InputError("budget=full needs data=PATH of ADE20K (the folder, or the downloaded .zip).")
         return [
-            Cell(row=row, recipe=recipe.replace(data=context.data).with_overrides(context.fields))
+            Cell(row=row, recipe=with_data(recipe, context).with_overrides(context.fields))
             for row, recipe in _FULL.items()
         ]
-    scenes = SCENES if context.data is None else SCENES.replace(data=context.data, data_options={})
+    scenes = SCENES if context.data is None else with_data(SCENES, context).replace(data_options={})
     if context.budget == "smoke":
         scenes = with_model(scenes, {"embed_dim": 16, "depth": 4}).replace(epochs=1, max_steps=3, warmup_steps=1)
         scenes = scenes.replace(**{"data_options.num_images": 48, "data_options.val_limit": 4})
@@ -59,8 +59,3 @@ def cells(context: Context) -> list[Cell]:
 def results(context: Context, table: Table) -> list[Result]:
     """The rows with finished runs."""
     return context.results(COLUMN, table, data=cells(context)[0].recipe.data)
-
-
-def measure(context: Context) -> list[Result]:
-    """Trains every row with its seeds."""
-    return results(context, train_cells(cells(context), context))

@@ -68,7 +68,7 @@ def _draw(chosen: list[Cell], context: Context) -> None:
     }
     figure = draw_layers(rows, data=f"{base_recipe(context).data}, training batches")
     if figure is not None:
-        directory = context.out / context.name
+        directory = context.directory / context.name
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / "layers.png", png(figure))
 

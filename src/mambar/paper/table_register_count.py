@@ -11,7 +11,7 @@ from typing import Final
 from mambar.paper.claim import Result, claims
 from mambar.paper.context import Context
 from mambar.paper.networks import VIM, base_recipe, model_config, reduction, with_model
-from mambar.paper.sweep import Cell, Table, train_cells
+from mambar.paper.sweep import Cell, Table
 
 TITLE: Final = "Number of registers (Base, ImageNet-1k top-1)"
 COLUMN: Final = "top-1, %"
@@ -19,8 +19,8 @@ WIDENED: Final = "n = 1 (Vim), output widened"
 CLAIMS: Final = claims(
     COLUMN, {"n = 1 (Vim)": 81.8, WIDENED: 81.9, "n = 12": 82.9}, version="v1", source="arXiv 2405.14858v1"
 )
-# The two rows of the paper's claim.
-_DECIDING: Final = (1, 12)
+# The two rows that the paper's claim compares.
+_COMPARED: Final = (1, 12)
 COUNTS: Final = {"smoke": (1, 4), "small": (1, 4, 12, 24), "full": (1, 4, 12, 24)}
 
 
@@ -33,17 +33,12 @@ def cells(context: Context) -> list[Cell]:
     for count in COUNTS[context.budget]:
         fields = VIM if count == 1 else {"num_registers": count, "register_reduction": reduction(dim, count, width)}
         row = "n = 1 (Vim)" if count == 1 else f"n = {count}"
-        decides = context.budget != "small" or count in _DECIDING
-        found.append(Cell(row=row, recipe=with_model(base, fields), decides=decides))
+        compared = context.budget != "small" or count in _COMPARED
+        found.append(Cell(row=row, recipe=with_model(base, fields), compared=compared))
     control = with_model(base, {**VIM, "head": "widened"})
-    return [*found, Cell(row=WIDENED, recipe=control, decides=context.budget != "small")]
+    return [*found, Cell(row=WIDENED, recipe=control, compared=context.budget != "small")]
 
 
 def results(context: Context, table: Table) -> list[Result]:
     """The rows with finished runs."""
     return context.results(COLUMN, table, data=base_recipe(context).data)
-
-
-def measure(context: Context) -> list[Result]:
-    """Trains every count with its seeds."""
-    return results(context, train_cells(cells(context), context))

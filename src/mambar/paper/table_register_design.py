@@ -12,7 +12,7 @@ from mambar.paper.claim import Result, claims
 from mambar.paper.context import Context
 from mambar.paper.networks import base_recipe, registers, with_model
 from mambar.paper.statistics import paired
-from mambar.paper.sweep import Cell, Table, train_cells
+from mambar.paper.sweep import Cell, Table
 
 TITLE: Final = "Register placement and prediction (Base, ImageNet-1k top-1)"
 COLUMN: Final = "top-1, %"
@@ -40,7 +40,7 @@ _SMOKE: Final = (DEFAULT, "all at the beginning", "evenly, mean of patches")
 # At `small`: the paper's rows and one other head; the rest with --more.
 _SMALL: Final = (DEFAULT, "all in the middle", "all at the beginning", "evenly, one register read", _SMOKE[2])
 # The two rows whose difference reviewers doubted.
-_DECIDING: Final = (DEFAULT, "all in the middle")
+_COMPARED: Final = (DEFAULT, "all in the middle")
 
 
 def cells(context: Context) -> list[Cell]:
@@ -52,7 +52,7 @@ def cells(context: Context) -> list[Cell]:
         Cell(
             row=row,
             recipe=with_model(base, {**default, **CHOICES[row]}),
-            decides=context.budget != "small" or row in _DECIDING,
+            compared=context.budget != "small" or row in _COMPARED,
         )
         for row in rows
     ]
@@ -70,8 +70,3 @@ def results(context: Context, table: Table) -> list[Result]:
         note = "" if difference is None else f"{row}: {difference.text(' points from the default')}"
         found.append(context.result(row, COLUMN, by_seed, data=data, note=note))
     return found
-
-
-def measure(context: Context) -> list[Result]:
-    """Trains every choice with its seeds."""
-    return results(context, train_cells(cells(context), context))

@@ -24,10 +24,8 @@ _TRAINING_SHARE = 0.85
 _TRIAL_SECONDS, _START_TIMEOUT = 10.0, 180.0
 
 
-def with_deadline(
-    minutes: float | None, *, fit: bool, cells: Callable[[Context], Sequence[Cell]], context: Context
-) -> Context:
-    """The context with a deadline, and with `fit` the number of epochs that fit; logs the cost.
+def with_deadline(cells: Callable[[Context], Sequence[Cell]], context: Context) -> Context:
+    """The context with the deadline of its `minutes`, and with `fit` the number of epochs that fit; logs the cost.
 
     Raises `InputError` if the runs do not fit without `fit`, or if not even one epoch fits.
     """
@@ -40,8 +38,9 @@ def with_deadline(
     an_epoch = _images_of_an_epoch(work)
     epochs = max(sum(stage.epochs for stage in item.recipe.stages) for item in work)
     logger.info("%d runs of %d epochs: %.2f million images", len(work), epochs, an_epoch * epochs / 1e6)
+    minutes = context.minutes
     if minutes is None:
-        if fit:
+        if context.fit:
             raise InputError("--fit needs --minutes; give the time for training.")
         return context
     rate = measured_rate(work, context)
@@ -49,10 +48,10 @@ def with_deadline(
     can = math.floor(_TRAINING_SHARE * (deadline - time.monotonic()) * rate / an_epoch)
     needed = an_epoch * epochs / rate / _TRAINING_SHARE / 60
     logger.info("%.0f images/s with %d in parallel: about %.1f minutes", rate, min(context.jobs, len(work)), needed)
-    if can < 1 or (epochs > can and not fit):
+    if can < 1 or (epochs > can and not context.fit):
         hint = f"epochs={can} fit" if can else "take fewer runs or a faster machine"
         raise InputError(f"the runs need about {needed:.1f} minutes, --minutes is {minutes:g}; {hint}.")
-    if fit:
+    if context.fit:
         logger.info("%d epochs fit into %g minutes", can, minutes)
         context = replace(context, fields=(*context.fields, f"epochs={can}"))
     return replace(context, deadline=deadline)
@@ -63,8 +62,8 @@ def measured_rate(work: Sequence[PlannedRun], context: Context) -> float:
 
     The trial uses a temporary directory.
     """
-    context.out.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix="trial-", dir=context.out))
+    context.directory.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="trial-", dir=context.directory))
     trial = [
         replace(item, recipe=_endless(item.recipe), directory=place / str(number))
         for number, item in enumerate(work[: context.jobs])
