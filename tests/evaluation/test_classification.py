@@ -8,7 +8,6 @@ from torch import nn
 from mambar.data import Batch
 from mambar.errors import DataError
 from mambar.evaluation import evaluate
-from mambar.evaluation.classification import examples
 
 CLASSES = ("cat", "dog", "hen", "pig", "owl", "yak")
 
@@ -92,10 +91,3 @@ def test_another_number_of_classes_is_one_line(data):
     logits, labels = data
     with pytest.raises(DataError, match=r"the model has 6 classes, the data 3 \(cat, dog, hen"):
         evaluate(Reader(), batches(logits, labels), classes=CLASSES[:3])
-
-
-def test_examples_hold_the_likeliest_class():
-    logits = torch.tensor([[0.0, 5.0, 0.0]])
-    [example] = examples(Reader(), logits.reshape(1, 1, 1, 3), torch.tensor([2]))
-    assert (example.label, example.predicted) == (2, 1)
-    assert example.probability == pytest.approx(float(logits.softmax(1)[0, 1]))

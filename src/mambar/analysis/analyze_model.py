@@ -1,7 +1,7 @@
 """All measurements of one model, as arrays: norms, outliers, maps, probes, ground truth, added registers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mambar.analysis.analyzed_model import AnalyzedModel
-from mambar.analysis.images import BatchReader, NamedImages, masks_and_pixels, stack_images
+from mambar.analysis.images import NamedImages, masks_and_pixels
 from mambar.analysis.measure.activations import capture_activations
 from mambar.analysis.measure.collect import CollectedNorms, ImageSample, NormCollector
 from mambar.analysis.measure.feature_maps import feature_map, supported_vector
@@ -38,7 +38,7 @@ from mambar.analysis.measure.register_neurons import (
     register_variants,
 )
 from mambar.analysis.options import AnalysisOptions
-from mambar.data import ImageDataset
+from mambar.data import Batch, ImageDataset, evaluation_batches
 from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
 from mambar.models.protocol import TokenTensor
@@ -118,18 +118,14 @@ def analyze_model(
     a trained Vision Mamba; `not_run` gives the reason for a part that was skipped. `progress` receives the part and the
     number of images done.
     """
-    reader = BatchReader(
-        analyzed=analyzed,
-        dataset=dataset,
-        batch_size=batch_size_for(analyzed, options),
-        num_workers=num_workers,
-        limit=options.num_images,
-    )
-    measured = _DatasetPass(reader, options)
-    for images, labels in reader.labeled_batches():
-        measured.add(images, labels)
+    measured = _DatasetPass(analyzed, dataset, options)
+    batch_size = batch_size_for(analyzed, options)
+    for batch in evaluation_batches(dataset, analyzed.preprocess, batch_size=batch_size, num_workers=num_workers):
+        measured.add(batch.slice(0, options.num_images - len(measured.indices)))
         if progress is not None:
             progress("images", measured.norms.num_images)
+        if len(measured.indices) == options.num_images:
+            break
     norms = measured.norms.result()
     ground_truth, map_ground_truth = measured.ground_truth(norms)
     return AnalysisResult(
@@ -153,7 +149,8 @@ def _layers(options: AnalysisOptions) -> dict[TokenTensor, list[int] | None]:
 
 def _gallery(analyzed: AnalyzedModel, gallery: NamedImages, options: AnalysisOptions) -> dict[str, Any]:
     model = analyzed.model
-    found = capture_activations(model, stack_images(analyzed, gallery), _layers(options))
+    images = torch.stack([analyzed.preprocess(image) for image in gallery.images.values()])
+    found = capture_activations(model, images, _layers(options))
     last = found[options.map_tensor][-1]
     vector = supported_vector(model, last, options.vector)
     results: dict[str, Any] = {
@@ -172,10 +169,11 @@ def _gallery(analyzed: AnalyzedModel, gallery: NamedImages, options: AnalysisOpt
 class _DatasetPass:
     """The measurements of one pass over the dataset; each batch takes one forward pass."""
 
-    def __init__(self, reader: BatchReader, options: AnalysisOptions) -> None:
-        analyzed = reader.analyzed
-        self.reader, self.analyzed, self.model, self.options = reader, analyzed, analyzed.model, options
+    def __init__(self, analyzed: AnalyzedModel, dataset: ImageDataset, options: AnalysisOptions) -> None:
+        self.analyzed, self.dataset, self.model, self.options = analyzed, dataset, analyzed.model, options
         self.not_run: dict[str, str] = {}
+        # Numbers of the images read; unreadable images are skipped.
+        self.indices: list[int] = []
         # The number of images for the parts that hold all of their images in memory.
         height, width = analyzed.preprocessing.size
         rows, cols = analyzed.grid
@@ -187,12 +185,18 @@ class _DatasetPass:
         )
         # Maps of the last layer, for the same images as the norm maps: the feature map, then every register's.
         self.maps = ImageSample(options.max_maps, options.seed)
-        self.pools = PoolCollector() if options.probes and len(reader.dataset.classes) >= 2 else None
+        self.pools = PoolCollector() if options.probes and len(dataset.classes) >= 2 else None
         self.local = LocalTokenCollector(self.model.patch_size, limit=self.subset_size)
+        # Images and labels of the subset, for the added registers.
+        self.subset: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, images: Float[Tensor, "batch channels height width"], labels: Int64[Tensor, "batch"]) -> None:
+    def add(self, batch: Batch) -> None:
         """Runs the model on one batch and adds it to every collector."""
-        options = self.options
+        options, images, labels = self.options, batch.images, batch.labels
+        left = self.subset_size - len(self.indices)
+        if left > 0 and self._vision_mamba() is not None:
+            self.subset.append((images[:left], labels[:left]))
+        self.indices += batch.indices.tolist()
         found = capture_activations(self.model, images, _layers(options))
         self.norms.add(found[options.tensor])
         last, ranked, normed = (found[tensor][-1] for tensor in (options.map_tensor, options.tensor, "normed"))
@@ -206,14 +210,14 @@ class _DatasetPass:
             self.pools.add(normed, ranked, labels)
 
     def local_probes(self) -> LocalProbes | None:
-        count = len(self.reader.indices)
+        count = len(self.indices)
         if count < _MIN_LOCAL_IMAGES:
             self.not_run["local probes"] = f"{count} images are too few; {_MIN_LOCAL_IMAGES} or more are needed"
             return None
         return local_probes(self.local.result(), seed=self.options.seed, layer=self.model.num_layers - 1)
 
     def pooling_probes(self) -> list[ProbeResult]:
-        options, count, classes = self.options, len(self.reader.indices), len(self.reader.dataset.classes)
+        options, count, classes = self.options, len(self.indices), len(self.dataset.classes)
         if not options.probes:
             self.not_run["pooling probes"] = "not requested"
         elif self.pools is None:
@@ -226,9 +230,9 @@ class _DatasetPass:
 
     def ground_truth(self, norms: CollectedNorms) -> tuple[list[GroundTruthStatistics], list[MapGroundTruth]]:
         """The sampled images' norms and maps against their masks."""
-        kept = [self.reader.indices[place] for place in norms.kept]
+        kept = [self.indices[place] for place in norms.kept]
         shares, entropies = [], []
-        for mask, pixels in masks_and_pixels(self.analyzed, self.reader.dataset, kept):
+        for mask, pixels in masks_and_pixels(self.analyzed, self.dataset, kept):
             shares.append(background_share(mask, self.model.patch_size))
             entropies.append(local_entropy(pixels, self.model.patch_size))
         if len(shares) < len(kept):
@@ -251,19 +255,25 @@ class _DatasetPass:
         }
         return statistics, [map_ground_truth(name, each, background[:count]) for name, each in named.items()]
 
-    def added_registers(self) -> list[AddedRegistersResult]:
-        model, classes = self.model, self.analyzed.classes
+    def _vision_mamba(self) -> VisionMamba | None:
+        """The model to which registers are added; None, with the reason in `not_run`, if they are not added."""
+        model = self.model
         if not self.options.test_time_registers:
             self.not_run["added registers"] = "not requested"
         elif not isinstance(model, VisionMamba):
             self.not_run["added registers"] = "registers can be added to a Vision Mamba only"
         elif self.analyzed.random_weights:
             self.not_run["added registers"] = "the weights are random"
-        if "added registers" in self.not_run or not isinstance(model, VisionMamba):
+        else:
+            return model
+        return None
+
+    def added_registers(self) -> list[AddedRegistersResult]:
+        model, classes = self._vision_mamba(), self.analyzed.classes
+        if model is None:
             return []
-        comparable = classes is not None and tuple(classes) == tuple(self.reader.dataset.classes)
-        subset = replace(self.reader, limit=self.subset_size)
-        batches = [(images, labels if comparable else labels * 0 - 1) for images, labels in subset.labeled_batches()]
+        comparable = classes is not None and tuple(classes) == tuple(self.dataset.classes)
+        batches = [(images, labels if comparable else labels * 0 - 1) for images, labels in self.subset]
         try:
             neurons = find_register_neurons(model, (images for images, _ in batches), rule=MedianDeviation())
         except InputError as error:

@@ -1,15 +1,14 @@
 """Named images to analyze: files, the built-in photographs, or a part of a dataset."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from mambar.analysis.analyzed_model import AnalyzedModel
-from mambar.data import ImageDataset, Sample, evaluation_batches
+from mambar.data import ImageDataset, Sample
 from mambar.data.keys import key, permutation
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import readable_samples
@@ -74,38 +73,6 @@ def sample_gallery(dataset: ImageDataset, count: int, *, seed: int) -> NamedImag
     return NamedImages(name=dataset.name, images=images)
 
 
-@dataclass(kw_only=True, eq=False)
-class BatchReader:
-    """Preprocessed batches of a dataset.
-
-    Attributes:
-        analyzed: The model whose preprocessing is applied.
-        dataset: The images.
-        batch_size, num_workers: those of `evaluation_batches`.
-        limit: Maximum number of images.
-        indices: Numbers of the images read in the last pass.
-    """
-
-    analyzed: AnalyzedModel
-    dataset: ImageDataset
-    batch_size: int
-    num_workers: int = 0
-    limit: int | None = None
-    indices: list[int] = field(default_factory=list)
-
-    def labeled_batches(self) -> Iterator[tuple[Float[Tensor, "_ channels height width"], Int64[Tensor, "_"]]]:
-        """Images and labels; unreadable images are skipped."""
-        self.indices = []
-        for batch in evaluation_batches(
-            self.dataset, self.analyzed.preprocess, batch_size=self.batch_size, num_workers=self.num_workers
-        ):
-            left = None if self.limit is None else self.limit - len(self.indices)
-            if left is not None and left <= 0:
-                return
-            self.indices += batch.indices.tolist()[:left]
-            yield batch.images[:left], batch.labels[:left]
-
-
 def masks_and_pixels(
     analyzed: AnalyzedModel, dataset: ImageDataset, indices: Iterable[int]
 ) -> Iterator[tuple[UInt8[Tensor, "1 height width"], UInt8[Tensor, "1 channels height width"]]]:
@@ -114,8 +81,3 @@ def masks_and_pixels(
         if sample.mask is None:
             return
         yield analyzed.resize_mask(sample.mask)[None], analyzed.pixels(sample.image)[None]
-
-
-def stack_images(analyzed: AnalyzedModel, images: NamedImages) -> Float[Tensor, "images channels height width"]:
-    """All images after preprocessing."""
-    return torch.stack([analyzed.preprocess(image) for image in images.images.values()])

@@ -48,7 +48,7 @@ class Analysis:
     def label(self, **fields: Any) -> FigureLabel:
         """A figure's label: the fields that all figures have, and `fields`."""
         shared: dict[str, Any] = {"model": " and ".join(self.results), "data": self.data, "seed": self.options.seed}
-        return FigureLabel(random_weights=bool(self.random_weights), **{**shared, **fields})
+        return FigureLabel(random_weights=bool(self.random_weights), **(shared | fields))
 
 
 def shown_layers(num_layers: int, options: AnalysisOptions) -> tuple[int, ...]:

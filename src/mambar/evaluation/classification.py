@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from mambar.data.loading.loaders import Batch
@@ -104,38 +104,3 @@ def evaluate(
         top5=int(counted[1]) / count,
         loss=LossSum.mean(counted[2:4], count),
     )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Example:
-    """One evaluated image.
-
-    Attributes:
-        image: the model's input.
-        label: index of the true class.
-        predicted: index of the predicted class.
-        probability: probability (0-1) of the predicted class.
-    """
-
-    image: Shaped[Tensor, "channels height width"]
-    label: int
-    predicted: int
-    probability: float
-
-
-def examples(
-    model: nn.Module,
-    images: Float[Tensor, "batch channels height width"],
-    labels: Int64[Tensor, "batch"],
-) -> list[Example]:
-    """The predicted class of each image, with the model in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        probabilities = model(images).float().softmax(1).cpu()
-    model.train(was_training)
-    best = probabilities.max(1)
-    return [
-        Example(image=image, label=int(label), predicted=int(index), probability=float(value))
-        for image, label, index, value in zip(images.cpu(), labels, best.indices, best.values, strict=True)
-    ]

@@ -1,11 +1,12 @@
 """Top-k class predictions for a single image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
 from mambar.data.loading.images import read_image
 from mambar.data.transforms.classification import EvalTransform
@@ -44,15 +45,25 @@ def predict_image(
     if model.num_classes < 1:
         raise InputError("The model has num_classes=0, so it predicts no class; train a classifier first.")
     transform = EvalTransform(preprocessing=model_preprocessing(model))
-    device = next(model.parameters()).device
+    return top_classes(class_probabilities(model, transform(image)[None])[0], model.classes, top)
+
+
+def class_probabilities(
+    model: nn.Module, images: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch classes"]:
+    """The softmax of the model's logits in evaluation mode, float32 and on the CPU."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        probabilities = model(transform(image)[None].to(device)).float().softmax(1)[0].cpu()
+        probabilities = model(images.to(next(model.parameters()).device)).float().softmax(1).cpu()
     model.train(was_training)
-    best = probabilities.topk(min(top, model.num_classes))
-    names = model.classes or [str(index) for index in range(model.num_classes)]
+    return probabilities
+
+
+def top_classes(probabilities: Float[Tensor, "classes"], names: Sequence[str] | None, top: int) -> list[Prediction]:
+    """The `top` most probable classes, best first, named by `names` or by their indices."""
+    best = probabilities.topk(min(top, len(probabilities)))
     return [
-        Prediction(name=names[index], index=index, probability=probability)
+        Prediction(name=names[index] if names else str(index), index=index, probability=probability)
         for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]

@@ -14,7 +14,8 @@ from mambar.data.dataset import ImageDataset
 from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.data.transforms.classification import EvalTransform
 from mambar.data.transforms.preprocessing import Preprocessing
-from mambar.evaluation.classification import ClassificationResult, examples
+from mambar.evaluation.classification import ClassificationResult
+from mambar.evaluation.prediction import class_probabilities
 from mambar.models.protocol import TokenModel
 from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe
@@ -77,14 +78,13 @@ def example_predictions(
 ) -> list[ExamplePrediction]:
     """Validation images with predictions: errors first, then by rising probability."""
     inputs, shown, labels = _sample(val_set, preprocessing)
-    found = examples(model, inputs, torch.tensor(labels))
-    order = sorted(range(len(found)), key=lambda i: (found[i].label == found[i].predicted, found[i].probability))
-    return [
+    best = class_probabilities(model, inputs).max(1)
+    found = [
         ExamplePrediction(
-            image=shown[i],
-            true=val_set.classes[found[i].label],
-            predicted=val_set.classes[found[i].predicted],
-            probability=found[i].probability,
+            image=image, true=val_set.classes[label], predicted=val_set.classes[index], probability=probability
         )
-        for i in order[:_NUM_SHOWN]
+        for image, label, index, probability in zip(
+            shown, labels, best.indices.tolist(), best.values.tolist(), strict=True
+        )
     ]
+    return sorted(found, key=lambda example: (example.correct, example.probability))[:_NUM_SHOWN]

@@ -11,12 +11,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mambar.analysis.analyzed_model import AnalyzedModel
-from mambar.analysis.measure.activations import capture_activations, eval_mode, model_device
+from mambar.analysis.measure.activations import capture_activations
 from mambar.analysis.measure.collect import CollectedNorms, NormCollector
 from mambar.analysis.measure.feature_maps import DEFAULT_METRIC, feature_map, supported_vector
 from mambar.analysis.measure.register_maps import register_map
 from mambar.errors import InputError
-from mambar.evaluation.prediction import Prediction
+from mambar.evaluation.prediction import Prediction, class_probabilities, top_classes
 from mambar.models.vision_mamba import VisionMamba
 from mambar.version import __version__
 
@@ -125,14 +125,7 @@ def _guesses(analyzed: AnalyzedModel, images: Tensor, top: int) -> tuple[Predict
     model = analyzed.model
     if isinstance(model, VisionMamba) and model.num_classes < 1:
         return ()
-    with eval_mode(model):
-        probabilities = model.forward(images.to(model_device(model))).float().softmax(1)[0].cpu()
-    best = probabilities.topk(min(top, len(probabilities)))
-    names = analyzed.classes
-    return tuple(
-        Prediction(name=names[index] if names else str(index), index=index, probability=probability)
-        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    )
+    return tuple(top_classes(class_probabilities(model, images)[0], analyzed.classes, top))
 
 
 def _model_dict(view: ModelExplanation, layer: int) -> dict[str, Any]:

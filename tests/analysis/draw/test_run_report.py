@@ -21,7 +21,7 @@ def write(path, name="plain", **changes):
     given = {
         "title": name,
         "introduction": name,
-        "recipe": {"name": name, name: [name, {"deep": name}]},
+        "recipe": {"name": name, name: [name, name]},
         "metrics": {name: [{"step": s, "loss": 1 / (s + 1), "top1": 0.5} for s in range(5)]},
         "classes": [name, "b"],
         "confusion": np.array([[3, 1], [0, 2]]),

@@ -4,7 +4,6 @@ import torch
 from mambar.analysis.measure.register_maps import (
     cluster_registers,
     map_similarity,
-    nearest_register,
     register_maps,
     register_similarity,
 )
@@ -67,9 +66,3 @@ def test_clusters_equal_those_of_scikit_learn_and_the_best_silhouette_is_chosen(
         assert silhouettes[number] == pytest.approx(expected_silhouette)
     best = max(silhouettes, key=lambda number: silhouettes[number])
     assert torch.equal(cluster_registers(1 - distance), cluster_registers(1 - distance, num_clusters=best))
-
-
-def test_nearest_register():
-    near = torch.tensor([[[[1.0, 5.0]], [[2.0, 4.0]]]])
-    assert nearest_register(near).tolist() == [[[1, 0]]]
-    assert nearest_register(near, metric="l2").tolist() == [[[0, 1]]]

@@ -241,4 +241,4 @@ def _choices(analysis: Analysis) -> dict[str, object]:
         choices[f"{name}: patches"] = " × ".join(str(side) for side in found.analyzed.grid)
         choices[f"{name}: global vector"] = GLOBAL_VECTORS.get(found.vector, found.vector)
         choices[f"{name}: images"] = found.norms.num_images
-    return html.flattened(choices)
+    return choices

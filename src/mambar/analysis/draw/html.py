@@ -102,25 +102,15 @@ def _is_words(cell: object) -> bool:
 
 
 def pairs(values: Mapping[str, object]) -> Html:
-    """Settings as a table of names and values."""
-    rows = (element("tr", element("td", name), element("td", value)) for name, value in values.items())
+    """Settings as a table of names and values; a list is one line, None a dash."""
+    rows = (element("tr", element("td", name), element("td", _shown(value))) for name, value in values.items())
     return element("div", element("table", element("tbody", *rows), class_="pairs"), class_="columns")
 
 
-def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested settings with dotted names such as `stages.0.lr`; lists of plain values are one string."""
-    flat: dict[str, object] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{key}.")
-        elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
-            flat |= flattened({str(index): item for index, item in enumerate(value)}, f"{key}.")
-        elif isinstance(value, list | tuple):
-            flat[key] = ", ".join(str(item) for item in value)
-        else:
-            flat[key] = "–" if value is None else value
-    return flat
+def _shown(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "–" if value is None else value
 
 
 def page(title: str, *content: object) -> bytes:

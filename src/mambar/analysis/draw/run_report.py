@@ -44,7 +44,7 @@ def write_run_report(
         _prediction_section(predictions),
         _norm_section(norm_panels or {}),
         *sections,
-        html.section("Recipe", html.pairs(html.flattened(recipe))),
+        html.section("Recipe", html.pairs(recipe)),
         html.footer(),
     ]
     write_atomically(path.with_name("curves.png"), png(draw_curves(curves, title=title)))

@@ -1,6 +1,7 @@
 """Norms and maps against ground truth: masks give background and objects, pixels give local entropy."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -126,7 +127,7 @@ def map_ground_truth(
         if target.any() and not target.all():
             everything = float(target.double().mean())
             rows.append((iou(image > otsu_threshold(image), target), best_iou(image, target), everything))
-    otsu, best, everything = (_mean([row[place] for row in rows]) for place in range(3))
+    otsu, best, everything = (_interval([row[place] for row in rows])[0] for place in range(3))
     return MapGroundTruth(name=name, otsu_iou=otsu, best_iou=best, everything_iou=everything, num_images=len(rows))
 
 
@@ -233,17 +234,9 @@ def _layer_ground_truth(
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
-
-
 def _interval(values: Sequence[float], z: float = 1.959964) -> tuple[float, float, float]:
     """Mean and 95 % interval of the finite values, by the normal approximation."""
     finite = [value for value in values if math.isfinite(value)]
-    middle = _mean(finite)
-    if len(finite) < 2:
-        return middle, math.nan, math.nan
-    variance = sum((value - middle) ** 2 for value in finite) / (len(finite) - 1)
-    half = z * math.sqrt(variance / len(finite))
+    middle = statistics.fmean(finite) if finite else math.nan
+    half = z * statistics.stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
     return middle, middle - half, middle + half

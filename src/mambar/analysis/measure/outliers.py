@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -240,11 +241,7 @@ def _recurrence(mask: Bool[Tensor, "batch rows cols"]) -> float:
 
 def median(values: Float[Tensor, "values"]) -> float:
     """The median, for an even number of values the mean of the two middle ones; NaN without values."""
-    count = values.numel()
-    if not count:
-        return math.nan
-    low, high = (values.kthvalue(place).values for place in ((count + 1) // 2, count // 2 + 1))
-    return float((low + high) / 2)
+    return float(np.median(values.cpu().numpy())) if values.numel() else math.nan
 
 
 def _finite(norms: Float[Tensor, "*shape"]) -> Float[Tensor, "tokens"]:

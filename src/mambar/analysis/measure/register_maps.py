@@ -67,13 +67,6 @@ def map_similarity(
     return similarity
 
 
-def nearest_register(
-    maps: Float[Tensor, "batch registers rows cols"], *, metric: Metric = "cosine"
-) -> Int64[Tensor, "batch rows cols"]:
-    """The number of the most similar register of each token."""
-    return maps.argmin(1) if metric == "l2" else maps.argmax(1)
-
-
 def cluster_registers(
     similarity: Float[Tensor, "registers registers"], *, num_clusters: int | None = None
 ) -> Int64[Tensor, "registers"]:
