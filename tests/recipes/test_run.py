@@ -144,7 +144,7 @@ def tuned(name, start, sources, out, *changes, source=None):
 
 @pytest.fixture
 def no_report(monkeypatch):
-    monkeypatch.setattr("mambar.training.classification_report.write_report", lambda *arguments, **named: None)
+    monkeypatch.setattr("mambar.training.task.Task.report", lambda *arguments, **named: None)
 
 
 @pytest.mark.slow

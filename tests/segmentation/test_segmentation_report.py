@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mambar.analysis import write_run_report
 from mambar.data.registry import open_dataset
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.evaluation.segmentation import compute_metrics, count_pixels, image_iou
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.inference import predict
-from mambar.segmentation.segmentation_report import write_report
-from mambar.training.recipe import Recipe
-from mambar.training.task import EvalResult
+from mambar.segmentation.segmentation_report import contents
+from mambar.training.metrics_log import read_metrics
 
 NAMES = ("plain", "<script>alert(1)</script>", "disc")
 
@@ -49,9 +49,9 @@ def written(run, out, *rows):
     model, val, inference, result = run
     out.mkdir()
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    recipe = Recipe(name="scenes", model="mambar_tiny_patch16_224", task="segmentation", data="scenes")
-    measured = EvalResult(metrics={}, details=result)
-    write_report(out, recipe=recipe, model=model, inference=inference, eval_result=measured, val_set=val)
+    shown = contents(model, inference, result=result, val_set=val)
+    metrics = {"scenes": read_metrics(out / "metrics.jsonl")}
+    write_run_report(out / "report.html", title="scenes", recipe={}, metrics=metrics, **shown)
     return (out / "report.html").read_text("utf-8")
 
 

@@ -95,7 +95,7 @@ def scenes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unbroken(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "run"
-    assert runs.finish(runs.start(tiny(scenes), out, before=(runs.no_segmentation_report,))) == [0]
+    assert runs.finish(runs.start(tiny(scenes), out, before=(runs.register_segmentation,))) == [0]
     return runs.trace(out)
 
 
@@ -105,7 +105,7 @@ def test_p4_killed_and_resumed_equals_unbroken(scenes, unbroken, tmp_path):
     out = tmp_path / "run"
     killed = 0
     for attempt in range(12):
-        process = runs.start(tiny(scenes), out, before=(runs.no_segmentation_report,), resume=attempt > 0)
+        process = runs.start(tiny(scenes), out, before=(runs.register_segmentation,), resume=attempt > 0)
         seen, deadline = runs.steps_in(out), time.monotonic() + 120
         while process.is_alive() and time.monotonic() < deadline and runs.steps_in(out) < seen + 2:
             time.sleep(0.01)
@@ -115,7 +115,7 @@ def test_p4_killed_and_resumed_equals_unbroken(scenes, unbroken, tmp_path):
         if process.exitcode == 0:
             break
     else:
-        assert runs.finish(runs.start(tiny(scenes), out, before=(runs.no_segmentation_report,), resume=True)) == [0]
+        assert runs.finish(runs.start(tiny(scenes), out, before=(runs.register_segmentation,), resume=True)) == [0]
     assert killed and runs.trace(out) == unbroken
 
 
@@ -123,8 +123,7 @@ def test_p4_killed_and_resumed_equals_unbroken(scenes, unbroken, tmp_path):
 @pytest.mark.rel
 def test_p5_two_processes_equal_one(scenes, unbroken, tmp_path):
     out = tmp_path / "run"
-    # Importing `mambar.segmentation`, as this function does, registers the task in each process.
-    befores = dict.fromkeys(range(2), (runs.no_segmentation_report,))
+    befores = dict.fromkeys(range(2), (runs.register_segmentation,))
     assert runs.finish(*runs.start_group(tiny(scenes), out, world=2, befores=befores)) == [0, 0]
     found = runs.trace(out)
     assert (found.tensors, found.model) == (unbroken.tensors, unbroken.model)

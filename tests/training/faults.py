@@ -38,7 +38,7 @@ def die_at(place: str, number: int, marker: Path | None = None) -> None:
             atomic_files.write_atomically, lambda path, data: path.name == "last.json"
         )
     elif place == "save":
-        atomic_files.write_directory_atomically = deadly(atomic_files.write_directory_atomically)
+        atomic_files.atomic_directory = deadly(atomic_files.atomic_directory)
     elif place == "prune":
         state.atomic_files.remove_directory = deadly(state.atomic_files.remove_directory)
     elif place == "evaluation":
@@ -280,15 +280,15 @@ def poison_epoch(epoch: int, times: int) -> None:
 
 def slow_report(seconds: float) -> None:
     """Makes the report slower by `seconds`."""
-    from mambar.training import report
+    from mambar.training.task import Task
 
-    real = report.write_report
+    real = Task.report
 
     def slowly(*arguments, **named):
         time.sleep(seconds)
         return real(*arguments, **named)
 
-    report.write_report = slowly
+    Task.report = slowly
 
 
 def fail_writes(place: str, step: int, stop_at: int | None = None) -> None:

@@ -62,11 +62,9 @@ def tiny(**changes) -> Recipe:
     return recipe.replace(**changes)
 
 
-def no_segmentation_report() -> None:
-    """For `before`: skips the report of segmentation, which takes longer than these runs."""
-    from mambar.segmentation import segmentation_report
-
-    segmentation_report.write_report = lambda *arguments, **named: None
+def register_segmentation() -> None:
+    """For `before`: registers the segmentation task in a process of its own."""
+    import mambar.segmentation  # noqa: F401
 
 
 @dataclass
@@ -111,10 +109,10 @@ def _child(recipe, out, options, environment, log, before):
     import torch
 
     from mambar.errors import MambarError
-    from mambar.training import classification_report
+    from mambar.training.task import Task
 
     # The report is not tested here, and takes longer than these runs.
-    classification_report.write_report = lambda *arguments, **named: None
+    Task.report = lambda *arguments, **named: None
     os.environ.update(environment)
     # A process group of its own lets a test kill the whole run without itself.
     os.setsid()

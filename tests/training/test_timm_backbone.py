@@ -57,12 +57,12 @@ def test_a_larger_size_starts_from_the_run(straight, tmp_path):
 
 @pytest.mark.slow
 def test_a_segmenter_trains_saves_and_loads(tmp_path, monkeypatch):
-    import mambar.segmentation.segmentation_report
+    import mambar.segmentation
 
     options = {"channels": 8, "aux_channels": 8}
     changes = {"task": "segmentation", "task_options": options, "data": "shapes", "data_options": {"limit": 32}}
     stage = {"img_size": 32, "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "epochs": 1, "max_steps": 2}
-    monkeypatch.setattr(mambar.segmentation.segmentation_report, "write_report", lambda *arguments, **named: None)
+    monkeypatch.setattr("mambar.training.task.Task.report", lambda *arguments, **named: None)
     runs.here(recipe(**changes, **stage), tmp_path / "run")
     model = mambar.segmentation.load_segmenter(tmp_path / "run")
     assert isinstance(model.backbone, TimmViT) and model(torch.randn(1, 3, 32, 32)).shape[-2:] == (32, 32)

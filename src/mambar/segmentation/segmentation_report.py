@@ -1,8 +1,7 @@
 """The report of a segmentation run: curves, per-class metrics, confusion matrix, best and worst images."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ from jaxtyping import UInt8
 from mambar.analysis.draw import html
 from mambar.analysis.draw.color_maps import photograph, png
 from mambar.analysis.draw.confusion import confusion_table
-from mambar.analysis.draw.run_report import write_run_report
 from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.data.segmentation.masks import IGNORE, Color
 from mambar.data.transforms.segmentation import MaskChannelDataset
@@ -19,9 +17,6 @@ from mambar.evaluation.segmentation import SegmentationResult, image_iou
 from mambar.segmentation.inference import Inference, predict
 from mambar.segmentation.overlays import colorize_labels, draw_errors, draw_overlay
 from mambar.segmentation.segmenter import Segmenter
-from mambar.training.metrics_log import read_metrics
-from mambar.training.recipe import Recipe
-from mambar.training.task import EvalResult
 
 # Validation images among which the best and the worst are chosen, and how many of each are shown.
 _NUM_CANDIDATES: Final = 48
@@ -30,30 +25,18 @@ _NUM_SHOWN: Final = 4
 _MAX_SIZE: Final = 384
 
 
-def write_report(
-    out: Path,
-    *,
-    recipe: Recipe,
-    model: Segmenter,
-    inference: Inference,
-    eval_result: EvalResult,
-    val_set: MaskChannelDataset,
-) -> Path:
-    """Writes report.html and curves.png of the run in `out`; `model` has classes, palette and preprocessing."""
-    result = eval_result.details
-    assert isinstance(result, SegmentationResult)
-    return write_run_report(
-        out / "report.html",
-        title=f"mambar: {recipe.name}",
-        recipe=recipe.to_flat_dict(),
-        metrics={recipe.name: read_metrics(out / "metrics.jsonl")},
-        summary=_summary(result, model, len(val_set)),
-        sections=[
+def contents(
+    model: Segmenter, inference: Inference, *, result: SegmentationResult, val_set: MaskChannelDataset
+) -> dict[str, Any]:
+    """The arguments of `write_run_report`; `model` has classes, palette and preprocessing."""
+    return {
+        "summary": _summary(result, model, len(val_set)),
+        "sections": [
             _class_section(result, val_set.palette),
             html.section("Confusion matrix", confusion_table(result.confusion, result.classes, unit="pixel")),
             _image_section(model, inference, val_set),
         ],
-    )
+    }
 
 
 def _summary(result: SegmentationResult, model: Segmenter, num_images: int) -> dict[str, object]:
@@ -137,7 +120,6 @@ def _row(
     iou: float, stacked: torch.Tensor, predicted: torch.Tensor, palette: Sequence[Color], model: Segmenter
 ) -> html.Html:
     image, labels, predicted_labels = stacked[:3].numpy(), stacked[3].numpy(), predicted.numpy()
-    overlay = draw_overlay(image, predicted_labels, palette)
     overlay = draw_overlay(image, predicted_labels, palette)
     pictures = {
         "image": photograph(image, max_size=_MAX_SIZE),

@@ -152,22 +152,14 @@ class SegmentationTask(Task):
         segmenter.preprocessing = self.preprocessing
         save_segmenter(out, segmenter, name=recipe.model, inference=self.options.inference(), force=True)
 
-    def report(
-        self,
-        out: Path,
-        model: nn.Module,
-        *,
-        backbone: nn.Module,
-        recipe: Recipe,
-        result: EvalResult,
-        val_set: ImageDataset,
-    ) -> None:
-        """Writes report.html with the best and worst images."""
-        from mambar.segmentation.segmentation_report import write_report
+    def report_contents(
+        self, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, result: EvalResult, val_set: ImageDataset
+    ) -> dict[str, Any]:
+        """Metrics per class, confusion matrix, the best and the worst images."""
+        from mambar.segmentation.segmentation_report import contents
 
         assert isinstance(val_set, MaskChannelDataset)
-        segmenter, inference = _segmenter(model), self.options.inference()
-        write_report(out, recipe=recipe, model=segmenter, inference=inference, eval_result=result, val_set=val_set)
+        return contents(_segmenter(model), self.options.inference(), result=result.details, val_set=val_set)
 
 
 def _segmenter(model: nn.Module) -> Segmenter:

@@ -127,23 +127,13 @@ class ClassificationTask(Task):
         saved: Any = backbone
         save_model(out, saved, name=recipe.model, classes=self.classes, preprocessing=self.preprocessing, force=True)
 
-    def report(
-        self,
-        out: Path,
-        model: nn.Module,
-        *,
-        backbone: nn.Module,
-        recipe: Recipe,
-        result: EvalResult,
-        val_set: ImageDataset,
-    ) -> None:
-        """Writes report.html with confusion matrix, examples and token norms."""
-        # Matplotlib is needed only here.
-        from mambar.training import classification_report
+    def report_contents(
+        self, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, result: EvalResult, val_set: ImageDataset
+    ) -> dict[str, Any]:
+        """Confusion matrix, example predictions and token norms."""
+        from mambar.training.classification_report import contents
 
-        classification_report.write_report(
-            out, recipe=recipe, model=backbone, eval_result=result, val_set=val_set, preprocessing=self.preprocessing
-        )
+        return contents(backbone, recipe=recipe, result=result, val_set=val_set, preprocessing=self.preprocessing)
 
     def _normalized(self, images: Tensor) -> Tensor:
         return self.preprocessing.normalize(images) if images.dtype == torch.uint8 else images

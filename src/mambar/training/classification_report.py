@@ -1,14 +1,11 @@
 """The HTML report of a classification run: curves, confusion matrix, example predictions and token norms."""
 
-import logging
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mambar.analysis import ExamplePrediction, FigureLabel, write_run_report
+from mambar.analysis import ExamplePrediction, FigureLabel
 from mambar.analysis.draw.norm_panels import compare_norms
 from mambar.data.dataset import ImageDataset
 from mambar.data.loading.unreadable_images import evenly_spaced_samples
@@ -17,48 +14,30 @@ from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.evaluation.classification import ClassificationResult
 from mambar.evaluation.prediction import class_probabilities
 from mambar.models.protocol import TokenModel
-from mambar.training.metrics_log import read_metrics
 from mambar.training.recipe import Recipe
 from mambar.training.task import EvalResult
 
-_LOG = logging.getLogger("mambar.training")
 _NUM_SAMPLES, _NUM_SHOWN, _NUM_MAPS = 64, 12, 4
 
 
-def write_report(
-    out: Path,
-    *,
-    recipe: Recipe,
-    model: nn.Module,
-    eval_result: EvalResult,
-    val_set: ImageDataset,
-    preprocessing: Preprocessing,
-) -> Path:
-    """Writes report.html and curves.png of the run in `out`."""
-    result = eval_result.details
-    sample = _sample(val_set, preprocessing)
-    label = FigureLabel(data=f"{val_set.name}, validation", seed=recipe.seed)
+def contents(
+    model: nn.Module, *, recipe: Recipe, result: EvalResult, val_set: ImageDataset, preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """The arguments of `write_run_report` for the classifier `model` with the evaluation `result`."""
     panels = []
     if isinstance(model, TokenModel):
-        panels = compare_norms({recipe.name: model}, sample[0][:_NUM_MAPS], shown=sample[1][:_NUM_MAPS], label=label)
-    confusion = result.confusion if isinstance(result, ClassificationResult) else None
-    return write_run_report(
-        out / "report.html",
-        title=f"mambar: {recipe.name}",
-        recipe=recipe.to_flat_dict(),
-        metrics={recipe.name: read_metrics(out / "metrics.jsonl")},
-        classes=val_set.classes,
-        confusion=confusion,
-        predictions=example_predictions(model, val_set, preprocessing),
-        norm_panels={"Validation images": panels},
-        summary=_summary(eval_result.metrics, model, val_set),
-    )
-
-
-def _summary(metrics: Mapping[str, float], model: nn.Module, val_set: ImageDataset) -> dict[str, object]:
+        inputs, shown, _ = _sample(val_set, preprocessing)
+        label = FigureLabel(data=f"{val_set.name}, validation", seed=recipe.seed)
+        panels = compare_norms({recipe.name: model}, inputs[:_NUM_MAPS], shown=shown[:_NUM_MAPS], label=label)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    shown: dict[str, object] = {name: f"{value:.2%}" for name, value in metrics.items() if name.startswith("top")}
-    return {**shown, "validation images": f"{len(val_set):,}", "parameters": f"{parameters:,}"}
+    top = {name: f"{value:.2%}" for name, value in result.metrics.items() if name.startswith("top")}
+    return {
+        "classes": val_set.classes,
+        "confusion": result.details.confusion if isinstance(result.details, ClassificationResult) else None,
+        "predictions": example_predictions(model, val_set, preprocessing),
+        "norm_panels": {"Validation images": panels},
+        "summary": {**top, "validation images": f"{len(val_set):,}", "parameters": f"{parameters:,}"},
+    }
 
 
 def _sample(val_set: ImageDataset, preprocessing: Preprocessing) -> tuple[Tensor, list[Any], list[int]]:

@@ -156,7 +156,8 @@ class Task(ABC):
         result: EvalResult,
         val_set: ImageDataset,
     ) -> None:
-        """Writes report.html; by default settings, curves and metrics."""
+        """Writes report.html: settings, curves, and the `report_contents`."""
+        # Matplotlib is needed only here.
         from mambar.analysis import write_run_report
         from mambar.training.metrics_log import read_metrics
 
@@ -165,8 +166,14 @@ class Task(ABC):
             title=f"mambar: {recipe.name}",
             recipe=recipe.to_flat_dict(),
             metrics={recipe.name: read_metrics(out / "metrics.jsonl")},
-            summary={name: f"{value:.4f}" for name, value in result.metrics.items()},
+            **self.report_contents(model, backbone=backbone, recipe=recipe, result=result, val_set=val_set),
         )
+
+    def report_contents(
+        self, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, result: EvalResult, val_set: ImageDataset
+    ) -> dict[str, Any]:
+        """Arguments of `mambar.analysis.write_run_report` for this task; by default a summary of the metrics."""
+        return {"summary": {name: f"{value:.4f}" for name, value in result.metrics.items()}}
 
 
 def preprocessing_of(recipe: Recipe, stage: Stage) -> Preprocessing:

@@ -20,7 +20,7 @@ OLD_RUN = Path(__file__).parents[2] / "data" / "run_0.1.0"
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
-    monkeypatch.setattr("mambar.training.classification_report.write_report", lambda *arguments, **named: None)
+    monkeypatch.setattr("mambar.training.task.Task.report", lambda *arguments, **named: None)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from training import faults, runs
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
     """Skips the report, which is not tested here and takes longer than these runs."""
-    monkeypatch.setattr("mambar.training.classification_report.write_report", lambda *arguments, **named: None)
+    monkeypatch.setattr("mambar.training.task.Task.report", lambda *arguments, **named: None)
 
 
 @pytest.fixture

@@ -155,8 +155,8 @@ from pathlib import Path
 from training import faults, runs
 import torch
 torch.set_num_threads(1)
-from mambar.training import report
-report.write_report = lambda *a, **k: None
+from mambar.training.task import Task
+Task.report = lambda *a, **k: None
 out, pids, scenario = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 rank, first = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 (pids / f"{os.getpid()}").touch()

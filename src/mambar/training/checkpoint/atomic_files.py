@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,8 +34,8 @@ class FileDigest:
     sha256: str
 
 
-def write_file(path: Path, chunks: Iterable[bytes | memoryview], *, size: int) -> FileDigest:
-    """Writes a new file of `size` bytes and fsyncs it. An OSError is passed on; the caller removes the file."""
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileDigest:
+    """Writes a new file and fsyncs it. An OSError is passed on; the caller removes the file."""
     digest = hashlib.sha256()
     written = 0
     descriptor = os.open(path, _NEW_FILE, 0o666)
@@ -46,8 +46,6 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview], *, size: int) -
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    if written != size:
-        raise OSError(errno.EIO, f"{written} of {size} bytes were written", str(path))
     return FileDigest(size=written, sha256=digest.hexdigest())
 
 
@@ -83,7 +81,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replaces the content of `path` by `data`, atomically and durably; a symbolic link is replaced, not followed."""
     temporary = temporary_name(path)
     try:
-        write_file(temporary, [data], size=len(data))
+        write_file(temporary, [data])
         temporary.replace(path)
         fsync_directory(path.parent)
     except OSError as error:
@@ -92,16 +90,17 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise disk_error(path, len(data), error) from error
 
 
-def write_directory_atomically(path: Path, files: "Mapping[str, Payload]") -> dict[str, FileDigest]:
-    """Creates the directory `path` with all of `files`, or nothing; returns size and sha256 of each file."""
+@contextlib.contextmanager
+def atomic_directory(path: Path, *, size: int) -> Iterator[Path]:
+    """A temporary directory that becomes `path` at the end of the block, and is removed if anything fails.
+
+    size: bytes that the block writes, for the error message.
+    """
     temporary = temporary_name(path)
-    written: dict[str, FileDigest] = {}
-    total = sum(payload.size for payload in files.values())
     renamed = False
     try:
         temporary.mkdir()
-        for name, payload in files.items():
-            written[name] = write_file(temporary / name, payload.chunks(written), size=payload.size)
+        yield temporary
         fsync_directory(temporary)
         temporary.rename(path)
         renamed = True
@@ -112,9 +111,8 @@ def write_directory_atomically(path: Path, files: "Mapping[str, Payload]") -> di
                 path.rename(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
-            raise disk_error(path, total, error) from error
+            raise disk_error(path, size, error) from error
         raise
-    return written
 
 
 def remove_directory(path: Path) -> None:
@@ -156,22 +154,6 @@ def disk_error(path: Path, size: int, error: OSError) -> DiskError:
     )
 
 
-class Payload:
-    """Content of a file: its size is known before the bytes are produced."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-        return len(self.data)
-
-    def chunks(self, written: Mapping[str, FileDigest]) -> Iterator[bytes | memoryview]:
-        """The bytes, in chunks; `written` has the digests of the files written before in the same directory."""
-        yield self.data
-
-
 def _is_running(pid: int) -> bool:
     # The lock of the run allows one writer. Windows has no harmless test of a process id: all count as ended.
     if pid == os.getpid() or os.name != "posix":
@@ -181,5 +163,5 @@ def _is_running(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
+        pass
     return True

@@ -6,38 +6,20 @@ Needs no torch.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mambar.errors import CheckpointError
-from mambar.training.checkpoint.atomic_files import CHUNK_BYTES, FileDigest, Payload
+from mambar.training.checkpoint.atomic_files import CHUNK_BYTES
 
 
 class NewerFormatError(CheckpointError):
     """An intact document of a newer format than this version reads; no older checkpoint is loaded in its place."""
 
 
-class ChecksummedJson(Payload):
-    """A document of `body` that also lists size and sha256 of the files `listed`, which are written before it."""
-
-    def __init__(self, body: Mapping[str, Any], listed: Iterable[str] = ()) -> None:
-        self.body = dict(body)
-        self.listed = tuple(listed)
-        placeholder = {"size": "0" * 20, "sha256": "0" * 64}
-        super().__init__(dumps({**self.body, "files": dict.fromkeys(self.listed, placeholder)}))
-
-    def chunks(self, written: Mapping[str, FileDigest]) -> Iterator[bytes | memoryview]:
-        """The complete document. Sizes are padded with zeros, so that its length is known before they are."""
-        files = {name: {"size": f"{written[name].size:020d}", "sha256": written[name].sha256} for name in self.listed}
-        self.data = dumps({**self.body, "files": files})
-        yield self.data
-
-
 def dumps(body: Mapping[str, Any]) -> bytes:
     """Canonical JSON text of `body` with its own sha256."""
-    if "sha256" in body:
-        raise ValueError("body has a field 'sha256', which dumps() writes itself; remove it.")
     return _canonical({**body, "sha256": body_sha256(body)})
 
 

@@ -8,6 +8,7 @@ Each JSON file has its own checksum. `last.json` is replaced after the new direc
 directories are removed.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from mambar.errors import CheckpointError, NonFiniteError
 from mambar.training.checkpoint import atomic_files, checksummed_json
-from mambar.training.checkpoint.tensor_file import TensorPayload
+from mambar.training.checkpoint.tensor_file import tensor_chunks
 
 # 1: version 0.1, without the recipe's digest.
 CHECKPOINT_FORMAT: Final = 2
@@ -169,9 +170,10 @@ class CheckpointStore:
             _refuse_non_finite(tensors, step)
             recipe = self.recipe_sha256[0] if self.recipe_sha256 else None
             body = {"format_version": CHECKPOINT_FORMAT, "step": step, "scalars": plain, "recipe_sha256": recipe}
-            payload = checksummed_json.ChecksummedJson(body, listed=[_TENSORS])
-            atomic_files.write_directory_atomically(path, {_TENSORS: TensorPayload(tensors), _SCALARS: payload})
-            state = payload.data
+            with atomic_files.atomic_directory(path, size=sum(tensor.nbytes for tensor in tensors.values())) as new:
+                written = atomic_files.write_file(new / _TENSORS, tensor_chunks(tensors))
+                state = checksummed_json.dumps({**body, "files": {_TENSORS: dataclasses.asdict(written)}})
+                atomic_files.write_file(new / _SCALARS, [state])
         pointer = {
             "format_version": CHECKPOINT_FORMAT,
             "name": path.name,
