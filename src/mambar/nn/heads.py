@@ -5,6 +5,7 @@ features (batch, num_features) and has the width as attribute `num_features`. Re
 `HEADS["name"] = Class`; it needs no base class.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -44,30 +45,6 @@ class RegisterHead(nn.Module):
         return self.norm(self.reduce(tokens.registers).flatten(1))
 
 
-class RegisterMeanHead(nn.Module):
-    """Mean of all registers (`register_mean`)."""
-
-    def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
-        super().__init__()
-        _need_registers("register_mean", num_registers)
-        self.num_features = embed_dim
-
-    def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
-        return tokens.registers.mean(1)
-
-
-class FirstRegisterHead(nn.Module):
-    """The first register (`token`); the others are dropped. With n = 1 it is Vim's class token."""
-
-    def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
-        super().__init__()
-        _need_registers("token", num_registers)
-        self.num_features = embed_dim
-
-    def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
-        return tokens.registers[:, 0]
-
-
 class WidenedHead(nn.Module):
     """The first register through a linear map to three times its width, and an RMS norm with eps 1e-5 (`widened`).
 
@@ -88,35 +65,36 @@ class WidenedHead(nn.Module):
         return self.norm(self.widen(tokens.registers[:, 0]))
 
 
-class PatchMeanHead(nn.Module):
-    """Mean of all patch tokens (`avg`); registers are dropped."""
+# The pooled heads: tokens to one vector of their width.
+POOLINGS: dict[str, Callable[[Tokens], Tensor]] = {
+    "register_mean": lambda tokens: tokens.registers.mean(1),
+    "token": lambda tokens: tokens.registers[:, 0],
+    "avg": lambda tokens: tokens.patches.mean(1),
+    "avg_all": lambda tokens: torch.cat([tokens.patches, tokens.registers], dim=1).mean(1),
+}
 
-    def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
+
+class PooledHead(nn.Module):
+    """A head without parameters, `pooling` of `POOLINGS`.
+
+    `register_mean`: mean of all registers. `token`: the first register; with n = 1 it is Vim's class token.
+    `avg`: mean of all patch tokens. `avg_all`: mean over patches and registers.
+    """
+
+    def __init__(self, pooling: str, embed_dim: int, num_registers: int, register_reduction: int) -> None:
         super().__init__()
-        self.num_features = embed_dim
+        if pooling in ("register_mean", "token"):
+            _need_registers(pooling, num_registers)
+        self.pooling, self.num_features = pooling, embed_dim
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
-        return tokens.patches.mean(1)
-
-
-class TokenMeanHead(nn.Module):
-    """Mean over patches and registers (`avg_all`)."""
-
-    def __init__(self, embed_dim: int, num_registers: int, register_reduction: int) -> None:
-        super().__init__()
-        self.num_features = embed_dim
-
-    def forward(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
-        return torch.cat([tokens.patches, tokens.registers], dim=1).mean(1)
+        return POOLINGS[self.pooling](tokens)
 
 
 HEADS: dict[str, Callable[..., nn.Module]] = {
     "registers": RegisterHead,
-    "register_mean": RegisterMeanHead,
-    "token": FirstRegisterHead,
     "widened": WidenedHead,
-    "avg": PatchMeanHead,
-    "avg_all": TokenMeanHead,
+    **{pooling: functools.partial(PooledHead, pooling) for pooling in POOLINGS},
 }
 
 

@@ -7,8 +7,8 @@ sequence. It returns a tensor of the shape of `tokens`. Its method `init_weights
 for a model of `depth` blocks. Register your own class with `MIXERS["name"] = Class`; it needs no base class.
 """
 
-import functools
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -117,13 +117,15 @@ def _is_plain(scan: nn.Module) -> bool:
     )
 
 
-class MambaMixer(nn.Module):
-    """Bidirectional mixer (`bidirectional`): project in, scan in both directions, average, project out.
+class ScanMixer(nn.Module):
+    """The parameters of the mixers below: a projection to x and z, the scans of `SCANS`, a projection back.
 
-    `average_directions` halves the sum of both directions (Mamba-R and the released Vim checkpoints named div2 do;
-    without it the residual stream grows twice as fast and mixed precision overflows). The computation between the
-    projections is written out in `mambar.ops.bidirectional_mix.reference`.
+    `average_directions` halves the sum of two directions (Mamba-R and the released Vim checkpoints named div2 do;
+    without it the residual stream grows twice as fast and mixed precision overflows).
     """
+
+    # The attributes that hold the scans, and whether each scans from the last token to the first.
+    SCANS: ClassVar[dict[str, bool]]
 
     def __init__(
         self,
@@ -139,20 +141,29 @@ class MambaMixer(nn.Module):
     ) -> None:
         super().__init__()
         d_inner = expand * embed_dim
-        scan = functools.partial(
-            DirectionalScan, d_inner, d_state=d_state, d_conv=d_conv, dt_rank=dt_rank, conv_bias=conv_bias
-        )
+        sizes = {"d_state": d_state, "d_conv": d_conv, "dt_rank": dt_rank, "conv_bias": conv_bias}
         self.average_directions = average_directions
         self.in_proj = nn.Linear(embed_dim, 2 * d_inner, bias=proj_bias)
-        self.forward_scan = scan()
-        self.backward_scan = scan(reverse=True)
+        for name, reverse in self.SCANS.items():
+            self.add_module(name, DirectionalScan(d_inner, reverse=reverse, **sizes))
         self.out_proj = nn.Linear(d_inner, embed_dim, bias=proj_bias)
 
     def init_weights(self, *, depth: int) -> None:
-        """Initializes both directions with the same step-size distribution; scales out_proj by 1 / sqrt(depth)."""
-        init.init_step_size(self.forward_scan.dt_proj)
-        init.init_step_size(self.backward_scan.dt_proj)
+        """Initializes all directions with the same step-size distribution; scales out_proj by 1 / sqrt(depth)."""
+        for name in self.SCANS:
+            init.init_step_size(self.get_submodule(name).dt_proj)  # pyright: ignore[reportArgumentType]
         init.init_projections(self.in_proj, self.out_proj, depth=depth)
+
+
+class MambaMixer(ScanMixer):
+    """Bidirectional mixer (`bidirectional`): project in, scan in both directions, average, project out.
+
+    The computation between the projections is written out in `mambar.ops.bidirectional_mix.reference`.
+    """
+
+    SCANS: ClassVar = {"forward_scan": False, "backward_scan": True}
+    forward_scan: DirectionalScan
+    backward_scan: DirectionalScan
 
     def forward(
         self, tokens: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
@@ -163,36 +174,14 @@ class MambaMixer(nn.Module):
         return self.out_proj(mixed)
 
 
-class ForwardMixer(nn.Module):
+class ForwardMixer(ScanMixer):
     """Causal mixer (`forward`): one scan from the first token to the last, as in a language model.
 
     A token receives context from the tokens in front of it only. `average_directions` has no effect.
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        *,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: int = 2,
-        dt_rank: int,
-        proj_bias: bool = False,
-        conv_bias: bool = True,
-        average_directions: bool = True,
-    ) -> None:
-        super().__init__()
-        d_inner = expand * embed_dim
-        self.in_proj = nn.Linear(embed_dim, 2 * d_inner, bias=proj_bias)
-        self.forward_scan = DirectionalScan(
-            d_inner, d_state=d_state, d_conv=d_conv, dt_rank=dt_rank, conv_bias=conv_bias
-        )
-        self.out_proj = nn.Linear(d_inner, embed_dim, bias=proj_bias)
-
-    def init_weights(self, *, depth: int) -> None:
-        """The initialization of `MambaMixer`, for one direction."""
-        init.init_step_size(self.forward_scan.dt_proj)
-        init.init_projections(self.in_proj, self.out_proj, depth=depth)
+    SCANS: ClassVar = {"forward_scan": False}
+    forward_scan: DirectionalScan
 
     def forward(
         self, tokens: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
@@ -202,7 +191,7 @@ class ForwardMixer(nn.Module):
         return self.out_proj(self.forward_scan(x, z))
 
 
-class CrossScanMixer(nn.Module):
+class CrossScanMixer(ScanMixer):
     """Two-dimensional mixer (`cross_scan`): scans along rows and along columns, in both directions each.
 
     The four scan orders are VMamba's (arXiv 2401.10166). The row order is the sequence itself. In the column order the
@@ -212,36 +201,11 @@ class CrossScanMixer(nn.Module):
     `MambaMixer`.
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        *,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: int = 2,
-        dt_rank: int,
-        proj_bias: bool = False,
-        conv_bias: bool = True,
-        average_directions: bool = True,
-    ) -> None:
-        super().__init__()
-        d_inner = expand * embed_dim
-        scan = functools.partial(
-            DirectionalScan, d_inner, d_state=d_state, d_conv=d_conv, dt_rank=dt_rank, conv_bias=conv_bias
-        )
-        self.average_directions = average_directions
-        self.in_proj = nn.Linear(embed_dim, 2 * d_inner, bias=proj_bias)
-        self.forward_scan = scan()
-        self.backward_scan = scan(reverse=True)
-        self.column_forward_scan = scan()
-        self.column_backward_scan = scan(reverse=True)
-        self.out_proj = nn.Linear(d_inner, embed_dim, bias=proj_bias)
-
-    def init_weights(self, *, depth: int) -> None:
-        """The initialization of `MambaMixer`, for four directions."""
-        for scan in (self.forward_scan, self.backward_scan, self.column_forward_scan, self.column_backward_scan):
-            init.init_step_size(scan.dt_proj)
-        init.init_projections(self.in_proj, self.out_proj, depth=depth)
+    SCANS: ClassVar = {**MambaMixer.SCANS, "column_forward_scan": False, "column_backward_scan": True}
+    forward_scan: DirectionalScan
+    backward_scan: DirectionalScan
+    column_forward_scan: DirectionalScan
+    column_backward_scan: DirectionalScan
 
     def forward(
         self, tokens: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
@@ -252,12 +216,8 @@ class CrossScanMixer(nn.Module):
         average = self.average_directions
         xz = self.in_proj(tokens)  # (B, L, 2E)
         by_rows = mix_directions(xz, self.forward_scan, self.backward_scan, average=average)
-        by_columns = mix_directions(
-            transpose_patches(xz, grid, positions),
-            self.column_forward_scan,
-            self.column_backward_scan,
-            average=average,
-        )
+        columns = transpose_patches(xz, grid, positions)
+        by_columns = mix_directions(columns, self.column_forward_scan, self.column_backward_scan, average=average)
         total = by_rows + transpose_patches(by_columns, (grid[1], grid[0]), positions)
         return self.out_proj(total / 2 if average else total)
 
