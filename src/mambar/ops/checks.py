@@ -95,14 +95,14 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
 autocast_dtype._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def check_kernel_dtypes(activations: dict[str, Tensor | None], parameters: dict[str, Tensor | None]) -> None:
-    """Raises unless the arguments of a kernel have the types it reads: one for activations, float32 (float64) else."""
-    dtype = next(tensor.dtype for tensor in activations.values() if tensor is not None)
+def check_kernel_dtypes(tensors: Mapping[str, Tensor | None], activations: Sequence[str]) -> None:
+    """Raises unless a kernel can read these: activations of the first one's type, others float32 (float64 with it)."""
+    dtype = next(iter(tensors.values())).dtype  # type: ignore[union-attr]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    for wanted, tensors in ((dtype, activations), (wide, parameters)):
-        for name, tensor in tensors.items():
-            if tensor is not None and tensor.dtype != wanted:
-                raise TypeError(f"{name} has dtype {tensor.dtype}; a kernel reads {wanted} here, cast it first.")
+    for name, tensor in tensors.items():
+        wanted = dtype if name in activations else wide
+        if tensor is not None and tensor.dtype != wanted:
+            raise TypeError(f"{name} has dtype {tensor.dtype}; a kernel reads {wanted} here, cast it first.")
 
 
 def as_dtype(tensor: Given, dtype: torch.dtype) -> Given:

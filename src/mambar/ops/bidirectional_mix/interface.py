@@ -19,8 +19,6 @@ A plain backend is a module with `bidirectional_mix(xz, forward_params, backward
 """
 
 import sys
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -36,17 +34,14 @@ from mambar.ops.checks import (
     autocast_dtype,
     check_decay,
     check_device,
-    check_kernel_dtypes,
     check_shape,
     common_dtype,
     compute_dtype,
-    contiguous,
     find_float64,
-    rows,
 )
 from mambar.ops.cuda.program import missing as cuda_missing
-from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
-from mambar.ops.dispatch import FLOATS, Backend, is_empty, kernel, kernel_backend, register_op, resolve
+from mambar.ops.dispatch import FLOATS, Backend, is_empty, kernel_backend, register_op, resolve
+from mambar.ops.kernel_op import KernelOp
 
 BACKENDS = (
     kernel_backend("bidirectional_mix", "cuda", device="cuda", requires=(cuda_missing, "triton")),
@@ -130,88 +125,21 @@ def _typed(params: ScanDirection, dtype: torch.dtype, wide: torch.dtype) -> Scan
     return ScanDirection(*(as_dtype(tensor, types.get(name, wide)) for name, tensor in params._asdict().items()))
 
 
-# The custom operator: one opaque node of a graph, with the name of the backend as a constant.
+def _pack(xz: Tensor, *params: Any) -> tuple[Tensor, ScanDirection, ScanDirection]:
+    return xz, ScanDirection(*params[:7]), ScanDirection(*params[7:])
 
-_DIRECTION = (
-    "Tensor conv_weight{0}, Tensor? conv_bias{0}, Tensor x_proj{0}, Tensor dt_proj{0}, "
-    "Tensor dt_bias{0}, Tensor A{0}, Tensor D{0}"
-)
+
 _NAMES = ("xz", *(f"{way}_params.{field}" for way in ("forward", "backward") for field in ScanDirection._fields))
-_ARGUMENTS = f"Tensor xz, {_DIRECTION.format(1)}, {_DIRECTION.format(2)}"
-torch.library.define(
-    "mambar::bidirectional_mix", f"({_ARGUMENTS}, bool average, bool for_backward, str backend) -> Tensor[]"
+KernelOp(
+    "bidirectional_mix",
+    tensors=_NAMES,
+    optional=[name for name in _NAMES if name.endswith("conv_bias")],
+    options=("average",),
+    activations=[name for name in _NAMES if name == "xz" or name.endswith("_proj")],
+    strided=("xz",),
+    outputs=lambda xz, *_: [xz.new_empty(xz.shape[0], xz.shape[1], xz.shape[2] // 2)],
+    num_outputs=1,
+    reference=reference.bidirectional_mix,
+    pack=_pack,
+    keeps_output=True,
 )
-torch.library.define(
-    "mambar::bidirectional_mix_backward",
-    f"(Tensor dout, {_ARGUMENTS}, Tensor[] saved, bool average, str backend) -> Tensor[]",
-)
-
-
-def _unpacked(tensors: Sequence[Any]) -> tuple[Tensor, ScanDirection, ScanDirection]:
-    xz, *params = tensors
-    return xz, ScanDirection(*params[:7]), ScanDirection(*params[7:14])
-
-
-def _kernel_arguments(tensors: Sequence[Any]) -> tuple[Tensor, ScanDirection, ScanDirection]:
-    named = dict(zip(_NAMES, tensors, strict=True))
-    projections = {name: tensor for name, tensor in named.items() if name == "xz" or "_proj" in name}
-    check_kernel_dtypes(projections, {name: tensor for name, tensor in named.items() if name not in projections})
-    xz, *parameters = tensors
-    return _unpacked((rows(xz), *map(contiguous, parameters)))
-
-
-@torch.library.impl("mambar::bidirectional_mix", "CompositeExplicitAutograd")
-def _forward(*arguments):
-    *tensors, average, for_backward, backend = arguments
-    refuse_forward_mode("bidirectional_mix", backend)
-    run = kernel("bidirectional_mix", backend).forward
-    out, saved = run(*_kernel_arguments(tensors), average=average, for_backward=for_backward)
-    return [out, *saved]
-
-
-@torch.library.register_fake("mambar::bidirectional_mix")
-def _(*arguments):
-    *tensors, _, for_backward, backend = arguments
-    xz, forward_params, backward_params = _unpacked(tensors)
-    out = xz.new_empty(xz.shape[0], xz.shape[1], xz.shape[2] // 2)
-    empty_saved = kernel("bidirectional_mix", backend).empty_saved
-    return [out, *(empty_saved(xz, forward_params, backward_params) if for_backward else [])]
-
-
-@torch.library.impl("mambar::bidirectional_mix_backward", "CompositeExplicitAutograd")
-def _backward(dout, *arguments):
-    *tensors, saved, average, backend = arguments
-    run = kernel("bidirectional_mix", backend).backward
-    dxz, dforward, dbackward = run(rows(dout), *_kernel_arguments(tensors), saved, average=average)
-    return [dxz, *(dxz.new_empty(0) if gradient is None else gradient for gradient in (*dforward, *dbackward))]
-
-
-@torch.library.register_fake("mambar::bidirectional_mix_backward")
-def _(dout, *arguments):
-    *tensors, _, _, _ = arguments
-    return [dout.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors]
-
-
-def _keep_for_backward(ctx, inputs, output):
-    *tensors, ctx.average, _, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, *output[1:], output[0])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, gradients):
-    # Read once: gradient checkpointing does not allow a second read.
-    all_saved = ctx.saved_tensors
-    tensors, saved = all_saved[:15], all_saved[15:]
-    if needs_reference(gradients[0]):
-        found = reference_gradients(partial(_reference, average=ctx.average), tensors, gradients[:1])
-        return *found, None, None, None
-    run = torch.ops.mambar.bidirectional_mix_backward
-    found = run(gradients[0], *tensors, list(saved), ctx.average, ctx.backend)
-    return *(None if t is None else g for t, g in zip(tensors, found, strict=True)), None, None, None
-
-
-def _reference(*tensors, average):
-    return reference.bidirectional_mix(*_unpacked(tensors), average=average)
-
-
-torch.library.register_autograd("mambar::bidirectional_mix", _differentiate, setup_context=_keep_for_backward)

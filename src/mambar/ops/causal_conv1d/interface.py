@@ -83,7 +83,7 @@ torch.library.define("mambar::causal_conv1d_backward", f"(Tensor dy, {_ARGUMENTS
 @torch.library.impl("mambar::causal_conv1d", "CompositeExplicitAutograd")
 def _forward(x, weight, bias, silu, reverse, backend):
     refuse_forward_mode("causal_conv1d", backend)
-    check_kernel_dtypes({"x": x}, {"weight": weight, "bias": bias})
+    check_kernel_dtypes({"x": x, "weight": weight, "bias": bias}, ("x",))
     run = kernel("causal_conv1d", backend).forward
     return run(rows(x), weight.contiguous(), contiguous(bias), silu=silu, reverse=reverse)
 
@@ -95,7 +95,7 @@ def _(x, weight, bias, silu, reverse, backend):
 
 @torch.library.impl("mambar::causal_conv1d_backward", "CompositeExplicitAutograd")
 def _backward(dy, x, weight, bias, silu, reverse, backend):
-    check_kernel_dtypes({"x": x, "dy": dy}, {"weight": weight, "bias": bias})
+    check_kernel_dtypes({"x": x, "dy": dy, "weight": weight, "bias": bias}, ("x", "dy"))
     run = kernel("causal_conv1d", backend).backward
     gradients = run(rows(dy), rows(x), weight.contiguous(), contiguous(bias), silu=silu, reverse=reverse)
     return [x.new_empty(0) if gradient is None else gradient for gradient in gradients]

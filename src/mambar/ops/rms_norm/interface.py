@@ -111,7 +111,7 @@ torch.library.define(
 @torch.library.impl("mambar::rms_norm", "CompositeExplicitAutograd")
 def _forward(x, residual, weight, eps, dtype, backend):
     refuse_forward_mode("rms_norm", backend)
-    check_kernel_dtypes({"x": x}, {"residual": residual, "weight": weight})
+    check_kernel_dtypes({"x": x, "residual": residual, "weight": weight}, ("x",))
     run = kernel("rms_norm", backend).forward
     return list(run(rows(x), rows(residual), weight.contiguous(), eps=eps, dtype=dtype))
 

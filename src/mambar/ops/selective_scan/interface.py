@@ -21,16 +21,15 @@ in differentiable operations.
 """
 
 import sys
-from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mambar.ops.checks import as_dtype, check_decay, check_kernel_dtypes, check_shape, choose_backend, contiguous, rows
+from mambar.ops.checks import as_dtype, check_decay, check_shape, choose_backend
 from mambar.ops.cuda.program import missing as cuda_missing
-from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
-from mambar.ops.dispatch import FLOATS, Backend, is_empty, kernel, kernel_backend, register_op
+from mambar.ops.dispatch import FLOATS, Backend, is_empty, kernel_backend, register_op
+from mambar.ops.kernel_op import KernelOp
 from mambar.ops.selective_scan import chunked, doubling, reference
 
 BACKENDS = (
@@ -138,92 +137,14 @@ def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
     check_decay(A)
 
 
-# The custom operator: one opaque node of a graph, with the name of the backend as a constant.
-
-_ARGUMENTS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? delta_bias, Tensor? initial_state"
+KernelOp(
+    "selective_scan",
+    tensors=("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"),
+    optional=("D", "z", "delta_bias", "initial_state"),
+    options=("delta_softplus", "reverse"),
+    activations=_ACTIVATIONS,
+    strided=_ACTIVATIONS,
+    outputs=lambda u, delta, A, *_: [u.new_empty(u.shape), A.new_empty((u.shape[0], *A.shape))],
+    num_outputs=2,
+    reference=reference.selective_scan,
 )
-torch.library.define(
-    "mambar::selective_scan",
-    f"({_ARGUMENTS}, bool delta_softplus, bool reverse, bool for_backward, str backend) -> Tensor[]",
-)
-torch.library.define(
-    "mambar::selective_scan_backward",
-    f"(Tensor dy, Tensor? dstate, {_ARGUMENTS}, Tensor[] saved, "
-    "bool delta_softplus, bool reverse, str backend) -> Tensor[]",
-)
-
-
-@torch.library.impl("mambar::selective_scan", "CompositeExplicitAutograd")
-def _forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, for_backward, backend):
-    refuse_forward_mode("selective_scan", backend)
-    y, state, saved = kernel("selective_scan", backend).forward(
-        *_kernel_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state),
-        delta_softplus=delta_softplus,
-        reverse=reverse,
-        for_backward=for_backward,
-    )
-    return [y, state, *saved]
-
-
-@torch.library.register_fake("mambar::selective_scan")
-def _(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, for_backward, backend):
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    saved = kernel("selective_scan", backend).empty_saved(*tensors) if for_backward else []
-    return [u.new_empty(u.shape), A.new_empty((u.shape[0], *A.shape)), *saved]
-
-
-@torch.library.impl("mambar::selective_scan_backward", "CompositeExplicitAutograd")
-def _backward(dy, dstate, u, delta, A, B, C, D, z, delta_bias, initial_state, saved, delta_softplus, reverse, backend):
-    check_kernel_dtypes({"u": u, "dy": dy}, {"A": A, "dstate": dstate})
-    gradients = kernel("selective_scan", backend).backward(
-        rows(dy),
-        contiguous(dstate),
-        *_kernel_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state),
-        saved,
-        delta_softplus=delta_softplus,
-        reverse=reverse,
-    )
-    return [u.new_empty(0) if gradient is None else gradient for gradient in gradients]
-
-
-@torch.library.register_fake("mambar::selective_scan_backward")
-def _(dy, dstate, u, delta, A, B, C, D, z, delta_bias, initial_state, saved, delta_softplus, reverse, backend):
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return [u.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in tensors]
-
-
-def _kernel_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state):
-    check_kernel_dtypes(
-        {"u": u, "delta": delta, "B": B, "C": C, "z": z},
-        {"A": A, "D": D, "delta_bias": delta_bias, "initial_state": initial_state},
-    )
-    D, delta_bias, initial_state = map(contiguous, (D, delta_bias, initial_state))
-    return rows(u), rows(delta), A.contiguous(), rows(B), rows(C), D, rows(z), delta_bias, initial_state
-
-
-def _keep_for_backward(ctx, inputs, output):
-    *tensors, ctx.delta_softplus, ctx.reverse, _, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, *output[2:])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, gradients):
-    # Read once: gradient checkpointing does not allow a second read.
-    all_saved = ctx.saved_tensors
-    tensors, saved = all_saved[:9], all_saved[9:]
-    dy, dstate = gradients[:2]
-    if needs_reference(dy, dstate):
-        scan = partial(reference.selective_scan, delta_softplus=ctx.delta_softplus, reverse=ctx.reverse)
-        return *reference_gradients(scan, tensors, (dy, dstate)), None, None, None, None
-    if dy is None:
-        dy = tensors[0].new_zeros(tensors[0].shape)
-    found = torch.ops.mambar.selective_scan_backward(
-        dy, dstate, *tensors, list(saved), ctx.delta_softplus, ctx.reverse, ctx.backend
-    )
-    given = [None if tensor is None else gradient for tensor, gradient in zip(tensors, found, strict=True)]
-    return *given, None, None, None, None
-
-
-torch.library.register_autograd("mambar::selective_scan", _differentiate, setup_context=_keep_for_backward)
