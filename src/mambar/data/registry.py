@@ -62,11 +62,11 @@ def register_dataset(
     "segmentation", or the name of a new kind.
     """
     if factory is None:
-        return lambda given: _registered(name, given, kind)
-    return _registered(name, factory, kind)
+        return lambda given: _register(name, given, kind)
+    return _register(name, factory, kind)
 
 
-def _registered(name: str, factory: Factory, kind: str) -> Factory:
+def _register(name: str, factory: Factory, kind: str) -> Factory:
     if not name or any(character in name for character in "/\\:."):
         raise DataError(f"name={one_line(name)!r} is not a dataset name; use letters, digits, - and _.")
     known = DATASETS.setdefault(kind, {}).get(name)

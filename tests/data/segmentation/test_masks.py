@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mambar.data.segmentation.masks import IGNORE, LabelTable, index_values, palette, read_mask
+from mambar.data.segmentation.masks import IGNORE, LabelTable, palette, read_mask
 from mambar.errors import DataError, ImageError
 
-TABLE = LabelTable(classes=("a", "b", "c"), values=index_values(3))
+TABLE = LabelTable(classes=("a", "b", "c"), values={0: 0, 1: 1, 2: 2, IGNORE: IGNORE})
 COLORED = LabelTable(classes=("sky", "road"), colors={(0, 0, 255): 0, (90, 90, 90): 1, (0, 0, 0): IGNORE})
 
 

@@ -185,3 +185,12 @@ def test_gray_images_pass():
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         TrainTransform(preprocessing=Preprocessing(), **wrong)
+
+
+def test_shifted_crops_reach_every_place():
+    image = torch.arange(1, 26, dtype=torch.uint8).view(1, 5, 5)
+    gray = Preprocessing(img_size=5, mean=(0.5,), std=(0.5,))
+    transform = TrainTransform(preprocessing=gray, train_crop="shift", crop_padding=1, hflip=0.0)
+    # The center pixel tells the shift.
+    centers = {int(transform.pixels(image, k)[0, 2, 2]) for k in range(200)}
+    assert centers == {int(image[0, 2 + down, 2 + right]) for down in (-1, 0, 1) for right in (-1, 0, 1)}

@@ -4,11 +4,12 @@ Nothing is written to disk. Links and devices in archives are skipped, and sizes
 Paths have forward slashes and stay inside the tree.
 """
 
+import copy
 import os
 import stat
 import zipfile
+from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
-from typing import Protocol, runtime_checkable
 
 from mambar.errors import DataError, ImageError
 from mambar.image_file import MAX_BYTES, file_bytes
@@ -19,30 +20,44 @@ MAX_COMPRESSION_RATIO = 500
 MAX_MEMBERS = 2_000_000
 
 
-@runtime_checkable
-class FileTree(Protocol):
-    """Read access to the files of a dataset."""
+class FileTree(ABC):
+    """Read access to the files of a dataset.
 
-    @property
-    def name(self) -> str:
-        """Name in messages."""
-        ...
+    Attributes:
+        name: Name in messages.
+    """
 
+    name: str
+
+    @abstractmethod
     def folders(self, path: str = "") -> list[str]:
         """Sorted names of the folders in `path`; empty where it does not exist."""
-        ...
 
+    @abstractmethod
     def files(self, path: str = "") -> list[str]:
         """Sorted paths, relative to `path`, of all files below it; hidden files are left out."""
-        ...
 
+    @abstractmethod
     def read(self, path: str) -> bytes:
         """A file's bytes; ImageError if it does not exist or is too large."""
-        ...
+
+    @abstractmethod
+    def has_file(self, path: str) -> bool:
+        """True if there is a file at `path`."""
+
+    @abstractmethod
+    def subtree(self, path: str) -> "FileTree":
+        """The tree of a folder."""
 
     def text(self, path: str) -> str | None:
         """A small file's text (UTF-8, else Latin-1), None where there is no such file."""
-        ...
+        if not self.has_file(path):
+            return None
+        data = self.read(path)
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return data.decode("latin-1")
 
 
 def open_tree(path: Path | str) -> FileTree:
@@ -85,10 +100,10 @@ def single_folder(tree: FileTree) -> FileTree | None:
     inside = tree.folders()
     if len(inside) != 1 or any("/" not in file for file in tree.files()):
         return None
-    return SubTree(tree, inside[0])
+    return tree.subtree(inside[0])
 
 
-class Directory:
+class Directory(FileTree):
     """A folder on disk as a `FileTree`; links to folders are followed."""
 
     def __init__(self, root: Path) -> None:
@@ -103,11 +118,14 @@ class Directory:
     def read(self, path: str) -> bytes:
         return file_bytes(self.root / path)
 
-    def text(self, path: str) -> str | None:
-        return _decoded(self.read(path)) if (self.root / path).is_file() else None
+    def has_file(self, path: str) -> bool:
+        return (self.root / path).is_file()
+
+    def subtree(self, path: str) -> FileTree:
+        return Directory(self.root / path)
 
 
-class ZipArchive:
+class ZipArchive(FileTree):
     """A zip archive as a `FileTree`: members are read in place; each process opens its own handle."""
 
     def __init__(self, path: Path) -> None:
@@ -139,8 +157,14 @@ class ZipArchive:
             raise ImageError(f"{one_line(path)} in {self.path} does not have the size that its header states.")
         return data
 
-    def text(self, path: str) -> str | None:
-        return _decoded(self.read(path)) if path in self.members else None
+    def has_file(self, path: str) -> bool:
+        return path in self.members
+
+    def subtree(self, path: str) -> FileTree:
+        part = copy.copy(self)
+        part.name = f"{self.name}/{path}"
+        part.members = {name: self.members[f"{path}/{name}"] for name in self.files(path)}
+        return part
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_opened": None}
@@ -173,32 +197,3 @@ class ZipArchive:
                 )
             found["/".join(parts)] = info
         return found
-
-
-class SubTree:
-    """A folder of another tree as a `FileTree`."""
-
-    def __init__(self, tree: FileTree, path: str) -> None:
-        self.tree, self.path, self.name = tree, path, f"{tree.name}/{path}"
-
-    def folders(self, path: str = "") -> list[str]:
-        return self.tree.folders(self._inside(path))
-
-    def files(self, path: str = "") -> list[str]:
-        return self.tree.files(self._inside(path))
-
-    def read(self, path: str) -> bytes:
-        return self.tree.read(self._inside(path))
-
-    def text(self, path: str) -> str | None:
-        return self.tree.text(self._inside(path))
-
-    def _inside(self, path: str) -> str:
-        return f"{self.path}/{path}" if path else self.path
-
-
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")

@@ -5,7 +5,7 @@ unknown value raises an ImageError with the value, the file and what to do.
 """
 
 import colorsys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -143,11 +143,6 @@ def palette(count: int) -> tuple[Color, ...]:
         red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
         colors.append((round(255 * red), round(255 * green), round(255 * blue)))
     return tuple(colors)
-
-
-def index_values(count: int, *, ignore: Iterable[int] = (IGNORE,)) -> dict[int, int]:
-    """Stored number k is class k; the numbers in `ignore` are `IGNORE`."""
-    return {**{value: IGNORE for value in ignore}, **{label: label for label in range(count)}}
 
 
 def _ranges(values: Sequence[int] | Mapping[int, int]) -> str:

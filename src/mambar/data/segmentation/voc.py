@@ -8,10 +8,10 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from mambar.data.loading.file_tree import FileTree, SubTree
+from mambar.data.loading.file_tree import FileTree
 from mambar.data.segmentation.folder import CLASS_FILE, label_table, parse_class_lines
 from mambar.data.segmentation.image_mask_pairs import Listing, paired_listing
-from mambar.data.segmentation.masks import IGNORE, Color, LabelTable, index_values
+from mambar.data.segmentation.masks import IGNORE, Color, LabelTable
 from mambar.errors import DataError
 from mambar.image_file import IMAGE_SUFFIXES
 
@@ -65,7 +65,7 @@ def _root(tree: FileTree) -> FileTree | None:
     places = ["", *tree.folders(), *(f"VOCdevkit/{name}" for name in tree.folders("VOCdevkit"))]
     for place in places:
         if {_IMAGES, _MASKS} <= set(tree.folders(place)):
-            return SubTree(tree, place) if place else tree
+            return tree.subtree(place) if place else tree
     return None
 
 
@@ -77,8 +77,8 @@ def _table(root: FileTree) -> LabelTable:
         text = root.text(file)
         if text is not None:
             return label_table(parse_class_lines(text.replace("_background_", "background"), source=file), source=file)
-    count = len(VOC_CLASSES)
-    return LabelTable(classes=VOC_CLASSES, values=index_values(count), palette=voc_palette(count))
+    values = {IGNORE: IGNORE, **{label: label for label in range(len(VOC_CLASSES))}}
+    return LabelTable(classes=VOC_CLASSES, values=values, palette=voc_palette(len(VOC_CLASSES)))
 
 
 def _from_labelmap(text: str, source: str) -> LabelTable:

@@ -5,7 +5,6 @@ are used as keys only, and offsets are checked against the file size.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -27,7 +26,6 @@ FORMAT_VERSION = 1
 _ARRAYS = ("meta", "shard", "offset", "size", "crc", "labels", "path_text", "path_offsets")
 _MOST_MEMBERS = 50_000_000
 _MOST_CLASSES = 1_000_000
-_TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True)
@@ -109,28 +107,18 @@ def save_index(file: Path, index: ShardIndex) -> None:
         "classes": index.classes,
         "shards": [asdict(shard) for shard in index.shards],
     }
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
-        shard=index.shard,
-        offset=index.offset,
-        size=index.size,
-        crc=index.crc,
-        labels=index.labels,
-        path_text=index.paths.text,
-        path_offsets=index.paths.offsets,
-    )
-    temporary = file.with_name(f"{file.name}.{os.getpid()}{_TEMPORARY}")
+    arrays = {name: getattr(index, name) for name in ("shard", "offset", "size", "crc", "labels")}
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
-            stream.write(buffer.getbuffer())
+            np.savez(stream, path_text=index.paths.text, path_offsets=index.paths.offsets, **arrays)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise DiskError(f"{file} ({buffer.getbuffer().nbytes} bytes) cannot be written: {error.strerror}.") from error
+        raise DiskError(f"{file} cannot be written: {error.strerror}; free some space.") from error
 
 
 def read_index(file: Path) -> ShardIndex:
@@ -177,7 +165,7 @@ def build_index(root: Path, files: list[Path]) -> ShardIndex:
     for number, path in enumerate(files):
         shards.append(shard_record(path))
         with path.open("rb") as stream:
-            for name, offset, size, label in _samples(path, shards[-1].size):
+            for name, offset, size, label in _samples(path):
                 stream.seek(offset)
                 rows.append((number, offset, size, zlib.crc32(stream.read(size)), label))
                 names.append(name)
@@ -214,7 +202,7 @@ def tar_members(path: Path) -> list[tuple[str, int, int]]:
     return members
 
 
-def _samples(path: Path, total: int) -> list[tuple[str, int, int, int]]:
+def _samples(path: Path) -> list[tuple[str, int, int, int]]:
     """(name, offset, size, label) of every image in a tar."""
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
@@ -223,14 +211,14 @@ def _samples(path: Path, total: int) -> list[tuple[str, int, int, int]]:
             folder, _, base = name.rpartition("/")
             stem, _, extension = base.partition(".")
             known = f"{folder}/{stem}" if folder else stem
-            twice = known in images if f".{extension.lower()}" in IMAGE_SUFFIXES else known in labels
-            if f".{extension.lower()}" in IMAGE_SUFFIXES and not twice:
+            is_image, is_label = f".{extension.lower()}" in IMAGE_SUFFIXES, extension == "cls"
+            if (is_image and known in images) or (is_label and known in labels):
+                raise DataError(f"{path} holds the sample {one_line(known)!r} twice.")
+            if is_image:
                 images[known] = (name, offset, size)
-            elif extension == "cls" and not twice:
+            elif is_label:
                 stream.seek(offset)
                 labels[known] = _label(stream.read(min(size, 32)), path, name)
-            elif twice and (extension == "cls" or f".{extension.lower()}" in IMAGE_SUFFIXES):
-                raise DataError(f"{path} holds the sample {one_line(known)!r} twice.")
     for known in images:
         if known not in labels:
             raise DataError(f"{path}: image {one_line(known)!r} has no label; add {one_line(known)}.cls.")

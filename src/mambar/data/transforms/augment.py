@@ -42,12 +42,6 @@ def random_resized_crop_box(
     return (height - rows) // 2, (width - cols) // 2, rows, cols
 
 
-def random_padded_crop_offset(padding: int, generator: np.random.Generator) -> tuple[int, int]:
-    """(top, left) in an image with `padding` pixels around it."""
-    top, left = generator.integers(2 * padding + 1, size=2)
-    return int(top), int(left)
-
-
 def shift_and_flip(
     image: UInt8[Tensor, "channels height width"], down: int, right: int, *, flipped: bool
 ) -> UInt8[Tensor, "channels height width"]:

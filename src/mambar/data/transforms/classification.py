@@ -145,12 +145,11 @@ class TrainTransform:
                 image = image.flip(-1)
         else:
             image = EvalTransform(preprocessing=self.preprocessing).pixels(image)
-            top, left = self.crop_padding, self.crop_padding
+            down, right = 0, 0
             if self.train_crop == "shift" and self.crop_padding:
-                top, left = augment.random_padded_crop_offset(self.crop_padding, generator)
-            image = augment.shift_and_flip(
-                image, top - self.crop_padding, left - self.crop_padding, flipped=generator.random() < self.hflip
-            )
+                drawn = generator.integers(2 * self.crop_padding + 1, size=2)
+                down, right = (int(place) - self.crop_padding for place in drawn)
+            image = augment.shift_and_flip(image, down, right, flipped=generator.random() < self.hflip)
         if self.auto_augment == "none" and not self.color_jitter:
             return image
         return pil_to_tensor(self._augment_color(to_pil_image(image), key, generator))
