@@ -11,7 +11,7 @@ from jaxtyping import Int, Int64
 from torch import Tensor
 
 from mambar.data.dataset import ImageDataset, Sample, Subset, stratified_split
-from mambar.data.loading.unreadable_images import UnreadableImages
+from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.data.segmentation.masks import Color, palette
 from mambar.errors import DataError, ImageError
 from mambar.messages import one_line
@@ -22,7 +22,7 @@ logger = logging.getLogger("mambar.data")
 _FINGERPRINT_SAMPLES = 16
 
 
-class UserDataset:
+class UserDataset(SkippingDataset):
     """A user's object with `__len__`, `__getitem__` and `classes` as an `ImageDataset`, optionally only `indices`.
 
     An item is a `Sample`, or (image, label or mask) as in torchvision; an image is a uint8 tensor (channels, height,
@@ -42,14 +42,8 @@ class UserDataset:
         self.palette: tuple[Color, ...] = tuple(getattr(dataset, "palette", ()) or palette(len(self.classes)))
         self.indices = np.arange(len(dataset)) if indices is None else indices
         labels = stored_labels(dataset)
-        self.labels = np.zeros(len(self.indices), dtype=np.int64) if labels is None else labels[self.indices]
-        self.unreadable = UnreadableImages(self.labels, source=self.name, substitute=split == "train")
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.unreadable.read(self._read, index)
+        labels = np.zeros(len(self.indices), dtype=np.int64) if labels is None else labels[self.indices]
+        super().__init__(labels, split, source=self.name)
 
     def fingerprint(self) -> str:
         """The object's own fingerprint, or that of its class, `classes`, length and 16 items; and of the indices."""

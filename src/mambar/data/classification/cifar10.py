@@ -15,7 +15,7 @@ import torch
 from mambar.data.dataset import Sample, check_split
 from mambar.data.loading.images import read_image
 from mambar.data.loading.pixel_cache import PixelCache
-from mambar.data.loading.unreadable_images import UnreadableImages
+from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.errors import DataError
 
 FILES = {"train": "train.npz", "val": "test.npz"}
@@ -61,7 +61,7 @@ class Cifar10:
         return digest.hexdigest()
 
 
-class Cifar10Jpeg:
+class Cifar10Jpeg(SkippingDataset):
     """CIFAR-10 as JPEG copies in `train.npz` and `test.npz`.
 
     Decoded images are cached (`PixelCache`).
@@ -72,22 +72,14 @@ class Cifar10Jpeg:
 
     def __init__(self, root: Path | str, split: str) -> None:
         check_split(split, "CIFAR-10")
-        self.split = split
         self.file = Path(root) / FILES[split]
         stored = _read_npz(self.file)
         self.jpeg = stored["jpeg"]
         self.offsets = stored["offsets"].astype(np.int64)
-        self.labels = stored["labels"].astype(np.int64)
+        super().__init__(stored["labels"].astype(np.int64), split, source=str(self.file))
         self.classes = tuple(str(name) for name in stored["classes"])
         self._check()
-        self.unreadable = UnreadableImages(self.labels, source=str(self.file), substitute=split == "train")
         self._decoded = PixelCache(len(self.labels), _SHAPE)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.unreadable.read(self._read, index)
 
     def _read(self, index: int) -> Sample:
         pixels = self._decoded.get(index)

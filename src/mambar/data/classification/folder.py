@@ -12,7 +12,7 @@ from mambar.data.classification.wordnet import are_wordnet_ids, wordnet_names
 from mambar.data.dataset import SPLITS, Sample, check_split, stratified_split
 from mambar.data.loading.file_tree import files_below, folders_in
 from mambar.data.loading.images import read_image
-from mambar.data.loading.unreadable_images import UnreadableImages
+from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.data.names import PackedNames
 from mambar.errors import DataError
 from mambar.image_file import IMAGE_SUFFIXES, MAX_PIXELS
@@ -25,7 +25,7 @@ SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "valida
 _OTHER_IMAGES = frozenset({".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg"})
 
 
-class ImageFolder:
+class ImageFolder(SkippingDataset):
     """Images in class sub-folders; labels follow the sorted folder names.
 
     `root/train` and `root/val` are the splits. Without `val`, `val_fraction` of every class in `train`, or in the
@@ -50,21 +50,14 @@ class ImageFolder:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.root = Path(root)
-        self.split = split
         self.max_pixels = max_pixels
         listing = _list_split(self.root, split, val_fraction, split_seed)
-        self.folder, self.folder_names, self.paths, self.labels = listing
+        self.folder, self.folder_names, self.paths, labels = listing
+        super().__init__(labels, split, source=str(self.folder))
         wordnet = are_wordnet_ids(self.folder_names)
         self.apply_exif_orientation = not wordnet if apply_exif_orientation is None else apply_exif_orientation
         self.classes = wordnet_names(self.folder_names) if wordnet else self.folder_names
         self.name = self.root.name or str(self.root)
-        self.unreadable = UnreadableImages(self.labels, source=str(self.folder), substitute=split == "train")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.unreadable.read(self._read, index)
 
     def path(self, index: int) -> Path:
         return self.folder / self.paths[index]

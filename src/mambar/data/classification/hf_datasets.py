@@ -12,7 +12,7 @@ import numpy as np
 
 from mambar.data.dataset import Sample, stratified_split
 from mambar.data.loading.images import read_image
-from mambar.data.loading.unreadable_images import UnreadableImages
+from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.errors import DataError, ImageError
 from mambar.image_file import MAX_PIXELS
 from mambar.messages import needs_package, one_line
@@ -22,7 +22,7 @@ _VALIDATION: Final = ("validation", "val", "valid", "test")
 _MARKS: Final = ("dataset_dict.json", "dataset_info.json")
 
 
-class HuggingFaceDataset:
+class HuggingFaceDataset(SkippingDataset):
     """A split of a dataset on the hub (`hf:NAME`) or of a folder that `save_to_disk` wrote.
 
     "val" is the first of the splits validation, val, valid and test. Without one, `val_fraction` of every class of the
@@ -45,7 +45,7 @@ class HuggingFaceDataset:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         datasets = _library()
-        self.source, self.split, self.max_pixels = str(source), split, max_pixels
+        self.source, self.max_pixels = str(source), max_pixels
         self.name = self.source.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]
         whole = _open(datasets, self.source, subset, revision)
         held_out = next((name for name in _VALIDATION if name in whole), None)
@@ -60,19 +60,12 @@ class HuggingFaceDataset:
         if held_out is None:
             parts = stratified_split(labels[self._rows], fraction=val_fraction, seed=split_seed)
             self._rows = self._rows[parts[("train", "val").index(split)]]
-        self.labels = labels[self._rows]
+        super().__init__(labels[self._rows], split, source=self.source)
         if not len(self.labels):
             raise DataError(f"data={self.source} has no labeled images in {split}; see its dataset card.")
         # Bytes instead of images: `read_image` decodes them.
         self._table: Any = chosen.cast_column(self._image, datasets.Image(decode=False))
         self._content = str(chosen._fingerprint)
-        self.unreadable = UnreadableImages(self.labels, source=self.source, substitute=split == "train")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.unreadable.read(self._read, index)
 
     def _read(self, index: int) -> Sample:
         row = int(self._rows[index])

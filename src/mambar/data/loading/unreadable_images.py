@@ -1,6 +1,7 @@
 """Unreadable images are skipped, counted over all workers and named once; too many end the run."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -83,6 +84,24 @@ class UnreadableImages:
         yield from (int(member) for member in np.roll(members, -place - 1)[:-1])
         length = len(self.labels)
         yield from ((index + step) % length for step in range(1, min(length, _OTHER_CLASS_ATTEMPTS)))
+
+
+class SkippingDataset(ABC):
+    """The base of datasets that record unreadable images in `unreadable`; `labels` has one label per sample."""
+
+    def __init__(self, labels: Int64[np.ndarray, "samples"], split: str, *, source: str) -> None:
+        self.labels, self.split = labels, split
+        self.unreadable = UnreadableImages(labels, source=source, substitute=split == "train")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.unreadable.read(self._read, index)
+
+    @abstractmethod
+    def _read(self, index: int) -> Sample:
+        """The sample; raises ImageError if its image cannot be read."""
 
 
 def readable_samples(dataset: ImageDataset, indices: Iterable[int]) -> Iterator[tuple[int, Sample]]:

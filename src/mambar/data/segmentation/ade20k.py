@@ -65,7 +65,7 @@ def find_full_ade20k(tree: FileTree, split: str) -> Listing:
     return Listing(tree=tree, images=images, masks=masks, table=LabelTable(classes=CLASSES), read=read_full_mask)
 
 
-def read_full_mask(tree: FileTree, path: str, max_pixels: int) -> UInt8[np.ndarray, "height width"]:
+def read_full_mask(tree: FileTree, path: str, table: LabelTable, max_pixels: int) -> UInt8[np.ndarray, "height width"]:
     """Labels of a `_seg.png`: class number = red / 10 · 256 + green, named by the image's .json or _atr.txt."""
     stored = read_mask(tree.read(path), name=path, max_pixels=max_pixels)
     if stored.ndim != 3:

@@ -36,6 +36,8 @@ _COLORS = (
     re.compile(r"(?P<name>.*\S)[\s,;:]+#(?P<hex>[0-9a-fA-F]{6})"),
     re.compile(r"(?P<name>.*[^\s\d,;:])[\s,;:]+(?P<r>\d{1,3})[\s,]+(?P<g>\d{1,3})[\s,]+(?P<b>\d{1,3})"),
     re.compile(r"(?P<r>\d{1,3})[\s,]+(?P<g>\d{1,3})[\s,]+(?P<b>\d{1,3})[\s,;:]+(?P<name>\S.*)"),
+    # A line of VOC's labelmap.txt: name:r,g,b:parts:actions.
+    re.compile(r"(?P<name>[^:]+):(?P<r>\d{1,3}),(?P<g>\d{1,3}),(?P<b>\d{1,3}):[^:]*:[^:]*"),
 )
 
 
@@ -67,10 +69,10 @@ def looks_like_folder(tree: FileTree) -> bool:
 
 
 def parse_class_lines(text: str, *, source: str) -> list[tuple[str, Color | None]]:
-    """(name, color or None) of every line of a class file; blank lines and lines with // are left out."""
+    """(name, color or None) of every line of a class file; blank lines and comments (// or #) are left out."""
     found: list[tuple[str, Color | None]] = []
     for line in (line.strip() for line in text.splitlines()):
-        if not line or line.startswith("//"):
+        if not line or line.startswith(("//", "#")):
             continue
         match = next((match for pattern in _COLORS if (match := pattern.fullmatch(line))), None)
         if match is None:

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from mambar.data.dataset import Sample
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.loading.images import read_image
-from mambar.data.loading.unreadable_images import UnreadableImages
+from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.data.names import PackedNames
 from mambar.data.segmentation.masks import LabelTable, read_mask
 from mambar.errors import DataError, ImageError
@@ -22,8 +22,15 @@ from mambar.messages import one_line
 # Suffixes of a mask's name after the image's name.
 MASK_SUFFIXES = ("", "_mask", "_seg", "_label", "_labels", "_gt")
 
-# (tree, path, max_pixels) → the label of every pixel.
-MaskReader = Callable[[FileTree, str, int], UInt8[np.ndarray, "height width"]]
+# (tree, path, table, max_pixels) → the label of every pixel.
+MaskReader = Callable[[FileTree, str, LabelTable, int], UInt8[np.ndarray, "height width"]]
+
+
+def read_labels(tree: FileTree, path: str, table: LabelTable, max_pixels: int) -> UInt8[np.ndarray, "height width"]:
+    """The labels of a PNG of numbers or colors."""
+    name = f"{tree.name}/{path}"
+    stored = read_mask(tree.read(path), name=name, colors=bool(table.colors), max_pixels=max_pixels)
+    return table.labels(stored, name=name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,7 @@ class Listing:
     images: Sequence[str]
     masks: Sequence[str]
     table: LabelTable
-    read: MaskReader
+    read: MaskReader = read_labels
 
 
 def paired_listing(
@@ -47,11 +54,10 @@ def paired_listing(
         images=[f"{image_folder}/{path}" for path in images],
         masks=[f"{mask_folder}/{path}" if path else "" for path in masks],
         table=table,
-        read=_mask_reader(table),
     )
 
 
-class ImageMaskPairs:
+class ImageMaskPairs(SkippingDataset):
     """A segmentation dataset of image and mask files.
 
     `unreadable` counts and names pairs that cannot be read, have no mask, differ in size, or hold an unknown value.
@@ -65,16 +71,9 @@ class ImageMaskPairs:
             )
         self.tree, self.table, self.read_labels = listing.tree, listing.table, listing.read
         self.images, self.masks = PackedNames.from_names(listing.images), PackedNames.from_names(listing.masks)
-        self.split, self.name, self.max_pixels = split, name, max_pixels
+        self.name, self.max_pixels = name, max_pixels
         self.classes, self.palette = self.table.classes, self.table.palette
-        no_labels = np.zeros(len(self.images), dtype=np.int64)
-        self.unreadable = UnreadableImages(no_labels, source=self.tree.name, substitute=split == "train")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.unreadable.read(self._read, index)
+        super().__init__(np.zeros(len(self.images), dtype=np.int64), split, source=self.tree.name)
 
     def fingerprint(self) -> str:
         """sha256 of the classes, label table, image paths and mask paths; file contents are not read."""
@@ -92,7 +91,7 @@ class ImageMaskPairs:
         if not mask_path:
             raise ImageError(f"{one_line(name)} has no mask; add one, or remove the image.")
         data = self.tree.read(path)
-        labels = self.read_labels(self.tree, mask_path, self.max_pixels)
+        labels = self.read_labels(self.tree, mask_path, self.table, self.max_pixels)
         image = read_image(data, name=name, max_pixels=self.max_pixels)
         if tuple(image.shape[1:]) != labels.shape and tuple(image.shape[1:]) == labels.shape[::-1]:
             # The mask was drawn without applying the EXIF orientation.
@@ -103,15 +102,6 @@ class ImageMaskPairs:
                 f"{labels.shape[1]}x{labels.shape[0]}; make them the same size (masks without smoothing)."
             )
         return Sample(image, 0, torch.from_numpy(labels))
-
-
-def _mask_reader(table: LabelTable) -> MaskReader:
-    def read(tree: FileTree, path: str, max_pixels: int) -> UInt8[np.ndarray, "height width"]:
-        name = f"{tree.name}/{path}"
-        stored = read_mask(tree.read(path), name=name, colors=bool(table.colors), max_pixels=max_pixels)
-        return table.labels(stored, name=name)
-
-    return read
 
 
 def _match_masks(images: Sequence[str], masks: Sequence[str]) -> list[str]:

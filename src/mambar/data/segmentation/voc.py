@@ -4,7 +4,6 @@ Annotation tools export this layout with their own classes. A `labelmap.txt` (`n
 `class_names.txt` or `classes.txt` replaces the twenty classes of VOC.
 """
 
-import re
 from dataclasses import replace
 from typing import Final
 
@@ -20,7 +19,6 @@ VOC_CLASSES: Final = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 _IMAGES, _MASKS, _LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
-_LABELMAP: Final = re.compile(r"(?P<name>[^:]+):(?P<r>\d{1,3}),(?P<g>\d{1,3}),(?P<b>\d{1,3}):[^:]*:[^:]*")
 
 
 def looks_like_voc(tree: FileTree) -> bool:
@@ -72,23 +70,15 @@ def _root(tree: FileTree) -> FileTree | None:
 def _table(root: FileTree) -> LabelTable:
     labelmap = root.text("labelmap.txt")
     if labelmap is not None:
-        return _from_labelmap(labelmap, f"{root.name}/labelmap.txt")
+        source = f"{root.name}/labelmap.txt"
+        table = label_table(parse_class_lines(labelmap, source=source), source=source)
+        if not table.colors:
+            raise DataError(f"{source} has no line name:r,g,b::; write one for each class, or remove the file.")
+        # VOC's border between objects.
+        return replace(table, colors={(224, 224, 192): IGNORE, **table.colors})
     for file in ("class_names.txt", CLASS_FILE):
         text = root.text(file)
         if text is not None:
             return label_table(parse_class_lines(text.replace("_background_", "background"), source=file), source=file)
     values = {IGNORE: IGNORE, **{label: label for label in range(len(VOC_CLASSES))}}
     return LabelTable(classes=VOC_CLASSES, values=values, palette=voc_palette(len(VOC_CLASSES)))
-
-
-def _from_labelmap(text: str, source: str) -> LabelTable:
-    lines: list[tuple[str, Color | None]] = []
-    for line in (line.strip() for line in text.splitlines()):
-        match = _LABELMAP.fullmatch(line)
-        if match:
-            lines.append((match["name"].strip(), (int(match["r"]), int(match["g"]), int(match["b"]))))
-    if not lines:
-        raise DataError(f"{source} has no line name:r,g,b::; write one for each class, or remove the file.")
-    table = label_table(lines, source=source)
-    # VOC's border between objects.
-    return replace(table, colors={(224, 224, 192): IGNORE, **table.colors})

@@ -14,13 +14,13 @@ from mambar.data.classification.folder import listing_fingerprint
 from mambar.data.classification.wordnet import are_wordnet_ids, wordnet_names
 from mambar.data.dataset import Sample, check_split
 from mambar.data.loading.images import read_image
-from mambar.data.loading.unreadable_images import UnreadableImages
+from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.data.shards.index import ShardIndex, build_index, index_path, read_index, save_index, shard_files
 from mambar.errors import DataError, DiskError, ImageError
 from mambar.image_file import MAX_PIXELS
 
 
-class TarShards:
+class TarShards(SkippingDataset):
     """A split of a folder of tar shards, with the sample numbers of the folder that was packed.
 
     WordNet ids, EXIF orientation and unreadable images are handled as in `ImageFolder`. Reading checks every image's
@@ -30,21 +30,13 @@ class TarShards:
     def __init__(self, root: Path | str, split: str, *, max_pixels: int = MAX_PIXELS) -> None:
         check_split(split, "a folder of shards")
         self.root = Path(root)
-        self.split = split
         self.max_pixels = max_pixels
         self.index = open_index(self.root, split)
         wordnet = are_wordnet_ids(self.index.classes)
         self.apply_exif_orientation = not wordnet
         self.classes = wordnet_names(self.index.classes) if wordnet else self.index.classes
         self.name = self.root.name or str(self.root)
-        self.labels = self.index.labels
-        self.unreadable = UnreadableImages(self.labels, source=str(self.root), substitute=split == "train")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.unreadable.read(self._read, index)
+        super().__init__(self.index.labels, split, source=str(self.root))
 
     def fingerprint(self) -> str:
         """sha256 of the classes and of every image's name and label; equal to that of the packed folder."""

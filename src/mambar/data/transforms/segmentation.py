@@ -95,10 +95,6 @@ class SegmentationTransform:
             stacked = torch.cat([image, stacked[3:]])
         return stacked.contiguous()
 
-    def pixels(self, stacked: UInt8[Tensor, "4 height width"], key: int) -> UInt8[Tensor, "4 rows cols"]:
-        """Same as calling the transform: its output is not normalized."""
-        return self(stacked, key)
-
     def _scaled(self, stacked: Tensor, generator: np.random.Generator) -> Tensor:
         height, width = stacked.shape[1:]
         factor = generator.uniform(*self.ratio)
