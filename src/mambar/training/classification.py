@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.data.loading.loaders import Batch
-from mambar.data.transforms.classification import EvalTransform, TrainTransform
+from mambar.data.transforms.classification import EvalTransform
 from mambar.data.transforms.mixup import Mixup, soft_targets
-from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.evaluation.classification import ClassificationResult, evaluate
 from mambar.hub.files import save_model
 from mambar.training.recipe import Recipe, Stage
-from mambar.training.task import EvalResult, EvaluationContext, Task, preprocessing_of, train_transform_of
+from mambar.training.task import EvalResult, EvaluationContext, Task
 from mambar.training.task_registry import register_task
 
 
@@ -27,29 +26,12 @@ class ClassificationTask(Task):
     metric = "top1"
     higher_is_better = True
 
-    def __init__(
-        self,
-        *,
-        classes: Sequence[str],
-        preprocessing: Preprocessing,
-        mixing: Mixup | None,
-        smoothing: float,
-        transform: TrainTransform | None = None,
-    ) -> None:
-        self.transform = transform or TrainTransform(preprocessing=preprocessing)
-        self.classes = tuple(classes)
-        self.preprocessing = preprocessing
-        self.mixing = mixing
-        self.smoothing = smoothing
-
-    @classmethod
-    def from_recipe(
-        cls, recipe: Recipe, stage: Stage, *, classes: Sequence[str], train_set: ImageDataset | None = None
-    ) -> Self:
-        """The task of one stage."""
-        mixing = None
+    def __init__(self, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> None:
+        super().__init__(recipe, stage, classes=classes)
+        self.label_smoothing = stage.label_smoothing
+        self.mixup: Mixup | None = None
         if stage.mixup or stage.cutmix:
-            mixing = Mixup(
+            self.mixup = Mixup(
                 mixup_alpha=stage.mixup,
                 cutmix_alpha=stage.cutmix,
                 prob=stage.mixup_prob,
@@ -57,13 +39,6 @@ class ClassificationTask(Task):
                 label_smoothing=stage.label_smoothing,
                 num_classes=len(classes),
             )
-        return cls(
-            classes=classes,
-            preprocessing=preprocessing_of(recipe, stage),
-            mixing=mixing,
-            smoothing=stage.label_smoothing,
-            transform=train_transform_of(recipe, stage),
-        )
 
     @property
     def num_backbone_classes(self) -> int:
@@ -92,11 +67,11 @@ class ClassificationTask(Task):
     def prepare(self, batch: Batch, *, seed: int, epoch: int) -> Batch:
         """Normalized images and soft targets; mixup and cutmix use the shard's own key."""
         images = self._normalized(batch.images)
-        if self.mixing is None:
-            targets = soft_targets(batch.labels, len(self.classes), smoothing=self.smoothing)
+        if self.mixup is None:
+            targets = soft_targets(batch.labels, len(self.classes), smoothing=self.label_smoothing)
         else:
             mixup_key = key(seed, "mixup", epoch, batch.step, batch.shard)
-            images, targets = self.mixing(images, batch.labels, mixup_key)
+            images, targets = self.mixup(images, batch.labels, mixup_key)
         return batch.replace(images=images, targets=targets)
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:

@@ -73,7 +73,16 @@ class Task(ABC):
         self.options = dict(recipe.task_options)
         self.classes = tuple(classes)
         self.preprocessing = preprocessing_of(recipe, stage)
-        self.transform = train_transform_of(recipe, stage)
+        self.transform = TrainTransform(
+            preprocessing=self.preprocessing,
+            train_crop=stage.train_crop,
+            scale=stage.scale,
+            crop_padding=stage.crop_padding,
+            hflip=stage.hflip,
+            auto_augment=stage.auto_augment,
+            color_jitter=stage.color_jitter,
+            random_erase_prob=stage.random_erase_prob,
+        )
 
     @abstractmethod
     def build_model(self, backbone: nn.Module) -> nn.Module:
@@ -184,18 +193,4 @@ def preprocessing_of(recipe: Recipe, stage: Stage) -> Preprocessing:
         interpolation=recipe.interpolation,
         mean=recipe.mean,
         std=recipe.std,
-    )
-
-
-def train_transform_of(recipe: Recipe, stage: Stage) -> TrainTransform:
-    """The augmentation of a stage."""
-    return TrainTransform(
-        preprocessing=preprocessing_of(recipe, stage),
-        train_crop=stage.train_crop,
-        scale=stage.scale,
-        crop_padding=stage.crop_padding,
-        hflip=stage.hflip,
-        auto_augment=stage.auto_augment,
-        color_jitter=stage.color_jitter,
-        random_erase_prob=stage.random_erase_prob,
     )

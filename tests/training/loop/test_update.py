@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from mambar.data import Batch
-from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import NonFiniteError
 from mambar.hub import create_model
 from mambar.training.classification import ClassificationTask
@@ -17,10 +16,16 @@ from mambar.training.loop.optim import Optimizer, param_groups
 from mambar.training.loop.precision import LossScale, PrecisionPolicy
 from mambar.training.loop.signals import StopSignals
 from mambar.training.loop.update import StepKeys, TrainStep
-from mambar.training.recipe import Stage
+from mambar.training.recipe import Recipe, Stage
 from training import faults, runs
 
 CPU = torch.device("cpu")
+
+
+def make_task(kind):
+    stage = Stage(img_size=8, label_smoothing=0.1)
+    recipe = Recipe(name="tiny", model="mambar_tiny_patch16_224", stages=(stage,))
+    return kind(recipe, stage, classes="abcde")
 
 
 def make_updater(*, precision="fp32", shards=1, grad_accum_steps=1, clip_grad=None, drop_path_rate=0.0, lr=1e-3):
@@ -38,11 +43,10 @@ def make_updater(*, precision="fp32", shards=1, grad_accum_steps=1, clip_grad=No
         drop_path_rate=drop_path_rate,
     ).to(numerics.param_dtype)
     stage = Stage(lr=lr)
-    preprocessing = Preprocessing(img_size=8)
     return TrainStep(
         model,
         model,
-        task=ClassificationTask(classes="abcde", preprocessing=preprocessing, mixing=None, smoothing=0.1),
+        task=make_task(ClassificationTask),
         optimizer=Optimizer(model, param_groups(model, stage), stage),
         ema=Ema(model, 0.9),
         scale=LossScale(active=precision == "fp16"),
@@ -111,7 +115,7 @@ class Poisoned(ClassificationTask):
 
 def poison(updater, kind, value):
     task = updater.task
-    poisoned = Poisoned(classes=task.classes, preprocessing=task.preprocessing, mixing=None, smoothing=task.smoothing)
+    poisoned = make_task(Poisoned)
     poisoned.kind, poisoned.value = kind, value
     updater.task = poisoned
     return task
