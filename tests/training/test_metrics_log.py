@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mambar.errors import CheckpointError, DiskError
-from mambar.training.metrics_log import LogProgress, MetricsLog, make_progress, read_metrics
+from mambar.training.metrics_log import MetricsLog, ProgressDisplay, read_metrics
 
 
 def row(step, kind="training", **values):
@@ -60,7 +60,7 @@ def test_a_missing_file_has_no_rows(tmp_path):
 
 def test_log_lines_have_loss_accuracy_speed_and_remaining_time(caplog):
     caplog.set_level(logging.INFO)
-    lines = LogProgress(seconds=0.0)
+    lines = ProgressDisplay(seconds=0.0)
     lines.start("digits", steps=4, done=0)
     lines.step(1, loss=2.5, accuracy=0.25, images=32)
     lines.message("top1 0.9")
@@ -112,6 +112,12 @@ def test_an_incomplete_last_row_is_removed_at_the_next_start(tmp_path):
     assert path.read_text("utf-8").endswith("\n")
 
 
-def test_without_a_standard_error_progress_is_logged(monkeypatch):
+def test_without_a_standard_error_progress_is_logged(monkeypatch, caplog):
     monkeypatch.setattr(sys, "stderr", None)
-    assert isinstance(make_progress(is_main=True), LogProgress)
+    caplog.set_level(logging.INFO)
+    ProgressDisplay(visible=False).close()
+    lines = ProgressDisplay(seconds=0.0)
+    lines.start("digits", steps=1, done=0)
+    lines.step(1, loss=2.5, accuracy=None, images=32)
+    lines.close()
+    assert "digits: step 1 of 1" in caplog.text

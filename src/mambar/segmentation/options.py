@@ -66,8 +66,7 @@ class SegmentationOptions:
     eval_batch_size: int = 4
 
     def __post_init__(self) -> None:
-        for name, kind in fields.field_types(type(self)).items():
-            object.__setattr__(self, name, fields.check(kind, getattr(self, name), name=f"task_options.{name}"))
+        fields.check_fields(self, prefix="task_options.")
         for name, high in {"aux_channels": 1 << 16, "aux_weight": 100, "aux_layer": 3, "dice_weight": 100}.items():
             value = getattr(self, name)
             if not 0 <= value <= high:

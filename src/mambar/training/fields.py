@@ -50,7 +50,7 @@ def describe(kind: Any) -> str:
         return "a table of names and values"
     if kind is type(None):
         return "none"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, kind.__name__)
 
 
 def check(kind: Any, value: Any, *, name: str) -> Any:
@@ -64,14 +64,19 @@ def check(kind: Any, value: Any, *, name: str) -> Any:
     return result
 
 
-def check_values(owner: object, allowed: Allowed) -> None:
-    """Raises RecipeError for a field of a dataclass whose value is not allowed; None is always allowed."""
+def check_fields(owner: Any, allowed: Allowed = (), *, prefix: str = "") -> None:
+    """Converts the fields of a frozen dataclass to their types; RecipeError for a type or value that is not allowed.
+
+    None is an allowed value of every field whose type includes it. prefix: precedes the names in messages.
+    """
+    for name, kind in field_types(type(owner)).items():
+        object.__setattr__(owner, name, check(kind, getattr(owner, name), name=prefix + name))
     for words, is_allowed, names in allowed:
         for name in names:
             value = getattr(owner, name)
             if value is not None and not is_allowed(value):
                 or_none = ", or none" if getattr(type(owner), name, 0) is None else ""
-                raise RecipeError(f"{name}={short_repr(value)} is not allowed; it takes {words}{or_none}.")
+                raise RecipeError(f"{prefix}{name}={short_repr(value)} is not allowed; it takes {words}{or_none}.")
 
 
 def check_numbers(value: Any, *, name: str) -> None:
@@ -110,9 +115,8 @@ def literal(text: str) -> Any:
     """The JSON value of a text (none, numbers, true, lists with or without brackets), else the text itself."""
     if text.lower() in ("none", "null"):
         return None
-    lowered = {"true": True, "false": False}.get(text.lower())
-    if lowered is not None:
-        return lowered
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for spelled in (text, f"[{text}]") if "," in text else (text,):
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(spelled)
@@ -133,7 +137,8 @@ def _convert(kind: Any, value: Any) -> tuple[bool, Any]:
     if origin is tuple:
         return _convert_tuple(get_args(kind), value)
     if origin is Mapping or origin is dict or origin is types.MappingProxyType:
-        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value), value
+        accepted = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+        return accepted, dict(value) if accepted else value
     if kind is type(None):
         return value is None, value
     if kind is Any:

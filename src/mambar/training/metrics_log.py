@@ -10,14 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from mambar.errors import CheckpointError
 from mambar.training.checkpoint import atomic_files
 from mambar.training.trackers import Tracker
-
-if TYPE_CHECKING:
-    from rich.progress import Task
 
 METRICS_FORMAT: Final = 1
 _LOG = logging.getLogger("mambar.training")
@@ -106,67 +103,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-class NoProgress:
-    """No display: for ranks other than 0."""
+class ProgressDisplay:
+    """Progress of a stage: a bar on a terminal, elsewhere a log line every few `seconds`; nothing if not `visible`."""
 
-    def start(self, title: str, *, steps: int, done: int) -> None:
-        """Begins a stage of `steps` steps, of which `done` are finished."""
-
-    def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
-        """Counts one step; `images`: its batch size over all processes."""
-
-    def message(self, text: str) -> None:
-        """Shows one line of text."""
-
-    def close(self) -> None:
-        """Ends the display of the stage, also after an error."""
-
-
-class LogProgress:
-    """Log lines, one every few seconds: for files and pipes."""
-
-    def __init__(self, *, seconds: float = 10.0) -> None:
-        from rich.progress import Progress
-
-        self.seconds = seconds
-        # Not displayed: estimates speed and remaining time.
-        self.estimate = Progress(disable=True, speed_estimate_period=60)
-
-    def start(self, title: str, *, steps: int, done: int) -> None:
-        """Starts the clock of the stage."""
-        self.title, self.steps, self.shown = title, steps, time.monotonic()
-        self.task = self.estimate.add_task(title, total=steps, completed=done)
-
-    def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
-        """Logs a line if the last one is older than `seconds`."""
-        self.estimate.update(self.task, completed=done)
-        now = time.monotonic()
-        if now - self.shown < self.seconds and done < self.steps:
-            return
-        self.shown = now
-        shown = "" if accuracy is None else f", accuracy {accuracy:.1%}"
-        rate = _steps_a_second(self.estimate.tasks[-1])
-        left = timedelta(seconds=round((self.steps - done) / rate))
-        _LOG.info(
-            "%s: step %d of %d, loss %.4f%s, %.0f images/s, %s left",
-            *(self.title, done, self.steps, loss, shown, rate * images, left),
-        )
-
-    def message(self, text: str) -> None:
-        """Logs the line."""
-        _LOG.info("%s: %s", self.title, text)
-
-    def close(self) -> None:
-        """No operation."""
-
-
-class ProgressBar:
-    """A progress bar with loss, accuracy, images/s and remaining time: for a terminal."""
-
-    def __init__(self) -> None:
+    def __init__(self, *, visible: bool = True, seconds: float = 10.0) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        self.seconds = seconds
+        # A service may have no standard error.
+        self.has_bar = visible and sys.stderr is not None and sys.stderr.isatty()
+        self.has_lines = visible and not self.has_bar
+        # If it is disabled, it only estimates speed and remaining time.
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -176,43 +124,43 @@ class ProgressBar:
             console=Console(stderr=True),
             refresh_per_second=4,
             speed_estimate_period=60,
+            disable=not self.has_bar,
         )
 
     def start(self, title: str, *, steps: int, done: int) -> None:
-        """Shows the bar."""
-        self.title = title
+        """Begins a stage of `steps` steps, of which `done` are finished."""
+        self.title, self.steps, self.last_line = title, steps, time.monotonic()
         self.bar.start()
         self.task = self.bar.add_task(title, total=steps, completed=done, numbers="")
 
     def step(self, done: int, *, loss: float, accuracy: float | None, images: int) -> None:
-        """Updates the bar."""
+        """Counts one step; `images`: its batch size over all processes."""
         self.bar.update(self.task, completed=done)
-        shown = "" if accuracy is None else f" · acc {accuracy:.1%}"
-        rate = images * _steps_a_second(self.bar.tasks[-1])
-        self.bar.update(self.task, numbers=f"loss {loss:.3f}{shown} · {rate:.0f} images/s")
+        task, now = self.bar.tasks[-1], time.monotonic()
+        # One step has no speed yet, only the time since the stage began.
+        rate = task.speed or 1 / max(task.elapsed or 0.0, 1e-9)
+        if self.has_bar:
+            shown = "" if accuracy is None else f" · acc {accuracy:.1%}"
+            self.bar.update(self.task, numbers=f"loss {loss:.3f}{shown} · {rate * images:.0f} images/s")
+        elif self.has_lines and (now - self.last_line >= self.seconds or done >= self.steps):
+            self.last_line = now
+            shown = "" if accuracy is None else f", accuracy {accuracy:.1%}"
+            left = timedelta(seconds=round((self.steps - done) / rate))
+            _LOG.info(
+                "%s: step %d of %d, loss %.4f%s, %.0f images/s, %s left",
+                *(self.title, done, self.steps, loss, shown, rate * images, left),
+            )
 
     def message(self, text: str) -> None:
-        """Prints the line above the bar."""
+        """Shows one line of text."""
         from rich.text import Text
 
-        self.bar.console.print(Text(f"{self.title}: {text}"))
+        if self.has_bar:
+            self.bar.console.print(Text(f"{self.title}: {text}"))
+        elif self.has_lines:
+            _LOG.info("%s: %s", self.title, text)
 
     def close(self) -> None:
-        """Stops updating the bar."""
-        self.bar.stop()
-
-
-Progress = NoProgress | LogProgress | ProgressBar
-
-
-def make_progress(*, is_main: bool) -> Progress:
-    """A progress bar on a terminal, log lines elsewhere, no display on ranks other than 0."""
-    if not is_main:
-        return NoProgress()
-    # A service may have no standard error.
-    return ProgressBar() if sys.stderr is not None and sys.stderr.isatty() else LogProgress()
-
-
-def _steps_a_second(task: "Task") -> float:
-    # One step has no speed yet, only the time since the stage began.
-    return task.speed or 1 / max(task.elapsed or 0.0, 1e-9)
+        """Ends the display of the stage, also after an error."""
+        if self.has_bar:
+            self.bar.stop()

@@ -6,6 +6,7 @@ Needs no torch. Device, worker processes and output directory are not part of a 
 import dataclasses
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -112,14 +113,12 @@ class Recipe:
     final_weights: FinalWeights = "last"
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        fields.check_values(self, _ALLOWED)
+        fields.check_fields(self, _ALLOWED)
         if not self.stages:
             raise RecipeError("stages is empty; a recipe needs at least one stage.")
         for index, stage in enumerate(self.stages):
             _check_split(stage, self.num_shards, f"stages.{index}." if len(self.stages) > 1 else "")
-        last: Stage = list(self.stages)[-1]
-        if self.final_weights == "ema" and last.ema_decay is None:
+        if self.final_weights == "ema" and self.stages[-1].ema_decay is None:
             raise RecipeError("final_weights='ema' needs ema_decay in the last stage; set it, or final_weights=last.")
 
     def replace(self, **changes: Any) -> "Recipe":
@@ -203,8 +202,7 @@ class Recipe:
             raise RecipeError(f"{source} has stages={short_repr(stages)}; a list of stages is allowed.")
         for index, stage in enumerate(stages):
             _check_names(stage, Stage, f"{source}: stages.{index}")
-        made = tuple(Stage(**_typed(Stage, stage)) for stage in stages)
-        return cls(**{**_typed(cls, plain), "stages": made})
+        return cls(**{**plain, "stages": [Stage(**stage) for stage in stages]})
 
     def _changed(self, changes: Mapping[str, Any], *, from_text: bool) -> "Recipe":
         convert = fields.parse if from_text else fields.check
@@ -213,8 +211,8 @@ class Recipe:
         if "config" not in changes and _family(str(changes.get("model", self.model))) != _family(self.model):
             # Fields of another kind of model do not apply.
             tables["config"] = {}
-        mine: dict[str, Any] = {}
-        of_stage: list[dict[str, Any]] = [{} for _ in self.stages]
+        recipe_values: dict[str, Any] = {}
+        stage_values: list[dict[str, Any]] = [{} for _ in self.stages]
         names: dict[str, str] = {}
         for given, value in changes.items():
             name = current_field_name(given, warn=not from_text)
@@ -226,40 +224,38 @@ class Recipe:
                 known = tables.setdefault(head, dict(getattr(self, head)))
                 known[tail] = _table_value(name, value) if from_text else value
             elif name in own and name != "stages":
-                mine[name] = convert(own[name], value, name=name)
+                recipe_values[name] = convert(own[name], value, name=name)
             elif name == "stages" and not from_text:
-                mine[name] = value
+                recipe_values[name] = value
             else:
                 index, key, kind = self._stage_field(name)
-                of_stage[index][key] = convert(kind, value, name=name)
-        if any(of_stage):
-            mine["stages"] = tuple(
-                dataclasses.replace(stage, **new) for stage, new in zip(self.stages, of_stage, strict=True)
+                stage_values[index][key] = convert(kind, value, name=name)
+        if any(stage_values):
+            recipe_values["stages"] = tuple(
+                dataclasses.replace(stage, **new) for stage, new in zip(self.stages, stage_values, strict=True)
             )
-        return dataclasses.replace(self, **mine, **tables)
+        return dataclasses.replace(self, **recipe_values, **tables)
 
     def _stage_field(self, name: str) -> tuple[int, str, Any]:
+        """Index of the stage, name and type of a stage's field: `stages.0.epochs`, or `epochs` of a single stage."""
         types = fields.field_types(Stage)
-        many = len(self.stages) > 1
-        parts = name.split(".")
-        if len(parts) == 3 and parts[0] == "stages" and parts[1].isdecimal() and len(parts[1]) < 10:
-            index, key = int(parts[1]), parts[2]
-            if index >= len(self.stages):
-                raise RecipeError(
-                    f"{fields.cut_name(name)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}."
-                )
-            if key in types:
-                return index, key, types[key]
-        elif name in types and not many:
-            return 0, name, types[name]
-        elif name in types:
+        named = {
+            f"stages.{index}.{key}": (index, key, kind)
+            for index in range(len(self.stages))
+            for key, kind in types.items()
+        }
+        if len(self.stages) == 1:
+            named.update({key: (0, key, kind) for key, kind in types.items()})
+        if name in named:
+            return named[name]
+        if name in types:
             raise RecipeError(
                 f"{name} is a field of each of the {len(self.stages)} stages of {self.name!r}; "
                 f"write stages.0.{name}=… for the first."
             )
-        own = [key for key in fields.field_types(type(self)) if key != "stages"]
-        prefixes = [f"stages.{index}." for index in range(len(self.stages))] if many or "." in name else [""]
-        known = own + [prefix + key for prefix in prefixes for key in types]
+        if re.fullmatch(rf"stages\.\d+\.({'|'.join(types)})", name):
+            raise RecipeError(f"{fields.cut_name(name)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}.")
+        known = [*fields.field_types(type(self)), *named]
         hint = fields.suggestion(name, known, listing=f"mambar recipe {self.name}")
         raise RecipeError(f"{short_repr(name)} is not a field of recipe {self.name!r}; {hint}")
 
@@ -334,16 +330,6 @@ def _table_value(name: str, text: str) -> Any:
     return new
 
 
-def _check_types(recipe: Recipe) -> None:
-    for name, kind in fields.field_types(Recipe).items():
-        value = getattr(recipe, name)
-        if name == "stages":
-            if not isinstance(value, tuple) or not all(isinstance(stage, Stage) for stage in value):
-                raise RecipeError(f"stages is a {type(value).__name__}; a tuple of Stage is allowed.")
-            continue
-        object.__setattr__(recipe, name, fields.check(kind, value, name=name))
-
-
 def _check_split(stage: Stage, shards: int, prefix: str) -> None:
     parts = shards * stage.grad_accum_steps
     if stage.batch_size % parts:
@@ -351,15 +337,6 @@ def _check_split(stage: Stage, shards: int, prefix: str) -> None:
             f"{prefix}batch_size={stage.batch_size} cannot be divided by num_shards={shards} × "
             f"grad_accum_steps={stage.grad_accum_steps}; use a multiple of {parts}."
         )
-
-
-def _typed(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a JSON object in the types of the fields; stages are left as they are."""
-    kinds = fields.field_types(cls)
-    return {
-        name: value if name == "stages" else fields.check(kinds[name], value, name=name)
-        for name, value in plain.items()
-    }
 
 
 def _check_names(plain: Mapping[str, Any], cls: type, source: str) -> None:
@@ -375,8 +352,4 @@ def _check_names(plain: Mapping[str, Any], cls: type, source: str) -> None:
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    plain = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(recipe)}
-    plain["stages"] = [dataclasses.asdict(stage) for stage in recipe.stages]
-    for table in ("config", "data_options", "task_options"):
-        plain[table] = dict(plain[table])
-    return json.loads(json.dumps(plain))
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))

@@ -134,9 +134,7 @@ class Stage:
     start_from: str = "weights"
 
     def __post_init__(self) -> None:
-        for name, kind in fields.field_types(type(self)).items():
-            object.__setattr__(self, name, fields.check(kind, getattr(self, name), name=name))
-        fields.check_values(self, _ALLOWED)
+        fields.check_fields(self, _ALLOWED)
 
     @property
     def peak_lr(self) -> float:

@@ -9,7 +9,7 @@ from mambar.training.checkpoint.store import CheckpointStore
 from mambar.training.distributed.process_group import ProcessGroup
 from mambar.training.loop.precision import PrecisionPolicy
 from mambar.training.loop.signals import StopSignals
-from mambar.training.metrics_log import MetricsLog, Progress
+from mambar.training.metrics_log import MetricsLog, ProgressDisplay
 
 # Field names in checkpoints of version 0.1 → present names.
 _NAMES_IN_VERSION_0_1: Final = {
@@ -95,7 +95,7 @@ class RunContext:
     precision: PrecisionPolicy
     store: CheckpointStore
     metrics: MetricsLog
-    display: Progress
+    display: ProgressDisplay
     stop_signals: StopSignals
     num_workers: int
     facts: dict[str, Any]

@@ -28,7 +28,7 @@ from mambar.training.loop.precision import PrecisionPolicy, flush_denormals
 from mambar.training.loop.signals import StopSignals, catch_stop_signals
 from mambar.training.loop.trainer import Trainer
 from mambar.training.memory_check import check_memory
-from mambar.training.metrics_log import MetricsLog, make_progress
+from mambar.training.metrics_log import MetricsLog, ProgressDisplay
 from mambar.training.recipe import DATA_OBJECT, Recipe
 from mambar.training.result import RunResult
 from mambar.training.task import EvalResult
@@ -95,7 +95,7 @@ class _Run:
                 directory.path / "metrics.jsonl",
                 trackers=make_trackers(recipe, directory.path) if group.is_main else (),
             ),
-            display=make_progress(is_main=group.is_main),
+            display=ProgressDisplay(visible=group.is_main),
             stop_signals=stop_signals,
             num_workers=num_workers,
             facts=self.facts,
