@@ -66,6 +66,8 @@ def start_page(directory: Path, *arguments: str, environment: dict[str, str] | N
         "GRADIO_ANALYTICS_ENABLED": "True",
         "GRADIO_MCP_SERVER": "True",
         "TMPDIR": str(directory / "tmp"),
+        # torch makes this directory on import; its default is in TMPDIR, which the page must leave empty.
+        "TORCHINDUCTOR_CACHE_DIR": str(directory / "inductor"),
         "OMP_NUM_THREADS": "1",
         **(environment or {}),
     }

@@ -50,8 +50,8 @@ def test_classes_are_those_of_predict(photograph):
     given = analyzed()
     view = explain([given], photograph, name="chelsea", top=3).views[0]
     given.model.classes = given.classes
-    assert list(view.guesses) == predict_image(given.model, photograph, top=3)
-    assert explain([analyzed(num_classes=0)], photograph, name="x").views[0].guesses == ()
+    assert view.predictions == predict_image(given.model, photograph, top=3)
+    assert explain([analyzed(num_classes=0)], photograph, name="x").views[0].predictions == []
     assert view.seconds["classes"] > 0 and view.seconds["maps"] > 0
 
 

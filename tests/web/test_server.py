@@ -330,7 +330,7 @@ def test_old_uploads_are_removed(running, tmp_path):
         "import sys, time, pathlib, urllib.request\n"
         "from mambar.analysis.analyzed_model import open_model\n"
         "from mambar.web import page, server\n"
-        "page._LOOK_EVERY = page._KEEP_FOR = 1\n"
+        "page._CLEANUP_INTERVAL = page._UPLOAD_LIFETIME = 1\n"
         "with server.run_server([open_model(sys.argv[1])], port=int(sys.argv[2])) as served:\n"
         '    head = b\'Content-Disposition: form-data; name="files"; filename="a.png"\'\n'
         "    body = b'--x\\r\\n' + head + b'\\r\\n\\r\\nabc\\r\\n--x--\\r\\n'\n"

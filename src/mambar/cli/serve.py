@@ -58,10 +58,6 @@ def _password() -> str:
     import getpass
 
     given = os.environ.get(_PASSWORD)
-    if given is None:
-        if not sys.stdin.isatty():
-            raise InputError(f"--public needs a password; set {_PASSWORD} (at least 8 characters).")
-        given = getpass.getpass("Password of the page: ")
-    if len(given) < 8:
-        raise InputError(f"The password of a public page needs at least 8 characters; set {_PASSWORD} to a longer one.")
-    return given
+    if given is None and not sys.stdin.isatty():
+        raise InputError(f"--public needs a password; set {_PASSWORD} (at least 8 characters).")
+    return getpass.getpass("Password of the page: ") if given is None else given

@@ -17,7 +17,6 @@ from mambar.analysis.measure.feature_maps import DEFAULT_METRIC, feature_map, su
 from mambar.analysis.measure.register_maps import register_map
 from mambar.errors import InputError
 from mambar.evaluation.prediction import Prediction, class_probabilities, top_classes
-from mambar.models.vision_mamba import VisionMamba
 from mambar.version import __version__
 
 FORMAT_VERSION = 2
@@ -31,7 +30,7 @@ class ModelExplanation:
     Attributes:
         name: Name of the model.
         random_weights: True if the weights were never trained.
-        guesses: The most probable classes; none without a classifier.
+        predictions: The most probable classes; none without a classifier.
         norms: Norm maps and distributions of all layers.
         vector: The global vector of the feature maps.
         feature_maps, register_maps: Maps of all layers; no register maps without registers.
@@ -40,7 +39,7 @@ class ModelExplanation:
 
     name: str
     random_weights: bool
-    guesses: tuple[Prediction, ...]
+    predictions: Sequence[Prediction]
     norms: CollectedNorms
     vector: str
     feature_maps: Float[Tensor, "layers rows cols"]
@@ -100,7 +99,7 @@ def explain(
 def _explain_model(analyzed: AnalyzedModel, image: Tensor, top: int) -> ModelExplanation:
     model, images = analyzed.model, analyzed.preprocess(image)[None]
     start = time.perf_counter()
-    guesses = _guesses(analyzed, images, top)
+    predictions = _predictions(analyzed, images, top)
     classified = time.perf_counter()
     found = capture_activations(model, images, {"residual": None, "normed": None})
     vector = supported_vector(model, found["normed"][-1], "registers")
@@ -112,7 +111,7 @@ def _explain_model(analyzed: AnalyzedModel, image: Tensor, top: int) -> ModelExp
     return ModelExplanation(
         name=analyzed.name,
         random_weights=analyzed.random_weights,
-        guesses=guesses,
+        predictions=predictions,
         norms=norms.result(),
         vector=vector,
         feature_maps=torch.stack(maps).cpu(),
@@ -121,11 +120,11 @@ def _explain_model(analyzed: AnalyzedModel, image: Tensor, top: int) -> ModelExp
     )
 
 
-def _guesses(analyzed: AnalyzedModel, images: Tensor, top: int) -> tuple[Prediction, ...]:
-    model = analyzed.model
-    if isinstance(model, VisionMamba) and model.num_classes < 1:
-        return ()
-    return tuple(top_classes(class_probabilities(model, images)[0], analyzed.classes, top))
+def _predictions(analyzed: AnalyzedModel, images: Tensor, top: int) -> list[Prediction]:
+    model: Any = analyzed.model
+    if model.num_classes < 1:
+        return []
+    return top_classes(class_probabilities(model, images)[0], analyzed.classes, top)
 
 
 def _model_dict(view: ModelExplanation, layer: int) -> dict[str, Any]:
@@ -134,8 +133,8 @@ def _model_dict(view: ModelExplanation, layer: int) -> dict[str, Any]:
         "model": view.name,
         "random_weights": view.random_weights,
         "classes": [
-            {"name": guess.name, "index": guess.index, "probability": _rounded(guess.probability)}
-            for guess in view.guesses
+            {"name": each.name, "index": each.index, "probability": _rounded(each.probability)}
+            for each in view.predictions
         ],
         "seconds": dict(view.seconds),
         "norms": [

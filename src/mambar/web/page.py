@@ -23,11 +23,8 @@ from mambar.web.views import ViewSettings, histogram_html, maps_html, prediction
 
 logger = logging.getLogger("mambar.web.page")
 
-_SCALES = ("linear", "log")
-_RESAMPLINGS = {"tokens": "nearest", "smooth": "bicubic"}
-# Uploads are removed after `_KEEP_FOR` seconds, checked every `_LOOK_EVERY` seconds.
-_LOOK_EVERY, _KEEP_FOR = 60, 600
-_FORGET_AFTER = 1800
+# In seconds: the age at which uploads are removed, the interval of that check, and how long a result is cached.
+_UPLOAD_LIFETIME, _CLEANUP_INTERVAL, _RESULT_LIFETIME = 600, 60, 1800
 
 
 class PageState:
@@ -76,9 +73,11 @@ def build_page(analyzed_models: Sequence[AnalyzedModel]) -> gr.Blocks:
     names = [analyzed.name for analyzed in analyzed_models]
     layers = analyzed_models[0].model.num_layers
     with gr.Blocks(
-        title=f"mambar: {' and '.join(names)}", analytics_enabled=False, delete_cache=(_LOOK_EVERY, _KEEP_FOR)
+        title=f"mambar: {' and '.join(names)}",
+        analytics_enabled=False,
+        delete_cache=(_CLEANUP_INTERVAL, _UPLOAD_LIFETIME),
     ) as page:
-        seen = gr.State(None, time_to_live=_FORGET_AFTER)
+        seen = gr.State(None, time_to_live=_RESULT_LIFETIME)
         gr.HTML(_head(analyzed_models))
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
@@ -102,9 +101,11 @@ def build_page(analyzed_models: Sequence[AnalyzedModel]) -> gr.Blocks:
                     0, max(layers - 1, 1), value=layers - 1, step=1, label="Layer", elem_id="layer", buttons=[]
                 )
                 with gr.Row():
-                    scale = gr.Radio(list(_SCALES), value="linear", label="Norm scale", elem_id="scale", min_width=180)
+                    scale = gr.Radio(
+                        ["linear", "log"], value="linear", label="Norm scale", elem_id="scale", min_width=180
+                    )
                     resampling = gr.Radio(
-                        list(_RESAMPLINGS), value="tokens", label="Maps", elem_id="resampling", min_width=180
+                        ["tokens", "smooth"], value="tokens", label="Maps", elem_id="resampling", min_width=180
                     )
                 compare = gr.Checkbox(
                     value=len(analyzed_models) > 1,

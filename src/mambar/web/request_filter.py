@@ -2,17 +2,18 @@
 
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger("mambar.web.request_filter")
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # The routes that the page uses; gradio has many more (proxy, API pages, recordings, live editing).
 _ROUTES: Final = tuple(
@@ -51,14 +52,6 @@ _MAX_DROPPED = 64 * 2**20
 _FORWARDED: Final = re.compile(rb"forwarded|x-forwarded-(?!proto$).*|x-original-.*|x-rewrite-.*|x-gradio-.*")
 
 
-class _RefusedError(Exception):
-    """A request that is answered with a status and one line of text."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status, self.text = status, text
-
-
 class RequestFilter:
     """An ASGI application that refuses what the page never requests, and adds security headers to every response.
 
@@ -73,7 +66,7 @@ class RequestFilter:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         *,
         uploads: Path,
         hosts: Iterable[str] | None = OWN_NAMES,
@@ -108,29 +101,30 @@ class RequestFilter:
         try:
             self._check(scope)
             await self._forward(scope, receive, with_headers)
-        except _RefusedError as refusal:
-            await _respond(send, refusal.status, refusal.text)
+        except HTTPException as refusal:
+            await PlainTextResponse(refusal.detail, refusal.status_code)(scope, receive, with_headers)
         except Exception as error:
             # An invalid request gives one line in the log; the traceback is logged at debug level.
             logger.warning("%s %r failed: %s", scope["method"], scope["path"], type(error).__name__)
             logger.debug("Traceback:", exc_info=True)
             if not started:
-                await _respond(send, 400, "The request is not valid.")
+                await PlainTextResponse("The request is not valid.", 400)(scope, receive, with_headers)
 
     def _check(self, scope: Scope) -> None:
-        hosts = _header(scope, b"host")
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
         if self.hosts is not None and (len(hosts) != 1 or _without_port(hosts[0]) not in self.hosts):
-            raise _RefusedError(421, "This page is available under the address it was started with only.")
+            raise HTTPException(421, "This page is available under the address it was started with only.")
         path: str = scope["path"]
         own = {f"{scheme}://{host}".lower() for host in hosts for scheme in ("http", "https")}
-        if any(origin.lower() not in own for origin in _header(scope, b"origin")):
-            raise _RefusedError(403, "Requests of other pages are refused.")
+        if any(origin.lower() not in own for origin in headers.getlist("origin")):
+            raise HTTPException(403, "Requests of other pages are refused.")
         # A link to the page may be followed; nothing else is requested by another site or port.
-        followed = (scope["method"], path, _header(scope, b"sec-fetch-mode")) == ("GET", "/", ["navigate"])
-        if not followed and not set(_header(scope, b"sec-fetch-site")) <= {"same-origin", "none"}:
-            raise _RefusedError(403, "Requests of other pages are refused.")
+        followed = (scope["method"], path, headers.getlist("sec-fetch-mode")) == ("GET", "/", ["navigate"])
+        if not followed and not set(headers.getlist("sec-fetch-site")) <= {"same-origin", "none"}:
+            raise HTTPException(403, "Requests of other pages are refused.")
         if not (self._is_upload(path) or any(route.fullmatch(path) for route in _ROUTES)) or ".." in path.split("/"):
-            raise _RefusedError(404, "There is no such page.")
+            raise HTTPException(404, "There is no such page.")
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Calls the application with the whole body, which is counted while it arrives."""
@@ -144,7 +138,7 @@ class RequestFilter:
         body, size, files = bytearray(), 0, 0
         full = False
         try:
-            async for chunk in _chunks(receive):
+            async for chunk in Request(scope, receive).stream():
                 size += len(chunk)
                 if size <= limit and not full:
                     body += chunk
@@ -154,13 +148,15 @@ class RequestFilter:
                 elif size > _MAX_DROPPED:
                     break
             if size > limit:
-                raise _RefusedError(413, "The request is too large.")
+                raise HTTPException(413, "The request is too large.")
             if is_upload:
                 files = _num_parts(scope, body)
                 self._pending_files += files
             if full or (is_upload and self._is_full()):
-                raise _RefusedError(507, "Too many images were uploaded in the last minutes; try again later.")
+                raise HTTPException(507, "Too many images were uploaded in the last minutes; try again later.")
             await self.app(scope, _replay(bytes(body), receive), send)
+        except ClientDisconnect:
+            raise HTTPException(400, "The request ended early.") from None
         finally:
             if is_upload:
                 self._pending_bytes -= len(body)
@@ -176,17 +172,6 @@ class RequestFilter:
         return max(len(sizes) + 1, num_files) > self.most_files or num_bytes > self.most_bytes
 
 
-async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
-    """The parts of a request's body as they arrive."""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise _RefusedError(400, "The request ended early.")
-        yield message.get("body", b"")
-        if not message.get("more_body", False):
-            return
-
-
 def _replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body first, then the client's further messages."""
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -199,15 +184,11 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 def _num_parts(scope: Scope, body: bytes | bytearray) -> int:
     """The number of parts of a multipart body; the last boundary ends it."""
-    kinds = _header(scope, b"content-type")
-    boundary = re.search(r"""boundary=(?:"([^"]+)"|([^\s;]+))""", kinds[0], re.IGNORECASE) if len(kinds) == 1 else None
+    kinds = Headers(scope=scope).getlist("content-type")
+    boundary = parse_options_header(kinds[0])[1].get(b"boundary") if len(kinds) == 1 else None
     if boundary is None:
-        raise _RefusedError(400, "An upload needs the type multipart/form-data.")
-    return max(body.count(b"--" + (boundary[1] or boundary[2]).encode("latin-1")) - 1, 1)
-
-
-def _header(scope: Scope, name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
+        raise HTTPException(400, "An upload needs the type multipart/form-data.")
+    return max(body.count(b"--" + boundary) - 1, 1)
 
 
 def _is_kept(pair: tuple[bytes, bytes]) -> bool:
@@ -218,10 +199,3 @@ def _is_kept(pair: tuple[bytes, bytes]) -> bool:
 
 def _without_port(host: str) -> str:
     return re.sub(r":\d+$", "", host).lower()
-
-
-async def _respond(send: Send, status: int, text: str) -> None:
-    body = text.encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, *_HEADERS]})
-    await send({"type": "http.response.body", "body": body})

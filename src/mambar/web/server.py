@@ -3,13 +3,13 @@
 Reasons: docs/decisions/0006-what-the-page-lets-in.md. tests/web tests attacks on a running server.
 """
 
+import contextlib
 import importlib.util
 import os
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,10 +22,11 @@ from mambar.messages import needs_package
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"
 USER = "mambar"
-LEAST_PASSWORD = 8
-_LARGEST_UPLOAD = "5mb"
+MIN_PASSWORD_LENGTH = 8
+# Features of gradio that the page does not use.
+_DISABLED = ("share", "inbrowser", "show_error", "ssr_mode", "mcp_server", "pwa", "run_history", "enable_monitoring")
 # Visitors whose last result is cached, and queued requests.
-_MOST_VISITORS, _MOST_WAITING = 100, 64
+_MAX_VISITORS, _MAX_QUEUED = 100, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class RunningServer:
     close: Callable[[], None]
 
 
-@contextmanager
+@contextlib.contextmanager
 def run_server(
     analyzed_models: Sequence[AnalyzedModel], *, port: int | None = None, password: str | None = None
 ) -> Iterator[RunningServer]:
@@ -50,8 +51,8 @@ def run_server(
     """
     if importlib.util.find_spec("gradio") is None:
         raise InputError(needs_package("The page", "gradio", extra="app"))
-    if password is not None and len(password) < LEAST_PASSWORD:
-        raise InputError(f"The password of a public page needs at least {LEAST_PASSWORD} characters.")
+    if password is not None and len(password) < MIN_PASSWORD_LENGTH:
+        raise InputError(f"The password is too short; choose one of at least {MIN_PASSWORD_LENGTH} characters.")
     with _private_directories() as place:
         page = _launched(analyzed_models, place, port, password)
         try:
@@ -78,24 +79,22 @@ def wait_for_shutdown() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _private_directories() -> Iterator[Path]:
     """A directory for uploads that only this user can read, and an empty working directory, which gradio may serve."""
-    before, kept = Path.cwd(), {name: value for name, value in os.environ.items() if name.startswith("GRADIO_")}
-    # mkdtemp makes both 0700.
+    kept = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("GRADIO_")}
+    # mkdtemp makes the directory 0700.
     with tempfile.TemporaryDirectory(prefix="mambar-page-", ignore_cleanup_errors=True) as directory:
         uploads, empty = Path(directory) / "uploads", Path(directory) / "empty"
         uploads.mkdir(mode=0o700)
         empty.mkdir(mode=0o700)
-        for name in kept:
-            del os.environ[name]
-        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(uploads))
-        os.chdir(empty)
+        own = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(uploads)}
+        os.environ.update(own)
         try:
-            yield uploads
+            with contextlib.chdir(empty):
+                yield uploads
         finally:
-            os.chdir(before)
-            for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
+            for name in own:
                 os.environ.pop(name, None)
             os.environ.update(kept)
 
@@ -110,7 +109,7 @@ def _launched(analyzed_models: Sequence[AnalyzedModel], uploads: Path, port: int
     from mambar.web.views import thumbnails_css
 
     page = build_page(analyzed_models)
-    page.queue(max_size=_MOST_WAITING, api_open=False)
+    page.queue(max_size=_MAX_QUEUED, api_open=False)
     css = resources.files("mambar.web").joinpath("page.css").read_text("utf-8")
     hosts = OWN_NAMES if password is None else None
     try:
@@ -118,31 +117,22 @@ def _launched(analyzed_models: Sequence[AnalyzedModel], uploads: Path, port: int
             server_name=LOOPBACK if password is None else EVERYWHERE,
             server_port=port,
             auth=None if password is None else [(USER, password)],
-            share=False,
-            inbrowser=False,
             prevent_thread_lock=True,
             quiet=True,
-            show_error=False,
+            **dict.fromkeys(_DISABLED, False),
             allowed_paths=[],
             blocked_paths=[],
-            strict_cors=True,
-            max_file_size=_LARGEST_UPLOAD,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            run_history=False,
-            enable_monitoring=False,
             footer_links=[],
-            state_session_capacity=_MOST_VISITORS,
+            strict_cors=True,
+            max_file_size="5mb",
+            state_session_capacity=_MAX_VISITORS,
             theme=themes.Base(
                 primary_hue="cyan", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),
             css=css + thumbnails_css("#photographs"),
             app_kwargs={
                 "middleware": [Middleware(RequestFilter, uploads=uploads, hosts=hosts)],
-                "docs_url": None,
-                "redoc_url": None,
-                "openapi_url": None,
+                **dict.fromkeys(("docs_url", "redoc_url", "openapi_url")),
             },
         )
     except OSError as error:

@@ -35,17 +35,19 @@ def predictions_html(explanation: Explanation, choices: ViewSettings) -> html.Ht
         rows = [
             html.element(
                 "li",
-                html.element("span", guess.name, class_="guess"),
-                html.element("span", f"{guess.probability:.1%}", class_="share"),
-                html.element("span", class_="bar", style=f"--share:{guess.probability:.4f}"),
+                html.element("span", each.name, class_="name"),
+                html.element("span", f"{each.probability:.1%}", class_="share"),
+                html.element("span", class_="bar", style=f"--share:{each.probability:.4f}"),
             )
-            for guess in view.guesses
+            for each in view.predictions
         ]
-        note = "random weights: the maps show untrained features" if view.random_weights else ""
         parts = [html.element("h3", view.name)]
-        parts += [html.element("p", note, class_="warning")] if note else []
-        parts += [html.element("ol", *rows, class_="guesses")] if rows else []
-        parts += [] if rows else [html.element("p", "This model has no classifier.", class_="note")]
+        if view.random_weights:
+            parts.append(html.element("p", "random weights: the maps show untrained features", class_="warning"))
+        if rows:
+            parts.append(html.element("ol", *rows, class_="predictions"))
+        else:
+            parts.append(html.element("p", "This model has no classifier.", class_="note"))
         seconds = " · ".join(f"{name} {1000 * value:.0f} ms" for name, value in view.seconds.items())
         parts.append(html.element("p", seconds, class_="note"))
         cards.append(html.element("div", *parts, class_="card"))
@@ -96,9 +98,8 @@ def share_png(explanation: Explanation, choices: ViewSettings) -> bytes:
 
 def share_json(explanation: Explanation, choices: ViewSettings) -> bytes:
     """The numbers of the figure, see `Explanation.to_dict`."""
-    return (json.dumps(explanation.to_dict(choices.layer), indent=1, ensure_ascii=False) + "\n").encode(
-        "utf-8", "backslashreplace"
-    )
+    text = json.dumps(explanation.to_dict(choices.layer), indent=1, ensure_ascii=False)
+    return f"{text}\n".encode("utf-8", "backslashreplace")
 
 
 def gallery(explanation: Explanation, choices: ViewSettings) -> GalleryImage:
@@ -139,7 +140,7 @@ def thumbnails_css(selector: str) -> str:
         top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
         data, media_type = photograph(image[:, top : top + side, left : left + side].numpy(), max_size=128)
         rules.append(
-            f"{selector} label:nth-of-type({place})::before {{ background-image: url({_data(data, media_type)}); }}"
+            f"{selector} label:nth-of-type({place})::before {{ background-image: url({_data_url(data, media_type)}); }}"
         )
     return "\n".join(rules)
 
@@ -163,11 +164,8 @@ def _label(
 
 
 def _save_link(data: bytes, media_type: str, name: str, text: str) -> html.Html:
-    # The address is base64 and needs no escaping.
-    return html.Html(
-        f'<a class="save" download="{html.text(name)}" href="{_data(data, media_type)}">{html.text(text)}</a>'
-    )
+    return html.element("a", text, class_="save", download=name, href=_data_url(data, media_type))
 
 
-def _data(data: bytes, media_type: str) -> str:
+def _data_url(data: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
