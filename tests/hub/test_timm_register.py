@@ -14,6 +14,7 @@ import timm.optim
 import timm.utils
 import torch
 from timm.models import FeatureGraphNet
+from torchvision.models import feature_extraction
 
 from mambar.data import EvalTransform, Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, InputError
@@ -66,11 +67,49 @@ def test_timms_forward_and_configuration(name):
     assert pooled.shape == (1, model.head_hidden_size)
     model.reset_classifier(0)
     assert model.num_classes == 0 and torch.equal(model(images), pooled)
-    # timm's list ends with num_features here; that is the same number where the head keeps the width.
-    assert timm.create_model(name, num_classes=0, **SHORT)(images).shape == pooled.shape
+    headless = timm.create_model(name, num_classes=0, **SHORT)
+    assert headless(images).shape == pooled.shape == (1, headless.num_features)
 
     assert cfg["classifier"] + ".weight" in state and cfg["first_conv"] + ".weight" in state
     assert tuple(cfg["input_size"]) == (3, 224, 224)
+
+
+FIELDS = {"embed_dim": 32, "depth": 2, "patch_size": 8, "img_size": 32, "num_registers": 3, "register_reduction": 2}
+
+
+def test_pooling_is_switched_as_in_timms_vit():
+    """What test_model_default_cfgs asks of reset_classifier and global_pool, and timm's ViT does beside the same."""
+    images = torch.randn(2, 3, 32, 32)
+    ours = timm.create_model("vision_mamba", **FIELDS).bfloat16().eval()
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=1, num_heads=2).bfloat16().eval()
+    for model in (ours, vit):
+        given = images.bfloat16()
+        for num_classes, pool in ((0, ""), (7, "avg"), (0, "token"), (5, "token"), (0, ""), (3, "")):
+            model.reset_classifier(num_classes, pool)
+            out, tokens = model(given), model.forward_features(given)
+            assert out.shape[:-1] == (tokens.shape[:-1] if pool == "" else (2,))
+            assert out.shape[-1] == (num_classes or model.num_features) and model.num_classes == num_classes
+            assert out.dtype == torch.bfloat16 and not any(each.training for each in model.modules())
+            if (num_classes, pool) == (0, ""):
+                assert torch.equal(out, tokens)
+    unpooled = timm.create_model("vision_mamba", num_classes=0, global_pool="", **FIELDS)
+    assert torch.equal(unpooled(images), unpooled.forward_features(images)) and unpooled.num_features == 32
+    with pytest.raises(InputError, match="head='map' is not known"):
+        ours.reset_classifier(3, "map")
+
+
+def test_device_and_dtype_are_taken_as_by_timms_vit():
+    model = timm.create_model("vision_mamba", device="meta", dtype=torch.bfloat16, **FIELDS)
+    assert {(each.device.type, each.dtype) for each in model.parameters()} == {("meta", torch.bfloat16)}
+    assert next(timm.create_model("vision_mamba", dtype=torch.float64, **FIELDS).parameters()).dtype == torch.float64
+
+
+def test_a_head_of_ones_own_fits_num_features():
+    """fastai and open_clip build a model without classifier and a linear layer of `num_features` inputs."""
+    body = timm.create_model("vision_mamba", num_classes=0, in_chans=1, **FIELDS)
+    assert body.default_cfg.get("pool_size") is None and body.num_features == 3 * 16
+    head = torch.nn.Linear(body.num_features, 4)
+    assert head(body(torch.randn(2, 1, 32, 32))).shape == (2, 4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,12 +141,13 @@ def test_timms_features(name):
 
 
 @pytest.mark.skipif(bool(os.environ.get("MAMBAR_SHAPES")), reason="nothing is traced through the shape-checking hook")
+@pytest.mark.parametrize("library", [timm.models, feature_extraction], ids=["timm", "torchvision"])
 @pytest.mark.parametrize("name", NAMES)
-def test_timms_symbolic_tracing(name):
+def test_symbolic_tracing(name, library):
     """test_model_forward_fx and test_model_backward_fx: the traced graph is the model, at any size."""
     model = timm.create_model(name, num_classes=42, drop_path_rate=0.5, **SHORT)
-    assert {names[-1] for names in timm.models.get_graph_node_names(model)} == {"head.classifier"}
-    traced = timm.models.create_feature_extractor(model, {"head.classifier": "out"})
+    assert {names[-1] for names in library.get_graph_node_names(model)} == {"head.classifier"}
+    traced = library.create_feature_extractor(model, {"head.classifier": "out"})
     for size in ((64, 64), (48, 96)):
         images = torch.randn(2, 3, *size)
         assert torch.equal(traced.eval()(images)["out"], model.eval()(images))
@@ -176,7 +216,7 @@ def test_names_of_timm_and_ours_build_the_same_model():
     )
     assert theirs.config == ours.config and theirs.config.img_size == (64, 96) and theirs.config.in_chans == 1
     assert timm.create_model("mambar_tiny_patch16_224", depth=1, global_pool="avg").config.head == "avg"
-    for wrong in ({"global_pool": ""}, {"num_heads": 3}):
+    for wrong in ({"global_pool": "map"}, {"num_heads": 3}):
         with pytest.raises(InputError):
             timm.create_model("mambar_tiny_patch16_224", depth=1, **wrong)
 

@@ -91,7 +91,7 @@ def test_every_token_receives_context_from_all_tokens(name):
 
 
 def test_transpose_patches_keeps_registers():
-    sequence = torch.tensor([0, 1, 100, 2, 3, 101, 4, 5])[None, :, None]  # grid (3, 2): rows 0 1, 2 3, 4 5
+    sequence = torch.tensor([0.0, 1, 100, 2, 3, 101, 4, 5])[None, :, None]  # grid (3, 2): rows 0 1, 2 3, 4 5
     columns = transpose_patches(sequence, GRID, POSITIONS)
     assert columns.flatten().tolist() == [0, 2, 100, 4, 1, 101, 3, 5]
     assert torch.equal(transpose_patches(columns, (2, 3), POSITIONS), sequence)

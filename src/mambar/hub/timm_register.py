@@ -11,14 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from timm.models import (
-    build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
-    register_notrace_function,
-    register_notrace_module,
-    resolve_pretrained_cfg,
-)
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from mambar.data.transforms.preprocessing import Preprocessing
@@ -32,13 +26,6 @@ from mambar.hub.resize import load_pretrained_weights
 from mambar.hub.weights import WEIGHTS, released_file
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
-from mambar.nn.block import DropPath
-from mambar.nn.mixer import CrossScanMixer, ForwardMixer, MambaMixer
-from mambar.nn.norm import RMSNorm
-from mambar.nn.patch_embed import PatchEmbed
-from mambar.nn.placement import register_positions
-from mambar.nn.position_embed import PositionEmbed
-from mambar.nn.registers import RegisterTokens, split_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +60,10 @@ def _architecture(base: VisionMambaConfig) -> Callable[..., VisionMamba]:
             fields["head"] = fields.pop("global_pool")
         if isinstance(fields.get("img_size"), list):
             fields["img_size"] = tuple(fields["img_size"])
-        return VisionMamba(base.replace(**fields))
+        device, dtype = fields.pop("device", None), fields.pop("dtype", None)
+        with torch.device(torch.get_default_device() if device is None else device):
+            model = VisionMamba(base.replace(**fields))
+        return model if dtype is None else model.to(dtype)
 
     return build
 
@@ -173,9 +163,3 @@ def _register(name: str) -> None:
 
 for _name in (*VARIANTS, GENERIC):
     _register(_name)
-
-# Leaf modules of torch.fx tracing in timm's feature extraction: their code depends on shapes and types.
-for _module in (PatchEmbed, PositionEmbed, RegisterTokens, RMSNorm, MambaMixer, ForwardMixer, CrossScanMixer, DropPath):
-    register_notrace_module(_module)
-register_notrace_function(split_tokens)
-register_notrace_function(register_positions)

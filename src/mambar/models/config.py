@@ -35,7 +35,7 @@ class VisionMambaConfig:
         dt_rank: rank of the step-size projection; None means embed_dim / 16, rounded up.
         mixer: a key of `mambar.nn.MIXERS`.
         placement: a key of `mambar.nn.PLACEMENTS`, the positions of the registers.
-        head: a key of `mambar.nn.HEADS`.
+        head: a key of `mambar.nn.HEADS`, or "" for unpooled tokens as in timm.
         drop_path_rate: stochastic depth rate of the last block, rising linearly from 0.
         proj_drop_rate: dropout rate of the mixer output.
         drop_rate: dropout rate in front of the classifier.
@@ -90,7 +90,7 @@ class VisionMambaConfig:
                 raise InputError(f"{name}={short_repr(getattr(self, name))} must be true or false.")
         for name, table in (("mixer", MIXERS), ("placement", PLACEMENTS), ("head", HEADS)):
             value = getattr(self, name)
-            if value not in table:
+            if value not in table and (name, value) != ("head", ""):
                 raise InputError(f"{name}={short_repr(value)} is not known; choose one of {', '.join(table)}.")
         if self.official_backward_bias and self.mixer != "bidirectional":
             raise InputError(f"official_backward_bias needs mixer='bidirectional'; got mixer={self.mixer!r}.")

@@ -56,6 +56,7 @@ def layer_indices(model: TokenModel, layers: Sequence[int] | None) -> list[int]:
     return list(range(count)) if layers is None else [layer % count for layer in layers]
 
 
+@runtime_checkable
 class BackboneConfig(Protocol):
     """The configuration from which a backbone is built again; a frozen dataclass."""
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambar.data.transforms.classification import Preprocessing
@@ -21,6 +21,10 @@ from mambar.nn.patch_embed import PatchEmbed
 from mambar.nn.placement import Grid, register_positions
 from mambar.nn.position_embed import PositionEmbed, resize_positions
 from mambar.nn.registers import RegisterTokens, Tokens, split_tokens
+
+# One node each of a symbolically traced graph: they need numbers of tokens, which are not known while it is traced.
+fx.wrap("register_positions")
+fx.wrap("split_tokens")
 
 
 class VisionMamba(nn.Module):
@@ -125,12 +129,15 @@ class VisionMamba(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """The width of the tokens that `forward_features` returns, as in timm."""
-        return self.config.embed_dim
+        """The input width of a head that a consumer adds: that of `forward` if there is no classifier.
+
+        With a classifier it is the width of the tokens of `forward_features`, as in timm.
+        """
+        return self.embed_dim if self.num_classes else self.head.num_features
 
     @property
     def head_hidden_size(self) -> int:
-        """The width of the classifier's input; for the register head it differs from `num_features`."""
+        """The width of the classifier's input; for the register head it differs from `embed_dim`."""
         return self.head.num_features
 
     @property
@@ -182,7 +189,6 @@ class VisionMamba(nn.Module):
         return self.norm(tokens)
 
     def _positions(self, tokens: Tensor, grid: Grid) -> tuple[int, ...]:
-        # A module-level function: symbolic tracing keeps it whole, while it enters methods.
         count = self.registers.num_registers
         return register_positions(self.registers.placement, tokens.shape[1] - count, count, grid)
 
@@ -201,17 +207,17 @@ class VisionMamba(nn.Module):
         pre_logits: bool = False,
         *,
         grid: Grid | None = None,
-    ) -> Float[Tensor, "batch classes"]:
+    ) -> Float[Tensor, "batch *length classes"]:
         """Logits from the output of `forward_features`; `pre_logits`: the features in front of the classifier.
 
         `grid` is the patch grid of the images. It may be omitted for a placement and a head that do not depend on it.
         """
-        # A module-level function for the same reason as in `_positions`.
-        split = split_tokens(tokens, self.registers.placement, self.registers.num_registers, grid)
-        return self.head.features(split) if pre_logits else self.head(split)
+        if self.config.head:
+            tokens = split_tokens(tokens, self.registers.placement, self.registers.num_registers, grid)
+        return self.head.features(tokens) if pre_logits else self.head(tokens)
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits, or features if there is no classifier."""
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch *length classes"]:
+        """Logits, or features if there is no classifier; of each token if `config.head` is ""."""
         return self.forward_head(self.forward_features(images), grid=self.patch_embed.grid(images))
 
     # Intermediate tokens
@@ -313,15 +319,16 @@ class VisionMamba(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier by a new one for `num_classes`; 0 removes it.
 
-        `global_pool`, a key of `mambar.nn.HEADS`, replaces the read-out as well.
+        `global_pool`, a key of `mambar.nn.HEADS` or "" for unpooled tokens, replaces the read-out as well.
         """
         head = self.config.head if global_pool is None else global_pool
         config = self.config.replace(num_classes=num_classes, head=head)
+        like = next(self.head.parameters(), self.pos_embed.weight)
         if config.head != self.config.head:
-            like = self.pos_embed.weight
-            self.head = self._head(config).to(device=like.device, dtype=like.dtype)
+            self.head = self._head(config)
         else:
             self.head.reset(num_classes)
+        self.head.to(device=like.device, dtype=like.dtype).train(self.training)
         self.config = config
 
     def no_weight_decay(self) -> set[str]:

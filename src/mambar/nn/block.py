@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mambar.nn.norm import RMSNorm
 from mambar.nn.placement import Grid
+from mambar.nn.tracing import leaf_module
 
 
 class DropPath(nn.Module):
@@ -22,6 +23,7 @@ class DropPath(nn.Module):
         """Draws 1 (keep) or 0 (drop) for each image from torch's generator of the device."""
         return torch.empty(branch.shape[0], 1, 1, device=branch.device).bernoulli_(1 - self.drop_prob)
 
+    @leaf_module
     def forward(self, branch: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
         if not self.training or self.drop_prob == 0:
             return branch

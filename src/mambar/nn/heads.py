@@ -98,8 +98,19 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+class Unpooled(nn.Identity):
+    """No read-out (timm's name for it is an empty string): the classifier is applied to each token of the sequence."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.num_features = embed_dim
+
+
 class Head(nn.Module):
-    """A module of `HEADS`, dropout and a linear classifier; returns the features if `num_classes` is 0."""
+    """A module of `HEADS`, dropout and a linear classifier; returns the features if `num_classes` is 0.
+
+    With the name "" it takes and returns the sequence of tokens (batch, length, embed_dim) instead of `Tokens`.
+    """
 
     def __init__(
         self,
@@ -112,9 +123,9 @@ class Head(nn.Module):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if name not in HEADS:
+        if name and name not in HEADS:
             raise InputError(f"head={name!r} is not known; choose one of {', '.join(HEADS)}.")
-        self.read_out = HEADS[name](embed_dim, num_registers, register_reduction)
+        self.read_out = HEADS[name](embed_dim, num_registers, register_reduction) if name else Unpooled(embed_dim)
         self.dropout = nn.Dropout(drop_rate)
         self.classifier: nn.Linear | nn.Identity = nn.Identity()
         self.reset(num_classes)
@@ -126,19 +137,16 @@ class Head(nn.Module):
 
     def reset(self, num_classes: int) -> None:
         """Replaces the classifier by a new one for `num_classes`; 0 removes it."""
-        like = self.classifier.weight if isinstance(self.classifier, nn.Linear) else None
         if num_classes < 1:
             self.classifier = nn.Identity()
             return
         self.classifier = nn.Linear(self.num_features, num_classes)
         nn.init.trunc_normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
-        if like is not None:
-            self.classifier.to(device=like.device, dtype=like.dtype)
 
-    def features(self, tokens: Tokens) -> Float[Tensor, "batch features"]:
+    def features(self, tokens: Tokens | Tensor) -> Float[Tensor, "batch *length features"]:
         """The input of the classifier: one vector per image."""
         return self.read_out(tokens)
 
-    def forward(self, tokens: Tokens) -> Float[Tensor, "batch classes"]:
+    def forward(self, tokens: Tokens | Tensor) -> Float[Tensor, "batch *length classes"]:
         return self.classifier(self.dropout(self.read_out(tokens)))

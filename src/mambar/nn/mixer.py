@@ -20,6 +20,7 @@ from mambar.errors import InputError
 from mambar.nn import init
 from mambar.nn.fused_forward import are_plain_tensors, has_hooks, is_plain_linear, join_sequence, split_sequence
 from mambar.nn.placement import Grid
+from mambar.nn.tracing import leaf_module
 
 
 class DirectionalScan(nn.Module):
@@ -165,6 +166,7 @@ class MambaMixer(ScanMixer):
     forward_scan: DirectionalScan
     backward_scan: DirectionalScan
 
+    @leaf_module
     def forward(
         self, tokens: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
     ) -> Float[Tensor, "batch length dim"]:
@@ -183,6 +185,7 @@ class ForwardMixer(ScanMixer):
     SCANS: ClassVar = {"forward_scan": False}
     forward_scan: DirectionalScan
 
+    @leaf_module
     def forward(
         self, tokens: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
     ) -> Float[Tensor, "batch length dim"]:
@@ -207,6 +210,7 @@ class CrossScanMixer(ScanMixer):
     column_forward_scan: DirectionalScan
     column_backward_scan: DirectionalScan
 
+    @leaf_module
     def forward(
         self, tokens: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
     ) -> Float[Tensor, "batch length dim"]:

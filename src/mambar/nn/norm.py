@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar import ops
+from mambar.nn.tracing import leaf_module
 from mambar.ops.checks import autocast_dtype
 
 
@@ -28,6 +29,7 @@ class RMSNorm(nn.Module):
         own = self.weight.dtype
         return own if own == torch.float64 else autocast_dtype(x.device.type) or own
 
+    @leaf_module
     def forward(self, x: Float[Tensor, "*rest dim"]) -> Float[Tensor, "*rest dim"]:
         return ops.rms_norm(x, self.weight, eps=self.eps, dtype=self._dtype(x))
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.errors import InputError
+from mambar.nn.tracing import leaf_module
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class PatchEmbed(nn.Module):
         height, width = images.shape[-2:]
         return height // self.patch_size, width // self.patch_size
 
+    @leaf_module
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
         """The patch tokens; raises `InputError` for a wrong shape or an image smaller than a patch."""
         self._check(images)

@@ -5,6 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mambar.nn.tracing import leaf_module
+
 
 def resize_positions(
     position: Float[Tensor, "1 patches dim"], old_grid: tuple[int, int], new_grid: tuple[int, int]
@@ -34,6 +36,7 @@ class PositionEmbed(nn.Module):
         self.grid = grid
         self.weight = nn.Parameter(torch.zeros(1, grid[0] * grid[1], embed_dim))
 
+    @leaf_module
     def forward(
         self, patches: Float[Tensor, "batch patches dim"], grid: tuple[int, int]
     ) -> Float[Tensor, "batch patches dim"]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mambar.nn.fused_forward import join_sequence, split_sequence
 from mambar.nn.placement import Grid, register_positions
+from mambar.nn.tracing import leaf_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class RegisterTokens(nn.Module):
         registers = (self.embedding + self.position).expand(batch, -1, -1).to(patches.dtype)
         return join_sequence(patches, registers, self.positions(num_patches, grid))
 
+    @leaf_module
     def forward(
         self, patches: Float[Tensor, "batch patches dim"], grid: Grid | None = None
     ) -> Float[Tensor, "batch length dim"]:
