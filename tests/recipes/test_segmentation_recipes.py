@@ -42,6 +42,6 @@ def test_published_values_of_ade20k(name, peak, drop_path, layers):
     assert task.transform.size == (512, 512)
     # 20,210 training images, 1,263 steps an epoch.
     assert stage.epochs * 1263 >= stage.max_steps
-    rates = LearningRate.of(stage, steps=160_000, steps_per_epoch=1263)
+    rates = LearningRate(stage=stage, steps=160_000, steps_per_epoch=1263)
     assert rates.at(1_500) == pytest.approx(peak, rel=0.01) and rates.at(160_000) == 0.0
     assert rates.at(750) == pytest.approx(peak / 2, rel=0.01)

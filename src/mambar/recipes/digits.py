@@ -46,14 +46,8 @@ RECIPE = Recipe(
 # The same network, data and schedule with one register in the middle, which is the head's only input.
 VIM_RECIPE = dataclasses.replace(RECIPE, name="digits_vim", model="vim_tiny_patch16_224", config=BODY)
 
-ENTRY = RecipeEntry(
-    recipe=RECIPE,
-    title="Mamba-R on handwritten digits",
-    command="mambar train digits",
-)
+ENTRY = RecipeEntry(recipe=RECIPE, title="Mamba-R on handwritten digits", command="mambar train digits")
 
 VIM_ENTRY = RecipeEntry(
-    recipe=VIM_RECIPE,
-    title="Vim (one middle register) on handwritten digits",
-    command="mambar train digits_vim",
+    recipe=VIM_RECIPE, title="Vim (one middle register) on handwritten digits", command="mambar train digits_vim"
 )

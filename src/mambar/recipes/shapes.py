@@ -24,8 +24,4 @@ RECIPE = Recipe(
     ),
 )
 
-ENTRY = RecipeEntry(
-    recipe=RECIPE,
-    title="Mamba-R on procedural scenes",
-    command="mambar train shapes",
-)
+ENTRY = RecipeEntry(recipe=RECIPE, title="Mamba-R on procedural scenes", command="mambar train shapes")

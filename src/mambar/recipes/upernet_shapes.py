@@ -18,7 +18,7 @@ BODY = {"patch_size": 4, "embed_dim": 64, "depth": 6}
 REGISTERS = {"num_registers": 4, "register_reduction": 2}
 # Objects keep their color; they are only shifted, flipped and scaled by 0.8 to 1.25.
 AUGMENTATION = {"resize": None, "ratio": [0.8, 1.25], "max_class_fraction": 1.0, "distort": False}
-EVALUATION = {"eval_crop": 48, "eval_stride": 32}
+OPTIONS = {**AUGMENTATION, "dropout": 0.0, "eval_crop": 48, "eval_stride": 32}
 
 RECIPE = Recipe(
     name="upernet_shapes",
@@ -29,14 +29,7 @@ RECIPE = Recipe(
     data_options={"img_size": 48, "num_images": 3000, "val_limit": 200, "num_classes": 4, "area": [0.1, 0.25]},
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
-    task_options={
-        **AUGMENTATION,
-        "channels": 32,
-        "aux_channels": 16,
-        "dropout": 0.0,
-        "eval_crop": 48,
-        "eval_stride": 32,
-    },
+    task_options={**OPTIONS, "channels": 32, "aux_channels": 16},
     stages=(
         Stage(
             img_size=48,
@@ -62,14 +55,7 @@ VIM_RECIPE = dataclasses.replace(RECIPE, name="upernet_shapes_vim", model="vim_t
 PROBE_RECIPE = dataclasses.replace(
     RECIPE,
     name="probe_shapes",
-    task_options={
-        **AUGMENTATION,
-        "decoder": "linear",
-        "aux_channels": 0,
-        "dropout": 0.0,
-        "eval_crop": 48,
-        "eval_stride": 32,
-    },
+    task_options={**OPTIONS, "decoder": "linear", "aux_channels": 0},
     stages=(dataclasses.replace(RECIPE.stages[0], freeze_backbone=True, drop_path_rate=0.0, epochs=2),),
 )
 

@@ -41,12 +41,7 @@ def train(
     num_workers = _num_workers(num_workers)
     again = resume or (num_restarts() > 0 and (out / "recipe.json").exists())
     directory = open_run_directory(
-        out,
-        recipe,
-        resume=again,
-        override=override,
-        accept_edited_recipe=accept_edited_recipe,
-        writes=rank() == 0,
+        out, recipe, resume=again, override=override, accept_edited_recipe=accept_edited_recipe, writes=rank() == 0
     )
     try:
         from mambar.training.loop.stages import run_stages

@@ -3,37 +3,22 @@
 They receive the numbers of metrics.jsonl and the recipe, and nothing else: no environment, no code, no files.
 """
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
 from mambar.errors import InputError
 from mambar.messages import needs_package
 from mambar.training.recipe import Recipe
 
 
-@runtime_checkable
-class Tracker(Protocol):
-    """Logs scalars by step."""
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Logs the scalars of a step, by name."""
-        ...
-
-    def close(self) -> None:
-        """Ends the tracked run."""
-        ...
-
-
 class TensorBoard:
     """Event files in the run directory's `tensorboard` folder."""
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise InputError(needs_package("trackers=tensorboard", "tensorboard", extra="track")) from None
-        self.writer: Any = SummaryWriter(str(out / "tensorboard"))
+        tensorboard = _imported("torch.utils.tensorboard", "tensorboard", extra="track")
+        self.writer = tensorboard.SummaryWriter(str(out / "tensorboard"))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
@@ -47,11 +32,7 @@ class WeightsAndBiases:
     """A run of wandb with the run directory's name as id; a resumed run continues it."""
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise InputError(needs_package("trackers=wandb", "wandb")) from None
-        self.run: Any = wandb.init(
+        self.run = _imported("wandb", "wandb").init(
             project="mambar", id=out.name, resume="allow", dir=str(out), config=recipe.to_flat_dict(), save_code=False
         )
 
@@ -66,13 +47,9 @@ class MlFlow:
     """A run of MLflow at the tracking server that MLflow is configured for."""
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
-        try:
-            import mlflow  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise InputError(needs_package("trackers=mlflow", "mlflow")) from None
-        self.mlflow: Any = mlflow
-        mlflow.start_run(run_name=out.name)
-        mlflow.log_params({name: str(value)[:250] for name, value in recipe.to_flat_dict().items()})
+        self.mlflow = _imported("mlflow", "mlflow")
+        self.mlflow.start_run(run_name=out.name)
+        self.mlflow.log_params({name: str(value)[:250] for name, value in recipe.to_flat_dict().items()})
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self.mlflow.log_metrics(dict(numbers), step=step)
@@ -81,9 +58,17 @@ class MlFlow:
         self.mlflow.end_run()
 
 
+Tracker = TensorBoard | WeightsAndBiases | MlFlow
 TRACKERS: Final = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MlFlow}
 
 
 def make_trackers(recipe: Recipe, out: Path) -> list[Tracker]:
     """The trackers of the recipe."""
     return [TRACKERS[name](recipe, out) for name in recipe.trackers]
+
+
+def _imported(module: str, name: str, *, extra: str | None = None) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(needs_package(f"trackers={name}", name, extra=extra)) from None

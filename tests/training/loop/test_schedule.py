@@ -6,7 +6,7 @@ from mambar.training.recipe import Stage
 
 def rates(steps=100, steps_per_epoch=10, **fields):
     stage = Stage(lr=1e-3, min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=2.0, **fields)
-    return LearningRate.of(stage, steps=steps, steps_per_epoch=steps_per_epoch)
+    return LearningRate(stage=stage, steps=steps, steps_per_epoch=steps_per_epoch)
 
 
 def test_warm_up_is_linear_and_starts_at_its_own_rate():
@@ -40,7 +40,7 @@ def test_at_the_epochs_it_is_timms_cosine():
 def test_the_third_published_stage_is_constant_after_its_warm_up():
     from mambar.recipes.stages import FINETUNE
 
-    found = LearningRate.of(FINETUNE, steps=2000, steps_per_epoch=100)
+    found = LearningRate(stage=FINETUNE, steps=2000, steps_per_epoch=100)
     assert {round(found.at(step), 12) for step in range(500, 2000)} == {1e-5}
 
 

@@ -44,8 +44,8 @@ def make_updater(*, precision="fp32", shards=1, grad_accum_steps=1, clip_grad=No
     ).to(numerics.param_dtype)
     stage = Stage(lr=lr)
     return TrainStep(
-        model,
-        model,
+        model=model,
+        forward=model,
         task=make_task(ClassificationTask),
         optimizer=Optimizer(model, param_groups(model, stage), stage),
         ema=Ema(model, 0.9),

@@ -8,6 +8,7 @@ Each JSON file has its own checksum. `last.json` is replaced after the new direc
 directories are removed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -98,38 +99,43 @@ class CheckpointStore:
         A damaged one is logged with the reason and skipped. With `repair`, for a resumed run, it is also renamed to
         `NAME.damaged-1`, so that it is not removed later.
         """
-        expected, reason_refused = self._read_pointer("last.json")
-        if reason_refused:
-            _LOG.warning("%s Loading the newest intact checkpoint instead.", reason_refused)
         reasons: list[str] = []
+        expected = None
+        try:
+            expected = self._read_pointer("last.json")
+        except checksummed_json.NewerFormatError:
+            raise
+        except CheckpointError as error:
+            reasons.append(str(error))
+            _LOG.warning("%s Loading the newest intact checkpoint instead.", error)
         for path in self._names("step"):
             try:
-                checkpoint = self._read_as_read_pointer(path, expected)
+                return self._read_expected(path, expected)
             except (checksummed_json.NewerFormatError, OtherRunError):
                 raise
             except CheckpointError as error:
                 kept = self._set_aside(path, "damaged") if repair else path
                 reasons.append(str(error))
                 _LOG.warning("%s Loading the checkpoint before it; the damaged one is kept as %s.", error, kept.name)
-                continue
-            return checkpoint
-        if reasons or reason_refused:
-            reason = reasons[0] if reasons else reason_refused
+        if reasons:
             raise CheckpointError(
-                f"{reason} No intact checkpoint is left in {self.directory}; start a new run elsewhere."
+                f"{reasons[-1]} No intact checkpoint is left in {self.directory}; start a new run elsewhere."
             )
         return None
 
     def load_best(self) -> Checkpoint | None:
         """The best evaluated weights, None if there are none yet; CheckpointError if they are damaged."""
-        expected, reason_refused = self._read_pointer("best.json")
-        if reason_refused:
-            raise CheckpointError(reason_refused)
-        return None if expected is None else self._read_as_read_pointer(expected[0], expected)
+        expected = self._read_pointer("best.json")
+        return None if expected is None else self._read_expected(expected[0], expected)
 
     def valid_checkpoints(self, *, min_step: int = 0) -> list[Path]:
         """The valid checkpoints at step `min_step` or later, newest first."""
-        return [path for path in self._names("step") if _order(path)[0] >= min_step and self._is_valid(path)]
+        found = []
+        for path in self._names("step"):
+            with contextlib.suppress(CheckpointError):
+                if _order(path)[0] >= min_step:
+                    found.append(self.read(path).path)
+        return found
 
     def set_aside_after(self, step: int) -> list[Path]:
         """Renames the checkpoints after `step` to `NAME.abandoned-1`, for a run that was rolled back to `step`."""
@@ -191,39 +197,25 @@ class CheckpointStore:
         """A free path for this state, or the path of an intact copy from an interrupted save."""
         path, number = self.directory / name, 0
         while os.path.lexists(path):
-            try:
+            with contextlib.suppress(CheckpointError):
                 if self.read(path).scalars == scalars:
                     return path, True
-            except CheckpointError:
-                pass
             number += 1
             path = self.directory / f"{name}-{number}"
         return path, False
 
-    def _read_pointer(self, pointer: str) -> tuple[tuple[Path, int, str] | None, str | None]:
-        """Path, size and sha256 of the state.json that a pointer file names, or the reason why it is refused."""
+    def _read_pointer(self, pointer: str) -> tuple[Path, int, str] | None:
+        """Path, size and sha256 of the state.json that a pointer file names; None if there is no such file."""
         file = self.directory / pointer
         if not file.exists():
-            return None, None
-        try:
-            document = _read_json(file)
-        except checksummed_json.NewerFormatError:
-            raise
-        except CheckpointError as error:
-            return None, str(error)
-        name = document["name"]
-        if not _NAME.match(name):
-            return None, f"{file} names {name!r}, which is not a checkpoint."
-        return (self.directory / name, document["size"], document["state_sha256"]), None
+            return None
+        document = _read_json(file)
+        if not _NAME.match(document["name"]):
+            raise CheckpointError(f"{file} names {document['name']!r}, which is not a checkpoint.")
+        return self.directory / document["name"], document["size"], document["state_sha256"]
 
-    def _is_valid(self, path: Path) -> bool:
-        try:
-            self.read(path)
-        except CheckpointError:
-            return False
-        return True
-
-    def _read_as_read_pointer(self, path: Path, expected: tuple[Path, int, str] | None) -> Checkpoint:
+    def _read_expected(self, path: Path, expected: tuple[Path, int, str] | None) -> Checkpoint:
+        """The checkpoint at `path`, whose state.json must be the `expected` one if a pointer names it."""
         if expected is not None and expected[0] == path:
             checksummed_json.verify_file(path / _SCALARS, size=expected[1], sha256=expected[2])
         return self.read(path)

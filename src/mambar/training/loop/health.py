@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,18 +39,13 @@ def first_non_finite_module(model: nn.Module, run: Callable[[], Tensor]) -> str 
 @contextmanager
 def _record_non_finite(model: nn.Module) -> Iterator[list[str]]:
     found: list[str] = []
-    handles = []
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def check(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not _finite(output):
-                found.append(name)
+    def check(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not found and isinstance(output, Tensor) and not _finite(output):
+            found.append(name)
 
-        return check
-
-    for name, module in model.named_modules():
-        if name:
-            handles.append(module.register_forward_hook(hook(name)))
+    modules = [(name, module) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(partial(check, name)) for name, module in modules]
     try:
         yield found
     finally:

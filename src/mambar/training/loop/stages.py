@@ -58,11 +58,7 @@ class _Sets:
     val: ImageDataset
 
     def facts(self) -> dict[str, Any]:
-        return {
-            "classes": list(self.train.classes),
-            "train": self.train.fingerprint(),
-            "val": self.val.fingerprint(),
-        }
+        return {"classes": list(self.train.classes), "train": self.train.fingerprint(), "val": self.val.fingerprint()}
 
 
 class _Run:
@@ -79,9 +75,7 @@ class _Run:
             "device": group.device.type,
         }
         store = CheckpointStore(
-            directory.path / "checkpoints",
-            keep=recipe.keep_checkpoints,
-            recipe_sha256=directory.recipe_sha256,
+            directory.path / "checkpoints", keep=recipe.keep_checkpoints, recipe_sha256=directory.recipe_sha256
         )
         if group.is_main:
             atomic_files.remove_stale_temporaries(directory.path)
@@ -281,8 +275,5 @@ def _finished(directory: RunDirectory) -> RunResult | None:
         return None
     _LOG.info("The run in %s is finished already.", directory.path)
     return RunResult(
-        metrics=metrics,
-        checkpoint=directory.path / "model.safetensors",
-        recipe=directory.recipe,
-        already_finished=True,
+        metrics=metrics, checkpoint=directory.path / "model.safetensors", recipe=directory.recipe, already_finished=True
     )

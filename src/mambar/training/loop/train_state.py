@@ -76,8 +76,8 @@ class TrainState:
         self.optimizer = Optimizer(self.model, parts, stage)
         forward: Any = torch.compile(self.model) if recipe.compile else self.model
         self.update = TrainStep(
-            self.model,
-            forward,
+            model=self.model,
+            forward=forward,
             task=self.task,
             optimizer=self.optimizer,
             ema=self.ema,

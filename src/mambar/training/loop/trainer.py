@@ -67,7 +67,7 @@ class Trainer:
         planned = stage.epochs * self.steps_per_epoch
         self.steps = planned if stage.max_steps is None else min(planned, stage.max_steps)
         self.state = TrainState(recipe, stage, task=task, backbone=backbone, context=context)
-        self.rates = LearningRate.of(stage, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
+        self.rates = LearningRate(stage=stage, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
         # The last evaluation in this process, for the report.
         self.eval_result: EvalResult | None = None
         self.last_saved: tuple[int, int] | None = None

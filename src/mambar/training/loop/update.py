@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -69,52 +69,49 @@ class StepResult:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
+@dataclass(kw_only=True)
 class TrainStep:
-    """Updates the weights with the shards of a step; skips the update if loss or gradient is not finite."""
+    """Updates the weights with the shards of a step; skips the update if loss or gradient is not finite.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        forward: nn.Module,
-        *,
-        task: Task,
-        optimizer: Optimizer,
-        ema: Ema | None,
-        scale: LossScale,
-        precision: PrecisionPolicy,
-        process_group: ProcessGroup,
-        num_shards: int,
-        grad_accum_steps: int,
-        clip_grad: float | None,
-        parallel: Parallel = "exact",
-        sharding: Sharding | None = None,
-    ) -> None:
-        self.model = model
-        self.task = task
-        self.optimizer = optimizer
-        self.ema = ema
-        self.scale = scale
-        self.precision = precision
-        self.process_group = process_group
-        self.num_shards = num_shards
-        self.grad_accum_steps = grad_accum_steps
-        self.clip_grad = clip_grad
-        self.drop_path = KeyedDropPath(model, process_group.device)
-        # Prepared shards of the last step, kept to find the first non-finite module.
-        self.last_shards: list[Batch] = []
+    Attributes:
+        model: The model of the task.
+        forward: The model or its compiled form.
+        num_shards: Shards of a batch over all ranks.
+        grad_accum_steps: Micro-batches of a shard.
+        clip_grad: Maximum norm of the gradient, None for no limit.
+        last_shards: Prepared shards of the last step, kept to find the first non-finite module.
+    """
+
+    model: nn.Module
+    forward: nn.Module
+    task: Task
+    optimizer: Optimizer
+    ema: Ema | None
+    scale: LossScale
+    precision: PrecisionPolicy
+    process_group: ProcessGroup
+    num_shards: int
+    grad_accum_steps: int
+    clip_grad: float | None
+    parallel: Parallel = "exact"
+    sharding: Sharding = field(default_factory=Replicated)
+    last_shards: list[Batch] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.drop_path = KeyedDropPath(self.model, self.process_group.device)
         self._names: tuple[str, ...] = ()
         # Tensors with a batch dimension that the task's loss returned, one mapping for each shard of this rank.
         self._outputs: list[dict[str, list[Tensor]]] = []
         self.forward, self.gradients = parallelize(
-            model,
-            forward,
-            optimizer.parameters,
-            kind=parallel,
-            sharding=sharding or Replicated(),
-            process_group=process_group,
+            self.model,
+            self.forward,
+            self.optimizer.parameters,
+            kind=self.parallel,
+            sharding=self.sharding,
+            process_group=self.process_group,
             extras=_NUM_EXTRAS,
-            num_shards=num_shards,
-            grad_accum_steps=grad_accum_steps,
+            num_shards=self.num_shards,
+            grad_accum_steps=self.grad_accum_steps,
         )
 
     def __call__(
