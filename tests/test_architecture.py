@@ -29,6 +29,7 @@ LAYERS = [
     {"models"},
     {"nn"},
     {"ops", "data"},
+    {"image_paths"},
     {"cache", "memory", "deprecated", "device", "image_file", "json_fields", "user_module"},
     {"errors", "messages", "version"},
 ]

@@ -1,7 +1,8 @@
 """Opens untrusted image files with Pillow, and crops images for evaluation; needs no torch.
 
-Only PNG, JPEG and WEBP are opened, whatever the file name. The size in the header is checked before decoding, so that
-a decompression bomb allocates no memory. Every failure is an ImageError with a message of one line.
+Only PNG, JPEG (also MPO) and WEBP are opened, whatever the file name. The size in the header is checked before
+decoding, so that a decompression bomb allocates no memory; a JPEG of too many pixels is reduced while it is decoded.
+Every failure is an ImageError with a message of one line.
 """
 
 import io
@@ -14,14 +15,20 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from mambar.errors import ImageError
 from mambar.messages import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp"})
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"})
+IMAGE_SUFFIXES = frozenset({".png", ".webp", *JPEG_SUFFIXES})
 # A 40-megapixel photograph needs about 280 MB while it is read.
 MAX_PIXELS = 40_000_000
+# Pillow opens nothing larger.
+LARGEST_MAX_PIXELS = 178_000_000
+# The decoder of a progressive JPEG keeps the coefficients of the full size, up to 6 bytes for each pixel.
+_PROGRESSIVE_FACTOR = 3
 MAX_BYTES = 256_000_000
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -50,7 +57,10 @@ def open_image(
     apply_exif_orientation: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """The RGB image of a file or of its bytes; see `mambar.data.read_image`."""
+    """The RGB image of a file or of its bytes; see `mambar.data.read_image`.
+
+    `info["full_size"]` of a JPEG that was reduced is the (width, height) of the file.
+    """
     if isinstance(source, bytes):
         name, data = name or "image", source
     else:
@@ -78,6 +88,10 @@ def checked_image(
                 yield image
         except (ImageError, MemoryError):
             raise
+        except Image.DecompressionBombError as error:
+            raise ImageError(
+                f"{one_line(name)} has more than {LARGEST_MAX_PIXELS} pixels, the limit of Pillow: make it smaller."
+            ) from error
         # A damaged file raises OSError, ValueError, SyntaxError, struct.error, … depending on the format.
         except Exception as error:
             kinds = ", ".join(formats[:-1]) + " or " * (len(formats) > 1) + formats[-1]
@@ -128,13 +142,28 @@ def evaluation_crop(image: Image.Image, size: tuple[int, int], *, crop_pct: floa
 
 
 def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
+    if isinstance(image, JpegImageFile):
+        _reduce(image, max_pixels)
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
-            f"{one_line(name)} has {width}x{height} pixels; at most {max_pixels} are decoded: make it smaller."
+            f"{one_line(name)} has {width}x{height} pixels; at most {max_pixels} are decoded: make it smaller, or "
+            "give --max-pixels (max_pixels=) a larger number."
         )
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         raise ImageError(f"{one_line(name)} is animated; save one frame as a still image.")
+
+
+def _reduce(image: JpegImageFile, max_pixels: int) -> None:
+    """Lets the decoder scale by 1/2, 1/4 or 1/8, if that brings the image below `max_pixels`."""
+    width, height = image.size
+    if "progressive" in image.info and width * height > _PROGRESSIVE_FACTOR * max_pixels:
+        return
+    fitting = (factor for factor in (1, 2, 4, 8) if -(-width // factor) * -(-height // factor) <= max_pixels)
+    factor = next(fitting, 1)
+    if factor > 1:
+        image.draft(None, (max(width // factor, 1), max(height // factor, 1)))  # type: ignore[arg-type]
+        image.info["full_size"] = width, height
 
 
 def _rgb(image: Image.Image) -> Image.Image:

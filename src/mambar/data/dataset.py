@@ -1,7 +1,7 @@
 """The dataset protocol, its samples, subsets and stratified splits."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -14,6 +14,8 @@ from mambar.errors import DataError
 from mambar.messages import one_line
 
 SPLITS: Final = ("train", "val")
+# Names of a split's folder, list or part, most preferred first; case is ignored.
+SPLIT_NAMES: Final = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test", "testing")}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,17 @@ def check_split(split: str, data: str) -> None:
     """Raises DataError unless `split` is one of `SPLITS`; `data` names the data."""
     if split not in SPLITS:
         raise DataError(f"split={one_line(repr(split))} is unknown; {data} has train and val.")
+
+
+def find_name(wanted: Iterable[str], names: Iterable[str]) -> str:
+    """The first of the wanted names that is among `names`, ignoring case, as it is written there; "" if none is."""
+    written = {name.lower(): name for name in sorted(names, reverse=True)}
+    return next((written[each.lower()] for each in wanted if each.lower() in written), "")
+
+
+def is_split_name(name: str) -> bool:
+    """True if the name is one of a split."""
+    return any(name.lower() in names for names in SPLIT_NAMES.values())
 
 
 class Subset:

@@ -1,4 +1,5 @@
 import logging
+import os
 import pickle
 
 import numpy as np
@@ -63,7 +64,8 @@ def test_all_formats_sub_folders_and_links_are_found(tmp_path, caplog):
     both = {*train.paths} | {*ImageFolder(root, "val", val_fraction=0.01).paths}
     names = ("1.JPG", "2.png", "4.jpeg", "5.png", "deep/3.webp")
     assert both == {f"{label}/{name}" for label in "ab" for name in names}
-    assert "2 files" in caplog.text and "old.bmp" in caplog.text
+    assert "left out 6 files" in caplog.text and "2 .bmp" in caplog.text and "a/Thumbs.db" in caplog.text
+    assert len(caplog.records) == 1
     assert all(train[index].image.shape == (3, 8, 8) for index in range(len(train)))
 
 
@@ -158,8 +160,65 @@ def test_a_class_may_be_called_train(make_folder):
     assert ImageFolder(make_folder({"train": 5, "plane": 5, "car": 5}), "train").classes == ("car", "plane", "train")
 
 
+def test_loose_images_and_unknown_suffixes_are_counted_and_named(make_folder, caplog):
+    root = make_folder(BOTH)
+    for name in ("train/loose.jpg", "train/cat/1.heic", "train/dog/old/2.TIFF", "train/dog/noname", "val/cat/3.tif"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    assert len(ImageFolder(root, "train")) == 5
+    assert "left out 3 files that are not PNG, JPEG or WEBP" in caplog.text and "1 without suffix" in caplog.text
+    assert "left out 1 images that are in no class sub-folder (1 .jpg), such as 'loose.jpg'" in caplog.text
+    caplog.clear()
+    assert len(ImageFolder(root, "val")) == 3 and "(1 .tif), such as 'cat/3.tif'" in caplog.text
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(make_folder, monkeypatch):
+    root = make_folder({"cat": 3, "dog": 3, "dog/closed": 1})
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    refuses(root, "dog/closed cannot be listed: permission denied; check its permissions")
+
+
+def test_two_links_to_each_other_are_a_loop(make_folder):
+    root = make_folder({"cat": 2, "dog": 2})
+    (root / "cat" / "dogs").symlink_to(root / "dog", target_is_directory=True)
+    (root / "dog" / "cats").symlink_to(root / "cat", target_is_directory=True)
+    refuses(root, "links to a folder that contains it; remove the link")
+
+
+def test_unlabeled_test_images_are_not_a_split(make_folder, caplog):
+    root = make_folder({"Train/cat": 5, "Train/dog": 5, "Test": 4})
+    assert len(ImageFolder(root, "val")) == 2 and "Test are not used" in caplog.text
+
+
+def test_a_dataset_beside_other_folders_is_found_one_level_deeper(make_folder, caplog):
+    root = make_folder({"data/Training/cat": 3, "data/Training/dog": 3, "data/Test/cat": 1, "data/Test/dog": 1})
+    (root / "annotations").mkdir()
+    (root / "annotations" / "labels.json").touch()
+    with caplog.at_level(logging.INFO, "mambar.data"):
+        assert [len(ImageFolder(root, split)) for split in ("train", "val")] == [6, 2]
+    assert "the splits in its sub-folder data are used" in caplog.text
+
+
+def test_what_may_be_a_split_or_a_class_is_a_question(make_folder):
+    refuses(make_folder({"train/2019": 3, "train/2020": 3, "bus": 3}, "a"), "if it is a class, rename it")
+    # A class named train beside one other class is a class.
+    assert ImageFolder(make_folder({"train": 3, "bus": 3}, "b"), "train").classes == ("bus", "train")
+    inside = make_folder({f"{name}/{split}": 2 for name in ("cat", "dog") for split in ("train", "val")}, "c")
+    refuses(inside, r"each of cat, dog has train/ inside.*put the classes into the splits: train/cat")
+    refuses(make_folder({"train": 3, "val": 3}, "d"), "train has images but no class sub-folders")
+
+
 def test_one_class_alone_is_a_question(make_folder):
     refuses(make_folder({"photographs": 5}), "has one class, 'photographs'; a classifier needs two or more")
+    refuses(make_folder({"train/cat": 5, "val/cat": 5}, "both"), "has one class, 'cat'")
+    refuses(make_folder({"pets/cat": 5, "pets/dog": 5}, "above"), r"did you mean data=.*/above/pets\?")
 
 
 def test_linked_folders_are_followed_and_loops_refused(make_folder, tmp_path):

@@ -9,20 +9,24 @@ import numpy as np
 from jaxtyping import Int64
 
 from mambar.data.classification.wordnet import are_wordnet_ids, wordnet_names
-from mambar.data.dataset import SPLITS, Sample, check_split, stratified_split
-from mambar.data.loading.file_tree import files_below, folders_in
+from mambar.data.dataset import (
+    SPLIT_NAMES,
+    SPLITS,
+    Sample,
+    check_split,
+    find_name,
+    is_split_name,
+    stratified_split,
+)
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.data.names import PackedNames
 from mambar.errors import DataError
-from mambar.image_file import IMAGE_SUFFIXES, MAX_PIXELS
+from mambar.image_file import MAX_PIXELS
+from mambar.image_paths import files_below, folders_in, is_image_name, select_images, warn_left_out
 from mambar.messages import one_line
 
 logger = logging.getLogger("mambar.data")
-
-# Names of split folders, most preferred first; compared in lower case.
-SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test", "testing")}
-_OTHER_IMAGES = frozenset({".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg"})
 
 
 class ImageFolder(SkippingDataset):
@@ -92,8 +96,7 @@ def class_folders(folder: Path) -> list[str]:
         raise DataError(f"data={folder} {reason}; give a folder with one sub-folder of images per class.") from error
     names = folders_in(folder)
     if not names:
-        images = any(Path(file).suffix.lower() in IMAGE_SUFFIXES for file in files)
-        found = "images but no class sub-folders" if images else "no class sub-folders"
+        found = "images but no class sub-folders" if any(map(is_image_name, files)) else "no class sub-folders"
         raise DataError(f"data={folder} has {found}; put the images of each class into its own sub-folder.")
     return names
 
@@ -113,12 +116,15 @@ def _list_split(
     classes = class_folders(folder)
     if "val" in splits:
         _check_same_classes(root, splits["train"], splits["val"])
-    elif not splits and len(classes) == 1:
+    if len(classes) == 1:
+        inside = folders_in(folder / classes[0])
+        hint = f"did you mean data={folder / classes[0]}?" if len(inside) > 1 else "Is it a level too deep?"
         raise DataError(
-            f"data={root} has one class, {one_line(classes[0])!r}; a classifier needs two or more. Give the folder "
-            "that holds the class sub-folders."
+            f"data={folder} has one class, {one_line(classes[0])!r}; a classifier needs two or more. {hint} Give the "
+            "folder that holds the class sub-folders."
         )
-    paths, labels = _list_images(folder, classes)
+    # Where both splits come from one folder, only one of them reports what is left out.
+    paths, labels = _list_images(folder, classes, report=split == "train" or "val" in splits)
     if "val" not in splits:
         if splits:
             logger.info("%s has no val/; %.0f %% of every class are held out.", root, 100 * val_fraction)
@@ -140,26 +146,49 @@ def _own_split(
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Split → its folder, by the names in `SPLIT_FOLDERS` in any case, also inside a single sub-folder; {} if none.
+    """Split → its folder, by the names in `SPLIT_NAMES` in any case, also inside a single sub-folder; {} if none.
 
     A folder named like a split is a class if it has no sub-folders and there are other class folders beside it.
+    DataError where it is not clear which folders are splits and which are classes.
     """
     names = folders_in(root)
-    lower = {name.lower(): name for name in reversed(names)}
-    found = {
-        split: root / lower[name]
-        for split, known in SPLIT_FOLDERS.items()
-        for name in reversed(known)
-        if name in lower and (folders_in(root / lower[name]) or len(names) <= len(SPLITS))
-    }
-    if not found and len(names) == 1:
-        found = split_folders(root / names[0])
-        if found:
-            logger.info("%s: the splits in its sub-folder %s are used.", root, one_line(names[0]))
-    unused = [name for name in names if found and root / name not in found.values()]
-    if unused and found and next(iter(found.values())).parent == root:
+    with_folders = [name for name in names if is_split_name(name) and folders_in(root / name)]
+    if not with_folders and not all(map(is_split_name, names)):
+        return _deeper_split_folders(root, names)
+    chosen = {split: find_name(known, with_folders or names) for split, known in SPLIT_NAMES.items()}
+    found = {split: root / name for split, name in chosen.items() if name}
+    unused = [name for name in names if name not in chosen.values()]
+    images = [name for name in unused if not is_split_name(name) and _holds_images(root / name)]
+    if images and "val" not in found:
+        name = chosen["train"]
+        raise DataError(
+            f"data={root}: {name}/ has sub-folders, and {one_line(images[0])}/ beside it has images. If {name}/ is the "
+            f"training split, give data={root / name}; if it is a class, rename it or remove its sub-folders."
+        )
+    if unused:
         logger.warning("%s: %s are not used; the splits are %s.", root, one_line(", ".join(unused)), ", ".join(found))
     return found
+
+
+def _deeper_split_folders(root: Path, names: list[str]) -> dict[str, Path]:
+    """The splits in the only sub-folder that holds nothing but splits, where the others have no images."""
+    inside = {name: folders_in(root / name) for name in names}
+    deeper = [name for name in names if inside[name] and all(map(is_split_name, inside[name]))]
+    if len(deeper) > 1 and len(deeper) == len(names):
+        raise DataError(
+            f"data={root}: each of {one_line(', '.join(deeper))} has {inside[deeper[0]][0]}/ inside. Give one of them, "
+            f"or put the classes into the splits: {inside[deeper[0]][0]}/{one_line(deeper[0])}."
+        )
+    if len(names) == 1 or (len(deeper) == 1 and not any(_holds_images(root / each) for each in {*names} - {*deeper})):
+        found = split_folders(root / (deeper or names)[0])
+        if found:
+            logger.info("%s: the splits in its sub-folder %s are used.", root, one_line((deeper or names)[0]))
+        return found
+    return {}
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(map(is_image_name, files_below(folder)))
 
 
 def _check_same_classes(root: Path, train_folder: Path, val_folder: Path) -> None:
@@ -173,35 +202,27 @@ def _check_same_classes(root: Path, train_folder: Path, val_folder: Path) -> Non
         )
 
 
-def _list_images(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
+def _list_images(folder: Path, classes: list[str], *, report: bool) -> tuple[list[str], np.ndarray]:
+    """The images of each class, sorted, as paths relative to `folder` with forward slashes; and their labels."""
+    inside: dict[str, list[str]] = {name: [] for name in classes}
+    loose = []
+    for file in files_below(folder):
+        top, slash, _ = file.partition("/")
+        if slash:
+            inside[top].append(file)
+        elif is_image_name(file):
+            loose.append(file)
+    if report:
+        select_images([file for files in inside.values() for file in files], place=folder)
+        warn_left_out(loose, "images that are in no class sub-folder", place=folder)
     paths: list[str] = []
     labels: list[int] = []
-    others: list[str] = []
     for label, name in enumerate(classes):
-        found = _images_below(folder, name, others)
+        found = [file for file in inside[name] if is_image_name(file)]
         if not found:
             raise DataError(
                 f"class {one_line(name)!r} in {folder} has no images (PNG, JPEG, WEBP); add some or remove the folder."
             )
         paths += found
         labels += [label] * len(found)
-    if others:
-        logger.warning(
-            "%d files in %s are of a kind that is not read, such as %r; convert them to PNG, JPEG or WEBP.",
-            len(others),
-            folder,
-            one_line(others[0]),
-        )
     return paths, np.array(labels, dtype=np.int64)
-
-
-def _images_below(folder: Path, name: str, others: list[str]) -> list[str]:
-    """Relative paths, with forward slashes, of the images in a class folder and its sub-folders, sorted."""
-    found: list[str] = []
-    for file in files_below(folder / name):
-        suffix = os.path.splitext(file)[1].lower()  # noqa: PTH122
-        if suffix in IMAGE_SUFFIXES:
-            found.append(f"{name}/{file}")
-        elif suffix in _OTHER_IMAGES:
-            others.append(f"{name}/{file}")
-    return sorted(found)

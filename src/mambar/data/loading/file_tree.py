@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from mambar.errors import DataError, ImageError
 from mambar.image_file import MAX_BYTES, file_bytes
+from mambar.image_paths import files_below, folders_in
 from mambar.messages import one_line
 
 # Masks compress up to a few hundredfold, decompression bombs a thousandfold.
@@ -69,30 +70,6 @@ def open_tree(path: Path | str) -> FileTree:
         return ZipArchive(path)
     reason = "is neither a folder nor a .zip" if path.exists() else "does not exist"
     raise DataError(f"data={path} {reason}; give the folder or the zip archive that holds the data.")
-
-
-def folders_in(root: Path) -> list[str]:
-    """Sorted names of the folders in `root` except hidden ones; empty where it cannot be listed."""
-    try:
-        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:
-        return []
-
-
-def files_below(root: Path) -> list[str]:
-    """Sorted paths, relative to `root` with forward slashes, of all files below it except hidden ones.
-
-    Links to folders are followed; DataError for a link to one of the folders that contain it.
-    """
-    found = []
-    for place, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [folder for folder in folders if not folder.startswith(".")]
-        for link in (Path(place, folder) for folder in folders):
-            if link.is_symlink() and link.parent.resolve().is_relative_to(link.resolve()):
-                raise DataError(f"{one_line(str(link))} links to a folder that contains it; remove the link.")
-        below = Path(place).relative_to(root)
-        found += [(below / file).as_posix() for file in files if not file.startswith(".")]
-    return sorted(found)
 
 
 def single_folder(tree: FileTree) -> FileTree | None:

@@ -25,6 +25,9 @@ def read_image(
 ) -> UInt8[Tensor, "3 height width"]:
     """The RGB pixels of a PNG, JPEG or WEBP file, or of its bytes.
 
+    A JPEG of more than `max_pixels` is reduced to a half, a quarter or an eighth of its side while it is decoded; other
+    images of more are refused.
+
     Gray, palette, CMYK and 16-bit images (their high byte) become RGB; transparent pixels are blended with white.
     `apply_exif_orientation` rotates the image as its EXIF says; torchvision's and the official loader do not. `name`
     names bytes in error messages. Animated PNG and WEBP are refused; a multi-picture JPEG gives its first picture.
