@@ -26,8 +26,9 @@ from torch import Tensor
 from mambar.bench.machine import describe
 from mambar.bench.table import Row, markdown
 from mambar.ops import selective_scan
-from mambar.ops.bidirectional_mix.llvm_scans import Scan, scan_both, scan_both_backward
+from mambar.ops.bidirectional_mix.llvm_scans import scan_both, scan_both_backward
 from mambar.ops.llvm.launch import roofline_states_per_second
+from mambar.ops.selective_scan.llvm import Scan, empty_checkpoints
 
 Work = Callable[[], object]
 
@@ -111,17 +112,13 @@ def check_parity() -> None:
 def fused(directions: dict[str, list[Tensor]]) -> tuple[Work, Work, Work]:
     """Forward, forward with checkpoints, and backward of the fused kernels of the mix."""
     z = directions["forward"][6]
-    scans = [
-        Scan(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=bias)
-        for u, delta, A, B, C, D, _, bias in directions.values()
-    ]
-    forward, backward = scans
-    checkpoints = (forward.empty_checkpoints(), backward.empty_checkpoints())
+    scans = [Scan(u, delta, A, B, C, D, bias) for u, delta, A, B, C, D, _, bias in directions.values()]
+    checkpoints = [empty_checkpoints(scan.u, scan.A) for scan in scans]
     dout, dz = torch.randn(z.shape), torch.empty(z.shape)
     return (
-        lambda: scan_both(z, forward, backward, None, average=True),
-        lambda: scan_both(z, forward, backward, checkpoints, average=True),
-        lambda: scan_both_backward(dout, z, dz, forward, backward, checkpoints, average=True),
+        lambda: scan_both(z, scans, None, average=True),
+        lambda: scan_both(z, scans, checkpoints, average=True),
+        lambda: scan_both_backward(dout, z, dz, scans, checkpoints, average=True),
     )
 
 

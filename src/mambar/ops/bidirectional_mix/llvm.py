@@ -7,23 +7,19 @@ import torch
 from torch import Tensor
 
 from mambar.ops.bidirectional_mix.direction import ScanDirection
-from mambar.ops.bidirectional_mix.llvm_scans import Scan, scan_both, scan_both_backward
+from mambar.ops.bidirectional_mix.llvm_scans import scan_both, scan_both_backward
 from mambar.ops.causal_conv1d import llvm as convolution
 from mambar.ops.llvm.matmul import linear, matmul
-from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY
+from mambar.ops.selective_scan.llvm import Scan, empty_checkpoints
 
 
 def empty_saved(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> list[Tensor]:
     """Empty tensors for each direction: projections to step size, B and C; step sizes; checkpoints."""
-    batch, length, inner = xz.shape[0], xz.shape[1], forward_params.A.shape[0]
-    chunks = -(-length // CHECKPOINT_EVERY)
     saved = []
     for way in (forward_params, backward_params):
-        saved += [
-            xz.new_empty((batch, length, way.x_proj.shape[0])),
-            xz.new_empty((batch, length, inner)),
-            xz.new_empty((batch, chunks, way.A.shape[1], inner), dtype=torch.float32),
-        ]
+        projected = xz.new_empty((*xz.shape[:2], way.x_proj.shape[0]))
+        delta = xz.new_empty((*xz.shape[:2], way.A.shape[0]))
+        saved += [projected, delta, empty_checkpoints(delta, way.A)]
     return saved
 
 
@@ -39,8 +35,8 @@ def forward(
         delta = linear(projected[..., : way.sizes[0]], way.dt_proj)
         projections.append(projected)
         scans.append(_scan(way, u, projected, delta))
-    checkpoints = (scans[0].empty_checkpoints(), scans[1].empty_checkpoints()) if for_backward else None
-    out = scan_both(z, scans[0], scans[1], checkpoints, average=average)
+    checkpoints = [empty_checkpoints(scan.u, scan.A) for scan in scans] if for_backward else None
+    out = scan_both(z, scans, checkpoints, average=average)
     if checkpoints is None:
         return out, []
     each = zip(projections, (scan.delta for scan in scans), checkpoints, strict=True)
@@ -60,15 +56,17 @@ def backward(
     x, z = xz.chunk(2, dim=-1)
     dxz = torch.empty(xz.shape, dtype=xz.dtype)
     dx, dz = dxz.chunk(2, dim=-1)
+    ways = (forward_params, backward_params)
+    projections, deltas, checkpoints = (saved[start:6:3] for start in range(3))
     scans = []
-    for way, projected, delta, reverse in ((forward_params, *saved[:2], False), (backward_params, *saved[3:5], True)):
+    for way, projected, delta, reverse in zip(ways, projections, deltas, (False, True), strict=True):
         u = convolution.forward(x, way.conv_weight, way.conv_bias, silu=True, reverse=reverse)
         scans.append(_scan(way, u, projected, delta))
-    gradients = scan_both_backward(dout, z, dz, scans[0], scans[1], (saved[2], saved[5]), average=average)
+    gradients = scan_both_backward(dout, z, dz, scans, checkpoints, average=average)
     dforward, dbackward = (
         _through_projections(way, scan.u, projected, gradient, x, dx, reverse=reverse)
         for way, scan, projected, gradient, reverse in zip(
-            (forward_params, backward_params), scans, (saved[0], saved[3]), gradients, (False, True), strict=True
+            ways, scans, projections, gradients, (False, True), strict=True
         )
     )
     return dxz, dforward, dbackward
@@ -77,8 +75,7 @@ def backward(
 def _scan(way: ScanDirection, u: Tensor, projected: Tensor, delta: Tensor) -> Scan:
     rank, state = way.sizes
     _, B, C = projected.split([rank, state, state], dim=-1)
-    # The kernels take B and C, which are small, as float32.
-    return Scan(u=u, delta=delta, B=B.float(), C=C.float(), A=way.A, D=way.D, delta_bias=way.dt_bias)
+    return Scan(u, delta, way.A, B.float(), C.float(), way.D, way.dt_bias)
 
 
 def _through_projections(
@@ -101,7 +98,7 @@ def _through_projections(
         conv_bias=dbias,
         x_proj=matmul(dprojected.t(), u.flatten(0, 1)),
         dt_proj=matmul(ddelta.t(), low),
-        dt_bias=scan.delta_bias,
+        dt_bias=scan.delta_bias,  # type: ignore[arg-type]
         A=scan.A,
-        D=scan.D,
+        D=scan.D,  # type: ignore[arg-type]
     )

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mambar.ops.causal_conv1d import llvm_backward, llvm_forward
 from mambar.ops.llvm.functions import num_channel_blocks
-from mambar.ops.llvm.launch import address, launch, should_stream, strided_arguments, sum_parts
+from mambar.ops.llvm.launch import addresses, launch, should_stream, strided_arguments, sum_parts
 from mambar.ops.llvm.machine import current_machine
 
 
@@ -60,7 +60,7 @@ def backward_into(
             "accumulate": accumulate,
             "streaming": should_stream(machine, dx),
             **strided_arguments(reverse, x=x, dy=dy, dx=dx),
-            "parts": address(parts),
+            **addresses(parts=parts),
         },
         scratch_floats=llvm_backward.scratch_floats(machine, taps),
     )
@@ -75,6 +75,5 @@ def _sizes(x: Tensor, weight: Tensor, bias: Tensor | None, vectors_per_block: in
         "length": length,
         "inner": inner,
         "taps": weight.shape[1],
-        "weight": address(weight),
-        "bias": address(bias),
+        **addresses(weight=weight, bias=bias),
     }

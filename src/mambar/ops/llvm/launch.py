@@ -32,23 +32,22 @@ def launch(
     run(kernel, [arguments[name] for name in module.ARGUMENTS], scratch_floats=scratch_floats, max_threads=max_threads)
 
 
-def address(tensor: Tensor | None) -> int:
-    """The address of a tensor's first element; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
+def addresses(**tensors: Tensor | None) -> dict[str, int]:
+    """The addresses of the tensors' first elements; 0 for None."""
+    return {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
 
 
 def strided_arguments(reverse: bool, **tensors: Tensor | None) -> dict[str, int]:
     """The arguments NAME, NAME_batch, NAME_time of (batch, length, channels) tensors: address and strides.
 
     With `reverse` the address is that of the last position and the stride over time is negative."""
-    arguments = {}
+    arguments = addresses(**tensors)
     for name, tensor in tensors.items():
         batch, time = (0, 0) if tensor is None else tensor.stride()[:2]
-        first = address(tensor)
         if tensor is not None and reverse:
-            first += (tensor.shape[1] - 1) * time * tensor.element_size()
+            arguments[name] += (tensor.shape[1] - 1) * time * tensor.element_size()
             time = -time
-        arguments |= {name: first, f"{name}_batch": batch, f"{name}_time": time}
+        arguments |= {f"{name}_batch": batch, f"{name}_time": time}
     return arguments
 
 
@@ -61,8 +60,7 @@ def sum_parts(parts: Tensor) -> Tensor:
         "num_tasks": num_channel_blocks(current_machine(), out.numel(), sums.VECTORS_PER_BLOCK),
         "inner": out.numel(),
         "num_parts": parts.shape[0],
-        "parts": address(parts),
-        "out": address(out),
+        **addresses(parts=parts, out=out),
     }
     launch(sums, torch.float32, arguments=arguments, max_threads=1 + parts.numel() // 1_000_000)
     return out
