@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from types import ModuleType
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -22,21 +22,12 @@ _compiling = threading.Lock()
 _engines: list[llvm.ExecutionEngine] = []
 
 
-@runtime_checkable
-class KernelModule(Protocol):
-    """A Python module that builds the LLVM IR of one kernel; the IR function has the name of the module."""
-
-    __name__: str
-    ARGUMENTS: tuple[str, ...]
-
-    def build_ir(self, machine: Machine, dtype: str) -> ir.Module:
-        """The LLVM IR of the kernel for a target machine and a dtype of the activations."""
-        ...
-
-
 @functools.cache
-def get_kernel(module: KernelModule, dtype: str, machine: Machine) -> Kernel:
-    """The compiled function of a kernel; compiles at the first use unless the cache holds its object code."""
+def get_kernel(module: ModuleType, dtype: str, machine: Machine) -> Kernel:
+    """The compiled function of a kernel for a dtype; compiles at the first use unless the cache holds its object code.
+
+    `module` defines the names of its ARGUMENTS and `build_ir(machine, dtype)`; the IR function has the module's name.
+    """
     with _compiling:
         name = module.__name__.rpartition(".")[2]
         key = f"{name}-{fingerprint(module.__name__, dtype, machine)}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from llvmlite import ir
 
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.vectors import INT32, INT64, POINTER, Block, Builder, Vectors, element_pointer, int64
+from mambar.ops.llvm.vectors import INT32, INT64, POINTER, Block, Builder, Vectors, declare, element_pointer, int64
 
 X86 = ("x86_64", "i686")
 ENTRY_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER])
@@ -73,7 +73,7 @@ class TaskFunction:
         self.builder.branch(head)
         self.builder.position_at_end(end)
         if self.machine.family in X86:
-            self.builder.call(_declare(self.builder, "llvm.x86.sse.sfence", []), [])
+            self.builder.call(declare(self.builder, "llvm.x86.sse.sfence", ir.VoidType(), []), [])
         restore()
         self.builder.ret_void()
 
@@ -132,14 +132,12 @@ class TaskFunction:
         `reverse` counts from count - 1 down to 0; it needs start 0 and step 1.
         """
         builder = self.builder
-        count = int64(count) if isinstance(count, int) else count
-        first = int64(start) if isinstance(start, int) else start
-        before = builder.block
+        count, before = int64(count), builder.block
         head, inside, after = (builder.append_basic_block(name) for name in ("loop", "body", "done"))
         builder.branch(head)
         builder.position_at_end(head)
         counter = builder.phi(INT64)
-        counter.add_incoming(first, before)
+        counter.add_incoming(int64(start), before)
         phis = []
         for block in carried:
             phis.append(tuple(builder.phi(value.type) for value in block))
@@ -183,8 +181,7 @@ class Scratch:
     def allocate(self, num_floats: ir.Value | int) -> ir.Value:
         """A pointer to `num_floats` float32, a multiple of 16."""
         address = element_pointer(self._builder, self._base, self._used)
-        num_floats = int64(num_floats) if isinstance(num_floats, int) else num_floats
-        self._used = self._builder.add(self._used, num_floats)
+        self._used = self._builder.add(self._used, int64(num_floats))
         return address
 
 
@@ -192,22 +189,17 @@ def flush_denormals(builder: Builder, machine: Machine) -> Callable[[], None]:
     """Emits code that makes this thread treat denormals as zero; returns a function that emits the restore."""
     if machine.family in X86:
         saved, changed = builder.alloca(INT32), builder.alloca(INT32)
-        load = _declare(builder, "llvm.x86.sse.ldmxcsr", [POINTER])
-        builder.call(_declare(builder, "llvm.x86.sse.stmxcsr", [POINTER]), [saved])
+        load = declare(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [POINTER])
+        builder.call(declare(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), [POINTER]), [saved])
         # Bit 15 flushes results to zero; bit 6 treats operands as zero.
         builder.store(builder.or_(builder.load(saved, typ=INT32), ir.Constant(INT32, 0x8040)), changed)
         builder.call(load, [changed])
         return lambda: builder.call(load, [saved]) and None
     if machine.family == "aarch64":
-        read = _declare(builder, "llvm.aarch64.get.fpcr", [], INT64)
-        write = _declare(builder, "llvm.aarch64.set.fpcr", [INT64])
+        read = declare(builder, "llvm.aarch64.get.fpcr", INT64, [])
+        write = declare(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), [INT64])
         saved = builder.call(read, [])
         # Bit 24 (FZ) flushes operands and results to zero.
         builder.call(write, [builder.or_(saved, int64(1 << 24))])
         return lambda: builder.call(write, [saved]) and None
     return lambda: None
-
-
-def _declare(builder: Builder, name: str, arguments: Sequence[ir.Type], result: ir.Type | None = None) -> ir.Function:
-    signature = ir.FunctionType(result or ir.VoidType(), arguments)
-    return builder.module.globals.get(name) or ir.Function(builder.module, signature, name)

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from mambar.ops.llvm import roofline, sums
-from mambar.ops.llvm.compiler import KernelModule, get_kernel
+from mambar.ops.llvm.compiler import get_kernel
 from mambar.ops.llvm.functions import num_channel_blocks
 from mambar.ops.llvm.machine import Machine, current_machine
 from mambar.ops.llvm.threads import run
@@ -17,7 +18,7 @@ LARGE_BYTES = 4 << 20
 
 
 def launch(
-    module: KernelModule,
+    module: ModuleType,
     dtype: torch.dtype,
     *,
     arguments: Mapping[str, int],

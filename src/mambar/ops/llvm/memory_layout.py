@@ -65,8 +65,7 @@ class TaskTensors:
     def item_rows(self, name: str, rows_per_item: ir.Value, first_row: ir.Value | int = 0) -> Rows:
         """The item's rows of a contiguous float32 tensor (batch, rows, inner)."""
         builder, inner = self.builder, self.argument("inner")
-        first_row = int64(first_row) if isinstance(first_row, int) else first_row
-        row = builder.add(builder.mul(self.item, rows_per_item), first_row)
+        row = builder.add(builder.mul(self.item, rows_per_item), int64(first_row))
         first = element_pointer(builder, self.pointer(name), builder.add(builder.mul(row, inner), self.channel))
         return Rows(builder=builder, first=first, stride=inner)
 
@@ -88,7 +87,7 @@ class Tile:
     def __init__(self, function: TaskFunction, vectors: Vectors, scratch: Scratch, num_rows: ir.Value | int):
         self._function = function
         self._vectors = vectors
-        self._num_rows = int64(num_rows) if isinstance(num_rows, int) else num_rows
+        self._num_rows = int64(num_rows)
         self._base = scratch.allocate(function.builder.mul(self._num_rows, int64(vectors.width)))
 
     def load(self, row: ir.Value | int = 0) -> Block:
@@ -112,8 +111,7 @@ class Tile:
 
     def _at(self, row: ir.Value | int) -> ir.Value:
         builder = self._function.builder
-        row = int64(row) if isinstance(row, int) else row
-        return element_pointer(builder, self._base, builder.mul(row, int64(self._vectors.width)))
+        return element_pointer(builder, self._base, builder.mul(int64(row), int64(self._vectors.width)))
 
     def _transpose(self, order: Callable[..., tuple[ir.Value, ir.Value]], memory: ir.Value) -> None:
         builder = self._function.builder

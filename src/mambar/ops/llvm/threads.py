@@ -93,13 +93,10 @@ def run(kernel: Kernel, arguments: Sequence[int], *, scratch_floats: int = 0, ma
     if num_tasks == 0:
         return
     num_threads = max(1, min(torch.get_num_threads(), num_tasks // 2, max_threads or num_tasks))
-    scratch = torch.empty(num_threads, _round_to_cache_lines(scratch_floats), dtype=torch.float32)
+    # Whole cache lines for each thread.
+    scratch = torch.empty(num_threads, -(-max(scratch_floats, 1) // 16) * 16, dtype=torch.float32)
     job = _Job(kernel, (ctypes.c_int64 * len(arguments))(*arguments), scratch)
     if num_threads > 1:
         _workers.submit(job, num_threads - 1)
     job.join()
     job.close()
-
-
-def _round_to_cache_lines(num_floats: int) -> int:
-    return -(-max(num_floats, 1) // 16) * 16

@@ -18,7 +18,6 @@ from mambar.ops.llvm.machine import Machine
 
 FLOAT = ir.FloatType()
 HALF = ir.HalfType()
-BIT = ir.IntType(1)
 INT16 = ir.IntType(16)
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
@@ -51,15 +50,20 @@ def float32(number: float) -> float:
     return struct.unpack("f", struct.pack("f", number))[0]
 
 
-def int64(number: int) -> ir.Constant:
-    """A 64-bit integer constant."""
-    return ir.Constant(INT64, number)
+def int64(number: ir.Value | int) -> ir.Value:
+    """A 64-bit integer constant; a value stays itself."""
+    return ir.Constant(INT64, number) if isinstance(number, int) else number
+
+
+def declare(builder: Builder, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> ir.Function:
+    """The function of this name in the builder's module, declared at its first use."""
+    module = builder.module
+    return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
 
 
 def element_pointer(builder: Builder, pointer: ir.Value, index: ir.Value | int, dtype: str = "float32") -> ir.Value:
     """A pointer to element `index` of an array."""
-    index = int64(index) if isinstance(index, int) else index
-    return builder.gep(pointer, [index], source_etype=ELEMENT_TYPES[dtype])
+    return builder.gep(pointer, [int64(index)], source_etype=ELEMENT_TYPES[dtype])
 
 
 class Vectors:
@@ -77,9 +81,14 @@ class Vectors:
         self.width = count * machine.lanes
         self.vector = ir.VectorType(FLOAT, self.lanes)
         self.integers = ir.VectorType(INT32, self.lanes)
+        self._zero = ir.Constant(self.vector, [0.0] * self.lanes)
         self.active = int64(self.width) if active is None else active
         self.masked = active is not None
         self._mask: Any = None if active is None else self._lanes_below(active)
+        # Arithmetic on blocks, lane by lane.
+        self.add, self.sub = partial(self._each, builder.fadd), partial(self._each, builder.fsub)
+        self.mul, self.div = partial(self._each, builder.fmul), partial(self._each, builder.fdiv)
+        self.neg = partial(self._each, builder.fneg)
 
     # Constants and scalars
 
@@ -87,37 +96,16 @@ class Vectors:
         """The same number in every lane."""
         return (ir.Constant(self.vector, [float32(number)] * self.lanes),) * self.count
 
-    def broadcast(self, scalar: ir.Value) -> Block:
-        """A float32 scalar in every lane."""
-        return (self._splat(scalar, self.vector),) * self.count
-
     def broadcast_load(self, pointer: ir.Value, index: ir.Value | int = 0) -> Block:
         """One float32 from memory in every lane."""
-        return self.broadcast(self.builder.load(element_pointer(self.builder, pointer, index), typ=FLOAT))
+        scalar = self.builder.load(element_pointer(self.builder, pointer, index), typ=FLOAT)
+        return (self._splat(scalar, self.vector),) * self.count
 
     # Arithmetic
 
-    def add(self, x: Block, y: Block) -> Block:
-        return self._each(self.builder.fadd, x, y)
-
-    def sub(self, x: Block, y: Block) -> Block:
-        return self._each(self.builder.fsub, x, y)
-
-    def mul(self, x: Block, y: Block) -> Block:
-        return self._each(self.builder.fmul, x, y)
-
-    def div(self, x: Block, y: Block) -> Block:
-        return self._each(self.builder.fdiv, x, y)
-
     def fma(self, x: Block, y: Block, z: Block) -> Block:
         """x * y + z, rounded once if the processor has the instruction, else twice; never a library call."""
-        return self._each(lambda *values: self._intrinsic("fmuladd", *values), x, y, z)
-
-    def neg(self, x: Block) -> Block:
-        return self._each(self.builder.fneg, x)
-
-    def abs(self, x: Block) -> Block:
-        return self._each(lambda value: self._intrinsic("fabs", value), x)
+        return self._each(partial(self._intrinsic, "fmuladd"), x, y, z)
 
     def clamp_min(self, bound: float, x: Block) -> Block:
         """max(bound, x); NaN stays NaN. In this operand order it is one instruction."""
@@ -162,7 +150,8 @@ class Vectors:
 
     def _exp_neg_abs(self, x: Block) -> Block:
         """e**-|x|, at most 1."""
-        return self.exp2(self.clamp_min(-100.0, self.neg(self.abs(x))), self.constant(LOG2_E))
+        magnitude = self._each(partial(self._intrinsic, "fabs"), x)
+        return self.exp2(self.clamp_min(-100.0, self.neg(magnitude)), self.constant(LOG2_E))
 
     def _softplus(self, x: Block, u: Block) -> Block:
         return self.fma(u, self._polynomial(u, LOG1P_COEFFICIENTS), self.clamp_min(0.0, x))
@@ -239,7 +228,7 @@ class Vectors:
 
     def prefetch(self, pointer: ir.Value, dtype: str = "float32") -> None:
         """Prefetches the cache lines of `width` elements; any address is allowed."""
-        intrinsic = self._declare("llvm.prefetch.p0", ir.VoidType(), [POINTER, INT32, INT32, INT32])
+        intrinsic = declare(self.builder, "llvm.prefetch.p0", ir.VoidType(), [POINTER, INT32, INT32, INT32])
         step = 64 // ELEMENT_BYTES[dtype]
         for start in range(0, self.width, step):
             address = element_pointer(self.builder, pointer, start, dtype)
@@ -285,16 +274,15 @@ class Vectors:
         return result
 
     def _scale(self, x: Any, exponent: Any) -> Any:
-        """x * 2**floor(exponent), 0 or Inf out of range; one instruction of AVX-512 F."""
-        zero, everywhere = ir.Constant(self.vector, [0.0] * self.lanes), ir.Constant(INT16, -1)
-        operands: list[Any] = [x, exponent, zero, everywhere, ir.Constant(INT32, 4)]
-        types = [value.type for value in operands]
-        return self.builder.call(self._declare("llvm.x86.avx512.mask.scalef.ps.512", self.vector, types), operands)
+        """x * 2**floor(exponent), 0 or Inf out of range; one instruction."""
+        return self._avx512("mask.scalef", x, exponent, self._zero, ir.Constant(INT16, -1), ir.Constant(INT32, 4))
 
     def _estimate_reciprocal(self, x: Any) -> Any:
-        operands = [x, ir.Constant(self.vector, [0.0] * self.lanes), ir.Constant(INT16, -1)]
+        return self._avx512("rcp14", x, self._zero, ir.Constant(INT16, -1))
+
+    def _avx512(self, name: str, *operands: Any) -> Any:
         types = [value.type for value in operands]
-        return self.builder.call(self._declare("llvm.x86.avx512.rcp14.ps.512", self.vector, types), operands)
+        return self.builder.call(declare(self.builder, f"llvm.x86.avx512.{name}.ps.512", self.vector, types), operands)
 
     def _power_of_two(self, shifted: ir.Value) -> ir.Value:
         """2**k from k + BIAS + ROUNDER: the low bits of that number, shifted to the exponent field."""
@@ -314,20 +302,16 @@ class Vectors:
         return self.builder.shuffle_vector(first, undefined, self._integer(0))
 
     def _intrinsic(self, name: str, *operands: ir.Value) -> ir.Value:
-        function = self._declare(f"llvm.{name}.v{self.lanes}f32", self.vector, [self.vector] * len(operands))
+        function = declare(self.builder, f"llvm.{name}.v{self.lanes}f32", self.vector, [self.vector] * len(operands))
         return self.builder.call(function, operands)
-
-    def _declare(self, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> ir.Function:
-        module = self.builder.module
-        return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
 
     def _masked_load(self, address: ir.Value, dtype: str) -> ir.Value:
         vector = ir.VectorType(ELEMENT_TYPES[dtype], self.lanes)
         size = ELEMENT_BYTES[dtype]
         if self._mask is None:
             return self.builder.load(address, typ=vector, align=size)
-        name = f"llvm.masked.load.v{self.lanes}{_suffix(dtype)}.p0"
-        function = self._declare(name, vector, [POINTER, INT32, self._mask.type, vector])
+        name = f"llvm.masked.load.v{self.lanes}{ELEMENT_TYPES[dtype].intrinsic_name}.p0"
+        function = declare(self.builder, name, vector, [POINTER, INT32, self._mask.type, vector])
         return self.builder.call(function, [address, ir.Constant(INT32, size), self._mask, ir.Constant(vector, None)])
 
     def _masked_store(self, value: Any, address: ir.Value, dtype: str) -> None:
@@ -335,8 +319,8 @@ class Vectors:
         if self._mask is None:
             self.builder.store(value, address, align=size)
             return
-        name = f"llvm.masked.store.v{self.lanes}{_suffix(dtype)}.p0"
-        function = self._declare(name, ir.VoidType(), [value.type, POINTER, INT32, self._mask.type])
+        name = f"llvm.masked.store.v{self.lanes}{ELEMENT_TYPES[dtype].intrinsic_name}.p0"
+        function = declare(self.builder, name, ir.VoidType(), [value.type, POINTER, INT32, self._mask.type])
         self.builder.call(function, [value, address, ir.Constant(INT32, size), self._mask])
 
     def _to_float32(self, value: ir.Value, dtype: str) -> ir.Value:
@@ -363,7 +347,3 @@ class Vectors:
         not_a_number = self.builder.fcmp_unordered("uno", value, value)
         quiet = self.builder.or_(high, self._integer(0x40))
         return self.builder.trunc(self.builder.select(not_a_number, quiet, nearest), shorts)
-
-
-def _suffix(dtype: str) -> str:
-    return "f32" if dtype == "float32" else "i16"

@@ -245,8 +245,7 @@ class BackwardScan:
 
     def _lanes(self, buffer: ir.Value, slot: int, index: ir.Value | int) -> ir.Value:
         """A pointer to the vector of a step in a buffer for sums over lanes."""
-        index = int64(index) if isinstance(index, int) else index
-        row = self.builder.add(int64(slot * CHECKPOINT_EVERY), index)
+        row = self.builder.add(int64(slot * CHECKPOINT_EVERY), int64(index))
         return element_pointer(self.builder, buffer, self.builder.mul(row, int64(self.vectors.lanes)))
 
     def _store_lanes(self, buffer: ir.Value, slot: int, index: ir.Value, vector: ir.Value) -> None:
