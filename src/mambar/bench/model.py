@@ -13,14 +13,7 @@ from mambar.bench.timing import interleaved, peak_memory
 from mambar.hub.create import create_model
 from mambar.ops import use_backend
 
-COLUMNS = (
-    "inference img/s",
-    "inference ms",
-    "inference GiB",
-    "training img/s",
-    "training ms",
-    "training GiB",
-)
+COLUMNS = ("inference img/s", "inference ms", "inference GiB", "training img/s", "training ms", "training GiB")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,16 +53,7 @@ def _scan(stored: dict[str, Tensor], backend: str, device: str) -> str | None:
     u, delta, B, C = (given(name) for name in ("u", "delta", "B", "C"))
     assert u is not None and delta is not None and B is not None and C is not None
     y = selective_scan(
-        u,
-        delta,
-        case["A"],
-        B,
-        C,
-        given("D"),
-        given("z"),
-        given("delta_bias"),
-        delta_softplus=True,
-        backend=backend,
+        u, delta, case["A"], B, C, given("D"), given("z"), given("delta_bias"), delta_softplus=True, backend=backend
     )
     return _far(y.transpose(1, 2), case["out"], _OUTPUT)
 

@@ -31,14 +31,7 @@ class DirectionalScan(nn.Module):
     """
 
     def __init__(
-        self,
-        d_inner: int,
-        *,
-        d_state: int,
-        d_conv: int,
-        dt_rank: int,
-        conv_bias: bool = True,
-        reverse: bool = False,
+        self, d_inner: int, *, d_state: int, d_conv: int, dt_rank: int, conv_bias: bool = True, reverse: bool = False
     ) -> None:
         super().__init__()
         self.d_state, self.dt_rank, self.reverse = d_state, dt_rank, reverse

@@ -9,12 +9,7 @@ from mambar.ops.selective_scan import selective_scan
 
 
 def bidirectional_mix(
-    xz: Tensor,
-    forward_params: ScanDirection,
-    backward_params: ScanDirection,
-    *,
-    average: bool,
-    backend: str = "auto",
+    xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, *, average: bool, backend: str = "auto"
 ) -> Tensor:
     """The sum of both directions over the same x and gate z, halved if `average`; `backend` is that of the parts."""
     x, z = xz.chunk(2, dim=-1)

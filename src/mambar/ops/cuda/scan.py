@@ -295,11 +295,7 @@ def _plan_gate(
         grid=(batch * length, 1, 1),
         block=128,
         scalars=(length, inner, scale, *dout.batch_time_strides, *z.batch_time_strides, *dz.batch_time_strides),
-        macros=dict(
-            SCALAR=SCALAR_CODES[z.dtype],
-            CHANNELS=channels_per_load(4, dout, mixed, z, dz),
-            GATED=int(gated),
-        ),
+        macros=dict(SCALAR=SCALAR_CODES[z.dtype], CHANNELS=channels_per_load(4, dout, mixed, z, dz), GATED=int(gated)),
     )
 
 

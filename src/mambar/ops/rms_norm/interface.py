@@ -19,14 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mambar.ops.checks import (
-    as_dtype,
-    check_floating,
-    check_kernel_dtypes,
-    check_shape,
-    choose_backend,
-    rows,
-)
+from mambar.ops.checks import as_dtype, check_floating, check_kernel_dtypes, check_shape, choose_backend, rows
 from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
 from mambar.ops.dispatch import FLOATS, Backend, is_empty, kernel, kernel_backend, register_op
 from mambar.ops.rms_norm import reference

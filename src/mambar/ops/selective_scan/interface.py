@@ -44,11 +44,7 @@ BACKENDS = (
 )
 
 # Backends without a kernel; `register_backend` adds to it.
-PLAIN = {
-    "chunked": chunked.selective_scan,
-    "doubling": doubling.selective_scan,
-    "reference": reference.selective_scan,
-}
+PLAIN = {"chunked": chunked.selective_scan, "doubling": doubling.selective_scan, "reference": reference.selective_scan}
 register_op("selective_scan", sys.modules[__name__])
 
 
