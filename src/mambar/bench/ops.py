@@ -47,16 +47,9 @@ def scan_inputs(shape: ScanShape, *, device: str, dtype: torch.dtype) -> list[Te
 
     rows = (shape.batch, shape.length)
     rates = torch.arange(1, shape.state + 1.0, device=device).expand(shape.inner, shape.state).contiguous()
-    return [
-        draw(*rows, shape.inner).to(dtype),
-        draw(*rows, shape.inner).to(dtype),
-        -rates,
-        draw(*rows, shape.state).to(dtype),
-        draw(*rows, shape.state).to(dtype),
-        draw(shape.inner),
-        draw(*rows, shape.inner).to(dtype),
-        draw(shape.inner) - 4,
-    ]
+    u, delta = (draw(*rows, shape.inner).to(dtype) for _ in range(2))
+    B, C = (draw(*rows, shape.state).to(dtype) for _ in range(2))
+    return [u, delta, -rates, B, C, draw(shape.inner), draw(*rows, shape.inner).to(dtype), draw(shape.inner) - 4]
 
 
 def scan_error(name: str, *, device: str, dtype: torch.dtype) -> float:
@@ -95,18 +88,8 @@ def bench_scan(
     roofline = max(shape.states / ceilings.exponentials, shape.min_bytes(element) / ceilings.bytes)
     for name in works:
         seconds = forward[name].median
-        rows.append(
-            Row(
-                name=name,
-                cells=(
-                    seconds * 1e3,
-                    shape.states / seconds / 1e9,
-                    seconds / roofline,
-                    both[name].milliseconds,
-                    f"{errors[name]:.1e}",
-                ),
-            )
-        )
+        speed = (seconds * 1e3, shape.states / seconds / 1e9, seconds / roofline)
+        rows.append(Row(name=name, cells=(*speed, both[name].milliseconds, f"{errors[name]:.1e}")))
     return rows
 
 

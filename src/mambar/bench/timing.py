@@ -1,10 +1,10 @@
 """Timing with warm-up, interleaved rounds, medians and quartiles."""
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 Work = Callable[[], object]
@@ -30,12 +30,8 @@ class Timing:
 
 def summarize(seconds: list[float]) -> Timing:
     """Median and quartiles of repeated measurements."""
-    ordered = sorted(seconds)
-    if len(ordered) < 3:
-        low, high = ordered[0], ordered[-1]
-    else:
-        low, _, high = statistics.quantiles(ordered, n=4, method="inclusive")
-    return Timing(median=statistics.median(ordered), low=low, high=high, rounds=len(ordered))
+    low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
+    return Timing(median=median, low=low, high=high, rounds=len(seconds))
 
 
 def interleaved(

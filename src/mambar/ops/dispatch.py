@@ -64,10 +64,17 @@ class Backend:
     traceable: bool = False
     kernel: bool = False
 
-    @property
+    @functools.cached_property
     def missing(self) -> str | None:
         """None, or the reason why it cannot run on this machine."""
-        return _first_missing(self.requires)
+        for need in self.requires:
+            if callable(need):
+                reason = need()
+            else:
+                reason = None if importlib.util.find_spec(need) else f"the package {need} is not installed"
+            if reason is not None:
+                return reason
+        return None
 
     def load(self) -> Any:
         """The module or class that computes it, imported on first use."""
@@ -88,18 +95,6 @@ def kernel_backend(op: str, name: str, *, device: str, requires: tuple[str | Cal
     return Backend(name=name, module=module, devices=devices, dtypes=KERNEL_FLOATS, requires=requires, kernel=True)
 
 
-@functools.cache
-def _first_missing(requires: tuple[str | Callable[[], str | None], ...]) -> str | None:
-    for need in requires:
-        if callable(need):
-            reason = need()
-            if reason is not None:
-                return reason
-        elif importlib.util.find_spec(need) is None:
-            return f"the package {need} is not installed"
-    return None
-
-
 _interfaces: dict[str, ModuleType] = {}
 _registered: dict[str, tuple[Backend, ...]] = {}
 
@@ -109,22 +104,10 @@ def register_op(op: str, interface: ModuleType) -> None:
     _interfaces[op] = interface
 
 
-class BackendRegistration:
-    """Returned by `register_backend`; as a context manager it removes the backend on exit."""
-
-    def __init__(self, op: str, name: str) -> None:
-        self.op = op
-        self.name = name
-
-    def __enter__(self) -> "BackendRegistration":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        unregister_backend(self.op, self.name)
-
-
-def register_backend(op: str, backend: Backend) -> BackendRegistration:
+def register_backend(op: str, backend: Backend) -> contextlib.ExitStack:
     """Adds a backend to the table of an op, before the built-in ones and those registered earlier.
+
+    The result can be used as a context manager, which removes the backend on exit.
 
     Under `auto` it runs for every call whose device and types it supports, in models too: a built-in fused backend of
     `bidirectional_mix` is not used where a registered backend of `selective_scan` or `causal_conv1d` is the choice.
@@ -139,7 +122,9 @@ def register_backend(op: str, backend: Backend) -> BackendRegistration:
             raise InputError(f"{backend.module} has no function {op!r}; define it, or pass kernel=True for a kernel.")
         _interface(op).PLAIN[backend.name] = function
     _registered[op] = (backend, *_registered.get(op, ()))
-    return BackendRegistration(op, backend.name)
+    registration = contextlib.ExitStack()
+    registration.callback(unregister_backend, op, backend.name)
+    return registration
 
 
 def unregister_backend(op: str, name: str) -> None:

@@ -5,6 +5,7 @@ from llvmlite import ir
 from mambar.ops.bidirectional_mix.llvm_forward import direction_tensors
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
+from mambar.ops.llvm.memory_layout import strided
 from mambar.ops.llvm.vectors import Block, Vectors, int64
 from mambar.ops.selective_scan import llvm_backward as scan_backward
 from mambar.ops.selective_scan.llvm_scan_loop import ScanLoop
@@ -12,9 +13,7 @@ from mambar.ops.selective_scan.llvm_scan_loop import ScanLoop
 VECTORS_PER_BLOCK = scan_backward.VECTORS_PER_BLOCK
 
 DIRECTION_ARGUMENTS = (
-    *("u", "u_batch", "u_time", "delta", "delta_batch", "delta_time", "z", "z_batch", "z_time"),
-    *("B", "B_batch", "B_time", "C", "C_batch", "C_time", "dout", "dout_batch", "dout_time"),
-    *("du", "du_batch", "du_time", "ddelta", "ddelta_batch", "ddelta_time", "dz", "dz_batch", "dz_time"),
+    *strided("u", "delta", "z", "B", "C", "dout", "du", "ddelta", "dz"),
     *("state", "A", "D", "delta_bias", "checkpoints", "parameter_parts", "sequence_parts"),
 )
 ARGUMENTS = (

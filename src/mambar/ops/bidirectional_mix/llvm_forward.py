@@ -7,7 +7,7 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.memory_layout import Rows, TaskTensors
+from mambar.ops.llvm.memory_layout import Rows, TaskTensors, strided
 from mambar.ops.llvm.vectors import Block, Vectors, int64
 from mambar.ops.selective_scan import llvm_forward as scan_forward
 from mambar.ops.selective_scan.llvm_scan_loop import ScanLoop
@@ -16,8 +16,7 @@ VECTORS_PER_BLOCK = scan_forward.VECTORS_PER_BLOCK
 
 # Arguments of each direction, in its scan order; the gate and the result are the same tensors for both.
 DIRECTION_ARGUMENTS = (
-    *("u", "u_batch", "u_time", "delta", "delta_batch", "delta_time", "z", "z_batch", "z_time"),
-    *("B", "B_batch", "B_time", "C", "C_batch", "C_time", "out", "out_batch", "out_time"),
+    *strided("u", "delta", "z", "B", "C", "out"),
     *("state", "A", "D", "delta_bias", "checkpoints"),
 )
 ARGUMENTS = (

@@ -11,7 +11,7 @@ from llvmlite import ir
 from mambar.ops.causal_conv1d.llvm_forward import Convolution
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.memory_layout import TaskTensors
+from mambar.ops.llvm.memory_layout import TaskTensors, strided
 from mambar.ops.llvm.vectors import Block, Vectors, int64
 
 VECTORS_PER_BLOCK = 4
@@ -21,7 +21,7 @@ PREFETCH_ROWS = 8
 # With `accumulate` the result is added to dx.
 ARGUMENTS = (
     *("num_tasks", "length", "inner", "taps", "silu", "accumulate", "streaming"),
-    *("x", "x_batch", "x_time", "dy", "dy_batch", "dy_time", "dx", "dx_batch", "dx_time", "weight", "bias", "parts"),
+    *(*strided("x", "dy", "dx"), "weight", "bias", "parts"),
 )
 
 

@@ -6,18 +6,14 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.memory_layout import TaskTensors, Tile
+from mambar.ops.llvm.memory_layout import TaskTensors, Tile, strided
 from mambar.ops.llvm.vectors import Block, Vectors, int64
 
 VECTORS_PER_BLOCK = 4
 PREFETCH_ROWS = 8
 
-# An address is 0 if the tensor is not given; strides count elements. In reverse, the address is that of the last row
-# and strides over time are negative.
-ARGUMENTS = (
-    *("num_tasks", "length", "inner", "taps", "silu", "streaming"),
-    *("x", "x_batch", "x_time", "y", "y_batch", "y_time", "weight", "bias"),
-)
+# The address of a bias that is not given is 0.
+ARGUMENTS = ("num_tasks", "length", "inner", "taps", "silu", "streaming", *strided("x", "y"), "weight", "bias")
 
 
 def scratch_floats(machine: Machine, taps: int) -> int:

@@ -9,6 +9,15 @@ from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.vectors import FLOAT, POINTER, Block, Builder, Vectors, element_pointer, int64
 
 
+def strided(*names: str) -> tuple[str, ...]:
+    """The names of the kernel arguments of activations: address, and strides over batch and time in elements.
+
+    The address is 0 if a tensor is not given. In reverse, it is that of the last row and the stride over time is
+    negative.
+    """
+    return tuple(f"{name}{part}" for name in names for part in ("", "_batch", "_time"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """Rows of channels, for example those of one batch item: row k starts `k * stride` elements after the first."""

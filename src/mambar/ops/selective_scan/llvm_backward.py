@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction, num_channel_blocks
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.memory_layout import Rows, TaskTensors
+from mambar.ops.llvm.memory_layout import Rows, TaskTensors, strided
 from mambar.ops.llvm.vectors import Block, Vectors, element_pointer, int64
 from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, ScanLoop, padded_length
 
@@ -27,9 +27,7 @@ LN_2 = math.log(2.0)
 # over the blocks of a task.
 ARGUMENTS = (
     *("num_tasks", "length", "inner", "state", "batch", "blocks_per_task", "delta_softplus", "streaming"),
-    *("u", "u_batch", "u_time", "delta", "delta_batch", "delta_time", "z", "z_batch", "z_time"),
-    *("B", "B_batch", "B_time", "C", "C_batch", "C_time", "dy", "dy_batch", "dy_time"),
-    *("du", "du_batch", "du_time", "ddelta", "ddelta_batch", "ddelta_time", "dz", "dz_batch", "dz_time"),
+    *strided("u", "delta", "z", "B", "C", "dy", "du", "ddelta", "dz"),
     *("A", "D", "delta_bias", "checkpoints", "dstate", "dinitial_state", "parameter_parts", "sequence_parts"),
 )
 

@@ -10,19 +10,17 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.memory_layout import Rows, TaskTensors, Tile
+from mambar.ops.llvm.memory_layout import Rows, TaskTensors, Tile, strided
 from mambar.ops.llvm.vectors import Block, Vectors, int64
 from mambar.ops.selective_scan.llvm_scan_loop import CHECKPOINT_EVERY, ScanLoop
 
 VECTORS_PER_BLOCK = 4
 PREFETCH_ROWS = 4
 
-# An address is 0 if the tensor is not given; strides count elements. In reverse, the address is that of the last row
-# and strides over time are negative.
+# The address of a tensor that is not given is 0.
 ARGUMENTS = (
     *("num_tasks", "length", "inner", "state", "delta_softplus", "streaming"),
-    *("u", "u_batch", "u_time", "delta", "delta_batch", "delta_time", "z", "z_batch", "z_time"),
-    *("B", "B_batch", "B_time", "C", "C_batch", "C_time", "y", "y_batch", "y_time"),
+    *strided("u", "delta", "z", "B", "C", "y"),
     *("A", "D", "delta_bias", "initial_state", "last_state", "checkpoints"),
 )
 
