@@ -19,7 +19,7 @@ def test_named_values():
 
 @pytest.mark.parametrize("assignment", ["seed", "=3", "data="])
 def test_bad_assignments_are_refused(assignment):
-    with pytest.raises(InputError, match=r"is not FIELD=VALUE|data= is empty"):
+    with pytest.raises(InputError, match=r"is not NAME=VALUE|data= is empty"):
         arguments.named_values([assignment])
 
 

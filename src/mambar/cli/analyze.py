@@ -32,34 +32,32 @@ _MAP_TENSOR = "Tensor of the feature and register maps."
 
 def analyze(
     model: Annotated[str, typer.Argument(help="A run directory, a checkpoint, a model's name, or timm/NAME.")],
-    fields: DataOptions = None,
+    assignments: DataOptions = None,
     compare: Compare = None,
     data: Data = None,
     images: Annotated[
-        list[Path] | None, typer.Option("--images", metavar="PATH", help="An image or folder to show; repeatable.")
+        list[Path] | None, typer.Option(metavar="PATH", help="An image or folder to show; repeatable.")
     ] = None,
     pretrained: Pretrained = False,
-    layers: Annotated[str | None, typer.Option("--layers", metavar="LIST", help="Layers to show, as in 7,23.")] = None,
-    tensor: Annotated[str, typer.Option("--tensor", help="residual, mixer or normed.")] = "residual",
+    layers: Annotated[str | None, typer.Option(metavar="LIST", help="Layers to show, as in 7,23.")] = None,
+    tensor: Annotated[str, typer.Option(help="residual, mixer or normed.")] = "residual",
     vector: Annotated[
-        str, typer.Option("--vector", help="Global vector of the feature map: registers, first, patches, head.")
+        str, typer.Option(help="Global vector of the feature map: registers, first, patches, head.")
     ] = "registers",
-    metric: Annotated[str, typer.Option("--metric", help="Distance of the feature map: l2 or cosine.")] = "cosine",
-    map_tensor: Annotated[str, typer.Option("--map-tensor", help=_MAP_TENSOR)] = "normed",
+    metric: Annotated[str, typer.Option(help="Distance of the feature map: l2 or cosine.")] = "cosine",
+    map_tensor: Annotated[str, typer.Option(help=_MAP_TENSOR)] = "normed",
     img_size: ImgSize = None,
-    num_images: Annotated[int, typer.Option("--num-images", min=1, help="Images for statistics and probes.")] = 1000,
-    max_maps: Annotated[int, typer.Option("--max-maps", min=1, help="Images whose maps are saved.")] = 1000,
-    gallery: Annotated[int, typer.Option("--gallery", min=1, help="Images to show.")] = 6,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: chosen by memory.")] = None,
-    scale: Annotated[str, typer.Option("--scale", help="Color scale of norm maps: linear or log.")] = "linear",
-    resampling: Annotated[str, typer.Option("--resampling", help="Resizing of maps: nearest or bicubic.")] = "nearest",
-    colormap: Annotated[str, typer.Option("--colormap", help="Colormap of norm maps.")] = "viridis",
-    probes: Annotated[str, typer.Option("--probes", metavar="LIST", help="Probe methods; empty for none.")] = "ridge",
-    folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of the probes.")] = 5,
-    test_time_registers: Annotated[
-        int, typer.Option("--test-time-registers", min=0, help="Registers added without training; 0 for none.")
-    ] = 4,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of image samples and folds.")] = 0,
+    num_images: Annotated[int, typer.Option(min=1, help="Images for statistics and probes.")] = 1000,
+    max_maps: Annotated[int, typer.Option(min=1, help="Images whose maps are saved.")] = 1000,
+    gallery: Annotated[int, typer.Option(min=1, help="Images to show.")] = 6,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: chosen by memory.")] = None,
+    scale: Annotated[str, typer.Option(help="Color scale of norm maps: linear or log.")] = "linear",
+    resampling: Annotated[str, typer.Option(help="Resizing of maps: nearest or bicubic.")] = "nearest",
+    colormap: Annotated[str, typer.Option(help="Colormap of norm maps.")] = "viridis",
+    probes: Annotated[str, typer.Option(metavar="LIST", help="Probe methods; empty for none.")] = "ridge",
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the probes.")] = 5,
+    test_time_registers: Annotated[int, typer.Option(min=0, help="Registers added without training; 0 for none.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of image samples and folds.")] = 0,
     out: Out = None,
     device: Device = "auto",
     num_workers: NumWorkers = 0,
@@ -103,7 +101,7 @@ def analyze(
         images=images or [],
         pretrained=pretrained,
         options=AnalysisOptions(**chosen),
-        data_options=data_options(fields),
+        data_options=data_options(assignments),
         device=choose_device(device),
         num_workers=num_workers or 0,
         progress=_Progress(),

@@ -5,11 +5,13 @@ Options of a command are written `--option VALUE`. `field=value` is for fields o
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from mambar.cli.console import escaped
 from mambar.errors import InputError
@@ -52,14 +54,14 @@ Device = Annotated[
     str, typer.Option("--device", parser=_device, metavar="DEVICE", help=f"One of {', '.join(DEVICES)}.")
 ]
 Fields = Annotated[
-    list[str] | None, typer.Argument(metavar="[FIELD=VALUE]...", show_default=False, help="Fields of the recipe.")
+    list[str] | None, typer.Argument(metavar="NAME=VALUE", show_default=False, help="Fields of the recipe.")
 ]
 DataOptions = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[FIELD=VALUE]...", show_default=False, help="data_options.NAME=VALUE of the dataset."),
+    typer.Argument(metavar="NAME=VALUE", show_default=False, help="data_options.NAME=VALUE of the dataset."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
-Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files.")]
 ImgSize = Annotated[
     Any, typer.Option("--img-size", parser=_image_size, metavar="PIXELS", help="224, or HEIGHTxWIDTH: 224x384.")
 ]
@@ -81,7 +83,7 @@ def named_values(assignments: Sequence[str] | None) -> dict[str, str]:
     for assignment in assignments or ():
         name, equals, value = assignment.partition("=")
         if not equals or not name.strip():
-            raise InputError(f"{assignment!r} is not FIELD=VALUE; write for example epochs=2.")
+            raise InputError(f"{assignment!r} is not NAME=VALUE; write for example epochs=2.")
         if name == "data" and not value.strip():
             raise InputError("data= is empty; write data=PATH.")
         found[name.strip()] = value
@@ -113,6 +115,46 @@ def print_json(content: Any) -> None:
     typer.echo(escaped(json.dumps(content, indent=2, ensure_ascii=False)))
 
 
+class Command(typer.core.TyperCommand):
+    """A command that accepts the argument forms of version 0.1; its help has placeholders instead of Python types."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for parameter in self.params:
+            if parameter.param_type_name == "argument" and parameter.metavar is None:
+                parameter.metavar = str(parameter.name).upper()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the arguments after `with_options`."""
+        if not ctx.resilient_parsing:  # shell completion
+            options = {
+                name.removeprefix("--"): getattr(parameter, "is_flag", False)
+                for parameter in self.params
+                for name in parameter.opts
+                if name.startswith("--")
+            }
+            takes_fields = any(parameter.name == "fields" for parameter in self.params)
+            args = with_options(args, str(self.name), options, takes_fields=takes_fields)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the arguments and options with `NAME=VALUE` or `N` where typer writes `<list[str]>` or `<int>`."""
+        for title, kind in (("Arguments", "argument"), ("Options", "option")):
+            records = [each.get_help_record(ctx) for each in self.get_params(ctx) if each.param_type_name == kind]
+            rows = [(_PLACEHOLDER.sub(_placeholder, name), text) for name, text in filter(None, records)]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+_PLACEHOLDER = re.compile(r" <([a-z]+)[^>]*>$")
+
+
+def _placeholder(shown: re.Match[str]) -> str:
+    # An argument already has its name; an option of a number has its range behind it.
+    return {"int": " N", "float": " X"}.get(shown[1], " TEXT") if shown.string.startswith("-") else ""
+
+
 def with_options(
     arguments: Sequence[str], command: str, options: Mapping[str, bool], *, takes_fields: bool
 ) -> list[str]:
@@ -120,20 +162,26 @@ def with_options(
 
     options: the command's option names without dashes in front, True for a flag. Logs one line for each argument that
     is rewritten. A `name=value` that is neither an option nor, with `takes_fields`, a field raises `InputError` unless
-    it is an existing file.
+    it is an existing file; so does an option that is the name of a field.
     """
     old_names = {**OLD_NAMES[""], **OLD_NAMES.get(command, {})}
     rewritten: list[str] = []
-    for argument in arguments:
+    for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        # What follows an option is its value.
-        if rewritten and options.get(rewritten[-1].removeprefix("--")) is False and rewritten[-1].startswith("--"):
-            rewritten.append(argument)
-            continue
         option = old_names.get(name, name.replace("_", "-"))
         if (command, name) == ("evaluate", "crop") and "." in value:
             option = "crop-pct"
-        if not equals or argument.startswith("-") or (not takes_fields and Path(argument).exists()):
+        previous = rewritten[-1] if rewritten else ""
+        is_value = previous.startswith("--") and options.get(previous.removeprefix("--")) is False
+        if is_value or (not equals and not argument.startswith("--")):
+            rewritten.append(argument)
+        elif argument.startswith("--"):
+            field = name.removeprefix("--").replace("-", "_")
+            if takes_fields and name.removeprefix("--") not in options and _is_field(field):
+                given = value if equals else next(iter(arguments[index + 1 :]), "VALUE")
+                raise InputError(f"{name} is a field of the recipe, not an option; write {field}={given}.")
+            rewritten.append(argument)
+        elif not takes_fields and Path(argument).exists():
             rewritten.append(argument)
         elif option in options:
             flag = options[option]
@@ -150,6 +198,13 @@ def with_options(
             hint = did_you_mean(f"--{option}", known, otherwise=f"mambar {command} --help lists them.")
             raise InputError(f"mambar {command} has no option {name!r}; {hint}")
     return rewritten
+
+
+def _is_field(name: str) -> bool:
+    from mambar.training.fields import field_types
+    from mambar.training.recipe import Recipe, Stage
+
+    return name.partition(".")[0] in {**field_types(Recipe), **field_types(Stage)}
 
 
 def _is_true(name: str, value: str) -> bool:

@@ -15,13 +15,13 @@ _PEERS = ("timm/vit_base_patch16_224",)
 
 def bench(
     what: Annotated[str, typer.Argument(help="ops or model.")],
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per batch.")] = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Tokens per sequence (ops).")] = 208,
-    dtype: Annotated[str | None, typer.Option("--dtype", help=f"One of {', '.join(_DTYPES)} (ops).")] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="NAMES", help="Names, comma-separated.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch.")] = None,
+    seq_len: Annotated[int, typer.Option(min=1, help="Tokens per sequence (ops).")] = 208,
+    dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(_DTYPES)} (ops).")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAMES", help="Names, comma-separated.")] = None,
     img_size: ImgSize = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile (model).")] = False,
-    rounds: Annotated[int | None, typer.Option("--rounds", min=3, help="Repetitions of each measurement.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=3, help="Repetitions of each measurement.")] = None,
     out: Out = None,
     device: Device = "auto",
 ) -> None:

@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import sys
+import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import typer
@@ -33,17 +35,25 @@ def set_up_streams() -> None:
 def escaped(text: str) -> str:
     """The JSON text with control characters, and characters that stdout cannot encode, escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    text = text if encoding.lower().replace("-", "") == "utf8" else _ascii_json(text)
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
-
-
-def _ascii_json(text: str) -> str:
-    return "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
+    is_utf8 = encoding.lower().replace("-", "") == "utf8"
+    return "".join(
+        c if (c.isprintable() and (is_utf8 or c.isascii())) or c == "\n" else json.dumps(c)[1:-1] for c in text
+    )
 
 
 def say(text: object) -> None:
     """Prints one line on stdout; control characters in names are replaced."""
     typer.echo(printable(str(text)))
+
+
+def say_table(rows: Iterable[tuple[str, object]], *, indent: str = "") -> None:
+    """Prints names and values in two aligned columns; long values continue on the next line, within 80 columns."""
+    lines = list(rows)
+    width = len(indent) + max((len(name) for name, _ in lines), default=0) + 2
+    for name, value in lines:
+        wrapped = textwrap.wrap(str(value), max(80 - width, 30), break_long_words=False, break_on_hyphens=False) or [""]
+        for first, line in zip([indent + name, *[""] * len(wrapped)], wrapped, strict=False):
+            say(f"{first:{width}}{line}".rstrip())
 
 
 class PrintableFormatter(logging.Formatter):

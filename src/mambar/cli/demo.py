@@ -11,14 +11,14 @@ from mambar.cli.console import say
 def demo(
     fields: Fields = None,
     out: Out = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of both networks.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of both networks.")] = 0,
     device: Device = "cpu",
     num_workers: NumWorkers = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train a small Mamba-R and a Vim (one middle register) on handwritten digits, and compare them.
 
-    FIELD=VALUE changes fields of both recipes, for example epochs=2.
+    NAME=VALUE changes fields of both recipes, for example epochs=2.
     """
     from mambar.recipes.demo import run_demo
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mambar.cli.arguments import AsJson, print_json
-from mambar.cli.console import say
+from mambar.cli.console import say, say_table
 from mambar.version import __version__
 
 _PACKAGES = (
@@ -41,13 +41,11 @@ def doctor(
     if as_json:
         print_json(found)
     else:
+        say_table((name, value) for name, value in found.items() if not isinstance(value, dict))
         for name, value in found.items():
             if isinstance(value, dict):
                 say(name)
-                for key, text in value.items():
-                    say(f"  {key:36} {text}")
-            else:
-                say(f"{name:10} {value}")
+                say_table(value.items(), indent="  ")
     if failures:
         typer.echo(f"mambar: the self-test failed: {', '.join(failures)}", err=True)
     return 1 if failures else 0

@@ -13,19 +13,15 @@ from mambar.errors import InputError
 
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run directory, a model file, or a hub id owner/name.")],
-    fields: DataOptions = None,
+    assignments: DataOptions = None,
     data: Data = None,
-    split: Annotated[str, typer.Option("--split", help="train or val.")] = "val",
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Classifiers: images per batch; default 64.")
-    ] = None,
-    crop_pct: Annotated[
-        float | None, typer.Option("--crop-pct", help="Classifiers: fraction of the resized image to keep.")
-    ] = None,
-    crop: Annotated[int | None, typer.Option("--crop", min=1, help="Segmenters: window in pixels.")] = None,
-    stride: Annotated[int | None, typer.Option("--stride", min=1, help="Segmenters: pixels between windows.")] = None,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Classifiers: images per batch; default 64.")] = None,
+    crop_pct: Annotated[float | None, typer.Option(help="Classifiers: fraction of the resized image to keep.")] = None,
+    crop: Annotated[int | None, typer.Option(min=1, help="Segmenters: window in pixels.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Segmenters: pixels between windows.")] = None,
     scales: Annotated[
-        str | None, typer.Option("--scales", metavar="LIST", help="Segmenters: test-time scales, as in 0.5,1,1.5.")
+        str | None, typer.Option(metavar="LIST", help="Segmenters: test-time scales, as in 0.5,1,1.5.")
     ] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Segmenters: average with flipped images.")
@@ -43,7 +39,7 @@ def evaluate(
     common: dict[str, Any] = {
         "data": data,
         "split": split,
-        "data_options": data_options(fields),
+        "data_options": data_options(assignments),
         "device": choose_device(device),
         "num_workers": num_workers or 0,
     }

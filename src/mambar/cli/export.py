@@ -32,14 +32,14 @@ _ENDINGS = {
 def export(
     run: Annotated[str, typer.Argument(help="A run directory, a model file, a hub id owner/name, or a model's name.")],
     format: Annotated[
-        str, typer.Option("--format", help=f"One of {', '.join(_ENDINGS)}.", autocompletion=lambda: list(_ENDINGS))
+        str, typer.Option(help=f"One of {', '.join(_ENDINGS)}.", autocompletion=lambda: list(_ENDINGS))
     ] = "onnx",
     out: Out = None,
     data: Data = None,
     img_size: ImgSize = None,
     pretrained: Pretrained = False,
-    opset: Annotated[int | None, typer.Option("--opset", min=18, help="ONNX opset version; default 20.")] = None,
-    scan: Annotated[str | None, typer.Option("--scan", help="ONNX form of the scan: loop (default), doubling.")] = None,
+    opset: Annotated[int | None, typer.Option(min=18, help="ONNX opset version; default 20.")] = None,
+    scan: Annotated[str | None, typer.Option(help="ONNX form of the scan: loop (default), doubling.")] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="ONNX with 8-bit weights; reports the loss of accuracy.")
     ] = False,

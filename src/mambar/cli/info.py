@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mambar.cli.arguments import AsJson, ImgSize, print_json
+from mambar.cli.console import say_table
 
 
 def info(
@@ -25,9 +26,13 @@ def info(
         if as_json:
             print_json({name: vars(row) for name, row in rows.items()})
             return
+        # Vim's authors released weights too, but `pretrained` does not load them; `mambar convert` does.
+        top1 = {name: f"{weights.top1} %" for name, weights in WEIGHTS.items()}
+        lines = [("name", "parameters  multiply-adds  top-1 with --pretrained")]
         for name, row in rows.items():
-            released = f"released, {WEIGHTS[name].top1} %" if name in WEIGHTS else "no released weights"
-            typer.echo(f"{name:28} {row.parameters / 1e6:6.1f} M  {row.linear_macs / 1e9:5.1f} GMAC  {released}")
+            size = f"{row.parameters / 1e6:8.1f} M  {row.linear_macs / 1e9:11.1f} G"
+            lines.append((name, f"{size}  {top1.get(name, '–')}"))
+        say_table(lines)
         return
     if Path(model).exists():
         from mambar.hub import load
@@ -55,5 +60,4 @@ def info(
         "scans": f"{costs.scan_flops / 1e9:.2f} GFLOP an image ({costs.scan_states / 1e6:.1f} M states)",
         "training memory": f"{costs.activation_bytes / 2**20:.1f} MiB of activations an image, estimated (bfloat16)",
     }
-    for name, text in lines.items():
-        typer.echo(f"{name:16} {text}")
+    say_table(lines.items())

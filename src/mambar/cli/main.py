@@ -31,7 +31,7 @@ from mambar.cli import (
     serve,
     train,
 )
-from mambar.cli.arguments import with_options
+from mambar.cli.arguments import Command
 from mambar.cli.console import PrintableFormatter, set_up_streams
 from mambar.errors import MambarError
 from mambar.memory import keep_freed_memory
@@ -39,15 +39,12 @@ from mambar.messages import printable
 from mambar.user_module import import_file
 from mambar.version import __version__
 
-# Commands that take FIELD=VALUE of a recipe.
-_FIELDS = {"train", "recipe", "reproduce", "demo"}
 # Options of `mambar` that are also accepted after the subcommand.
 _FLAGS_EVERYWHERE = ("--debug", "--quiet", "-q")
 
 app = typer.Typer(
     name="mambar",
     help="Mamba-R: vision Mamba with register tokens. Train, evaluate and analyze it.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -72,7 +69,7 @@ _VERBS = {
     "info": (info.info, "Print a model's sizes and costs."),
 }
 for _name, (_verb, _line) in _VERBS.items():
-    app.command(_name, short_help=_line)(_verb)
+    app.command(_name, short_help=_line, cls=Command)(_verb)
 
 
 def _version(asked: bool) -> bool:
@@ -152,48 +149,15 @@ def _run(arguments: list[str], debug: bool) -> int:
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is not None:  # click's and typer's own errors about the arguments
-            return _fail(error, usage() + _field_hint(arguments, error), getattr(error, "exit_code", 2), debug)
+            command = getattr(getattr(error, "ctx", None), "command_path", "mambar")
+            return _fail(error, f"{usage()} See {command} --help.", getattr(error, "exit_code", 2), debug)
         message = f"{type(error).__name__}: {error} (run again with --debug to see where)"
         return _fail(error, message, 1, debug)
 
 
 def _call(arguments: list[str]) -> object:
-    return app(_present_form(arguments), prog_name="mambar", standalone_mode=False)
-
-
-def _present_form(arguments: list[str]) -> list[str]:
-    """The arguments with `name=value` options of version 0.1 as `--name value`."""
-    at = next((index for index, argument in enumerate(arguments) if argument in _VERBS), None)
-    if at is None:
-        return arguments
-    command = arguments[at]
-    options = _options(command)
-    return [*arguments[: at + 1], *with_options(arguments[at + 1 :], command, options, takes_fields=command in _FIELDS)]
-
-
-def _options(command: str) -> dict[str, bool]:
-    """The option names of a command, True for flags."""
-    group = typer.main.get_command(app)
-    parameters = group.commands[command].params  # type: ignore[attr-defined]
-    return {
-        name.removeprefix("--"): getattr(parameter, "is_flag", False)
-        for parameter in parameters
-        for name in parameter.opts
-        if name.startswith("--")
-    }
-
-
-def _field_hint(arguments: Sequence[str], error: Exception) -> str:
-    """A hint to write `FIELD=VALUE` if an unknown option is the name of a recipe field."""
-    name = str(getattr(error, "option_name", "") or "").removeprefix("--")
-    if not name or not _FIELDS & set(arguments):
-        return ""
-    from mambar.training.fields import field_types
-    from mambar.training.recipe import Recipe, Stage
-
-    field = name.replace("-", "_")
-    known = {**field_types(Recipe), **field_types(Stage)}
-    return f" {field} is a field: write {field}=VALUE." if field in known else ""
+    # Without arguments typer would raise the help as an error message.
+    return app(arguments or ["--help"], prog_name="mambar", standalone_mode=False)
 
 
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:

@@ -11,7 +11,7 @@ from mambar.cli.console import say
 def pack(
     folder: Annotated[Path, typer.Argument(help="A folder of class sub-folders, with or without train/ and val/.")],
     out: Annotated[Path, typer.Argument(help="A new directory for the shards.")],
-    shard_megabytes: Annotated[int, typer.Option("--shard-megabytes", min=4, help="Size of a shard.")] = 256,
+    shard_megabytes: Annotated[int, typer.Option(min=4, help="Size of a shard.")] = 256,
 ) -> None:
     """Write a folder of images as tar shards (WebDataset layout) with checksums."""
     from mambar.data.shards.pack import pack_folder

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def predict(
     run: Annotated[str, typer.Argument(help="A run directory, a model file, an .onnx file, or a hub id owner/name.")],
     images: Images,
-    top: Annotated[int, typer.Option("--top", min=1, help="Number of classes per image.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes per image.")] = 5,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:

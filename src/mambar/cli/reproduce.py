@@ -5,6 +5,7 @@ from typing import Annotated, cast
 import typer
 
 from mambar.cli.arguments import AsJson, Device, Fields, NumWorkers, Out, named_values, numbers, print_json
+from mambar.cli.console import say_table
 from mambar.device import choose_device
 from mambar.errors import InputError
 
@@ -13,22 +14,21 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="Tables or figures, or Python files of tables, comma-separated; without it all are listed."
+            metavar="NAMES",
+            help="Tables or figures, or Python files of tables, comma-separated; without it all are listed.",
         ),
     ] = "",
     fields: Fields = None,
     listing: Annotated[bool, typer.Option("--list", help="List the tables and figures.")] = False,
-    budget: Annotated[
-        str, typer.Option("--budget", help="smoke: a test; small: small datasets; full: as in the paper.")
-    ] = "smoke",
-    seeds: Annotated[str, typer.Option("--seeds", metavar="LIST", help="Comma-separated seeds.")] = "0",
+    budget: Annotated[str, typer.Option(help="smoke: a test; small: small datasets; full: as in the paper.")] = "smoke",
+    seeds: Annotated[str, typer.Option(metavar="LIST", help="Comma-separated seeds.")] = "0",
     other_seeds: Annotated[
-        int | None, typer.Option("--other-seeds", min=1, help="Number of seeds of rows that are not compared.")
+        int | None, typer.Option(min=1, help="Number of seeds of rows that are not compared.")
     ] = None,
     more: Annotated[bool, typer.Option("--more", help="Also rows that the paper does not have.")] = False,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Networks trained in parallel.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Networks trained in parallel.")] = 1,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.001, max=1e6, help="Time limit; refuse runs that do not fit.")
+        float | None, typer.Option(min=0.001, max=1e6, help="Time limit; refuse runs that do not fit.")
     ] = None,
     fit: Annotated[bool, typer.Option("--fit", help="With --minutes: train as many epochs as fit.")] = False,
     out: Out = None,
@@ -38,7 +38,7 @@ def reproduce(
 ) -> None:
     """Measure tables or figures of the paper; print the paper's values, ours and the difference.
 
-    FIELD=VALUE sets a field of every recipe, for example data=PATH, epochs=20 or data_options.canvas=64. Cells
+    NAME=VALUE sets a field of every recipe, for example data=PATH, epochs=20 or data_options.canvas=64. Cells
     that were not run read *not run*. Only full results are comparable with the paper's. The default of --out is
     runs/reproduce.
     """
@@ -48,8 +48,7 @@ def reproduce(
     from mambar.paper.render import render
 
     if listing or not name:
-        for known in names():
-            typer.echo(f"{known:24} {module(known).TITLE}")
+        say_table((known, module(known).TITLE) for known in names())
         return
     given = named_values(fields)
     if "seed" in given:

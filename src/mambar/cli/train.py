@@ -19,28 +19,34 @@ from mambar.user_module import import_file, is_python_file
 
 def train(
     name: Annotated[
-        str, typer.Argument(help="A recipe's name (mambar recipe --list), or a Python file with RECIPE.")
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe's name (mambar recipe --list), or a Python file with RECIPE."),
     ] = "",
     fields: Fields = None,
     out: Out = None,
-    resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Resume the run in DIR.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Resume the run in DIR.")] = None,
     override: Annotated[
-        list[str] | None, typer.Option("--override", metavar="FIELD", help="With --resume: allow this field to change.")
+        list[str] | None, typer.Option(metavar="FIELD", help="With --resume: allow this field to change.")
     ] = None,
     accept_edited_recipe: Annotated[
         bool, typer.Option("--accept-edited-recipe", help="With --resume: accept a recipe.json that was edited.")
     ] = False,
     device: Device = "auto",
     num_workers: NumWorkers = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes on this machine (torchrun).")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine (torchrun).")] = 1,
     restarts: Annotated[int, typer.Option("--max-restarts", min=0, help="With --processes: restarts allowed.")] = 0,
     as_json: AsJson = False,
 ) -> int:
     """Train a recipe, or resume a run.
 
-    FIELD=VALUE sets a field of the recipe: data=PATH, epochs=10, seed=1, config.depth=12 (mambar recipe NAME lists
-    them). Examples: mambar train digits epochs=10, mambar train folder data=PATH --out pets,
-    mambar train --resume pets.
+    NAME=VALUE sets a field of the recipe: data=PATH, epochs=10, seed=1, config.depth=12 (mambar recipe RECIPE lists
+    them).
+
+    \b
+    Examples:
+      mambar train digits epochs=10
+      mambar train folder data=PATH --out pets
+      mambar train --resume pets
     """
     assignments = [*([name] if "=" in name else []), *(fields or [])]
     name = "" if "=" in name else name
