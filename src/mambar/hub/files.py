@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
-from mambar.hub.config_file import CONFIG, config_content, json_bytes, read_config, with_checksum
+from mambar.hub.config_file import CONFIG, config_content, json_bytes, read_config, read_json, with_checksum
 from mambar.hub.safetensors_file import read_safetensors
 from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite
 from mambar.messages import one_line
@@ -78,17 +78,27 @@ def save_model(
     Class names and preprocessing default to those of the model. Raises `InputError` if one of the files exists
     and `force` is not given, `DiskError` if they cannot be written, `CheckpointError` for non-finite weights.
     """
+    content = model_content(model, name=name, classes=classes, preprocessing=preprocessing)
+    write_directory(directory, saved_module(model), content, force=force)
+
+
+def model_content(
+    model: VisionMamba | TimmViT,
+    *,
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> dict[str, Any]:
+    """The content of a model's `config.json` without the checksums; see `save_model`."""
     if model.config is None:
         raise InputError("A TimmViT is saved only if create_model or create_timm_vit made it from standard arguments.")
-    classes = tuple(classes) if classes is not None else model.classes
-    content = config_content(
+    return config_content(
         model.config,
         num_classes=model.num_classes,
         name=name,
-        classes=classes,
+        classes=tuple(classes) if classes is not None else model.classes,
         preprocessing=preprocessing or model_preprocessing(model),
     )
-    write_directory(directory, _saved_module(model), content, force=force)
 
 
 def write_directory(directory: Path, model: nn.Module, content: dict[str, Any], *, force: bool) -> None:
@@ -102,8 +112,13 @@ def write_directory(directory: Path, model: nn.Module, content: dict[str, Any], 
         raise CheckpointError(f"{bad} holds NaN or Inf; the weights are not saved.")
     weights = safetensors.torch.save(state, metadata={"format": "pt"})
     sha256 = write_atomically(directory / WEIGHTS, weights)
-    content["mambar"]["weights"] = {"file": WEIGHTS, "sha256": sha256, "bytes": len(weights)}
-    write_atomically(directory / CONFIG, json_bytes(with_checksum(content)))
+    write_atomically(directory / CONFIG, config_bytes(content, file=WEIGHTS, sha256=sha256, size=len(weights)))
+
+
+def config_bytes(content: Mapping[str, Any], *, file: str, sha256: str, size: int, prefix: str = "") -> bytes:
+    """`config.json` with its checksum, for weights in `file`; `prefix` precedes the names of the model's tensors."""
+    weights = {"file": file, "sha256": sha256, "bytes": size, **({"prefix": prefix} if prefix else {})}
+    return json_bytes(with_checksum({**content, "mambar": {**content["mambar"], "weights": weights}}))
 
 
 def refuse_overwrite(directory: Path, names: Iterable[str], *, force: bool) -> None:
@@ -119,13 +134,14 @@ def load(
     """A trained model with its class names (`.classes`) and preprocessing (`.preprocessing`), in evaluation mode.
 
     source: a run or model directory, a `.safetensors` file beside its config.json, a released `.pth`, or the
-    id of a Hugging Face repository ("owner/name").
+    id of a Hugging Face repository ("owner/name"). Of a run that has not finished, the best checkpoint is used, or
+    the last one before the first evaluation; a line of the log names it.
     verify_checksums: raise `CheckpointError` if config.json or the weights do not match the checksums in
     config.json; False accepts a deliberate edit and logs a warning.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        model = load_directory(path, verify_checksums=verify_checksums)
+        model = load_directory(checkpoint_of_run(path), verify_checksums=verify_checksums)
     elif path.is_file() and path.suffix == ".safetensors" and (path.parent / CONFIG).is_file():
         model = load_directory(path.parent, weights=path, verify_checksums=verify_checksums)
     elif path.is_file():
@@ -139,6 +155,26 @@ def load(
             f"There is no model at {source} (looked in {Path.cwd()}); give a run directory, a file or owner/name."
         )
     return model.to(device).eval()
+
+
+def model_directory(directory: Path) -> Path:
+    """`directory`, or the checkpoint to use of a run that has not finished: the best evaluated one, else the last."""
+    for name in ("best.json", "last.json") if not (directory / CONFIG).is_file() else ():
+        pointer = directory / "checkpoints" / name
+        if pointer.is_file():
+            checkpoint = pointer.parent / Path(str(read_json(pointer).get("name"))).name
+            if (checkpoint / CONFIG).is_file():
+                return checkpoint
+    return directory
+
+
+def checkpoint_of_run(directory: Path) -> Path:
+    """`model_directory`; logs the checkpoint that is used in place of a finished model."""
+    found = model_directory(directory)
+    if found != directory:
+        which = "best" if found.name.startswith("best") else "last"
+        logger.warning("%s has not finished; its %s checkpoint is used: checkpoints/%s.", directory, which, found.name)
+    return found
 
 
 def load_directory(
@@ -161,12 +197,12 @@ def load_directory(
             raise InputError(
                 f"img_size={preprocessing.img_size} with crop={preprocessing.crop_pct} resizes above {_LARGEST_IMAGE}."
             )
-    load_weights(_saved_module(model), state, origin=str(path))
+    load_weights(saved_module(model), state, origin=str(path))
     model.classes, model.preprocessing = classes, preprocessing
     return model
 
 
-def _saved_module(model: VisionMamba | TimmViT) -> nn.Module:
+def saved_module(model: VisionMamba | TimmViT) -> nn.Module:
     """The module whose parameters are saved: of a `TimmViT`, timm's model, so that timm can load them too."""
     return model.model if isinstance(model, TimmViT) else model
 
@@ -220,6 +256,8 @@ def _read_weights(path: Path, ours: Mapping[str, Any], *, verify_checksums: bool
     if not verify_checksums:
         logger.warning("The weights in %s are not verified because of verify_checksums=False.", path)
     state = read_safetensors(path, sha256=sha256 if verify_checksums else None)
+    prefix = str(recorded.get("prefix", ""))
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     check_weights(state, origin=path)
     return state
 

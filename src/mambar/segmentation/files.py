@@ -9,9 +9,15 @@ import torch
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError, InputError
 from mambar.hub.config_file import CONFIG, read_config, read_json
-from mambar.hub.files import WEIGHTS, build_model, load_weights, write_directory
-from mambar.hub.safetensors_file import read_safetensors
-from mambar.hub.weight_checks import as_checkpoint_error, check_weights
+from mambar.hub.files import (
+    build_model,
+    checkpoint_of_run,
+    load_weights,
+    model_directory,
+    read_directory_weights,
+    write_directory,
+)
+from mambar.hub.weight_checks import as_checkpoint_error
 from mambar.segmentation.decoders import SegmenterConfig
 from mambar.segmentation.inference import Inference
 from mambar.segmentation.segmenter import Segmenter
@@ -30,6 +36,11 @@ def save_segmenter(directory: Path, model: Segmenter, *, name: str | None, infer
     Raises `InputError` if one of the files exists and `force` is not given, `DiskError` if they cannot be written,
     `CheckpointError` for non-finite weights.
     """
+    write_directory(directory, model, segmenter_content(model, name=name, inference=inference), force=force)
+
+
+def segmenter_content(model: Segmenter, *, name: str | None, inference: Inference) -> dict[str, Any]:
+    """The content of a segmenter's `config.json` without the checksums."""
     backbone: Any = model.backbone
     if getattr(backbone, "config", None) is None:
         raise InputError(
@@ -48,12 +59,12 @@ def save_segmenter(directory: Path, model: Segmenter, *, name: str | None, infer
         "preprocessing": (model.preprocessing or Preprocessing()).to_dict(),
         "inference": inference.to_dict(),
     }
-    write_directory(directory, model, {"architecture": "mambar_segmenter", "mambar": ours}, force=force)
+    return {"architecture": "mambar_segmenter", "mambar": ours}
 
 
 def is_segmenter(directory: str | Path) -> bool:
     """True if the directory contains a saved segmenter."""
-    path = Path(directory).expanduser() / CONFIG
+    path = model_directory(Path(directory).expanduser()) / CONFIG
     if not path.is_file():
         return False
     ours = read_json(path).get("mambar")
@@ -72,9 +83,10 @@ def load_segmenter(source: str | Path, *, device: str | torch.device = "cpu") ->
 def load_with_inference(source: str | Path, *, device: str | torch.device = "cpu") -> tuple[Segmenter, Inference]:
     """The segmenter in a run directory and the `Inference` settings that its evaluation used."""
     directory = Path(source).expanduser()
-    path = directory / CONFIG
     if not directory.is_dir():
         raise InputError(f"There is no segmenter at {source}; give the directory of a segmentation run.")
+    directory = checkpoint_of_run(directory)
+    path = directory / CONFIG
     ours = read_config(path, newest=FORMAT_VERSION)
     if ours.get("kind") != KIND:
         raise CheckpointError(f"{path} describes no segmenter; train one with a segmentation recipe.")
@@ -82,8 +94,7 @@ def load_with_inference(source: str | Path, *, device: str | torch.device = "cpu
     sha256 = recorded.get("sha256") if isinstance(recorded, Mapping) else None
     if not isinstance(sha256, str):
         raise CheckpointError(f"{path} records no sha256 of the weights; copy the run again.")
-    state = read_safetensors(directory / WEIGHTS, sha256=sha256)
-    check_weights(state, origin=directory / WEIGHTS)
+    state = read_directory_weights(directory)
     with as_checkpoint_error(path):
         backbone = build_model(ours["backbone"], state, directory)
         segmenter_config = SegmenterConfig.from_dict(ours["segmenter"])
@@ -94,7 +105,7 @@ def load_with_inference(source: str | Path, *, device: str | torch.device = "cpu
         model.palette = _colours(ours.get("palette"), segmenter_config.num_classes)
         model.preprocessing = Preprocessing.from_dict(ours["preprocessing"])
         inference = Inference.from_dict(ours["inference"])
-    load_weights(model, state, origin=str(directory / WEIGHTS))
+    load_weights(model, state, origin=str(directory))
     return model.to(device).eval(), inference
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, Self
 
 import torch
@@ -17,7 +16,7 @@ from mambar.data.segmentation.masks import IGNORE
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.errors import RecipeError
 from mambar.segmentation.evaluator import evaluate
-from mambar.segmentation.files import save_segmenter
+from mambar.segmentation.files import segmenter_content
 from mambar.segmentation.losses import dice_loss, pixel_accuracy_sum, pixel_cross_entropy
 from mambar.segmentation.options import SegmentationOptions
 from mambar.segmentation.segmenter import Segmenter
@@ -144,13 +143,15 @@ class SegmentationTask(Task):
         }
         return EvalResult(metrics=metrics, details=result)
 
-    def save(self, out: Path, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, val_set: ImageDataset) -> None:
-        """Writes the segmenter without the auxiliary head."""
+    def saved_model(
+        self, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, val_set: ImageDataset
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """The segmenter without the auxiliary head."""
         assert isinstance(val_set, MaskChannelDataset)
         segmenter = _segmenter(model)
         segmenter.classes, segmenter.palette = self.classes, val_set.palette
         segmenter.preprocessing = self.preprocessing
-        save_segmenter(out, segmenter, name=recipe.model, inference=self.options.inference(), force=True)
+        return segmenter, segmenter_content(segmenter, name=recipe.model, inference=self.options.inference())
 
     def report_contents(
         self, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, result: EvalResult, val_set: ImageDataset

@@ -1,7 +1,6 @@
 """Image classification as a training task."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from mambar.data.loading.loaders import Batch
 from mambar.data.transforms.classification import EvalTransform
 from mambar.data.transforms.mixup import Mixup, soft_targets
 from mambar.evaluation.classification import ClassificationResult, evaluate
-from mambar.hub.files import save_model
 from mambar.training.recipe import Recipe, Stage
 from mambar.training.task import EvalResult, EvaluationContext, Task
 from mambar.training.task_registry import register_task
@@ -96,11 +94,6 @@ class ClassificationTask(Task):
         )
         metrics = {"top1": result.top1, "top5": result.top5, "val_loss": result.loss}
         return EvalResult(metrics=metrics, details=result)
-
-    def save(self, out: Path, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, val_set: ImageDataset) -> None:
-        """Writes config.json and model.safetensors."""
-        saved: Any = backbone
-        save_model(out, saved, name=recipe.model, classes=self.classes, preprocessing=self.preprocessing, force=True)
 
     def report_contents(
         self, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, result: EvalResult, val_set: ImageDataset

@@ -15,7 +15,7 @@ from mambar.data.dataset import ImageDataset
 from mambar.data.loading.loaders import Batch
 from mambar.data.transforms.classification import EvalTransform, TrainTransform
 from mambar.data.transforms.preprocessing import Preprocessing
-from mambar.hub.files import save_model
+from mambar.hub.files import model_content, saved_module, write_directory
 from mambar.training.loop.context import TrainingProgress
 from mambar.training.recipe import Recipe, Stage
 
@@ -151,9 +151,21 @@ class Task(ABC):
         """
 
     def save(self, out: Path, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, val_set: ImageDataset) -> None:
-        """Writes the final weights to `out`; by default config.json and model.safetensors of the backbone."""
+        """Writes the final weights to `out`: config.json and model.safetensors of the `saved_model`."""
+        saved, content = self.saved_model(model, backbone=backbone, recipe=recipe, val_set=val_set)
+        write_directory(out, saved, content, force=True)
+
+    def saved_model(
+        self, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, val_set: ImageDataset
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """The module whose weights are saved, and the content of its config.json; by default those of the backbone.
+
+        Checkpoints have this config.json too, so that `mambar.load` reads the model of an interrupted run.
+        """
         saved: Any = backbone
-        save_model(out, saved, name=recipe.model, preprocessing=self.preprocessing, force=True)
+        classes = self.classes if self.num_backbone_classes else None
+        content = model_content(saved, name=recipe.model, classes=classes, preprocessing=self.preprocessing)
+        return saved_module(saved), content
 
     def report(
         self,

@@ -2,6 +2,7 @@
 
     checkpoints/step-00000120/state.safetensors   tensors: model.*, ema.*, optimizer.*
     checkpoints/step-00000120/state.json          scalars, digest of the recipe, size and sha256 of the tensor file
+    checkpoints/step-00000120/config.json         the model among the tensors, for `mambar.load`
     checkpoints/last.json, best.json              name and sha256 of the newest and of the best checkpoint
 
 Each JSON file has its own checksum. `last.json` is replaced after the new directory is synced to disk. Then older
@@ -18,13 +19,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mambar.errors import CheckpointError, NonFiniteError
+from mambar.hub.config_file import CONFIG
+from mambar.hub.files import config_bytes
 from mambar.training.checkpoint import atomic_files, checksummed_json
 from mambar.training.checkpoint.tensor_file import tensor_chunks
 
@@ -37,6 +40,13 @@ _NAME: Final = re.compile(r"(step|best)-(\d{8,})(?:-(\d+))?$")
 
 class OtherRunError(CheckpointError):
     """An intact checkpoint of a run with another recipe; no older checkpoint is loaded in its place."""
+
+
+class SavedModel(NamedTuple):
+    """The model among the tensors of a checkpoint: content of its config.json, and prefix of its tensors' names."""
+
+    content: Mapping[str, Any]
+    prefix: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +91,21 @@ class CheckpointStore:
             raise atomic_files.disk_error(self.directory, 0, error) from error
         atomic_files.remove_stale_temporaries(self.directory)
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> Path:
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], *, model: SavedModel | None = None
+    ) -> Path:
         """Writes the state at `step`, then `last.json`, then removes older checkpoints; returns its path.
 
         Raises DiskError (older checkpoints are intact) or NonFiniteError (nothing was written). Nothing is
         overwritten: an equal state at the same step is kept, a different one gets the next free name.
         """
-        return self._save("step", step, tensors, scalars)
+        return self._save("step", step, tensors, scalars, model)
 
-    def save_best(self, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> Path:
+    def save_best(
+        self, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], *, model: SavedModel | None = None
+    ) -> Path:
         """Writes the best evaluated weights in the same way, under `best.json`."""
-        return self._save("best", step, tensors, scalars)
+        return self._save("best", step, tensors, scalars, model)
 
     def load(self, *, repair: bool = False) -> Checkpoint | None:
         """The newest intact checkpoint; None if none was ever saved; CheckpointError if all are damaged.
@@ -167,7 +181,14 @@ class CheckpointStore:
                 "run that it belongs to."
             )
 
-    def _save(self, kind: str, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> Path:
+    def _save(
+        self,
+        kind: str,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        scalars: Mapping[str, Any],
+        model: SavedModel | None,
+    ) -> Path:
         plain = json.loads(json.dumps(scalars))
         path, present = self._place(f"{kind}-{step:08d}", plain)
         if present:
@@ -177,8 +198,14 @@ class CheckpointStore:
             recipe = self.recipe_sha256[0] if self.recipe_sha256 else None
             body = {"format_version": CHECKPOINT_FORMAT, "step": step, "scalars": plain, "recipe_sha256": recipe}
             with atomic_files.atomic_directory(path, size=sum(tensor.nbytes for tensor in tensors.values())) as new:
-                written = atomic_files.write_file(new / _TENSORS, tensor_chunks(tensors))
-                state = checksummed_json.dumps({**body, "files": {_TENSORS: dataclasses.asdict(written)}})
+                written = {_TENSORS: atomic_files.write_file(new / _TENSORS, tensor_chunks(tensors))}
+                if model is not None:
+                    config = config_bytes(
+                        model.content, file=_TENSORS, **dataclasses.asdict(written[_TENSORS]), prefix=model.prefix
+                    )
+                    written[CONFIG] = atomic_files.write_file(new / CONFIG, [config])
+                files = {name: dataclasses.asdict(digest) for name, digest in written.items()}
+                state = checksummed_json.dumps({**body, "files": files})
                 atomic_files.write_file(new / _SCALARS, [state])
         pointer = {
             "format_version": CHECKPOINT_FORMAT,

@@ -15,7 +15,7 @@ from mambar.data.keys import key
 from mambar.data.loading.loaders import Batch, evaluation_batches, training_batches
 from mambar.data.loading.samplers import steps_per_epoch
 from mambar.errors import DiskError, InputError, NonFiniteError
-from mambar.training.checkpoint.store import Checkpoint
+from mambar.training.checkpoint.store import Checkpoint, SavedModel
 from mambar.training.loop import health
 from mambar.training.loop.context import RunContext, TrainingProgress
 from mambar.training.loop.optim import set_training_mode
@@ -290,7 +290,7 @@ class Trainer:
         # All ranks gather sharded parameters; rank 0 writes.
         tensors = self.state.state_dict()
         if not self._write_on_main(
-            "checkpoint", lambda: self._write(progress.total_steps, tensors, scalars), must=must
+            "checkpoint", lambda: self._write_checkpoint(progress.total_steps, tensors, scalars), must=must
         ):
             return
         self.last_saved = (progress.total_steps, progress.evaluated_step)
@@ -302,16 +302,30 @@ class Trainer:
         if self.context.process_group.is_main and not file.exists():
             raise RunDirectoryDeleted(f"{file} was deleted during the run; its results are lost. Start a new run.")
 
-    def _write(self, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    def _write_checkpoint(self, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
         self.check_directory()
         self.context.metrics.sync()
-        self.context.store.save(step, tensors, scalars)
+        part = "ema" if self.recipe.final_weights == "ema" and self.state.ema is not None else "model"
+        self.context.store.save(step, tensors, scalars, model=self._saved_model(part))
+
+    def _saved_model(self, part: str) -> SavedModel | None:
+        """The loadable model of a checkpoint, whose tensors are named `part`; None if its backbone has no config."""
+        model, backbone = self.state.model, self.state.backbone
+        try:
+            saved, content = self.task.saved_model(model, backbone=backbone, recipe=self.recipe, val_set=self.val_set)
+        except InputError:
+            return None
+        names = [name for name, module in model.named_modules() if module is saved]
+        return SavedModel(content, ".".join([part, *filter(None, names[:1]), ""])) if names else None
 
     def _save_best(self, which: str, value: float) -> bool:
         step = self.progress.total_steps
         scalars = {"which": which, "metric": self.task.metric, "value": value}
         tensors = {f"model.{name}": tensor for name, tensor in self.state.weights(which).items()}
-        return self._write_on_main("best weights", lambda: self.context.store.save_best(step, tensors, scalars))
+        return self._write_on_main(
+            "best weights",
+            lambda: self.context.store.save_best(step, tensors, scalars, model=self._saved_model("model")),
+        )
 
     def _write_on_main(self, what: str, write: Callable[[], object], *, must: bool = False) -> bool:
         """Writes on rank 0; True on every rank if it succeeded. `must`: a failure ends the run."""
