@@ -38,8 +38,9 @@ def _segment(x: TensorLayout, channels: int, resident: int) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def _plan_forward(x: TensorLayout, y: TensorLayout, *, taps: int, whole: bool, silu: bool, reverse: bool) -> LaunchPlan:
-    directions, batch, length, inner = y.shape
+def _plan_forward(x: TensorLayout, y: TensorLayout, **options: int) -> LaunchPlan:
+    """The launch plan for these layouts; `options` are those of `_options`, macros of the kernel."""
+    _, batch, length, inner = y.shape
     channels = channels_per_load(CHANNELS_FORWARD, x, y)
     segment = _segment(x, channels, RESIDENT_FORWARD)
     return plan(
@@ -49,12 +50,7 @@ def _plan_forward(x: TensorLayout, y: TensorLayout, *, taps: int, whole: bool, s
         grid=(ceil_div(inner, THREADS * channels), ceil_div(length, segment), batch),
         block=THREADS,
         scalars=(batch, length, inner, segment, *x.batch_time_strides),
-        macros=dict(
-            PREFETCH=PREFETCH_FORWARD,
-            MIN_BLOCKS=RESIDENT_FORWARD,
-            ALIGNED_TAPS=int(whole),
-            **_macros(x, channels, taps, directions, silu, reverse),
-        ),
+        macros=_macros(x, channels, PREFETCH_FORWARD, RESIDENT_FORWARD) | options,
     )
 
 
@@ -62,55 +58,27 @@ def conv_forward(x: Tensor, directions: tuple[Weights, ...], *, silu: bool, reve
     """The convolution of x as (directions, batch, length, d_inner); a second direction is reversed in time."""
     y = torch.empty((len(directions), *x.shape), dtype=x.dtype, device=x.device)
     (weight, bias), (backward_weight, backward_bias) = directions[0], directions[-1]
-    prepared = _plan_forward(
-        TensorLayout.of(x),
-        TensorLayout.of(y),
-        taps=weight.shape[1],
-        whole=_has_aligned_taps(directions),
-        silu=silu,
-        reverse=reverse,
-    )
+    prepared = _plan_forward(TensorLayout.of(x), TensorLayout.of(y), **_options(directions, silu, reverse))
     launch(prepared, x, weight, backward_weight, bias, backward_bias, y)
     return y
 
 
 @functools.lru_cache(maxsize=256)
-def _plan_backward(
-    dy: TensorLayout,
-    x: TensorLayout,
-    dx: TensorLayout,
-    *,
-    taps: int,
-    whole: bool,
-    directions: int,
-    silu: bool,
-    reverse: bool,
-) -> LaunchPlan:
+def _plan_backward(dy: TensorLayout, x: TensorLayout, dx: TensorLayout, **options: int) -> LaunchPlan:
     batch, length, inner = x.shape
     channels = channels_per_load(CHANNELS_BACKWARD, x, dy, dx)
     segment = _segment(x, channels, RESIDENT_BACKWARD)
     segments = ceil_div(length, segment)
+    strides = (*x.batch_time_strides, *dy.batch_time_direction_strides, *dx.batch_time_strides)
     return plan(
         "conv",
         "conv_backward",
         x.device,
         grid=(ceil_div(inner, THREADS * channels), segments, batch),
         block=THREADS,
-        scalars=(
-            length,
-            inner,
-            segment,
-            *x.batch_time_strides,
-            *dy.batch_time_direction_strides,
-            *dx.batch_time_strides,
-        ),
+        scalars=(length, inner, segment, *strides),
         buffer_sizes=(batch * segments,),
-        macros=dict(
-            PREFETCH=PREFETCH_BACKWARD,
-            MIN_BLOCKS=RESIDENT_BACKWARD,
-            ALIGNED_TAPS=int(whole),
-            **_macros(x, channels, taps, directions, silu, reverse),
-        ),
+        macros=_macros(x, channels, PREFETCH_BACKWARD, RESIDENT_BACKWARD) | options,
     )
 
 
@@ -122,32 +90,21 @@ def conv_backward(
     dy is (directions, batch, length, d_inner), or without the first dimension."""
     (weight, bias), (backward_weight, backward_bias) = directions[0], directions[-1]
     taps = weight.shape[1]
-    prepared = _plan_backward(
-        *map(TensorLayout.of, (dy, x, dx)),
-        taps=taps,
-        whole=_has_aligned_taps(directions),
-        directions=len(directions),
-        silu=silu,
-        reverse=reverse,
-    )
+    prepared = _plan_backward(*map(TensorLayout.of, (dy, x, dx)), **_options(directions, silu, reverse))
     sums = weight.new_empty((prepared.buffer_sizes[0], len(directions), x.shape[-1], taps + 1))
     launch(prepared, x, dy, weight, backward_weight, bias, backward_bias, dx, sums)
     total = sums.sum(dim=0)
     return [(direction[:, :taps].contiguous(), direction[:, taps].contiguous()) for direction in total]
 
 
-def _has_aligned_taps(directions: tuple[Weights, ...]) -> bool:
-    """True if the weights of a channel are one aligned 16-byte unit."""
-    return all(weight.shape[1] == 4 and weight.data_ptr() % 16 == 0 for weight, _ in directions)
+def _options(directions: tuple[Weights, ...], silu: bool, reverse: bool) -> dict[str, int]:
+    """The macros that do not follow from the layouts."""
+    taps = directions[0][0].shape[1]
+    # True if the weights of a channel are one aligned 16-byte unit.
+    aligned = all(weight.shape[1] == 4 and weight.data_ptr() % 16 == 0 for weight, _ in directions)
+    return {"TAPS": taps, "ALIGNED_TAPS": aligned, "DIRECTIONS": len(directions), "REVERSE": reverse, "SILU": silu}
 
 
-def _macros(x: TensorLayout, channels: int, taps: int, directions: int, silu: bool, reverse: bool) -> dict[str, int]:
-    return {
-        "SCALAR": SCALAR_CODES[x.dtype],
-        "CHANNELS": channels,
-        "TAPS": taps,
-        "DIRECTIONS": directions,
-        "REVERSE": int(reverse),
-        "SILU": int(silu),
-        "THREADS": THREADS,
-    }
+def _macros(x: TensorLayout, channels: int, prefetch: int, resident: int) -> dict[str, int]:
+    sizes = {"CHANNELS": channels, "PREFETCH": prefetch, "MIN_BLOCKS": resident, "THREADS": THREADS}
+    return {"SCALAR": SCALAR_CODES[x.dtype], **sizes}

@@ -38,11 +38,6 @@ class TensorLayout(NamedTuple):
             tensor.shape, tensor.stride(), tensor.data_ptr() % COPY_BYTES, tensor.dtype, tensor.get_device()
         )
 
-    @staticmethod
-    def of_optional(tensor: Tensor | None) -> "TensorLayout | None":
-        """The layout of a tensor, or None."""
-        return None if tensor is None else TensorLayout.of(tensor)
-
     @property
     def channels(self) -> int:
         """The size of the last dimension."""
@@ -102,8 +97,9 @@ def plan(
     buffer_sizes: tuple[int, ...] = (),
     macros: Mapping[str, int],
 ) -> LaunchPlan:
-    """Compiles `function` of `source`.cu and returns its launch plan."""
-    kernel = load_kernel(source, function, device, shared, tuple(sorted(macros.items())))
+    """Compiles `function` of `source`.cu and returns its launch plan; a macro that is a bool is defined as 0 or 1."""
+    defined = tuple(sorted((name, int(value)) for name, value in macros.items()))
+    kernel = load_kernel(source, function, device, shared, defined)
     settings = core().LaunchConfig(grid=grid, block=block, shmem_size=shared)
     return LaunchPlan(device=device, kernel=kernel, settings=settings, scalars=scalars, buffer_sizes=buffer_sizes)
 

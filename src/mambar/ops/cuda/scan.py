@@ -67,9 +67,11 @@ def _parameters(directions: tuple[ScanParams, ...]) -> tuple[Tensor | None, ...]
     return forward.A, backward.A, forward.D, backward.D, forward.bias, backward.bias
 
 
-def _is_aligned_A(directions: tuple[ScanParams, ...]) -> bool:
-    """True if the row of A of a channel is four aligned 16-byte units."""
-    return all(direction.A.shape[1] == 16 and direction.A.data_ptr() % 16 == 0 for direction in directions)
+def _options(directions: tuple[ScanParams, ...], softplus: bool, reverse: bool) -> dict[str, int]:
+    """The macros of both kernels that do not follow from the layouts."""
+    # True if the row of A of a channel is four aligned 16-byte units.
+    aligned = all(direction.A.shape[1] == 16 and direction.A.data_ptr() % 16 == 0 for direction in directions)
+    return {"DIRECTIONS": len(directions), "ALIGNED_A": aligned, "SOFTPLUS": softplus, "REVERSE": reverse}
 
 
 @functools.lru_cache(maxsize=256)
@@ -82,18 +84,16 @@ def _plan_forward(
     y: TensorLayout,
     *,
     state: int,
-    aligned_A: bool,
-    directions: int,
-    softplus: bool,
-    reverse: bool,
     scale: float,
     save_pregate: bool,
+    **options: int,
 ) -> LaunchPlan:
+    """The launch plan for these layouts; `options` are those of `_options`."""
     batch, length, inner = y.shape
     tile = _tile(u)
     window = _equal_window(length, WINDOW_FORWARD, STEPS_FORWARD)
     # In bytes: B and C of the window; u, delta, z and, for two directions, y.
-    arrays = 2 + (z is not None) + (directions == 2)
+    arrays = 2 + (z is not None) + (options["DIRECTIONS"] == 2)
     slot = STEPS_FORWARD * THREADS_FORWARD // tile.lanes * u.dtype.itemsize
     shared = max(window * 128 + RING_FORWARD * arrays * slot, min_shared_memory(u.device, tile.resident))
     strides = [stride for array in (u, delta, B, C) for stride in array.batch_time_direction_strides]
@@ -114,14 +114,11 @@ def _plan_forward(
             LANES=tile.lanes,
             THREADS=THREADS_FORWARD,
             MIN_BLOCKS=tile.resident,
-            SOFTPLUS=int(softplus),
-            GATED=int(z is not None),
-            SAVE_PREGATE=int(save_pregate),
-            DIRECTIONS=directions,
-            REVERSE=int(reverse),
-            ASYNC_COPY=int(all(array is None or array.is_copy_aligned for array in (u, delta, z, y))),
-            ALIGNED_BC=int(state == 16 and B.is_copy_aligned and C.is_copy_aligned),
-            ALIGNED_A=int(aligned_A),
+            GATED=z is not None,
+            SAVE_PREGATE=save_pregate,
+            ASYNC_COPY=all(array is None or array.is_copy_aligned for array in (u, delta, z, y)),
+            ALIGNED_BC=state == 16 and B.is_copy_aligned and C.is_copy_aligned,
+            **options,
         ),
     )
 
@@ -150,15 +147,12 @@ def scan_forward(
     pregate = torch.empty_like(y) if save_pregate else None
     prepared = _plan_forward(
         *map(TensorLayout.of, (u, delta, B, C)),
-        TensorLayout.of_optional(z),
+        None if z is None else TensorLayout.of(z),
         TensorLayout.of(y),
         state=directions[0].A.shape[1],
-        aligned_A=_is_aligned_A(directions),
-        directions=len(directions),
-        softplus=softplus,
-        reverse=reverse,
         scale=float(scale),
         save_pregate=save_pregate,
+        **_options(directions, softplus, reverse),
     )
     launch(prepared, u, delta, B, C, z, *_parameters(directions), initial, y, pregate, last)
     return y, pregate
@@ -186,14 +180,11 @@ def _plan_backward(
     C: TensorLayout,
     *,
     state: int,
-    aligned_A: bool,
-    directions: int,
-    softplus: bool,
-    reverse: bool,
+    **options: int,
 ) -> LaunchPlan:
     batch, length, inner = u.shape[-3:]
     across = ceil_div(inner, THREADS_BACKWARD)
-    blocks = min(across * batch * directions, 2 * num_multiprocessors(u.device))
+    blocks = min(across * batch * options["DIRECTIONS"], 2 * num_multiprocessors(u.device))
     longest = MAX_WINDOW if length <= MAX_WINDOW else WINDOW_BACKWARD
     window = _equal_window(length, longest, STEPS_BACKWARD)
     # In bytes: B and C of the window, staged values, sums of warps, checkpoints, u, delta and dy, barriers.
@@ -213,13 +204,10 @@ def _plan_backward(
         buffer_sizes=(across, scratch),
         macros=dict(
             SCALAR=SCALAR_CODES[u.dtype],
-            SOFTPLUS=int(softplus),
-            DIRECTIONS=directions,
-            REVERSE=int(reverse),
-            ASYNC_COPY=int(u.is_copy_aligned and delta.is_copy_aligned and dy.is_copy_aligned),
-            ALIGNED_BC=int(state == 16 and B.is_copy_aligned and C.is_copy_aligned),
-            ALIGNED_A=int(aligned_A),
-            TENSOR_CORES=int(u.dtype != torch.float32),
+            ASYNC_COPY=u.is_copy_aligned and delta.is_copy_aligned and dy.is_copy_aligned,
+            ALIGNED_BC=state == 16 and B.is_copy_aligned and C.is_copy_aligned,
+            TENSOR_CORES=u.dtype != torch.float32,
+            **options,
         ),
     )
 
@@ -242,12 +230,7 @@ def scan_backward(
     batch, length, inner = u.shape[-3:]
     state, sequences = directions[0].A.shape[1], len(directions) * batch
     prepared = _plan_backward(
-        *map(TensorLayout.of, (dy, u, delta, B, C)),
-        state=state,
-        aligned_A=_is_aligned_A(directions),
-        directions=len(directions),
-        softplus=softplus,
-        reverse=reverse,
+        *map(TensorLayout.of, (dy, u, delta, B, C)), state=state, **_options(directions, softplus, reverse)
     )
     across, scratch = prepared.buffer_sizes
     A = directions[0].A
@@ -295,7 +278,7 @@ def _plan_gate(
         grid=(batch * length, 1, 1),
         block=128,
         scalars=(length, inner, scale, *dout.batch_time_strides, *z.batch_time_strides, *dz.batch_time_strides),
-        macros=dict(SCALAR=SCALAR_CODES[z.dtype], CHANNELS=channels_per_load(4, dout, mixed, z, dz), GATED=int(gated)),
+        macros=dict(SCALAR=SCALAR_CODES[z.dtype], CHANNELS=channels_per_load(4, dout, mixed, z, dz), GATED=gated),
     )
 
 
