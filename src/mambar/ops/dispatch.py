@@ -99,9 +99,10 @@ _interfaces: dict[str, ModuleType] = {}
 _registered: dict[str, tuple[Backend, ...]] = {}
 
 
-def register_op(op: str, interface: ModuleType) -> None:
-    """Adds an op; `interface` has its table `BACKENDS` and `PLAIN`, the functions of its plain backends by name."""
+def register_op(op: str, interface: ModuleType) -> dict[str, Callable[..., Any]]:
+    """Adds an op; returns the functions of those of its `BACKENDS` that are not kernels, kept as its `PLAIN`."""
     _interfaces[op] = interface
+    return {row.name: getattr(row.load(), op) for row in interface.BACKENDS if not row.kernel}
 
 
 def register_backend(op: str, backend: Backend) -> contextlib.ExitStack:

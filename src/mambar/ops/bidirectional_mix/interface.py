@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mambar.deprecated import accept_old_names
 from mambar.errors import InputError
-from mambar.ops.bidirectional_mix import composed, reference
+from mambar.ops.bidirectional_mix import reference
 from mambar.ops.bidirectional_mix.direction import ScanDirection as ScanDirection
 from mambar.ops.checks import (
     as_dtype,
@@ -50,9 +50,8 @@ BACKENDS = (
     Backend(name="reference", module="mambar.ops.bidirectional_mix.reference", dtypes=FLOATS, traceable=True),
 )
 
-# Backends without a kernel; `register_backend` adds to it.
-PLAIN = {"composed": composed.bidirectional_mix, "reference": reference.bidirectional_mix}
-register_op("bidirectional_mix", sys.modules[__name__])
+# Functions of the backends without a kernel; `register_backend` adds to it.
+PLAIN = register_op("bidirectional_mix", sys.modules[__name__])
 
 
 @accept_old_names({"ahead": "forward_params", "behind": "backward_params"})

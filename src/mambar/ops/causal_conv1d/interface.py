@@ -33,9 +33,8 @@ BACKENDS = (
     Backend(name="reference", module="mambar.ops.causal_conv1d.reference", dtypes=FLOATS, traceable=True),
 )
 
-# Backends without a kernel; `register_backend` adds to it.
-PLAIN = {"reference": reference.causal_conv1d}
-register_op("causal_conv1d", sys.modules[__name__])
+# Functions of the backends without a kernel; `register_backend` adds to it.
+PLAIN = register_op("causal_conv1d", sys.modules[__name__])
 
 
 def causal_conv1d(

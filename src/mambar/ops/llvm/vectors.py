@@ -8,7 +8,7 @@ No fast-math flag is set: NaN and Inf propagate, and results are those of the op
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -188,12 +188,8 @@ class Vectors:
 
     def load(self, pointer: ir.Value, dtype: str = "float32") -> Block:
         """Loads `width` adjacent elements as float32; lanes without a channel are 0."""
-        return tuple(
-            self._to_float32(
-                self._masked_load(element_pointer(self.builder, pointer, index * self.lanes, dtype), dtype), dtype
-            )
-            for index in range(self.count)
-        )
+        addresses = self._addresses(pointer, dtype)
+        return tuple(self._to_float32(self._masked_load(address, dtype), dtype) for address in addresses)
 
     def store(self, values: Block, pointer: ir.Value, dtype: str = "float32", *, streaming: bool = False) -> None:
         """Stores `width` adjacent elements, rounded to nearest even; lanes without a channel are not written.
@@ -201,8 +197,7 @@ class Vectors:
         A streaming store bypasses the caches, for results larger than they are. It needs aligned vectors, and a fence
         before another thread reads.
         """
-        for index, value in enumerate(values):
-            address = element_pointer(self.builder, pointer, index * self.lanes, dtype)
+        for value, address in zip(values, self._addresses(pointer, dtype), strict=True):
             value = self._from_float32(value, dtype)
             if streaming:
                 self.store_streaming(value, address, dtype)
@@ -216,15 +211,16 @@ class Vectors:
 
     def load_tile(self, pointer: ir.Value) -> Block:
         """Loads `width` float32 from scratch, which has space for every lane."""
-        return tuple(
-            self.builder.load(element_pointer(self.builder, pointer, index * self.lanes), typ=self.vector, align=4)
-            for index in range(self.count)
-        )
+        return tuple(self.builder.load(each, typ=self.vector, align=4) for each in self._addresses(pointer))
 
     def store_tile(self, values: Block, pointer: ir.Value) -> None:
         """Stores `width` float32 to scratch."""
-        for index, value in enumerate(values):
-            self.builder.store(value, element_pointer(self.builder, pointer, index * self.lanes), align=4)
+        for value, address in zip(values, self._addresses(pointer), strict=True):
+            self.builder.store(value, address, align=4)
+
+    def _addresses(self, pointer: ir.Value, dtype: str = "float32") -> Iterator[ir.Value]:
+        for index in range(self.count):
+            yield element_pointer(self.builder, pointer, index * self.lanes, dtype)
 
     def prefetch(self, pointer: ir.Value, dtype: str = "float32") -> None:
         """Prefetches the cache lines of `width` elements; any address is allowed."""

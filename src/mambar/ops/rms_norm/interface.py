@@ -29,9 +29,8 @@ BACKENDS = (
     Backend(name="reference", module="mambar.ops.rms_norm.reference", dtypes=FLOATS, traceable=True),
 )
 
-# Backends without a kernel; `register_backend` adds to it.
-PLAIN = {"reference": reference.rms_norm}
-register_op("rms_norm", sys.modules[__name__])
+# Functions of the backends without a kernel; `register_backend` adds to it.
+PLAIN = register_op("rms_norm", sys.modules[__name__])
 
 
 def rms_norm(

@@ -30,7 +30,7 @@ from mambar.ops.checks import as_dtype, check_decay, check_shape, choose_backend
 from mambar.ops.cuda.program import missing as cuda_missing
 from mambar.ops.dispatch import FLOATS, Backend, is_empty, kernel_backend, register_op
 from mambar.ops.kernel_op import KernelOp
-from mambar.ops.selective_scan import chunked, doubling, reference
+from mambar.ops.selective_scan import reference
 
 BACKENDS = (
     kernel_backend("selective_scan", "cuda", device="cuda", requires=(cuda_missing, "triton")),
@@ -43,9 +43,8 @@ BACKENDS = (
     Backend(name="reference", module="mambar.ops.selective_scan.reference", dtypes=FLOATS, traceable=True),
 )
 
-# Backends without a kernel; `register_backend` adds to it.
-PLAIN = {"chunked": chunked.selective_scan, "doubling": doubling.selective_scan, "reference": reference.selective_scan}
-register_op("selective_scan", sys.modules[__name__])
+# Functions of the backends without a kernel; `register_backend` adds to it.
+PLAIN = register_op("selective_scan", sys.modules[__name__])
 
 
 def selective_scan(
