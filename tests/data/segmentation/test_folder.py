@@ -29,10 +29,20 @@ def pairs(images, masks, count=4, start=0, ending=""):
         (("images/train", "masks/train"), ("images/val", "masks/val"), {}),
         (("train/images", "train/masks"), ("val/images", "val/masks"), {}),
         (("img/training", "labels/training"), ("img/validation", "labels/validation"), {}),
+        (("Images/Train", "Masks/Train"), ("Images/Test", "Masks/Test"), {}),
+        (("Training/img", "Training/gt"), ("Testing/img", "Testing/gt"), {}),
         (
             ("images", "masks"),
             ("images", "masks"),
             {"train.txt": "00\n01\n02\n03\n", "val.txt": "10.jpg\n11\n12\n13\n"},
+        ),
+        (
+            ("images", "masks"),
+            ("images", "masks"),
+            {
+                "train.txt": "images\\00.jpg\n./images/01\n/home/me/images/02.JPG\n03.png\n",
+                "valid.txt": "images/10.jpg masks/10_mask.png\n11.jpg,11_mask.png\n12.jpg;x\n13\t1\n",
+            },
         ),
     ],
 )
@@ -237,3 +247,51 @@ def test_one_class_name_for_masks_of_0_and_255_is_refused(tmp_path):
         files |= {f"images/train/{number}.jpg": image(number), f"masks/train/{number}.png": png(255 * (values() > 1))}
     with pytest.raises(DataError, match="names one class, 'road', but masks hold 0 and 255; write background and road"):
         open_dataset(write(tmp_path, files), "train", kind="segmentation")
+
+
+def test_a_dataset_one_level_too_high_is_found(tmp_path):
+    files = pairs("street/images/train", "street/masks/train") | pairs("street/images/val", "street/masks/val", 2)
+    write(tmp_path, {**files, "street/classes.txt": NAMES, "notes/x.txt": "x", "readme.md": "x"})
+    assert [len(open_dataset(tmp_path, split, kind="segmentation")) for split in ("train", "val")] == [4, 2]
+
+
+def test_what_lists_and_folders_leave_out_is_counted_and_named(tmp_path, caplog):
+    files = pairs("images", "masks", 6) | {"images/a b.jpg": image(), "masks/ab.png": png(values(7))}
+    files |= {"images/x.tif": b"x", "masks/00.jpg": b"x", "classes.txt": NAMES, "val.txt": "04\n05\n"}
+    write(tmp_path, {**files, "train.txt": "00\n01\na b.jpg ab.png\ngone/02.png.bak\nnothing\n"})
+    train = open_dataset(tmp_path, "train", kind="segmentation")
+    assert list(train.images) == ["images/00.jpg", "images/01.jpg", "images/a b.jpg"]
+    # The mask of a pair need not have the name of its image.
+    assert np.array_equal(train[2].mask.numpy(), values(7))
+    assert "train.txt: 2 of 5 names match no image, such as 'gone/02.png.bak'" in caplog.text
+    assert "left out 1 files that are not PNG, JPEG or WEBP (1 .tif), such as 'x.tif'" in caplog.text
+    assert "left out 1 masks that are not PNG (1 .jpg), such as '00.jpg'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"train.txt": "a\nb\n", "val.txt": "00"}, "none of its 2 names is an image, such as 'a'; write names as '00"),
+        ({"train.txt": "\n", "val.txt": "00"}, "train.txt lists no image"),
+        ({"val.txt": "00"}, "has val.txt but no train.txt; add it, or remove val.txt"),
+    ],
+)
+def test_lists_without_images_are_refused(tmp_path, lists, message):
+    write(tmp_path, {**pairs("images", "masks"), "classes.txt": NAMES, **lists})
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path, "train", kind="segmentation")
+
+
+def test_a_rare_object_of_255_is_found_in_any_mask(tmp_path):
+    files = {f"images/{number:02d}.jpg": image() for number in range(42)}
+    files |= {f"masks/{number:02d}.png": png(np.zeros((12, 16))) for number in range(42)}
+    files["masks/41.png"] = png(255 * (values() > 1))
+    found = open_dataset(write(tmp_path, {**files, "classes.txt": "rest\nroad\n"}), "train", kind="segmentation")
+    assert found.table.values == {0: 0, 255: 1}
+
+
+@pytest.mark.parametrize(("held", "options"), [(0, {}), (1, {}), (7, {"classes": "found"})])
+def test_one_class_alone_is_refused(tmp_path, held, options):
+    files = pairs("images", "masks") | {f"masks/{number:02d}.png": png(np.full((12, 16), held)) for number in range(4)}
+    with pytest.raises(DataError, match="a segmenter needs two or more: name the background as well"):
+        open_dataset(write(tmp_path, {**files, "classes.txt": "road\n"}), "train", kind="segmentation", **options)

@@ -65,6 +65,14 @@ def test_listed_but_missing(tmp_path):
         val[1]
 
 
+def test_lists_of_pairs_as_other_tools_write_them(tmp_path, caplog):
+    pairs = "/JPEGImages/2007_000003.jpg /SegmentationClass/2007_000002.png\nJPEGImages\\2007_000001.jpg\n"
+    voc(tmp_path, **{"ImageSets/Segmentation/val.txt": pairs})
+    val = open_dataset(tmp_path, "val", kind="segmentation")
+    assert list(val.images) == ["JPEGImages/2007_000003.jpg", "JPEGImages/2007_000001.jpg"] and not caplog.records
+    assert np.array_equal(val[0].mask.numpy(), values(2, high=21))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

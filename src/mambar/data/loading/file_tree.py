@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from mambar.errors import DataError, ImageError
 from mambar.image_file import MAX_BYTES, file_bytes
-from mambar.image_paths import files_below, folders_in
+from mambar.image_paths import files_below, folders_in, warn_left_out
 from mambar.messages import one_line
 
 # Masks compress up to a few hundredfold, decompression bombs a thousandfold.
@@ -157,15 +157,19 @@ class ZipArchive(FileTree):
 
     def _checked_members(self) -> dict[str, zipfile.ZipInfo]:
         found: dict[str, zipfile.ZipInfo] = {}
+        refused: list[str] = []
         infos = self._archive().infolist()
         if len(infos) > MAX_MEMBERS:
             raise DataError(f"data={self.path} has {len(infos)} members; at most {MAX_MEMBERS} are allowed.")
         for info in infos:
             mode = info.external_attr >> 16
-            plain = stat.S_IFMT(mode) in (0, stat.S_IFREG) and not info.is_dir()
+            plain = stat.S_IFMT(mode) in (0, stat.S_IFREG)
             parts = PurePosixPath(info.filename).parts
             inside = bool(parts) and not info.filename.startswith("/") and ".." not in parts
-            if not plain or not inside or any(part.startswith((".", "__MACOSX")) for part in parts):
+            if info.is_dir() or any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts):
+                continue
+            if not plain or not inside:
+                refused.append(info.filename)
                 continue
             if info.file_size > MAX_BYTES or info.file_size > MAX_COMPRESSION_RATIO * max(info.compress_size, 1000):
                 raise DataError(
@@ -173,4 +177,5 @@ class ZipArchive(FileTree):
                     f"bytes; at most {MAX_BYTES} and {MAX_COMPRESSION_RATIO} times are read. Refused."
                 )
             found["/".join(parts)] = info
+        warn_left_out(refused, "members that are links, devices or outside the archive", place=self.path)
         return found

@@ -19,6 +19,7 @@ from mambar.data.segmentation.folder import CLASS_FILE, label_table, parse_class
 from mambar.data.segmentation.image_mask_pairs import Listing, paired_listing
 from mambar.data.segmentation.masks import IGNORE, LabelTable, read_mask
 from mambar.errors import DataError, ImageError
+from mambar.image_paths import select_images
 from mambar.messages import one_line
 
 _SPLITS = {"train": "training", "val": "validation"}
@@ -37,7 +38,7 @@ def looks_like_full_ade20k(tree: FileTree) -> bool:
 def find_scene_parse(tree: FileTree, split: str) -> Listing:
     """A split of SceneParse150, or of other data in its layout with a `classes.txt` that names values 1, 2, …"""
     folder = _SPLITS[split]
-    images = [path for path in tree.files(f"images/{folder}") if path.lower().endswith((".jpg", ".jpeg", ".png"))]
+    images = select_images(tree.files(f"images/{folder}"), place=f"{tree.name}/images/{folder}")
     if not images:
         raise DataError(f"data={tree.name} has no images in images/{folder}; unpack all of ADEChallengeData2016.")
     own = tree.text(CLASS_FILE)

@@ -1,33 +1,31 @@
 """Folders of images and masks with a file of class names.
 
 Layouts: `images/train` + `masks/train`, `train/images` + `train/masks`, or `images` + `masks` with the lists
-`train.txt` and `val.txt`; without lists a fraction is held out. Masks are PNGs with the names of the images. They hold
-numbers (line k of classes.txt names number k, 255 is ignored) or colors (`name #rrggbb` on each line). Classes named
-ignore or void are ignored.
+`train.txt` and `val.txt`; without lists a fraction is held out. Splits may have their other usual names. Masks are PNGs
+with the names of the images. They hold numbers (line k of classes.txt names number k, 255 is ignored) or colors
+(`name #rrggbb` on each line). Classes named ignore or void are ignored.
 """
 
 import logging
 import re
-from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 import numpy as np
 
-from mambar.data.dataset import SPLITS
+from mambar.data.dataset import SPLIT_NAMES, SPLITS, find_name, is_split_name
 from mambar.data.keys import key, permutation
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.segmentation.image_mask_pairs import Listing, paired_listing
 from mambar.data.segmentation.masks import IGNORE, Color, LabelTable, color_codes, read_mask
+from mambar.data.segmentation.split_list import find_split_list, read_split_list
 from mambar.errors import DataError, ImageError
-from mambar.image_file import IMAGE_SUFFIXES
+from mambar.image_paths import select_images
 from mambar.messages import one_line
 
 logger = logging.getLogger("mambar.data")
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "SegmentationClass", "gt")
-SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 CLASS_FILE = "classes.txt"
 IGNORED_NAMES = frozenset({"ignore", "void", "unlabeled", "unlabelled"})
 # Masks that are read to list their values in an error message.
@@ -49,23 +47,28 @@ def find_folder(
     classes: the file of class names in the tree, or "found" to name classes after the values or colors in the masks.
     val_fraction: fraction of the images that is held out where the data have no splits, chosen by `split_seed`.
     """
-    image_folder, mask_folder, chosen = _folders(tree, split)
-    images = [path for path in tree.files(image_folder) if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES]
-    if chosen is not None:
-        images = [path for path in images if str(PurePosixPath(path).with_suffix("")) in chosen]
+    image_folder, mask_folder, split_list = _folders(tree, split)
+    files = tree.files(image_folder)
+    images = select_images(files, place=f"{tree.name}/{image_folder}")
+    given: dict[str, str] = {}
+    if split_list:
+        listed = read_split_list(tree, split_list, images, tree.files(mask_folder))
+        given = {each.image: each.mask for each in listed}
+        images = [path for path in images if path in given]
     if not images:
         raise DataError(f"data={tree.name} has no images (PNG, JPEG, WEBP) for {split} in {image_folder}; add some.")
-    if not _has_splits(tree) and chosen is None:
+    if not _has_splits(tree) and not split_list:
         images = _part(images, split, val_fraction, split_seed)
     every_mask = _every_mask(tree)
     table = _found_table(tree, every_mask) if classes == "found" else _named_table(tree, classes, every_mask)
-    return paired_listing(tree, image_folder, images, mask_folder, table)
+    return paired_listing(tree, image_folder, images, mask_folder, table, given=given)
 
 
 def looks_like_folder(tree: FileTree) -> bool:
     """True if `tree` has folders of images and of masks in a layout of `find_folder`."""
-    inside = {*tree.folders(), *(sub for folder in tree.folders() for sub in _split_children(tree, folder))}
-    return bool(inside & set(IMAGE_FOLDERS)) and bool(inside & set(MASK_FOLDERS))
+    top = tree.folders()
+    inside = [*top, *(sub for folder in top if is_split_name(folder) for sub in tree.folders(folder))]
+    return bool(find_name(IMAGE_FOLDERS, inside) and find_name(MASK_FOLDERS, inside))
 
 
 def parse_class_lines(text: str, *, source: str) -> list[tuple[str, Color | None]]:
@@ -113,50 +116,42 @@ def label_table(lines: list[tuple[str, Color | None]], *, source: str, zero_igno
     return LabelTable(classes=tuple(names), values=values, colors=colors, palette=tuple(shown), hint=hint)
 
 
-def _folders(tree: FileTree, split: str) -> tuple[str, str, set[str] | None]:
-    """(folder of images, folder of masks, the names that the split's list contains, or None without lists)."""
-    top = tree.folders()
-    image_top, mask_top = _first(IMAGE_FOLDERS, top), _first(MASK_FOLDERS, top)
+def _folders(tree: FileTree, split: str) -> tuple[str, str, str]:
+    """(folder of images, folder of masks, the split's list or "")."""
+    top, names = tree.folders(), SPLIT_NAMES[split]
+    image_top, mask_top = find_name(IMAGE_FOLDERS, top), find_name(MASK_FOLDERS, top)
     if image_top and mask_top:
-        own = _first(SPLIT_FOLDERS[split], tree.folders(image_top))
+        own = find_name(names, tree.folders(image_top))
         if own:
-            there = _first(SPLIT_FOLDERS[split], tree.folders(mask_top))
+            there = find_name(names, tree.folders(mask_top))
             if not there:
                 raise DataError(f"data={tree.name} has {image_top}/{own} but no {mask_top}/{own}; add the masks.")
-            return f"{image_top}/{own}", f"{mask_top}/{there}", None
-        if _first(SPLIT_FOLDERS["train" if split == "val" else "val"], tree.folders(image_top)):
+            return f"{image_top}/{own}", f"{mask_top}/{there}", ""
+        if any(map(is_split_name, tree.folders(image_top))):
             raise DataError(f"data={tree.name} has no {image_top}/{split}; add it with {mask_top}/{split}.")
-        return image_top, mask_top, _listed(tree, split)
-    own = _first(SPLIT_FOLDERS[split], top)
+        return image_top, mask_top, _list_of(tree, split)
+    own = find_name(names, top)
     inside = tree.folders(own) if own else []
-    images, masks = _first(IMAGE_FOLDERS, inside), _first(MASK_FOLDERS, inside)
+    images, masks = find_name(IMAGE_FOLDERS, inside), find_name(MASK_FOLDERS, inside)
     if own and images and masks:
-        return f"{own}/{images}", f"{own}/{masks}", None
+        return f"{own}/{images}", f"{own}/{masks}", ""
     raise DataError(
         f"data={tree.name} has no folders of images and masks for {split}; put them into images/{split} and "
         f"masks/{split}."
     )
 
 
-def _listed(tree: FileTree, split: str) -> set[str] | None:
-    text = tree.text(f"{split}.txt")
-    if text is None:
-        return None
-    names = [line.strip() for line in text.splitlines() if line.strip()]
-    return {str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).suffix else name for name in names}
+def _list_of(tree: FileTree, split: str) -> str:
+    lists = {each: find_split_list(tree, each) for each in SPLITS}
+    if any(lists.values()) and not lists[split]:
+        other = next(filter(None, lists.values()))
+        raise DataError(f"data={tree.name} has {other} but no {split}.txt; add it, or remove {other}.")
+    return lists[split]
 
 
 def _has_splits(tree: FileTree) -> bool:
-    inside = [*tree.folders(), *(sub for folder in tree.folders() for sub in tree.folders(folder))]
-    return any(name in inside for names in SPLIT_FOLDERS.values() for name in names)
-
-
-def _split_children(tree: FileTree, folder: str) -> list[str]:
-    return tree.folders(folder) if any(folder in names for names in SPLIT_FOLDERS.values()) else []
-
-
-def _first(names: Iterable[str], there: list[str]) -> str:
-    return next((name for name in names if name in there), "")
+    top = tree.folders()
+    return any(is_split_name(name) for folder in ("", *top) for name in tree.folders(folder))
 
 
 def _part(images: list[str], split: str, fraction: float, seed: int) -> list[str]:
@@ -243,6 +238,8 @@ def _held(tree: FileTree, masks: list[str]) -> list[int | Color]:
 
 def _binary(tree: FileTree, masks: list[str]) -> bool:
     held = _held(tree, masks[:: max(len(masks) // _SAMPLED_MASKS, 1)])
+    # The object may be in none of the masks that were read.
+    held = _held(tree, masks) if held == [0] else held
     return 255 in held and set(held) <= {0, 255}
 
 

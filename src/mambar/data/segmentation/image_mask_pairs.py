@@ -1,7 +1,7 @@
 """A dataset of image files with mask files, for every layout."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -17,6 +17,7 @@ from mambar.data.names import PackedNames
 from mambar.data.segmentation.masks import LabelTable, read_mask
 from mambar.errors import DataError, ImageError
 from mambar.image_file import MAX_PIXELS
+from mambar.image_paths import warn_left_out
 from mambar.messages import one_line
 
 # Suffixes of a mask's name after the image's name.
@@ -45,10 +46,20 @@ class Listing:
 
 
 def paired_listing(
-    tree: FileTree, image_folder: str, images: Sequence[str], mask_folder: str, table: LabelTable
+    tree: FileTree,
+    image_folder: str,
+    images: Sequence[str],
+    mask_folder: str,
+    table: LabelTable,
+    *,
+    given: Mapping[str, str] | None = None,
 ) -> Listing:
-    """The images of a folder with their masks of another; paths are relative to the folders."""
-    masks = _match_masks(images, tree.files(mask_folder))
+    """The images of a folder with their masks of another, by name or as `given`; paths are relative to the folders."""
+    files = tree.files(mask_folder)
+    others = [file for file in files if not file.lower().endswith(".png")]
+    warn_left_out(others, "masks that are not PNG", place=f"{tree.name}/{mask_folder}")
+    by_name = _match_masks(images, files)
+    masks = [(given or {}).get(image) or mask for image, mask in zip(images, by_name, strict=True)]
     return Listing(
         tree=tree,
         images=[f"{image_folder}/{path}" for path in images],
@@ -68,6 +79,11 @@ class ImageMaskPairs(SkippingDataset):
         if not any(listing.masks):
             raise DataError(
                 f"data={listing.tree.name} has {len(listing.images)} images for {split}, but no masks of them."
+            )
+        if len(listing.table.classes) < 2:
+            raise DataError(
+                f"data={listing.tree.name} has one class, {one_line(listing.table.classes[0])!r}; a segmenter needs "
+                "two or more: name the background as well."
             )
         self.tree, self.table, self.read_labels = listing.tree, listing.table, listing.read
         self.images, self.masks = PackedNames.from_names(listing.images), PackedNames.from_names(listing.masks)

@@ -38,9 +38,11 @@ def _recognize(tree: FileTree) -> tuple[FileTree, Callable[..., Listing]]:
     """The tree in which a layout is found, and what lists a split of it."""
     inside: FileTree | None = tree
     while inside is not None:
-        for looks, find in LAYOUTS.values():
-            if looks(inside):
-                return inside, find
+        for trees in ([inside], [inside.subtree(folder) for folder in inside.folders()]):
+            for looks, find in LAYOUTS.values():
+                fitting = [each for each in trees if looks(each)]
+                if len(fitting) == 1:
+                    return fitting[0], find
         inside = single_folder(inside)
     # Its error says what is missing.
     return tree, find_folder

@@ -11,8 +11,9 @@ from mambar.data.loading.file_tree import FileTree
 from mambar.data.segmentation.folder import CLASS_FILE, label_table, parse_class_lines
 from mambar.data.segmentation.image_mask_pairs import Listing, paired_listing
 from mambar.data.segmentation.masks import IGNORE, Color, LabelTable
+from mambar.data.segmentation.split_list import find_split_list, read_split_list
 from mambar.errors import DataError
-from mambar.image_file import IMAGE_SUFFIXES
+from mambar.image_paths import select_images
 
 VOC_CLASSES: Final = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -31,20 +32,14 @@ def find_voc(tree: FileTree, split: str) -> Listing:
     root = _root(tree)
     if root is None:
         raise DataError(f"data={tree.name} has no {_IMAGES} and {_MASKS}; give the folder VOC2012.")
-    text = root.text(f"{_LISTS}/{split}.txt")
-    if text is None:
+    path = find_split_list(root, split, _LISTS)
+    if not path:
         raise DataError(f"data={root.name} has no {_LISTS}/{split}.txt; add it with one image name per line.")
-    wanted = [line.strip() for line in text.splitlines() if line.strip()]
-    if not wanted:
-        raise DataError(f"{root.name}/{_LISTS}/{split}.txt lists no image.")
-    there = {
-        path.rpartition(".")[0]: path
-        for path in root.files(_IMAGES)
-        if f".{path.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
-    }
+    images = select_images(root.files(_IMAGES), place=f"{root.name}/{_IMAGES}")
+    listed = read_split_list(root, path, images, root.files(_MASKS))
     # A listed image that does not exist is reported like an unreadable one.
-    images = [there.get(name, f"{name}.jpg") for name in wanted]
-    return paired_listing(root, _IMAGES, images, _MASKS, _table(root))
+    given = {each.image or f"{each.line}.jpg": each.mask for each in listed}
+    return paired_listing(root, _IMAGES, list(given), _MASKS, _table(root), given=given)
 
 
 def voc_palette(count: int) -> tuple[Color, ...]:
