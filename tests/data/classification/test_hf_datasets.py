@@ -72,9 +72,10 @@ def test_without_a_validation_split_every_class_gives_some(saved):
     assert train.fingerprint() != val.fingerprint()
 
 
-def test_what_has_no_label_is_left_out(saved):
-    root = saved("train", "test", kind=[-1, 0, 1, 2] * 3)
+def test_what_has_no_label_is_left_out_and_counted(saved, caplog):
+    root = saved("train", "Validation", kind=[-1, 0, 1, 2] * 3)
     assert open_dataset(root, "train").labels.tolist() == [0, 1, 2] * 3
+    assert len(open_dataset(root, "val")) == 9 and "3 of 12 images in train have no label" in caplog.text
     root = saved("train", "test", kind=[-1] * 12)
     with pytest.raises(DataError, match="no labeled images"):
         open_dataset(root, "train")

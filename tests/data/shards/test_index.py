@@ -57,14 +57,17 @@ def listing(root):
     return {str(path.relative_to(root)): path.lstat().st_size for path in sorted(root.rglob("*"))}
 
 
-def test_foreign_shards_are_indexed(tmp_path):
-    write_tar(tmp_path / "set-train-0.tar", [*pair("a/1", b"2"), member("a/1.json", b"{}"), *pair("b/1", b"0\n")])
+def test_foreign_shards_are_indexed(tmp_path, caplog):
+    more = [member("a/1.json", b"{}"), member("z.cls", b"1")]
+    write_tar(tmp_path / "set-train-0.tar", [*pair("a/1", b"2"), *more, *pair("b/1", b"0\n")])
     write_tar(tmp_path / "set-train-1.tar", pair("c.d/2", b" 1 "), format=tarfile.PAX_FORMAT)
     write_tar(tmp_path / "set-val-0.tar", pair("x"))
     files = shard_files(tmp_path, "train")
     assert [file.name for file in files] == ["set-train-0.tar", "set-train-1.tar"]
     index = build_index(tmp_path, files)
     assert index.classes == ("0", "1", "2") and index.labels.tolist() == [2, 0, 1]
+    assert "left out 1 members that are neither an image (PNG, JPEG, WEBP) nor a label (1 .json)" in caplog.text
+    assert "left out 1 labels without an image (1 .cls), such as 'z.cls'" in caplog.text
     assert list(index.paths) == ["a/1.jpg", "b/1.jpg", "c.d/2.jpg"] and index.shard.tolist() == [0, 0, 1]
     for number in range(3):
         data = files[index.shard[number]].read_bytes()
@@ -242,10 +245,11 @@ def test_directories_in_a_tar_are_passed_over(tmp_path):
     [
         ("train-000000.tar", "train", True),
         ("imagenet-train-000001.tar", "train", True),
-        ("imagenet1k-validation-1.tar", "val", False),
+        ("imagenet1k-validation-1.tar", "val", True),
+        ("Test_0.tar", "val", True),
         ("val_3.tar", "val", True),
         ("strain-1.tar", "train", False),
-        ("training-1.tar", "train", False),
+        ("training-1.tar", "train", True),
         ("train.tar.gz", "train", False),
     ],
 )

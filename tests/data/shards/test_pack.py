@@ -41,10 +41,14 @@ def test_shards_are_the_folder_they_came_from(counts, make_folder, tmp_path):
 
 
 def test_the_tars_are_webdatasets(make_folder, tmp_path):
-    pack_folder(make_folder(BOTH), tmp_path / "tars")
+    root = make_folder(BOTH)
+    # Readers of tars know a JPEG by .jpg only.
+    (root / "train/cat/000.jpg").rename(root / "train/cat/000.jfif")
+    pack_folder(root, tmp_path / "tars")
     with tarfile.open(tmp_path / "tars/train-000000.tar") as archive:
         names = archive.getnames()
         labels = [int(archive.extractfile(name).read()) for name in names if name.endswith(".cls")]
+    assert {name.partition(".")[2] for name in names} == {"jpg", "cls"}
     assert [name.partition(".")[0] for name in names] == [f"{n:08d}" for n in range(12) for _ in range(2)]
     # Mixed, so that a reader that streams does not meet one class after the other.
     assert sorted(labels) != labels and sorted(labels) == [0] * 7 + [1] * 5

@@ -5,27 +5,29 @@ on use; since version 4 it runs no code of a dataset's author.
 """
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from mambar.data.dataset import Sample, stratified_split
+from mambar.data.dataset import SPLIT_NAMES, Sample, find_name, stratified_split
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.errors import DataError, ImageError
 from mambar.image_file import MAX_PIXELS
 from mambar.messages import needs_package, one_line
 
+logger = logging.getLogger("mambar.data")
+
 PREFIX: Final = "hf:"
-_VALIDATION: Final = ("validation", "val", "valid", "test")
 _MARKS: Final = ("dataset_dict.json", "dataset_info.json")
 
 
 class HuggingFaceDataset(SkippingDataset):
     """A split of a dataset on the hub (`hf:NAME`) or of a folder that `save_to_disk` wrote.
 
-    "val" is the first of the splits validation, val, valid and test. Without one, `val_fraction` of every class of the
+    "val" is the first of the splits val, valid, validation and test. Without one, `val_fraction` of every class of the
     training split is held out, chosen by `split_seed`. `image` and `label` name the columns (None: the only one of its
     type); the label must be a ClassLabel. `subset` and `revision` are passed to the hub. Unreadable images are handled
     as in `ImageFolder`.
@@ -48,16 +50,21 @@ class HuggingFaceDataset(SkippingDataset):
         self.source, self.max_pixels = str(source), max_pixels
         self.name = self.source.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]
         whole = _open(datasets, self.source, subset, revision)
-        held_out = next((name for name in _VALIDATION if name in whole), None)
-        if "train" not in whole:
+        names = {each: find_name(known, whole) for each, known in SPLIT_NAMES.items()}
+        if not names["train"]:
             raise DataError(f"data={self.source} has no split called train; it has {one_line(', '.join(whole))}.")
-        chosen = whole[held_out if split == "val" and held_out is not None else "train"]
+        chosen = whole[names[split] or names["train"]]
         self._image = _column(chosen, datasets.Image, image, f"data={self.source}: image")
         self._label = _column(chosen, datasets.ClassLabel, label, f"data={self.source}: label")
         self.classes = tuple(str(name) for name in chosen.features[self._label].names)
         labels = np.asarray(chosen[self._label], dtype=np.int64)
         self._rows = np.flatnonzero(labels >= 0)
-        if held_out is None:
+        if len(self._rows) < len(labels):
+            missing = len(labels) - len(self._rows)
+            logger.warning(
+                "data=%s: %d of %d images in %s have no label; left out.", source, missing, len(labels), split
+            )
+        if not names["val"]:
             parts = stratified_split(labels[self._rows], fraction=val_fraction, seed=split_seed)
             self._rows = self._rows[parts[("train", "val").index(split)]]
         super().__init__(labels[self._rows], split, source=self.source)

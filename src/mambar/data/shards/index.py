@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 
+from mambar.data.dataset import SPLIT_NAMES
 from mambar.data.names import PackedNames
 from mambar.errors import DataError, DiskError
 from mambar.image_file import IMAGE_SUFFIXES, MAX_BYTES
+from mambar.image_paths import warn_left_out
 from mambar.messages import one_line
 
 FORMAT_VERSION = 1
@@ -95,9 +97,13 @@ def index_path(root: Path, split: str) -> Path:
 
 
 def shard_files(root: Path, split: str) -> list[Path]:
-    """The sorted tar files of a split: those whose names contain the split's name as a word."""
-    word = re.compile(rf"(^|[^a-z]){split}([^a-z].*)?\.tar")
-    return sorted(path for path in root.glob("*.tar") if word.search(path.name) and path.is_file())
+    """The sorted tar files of a split: those whose names contain one of the split's names as a word."""
+    for name in SPLIT_NAMES[split]:
+        word = re.compile(rf"(^|[^a-z]){name}([^a-z].*)?\.tar", re.IGNORECASE)
+        files = sorted(path for path in root.glob("*.tar") if word.search(path.name) and path.is_file())
+        if files:
+            return files
+    return []
 
 
 def save_index(file: Path, index: ShardIndex) -> None:
@@ -206,6 +212,7 @@ def _samples(path: Path) -> list[tuple[str, int, int, int]]:
     """(name, offset, size, label) of every image in a tar."""
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
+    others = []
     with path.open("rb") as stream:
         for name, offset, size in tar_members(path):
             folder, _, base = name.rpartition("/")
@@ -216,9 +223,13 @@ def _samples(path: Path) -> list[tuple[str, int, int, int]]:
                 raise DataError(f"{path} holds the sample {one_line(known)!r} twice.")
             if is_image:
                 images[known] = (name, offset, size)
-            elif is_label:
+            elif not is_label:
+                others.append(name)
+            else:
                 stream.seek(offset)
                 labels[known] = _label(stream.read(min(size, 32)), path, name)
+    warn_left_out(others, "members that are neither an image (PNG, JPEG, WEBP) nor a label", place=path)
+    warn_left_out([f"{each}.cls" for each in labels if each not in images], "labels without an image", place=path)
     for known in images:
         if known not in labels:
             raise DataError(f"{path}: image {one_line(known)!r} has no label; add {one_line(known)}.cls.")

@@ -17,7 +17,7 @@ from mambar.data.dataset import SPLITS
 from mambar.data.keys import key, permutation
 from mambar.data.shards.index import ShardIndex, index_path, save_index, shard_record
 from mambar.errors import DataError, DiskError, InputError
-from mambar.image_file import MAX_BYTES
+from mambar.image_file import JPEG_SUFFIXES, MAX_BYTES
 from mambar.messages import one_line
 
 logger = logging.getLogger("mambar.data")
@@ -116,7 +116,8 @@ class _Writer:
         tar = self.tar
         if tar is None or tar.offset >= self.shard_bytes:
             tar = self._next()
-        suffix = part.path(index).suffix.lower().replace("jpeg", "jpg")
+        suffix = part.path(index).suffix.lower()
+        suffix = ".jpg" if suffix in JPEG_SUFFIXES else suffix
         stem = f"{position:08d}"
         start = self._append(tar, f"{stem}{suffix}", data)
         label = int(part.labels[index])
