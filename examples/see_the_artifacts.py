@@ -20,9 +20,9 @@ from mambar.analysis import (
     open_model,
     outlier_statistics,
     register_maps,
-    report,
     token_norms,
 )
+from mambar.analysis.draw import html
 from mambar.analysis.draw.norm_panels import panel
 from mambar.analysis.measure.register_maps import map_similarity
 from mambar.data.synthetic.photographs import photographs
@@ -55,7 +55,7 @@ def main(source: str, out: Path) -> None:
     # And as pictures.
     rows = compare_norms({analyzed.name: analyzed.model}, images, captions=list(pictures))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(report.page("Token norms", report.section("Token norms", *(panel(row) for row in rows))))
+    out.write_bytes(html.page("Token norms", html.section("Token norms", *(panel(row) for row in rows))))
     print(f"pictures: {out}")
 
 

@@ -49,6 +49,11 @@ class FakeModel(nn.Module):
         return self.head(self.tokens(images, [-1])[0].patches.mean(1))
 
 
+@pytest.fixture(scope="session")
+def fake_model_class():
+    return FakeModel
+
+
 @pytest.fixture
 def fake_model():
     return FakeModel()

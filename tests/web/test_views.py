@@ -72,7 +72,7 @@ def test_classes_and_both_models_are_named(found):
 def test_both_models_share_one_scale(found):
     row = views.gallery(found, ViewSettings(layer=2)).rows[0]
     values = torch.cat([view.norm_maps()[2].flatten() for view in found.views])
-    assert row.limits() == pytest.approx((float(values.min()), float(values.max())))
+    assert (row.colors().vmin, row.colors().vmax) == pytest.approx((float(values.min()), float(values.max())))
     assert list(row.maps) == ["<b>ours</b>", "vim"]
 
 

@@ -30,6 +30,8 @@ from mambar.analysis.measure.register_maps import (
     map_similarity,
     mean_register_similarity,
     register_map,
+    register_names,
+    registers_name,
 )
 from mambar.analysis.measure.register_neurons import (
     AddedRegistersResult,
@@ -90,6 +92,16 @@ class AnalysisResult:
     map_ground_truth: list[MapGroundTruth] = field(default_factory=list)
     added: list[AddedRegistersResult] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def register_names(self) -> tuple[str, ...]:
+        """The name of each register, such as "class token" for that of a ViT."""
+        return register_names(self.analyzed.model, self.norms.register_norms.shape[-1])
+
+    @property
+    def registers_name(self) -> str:
+        """One name for all registers."""
+        return registers_name(self.register_names)
 
 
 def batch_size_for(analyzed: AnalyzedModel, options: AnalysisOptions) -> int:

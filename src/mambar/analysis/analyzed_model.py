@@ -29,6 +29,7 @@ class AnalyzedModel:
         preprocessing: Preprocessing of its input.
         random_weights: True if the weights were never trained; figures carry a warning.
         classes: Class names, if known.
+        trained_size: (height, width) in pixels of the training images, if known.
     """
 
     name: str
@@ -36,10 +37,7 @@ class AnalyzedModel:
     preprocessing: Preprocessing
     random_weights: bool = False
     classes: tuple[str, ...] | None = None
-
-    def at_size(self, img_size: int | tuple[int, int]) -> "AnalyzedModel":
-        """The same model with another input size in pixels."""
-        return replace(self, preprocessing=replace(self.preprocessing, img_size=img_size))
+    trained_size: tuple[int, int] | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -82,11 +80,15 @@ def open_model(
         model = load(source)
         preprocessing = model.preprocessing or _preprocessing(model.config)
         name = Path(source).resolve().name
-        analyzed = AnalyzedModel(name=name, model=model, preprocessing=preprocessing, classes=model.classes)
+        size = preprocessing.size
+        analyzed = AnalyzedModel(
+            name=name, model=model, preprocessing=preprocessing, classes=model.classes, trained_size=size
+        )
     else:
         analyzed = _named(str(source), pretrained=pretrained, img_size=img_size, seed=seed)
     if img_size is not None:
-        analyzed = analyzed.at_size(img_size)
+        preprocessing = replace(analyzed.preprocessing, img_size=img_size)
+        analyzed = replace(analyzed, preprocessing=preprocessing)
     module: object = analyzed.model
     if isinstance(module, nn.Module):
         module.to(device).eval()
@@ -103,7 +105,10 @@ def _named(source: str, *, pretrained: bool, img_size: int | tuple[int, int] | N
         torch.manual_seed(seed)
         model: Any = create_model(source, pretrained=pretrained, img_size=None if source in VARIANTS else img_size)
     preprocessing = model.preprocessing or _preprocessing(model.config)
-    return AnalyzedModel(name=source, model=model, preprocessing=preprocessing, random_weights=not pretrained)
+    size = preprocessing.size if pretrained and source in VARIANTS else None
+    return AnalyzedModel(
+        name=source, model=model, preprocessing=preprocessing, random_weights=not pretrained, trained_size=size
+    )
 
 
 def _preprocessing(config: Config) -> Preprocessing:

@@ -1,5 +1,6 @@
 """The label below a figure: tensor, layer, metric, model, data, seed and version."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mambar import messages
@@ -25,6 +26,8 @@ class FigureLabel:
     layer: str | None = None
     metric: str | None = None
     model: str | None = None
+    # Size of the model's input, as in "56 × 56 px".
+    input: str | None = None
     data: str | None = None
     seed: int | None = None
     random_weights: bool = False
@@ -38,6 +41,7 @@ class FigureLabel:
             "layer": self.layer,
             "metric": self.metric,
             "model": self.model,
+            "input": self.input,
             "data": self.data,
             "seed": self.seed,
         }
@@ -45,6 +49,24 @@ class FigureLabel:
         if self.random_weights:
             parts.append("random weights")
         return " · ".join([*parts, f"mambar {self.version}"])
+
+
+def listed(names: Iterable[str]) -> str:
+    """The different names as text: "a, b and c"."""
+    *first, last = dict.fromkeys(names)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def layers_text(layers: Iterable[int]) -> str:
+    """The numbers of the different layers as text: "layer 7" or "layers 2 and 7"."""
+    numbers = sorted(set(layers))
+    return f"{'layer' if len(numbers) == 1 else 'layers'} {listed(map(str, numbers))}"
+
+
+def size_text(size: tuple[int, int], trained_size: tuple[int, int] | None = None) -> str:
+    """Height and width in pixels, as width × height, with the size of training if it is another one."""
+    text = f"{size[1]} × {size[0]} px"
+    return text if trained_size in (None, size) else f"{text} (trained at {size_text(trained_size)})"
 
 
 def layer_name(layer: int, num_layers: int) -> str:

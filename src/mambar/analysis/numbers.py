@@ -3,14 +3,14 @@
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from mambar.analysis.analyze_model import AnalysisResult
-from mambar.analysis.figure_label import FigureLabel
+from mambar.analysis.figure_label import FigureLabel, listed, size_text
 from mambar.analysis.images import NamedImages
 from mambar.analysis.options import AnalysisOptions, default_layers
 from mambar.version import __version__
@@ -45,10 +45,24 @@ class Analysis:
             name: shown_layers(found.analyzed.model.num_layers, self.options) for name, found in self.results.items()
         }
 
-    def label(self, **fields: Any) -> FigureLabel:
-        """A figure's label: the fields that all figures have, and `fields`."""
-        shared: dict[str, Any] = {"model": " and ".join(self.results), "data": self.data, "seed": self.options.seed}
-        return FigureLabel(random_weights=bool(self.random_weights), **(shared | fields))
+    def layer_columns(self) -> list[dict[str, int]]:
+        """The shown layers, model by model, the last ones side by side; the first columns lack shallow models."""
+        layers = self.layers()
+        places = range(-max(map(len, layers.values())), 0)
+        return [{name: chosen[place] for name, chosen in layers.items() if place >= -len(chosen)} for place in places]
+
+    def label(self, names: Iterable[str] | None = None, **fields: Any) -> FigureLabel:
+        """A figure's label: the fields that all figures have, for the models with these names, and `fields`."""
+        models = {name: self.results[name].analyzed for name in (names or self.results)}
+        shared: dict[str, Any] = {
+            "model": listed(
+                f"{name} (random weights)" if model.random_weights else name for name, model in models.items()
+            ),
+            "input": listed(size_text(model.preprocessing.size, model.trained_size) for model in models.values()),
+            "data": self.data,
+            "seed": self.options.seed,
+        }
+        return FigureLabel(**(shared | fields))
 
 
 def shown_layers(num_layers: int, options: AnalysisOptions) -> tuple[int, ...]:

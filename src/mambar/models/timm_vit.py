@@ -109,6 +109,15 @@ class TimmViT(nn.Module):
         return int(self.model.num_prefix_tokens)
 
     @property
+    def register_names(self) -> tuple[str, ...]:
+        """The kind of each of these tokens: class token, distillation token, register."""
+        from timm.models.beit import Beit
+
+        registers = 0 if isinstance(self.model, Beit) else int(self.model.num_reg_tokens)
+        first = ("class token", "distillation token")[: self.num_registers - registers]
+        return (*first, *(f"register {place}" for place in range(registers)))
+
+    @property
     def num_classes(self) -> int:
         """The number of logits; 0 if `forward` returns features."""
         return int(self.model.num_classes)

@@ -11,10 +11,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mambar.analysis.analyzed_model import AnalyzedModel
+from mambar.analysis.figure_label import size_text
 from mambar.analysis.measure.activations import capture_activations
 from mambar.analysis.measure.collect import CollectedNorms, NormCollector
 from mambar.analysis.measure.feature_maps import DEFAULT_METRIC, feature_map, supported_vector
-from mambar.analysis.measure.register_maps import register_map
+from mambar.analysis.measure.register_maps import register_map, register_names
 from mambar.errors import InputError
 from mambar.evaluation.prediction import Prediction, class_probabilities, top_classes
 from mambar.version import __version__
@@ -33,7 +34,9 @@ class ModelExplanation:
         predictions: The most probable classes; none without a classifier.
         norms: Norm maps and distributions of all layers.
         vector: The global vector of the feature maps.
+        input_size: Width and height of the input in pixels, as text.
         feature_maps, register_maps: Maps of all layers; no register maps without registers.
+        register_names: The name of each register, such as "class token" for that of a ViT.
         seconds: Run time of the parts `classes` and `maps`.
     """
 
@@ -44,6 +47,8 @@ class ModelExplanation:
     vector: str
     feature_maps: Float[Tensor, "layers rows cols"]
     register_maps: Float[Tensor, "layers registers rows cols"] | None
+    input_size: str = ""
+    register_names: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -116,6 +121,8 @@ def _explain_model(analyzed: AnalyzedModel, image: Tensor, top: int) -> ModelExp
         vector=vector,
         feature_maps=torch.stack(maps).cpu(),
         register_maps=None if registers is None else torch.stack(registers).cpu(),
+        input_size=size_text(analyzed.preprocessing.size, analyzed.trained_size),
+        register_names=register_names(model, found["normed"][-1].registers.shape[1]),
         seconds={"classes": classified - start, "maps": time.perf_counter() - classified},
     )
 

@@ -3,17 +3,18 @@
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mambar.analysis.draw import html
 from mambar.analysis.draw.color_maps import MapStyle, Resampling, photograph
 from mambar.analysis.draw.figures import distribution_charts
-from mambar.analysis.draw.image_maps import GalleryImage, MapRow, draw_gallery, gallery_html
+from mambar.analysis.draw.image_maps import GalleryImage, MapRow, RegisterMaps, draw_gallery, gallery_html
 from mambar.analysis.draw.plots import draw_chart, png, svg
-from mambar.analysis.figure_label import FigureLabel, layer_name
+from mambar.analysis.figure_label import FigureLabel, layer_name, layers_text, listed
 from mambar.analysis.measure.collect import CollectedNorms
-from mambar.analysis.measure.feature_maps import METRIC_NAMES
+from mambar.analysis.measure.feature_maps import GLOBAL_VECTORS, METRIC_NAMES
+from mambar.analysis.measure.register_maps import registers_name
 from mambar.data.synthetic.photographs import photographs
 from mambar.web.explain import METRIC, Explanation, ModelExplanation
 
@@ -65,9 +66,10 @@ def histogram_html(explanation: Explanation, choices: ViewSettings) -> html.Html
     """The distribution of the norms of the chosen layer, for patches and registers of each model."""
     views = _shown(explanation, choices)
     norms: Mapping[str, CollectedNorms] = {view.name: view.norms for view in views}
-    layers = {view.name: [explanation.layer(view, choices.layer)] for view in views}
-    label = _label(explanation, choices, metric="L2 norm of each token")
-    picture = svg(draw_chart(distribution_charts(norms, layers, label), 0))
+    layers = {view.name: explanation.layer(view, choices.layer) for view in views}
+    label = _label(explanation, views, choices.layer, metric="L2 norm of each token")
+    registers = {view.name: registers_name(view.register_names) for view in views}
+    picture = svg(draw_chart(distribution_charts(norms, [layers], label, registers=registers), 0))
     rows = []
     for view in views:
         layer = explanation.layer(view, choices.layer)
@@ -106,29 +108,34 @@ def gallery(explanation: Explanation, choices: ViewSettings) -> GalleryImage:
     """The gallery image of the chosen layer and models, as in reports."""
     views = _shown(explanation, choices)
     at = {view.name: explanation.layer(view, choices.layer) for view in views}
-    text = " and ".join(dict.fromkeys(layer_name(at[view.name], view.num_layers) for view in views))
     rows = [
         MapRow(
-            name=f"Token norm, layer {' and '.join(dict.fromkeys(map(str, at.values())))}",
+            name=f"Token norm, {layers_text(at.values())}",
+            quantity="L2 norm",
             maps={view.name: view.norm_maps()[at[view.name]].numpy() for view in views},
             scale=choices.scale,
         ),
         MapRow(
-            name=f"Feature map ({METRIC})",
+            name="Feature map",
+            quantity=f"{METRIC_NAMES[METRIC]} (bright: similar)",
             maps={view.name: view.feature_maps[at[view.name]].numpy() for view in views},
         ),
     ]
-    vectors = " and ".join(dict.fromkeys(view.vector for view in views))
+    vectors = listed(GLOBAL_VECTORS.get(view.vector, view.vector) for view in views)
     metric = f"norms: L2; maps: {METRIC_NAMES[METRIC]} to {vectors}, after the final norm"
+    registers = []
+    for view in views:
+        if view.register_maps is not None and len(view.register_names) > 1:
+            maps = dict(zip(view.register_names, view.register_maps[at[view.name]].numpy(), strict=True))
+            title = f"{view.name}: similarity of each register to the image tokens"
+            label = _label(explanation, [view], choices.layer, metric=METRIC_NAMES[METRIC], tensor="normed")
+            registers.append(RegisterMaps(model=view.name, row=replace(rows[1], name=title, maps=maps), label=label))
     return GalleryImage(
         name=explanation.name,
         image=explanation.image.numpy(),
         rows=rows,
-        registers={
-            view.name: view.register_maps[at[view.name]].numpy() for view in views if view.register_maps is not None
-        },
-        label=_label(explanation, choices, metric=metric, layer=text),
-        register_label=_label(explanation, choices, metric=METRIC_NAMES[METRIC], layer=text, tensor="normed"),
+        registers=registers,
+        label=_label(explanation, views, choices.layer, metric=metric),
     )
 
 
@@ -150,16 +157,16 @@ def _shown(explanation: Explanation, choices: ViewSettings) -> Sequence[ModelExp
 
 
 def _label(
-    explanation: Explanation, choices: ViewSettings, *, metric: str, layer: str | None = None, tensor: str = "residual"
+    explanation: Explanation, views: Sequence[ModelExplanation], layer: int, *, metric: str, tensor: str = "residual"
 ) -> FigureLabel:
-    views = _shown(explanation, choices)
+    """The label of a figure of these models at `layer` of the first model."""
     return FigureLabel(
         tensor=tensor,
-        layer=layer or str(choices.layer),
+        layer=listed(layer_name(explanation.layer(view, layer), view.num_layers) for view in views),
         metric=metric,
-        model=" and ".join(view.name for view in views),
+        model=listed(f"{view.name} (random weights)" if view.random_weights else view.name for view in views),
+        input=listed(view.input_size for view in views),
         data=explanation.name,
-        random_weights=any(view.random_weights for view in views),
     )
 
 

@@ -1,9 +1,9 @@
 """The pages and files of an analysis: report.html, every figure as PNG and SVG, the numbers as JSON and npz."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mambar.analysis.analyze_model import AnalysisResult
 from mambar.analysis.draw import html
@@ -16,7 +16,14 @@ from mambar.analysis.draw.figures import (
     probe_charts,
     similarity_charts,
 )
-from mambar.analysis.draw.image_maps import GalleryImage, MapRow, draw_gallery, draw_registers, gallery_html
+from mambar.analysis.draw.image_maps import (
+    GalleryImage,
+    MapRow,
+    RegisterMaps,
+    draw_gallery,
+    draw_registers,
+    gallery_html,
+)
 from mambar.analysis.draw.plots import ChartGrid, draw_chart, draw_chart_grid, png, svg
 from mambar.analysis.draw.tables import (
     added_table,
@@ -26,7 +33,7 @@ from mambar.analysis.draw.tables import (
     probe_table,
     register_table,
 )
-from mambar.analysis.figure_label import TENSORS, layer_name
+from mambar.analysis.figure_label import TENSORS, layer_name, layers_text, listed, size_text
 from mambar.analysis.measure.feature_maps import GLOBAL_VECTORS, METRIC_NAMES
 from mambar.analysis.numbers import Analysis, arrays_npz, numbers_json
 from mambar.hub.files import write_atomically
@@ -45,7 +52,7 @@ def write_analysis(out: Path, analysis: Analysis) -> Path:
         write_atomically(figures / f"{name}.png", png(figure))
 
     content = [
-        html.element("h1", "High-norm tokens: " + " and ".join(analysis.results)),
+        html.element("h1", "High-norm tokens: " + listed(analysis.results)),
         _warning(analysis),
         html.tiles(_tiles(analysis)),
         _gallery(analysis, save),
@@ -101,48 +108,48 @@ def _charts(name: str, sheet: ChartGrid, save: Save) -> html.Html:
 def gallery_images(analysis: Analysis) -> list[GalleryImage]:
     """The gallery: for every image the feature map, then the norm maps of the shown layers."""
     options, first = analysis.options, next(iter(analysis.results.values()))
-    layers = analysis.layers()
-    vectors = " and ".join(dict.fromkeys(found.vector for found in analysis.results.values()))
-    metric = f"norms: L2; feature map: {METRIC_NAMES[options.metric]} to {vectors}, {TENSORS[options.map_tensor]}"
+    metric, small_is_bright = METRIC_NAMES[options.metric], options.metric == "l2"
+    vectors = listed(GLOBAL_VECTORS.get(found.vector, found.vector) for found in analysis.results.values())
     shown = []
     for place, (name, image) in enumerate(analysis.gallery.images.items()):
         maps = {model: found.feature_map[place].numpy() for model, found in analysis.results.items()}
-        rows = [MapRow(name=f"Feature map ({options.metric})", maps=maps)]
-        rows += _norm_rows(analysis, place, layers)
+        feature = MapRow(
+            name=f"Feature map, {_last_layer(analysis)}",
+            quantity=f"{metric} (bright: similar)",
+            maps=maps,
+            small_is_bright=small_is_bright,
+        )
+        data = f"{analysis.gallery.name}: {name}"
+        registers = []
+        for model, found in analysis.results.items():
+            if found.register_maps is not None and found.register_maps.shape[1] > 1:
+                by_name = dict(zip(found.register_names, found.register_maps[place].numpy(), strict=True))
+                title = f"{model}: {metric} of each register to the image tokens"
+                layer = _last_layer(analysis, model)
+                label = analysis.label([model], tensor=options.map_tensor, layer=layer, metric=metric, data=data)
+                row = replace(feature, name=title, maps=by_name)
+                registers.append(RegisterMaps(model=model, row=row, label=label))
         label = analysis.label(
-            tensor=options.tensor, layer=_layer_text(analysis), metric=metric, data=f"{analysis.gallery.name}: {name}"
+            tensor=options.tensor,
+            layer=_layer_text(analysis),
+            metric=f"norms: L2; feature map: {metric} to {vectors}, {TENSORS[options.map_tensor]}",
+            data=data,
         )
-        registers = {
-            model: found.register_maps[place].numpy()
-            for model, found in analysis.results.items()
-            if found.register_maps is not None
-        }
-        shown.append(
-            GalleryImage(
-                name=name,
-                image=first.analyzed.pixels(image).numpy(),
-                rows=rows,
-                registers=registers,
-                label=label,
-                register_label=replace(
-                    label, tensor=options.map_tensor, layer="last", metric=METRIC_NAMES[options.metric]
-                ),
-            )
-        )
+        rows = [feature, *_norm_rows(analysis, place)]
+        pixels = first.analyzed.pixels(image).numpy()
+        shown.append(GalleryImage(name=name, image=pixels, rows=rows, registers=registers, label=label))
     return shown
 
 
-def _norm_rows(analysis: Analysis, place: int, layers: Mapping[str, Sequence[int]]) -> list[MapRow]:
+def _norm_rows(analysis: Analysis, place: int) -> list[MapRow]:
     rows = []
-    for step in range(max(len(chosen) for chosen in layers.values())):
-        maps: dict[str, Any] = {}
-        numbers = []
-        for model, found in analysis.results.items():
-            chosen = layers[model]
-            maps[model] = found.gallery_norms[chosen[step], place].numpy() if step < len(chosen) else None
-            numbers += [str(chosen[step])] if step < len(chosen) else []
-        title = "Norm, layer " + " and ".join(dict.fromkeys(numbers))
-        rows.append(MapRow(name=title, maps=maps, scale=analysis.options.scale))
+    for layers in analysis.layer_columns():
+        maps = {
+            model: found.gallery_norms[layers[model], place].numpy() if model in layers else None
+            for model, found in analysis.results.items()
+        }
+        title = f"Norm, {layers_text(layers.values())}"
+        rows.append(MapRow(name=title, quantity="L2 norm", maps=maps, scale=analysis.options.scale))
     return rows
 
 
@@ -150,23 +157,32 @@ def _layer_text(analysis: Analysis) -> str:
     texts = []
     for name, chosen in analysis.layers().items():
         count = analysis.results[name].analyzed.model.num_layers
-        texts.append(", ".join(str(layer) for layer in chosen[:-1]) + f" and {layer_name(chosen[-1], count)}")
-    return " / ".join(dict.fromkeys(text.removeprefix(" and ") for text in texts))
+        texts.append(listed([*map(str, chosen[:-1]), layer_name(chosen[-1], count)]))
+    return " / ".join(dict.fromkeys(texts))
+
+
+def _last_layer(analysis: Analysis, model: str | None = None) -> str:
+    """The number of the last layer of one model, or of all of them."""
+    counts = {name: found.analyzed.model.num_layers for name, found in analysis.results.items()}
+    if model is not None:
+        return layer_name(counts[model] - 1, counts[model])
+    return layers_text(count - 1 for count in counts.values())
 
 
 def _gallery(analysis: Analysis, save: Save) -> html.Html:
     style = MapStyle(colormap=analysis.options.colormap, resampling=analysis.options.resampling)
     explanation = (
         "Each square is one image token. Norm: L2 norm of the token. Feature map: its similarity to the global "
-        f"vector, {METRIC_NAMES[analysis.options.metric]}. The maps of one quantity share one color scale."
+        f"vector, {METRIC_NAMES[analysis.options.metric]}; bright tokens are similar. The maps of one quantity share "
+        "one color scale."
     )
     blocks = []
     for number, shown in enumerate(gallery_images(analysis)):
         save(f"gallery-{number:02d}", draw_gallery(shown, style))
-        for place, model in enumerate(shown.registers):
-            if len(shown.registers[model]) > 1:
-                name = f"registers-{number:02d}-{'ab'[place] if place < 2 else place}"
-                save(name, draw_registers(shown, model, style))
+        for registers in shown.registers:
+            place = list(analysis.results).index(registers.model)
+            name = f"registers-{number:02d}-{'ab'[place] if place < 2 else place}"
+            save(name, draw_registers(shown.image, registers, style))
         blocks.append(gallery_html(shown, style))
     return html.section("Gallery", html.element("p", explanation), *blocks)
 
@@ -178,7 +194,12 @@ def _norms(analysis: Analysis, save: Save) -> html.Html:
     some = replace(label, layer=_layer_text(analysis))
     shapes = _charts(
         "norm-distributions",
-        distribution_charts({name: found.norms for name, found in analysis.results.items()}, layers, some),
+        distribution_charts(
+            {name: found.norms for name, found in analysis.results.items()},
+            analysis.layer_columns(),
+            some,
+            registers={name: found.registers_name for name, found in analysis.results.items()},
+        ),
         save,
     )
     rows = [
@@ -203,12 +224,12 @@ def _outliers(analysis: Analysis, save: Save) -> html.Html:
 
 
 def _registers(analysis: Analysis, save: Save) -> html.Html:
-    label = analysis.label(
-        tensor=analysis.options.map_tensor, layer="last", metric="cosine between registers, mean over the gallery"
-    )
-    sheet = similarity_charts(analysis.results, label)
-    if not sheet.panels:
+    several = {name: found for name, found in analysis.results.items() if len(found.register_names) > 1}
+    if not several:
         return html.Html("")
+    metric = "cosine between registers, mean over the gallery"
+    label = analysis.label(several, tensor=analysis.options.map_tensor, layer="last", metric=metric)
+    sheet = similarity_charts(several, label)
     return html.section("Registers", _charts("register-similarity", sheet, save), register_table(analysis.results))
 
 
@@ -237,7 +258,7 @@ def _ground_truth(analysis: Analysis, save: Save) -> html.Html:
 def _choices(analysis: Analysis) -> dict[str, object]:
     choices = asdict(analysis.options) | {"data": analysis.data, "gallery of": analysis.gallery.name}
     for name, found in analysis.results.items():
-        choices[f"{name}: input"] = " × ".join(str(side) for side in found.analyzed.preprocessing.size) + " px"
+        choices[f"{name}: input"] = size_text(found.analyzed.preprocessing.size, found.analyzed.trained_size)
         choices[f"{name}: patches"] = " × ".join(str(side) for side in found.analyzed.grid)
         choices[f"{name}: global vector"] = GLOBAL_VECTORS.get(found.vector, found.vector)
         choices[f"{name}: images"] = found.norms.num_images

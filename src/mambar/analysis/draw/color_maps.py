@@ -11,6 +11,7 @@ from mambar.analysis.draw import html
 from mambar.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.colors import Normalize
     from PIL import Image
 
 # Lightness increases monotonically, so that a grayscale print keeps the order of the values.
@@ -28,28 +29,34 @@ class MapStyle:
     resampling: Resampling = "nearest"
 
 
-def apply_colormap(
-    values: Float[np.ndarray, "rows cols"], *, low: float, high: float, colormap: str = "viridis"
-) -> UInt8[np.ndarray, "rows cols 3"]:
-    """The colors of `values` on a linear scale from `low` to `high`; NaN and infinity are gray."""
-    from matplotlib import colormaps
-    from matplotlib.colors import Normalize
+def color_scale(low: float, high: float, *, log: bool = False) -> "Normalize":
+    """A linear or logarithmic scale of colors from `low` to `high`; values outside get the colors of the ends."""
+    from matplotlib.colors import LogNorm, Normalize
 
-    if colormap not in COLORMAPS:
+    return LogNorm(low, high, clip=True) if log and low > 0 else Normalize(low, high, clip=True)
+
+
+def apply_colormap(
+    values: Float[np.ndarray, "rows cols"], scale: "Normalize", *, colormap: str = "viridis"
+) -> UInt8[np.ndarray, "rows cols 3"]:
+    """The colors of `values`; NaN and infinity are gray. "_r" behind the name of a colormap reverses it."""
+    from matplotlib import colormaps
+
+    if colormap.removesuffix("_r") not in COLORMAPS:
         raise InputError(f"colormap={colormap!r} is not supported; use one of {', '.join(COLORMAPS)}.")
-    fractions = Normalize(low, high, clip=True)(np.ma.masked_invalid(values.astype(np.float64)))
+    fractions = scale(np.ma.masked_invalid(values.astype(np.float64)))
     rgba = colormaps[colormap].with_extremes(bad="#808080")(fractions)
     return np.rint(rgba[..., :3] * 255).astype(np.uint8)
 
 
 def map_html(
-    values: Float[np.ndarray, "rows cols"], description: str, *, low: float, high: float, style: MapStyle
+    values: Float[np.ndarray, "rows cols"], description: str, scale: "Normalize", style: MapStyle
 ) -> html.Html:
     """A map as an HTML image; a nearest map has one pixel per token and is enlarged by the browser."""
     rows, cols = values.shape
     if style.resampling == "bicubic":
         values = resized(values, (max(1, round(_BICUBIC_WIDTH * rows / cols)), _BICUBIC_WIDTH))
-    data = png(apply_colormap(values, low=low, high=high, colormap=style.colormap))
+    data = png(apply_colormap(values, scale, colormap=style.colormap))
     return html.image(data, description=description, class_="nearest" if style.resampling == "nearest" else None)
 
 
@@ -90,7 +97,7 @@ def photograph_html(
 def colorbar_png(colormap: str = "viridis") -> bytes:
     """A PNG of the color scale, low at the left."""
     ramp = np.linspace(0.0, 1.0, 256)[None, :]
-    return png(np.repeat(apply_colormap(ramp, low=0.0, high=1.0, colormap=colormap), 8, axis=0))
+    return png(np.repeat(apply_colormap(ramp, color_scale(0, 1), colormap=colormap), 8, axis=0))
 
 
 def png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:

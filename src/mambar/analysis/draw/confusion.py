@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 
 from mambar.analysis.draw import html
-from mambar.analysis.draw.color_maps import apply_colormap, photograph_html, png, to_uint8
+from mambar.analysis.draw.color_maps import apply_colormap, color_scale, photograph_html, png, to_uint8
 from mambar.errors import InputError
 
 # Cells of more classes are too small for numbers; the matrix is drawn as an image.
@@ -48,7 +48,7 @@ def confusion_table(
     if len(classes) <= MOST_CLASSES_IN_CELLS:
         matrix = _cells(confusion, shares, classes, unit)
     else:
-        picture = png(apply_colormap(shares, low=0.0, high=1.0, colormap="viridis"))
+        picture = png(apply_colormap(shares, color_scale(0, 1)))
         matrix = html.image(picture, description="confusion matrix", class_="nearest")
     caption = "Rows: true class. Columns: predicted class. Shade: share of the row."
     if unit == "pixel" and len(classes) <= MOST_CLASSES_IN_CELLS:

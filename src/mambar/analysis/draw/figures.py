@@ -1,16 +1,26 @@
 """Charts of one or more `AnalysisResult`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mambar.analysis.analyze_model import AnalysisResult
-from mambar.analysis.draw.plots import DASHES, SERIES, ChartGrid, auto_log_scale, label_text, set_title
-from mambar.analysis.figure_label import FigureLabel
+from mambar.analysis.draw.plots import (
+    DASHES,
+    SERIES,
+    ChartGrid,
+    auto_log_scale,
+    label_text,
+    layer_axis,
+    log_scale,
+    set_title,
+)
+from mambar.analysis.figure_label import FigureLabel, layers_text
 from mambar.analysis.measure.collect import CollectedNorms
 from mambar.analysis.measure.distributions import NormDistribution
+from mambar.analysis.measure.outliers import TopShare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,28 +37,40 @@ def _mark(model: int) -> dict[str, Any]:
     return {"color": _color(model), "marker": "os^D"[model % 4], "markersize": 3.5}
 
 
-def distribution_charts(
-    norms: Mapping[str, CollectedNorms], layers: Mapping[str, Sequence[int]], label: FigureLabel
-) -> ChartGrid:
-    """The density of token norms (both axes logarithmic), one chart per layer, one line per model, registers dotted.
+def _line(axes: "Axes", x: Sequence[int], y: Iterable[float], label: str, **style: Any) -> list[float]:
+    """Draws a line and returns its values."""
+    values = [float(value) for value in y]
+    axes.plot(x, values, label=label_text(label), **style)
+    return values
 
-    `layers` names the layers of each model; charts pair them in order.
+
+def distribution_charts(
+    norms: Mapping[str, CollectedNorms],
+    layers: Sequence[Mapping[str, int]],
+    label: FigureLabel,
+    *,
+    registers: Mapping[str, str],
+) -> ChartGrid:
+    """The density of token norms (both axes logarithmic), one line per model, registers dotted.
+
+    Each chart shows one entry of `layers`, which maps the name of a model to a layer. `registers` says what the
+    registers of each model are (`registers_name`).
     """
 
-    def draw(place: int, axes: "Axes") -> None:
-        numbers = []
+    def draw(chosen: Mapping[str, int], axes: "Axes") -> None:
+        same = len(set(chosen.values())) == 1
         for model, (name, found) in enumerate(norms.items()):
-            if place >= len(layers[name]):
-                continue
-            at = found.layers.index(layers[name][place])
-            _density(axes, found.patches[at], _color(model), "-", name)
-            _density(axes, found.registers[at], _color(model), ":", f"{name}, registers")
-            numbers.append(str(layers[name][place]))
-        axes.set(xscale="log", yscale="log", xlabel="L2 norm", ylabel="density")
-        set_title(axes, "Layer " + " and ".join(dict.fromkeys(numbers)))
+            if name in chosen:
+                at = found.layers.index(chosen[name])
+                shown = name if same else f"{name}, layer {chosen[name]}"
+                _density(axes, found.patches[at], _color(model), "-", shown)
+                _density(axes, found.registers[at], _color(model), ":", f"{name}, {registers[name]}")
+        log_scale(axes, "x")
+        log_scale(axes, "y")
+        axes.set(xlabel="L2 norm", ylabel="density")
+        set_title(axes, layers_text(chosen.values()).capitalize())
 
-    count = max(len(chosen) for chosen in layers.values())
-    return ChartGrid(panels=[partial(draw, place) for place in range(count)], label=label)
+    return ChartGrid(panels=[partial(draw, chosen) for chosen in layers], label=label)
 
 
 def _density(axes: "Axes", distribution: NormDistribution, color: str, dash: str, name: str) -> None:
@@ -71,46 +93,47 @@ def norm_charts(results: Results, label: FigureLabel) -> ChartGrid:
                 "maximum": [layer.maximum for layer in found.norms.patches],
             }
             for dash, (kind, numbers) in zip(DASHES, lines.items(), strict=False):
-                named = label_text(f"{name}: {kind}")
-                axes.plot(found.norms.layers, numbers, label=named, color=_color(model), linestyle=dash)
-                values += numbers
-        auto_log_scale(axes, values)
-        axes.set(xlabel="layer", ylabel="L2 norm")
-        set_title(axes, "Norm of image tokens", columns=len(results))
+                style = {"color": _color(model), "linestyle": dash}
+                values += _line(axes, found.norms.layers, numbers, f"{name}: {kind}", **style)
+        _finish(axes, "Norm of image tokens", "L2 norm", values, columns=min(2, len(results)))
 
     def relative(axes: "Axes") -> None:
         values: list[float] = []
         for model, (name, found) in enumerate(results.items()):
             median = np.array([layer.median for layer in found.norms.patches])
             highest = np.array([layer.maximum for layer in found.norms.patches]) / median
-            axes.plot(found.norms.layers, highest, label=label_text(f"{name}: maximum"), **_mark(model))
-            values += highest.tolist()
+            values += _line(axes, found.norms.layers, highest, f"{name}: maximum", **_mark(model))
             if found.norms.registers[0].count:
-                registers = np.array([layer.median for layer in found.norms.registers]) / median
-                named = label_text(f"{name}: register median")
-                axes.plot(found.norms.layers, registers, label=named, color=_color(model), linestyle=DASHES[2])
-                values += registers.tolist()
-        auto_log_scale(axes, values)
-        axes.set(xlabel="layer", ylabel="norm / median norm")
-        set_title(axes, "Relative to the median of the image tokens")
+                ratios = np.array([layer.median for layer in found.norms.registers]) / median
+                style = {"color": _color(model), "linestyle": DASHES[2]}
+                values += _line(axes, found.norms.layers, ratios, f"{name}: {found.registers_name}, median", **style)
+        _finish(axes, "Relative to the median of the image tokens", "norm / median norm", values)
 
-    # The legend of two models has six lines.
-    return ChartGrid(panels=[absolute, relative], label=label, size=(4.4, 3.2 if len(results) == 1 else 3.8))
+    return ChartGrid(panels=[absolute, relative], label=label)
+
+
+def _finish(axes: "Axes", title: str, y: str, values: Sequence[float], *, columns: int = 1) -> None:
+    """Axes, labels and title of a chart over the layers."""
+    auto_log_scale(axes, values)
+    layer_axis(axes)
+    axes.set_ylabel(y)
+    set_title(axes, title, columns=columns)
 
 
 def outlier_charts(results: Results, label: FigureLabel) -> ChartGrid:
-    """The share of tokens that each rule calls outliers, over the layers."""
+    """The share of tokens that each rule calls outliers, over the layers; not of a rule that fixes the share."""
 
     def draw(place: int, rule: str, axes: "Axes") -> None:
         for model, (name, found) in enumerate(results.items()):
             shares = [100 * layer.share for layer in found.outliers[place].layers]
-            axes.plot(found.norms.layers, shares, label=label_text(name), **_mark(model))
-        axes.set(xlabel="layer", ylabel="% of image tokens")
-        axes.set_ylim(bottom=0)
-        set_title(axes, rule[:1].upper() + rule[1:])
+            _line(axes, found.norms.layers, shares, name, **_mark(model))
+        # A chart without outliers has an axis up to 1 %, not an empty range around 0.
+        axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
+        _finish(axes, rule[:1].upper() + rule[1:], "% of image tokens", ())
 
     rules = [statistics.rule for statistics in next(iter(results.values())).outliers]
-    return ChartGrid(panels=[partial(draw, *each) for each in enumerate(rules)], label=label, columns=3)
+    panels = [partial(draw, place, rule) for place, rule in enumerate(rules) if rule != TopShare().name]
+    return ChartGrid(panels=panels, label=label)
 
 
 def probe_charts(results: Results, label: FigureLabel) -> ChartGrid:
@@ -121,16 +144,17 @@ def probe_charts(results: Results, label: FigureLabel) -> ChartGrid:
     def draw(method: str, axes: "Axes") -> None:
         for model, (name, found) in enumerate(results.items()):
             probes = [probe for probe in found.probes if probe.method == method]
-            y = [len(pools) - pools.index(probe.name) - 0.22 * model for probe in probes]
+            apart = 0.22 * (model - (len(results) - 1) / 2)
+            y = [-pools.index(probe.name) - apart for probe in probes]
             middle = np.array([100 * probe.accuracy for probe in probes])
             ends = np.array([[100 * probe.low, 100 * probe.high] for probe in probes]).T
             style = {**_mark(model), "linestyle": "none", "capsize": 2}
             axes.errorbar(middle, y, xerr=np.abs(ends - middle), label=label_text(name), **style)
-        axes.set_yticks([len(pools) - index for index in range(len(pools))], pools)
+        axes.set_yticks([-place for place in range(len(pools))], pools)
         axes.set(xlabel="top-1 accuracy, %")
         set_title(axes, f"Linear probe: {method}")
 
-    size = (4.6, 1.3 + 0.27 * len(pools))
+    size = (6.0, 0.9 + (0.2 + 0.1 * len(results)) * len(pools))
     return ChartGrid(panels=[partial(draw, method) for method in methods], label=label, size=size)
 
 
@@ -141,43 +165,41 @@ def ground_truth_charts(results: Results, label: FigureLabel) -> ChartGrid:
     def detector(axes: "Axes") -> None:
         for model, (name, rows) in enumerate(with_masks.items()):
             layers = [row.layer for row in rows]
-            axes.plot(layers, [row.auc for row in rows], label=label_text(name), **_mark(model))
+            _line(axes, layers, [row.auc for row in rows], name, **_mark(model))
             low, high = [row.auc_low for row in rows], [row.auc_high for row in rows]
             axes.fill_between(layers, low, high, color=_color(model), alpha=0.2, linewidth=0)
         axes.axhline(0.5, color="#9aa4b0", linewidth=0.8)
-        axes.set(xlabel="layer", ylabel="ROC-AUC")
-        set_title(axes, "The norm as a detector of background")
+        axes.set_ylim(0, 1)
+        _finish(axes, "The norm as a detector of background", "ROC-AUC", ())
 
     def background(axes: "Axes") -> None:
         for model, (name, rows) in enumerate(with_masks.items()):
             layers = [row.layer for row in rows]
-            there = [100 * row.outlier_background for row in rows]
-            axes.plot(layers, there, label=label_text(f"{name}: outliers"), **_mark(model))
+            _line(axes, layers, [100 * row.outlier_background for row in rows], f"{name}: outliers", **_mark(model))
             every = [100 * row.background for row in rows]
-            named = label_text(f"{name}: all tokens")
-            axes.plot(layers, every, color=_color(model), linestyle=DASHES[2], label=named)
-        axes.set(xlabel="layer", ylabel="% of pixels in the background", ylim=(0, 103))
-        set_title(axes, "Background in outliers and in all tokens")
+            _line(axes, layers, every, f"{name}: all tokens", color=_color(model), linestyle=DASHES[2])
+        axes.set_ylim(0, 103)
+        _finish(axes, "Background in outliers and in all tokens", "background, % of pixels", ())
 
     return ChartGrid(panels=[detector, background], label=label)
 
 
 def similarity_charts(results: Results, label: FigureLabel) -> ChartGrid:
-    """The mean cosine between the registers of each model that has two or more; no chart where none has."""
+    """The mean cosine between the registers of each model; no chart for a model without."""
 
     def draw(name: str, similarity: np.ndarray, axes: "Axes") -> None:
         picture = axes.imshow(similarity, vmin=-1, vmax=1, cmap="cividis")
-        axes.set(title=label_text(name), xlabel="register", ylabel="register")
-        axes.locator_params(integer=True)
+        axes.set(xlabel="register", ylabel="register")
+        set_title(axes, name)
+        axes.locator_params(integer=True, min_n_ticks=1)
         axes.grid(visible=False)
         figure = axes.get_figure()
         assert figure is not None
         figure.colorbar(picture, ax=axes, shrink=0.8, label="cosine similarity")
 
-    shown = {name: found.register_similarity for name, found in results.items()}
     panels = [
-        partial(draw, name, similarity.numpy())
-        for name, similarity in shown.items()
-        if similarity is not None and len(similarity) > 1
+        partial(draw, name, found.register_similarity.numpy())
+        for name, found in results.items()
+        if found.register_similarity is not None
     ]
     return ChartGrid(panels=panels, label=label, size=(3.9, 3.5))

@@ -1,63 +1,83 @@
 """A gallery image: the input and, for each quantity, one map per model on a common scale."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from mambar.analysis.draw import html
-from mambar.analysis.draw.color_maps import MapStyle, map_html, photograph_html, resized
+from mambar.analysis.draw.color_maps import MapStyle, color_scale, map_html, photograph_html, resized
 from mambar.analysis.draw.norm_panels import panel_scale, scale_legend, summary
-from mambar.analysis.draw.plots import label_text, new_axes, sign, styled
+from mambar.analysis.draw.plots import label_text, log_ticks, new_figure, sign, styled
 from mambar.analysis.figure_label import FigureLabel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
+
+Map = Float[np.ndarray, "rows cols"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MapRow:
-    """One quantity: a map per model (None if it has none), all on one linear or logarithmic scale."""
+    """Maps of one quantity, all on one linear or logarithmic scale.
+
+    Attributes:
+        name: What is shown.
+        quantity: The quantity and its sense, for the color bar.
+        maps: A map per model or register; None for a model without it.
+        scale: Scale of the colors.
+        small_is_bright: True for a distance: bright means similar in every figure.
+    """
 
     name: str
-    maps: Mapping[str, Float[np.ndarray, "rows cols"] | None]
+    quantity: str
+    maps: Mapping[str, Map | None]
     scale: Literal["linear", "log"] = "linear"
+    small_is_bright: bool = False
 
-    def limits(self) -> tuple[float, float]:
-        """The limits of the scale, in the units of the maps."""
-        given = [values for values in self.maps.values() if values is not None]
+    @property
+    def legend(self) -> str:
+        """The text at the color bar."""
+        return self.quantity + (", log scale" if self.scale == "log" else "")
+
+    def given(self) -> list[Map]:
+        """The maps that are not None."""
+        return [values for values in self.maps.values() if values is not None]
+
+    def colors(self) -> "Normalize":
+        """The scale from the smallest to the largest value of all maps."""
+        given = self.given()
         if self.scale == "log":
             given = [np.where(values > 0, values, np.nan) for values in given]
-        return panel_scale(given)
+        return color_scale(*panel_scale(given), log=self.scale == "log")
 
-    def placed(self, values: Float[np.ndarray, "rows cols"]) -> Float[np.ndarray, "rows cols"]:
-        """The values that are mapped to colors: unchanged, or their log10."""
-        if self.scale == "linear":
-            return values
-        return np.log10(np.maximum(values, max(self.limits()[0], 1e-300)))
+    def style(self, style: MapStyle) -> MapStyle:
+        """`style`, with its colormap reversed where small values are bright."""
+        return replace(style, colormap=f"{style.colormap}_r") if self.small_is_bright else style
 
-    def placed_limits(self) -> tuple[float, float]:
-        """The limits of the scale of `placed` values."""
-        low, high = self.limits()
-        if self.scale == "linear":
-            return low, high
-        return float(np.log10(max(low, 1e-300))), float(np.log10(max(high, 1e-300)))
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RegisterMaps:
+    """The maps of the registers of one model, by name of the register."""
+
+    model: str
+    row: MapRow
+    label: FigureLabel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GalleryImage:
-    """One image with its rows; `registers` holds the register maps (registers, rows, cols) of each model."""
+    """One image with its rows, and the register maps of each model that has several registers."""
 
     name: str
     image: UInt8[np.ndarray, "channels height width"]
     rows: Sequence[MapRow]
-    registers: Mapping[str, Float[np.ndarray, "registers rows cols"]]
+    registers: Sequence[RegisterMaps]
     label: FigureLabel
-    register_label: FigureLabel
 
 
 def gallery_html(shown: GalleryImage, style: MapStyle) -> html.Html:
@@ -68,11 +88,7 @@ def gallery_html(shown: GalleryImage, style: MapStyle) -> html.Html:
     blocks = [html.element("div", html.element("div", "Input", class_="name"), inside, class_="block")]
     blocks += [_block(row, style, named=len(models) > 1) for row in shown.rows]
     figures = [html.figure(html.element("div", *blocks, class_="blocks", style=columns), caption=shown.label.line())]
-    figures += [
-        _register_figure(name, maps, shown.register_label, style)
-        for name, maps in shown.registers.items()
-        if len(maps) > 1
-    ]
+    figures += [_register_figure(registers, style) for registers in shown.registers]
     return html.join([html.element("h3", shown.name), *figures])
 
 
@@ -80,88 +96,91 @@ def _block(row: MapRow, style: MapStyle, *, named: bool) -> html.Html:
     """One quantity: its name, the maps of all models side by side, and their common color scale."""
     cells = []
     for model, values in row.maps.items():
-        picture, *numbers = _map(row, values, style)
         name_below = html.element("div", model, class_="model") if named else ""
-        cells.append(html.element("div", picture, name_below, *numbers))
-    log = " (log)" if row.scale == "log" else ""
+        if values is None:
+            cells.append(html.element("div", html.element("div", "none", class_="value"), name_below))
+            continue
+        numbers = summary(values)
+        picture = map_html(values, f"{row.name}: {', '.join(numbers)}", row.colors(), row.style(style))
+        lines = html.element("div", *(html.element("div", line) for line in numbers), class_="value")
+        cells.append(html.element("div", picture, name_below, lines))
     return html.element(
         "div",
-        html.element("div", row.name + log, class_="name"),
+        html.element("div", row.name, class_="name"),
         html.element("div", *cells, class_="pair"),
-        scale_legend(*row.limits(), style.colormap),
+        scale_legend(*panel_scale(row.given()), row.legend, row.style(style).colormap),
         class_="block",
     )
 
 
-def _map(row: MapRow, values: Float[np.ndarray, "rows cols"] | None, style: MapStyle) -> list[html.Html]:
-    """The map and its numbers."""
-    if values is None:
-        return [html.element("div", "none", class_="value")]
-    low, high = row.placed_limits()
-    numbers = summary(values)
-    picture = map_html(row.placed(values), f"{row.name}: {', '.join(numbers)}", low=low, high=high, style=style)
-    return [picture, html.element("div", *(html.element("div", line) for line in numbers), class_="value")]
-
-
-def _register_figure(
-    model: str, maps: Float[np.ndarray, "registers rows cols"], label: FigureLabel, style: MapStyle
-) -> html.Html:
-    low, high = panel_scale(list(maps))
-    cells = []
-    for place, values in enumerate(maps):
-        picture = map_html(values, f"map of register {place}", low=low, high=high, style=style)
-        cells.append(html.element("div", picture, html.element("div", str(place), class_="value")))
-    lines = (f"{model}: similarity of each register to the image tokens", label.line())
+def _register_figure(registers: RegisterMaps, style: MapStyle) -> html.Html:
+    row, cells = registers.row, []
+    for name, values in row.maps.items():
+        assert values is not None
+        picture = map_html(values, f"map of {name}", row.colors(), row.style(style))
+        cells.append(html.element("div", picture, html.element("div", name.removeprefix("register "), class_="value")))
+    columns = f"--columns:{_register_columns(len(cells))}"
     return html.figure(
-        html.element("div", *cells, class_="maps"),
-        scale_legend(low, high, style.colormap),
-        caption=html.join(html.element("div", line) for line in lines),
+        html.element("div", *cells, class_="maps", style=columns),
+        scale_legend(*panel_scale(row.given()), row.legend, row.style(style).colormap),
+        caption=html.join(html.element("div", line) for line in (row.name, registers.label.line())),
     )
+
+
+def _register_columns(count: int) -> int:
+    """Columns of the maps of `count` registers: at most 8, with rows of equal length where possible."""
+    rows = -(-count // 8)
+    return -(-count // rows)
 
 
 @styled
 def draw_gallery(shown: GalleryImage, style: MapStyle) -> "Figure":
-    """The image and its rows as one figure."""
-    models = list(shown.rows[0].maps)
-    columns = len(shown.rows) + 1
-    figure, axes = new_axes(columns * len(models), columns=columns, size=(1.9, 2.05 + 0.85 / len(models)))
-    # Square images are lower than their columns, so their titles need extra space above.
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 0.96))
-    grid = np.array(axes).reshape(len(models), columns)
-    for name, first in zip(models, grid[:, 0], strict=True):
+    """The image and its rows as one figure: a line per model, a color bar below each column."""
+    models, columns = list(shown.rows[0].maps), len(shown.rows) + 1
+    height = 1.9 * shown.image.shape[1] / shown.image.shape[2]
+    figure = new_figure((1.9 * columns, (height + 0.1) * len(models) + 1.0))
+    ratios = [*(height for _ in models), 0.08]
+    grid = figure.subplots(len(models) + 1, columns, squeeze=False, gridspec_kw={"height_ratios": ratios})
+    for name, first in zip(models, grid[:, 0], strict=False):
         _draw_image(first, shown.image)
-        first.set_ylabel(label_text(name), fontsize=7.5)
-    grid[0, 0].set_title(label_text(shown.name), fontsize=8)
+        first.set_ylabel(_wrapped(name, 30), fontsize=7.5)
+    grid[0, 0].set_title(_wrapped(shown.name, 28), fontsize=8)
+    grid[-1, 0].set_axis_off()
     for row, column in zip(shown.rows, grid.T[1:], strict=True):
-        limits = row.placed_limits()
-        pictures = []
-        for axis, values in zip(column, row.maps.values(), strict=True):
-            if values is None:
-                axis.set_axis_off()
-            else:
-                pictures.append(_draw_map(axis, row.placed(values), limits, style))
-        log = ", log10" if row.scale == "log" else ""
-        column[0].set_title(f"{row.name}{log}", fontsize=8)
-        if pictures:
-            _color_bar(pictures[-1], list(column), shrink=0.9, aspect=30)
+        for axis, values in zip(column, row.maps.values(), strict=False):
+            _draw_map(axis, values, row, style)
+        column[0].set_title(_wrapped(row.name, 28), fontsize=8)
+        _color_bar(column[-1], row, style)
     sign(figure, shown.label.line())
     return figure
 
 
 @styled
-def draw_registers(shown: GalleryImage, model: str, style: MapStyle) -> "Figure":
-    """The register maps of one model as one figure."""
-    maps = shown.registers[model]
-    limits = panel_scale(list(maps))
-    figure, axes = new_axes(len(maps) + 1, columns=min(7, len(maps) + 1), size=(1.35, 1.5))
-    _draw_image(axes[0], shown.image)
-    axes[0].set_title("input", fontsize=7.5)
-    pictures = [_draw_map(axis, values, limits, style) for axis, values in zip(axes[1:], maps, strict=True)]
-    for place, axis in enumerate(axes[1:]):
-        axis.set_title(f"register {place}", fontsize=7.5)
-    _color_bar(pictures[-1], axes, shrink=0.5, aspect=40)
-    sign(figure, f"{model} · {shown.register_label.line()}")
+def draw_registers(
+    image: UInt8[np.ndarray, "channels height width"], registers: RegisterMaps, style: MapStyle
+) -> "Figure":
+    """The image at the left, and the maps of the registers in rows of equal length."""
+    maps = registers.row.maps
+    columns = _register_columns(len(maps))
+    rows = -(-len(maps) // columns)
+    figure = new_figure((1.35 * (columns + 1), 1.55 * rows + 1.0))
+    grid = figure.add_gridspec(rows + 1, columns + 1, height_ratios=[*(1.4 for _ in range(rows)), 0.08])
+    first = figure.add_subplot(grid[0, 0])
+    _draw_image(first, image)
+    first.set_title("input", fontsize=7.5)
+    for place, (name, values) in enumerate(maps.items()):
+        axis = figure.add_subplot(grid[place // columns, 1 + place % columns])
+        _draw_map(axis, values, registers.row, style)
+        axis.set_title(name, fontsize=7.5)
+    _color_bar(figure.add_subplot(grid[-1, 1:]), registers.row, style)
+    sign(figure, registers.label.line())
     return figure
+
+
+def _wrapped(text: str, width: int) -> str:
+    from textwrap import fill
+
+    return fill(label_text(text), width)
 
 
 def _draw_image(axes: "Axes", image: UInt8[np.ndarray, "channels height width"]) -> None:
@@ -170,15 +189,14 @@ def _draw_image(axes: "Axes", image: UInt8[np.ndarray, "channels height width"])
     axes.imshow(pixels, interpolation="nearest" if max(image.shape) <= 96 else "antialiased")
 
 
-def _draw_map(
-    axes: "Axes", values: Float[np.ndarray, "rows cols"], limits: tuple[float, float], style: MapStyle
-) -> "AxesImage":
+def _draw_map(axes: "Axes", values: Map | None, row: MapRow, style: MapStyle) -> None:
+    if values is None:
+        axes.set_axis_off()
+        return
     _hide_frame(axes)
     if style.resampling == "bicubic":
         values = resized(values, (values.shape[0] * 16, values.shape[1] * 16))
-    low, high = limits
-    top = high if high > low else low + 1
-    return axes.imshow(values, vmin=low, vmax=top, cmap=style.colormap, interpolation="nearest")
+    axes.imshow(values, norm=row.colors(), cmap=row.style(style).colormap, interpolation="nearest")
 
 
 def _hide_frame(axes: "Axes") -> None:
@@ -187,8 +205,19 @@ def _hide_frame(axes: "Axes") -> None:
     axes.spines[:].set_visible(False)
 
 
-def _color_bar(picture: "AxesImage", axes: "list[Axes]", *, shrink: float, aspect: float) -> None:
-    figure = axes[0].get_figure(root=True)
+def _color_bar(axes: "Axes", row: MapRow, style: MapStyle) -> None:
+    """The color bar of a row in `axes`, labeled with its quantity."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.ticker import MaxNLocator
+
+    figure = axes.get_figure(root=True)
     assert figure is not None
-    bar = figure.colorbar(picture, ax=axes, orientation="horizontal", shrink=shrink, aspect=aspect)
+    picture = ScalarMappable(norm=row.colors(), cmap=row.style(style).colormap)
+    bar = figure.colorbar(picture, cax=axes, orientation="horizontal")
+    bar.set_label(row.legend, size=7)
     bar.ax.tick_params(labelsize=6.5)
+    if row.scale == "log":
+        log_ticks(bar.ax.xaxis)
+    else:
+        bar.ax.xaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(visible=False)

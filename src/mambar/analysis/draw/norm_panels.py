@@ -8,8 +8,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mambar.analysis.draw import html
-from mambar.analysis.draw.color_maps import MapStyle, colorbar_png, map_html, photograph_html, to_uint8
-from mambar.analysis.figure_label import FigureLabel, layer_name
+from mambar.analysis.draw.color_maps import MapStyle, color_scale, colorbar_png, map_html, photograph_html, to_uint8
+from mambar.analysis.figure_label import FigureLabel, layer_name, listed, size_text
 from mambar.analysis.measure.activations import layer_indices, model_device
 from mambar.analysis.measure.norms import token_norms
 from mambar.models.protocol import TokenModel, TokenTensor
@@ -37,7 +37,7 @@ def compare_norms(
 ) -> list[NormPanel]:
     """One row per image: the token-norm map after `layer` of each named model.
 
-    `shown` are the displayed images (default: `images`, scaled to 0-255). The tensor, metric and layer of the label
+    `shown` are the displayed images (default: `images`, scaled to 0-255). Tensor, metric, layer and input of the label
     are set here, and the model if the label has none.
     """
     label = label or FigureLabel()
@@ -46,8 +46,9 @@ def compare_norms(
         label,
         tensor=tensor,
         metric="L2 norm of each image token",
-        layer=" and ".join(sorted(names)),
-        model=label.model or " and ".join(models),
+        layer=listed(sorted(names)),
+        model=label.model or listed(models),
+        input=size_text((images.shape[-2], images.shape[-1])),
     )
     maps = {
         name: token_norms(model, images.to(model_device(model)), [layer], tensor=tensor)[0].float().cpu().numpy()
@@ -89,30 +90,32 @@ def panel(row: NormPanel) -> html.Html:
     for name, values in row.maps.items():
         rows, cols = values.shape
         description = f"norm map of {name}: {', '.join(summary(values))}"
-        shown = map_html(values, description, low=low, high=high, style=MapStyle())
+        shown = map_html(values, description, color_scale(low, high), MapStyle())
         cells.append(_cell(name, shown, *summary(values), f"{cols} × {rows} tokens"))
     return html.figure(
         html.element("div", *cells, class_="panel", style=f"--columns:{len(cells)}"),
-        scale_legend(low, high),
+        scale_legend(low, high, "L2 norm"),
         caption=html.join([html.element("div", row.caption), html.element("div", row.label.line())]),
     )
 
 
 def summary(values: Float[np.ndarray, "rows cols"]) -> tuple[str, ...]:
-    """Median, maximum and their ratio as text."""
+    """Median, maximum and their ratio as text; of a signed quantity minimum, median and maximum."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return ("no finite value",)
-    median, highest = float(np.median(finite)), float(finite.max())
+    lowest, median, highest = float(finite.min()), float(np.median(finite)), float(finite.max())
+    if lowest < 0:
+        return f"min {number(lowest)}", f"median {number(median)}", f"max {number(highest)}"
     ratio = f" ({highest / median:.1f}×)" if median > 0 else ""
     return f"median {number(median)}", f"max {number(highest)}{ratio}"
 
 
-def scale_legend(low: float, high: float, colormap: str = "viridis") -> html.Html:
-    """The color bar with its limits."""
-    bar = html.image(colorbar_png(colormap), description="color bar, low at the left")
+def scale_legend(low: float, high: float, quantity: str, colormap: str = "viridis") -> html.Html:
+    """The color bar with its limits and the name of the quantity."""
+    bar = html.image(colorbar_png(colormap), description=f"color bar of {quantity}, low at the left")
     ends = (html.element("span", number(low)), bar, html.element("span", number(high)))
-    return html.element("div", *ends, class_="scale")
+    return html.join([html.element("div", *ends, class_="scale"), html.element("div", quantity, class_="quantity")])
 
 
 def _cell(name: str, picture: html.Html, *values: str) -> html.Html:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final, ParamSpec
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec
 
 from mambar.analysis.figure_label import FigureLabel, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Colorblind-safe colors (Okabe and Ito); dashes distinguish the lines in grayscale.
@@ -22,6 +23,8 @@ SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#4d4d4d
 DASHES: Final = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 # Font size of legends in points, and the width of a legend's line and padding in letters.
 _LEGEND, _HANDLE = 8.5, 6
+# Pixels an inch of PNG files.
+_DPI: Final = 150
 _STYLE: Final[dict[Any, Any]] = {
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -69,29 +72,37 @@ def label_text(value: object) -> str:
     return printable(value).replace("$", r"\$")
 
 
-def new_axes(count: int, *, columns: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
-    """A figure of `count` axes of `size` (width, height) inches each."""
+def new_figure(size: tuple[float, float]) -> "Figure":
+    """An empty figure of `size` (width, height) inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # The width of text depends on the resolution, so the layout is computed at that of the files.
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def new_axes(count: int, *, columns: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
+    """A figure of `count` axes of `size` (width, height) inches each."""
     columns = max(1, min(columns, count))
     rows = max(1, -(-count // columns))
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((size[0] * columns, size[1] * rows))
     axes = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
     return figure, axes
 
 
 def set_title(axes: "Axes", title: str, *, columns: int = 1) -> None:
-    """Sets the title; several lines get a legend between title and axes.
+    """Sets the title; several lines get a legend between title and axes, for which `draw_chart_grid` makes room.
 
     The legend has as many of the `columns` as fit the width of the chart; names that are too long are shortened.
     """
     names = axes.get_legend_handles_labels()[1]
-    if len(names) < 2:
-        axes.set_title(label_text(title))
-        return
     most = _letters_across(axes)
+    if len(names) < 2:
+        # The letters of a title are larger than those of a legend, and bold.
+        axes.set_title(_shortened(label_text(title), int(0.75 * most)))
+        return
     while columns > 1 and columns * (_HANDLE + max(map(len, names))) > most:
         columns -= 1
     legend = axes.legend(
@@ -129,25 +140,49 @@ def auto_log_scale(axes: "Axes", values: Iterable[float]) -> None:
     """A logarithmic vertical axis where the values span more than a factor of 20."""
     positive = [value for value in values if value > 0]
     if positive and max(positive) > 20 * min(positive):
-        axes.set_yscale("log")
+        log_scale(axes, "y")
+
+
+def log_scale(axes: "Axes", name: Literal["x", "y"]) -> None:
+    """A logarithmic axis of what is drawn up to now; see `log_ticks`."""
+    axes.set(**{f"{name}scale": "log"})
+    log_ticks(axes.xaxis if name == "x" else axes.yaxis)
+
+
+def log_ticks(axis: "Axis") -> None:
+    """Few labels on a logarithmic axis: powers of ten, also 2 and 5 in a range below 100, any in one below 10."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    subs = (1, 2, 5) if high < 100 * low else (1,)
+    axis.set_major_locator(MaxNLocator(4) if high < 10 * low else LogLocator(subs=subs, numticks=6))
+    axis.set_minor_formatter(NullFormatter())
+    if 1e-3 <= low and high < 1e6:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
+def layer_axis(axes: "Axes") -> None:
+    """A horizontal axis of layers, labeled at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    axes.set_xlabel("layer, from 0")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChartGrid:
-    """Related charts: one figure for a file, separate figures for a narrow page."""
+    """Related charts of `size` inches without their legends: one figure for a file, several for a narrow page."""
 
     panels: "Sequence[Callable[[Axes], None]]"
     label: FigureLabel
     columns: int = 2
-    size: tuple[float, float] = (4.4, 3.2)
+    size: tuple[float, float] = (4.4, 2.7)
 
 
 @styled
 def draw_chart_grid(sheet: ChartGrid) -> "Figure":
     """All charts in one figure with the label below."""
-    figure, axes = new_axes(len(sheet.panels), columns=sheet.columns, size=sheet.size)
-    for panel, axis in zip(sheet.panels, axes, strict=True):
-        panel(axis)
+    figure = _drawn(sheet, sheet.panels)
     sign(figure, sheet.label.line())
     return figure
 
@@ -155,8 +190,15 @@ def draw_chart_grid(sheet: ChartGrid) -> "Figure":
 @styled
 def draw_chart(sheet: ChartGrid, number: int) -> "Figure":
     """One of the charts, without the label."""
-    figure, axes = new_axes(1, columns=1, size=sheet.size)
-    sheet.panels[number](axes[0])
+    return _drawn(sheet, [sheet.panels[number]])
+
+
+def _drawn(sheet: ChartGrid, panels: "Sequence[Callable[[Axes], None]]") -> "Figure":
+    figure, axes = new_axes(len(panels), columns=sheet.columns, size=sheet.size)
+    for panel, axis in zip(panels, axes, strict=True):
+        panel(axis)
+    legends = [legend.get_window_extent().height for legend in (axis.get_legend() for axis in axes) if legend]
+    figure.set_figheight(figure.get_figheight() * (1 + max(legends, default=0) / figure.dpi / sheet.size[1]))
     return figure
 
 
@@ -164,12 +206,13 @@ def sign(figure: "Figure", line: str) -> None:
     """Writes the label (`FigureLabel.line`) below the figure, wrapped to its width."""
     from textwrap import fill
 
-    characters = max(40, int(figure.get_size_inches()[0] * 17))
-    text = fill(label_text(line), characters)
+    characters = max(40, int(figure.get_size_inches()[0] * 20))
+    # A separator stays at the end of its line.
+    text = fill(label_text(line).replace(" ·", "\N{NO-BREAK SPACE}·"), characters)
     figure.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="#5a6675")
 
 
-def png(figure: "Figure", *, dpi: int = 150) -> bytes:
+def png(figure: "Figure", *, dpi: int = _DPI) -> bytes:
     """The figure as a reproducible PNG file."""
     return _saved(figure, format="png", dpi=dpi, metadata={"Software": None})
 

@@ -24,11 +24,8 @@ _METRICS: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "cosine": lambda tokens, vector: nn.functional.cosine_similarity(tokens, vector, dim=-1),
     "dot": lambda tokens, vector: (tokens * vector).sum(-1),
 }
-METRIC_NAMES: Final = {
-    "l2": "L2 distance (small: similar)",
-    "cosine": "cosine similarity (large: similar)",
-    "dot": "dot product (large: similar)",
-}
+# As in color bars and captions: bright means similar for each of them.
+METRIC_NAMES: Final = {"l2": "L2 distance", "cosine": "cosine similarity", "dot": "dot product"}
 # What the tokens are compared with; "register:3" is the register numbered 3 from 0.
 GLOBAL_VECTORS: Final = {
     "registers": "mean of the registers",

@@ -11,6 +11,7 @@ from mambar.analysis.measure.activations import capture_activations
 from mambar.analysis.measure.feature_maps import Metric, compare
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
+from mambar.models.timm_vit import TimmViT
 from mambar.nn import Tokens
 
 
@@ -45,6 +46,19 @@ def register_similarity(
     """The cosine similarity between registers, the mean over images, layer by layer."""
     found = capture_activations(model, images, {tensor: layers})[tensor]
     return torch.stack([mean_register_similarity(tokens) for tokens in found])
+
+
+def register_names(model: TokenModel, count: int) -> tuple[str, ...]:
+    """The name of each of `count` registers; the class token of a timm ViT is not called a register."""
+    if isinstance(model, TimmViT):
+        return model.register_names
+    return tuple(f"register {place}" for place in range(count))
+
+
+def registers_name(names: Sequence[str]) -> str:
+    """One name for all registers: "registers", "class token", or "class token and registers"."""
+    others = [name for name in names if not name.startswith("register")]
+    return " and ".join([*others, *(["registers"] if len(others) < len(names) else [])])
 
 
 def mean_register_similarity(tokens: Tokens) -> Float[Tensor, "registers registers"]:
