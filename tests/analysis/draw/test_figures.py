@@ -24,7 +24,9 @@ CASES = {
 @pytest.fixture(scope="module", params=CASES)
 def drawn(request, tmp_path_factory, fake_model_class):
     """The figures of one report by name, laid out but not written."""
-    options = AnalysisOptions(gallery=1, num_images=8, folds=2, scale="log" if request.param.startswith("three") else "linear")
+    options = AnalysisOptions(
+        gallery=1, num_images=8, folds=2, scale="log" if request.param.startswith("three") else "linear"
+    )
     dataset = open_dataset("shapes", "val", img_size=16, num_classes=3, num_images=8)
     shown = sample_gallery(dataset, 1, seed=0)
     results = {}
@@ -50,9 +52,10 @@ def boxes(texts):
 
 
 def overlapping(first, second):
-    return min(first.x1, second.x1) - max(first.x0, second.x0) > 1 and min(first.y1, second.y1) - max(
-        first.y0, second.y0
-    ) > 1
+    return (
+        min(first.x1, second.x1) - max(first.x0, second.x0) > 1
+        and min(first.y1, second.y1) - max(first.y0, second.y0) > 1
+    )
 
 
 def test_every_type_is_drawn(drawn):
@@ -68,9 +71,7 @@ def test_tick_labels_do_not_overlap(drawn):
             for axis in (axes.xaxis, axes.yaxis):
                 low, high = sorted(axis.get_view_interval())
                 ticks = [
-                    tick
-                    for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
-                    if low <= tick.get_loc() <= high
+                    tick for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()) if low <= tick.get_loc() <= high
                 ]
                 labels = boxes(tick.label1 for tick in sorted(ticks, key=lambda tick: tick.get_loc()))
                 assert not any(overlapping(*pair) for pair in pairwise(labels)), f"{name}: {axis}"

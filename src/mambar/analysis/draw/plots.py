@@ -157,7 +157,7 @@ def log_ticks(axis: "Axis") -> None:
     subs = (1, 2, 5) if high < 100 * low else (1,)
     axis.set_major_locator(MaxNLocator(4) if high < 10 * low else LogLocator(subs=subs, numticks=6))
     axis.set_minor_formatter(NullFormatter())
-    if 1e-3 <= low and high < 1e6:
+    if low >= 1e-3 and high < 1e6:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
