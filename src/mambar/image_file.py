@@ -67,9 +67,7 @@ def open_image(
         name, data = name or str(source), file_bytes(Path(source).expanduser())
     with checked_image(data, name=name, max_pixels=max_pixels) as image:
         image.load()
-        orientation = _orientation(image) if apply_exif_orientation else 1
-        picture = _rgb(image)
-        return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+        return upright_rgb(image) if apply_exif_orientation else _rgb(image)
 
 
 @contextmanager
@@ -177,12 +175,15 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, rotated as its EXIF says; see `mambar.data.read_image` for other modes."""
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        orientation = int(image.getexif().get(_ORIENTATION, 1))
     # Damaged EXIF says nothing about the pixels.
     except Exception:
-        return 1
+        orientation = 1
+    picture = _rgb(image)
+    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 
 def _reason(error: BaseException) -> str:

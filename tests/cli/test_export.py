@@ -35,7 +35,8 @@ def test_transformers_directory(mambar_command, trained, tmp_path):
     assert "same top 5 256" in out
     assert json.loads((tmp_path / "hf.parity.json").read_text("utf-8"))["max_difference"] <= 1e-5
     names = {path.name for path in (tmp_path / "hf").iterdir()}
-    assert names == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert names == {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert "\n# hf\n" in (tmp_path / "hf" / "README.md").read_text("utf-8")
     loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hf")
     assert list(loaded.config.id2label.values()) == ["ant", "bee", "cat"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "hf.parity.json", "run"]

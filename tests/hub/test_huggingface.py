@@ -1,5 +1,6 @@
 """transformers' ways of making, loading, running and training our models."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -7,7 +8,7 @@ from PIL import Image
 transformers = pytest.importorskip("transformers", reason="transformers is the extra hf")
 
 import mambar  # noqa: E402
-from mambar.data import EvalTransform, Preprocessing  # noqa: E402
+from mambar.data import EvalTransform, Preprocessing, read_image  # noqa: E402
 from mambar.errors import InputError  # noqa: E402
 from mambar.evaluation.prediction import predict_image  # noqa: E402
 from mambar.hub import huggingface as hf  # noqa: E402
@@ -167,11 +168,84 @@ def test_the_loss_and_gradient_checkpointing(directory):
     torch.testing.assert_close(plain.loss, torch.nn.functional.cross_entropy(plain.logits, labels))
     plain.loss.backward()
     gradient = loaded.model.blocks[0].norm.weight.grad.clone()
-    loaded.zero_grad()
-    loaded.gradient_checkpointing_enable()
-    assert loaded.model.grad_checkpointing
-    loaded(images, labels=labels).loss.backward()
-    torch.testing.assert_close(loaded.model.blocks[0].norm.weight.grad, gradient)
+    calls = []
+    for block in loaded.model.blocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    for options in ({}, {"every_n_layers": 2}, {"offload": True}, {"gradient_checkpointing_kwargs": REENTRANT}):
+        loaded.zero_grad()
+        loaded.gradient_checkpointing_enable(**options)
+        assert loaded.is_activation_checkpointing
+        calls.clear()
+        loaded(images, labels=labels).loss.backward()
+        assert len(calls) == 4 + 4 // options.get("every_n_layers", 1), options
+        torch.testing.assert_close(loaded.model.blocks[0].norm.weight.grad, gradient)
+    loaded.gradient_checkpointing_disable()
+    assert not loaded.is_activation_checkpointing
+    loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "unknown": 1})
+    with pytest.raises((TypeError, ValueError), match="unknown"):
+        loaded(images, labels=labels)
+
+
+REENTRANT = {"use_reentrant": True}
+
+
+@pytest.mark.parametrize("kind", [hf.MambarModel, hf.MambarForImageClassification, hf.MambarBackbone])
+def test_a_bfloat16_model_takes_the_pixels_of_its_processor(directory, photograph, kind):
+    loaded = kind.from_pretrained(directory, dtype=torch.bfloat16)
+    pixels = hf.MambarImageProcessor.from_pretrained(directory)(photograph[0], return_tensors="pt")
+    assert pixels["pixel_values"].dtype == torch.float32
+    assert loaded(**pixels) is not None
+
+
+@pytest.mark.parametrize("offload", ["from_pretrained", "disk_offload", "cpu_offload"])
+def test_weights_may_stay_on_the_disk(model, directory, tmp_path, offload):
+    accelerate = pytest.importorskip("accelerate", reason="transformers offloads with accelerate")
+    kind = hf.MambarForImageClassification
+    if offload == "from_pretrained":
+        loaded = kind.from_pretrained(directory, device_map={"": "disk"}, offload_folder=str(tmp_path))
+    elif offload == "disk_offload":
+        loaded = kind.from_pretrained(directory)
+        accelerate.disk_offload(loaded, str(tmp_path), execution_device="cpu")
+    else:
+        loaded = kind.from_pretrained(directory)
+        accelerate.cpu_offload(loaded, execution_device="cpu")
+    assert any(parameter.device.type == "meta" for parameter in loaded.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(IMAGES).logits, model(IMAGES))
+
+
+def test_the_processor_converts_pictures_as_predict_does(model, directory, tmp_path):
+    processor = hf.MambarImageProcessor.from_pretrained(directory)
+    loaded = hf.MambarForImageClassification.from_pretrained(directory).eval()
+    draw = np.random.default_rng(0)
+    colors = draw.integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    rgb = Image.fromarray(colors[..., :3])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pictures = {
+        "rgba.png": Image.fromarray(colors, "RGBA"),
+        "gray.png": rgb.convert("L"),
+        "gray_alpha.png": Image.fromarray(colors[..., :2], "LA"),
+        "16bit.png": Image.fromarray(draw.integers(0, 65536, (40, 50), dtype=np.uint16)),
+        "palette.png": rgb.quantize(16),
+        "cmyk.jpg": rgb.convert("CMYK"),
+        "rotated.jpg": rgb,
+    }
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name, **({"exif": exif} if name == "rotated.jpg" else {}))
+        expected = predict_image(model, read_image(tmp_path / name), top=5)
+        with Image.open(tmp_path / name) as opened, torch.no_grad():
+            logits = loaded(**processor(opened, return_tensors="pt")).logits
+        found = sorted(logits[0].softmax(0).tolist(), reverse=True)
+        assert found == pytest.approx([guess.probability for guess in expected], abs=1e-6), name
+    card = (directory / "README.md").read_text("utf-8")
+    assert "mambar.data.read_image" in card
+
+
+def test_the_processor_names_size_and_normalization_as_transformers_does(model, directory):
+    processor = transformers.AutoImageProcessor.from_pretrained(directory)
+    assert processor.size == {"height": 32, "width": 32}
+    assert (processor.image_mean, processor.image_std) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
 
 
 def test_the_image_processor_is_the_evaluation_transform(model, directory, photograph):
@@ -192,10 +266,11 @@ def test_the_image_processor_is_the_evaluation_transform(model, directory, photo
 def test_pipelines(model, directory, photograph):
     pixels, image = photograph
     classify = transformers.pipeline("image-classification", model=str(directory))
-    found = classify(image, top_k=3)
     expected = predict_image(model, pixels, top=3)
-    assert [each["label"] for each in found] == [guess.name for guess in expected]
-    assert [each["score"] for each in found] == pytest.approx([guess.probability for guess in expected], abs=1e-5)
+    for given in (image, pixels):
+        found = classify(given, top_k=3)
+        assert [each["label"] for each in found] == [guess.name for guess in expected]
+        assert [each["score"] for each in found] == pytest.approx([guess.probability for guess in expected], abs=1e-5)
     extract = transformers.pipeline("image-feature-extraction", model=str(directory))
     assert torch.tensor(extract(image)).shape == (1, 16 + 3, 16)
     assert torch.tensor(extract(image, pool=True)).shape == (1, 3 * 8)
@@ -217,8 +292,6 @@ def test_a_run_directory_works_through_timms_wrapper(model, photograph, tmp_path
 @pytest.mark.slow
 def test_trainer_on_a_folder(directory, tmp_path):
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
-    from mambar.data.loading.images import read_image
-
     for index in range(8):
         kind = tmp_path / "images" / ("ant" if index % 2 else "bee")
         kind.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import torch
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, InputError
 from mambar.hub.config_file import with_checksum
-from mambar.hub.files import save_model
+from mambar.hub.files import load, save_model
 from mambar.segmentation import Inference, Segmenter, is_segmenter, load_segmenter, load_with_inference, save_segmenter
 
 
@@ -41,6 +41,8 @@ def test_kinds_are_told_apart(saved, tmp_path, tiny_mamba):
     assert is_segmenter(saved) and not is_segmenter(tmp_path / "classifier") and not is_segmenter(tmp_path)
     with pytest.raises(CheckpointError, match="describes no segmenter"):
         load_segmenter(tmp_path / "classifier")
+    with pytest.raises(InputError, match=r"is a segmenter, not a classifier; use .mambar segment"):
+        load(saved)
     with pytest.raises(InputError, match="no segmenter at"):
         load_segmenter(tmp_path / "nowhere")
 

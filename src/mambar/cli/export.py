@@ -112,7 +112,7 @@ def _transformers(
         raise DiskError(f"{directory} could not be written: {error.strerror or error}.") from error
     with scratch as name:
         staged = Path(name)
-        export_transformers(model, staged)
+        export_transformers(model, staged, name=directory.name)
         loaded = MambarForImageClassification.from_pretrained(staged).eval()
         if images is None:
             images = probe_images(NUM_IMAGES, model.config.in_chans, model.config.size)

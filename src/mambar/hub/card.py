@@ -84,6 +84,10 @@ def _what(model: VisionMamba) -> str:
             f"Images are resized ({seen.interpolation}), the central {seen.crop_pct:.1%} is kept, and normalized with "
             f"mean {_numbers(seen.mean)} and standard deviation {_numbers(seen.std)}."
         )
+    lines.append(
+        "Transparent pixels are blended with white, and 16-bit images are reduced to their high byte. Pipelines of "
+        "transformers convert such images differently; give them the tensor of `mambar.data.read_image(PATH)`."
+    )
     return "\n\n".join(lines)
 
 

@@ -56,11 +56,14 @@ def from_transformers(model: MambarForImageClassification) -> VisionMamba:
     return ours.train(model.training)
 
 
-def export_transformers(model: VisionMamba, directory: Path | str, *, force: bool = False) -> None:
+def export_transformers(
+    model: VisionMamba, directory: Path | str, *, name: str | None = None, force: bool = False
+) -> None:
     """Writes a directory for `AutoModelForImageClassification.from_pretrained` and for pipelines.
 
-    The files are config.json, model.safetensors and preprocessor_config.json. Import `mambar.hub.huggingface`
-    before loading them. Raises `InputError` for a directory that is not empty unless `force`.
+    The files are config.json, model.safetensors, preprocessor_config.json and README.md (a model card). Import
+    `mambar.hub.huggingface` before loading them. name: the title of the card, by default the directory's name.
+    Raises `InputError` for a directory that is not empty unless `force`.
     """
     directory = Path(directory)
     if directory.exists() and any(directory.iterdir()) and not force:
@@ -69,6 +72,7 @@ def export_transformers(model: VisionMamba, directory: Path | str, *, force: boo
     try:
         to_transformers(model).save_pretrained(directory)
         MambarImageProcessor(preprocessing=preprocessing.to_dict()).save_pretrained(directory)
+        (directory / "README.md").write_text(model_card(model, name=name or directory.resolve().name), "utf-8")
     except OSError as error:
         raise DiskError(f"{directory} could not be written: {error.strerror or error}.") from error
 

@@ -17,6 +17,7 @@ from mambar.data.transforms.classification import EvalTransform
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, translate
 from mambar.errors import InputError
+from mambar.image_file import upright_rgb
 from mambar.models.config import VisionMambaConfig
 
 MODEL_TYPE = "mambar"
@@ -97,6 +98,22 @@ class MambarImageProcessor(BaseImageProcessor):
         # transformers writes it as JSON.
         self.preprocessing = Preprocessing.from_dict(preprocessing or {}).to_dict()
 
+    @property
+    def size(self) -> dict[str, int]:
+        """Height and width of `pixel_values`, as transformers names them."""
+        height, width = Preprocessing.from_dict(self.preprocessing).size
+        return {"height": height, "width": width}
+
+    @property
+    def image_mean(self) -> list[float]:
+        """The mean of each channel that is subtracted, on the scale 0-1."""
+        return list(self.preprocessing["mean"])
+
+    @property
+    def image_std(self) -> list[float]:
+        """The standard deviation of each channel by which is divided."""
+        return list(self.preprocessing["std"])
+
     def __call__(self, images: Any, *arguments: Any, **options: Any) -> BatchFeature:
         """The model's input from one image or a list of images."""
         return self.preprocess(images, *arguments, **options)
@@ -104,8 +121,8 @@ class MambarImageProcessor(BaseImageProcessor):
     def preprocess(self, images: Any, *_: Any, return_tensors: str | None = None, **options: Any) -> BatchFeature:
         """`pixel_values` (batch, channels, height, width) from PIL images, uint8 arrays or uint8 tensors.
 
-        Arrays are (height, width, channels), tensors (channels, height, width). Other options raise `InputError`:
-        set `preprocessing` instead.
+        Arrays are (height, width, channels), tensors (channels, height, width). A PIL image is rotated and converted
+        to RGB as by `mambar.data.read_image`. Other options raise `InputError`: set `preprocessing` instead.
         """
         options = {name: value for name, value in options.items() if value is not None}
         if options:
@@ -122,7 +139,7 @@ class MambarImageProcessor(BaseImageProcessor):
 
 def _pixels(image: Any) -> Tensor:
     if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(upright_rgb(image))).permute(2, 0, 1)
     tensor = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) and image.ndim == 3 else image
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.ndim != 3:
         raise InputError(

@@ -1,10 +1,13 @@
 """The transformers model classes; each has a `VisionMamba` as `model`, so they load each other's weights."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import (
@@ -32,6 +35,10 @@ class MambarPreTrainedModel(PreTrainedModel):
     input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["MambaBlock"]  # noqa: RUF012
+    # transformers sets both; a checkpointing function recomputes the function that it is given in the backward pass.
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Any]
+    _checkpoint_every = 1
 
     model: VisionMamba
 
@@ -56,17 +63,26 @@ class MambarPreTrainedModel(PreTrainedModel):
             parameter.copy_(initial.get_parameter(name))
             parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
-        self.model.set_grad_checkpointing(enable)
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
+        self._checkpoint_every = every_n_layers
 
-
-def _hidden_states(model: VisionMamba, images: Images) -> tuple[list[Tensor], tuple[int, int]]:
-    """The residual state before the first block and after each (batch, length, dim), and the patch grid."""
-    x, grid = model.embed(images)
-    states = [x]
-    for block in model.blocks:
-        states.append(model.run_block(block, states[-1], grid))
-    return states, grid
+    def _hidden_states(self, images: Images) -> tuple[list[Tensor], tuple[int, int]]:
+        """The residual state before the first block and after each (batch, length, dim), and the patch grid."""
+        # An image processor returns float32, whatever the dtype of the model.
+        x, grid = self.model.embed(images.to(self.model.patch_embed.proj.weight.dtype))
+        states = [x]
+        for index, block in enumerate(self.model.blocks):
+            run = functools.partial(self.model.run_block, block, grid=grid)
+            if self.gradient_checkpointing and self.training and index % self._checkpoint_every == 0:
+                run = functools.partial(self._gradient_checkpointing_func, run)
+            states.append(run(states[-1]))
+        return states, grid
 
 
 class MambarModel(MambarPreTrainedModel):
@@ -85,7 +101,7 @@ class MambarModel(MambarPreTrainedModel):
         self, pixel_values: Images, output_hidden_states: bool | None = None, **_: Any
     ) -> BaseModelOutputWithPooling:
         """`hidden_states`, if requested, are the residual stream before the first block and after each."""
-        states, grid = _hidden_states(self.model, pixel_values)
+        states, grid = self._hidden_states(pixel_values)
         tokens = self.model.norm(states[-1])
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens,
@@ -112,7 +128,7 @@ class MambarForImageClassification(MambarPreTrainedModel):
         **_: Any,
     ) -> ImageClassifierOutputWithNoAttention:
         """The usual outputs of an image classifier; the loss is cross-entropy unless `problem_type` is set."""
-        states, grid = _hidden_states(self.model, pixel_values)
+        states, grid = self._hidden_states(pixel_values)
         logits = self.model.forward_head(self.model.norm(states[-1]), grid=grid)
         return ImageClassifierOutputWithNoAttention(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
@@ -155,7 +171,7 @@ class MambarBackbone(BackboneMixin, MambarPreTrainedModel):
         **_: Any,
     ) -> BackboneOutput | tuple[Any, ...]:
         """`feature_maps` (batch, dim, rows, cols), one per stage, in the order of the stages."""
-        states, grid = _hidden_states(self.model, pixel_values)
+        states, grid = self._hidden_states(pixel_values)
         stages = zip(self.stage_names, states, strict=False)
         names = self.config.out_features or []
         maps = [self.model.registers.split(state, grid).map() for name, state in stages if name in names]

@@ -22,14 +22,17 @@ class TokenModel(Protocol):
     @property
     def num_layers(self) -> int:
         """The number of blocks."""
+        ...
 
     @property
     def patch_size(self) -> int:
         """The side of a patch in pixels."""
+        ...
 
     @property
     def embed_dim(self) -> int:
         """The width of a token."""
+        ...
 
     def tokens(
         self,
@@ -39,9 +42,11 @@ class TokenModel(Protocol):
         tensor: TokenTensor = "residual",
     ) -> list[Tokens]:
         """The tokens of the given layers (layer k = after block k, from 0; None: all), in the given order."""
+        ...
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits, or features if there is no classifier."""
+        ...
 
 
 def layer_indices(model: TokenModel, layers: Sequence[int] | None) -> list[int]:
@@ -62,6 +67,7 @@ class BackboneConfig(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
+        ...
 
 
 @runtime_checkable
@@ -78,30 +84,39 @@ class Backbone(TokenModel, Protocol):
     @property
     def preprocessing(self) -> Preprocessing | None:
         """The preprocessing of images, if known."""
+        ...
 
     @property
     def config(self) -> BackboneConfig | None:
         """The current configuration, after `reset_classifier` for example; None if the model cannot be saved."""
+        ...
 
     @property
     def num_classes(self) -> int:
         """The number of logits; 0 if `forward` returns features."""
+        ...
 
     @property
     def head_hidden_size(self) -> int:
         """The width of the classifier's input."""
+        ...
 
     def get_classifier(self) -> nn.Module:
         """The layer that computes the logits, or an identity."""
+        ...
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces the classifier by a new one; 0 removes it."""
+        ...
 
     def no_weight_decay(self) -> set[str]:
         """The names of the parameters without weight decay."""
+        ...
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's patterns that assign parameter names to layers, for layer-wise learning-rate decay."""
+        ...
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes activations in the backward pass."""
+        ...

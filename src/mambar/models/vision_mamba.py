@@ -212,9 +212,10 @@ class VisionMamba(nn.Module):
 
         `grid` is the patch grid of the images. It may be omitted for a placement and a head that do not depend on it.
         """
+        given: Tensor | Tokens = tokens
         if self.config.head:
-            tokens = split_tokens(tokens, self.registers.placement, self.registers.num_registers, grid)
-        return self.head.features(tokens) if pre_logits else self.head(tokens)
+            given = split_tokens(tokens, self.registers.placement, self.registers.num_registers, grid)
+        return self.head.features(given) if pre_logits else self.head(given)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch *length classes"]:
         """Logits, or features if there is no classifier; of each token if `config.head` is ""."""

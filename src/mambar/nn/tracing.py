@@ -16,7 +16,8 @@ def leaf_module(forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def traceable(self: Any, x: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(x, fx.Proxy):
-            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *arguments), options)
+            tracer: Any = x.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (x, *arguments), options)
         return forward(self, x, *arguments, **options)
 
     return traceable
