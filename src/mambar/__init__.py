@@ -33,32 +33,19 @@ if TYPE_CHECKING:
     from mambar.training import Recipe as Recipe
     from mambar.training import register_task as register_task
 
-# Public name → the package that defines it.
-_PACKAGES = {
-    "MambarError": "errors",
-    "Preprocessing": "data",
-    "Recipe": "training",
-    "TokenModel": "models",
-    "Tokens": "nn",
-    "VisionMamba": "models",
-    "VisionMambaConfig": "models",
-    "available_backends": "ops",
-    "complexity": "models",
-    "create_model": "hub",
-    "keep_freed_memory": "memory",
-    "list_models": "hub",
-    "load": "hub",
-    "load_official": "hub",
-    "open_dataset": "data",
-    "outlier_statistics": "analysis",
-    "register_backbone": "models",
-    "register_dataset": "data",
-    "register_task": "training",
-    "run": "recipes",
-    "save_model": "hub",
-    "token_norms": "analysis",
-    "use_backend": "ops",
+_PUBLIC = {
+    "analysis": ("outlier_statistics", "token_norms"),
+    "data": ("Preprocessing", "open_dataset", "register_dataset"),
+    "errors": ("MambarError",),
+    "hub": ("create_model", "list_models", "load", "load_official", "save_model"),
+    "memory": ("keep_freed_memory",),
+    "models": ("TokenModel", "VisionMamba", "VisionMambaConfig", "complexity", "register_backbone"),
+    "nn": ("Tokens",),
+    "ops": ("available_backends", "use_backend"),
+    "recipes": ("run",),
+    "training": ("Recipe", "register_task"),
 }
+_PACKAGES = {name: package for package, names in _PUBLIC.items() for name in names}
 
 __all__ = ["__version__", *sorted(_PACKAGES)]
 

@@ -2,8 +2,9 @@
 
 import logging
 import time
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,8 +28,6 @@ from mambar.errors import InputError
 
 logger = logging.getLogger("mambar.cli.analyze")
 
-_MAP_TENSOR = "Tensor of the feature and register maps."
-
 
 def analyze(
     model: Annotated[str, typer.Argument(help="A run directory, a checkpoint, a model's name, or timm/NAME.")],
@@ -45,7 +44,7 @@ def analyze(
         str, typer.Option(help="Global vector of the feature map: registers, first, patches, head.")
     ] = "registers",
     metric: Annotated[str, typer.Option(help="Distance of the feature map: l2 or cosine.")] = "cosine",
-    map_tensor: Annotated[str, typer.Option(help=_MAP_TENSOR)] = "normed",
+    map_tensor: Annotated[str, typer.Option(help="Tensor of the feature and register maps.")] = "normed",
     img_size: ImgSize = None,
     num_images: Annotated[int, typer.Option(min=1, help="Images for statistics and probes.")] = 1000,
     max_maps: Annotated[int, typer.Option(min=1, help="Images whose maps are saved.")] = 1000,
@@ -71,25 +70,13 @@ def analyze(
     from mambar.analysis.analyze import analyze as run
     from mambar.analysis.options import AnalysisOptions
 
-    chosen: dict[str, Any] = {
-        "tensor": tensor,
+    # Every option of the analysis has the name of its field.
+    given = {
+        **locals(),
         "layers": None if layers is None else numbers("--layers", layers, int),
-        "vector": vector,
-        "metric": metric,
-        "map_tensor": map_tensor,
-        "img_size": img_size,
-        "num_images": num_images,
-        "max_maps": max_maps,
-        "gallery": gallery,
-        "batch_size": batch_size,
-        "scale": scale,
-        "resampling": resampling,
-        "colormap": colormap,
         "probes": tuple(name for name in probes.split(",") if name),
-        "folds": folds,
-        "test_time_registers": test_time_registers,
-        "seed": seed,
     }
+    options = AnalysisOptions(**{each.name: given[each.name] for each in fields(AnalysisOptions)})
     missing = [path for path in images or () if not path.exists()]
     if missing:
         raise InputError(f"--images {missing[0]} does not exist; give a file or a folder.")
@@ -100,7 +87,7 @@ def analyze(
         data=data,
         images=images or [],
         pretrained=pretrained,
-        options=AnalysisOptions(**chosen),
+        options=options,
         data_options=data_options(assignments),
         device=choose_device(device),
         num_workers=num_workers or 0,
