@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from mambar.cli import main
 from mambar.data.registry import open_dataset
@@ -67,3 +68,38 @@ def test_a_classifier_takes_the_options_of_data(tmp_path, capsys):
     assert code == 0 and set(json.loads(out)["per_class"]) == set(names)
     code, _, err = evaluate(capsys, tmp_path / "run", "--data=shapes", "--flip", "--device=cpu")
     assert code == 2 and "--flip is an option for segmenters" in err
+
+
+def folder(root, *classes):
+    """A folder of images, two a class."""
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (32, 32), (90 * number, 60, 0)).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("inside", ["", "val", "test", "Validation"])
+def test_a_given_folder_is_evaluated_whole(tmp_path, capsys, inside):
+    names = ("ant", "bee")
+    save_model(tmp_path / "run", VisionMamba(VisionMambaConfig(**BODY, num_classes=2)), classes=names)
+    data = folder(tmp_path / "given", *(f"{inside}/{name}" if inside else name for name in names))
+    common = (tmp_path / "run", f"--data={data}", "--device=cpu")
+    assert "(4 images)" in evaluate(capsys, *common)[1]
+    assert ("(4 images)" if inside else "(2 images)") in evaluate(capsys, *common, "--split=val")[1]
+    # The split with validation images is used where there are both.
+    folder(data, *(f"train/{name}" for name in names)) if inside else None
+    assert "(4 images)" in evaluate(capsys, *common)[1]
+
+
+def test_evaluating_training_images_warns(tmp_path, capsys, caplog):
+    data = folder(tmp_path / "given", "ant", "bee")
+    fields = ("model=mambar_tiny_patch16_224", "img_size=16", "config.depth=1", "config.embed_dim=16", "max_steps=1")
+    with pytest.raises(SystemExit):
+        main.main(
+            ["train", "folder", f"data={data}", *fields, "batch_size=2", f"--out={tmp_path / 'run'}", "--device=cpu"]
+        )
+    caplog.clear()
+    assert "(2 images)" in evaluate(capsys, tmp_path / "run", "--device=cpu")[1] and not caplog.messages
+    assert "(4 images)" in evaluate(capsys, tmp_path / "run", f"--data={data}", "--device=cpu")[1]
+    assert "--split val evaluates its validation images only" in caplog.text

@@ -16,7 +16,7 @@ from mambar.analysis.images import NamedImages, builtin_images, images_from_path
 from mambar.analysis.numbers import Analysis
 from mambar.analysis.options import AnalysisOptions
 from mambar.data import ImageDataset
-from mambar.data.registry import open_dataset
+from mambar.data.registry import open_evaluation_dataset
 from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
 from mambar.models.timm_vit import TimmViT
@@ -105,7 +105,7 @@ def _gallery_and_dataset(
     dataset: ImageDataset
     if isinstance(data, str | Path):
         most = min(options.num_images, data_options.get("limit") or options.num_images)
-        dataset = open_dataset(data, "val", **{**data_options, "limit": most})
+        dataset = open_evaluation_dataset(data, **{**data_options, "limit": most})
     elif data is not None:
         dataset = data
     else:

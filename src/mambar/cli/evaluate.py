@@ -1,6 +1,8 @@
 """`mambar evaluate`: top-1 and top-5 of a classifier, or mIoU of a segmenter, on held-out images."""
 
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,12 +12,14 @@ from mambar.cli.console import say
 from mambar.device import choose_device
 from mambar.errors import InputError
 
+logger = logging.getLogger("mambar.cli.evaluate")
+
 
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run directory, a model file, or a hub id owner/name.")],
     assignments: DataOptions = None,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    split: Annotated[str | None, typer.Option(help="train or val; by default all of --data.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Classifiers: images per batch; default 64.")] = None,
     crop_pct: Annotated[float | None, typer.Option(help="Classifiers: fraction of the resized image to keep.")] = None,
     crop: Annotated[int | None, typer.Option(min=1, help="Segmenters: window in pixels.")] = None,
@@ -32,10 +36,15 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on held-out images.
 
-    By default it uses the dataset of the run and the preprocessing of the model.
+    By default it uses the validation images of the run. A folder given by --data is evaluated whole, or its val/ or
+    test/ if it has one. The preprocessing is the model's.
     """
     from mambar.segmentation.files import is_segmenter
+    from mambar.training.checkpoint.run_directory import read_located_recipe
 
+    trained_on = read_located_recipe(run).data if (Path(run) / "recipe.json").is_file() else None
+    if data and trained_on and split is None and Path(data).resolve() == Path(trained_on).resolve():
+        logger.warning("%s was trained on %s; --split val evaluates its validation images only.", run, data)
     common: dict[str, Any] = {
         "data": data,
         "split": split,

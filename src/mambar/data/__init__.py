@@ -13,6 +13,7 @@ from mambar.data.loading.samplers import epoch_order as epoch_order
 from mambar.data.loading.samplers import steps_per_epoch as steps_per_epoch
 from mambar.data.registry import DATASETS as DATASETS
 from mambar.data.registry import open_dataset as open_dataset
+from mambar.data.registry import open_evaluation_dataset as open_evaluation_dataset
 from mambar.data.registry import register_dataset as register_dataset
 from mambar.data.shards.pack import pack_folder as pack_folder
 from mambar.data.synthetic.photographs import photographs as photographs

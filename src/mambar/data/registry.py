@@ -123,6 +123,19 @@ def open_dataset(
     return dataset if canvas is None else CanvasDataset(dataset, split, size=canvas)
 
 
+def open_evaluation_dataset(
+    data: Any, split: str | None = None, *, kind: str = "classification", **options: Any
+) -> ImageDataset:
+    """The images on which a model is evaluated: a split, or by default all images of data without a validation split.
+
+    Training holds out a part of such data; evaluation has no use for the rest of them.
+    """
+    factory, _, _ = _find(data, kind)
+    if split is None and "val_fraction" in inspect.signature(factory).parameters:
+        options = {"val_fraction": 1.0, **options}
+    return open_dataset(data, split or "val", kind=kind, **options)
+
+
 def _find(data: Any, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...], str]:
     """(factory, its arguments before the split, the name of the data in messages)."""
     if isinstance(data, str) and data in DATASETS[kind]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mambar.data import EvalTransform, ImageDataset, evaluation_batches, open_dataset
+from mambar.data import EvalTransform, ImageDataset, evaluation_batches, open_dataset, open_evaluation_dataset
 from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import DataError, InputError
@@ -25,7 +25,7 @@ def evaluate_run(
     run: str | Path | VisionMamba | TimmViT,
     *,
     data: str | None = None,
-    split: str = "val",
+    split: str | None = None,
     batch_size: int = 64,
     crop_pct: float | None = None,
     data_options: Mapping[str, Any] | None = None,
@@ -34,20 +34,17 @@ def evaluate_run(
 ) -> ClassificationResult:
     """Accuracy (top-1, top-5, per class) on `data` of a run directory, a file, a hub id, or a model in memory.
 
-    data: by default those of the run; they must have the model's classes. crop_pct: center crop as a fraction of the
-    resized image, by default the model's own.
+    data: by default those of the run; they must have the model's classes. split: by default "val", or all images of a
+    folder given as `data` that has no validation split. crop_pct: center crop as a fraction of the resized image, by
+    default the model's own.
     """
-    options = dict(data_options or {})
     if isinstance(run, str | Path):
         model = load(run, device=device)
-        if data is None:
-            recipe = read_located_recipe(run)
-            data, options = recipe.data, {**recipe.data_options, **options}
     elif data is None:
         raise InputError("a model in memory has no data of its own; give data=SET.")
     else:
         model = run.to(device)
-    dataset = _dataset(model, data, split, options)
+    dataset = _dataset(model, run if data is None else None, data, split, data_options or {})
     preprocessing = model_preprocessing(model)
     if crop_pct is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_pct=crop_pct)
@@ -69,16 +66,12 @@ def held_out_images(
     img_size: int | tuple[int, int] | None = None,
     count: int = 256,
 ) -> tuple[Float[Tensor, "images channels height width"], Int64[Tensor, "images"]]:
-    """Up to `count` preprocessed validation images of `data`, and their class indices.
+    """Up to `count` preprocessed images of `data`, and their class indices.
 
-    data: by default those of `run`. img_size: in pixels, by default that of the model's preprocessing. The images are
-    evenly spaced over the split, so they are always the same.
+    data: by default the validation images of `run`; see `evaluate_run`. img_size: in pixels, by default that of the
+    model's preprocessing. The images are evenly spaced, so they are always the same.
     """
-    options: dict[str, Any] = {}
-    if data is None:
-        recipe = read_located_recipe(run or ".")
-        data, options = recipe.data, dict(recipe.data_options)
-    dataset = _dataset(model, data, "val", options)
+    dataset = _dataset(model, run, data, None, {})
     preprocessing = model_preprocessing(model)
     if img_size is not None:
         preprocessing = dataclasses.replace(preprocessing, img_size=img_size)
@@ -87,8 +80,14 @@ def held_out_images(
     return torch.stack([transform(sample.image) for sample in samples]), torch.tensor([s.label for s in samples])
 
 
-def _dataset(model: VisionMamba | TimmViT, data: str, split: str, options: Mapping[str, Any]) -> ImageDataset:
-    dataset = open_dataset(data, split, **options)
+def _dataset(
+    model: VisionMamba | TimmViT, run: Any, data: str | None, split: str | None, options: Mapping[str, Any]
+) -> ImageDataset:
+    if data is None:
+        recipe = read_located_recipe(run or ".")
+        data, dataset = recipe.data, open_dataset(recipe.data, split or "val", **{**recipe.data_options, **options})
+    else:
+        dataset = open_evaluation_dataset(data, split, **options)
     if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
         raise DataError(
             f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mambar.data.loading.loaders import Batch, evaluation_batches
-from mambar.data.registry import open_dataset
+from mambar.data.registry import open_dataset, open_evaluation_dataset
 from mambar.data.segmentation.masks import IGNORE
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
@@ -28,22 +28,25 @@ def evaluate_run(
     run: str | Path,
     *,
     data: str | Path | None = None,
-    split: str = "val",
+    split: str | None = None,
     data_options: dict[str, Any] | None = None,
     inference: Inference | None = None,
     device: str | torch.device = "cpu",
     num_workers: int = 0,
 ) -> SegmentationResult:
-    """mIoU, per-class IoU, pixel accuracy and boundary F-score of the segmenter in `run` on a split of `data`.
+    """mIoU, per-class IoU, pixel accuracy and boundary F-score of the segmenter in `run`.
 
     data: a dataset with the model's classes; by default the run's own dataset with the same options.
+    split: by default "val", or all images of a folder given as `data` that has no validation split.
     inference: by default the settings of the run.
     """
     model, run_inference = load_with_inference(run, device=device)
     if data is None:
         recipe = read_located_recipe(run)
-        data, data_options = recipe.data, {**recipe.data_options, **(data_options or {})}
-    dataset = open_dataset(data, split, kind="segmentation", **(data_options or {}))
+        options = {**recipe.data_options, **(data_options or {})}
+        data, dataset = recipe.data, open_dataset(recipe.data, split or "val", kind="segmentation", **options)
+    else:
+        dataset = open_evaluation_dataset(data, split, kind="segmentation", **(data_options or {}))
     if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
         raise DataError(
             f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.segmented import image, png, values, write
-from mambar.data.registry import open_dataset
+from mambar.data.registry import open_dataset, open_evaluation_dataset
 from mambar.data.segmentation.folder import parse_class_lines
 from mambar.data.segmentation.masks import IGNORE
 from mambar.errors import DataError, ImageError
@@ -65,6 +65,14 @@ def test_without_a_split_a_part_is_held_out(tmp_path):
     assert list(again.images) == list(val.images) and again.fingerprint() == val.fingerprint() != train.fingerprint()
     assert len(open_dataset(tmp_path, "val", kind="segmentation", val_fraction=0.5)) == 5
     assert len(open_dataset(tmp_path, "train", kind="segmentation", limit=3)) == 3
+    assert len(open_evaluation_dataset(tmp_path, kind="segmentation")) == 10
+    assert list(open_evaluation_dataset(tmp_path, "val", kind="segmentation").images) == list(val.images)
+
+
+@pytest.mark.parametrize("inside", ["val", "test"])
+def test_a_validation_split_alone_can_be_evaluated(tmp_path, inside):
+    write(tmp_path, {**pairs(f"images/{inside}", f"masks/{inside}"), "classes.txt": NAMES})
+    assert len(open_evaluation_dataset(tmp_path, kind="segmentation")) == 4
 
 
 def test_colors_from_the_class_file(tmp_path):

@@ -33,7 +33,7 @@ class ImageFolder(SkippingDataset):
     """Images in class sub-folders; labels follow the sorted folder names.
 
     `root/train` and `root/val` are the splits. Without `val`, `val_fraction` of every class in `train`, or in the
-    folder itself, is held out; `split_seed` determines which images.
+    folder itself, is held out; `split_seed` determines which images. With `val_fraction=1` all images are in `val`.
 
     If all folders are named by WordNet ids, as in ImageNet, `classes` are readable names and EXIF orientation is not
     applied by default, as in torchvision and the official evaluation.
@@ -108,13 +108,13 @@ def _list_split(
     if not root.exists():
         raise DataError(f"data={root} does not exist; give a folder with one sub-folder of images per class.")
     splits = split_folders(root)
-    if splits and "train" not in splits:
+    if split == "train" and splits and "train" not in splits:
         raise DataError(
             f"data={root} has {splits['val'].name}/ but no train/; add train/ with the same class sub-folders."
         )
     folder = splits.get(split) or splits.get("train") or root
     classes = class_folders(folder)
-    if "val" in splits:
+    if "val" in splits and "train" in splits:
         _check_same_classes(root, splits["train"], splits["val"])
     if len(classes) == 1:
         inside = folders_in(folder / classes[0])
@@ -125,7 +125,7 @@ def _list_split(
         )
     # Where both splits come from one folder, only one of them reports what is left out.
     paths, labels = _list_images(folder, classes, report=split == "train" or "val" in splits)
-    if "val" not in splits:
+    if "val" not in splits and not (split == "val" and val_fraction == 1):
         if splits:
             logger.info("%s has no val/; %.0f %% of every class are held out.", root, 100 * val_fraction)
         part = _own_split(folder, classes, labels, val_fraction, split_seed)[SPLITS.index(split)]

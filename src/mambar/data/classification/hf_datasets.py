@@ -51,9 +51,10 @@ class HuggingFaceDataset(SkippingDataset):
         self.name = self.source.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]
         whole = _open(datasets, self.source, subset, revision)
         names = {each: find_name(known, whole) for each, known in SPLIT_NAMES.items()}
-        if not names["train"]:
+        name = names[split] or names["train"]
+        if not name:
             raise DataError(f"data={self.source} has no split called train; it has {one_line(', '.join(whole))}.")
-        chosen = whole[names[split] or names["train"]]
+        chosen = whole[name]
         self._image = _column(chosen, datasets.Image, image, f"data={self.source}: image")
         self._label = _column(chosen, datasets.ClassLabel, label, f"data={self.source}: label")
         self.classes = tuple(str(name) for name in chosen.features[self._label].names)
@@ -64,7 +65,7 @@ class HuggingFaceDataset(SkippingDataset):
             logger.warning(
                 "data=%s: %d of %d images in %s have no label; left out.", source, missing, len(labels), split
             )
-        if not names["val"]:
+        if not names["val"] and not (split == "val" and val_fraction == 1):
             parts = stratified_split(labels[self._rows], fraction=val_fraction, seed=split_seed)
             self._rows = self._rows[parts[("train", "val").index(split)]]
         super().__init__(labels[self._rows], split, source=self.source)

@@ -155,6 +155,8 @@ def _has_splits(tree: FileTree) -> bool:
 
 
 def _part(images: list[str], split: str, fraction: float, seed: int) -> list[str]:
+    if split == "val" and fraction == 1:
+        return images
     if not 0 < fraction < 1:
         raise DataError(f"val_fraction={fraction} is not a fraction of the data; use a number between 0 and 1.")
     if len(images) < 2:
