@@ -233,6 +233,29 @@ def test_every_parameter_gets_a_gradient():
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+def grad_cam(model, images, layer, index):
+    """Grad-CAM by hand: the mean gradient of each channel weighs the map of the patch tokens of `layer`."""
+    kept = []
+    hook = layer.register_forward_hook(lambda *call: kept.append(call[-1]))
+    logits = model(images)
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logits[:, index].sum(), kept)
+    grid = model.patch_embed.grid(images)
+    tokens, slope = (model.registers.split(each, grid).map() for each in (kept[0], gradient))
+    return (tokens * slope.mean((2, 3), keepdim=True)).sum(1).relu(), slope
+
+
+def test_class_activation_maps_take_the_norm_of_the_last_block():
+    """The head reads registers, so patch tokens after the final norm have no gradient."""
+    torch.manual_seed(0)
+    model, images = VisionMamba(SMALL).double(), torch.randn(2, 3, 40, 48, dtype=torch.float64)
+    heat, slope = grad_cam(model, images, model.blocks[-1].norm, index=0)
+    assert heat.shape == (2, 5, 6) and heat.max() > 0 and slope.abs().amin((0, 1)).min() > 0
+    assert not torch.equal(heat, grad_cam(model, images, model.blocks[-1].norm, index=1)[0])
+    _, slope = grad_cam(model, images, model.norm, index=0)
+    assert not slope.any()
+
+
 def test_forward_intermediates_is_timms():
     model = VisionMamba(SMALL).eval()
     images = torch.randn(2, 3, 32, 32)
