@@ -70,8 +70,7 @@ def stage_costs(recipe: Recipe, *, num_images: int | None = None, images_per_sec
     parts = []
     for stage in recipe.stages:
         each = steps_per_epoch(count, batch_size=stage.batch_size, repeats=stage.aug_repeats)
-        planned = stage.epochs * each
-        steps = planned if stage.max_steps is None else min(planned, stage.max_steps)
+        steps = stage.num_steps(each)
         images, length = steps * stage.batch_size, _length(base, stage.img_size)
         hours = None if images_per_second is None else images * (length / first) / images_per_second / 3600
         parts.append(Cost(steps=steps, images=images, epochs_at_224=images / count * length / at_224, hours=hours))

@@ -136,6 +136,11 @@ class Stage:
     def __post_init__(self) -> None:
         fields.check_fields(self, _ALLOWED)
 
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the stage: all epochs, at most `max_steps`."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
     @property
     def peak_lr(self) -> float:
         """The learning rate after the warm-up, linear scaling included."""

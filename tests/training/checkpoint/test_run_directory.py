@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -116,6 +117,7 @@ def test_p8_resuming_with_a_changed_recipe_lists_the_changes(old, changes, names
 @pytest.mark.parametrize("changes", [{"epochs": 9}, {"save_every": 1}, {"keep_checkpoints": 5}, {"log_every": 2}])
 def test_p8_changeable_fields_may_change_on_resume(old, changes):
     directory = open_run_directory(old, runs.tiny(**changes), resume=True)
+    directory.record_changes()
     assert directory.recipe == runs.tiny(**changes) == read_recipe(old)
     directory.release()
 
@@ -192,6 +194,63 @@ def test_p8_a_finished_run_returns_its_result_and_changes_nothing(tmp_path):
     again = runs.here(None, out, resume=True)
     assert again.already_finished and again.metrics == first.metrics
     assert runs.tree_hash(out) == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Finished runs of one epoch by their schedule."""
+    place = tmp_path_factory.mktemp("finished")
+    for schedule in ("cosine", "constant"):
+        runs.here(runs.tiny(schedule=schedule, epochs=1), place / schedule)
+    return {path.name: path for path in place.iterdir()}
+
+
+def test_a_finished_run_with_a_constant_rate_is_extended_to_an_unbroken_one(finished, tmp_path):
+    out, unbroken = shutil.copytree(finished["constant"], tmp_path / "run"), tmp_path / "unbroken"
+    recipe = runs.tiny(schedule="constant", epochs=2)
+    assert not runs.here(recipe, out, resume=True).already_finished
+    assert runs.here(None, out, resume=True).already_finished
+    runs.here(recipe, unbroken)
+    found, expected = runs.trace(out), runs.trace(unbroken)
+    assert (found.tensors, found.model, found.metrics) == (expected.tensors, expected.model, expected.metrics)
+
+
+@pytest.mark.parametrize(
+    "schedule, changes, message",
+    [
+        ("cosine", {"epochs": 2}, r"cosine learning rate has reached its end; epochs=2 .*start_from=\S+ epochs=N"),
+        ("cosine", {"save_every": 1}, "is finished; save_every=1 would have no effect.*Start a new run"),
+        ("constant", {"save_every": 1}, "is finished; save_every=1 would have no effect"),
+        ("constant", {"epochs": 0}, "has done 3 steps; epochs=0 would end it after 0"),
+        ("constant", {"max_steps": 9}, "max_steps=9 would have no effect: the stage has 3 steps"),
+        ("constant", {"epochs": 4, "warmup_epochs": 3.0}, "with 9 steps of warm-up"),
+    ],
+)
+def test_a_field_that_a_finished_run_cannot_follow_is_refused(finished, schedule, changes, message):
+    out = finished[schedule]
+    before = runs.tree_hash(out)
+    recipe = runs.tiny(**{"schedule": schedule, "epochs": 1, **changes})
+    with pytest.raises(RecipeError, match=message):
+        runs.here(recipe, out, resume=True, override=["warmup_epochs"])
+    assert runs.tree_hash(out) == before
+    assert runs.here(None, out, resume=True).already_finished
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"epochs": 1}, "has done 4 steps; epochs=1 would end it after 3"),
+        ({"max_steps": 90}, "max_steps=90 would have no effect"),
+        ({"start_from": "elsewhere"}, "is in stage 0; start_from=elsewhere would have no effect"),
+    ],
+)
+def test_a_field_that_comes_too_late_is_refused_and_not_recorded(tmp_path, changes, message):
+    out = tmp_path / "run"
+    assert runs.finish(runs.start(runs.tiny(), out, before=(faults.die_at, "save", 5))) == [-signal.SIGKILL]
+    stored = (out / "recipe.json").read_bytes()
+    with pytest.raises(RecipeError, match=message):
+        runs.here(runs.tiny(**changes), out, resume=True, override=["start_from"])
+    assert (out / "recipe.json").read_bytes() == stored
 
 
 @pytest.mark.rel

@@ -7,10 +7,10 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from mambar.errors import InputError, RecipeError
 from mambar.training.checkpoint import atomic_files
@@ -42,13 +42,22 @@ class RunDirectory:
         recipe: The recipe of the run.
         recipe_sha256: Digests of the recipe that checkpoints may carry, the present one first.
         resumed: True if the directory held a run before.
+        changes: Fields that this resume changes: dotted name → (value before, value now).
     """
 
     path: Path
     recipe: Recipe
     recipe_sha256: tuple[str, ...]
     resumed: bool
+    changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     _lock: int | None = field(default=None, repr=False)
+    _unwritten: RecipeFile | None = field(default=None, repr=False)
+
+    def record_changes(self) -> None:
+        """Writes the changes of a resumed run to recipe.json; called once they are known to have an effect."""
+        if self._unwritten is not None:
+            self._unwritten.write(self.path)
+            self._unwritten = None
 
     def discard_if_unused(self) -> None:
         """Removes a new directory that holds nothing but its recipe, so that refused input leaves no files."""
@@ -92,10 +101,12 @@ def open_run_directory(
     if resume:
         stored = read_recipe_file(out, accept_edited=accept_edited_recipe)
         merged = _merged(out, stored, recipe, override)
+        changes = stored.recipe.differences(merged.recipe)
+        if stored.edited:
+            changes[RECIPE_NAME] = ("stored", "edited")
         lock = _lock(out) if writes else None
-        if writes and (merged is not stored or stored.edited):
-            merged.write(out)
-        return _opened(out, merged, resumed=True, lock=lock)
+        directory = _opened(out, merged, resumed=True, lock=lock)
+        return replace(directory, changes=changes, _unwritten=merged if writes and changes else None)
     if recipe is None:
         raise InputError("a new run needs a recipe; name one, or give --resume DIR.")
     file = RecipeFile.of(recipe)

@@ -19,10 +19,11 @@ from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.timm_vit import TIMM_PREFIX
 from mambar.training import classification  # noqa: F401  (registers the task)
 from mambar.training.checkpoint import atomic_files
-from mambar.training.checkpoint.result_file import read_result, write_result
+from mambar.training.checkpoint.result_file import RESULT_NAME, read_result, write_result
 from mambar.training.checkpoint.run_directory import RunDirectory
 from mambar.training.checkpoint.store import Checkpoint, CheckpointStore
 from mambar.training.distributed.process_group import ProcessGroup, init_process_group
+from mambar.training.loop.changes import check_changes, check_extension
 from mambar.training.loop.context import RunContext, TrainingProgress
 from mambar.training.loop.precision import PrecisionPolicy, flush_denormals
 from mambar.training.loop.signals import StopSignals, catch_stop_signals
@@ -41,12 +42,17 @@ _LOG = logging.getLogger("mambar.training")
 
 def run_stages(directory: RunDirectory, *, data: Any, device: str, num_workers: int) -> RunResult:
     """Runs all stages that are not finished in `directory`; see `mambar.training.run.train`."""
-    done = _finished(directory)
-    if done is not None:
-        return done
+    finished = read_result(directory) if directory.resumed else None
+    if finished is not None and not directory.changes:
+        _LOG.info("The run in %s is finished already.", directory.path)
+        weights = directory.path / "model.safetensors"
+        return RunResult(metrics=finished, checkpoint=weights, recipe=directory.recipe, already_finished=True)
+    if finished is not None:
+        check_extension(directory)
     with flush_denormals(), catch_stop_signals() as stop_signals:
         with init_process_group(device) as group:
-            result, report = _Run(directory, group, stop_signals, data, num_workers).run()
+            run = _Run(directory, group, stop_signals, data, num_workers, is_finished=finished is not None)
+            result, report = run.run()
         # After the process group has ended, so that a long report does not reach its timeout.
         report()
     return result
@@ -63,9 +69,17 @@ class _Sets:
 
 class _Run:
     def __init__(
-        self, directory: RunDirectory, group: ProcessGroup, stop_signals: StopSignals, data: Any, num_workers: int
+        self,
+        directory: RunDirectory,
+        group: ProcessGroup,
+        stop_signals: StopSignals,
+        data: Any,
+        num_workers: int,
+        *,
+        is_finished: bool,
     ) -> None:
         recipe = directory.recipe
+        self.is_finished = is_finished
         self.directory, self.recipe, self.group = directory, recipe, group
         self.sets = _open(recipe, data)
         self.facts = {
@@ -103,11 +117,13 @@ class _Run:
             _check_facts(checkpoint, self.facts)
             progress.update(checkpoint.scalars)
             _LOG.info("Resuming after step %d from %s.", progress.total_steps, checkpoint.path)
-        if self.group.is_main:
-            self.context.metrics.open(step=progress.total_steps, evaluated=progress.total_evaluated_steps)
         trainer: Trainer | None = None
         for index in range(progress.stage, len(self.recipe.stages)):
             previous, trainer = trainer, self._trainer(index, progress)
+            if previous is None:
+                if checkpoint is not None:
+                    check_changes(self.directory, progress, trainer.steps_per_epoch, is_finished=self.is_finished)
+                self._open_files(progress)
             if checkpoint is not None:
                 trainer.restore(checkpoint)
                 checkpoint = None
@@ -121,6 +137,13 @@ class _Run:
                 )
         assert trainer is not None
         return self._deliver(trainer)
+
+    def _open_files(self, progress: TrainingProgress) -> None:
+        if self.group.is_main:
+            # First, so that a run that is extended is never taken for a finished one.
+            (self.directory.path / RESULT_NAME).unlink(missing_ok=True)
+            self.directory.record_changes()
+            self.context.metrics.open(step=progress.total_steps, evaluated=progress.total_evaluated_steps)
 
     def _last_checkpoint(self) -> Checkpoint | None:
         store, group = self.context.store, self.group
@@ -224,7 +247,9 @@ def _starting_model(source: str) -> Any:
     if source in VARIANTS or source.startswith(TIMM_PREFIX):
         return create_model(source, pretrained=True)
     path = Path(source).expanduser()
-    return _from_checkpoint(path) if (path / "state.json").is_file() else load(source)
+    # Checkpoints of version 0.1 have no config.json.
+    is_old = (path / "state.json").is_file() and not (path / "config.json").is_file()
+    return _from_checkpoint(path) if is_old else load(source)
 
 
 def _from_checkpoint(path: Path) -> Any:
@@ -267,13 +292,3 @@ def _check_facts(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
                 "%s was %s and is now %s: the run goes on, but its last bits may differ from an unbroken run's.",
                 *(name, stored[name], facts[name]),
             )
-
-
-def _finished(directory: RunDirectory) -> RunResult | None:
-    metrics = read_result(directory) if directory.resumed else None
-    if metrics is None:
-        return None
-    _LOG.info("The run in %s is finished already.", directory.path)
-    return RunResult(
-        metrics=metrics, checkpoint=directory.path / "model.safetensors", recipe=directory.recipe, already_finished=True
-    )

@@ -64,8 +64,7 @@ class Trainer:
                 f"batch_size={stage.batch_size} exceeds the {len(train_set)} training images of "
                 f"{train_set.name}; use a smaller one."
             )
-        planned = stage.epochs * self.steps_per_epoch
-        self.steps = planned if stage.max_steps is None else min(planned, stage.max_steps)
+        self.steps = stage.num_steps(self.steps_per_epoch)
         self.state = TrainState(recipe, stage, task=task, backbone=backbone, context=context)
         self.rates = LearningRate(stage=stage, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
         # The last evaluation in this process, for the report.
