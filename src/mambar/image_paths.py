@@ -84,18 +84,19 @@ def find_images(paths: Iterable[str | Path], *, option: str = "IMAGE") -> list[P
     found: dict[Path, None] = {}
     for path in (Path(path).expanduser() for path in paths):
         if path.is_dir():
-            files = [path / name for name in select_images(files_below(path), place=path)]
+            matches = files_below(path)
         elif not os.path.lexists(path) and glob.has_magic(str(path)):
             # Not Path.glob, which takes no absolute pattern.
             matches = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
-            files = [Path(name) for name in select_images(matches, place=path)]
         else:
-            files = [path]
-        if not files:
+            found[path] = None
+            continue
+        if not any(map(is_image_name, matches)):
             raise InputError(
                 f"{option} {one_line(str(path))} holds no image; give files, folders or patterns of PNG, JPEG or WEBP."
             )
-        found.update(dict.fromkeys(files))
+        folder = path if path.is_dir() else Path()
+        found.update((folder / name, None) for name in select_images(matches, place=path))
     return list(found)
 
 

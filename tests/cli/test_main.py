@@ -263,3 +263,23 @@ def test_a_closed_pipe_is_no_error():
         encoding="utf-8",
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_predict_takes_files_folders_and_patterns_and_skips_the_unreadable(
+    mambar_command, trained, picture, tmp_path, caplog
+):
+    for name in ("photos/a.png", "photos/deep/b.jfif", "photos/notes.txt", "more/c1.png", "more/c2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(picture).save(tmp_path / name, "JPEG" if name.endswith("jfif") else "PNG")
+    (tmp_path / "photos/bad.jpg").write_bytes(b"not an image")
+    arguments = ("predict", trained, picture, tmp_path / "photos", tmp_path / "more" / "c*.png", tmp_path / "gone.png")
+    code, out, err = mambar_command(*arguments, "--top=1")
+    assert code == 2 and len(out.splitlines()) == 2 * 5
+    assert "bad.jpg cannot be read" in caplog.text and "gone.png" in caplog.text
+    assert "left out 1 files that are not PNG, JPEG or WEBP (1 .txt)" in caplog.text
+    assert "2 of 7 images could not be read" in err
+    code, out, _ = mambar_command(*arguments, "--json")
+    found = json.loads(out)
+    assert code == 2 and len(found) == 7 and "cannot be read" in found[str(tmp_path / "photos/bad.jpg")]["error"]
+    code, _, err = mambar_command("predict", trained, picture, "--max-pixels=100")
+    assert code == 2 and "30x20 pixels; at most 100 are decoded" in err and "--max-pixels" in err

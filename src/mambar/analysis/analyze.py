@@ -19,6 +19,7 @@ from mambar.data import ImageDataset
 from mambar.data.registry import open_evaluation_dataset
 from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
+from mambar.image_file import MAX_PIXELS
 from mambar.models.timm_vit import TimmViT
 from mambar.models.vision_mamba import VisionMamba
 
@@ -47,6 +48,7 @@ def analyze(
     data_options: dict[str, Any] | None = None,
     device: str | torch.device = "cpu",
     num_workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
     progress: ProgressCallback | None = None,
 ) -> AnalysisOutput:
     """Analyzes `model`, and `compare` if given, and writes report.html and its files into `out`.
@@ -57,7 +59,9 @@ def analyze(
         out: A new or empty directory; `InputError` is raised otherwise.
         data: The images of the statistics and of the gallery: a dataset, or the path or name of one, whose validation
             split is read with `data_options`.
-        images: Image files or folders for the gallery. Without `data` and `images`: the photographs of scikit-image.
+        images: Image files, folders or patterns for the gallery; unreadable ones are left out with a warning. Without
+            `data` and `images`: the photographs of scikit-image.
+        max_pixels: The largest of `images` to decode; larger JPEGs are reduced.
         progress: Called with the part and the number of images done.
     """
     options = options or AnalysisOptions()
@@ -65,7 +69,8 @@ def analyze(
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out={out} exists and is not an empty directory; choose a new directory.")
-    shown, dataset = _gallery_and_dataset(data, images, options, data_options or {})
+    given = images_from_paths(images, max_pixels=max_pixels) if images else None
+    shown, dataset = _gallery_and_dataset(data, given, options, data_options or {})
     size = options.img_size
     analyzed_models = []
     for source in [model] if compare is None else [model, compare]:
@@ -96,12 +101,11 @@ def analyze(
 
 def _gallery_and_dataset(
     data: str | Path | ImageDataset | None,
-    images: Sequence[str | Path],
+    given: NamedImages | None,
     options: AnalysisOptions,
     data_options: dict[str, Any],
 ) -> tuple[NamedImages, ImageDataset]:
     """The images to show, and the dataset of the statistics."""
-    given = images_from_paths(images) if images else None
     dataset: ImageDataset
     if isinstance(data, str | Path):
         most = min(options.num_images, data_options.get("limit") or options.num_images)

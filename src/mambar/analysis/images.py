@@ -1,5 +1,6 @@
 """Named images to analyze: files, the built-in photographs, or a part of a dataset."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from mambar.data.keys import key, permutation
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import readable_samples
 from mambar.data.synthetic.photographs import photographs
-from mambar.errors import InputError
-from mambar.image_file import IMAGE_SUFFIXES
+from mambar.errors import ImageError, InputError
+from mambar.image_file import MAX_PIXELS
+from mambar.image_paths import find_images
+
+logger = logging.getLogger("mambar.analysis")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,24 +45,24 @@ def builtin_images() -> NamedImages:
     return NamedImages(name="photographs of scikit-image", images=photographs())
 
 
-def images_from_paths(paths: Sequence[str | Path], *, limit: int = 1000) -> NamedImages:
-    """Image files, and the image files of folders without their sub-folders, sorted by name."""
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise InputError(
-                    f"images={path} contains no image; use a folder with {', '.join(sorted(IMAGE_SUFFIXES))}."
-                )
-            files += inside
-        elif path.exists():
-            files.append(path)
-        else:
-            raise InputError(f"images={path} does not exist; use image files or a folder of them.")
-    if not files:
-        raise InputError("images= is empty; use image files or a folder of them.")
-    return NamedImages(name="images given", images={file.name: read_image(file) for file in files[:limit]})
+def images_from_paths(paths: Sequence[str | Path], *, limit: int = 1000, max_pixels: int = MAX_PIXELS) -> NamedImages:
+    """The first `limit` images of files, folders and patterns; an unreadable one is left out with a warning."""
+    files = find_images(paths, option="images=")
+    names = [file.name for file in files]
+    images = {}
+    for file in files[:limit]:
+        try:
+            name = file.name if names.count(file.name) == 1 else str(file)
+            images[name] = read_image(file, max_pixels=max_pixels)
+        except ImageError as error:
+            if len(files) == 1:
+                raise
+            logger.warning("left out an unreadable image: %s", error)
+    if not images:
+        raise InputError("images= has no readable image; give files, folders or patterns of PNG, JPEG or WEBP.")
+    if len(files) > limit:
+        logger.warning("images= has %d images; the first %d are used.", len(files), limit)
+    return NamedImages(name="images given", images=images)
 
 
 def sample_gallery(dataset: ImageDataset, count: int, *, seed: int) -> NamedImages:

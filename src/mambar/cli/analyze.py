@@ -15,6 +15,7 @@ from mambar.cli.arguments import (
     DataOptions,
     Device,
     ImgSize,
+    MaxPixels,
     NumWorkers,
     Out,
     Pretrained,
@@ -24,7 +25,7 @@ from mambar.cli.arguments import (
 )
 from mambar.cli.console import say
 from mambar.device import choose_device
-from mambar.errors import InputError
+from mambar.image_file import MAX_PIXELS
 
 logger = logging.getLogger("mambar.cli.analyze")
 
@@ -60,6 +61,7 @@ def analyze(
     out: Out = None,
     device: Device = "auto",
     num_workers: NumWorkers = 0,
+    max_pixels: MaxPixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure token norms, outliers, feature and register maps; write report.html, figures and numbers.
@@ -77,9 +79,6 @@ def analyze(
         "probes": tuple(name for name in probes.split(",") if name),
     }
     options = AnalysisOptions(**{each.name: given[each.name] for each in fields(AnalysisOptions)})
-    missing = [path for path in images or () if not path.exists()]
-    if missing:
-        raise InputError(f"--images {missing[0]} does not exist; give a file or a folder.")
     result = run(
         model,
         out=out or _default_out(model),
@@ -88,7 +87,8 @@ def analyze(
         images=images or [],
         pretrained=pretrained,
         options=options,
-        data_options=data_options(assignments),
+        data_options=data_options(assignments, max_pixels if data else None),
+        max_pixels=max_pixels or MAX_PIXELS,
         device=choose_device(device),
         num_workers=num_workers or 0,
         progress=_Progress(),

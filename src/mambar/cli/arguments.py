@@ -15,6 +15,7 @@ import typer.core
 
 from mambar.cli.console import escaped
 from mambar.errors import InputError
+from mambar.image_file import LARGEST_MAX_PIXELS, MAX_PIXELS
 from mambar.messages import did_you_mean
 
 logger = logging.getLogger("mambar.cli")
@@ -61,9 +62,19 @@ DataOptions = Annotated[
     typer.Argument(metavar="NAME=VALUE", show_default=False, help="data_options.NAME=VALUE of the dataset."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
-Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Files, folders, or patterns such as '*.jpg'.")]
 ImgSize = Annotated[
     Any, typer.Option("--img-size", parser=_image_size, metavar="PIXELS", help="224, or HEIGHTxWIDTH: 224x384.")
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        min=1,
+        max=LARGEST_MAX_PIXELS,
+        show_default=False,
+        help=f"Largest image to decode, by default {MAX_PIXELS:,}; larger JPEGs are reduced.",
+    ),
 ]
 NumWorkers = Annotated[int | None, typer.Option("--num-workers", min=0, help="Data loader processes.")]
 Out = Annotated[Any, typer.Option("--out", parser=_path, metavar="PATH", help="Output directory or file.")]
@@ -90,11 +101,11 @@ def named_values(assignments: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
-def data_options(assignments: Sequence[str] | None) -> dict[str, Any]:
-    """The options of a dataset from `data_options.NAME=VALUE`; raises `InputError` for another name."""
+def data_options(assignments: Sequence[str] | None, max_pixels: int | None) -> dict[str, Any]:
+    """The options of a dataset from `data_options.NAME=VALUE`, and --max-pixels; `InputError` for another name."""
     from mambar.training.fields import literal
 
-    options = {}
+    options: dict[str, Any] = {} if max_pixels is None else {"max_pixels": max_pixels}
     for name, value in named_values(assignments).items():
         if not name.startswith(_DATA_OPTIONS) or name == _DATA_OPTIONS:
             raise InputError(f"{name}={value} is not a dataset option; write data_options.NAME=VALUE.")

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from mambar.cli.arguments import AsJson, Data, DataOptions, Device, NumWorkers, data_options, numbers, print_json
+from mambar.cli.arguments import (
+    AsJson,
+    Data,
+    DataOptions,
+    Device,
+    MaxPixels,
+    NumWorkers,
+    data_options,
+    numbers,
+    print_json,
+)
 from mambar.cli.console import say
 from mambar.device import choose_device
 from mambar.errors import InputError
@@ -32,6 +42,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     num_workers: NumWorkers = 0,
+    max_pixels: MaxPixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a trained model on held-out images.
@@ -48,7 +59,7 @@ def evaluate(
     common: dict[str, Any] = {
         "data": data,
         "split": split,
-        "data_options": data_options(assignments),
+        "data_options": data_options(assignments, max_pixels),
         "device": choose_device(device),
         "num_workers": num_workers or 0,
     }

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import Compare, Device, ImgSize, Pretrained
+from mambar.cli.arguments import Compare, Device, ImgSize, MaxPixels, Pretrained
 from mambar.cli.console import say
 from mambar.device import choose_device
 from mambar.errors import InputError
+from mambar.image_file import MAX_PIXELS
 
 logger = logging.getLogger("mambar.cli.serve")
 
@@ -24,6 +25,7 @@ def serve(
     img_size: ImgSize = None,
     pretrained: Pretrained = False,
     device: Device = "auto",
+    max_pixels: MaxPixels = None,
     public: Annotated[
         bool, typer.Option("--public", help=f"Allow other machines, with the password in {_PASSWORD} or prompted.")
     ] = False,
@@ -46,7 +48,7 @@ def serve(
     if len({analyzed.name for analyzed in models}) < len(models):
         models[1] = replace(models[1], name=f"{models[1].name} (2)")
     logger.info("Starting the page; this takes some seconds.")
-    with run_server(models, port=port, password=password) as page:
+    with run_server(models, port=port, password=password, max_pixels=max_pixels or MAX_PIXELS) as page:
         say(f"page: {page.address}  (Ctrl-C ends it)")
         if public:
             say(f"other machines: same port, user {USER}; plain HTTP without encryption, use a TLS proxy")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import AsJson, Device, Fields, NumWorkers, Out, named_values, print_json
+from mambar.cli.arguments import AsJson, Device, Fields, MaxPixels, NumWorkers, Out, named_values, print_json
 from mambar.cli.console import say
 from mambar.errors import InputError
 from mambar.user_module import import_file, is_python_file
@@ -33,6 +33,7 @@ def train(
     ] = False,
     device: Device = "auto",
     num_workers: NumWorkers = None,
+    max_pixels: MaxPixels = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine (torchrun).")] = 1,
     restarts: Annotated[int, typer.Option("--max-restarts", min=0, help="With --processes: restarts allowed.")] = 0,
     as_json: AsJson = False,
@@ -53,6 +54,8 @@ def train(
     if processes > 1:
         return _under_torchrun(processes, restarts)
     given = named_values(assignments)
+    if max_pixels is not None:
+        given["data_options.max_pixels"] = str(max_pixels)
     if resume is None and not name:
         raise InputError("train needs a recipe's name or --resume DIR; mambar recipe --list shows the names.")
     if resume is not None and is_python_file(name):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mambar.data.loading.images import read_image
 from mambar.data.transforms.classification import EvalTransform
 from mambar.errors import InputError
+from mambar.image_file import MAX_PIXELS
 from mambar.models.timm_vit import TimmViT, model_preprocessing
 from mambar.models.vision_mamba import VisionMamba
 
@@ -30,9 +31,11 @@ class Prediction:
     probability: float
 
 
-def predict_file(model: VisionMamba | TimmViT, path: Path, *, top: int = 5) -> list[Prediction]:
+def predict_file(
+    model: VisionMamba | TimmViT, path: Path, *, top: int = 5, max_pixels: int = MAX_PIXELS
+) -> list[Prediction]:
     """The `top` most probable classes of an image file, best first; raises `ImageError` if it cannot be read."""
-    return predict_image(model, read_image(path), top=top)
+    return predict_image(model, read_image(path, max_pixels=max_pixels), top=top)
 
 
 def predict_image(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mambar.deprecated import PREPROCESSING_FIELDS, translate
 from mambar.errors import CheckpointError, InputError
-from mambar.image_file import INTERPOLATIONS, evaluation_crop, open_image
+from mambar.image_file import INTERPOLATIONS, MAX_PIXELS, evaluation_crop, open_image
 from mambar.messages import needs_package, one_line
 
 _LARGEST_SIDE = 16_384
@@ -86,9 +86,9 @@ class OnnxModel:
         """Logits (batch, classes) of normalized float32 images (batch, channels, height, width)."""
         return np.asarray(self._session.run(None, {"images": images})[0])
 
-    def predict(self, path: Path | str, *, top: int = 5) -> list[OnnxPrediction]:
+    def predict(self, path: Path | str, *, top: int = 5, max_pixels: int = MAX_PIXELS) -> list[OnnxPrediction]:
         """The `top` most probable classes of an image file, best first; raises `ImageError`."""
-        logits = self.logits(self.prepare(open_image(path))[None])[0].astype(np.float32)
+        logits = self.logits(self.prepare(open_image(path, max_pixels=max_pixels))[None])[0].astype(np.float32)
         weights = np.exp(logits - logits.max())
         probabilities = weights / weights.sum()
         best = np.argsort(-probabilities, kind="stable")[:top]

@@ -1,5 +1,6 @@
 """Segments one image with a trained model: labels, confidence, class areas and output files."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,17 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from mambar.data.loading.images import read_image
 from mambar.data.segmentation.masks import Color, palette
+from mambar.data.transforms.classification import pil_to_tensor
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.hub.config_file import json_bytes
 from mambar.hub.files import refuse_overwrite, write_atomically
+from mambar.image_file import MAX_PIXELS, open_image
 from mambar.segmentation.inference import Inference, predict
 from mambar.segmentation.overlays import add_legend, draw_overlay, index_png
 from mambar.segmentation.segmenter import Segmenter
+
+logger = logging.getLogger("mambar.segmentation")
 
 # 1: version 0.1, with the keys colour, share and certainty.
 FORMAT_VERSION: Final = 2
@@ -110,13 +114,25 @@ def segment(
     *,
     inference: Inference | None = None,
     name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Segmentation:
     """The predicted segmentation of an image of any size, given as a path, the bytes of a file, or pixels.
 
-    inference: by default sliding windows of the training crop. Raises `ImageError` for an unreadable image.
+    inference: by default sliding windows of the training crop. A JPEG of more than `max_pixels` is segmented at a
+    reduced size, with a warning. Raises `ImageError` for an unreadable image.
     """
-    pixels = image if isinstance(image, Tensor) else read_image(image, name=name)
     shown = name or (str(image) if isinstance(image, str | Path) else "image")
+    if isinstance(image, Tensor):
+        pixels = image
+    else:
+        picture = open_image(image, name=name, max_pixels=max_pixels)
+        pixels = pil_to_tensor(picture)
+        if "full_size" in picture.info:
+            width, height = picture.info["full_size"]
+            logger.warning(
+                "%s: %dx%d pixels are segmented at %dx%d; max_pixels (--max-pixels) sets the limit.",
+                *(shown, width, height, picture.width, picture.height),
+            )
     preprocessing = model.preprocessing or Preprocessing()
     if inference is None:
         crop = max(preprocessing.size)

@@ -17,6 +17,7 @@ from mambar.analysis.draw import html
 from mambar.data.loading.images import read_image
 from mambar.data.synthetic.photographs import photographs
 from mambar.errors import MambarError
+from mambar.image_file import MAX_PIXELS
 from mambar.version import __version__
 from mambar.web.explain import Explanation, explain
 from mambar.web.views import ViewSettings, histogram_html, maps_html, predictions_html, share_html
@@ -30,8 +31,8 @@ _UPLOAD_LIFETIME, _CLEANUP_INTERVAL, _RESULT_LIFETIME = 600, 60, 1800
 class PageState:
     """State of all visitors: the models, and cached results of the built-in photographs."""
 
-    def __init__(self, analyzed_models: Sequence[AnalyzedModel]) -> None:
-        self.analyzed_models = tuple(analyzed_models)
+    def __init__(self, analyzed_models: Sequence[AnalyzedModel], *, max_pixels: int = MAX_PIXELS) -> None:
+        self.analyzed_models, self.max_pixels = tuple(analyzed_models), max_pixels
         self._photographs = photographs()
         self._seen: dict[str, Explanation] = {}
         self._lock = threading.Lock()
@@ -50,7 +51,7 @@ class PageState:
 
     def upload(self, path: Path) -> Explanation:
         """The results for an uploaded file; its file name is not shown."""
-        image = read_image(path.read_bytes(), name="The image")
+        image = read_image(path.read_bytes(), name="The image", max_pixels=self.max_pixels)
         with self._lock:
             return explain(self.analyzed_models, image, name="uploaded image")
 
@@ -67,9 +68,9 @@ def _uploaded_path(payload: Any) -> str | None:
     return str(payload.path)
 
 
-def build_page(analyzed_models: Sequence[AnalyzedModel]) -> gr.Blocks:
+def build_page(analyzed_models: Sequence[AnalyzedModel], *, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
     """The page of one model, or of two side by side."""
-    state = PageState(analyzed_models)
+    state = PageState(analyzed_models, max_pixels=max_pixels)
     names = [analyzed.name for analyzed in analyzed_models]
     layers = analyzed_models[0].model.num_layers
     with gr.Blocks(

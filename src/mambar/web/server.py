@@ -17,6 +17,7 @@ from typing import Any
 
 from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.errors import InputError, MambarError
+from mambar.image_file import MAX_PIXELS
 from mambar.messages import needs_package
 
 LOOPBACK = "127.0.0.1"
@@ -39,13 +40,18 @@ class RunningServer:
 
 @contextlib.contextmanager
 def run_server(
-    analyzed_models: Sequence[AnalyzedModel], *, port: int | None = None, password: str | None = None
+    analyzed_models: Sequence[AnalyzedModel],
+    *,
+    port: int | None = None,
+    password: str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[RunningServer]:
     """Serves the page of one or two models from this process until the `with` block ends.
 
     Without `password`, only this machine can connect. With one, the page listens on all interfaces and requires the
     user `mambar` and that password; it is plain HTTP, so use a TLS proxy. Meanwhile the working directory is an empty
-    one and GRADIO_* environment variables are removed. port: None takes a free one from 7860 on.
+    one and GRADIO_* environment variables are removed. port: None takes a free one from 7860 on. max_pixels: the
+    largest upload to decode; larger JPEGs are reduced.
 
     Raises `InputError` if gradio is missing, the password is too short or the port is taken.
     """
@@ -54,7 +60,10 @@ def run_server(
     if password is not None and len(password) < MIN_PASSWORD_LENGTH:
         raise InputError(f"The password is too short; choose one of at least {MIN_PASSWORD_LENGTH} characters.")
     with _private_directories() as place:
-        page = _launched(analyzed_models, place, port, password)
+        # gradio reads environment variables when it is imported.
+        from mambar.web.page import build_page
+
+        page = _launched(build_page(analyzed_models, max_pixels=max_pixels), place, port, password)
         try:
             yield RunningServer(address=f"http://{LOOPBACK}:{page.server_port}", close=page.close)
         finally:
@@ -99,16 +108,14 @@ def _private_directories() -> Iterator[Path]:
             os.environ.update(kept)
 
 
-def _launched(analyzed_models: Sequence[AnalyzedModel], uploads: Path, port: int | None, password: str | None) -> Any:
+def _launched(page: Any, uploads: Path, port: int | None, password: str | None) -> Any:
     from gradio import themes
     from gradio.route_utils import CustomCORSMiddleware
     from starlette.middleware import Middleware
 
-    from mambar.web.page import build_page
     from mambar.web.request_filter import OWN_NAMES, RequestFilter
     from mambar.web.views import thumbnails_css
 
-    page = build_page(analyzed_models)
     page.queue(max_size=_MAX_QUEUED, api_open=False)
     css = resources.files("mambar.web").joinpath("page.css").read_text("utf-8")
     hosts = OWN_NAMES if password is None else None

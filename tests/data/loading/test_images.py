@@ -288,3 +288,44 @@ def test_the_harness_sees_a_reader_that_lets_errors_through(tmp_path, monkeypatc
     (tmp_path / "plain.jpg").write_bytes(encoded(photo(24, 24)))
     hostile_images.main("0", "read_image", "0", "60", str(tmp_path / "plain.jpg"))
     assert json.loads(capsys.readouterr().out)["counted"]["unexpected"] > 5
+
+
+@pytest.mark.parametrize(("kind", "size"), [("JPEG", (300, 200)), ("JPEG", (299, 201)), ("MPO", (300, 200))])
+def test_a_large_jpeg_is_reduced_while_it_is_decoded(kind, size):
+    image = photo(size[1], size[0])
+    options = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
+    data = encoded(image, kind, **options)
+    assert read_image(data, max_pixels=size[0] * size[1]).shape == (3, *size[::-1])
+    for factor in (2, 4, 8):
+        least = -(-size[0] // factor) * -(-size[1] // factor)
+        reduced = read_image(data, max_pixels=least)
+        assert reduced.shape == (3, -(-size[1] // factor), -(-size[0] // factor))
+        expected = torch.from_numpy(np.array(image.resize(reduced.shape[:0:-1], Image.Resampling.BOX)))
+        assert (reduced.permute(1, 2, 0).float() - expected.float()).abs().mean() < 6
+    refuses(data, "at most 100 are decoded: make it smaller, or give --max-pixels", max_pixels=100)
+
+
+def test_a_large_image_of_another_kind_needs_a_larger_limit():
+    data = encoded(photo(20, 30), "PNG")
+    refuses(data, "30x20 pixels; at most 599 are decoded", max_pixels=599)
+    assert read_image(data, max_pixels=600).shape == (3, 20, 30)
+    refuses(png(20_000, 9_000), "has more than 178000000 pixels, the limit of Pillow: make it smaller")
+
+
+def test_a_progressive_jpeg_is_reduced_up_to_three_times_the_limit():
+    data = encoded(photo(200, 300), progressive=True)
+    assert read_image(data, max_pixels=20_000).shape == (3, 100, 150)
+    refuses(data, "300x200 pixels; at most 19999", max_pixels=19_999)
+
+
+@pytest.mark.slow
+def test_a_photograph_of_100_megapixels_takes_less_than_300_megabytes(tmp_path):
+    photo(8_736, 11_648).save(tmp_path / "large.jpg", quality=85)
+    code = "import resource, sys; from mambar.data.loading.images import read_image\n"
+    code += "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nshape = read_image(sys.argv[1]).shape\n"
+    code += "print(tuple(shape), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "large.jpg"], capture_output=True, text=True, check=True
+    )
+    shape, _, kilobytes = done.stdout.strip().rpartition(" ")
+    assert shape == "(3, 4368, 5824)" and int(kilobytes) * 1024 < FREE
