@@ -143,7 +143,7 @@ def torchrun(script, *arguments, restarts, log):
         "MAMBAR_TIMEOUT": "30",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, "-m", "mambar.cli.torchrun", "--standalone", "--nproc_per_node=2"]
     command += [f"--max-restarts={restarts}", str(script), *map(str, arguments)]
     with log.open("w", encoding="utf-8") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
@@ -172,6 +172,9 @@ if first and scenario in ("rank 0", "forgetful") and rank == "0":
     faults.die_at("epoch edge", 3, died)
 if first and scenario == "worker" and rank == "1":
     faults.die_in_worker(1, 1, died)
+if scenario == "stopped" and rank == "1":
+    faults.signal_in_evaluation(2)
+    died.touch()
 if scenario == "forgetful" and not first:
     faults.forget("optimizer")
 runs.here(runs.tiny(), out, num_workers=workers)
@@ -189,7 +192,7 @@ def under_torchrun(tmp_path, scenario, *, restarts):
     code = torchrun(script, out, pids, scenario, restarts=restarts, log=tmp_path / "log").wait(400)
     assert (tmp_path / "died").exists(), "the fault did not happen: " + (tmp_path / "log").read_text("utf-8")[-3000:]
     started = [int(path.name) for path in pids.iterdir()]
-    assert len(started) == (4 if restarts else 2)
+    assert len(started) == (4 if restarts and scenario != "stopped" else 2)
     time.sleep(1)
     assert not [pid for pid in started if saving.alive(pid)]
     return code, out
@@ -204,6 +207,15 @@ def under_torchrun(tmp_path, scenario, *, restarts):
 def test_p6_a_dead_process_is_restarted_and_changes_nothing(tmp_path, unbroken, scenario):
     code, out = under_torchrun(tmp_path, scenario, restarts=2)
     assert code == 0, (tmp_path / "log").read_text("utf-8")[-3000:]
+    assert runs.trace(out) == unbroken
+
+
+@pytest.mark.rel
+@pytest.mark.slow
+def test_p7_a_rank_stopped_by_a_signal_is_not_restarted(tmp_path, unbroken):
+    code, out = under_torchrun(tmp_path, "stopped", restarts=2)
+    assert code == 143 and not (out / "result.json").exists()
+    assert runs.finish(runs.start(runs.tiny(), out, resume=True)) == [0]
     assert runs.trace(out) == unbroken
 
 

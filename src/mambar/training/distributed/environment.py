@@ -18,6 +18,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def max_restarts() -> int:
+    """Number of times that torchrun may restart the run."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+
+
 def num_restarts() -> int:
     """Number of times that torchrun has restarted the run."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

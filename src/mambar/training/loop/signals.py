@@ -1,5 +1,6 @@
 """Graceful shutdown: signal handlers set flags, which the training loop checks between two steps."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from types import FrameType
 from typing import Any, Final
 
 from mambar.errors import MambarError
-from mambar.training.distributed.environment import world_size
+from mambar.training.distributed.environment import local_rank, max_restarts, world_size
 
 # By name, because not every system has every signal. If several were received, the first one here counts.
 SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -64,10 +65,13 @@ def catch_stop_signals() -> Iterator[StopSignals]:
                 before[number] = signal.signal(number, record)
     try:
         yield signals
-    except Stopped:
-        if world_size() > 1:
+    except Stopped as stopped:
+        if world_size() > 1 or max_restarts():
             # torchrun sends SIGTERM when the first rank has ended; the others still report the stop and exit.
             before = dict.fromkeys(before, signal.SIG_IGN)
+        if max_restarts() and local_rank() == 0:
+            # torchrun would restart the ranks; its agent, which is the parent process, stops too.
+            os.kill(os.getppid(), signal.SIGINT if stopped.exit_code == _EXIT_CODES["SIGINT"] else signal.SIGTERM)
         raise
     finally:
         for number, handler in before.items():
