@@ -30,7 +30,7 @@ def batches(logits, labels, size=4):
             {
                 "images": logits[part].reshape(-1, 1, 1, logits.shape[1]),
                 "labels": labels[part],
-                "indices": labels[part],
+                "indices": torch.arange(len(labels))[part],
             },
             number,
             0,
@@ -54,6 +54,8 @@ def test_counts_are_those_of_the_whole_set(data):
     assert result.top5 == pytest.approx(float(top5))
     assert result.loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-6)
     assert np.trace(result.confusion) / 23 == pytest.approx(result.top1)
+    wrong = (logits.argmax(1) != labels).nonzero().flatten().tolist()
+    assert result.misclassified == tuple(wrong[:16])
 
 
 def test_parts_on_several_processes_add_up_to_the_whole(data):

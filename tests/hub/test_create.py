@@ -28,7 +28,7 @@ def test_wrong_names():
         mambar.create_model("vim_tiny")
     with pytest.raises(InputError, match="did you mean 'drop_path_rate'"):
         mambar.create_model("vim_tiny_patch16_224", droppath=0.1)
-    with pytest.raises(InputError, match="No weights were released for mambar_tiny_patch16_224"):
+    with pytest.raises(InputError, match="No weights of mambar_tiny_patch16_224"):
         mambar.create_model("mambar_tiny_patch16_224", pretrained=True, depth=1)
 
 

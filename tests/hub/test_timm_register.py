@@ -377,7 +377,7 @@ def test_a_file_named_by_the_user_is_converted(tmp_path):
 
 
 def test_no_weights_and_wrong_weights_are_named(run_directory):
-    with pytest.raises(InputError, match="No weights were released for mambar_tiny_patch16_224"):
+    with pytest.raises(InputError, match="No weights of mambar_tiny_patch16_224"):
         timm.create_model("mambar_tiny_patch16_224", pretrained=True)
     directory, _ = run_directory
     with pytest.raises(CheckpointMismatch, match="blocks"):

@@ -1,5 +1,7 @@
 """Drawn results: every run a point at its value, an interval only where there are several."""
 
+from dataclasses import replace
+
 import pytest
 
 from mambar.analysis.draw.plots import png
@@ -28,6 +30,15 @@ def test_a_chart_for_every_column_and_none_for_nothing():
     figure = draw_results([result("first", (1.0,)), result("first", (2.0,), column="norm")])
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["top-1, %", "norm"]
     assert draw_results([]) is None
+
+
+def test_budgets_are_told_apart():
+    counted = replace(result("first", (9.0,), column="parameters, M"), budget="full")
+    speeds = [result(row, (31.0,), column="img/s") for row in ("first", "second")]
+    figure = draw_results([counted, *speeds])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["parameters, M (full)", "img/s (small)"]
+    assert "budget full and small" in figure.get_supxlabel()
+    assert [len(axes.get_yticklabels()) for axes in figure.axes] == [1, 2]
 
 
 def look(step, share):

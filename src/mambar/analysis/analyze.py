@@ -12,6 +12,7 @@ import torch
 from mambar.analysis.analyze_model import ProgressCallback, analyze_model
 from mambar.analysis.analyzed_model import AnalyzedModel, open_model
 from mambar.analysis.draw.analysis_report import write_analysis
+from mambar.analysis.figure_label import size_text
 from mambar.analysis.images import NamedImages, builtin_images, images_from_paths, sample_gallery
 from mambar.analysis.numbers import Analysis
 from mambar.analysis.options import AnalysisOptions
@@ -41,6 +42,7 @@ def analyze(
     *,
     out: Path,
     compare: str | Path | None = None,
+    names: Sequence[str] = (),
     data: str | Path | ImageDataset | None = None,
     images: Sequence[str | Path] = (),
     pretrained: bool = False,
@@ -56,6 +58,7 @@ def analyze(
     Args:
         model, compare: A run directory, a checkpoint file, a model name, or timm/NAME. A named model has random
             weights unless `pretrained`.
+        names: Names of the two in figures and tables; by default those of the directories and models.
         out: A new or empty directory; `InputError` is raised otherwise.
         data: The images of the statistics and of the gallery: a dataset, or the path or name of one, whose validation
             split is read with `data_options`.
@@ -73,12 +76,14 @@ def analyze(
     shown, dataset = _gallery_and_dataset(data, given, options, data_options or {})
     size = options.img_size
     analyzed_models = []
-    for source in [model] if compare is None else [model, compare]:
+    for place, source in enumerate([model] if compare is None else [model, compare]):
         analyzed = open_model(source, pretrained=pretrained, img_size=size, seed=options.seed, device=device)
         if data is None and size is None and not images:
             analyzed = _at_grid(source, analyzed, pretrained=pretrained, seed=options.seed, device=device)
-        if analyzed.name in [other.name for other in analyzed_models]:
-            analyzed = replace(analyzed, name=f"{analyzed.name} (2)")
+        name = names[place] if place < len(names) else analyzed.name
+        if name in [other.name for other in analyzed_models]:
+            name += " (2)"
+        analyzed = replace(analyzed, name=name)
         analyzed_models.append(analyzed)
     most = max(analyzed.model.num_layers for analyzed in analyzed_models)
     for layer in options.layers or ():
@@ -130,7 +135,9 @@ def _at_grid(
     side = min(28, max(14, *analyzed.grid)) * analyzed.model.patch_size
     if analyzed.preprocessing.size == (side, side):
         return analyzed
-    return open_model(source, pretrained=pretrained, img_size=side, seed=seed, device=device)
+    resized = open_model(source, pretrained=pretrained, img_size=side, seed=seed, device=device)
+    logger.info("%s reads images of %s.", analyzed.name, size_text((side, side), analyzed.trained_size))
+    return resized
 
 
 def _prefixed(progress: ProgressCallback, name: str) -> ProgressCallback:

@@ -143,11 +143,13 @@ def _default_out(run: str, ending: str, int8: bool) -> Path:
 
 def _model(run: str, *, pretrained: bool) -> "VisionMamba":
     from mambar.hub import create_model, list_models, load
+    from mambar.hub.weights import WEIGHTS
     from mambar.models.timm_vit import as_vision_mamba
 
     if run in list_models() and not Path(run).exists():
         if not pretrained:
-            logger.warning("%s has random weights here; --pretrained loads the released ones.", run)
+            hint = "--pretrained loads the released ones" if run in WEIGHTS else "no released ones can be downloaded"
+            logger.warning("%s has random weights here; %s.", run, hint)
         return as_vision_mamba(create_model(run, pretrained=pretrained), "Export").eval()
     return as_vision_mamba(load(run), "Export")
 

@@ -13,6 +13,9 @@ from mambar.data.loading.loaders import Batch
 from mambar.deprecated import accept_old_names
 from mambar.evaluation.metrics import LossSum, check_num_classes, confusion_counts, top_k_correct
 
+# As many misclassified images are remembered, for reports.
+_NUM_MISCLASSIFIED = 16
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassificationResult:
@@ -24,6 +27,7 @@ class ClassificationResult:
         top1: fraction (0-1) of images whose class has the largest logit.
         top5: fraction (0-1) of images whose class is among the five largest logits.
         loss: mean cross-entropy.
+        misclassified: indices in the dataset of the first misclassified images that this process evaluated.
     """
 
     classes: tuple[str, ...]
@@ -31,6 +35,7 @@ class ClassificationResult:
     top1: float
     top5: float
     loss: float
+    misclassified: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -82,6 +87,7 @@ def evaluate(
     num_correct = torch.zeros(2, dtype=torch.int64)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     losses = LossSum()
+    misclassified: list[int] = []
     with torch.inference_mode():
         for batch in batches:
             moved = batch.to(device)
@@ -91,7 +97,10 @@ def evaluate(
             check_num_classes(logits.shape[1], classes)
             logits = logits.float()
             num_correct += top_k_correct(logits, moved.labels, (1, min(5, num_classes))).cpu()
-            confusion += confusion_counts(logits.argmax(1), moved.labels, num_classes).cpu()
+            predicted = logits.argmax(1)
+            confusion += confusion_counts(predicted, moved.labels, num_classes).cpu()
+            if len(misclassified) < _NUM_MISCLASSIFIED:
+                misclassified += batch.indices[(predicted != moved.labels).cpu()].tolist()
             losses.add(nn.functional.cross_entropy(logits.double(), moved.labels, reduction="none"))
     model.train(was_training)
     counted = all_reduce(torch.cat([num_correct, losses.counts, confusion.reshape(-1)])).cpu()
@@ -103,4 +112,5 @@ def evaluate(
         top1=int(counted[0]) / count,
         top5=int(counted[1]) / count,
         loss=LossSum.mean(counted[2:4], count),
+        misclassified=tuple(misclassified[:_NUM_MISCLASSIFIED]),
     )

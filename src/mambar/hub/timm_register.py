@@ -146,7 +146,7 @@ def _verified_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, Tens
         return read_official(released_file(name))
     if not any(cfg[source] for source in _SOURCES):
         raise InputError(
-            f"No weights were released for {name}; there are {', '.join(WEIGHTS)}. Use pretrained=False, or "
+            f"No weights of {name} can be downloaded; there are {', '.join(WEIGHTS)}. Use pretrained=False, or "
             "pretrained_cfg_overlay=dict(file=PATH)."
         )
     return None

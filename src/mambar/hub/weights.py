@@ -47,7 +47,7 @@ def released_file(name: str) -> Path:
     """
     if name not in WEIGHTS:
         raise InputError(
-            f"No weights were released for {name}; there are {', '.join(WEIGHTS)}. "
+            f"No weights of {name} can be downloaded; there are {', '.join(WEIGHTS)}. "
             "Use pretrained=False, or mambar.load_official(PATH) for a file of your own."
         )
     weights = WEIGHTS[name]

@@ -44,6 +44,7 @@ def analysed_pair(context: Context, **options: Any) -> dict[str, AnalysisResult]
     found = analyze(
         runs["Vim"],
         compare=runs["Mamba-R"],
+        names=list(runs),
         data=recipe.data,
         data_options=dict(recipe.data_options),
         out=out,
@@ -51,7 +52,7 @@ def analysed_pair(context: Context, **options: Any) -> dict[str, AnalysisResult]
         device=context.device,
         num_workers=context.num_workers,
     )
-    return dict(zip(runs, found.analysis.results.values(), strict=True))
+    return dict(found.analysis.results)
 
 
 def one_result(context: Context, row: str, column: str, value: float, note: str = "") -> Result:

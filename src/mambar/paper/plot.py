@@ -1,12 +1,12 @@
 """Draws results: every run as a point and the mean with its interval, one chart per column."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
 
-from mambar.analysis.draw.plots import DASHES, SERIES, ChartGrid, draw_chart_grid, label_text
-from mambar.analysis.figure_label import FigureLabel
+from mambar.analysis.draw.plots import DASHES, SERIES, ChartGrid, draw_chart_grid, label_text, layer_axis, set_title
+from mambar.analysis.figure_label import FigureLabel, listed
 from mambar.paper.claim import Result
 from mambar.paper.statistics import half_width
 
@@ -30,10 +30,12 @@ def draw_results(results: Sequence[Result]) -> "Figure | None":
         return None
     columns = list(dict.fromkeys(result.column for result in results))
     rows = list(dict.fromkeys(result.row for result in results))
-    panels = [partial(_column, found=[r for r in results if r.column == column], rows=rows) for column in columns]
+    of_all = {result.budget for result in results}
+    panels = [partial(_column, found=[r for r in results if r.column == column], of_all=of_all) for column in columns]
     where = results[0].provenance
     seeds = sorted({seed for result in results for seed in result.provenance.seeds})
-    text = f"{where.data}, budget {results[0].budget}, commit {where.commit}, seeds {', '.join(map(str, seeds))}"
+    budgets = listed(result.budget for result in results)
+    text = f"{where.data}, budget {budgets}, commit {where.commit}, seeds {', '.join(map(str, seeds)) or 'none'}"
     label = FigureLabel(data=text, metric="points are runs, bars 95 % intervals of the mean (Student's t)")
     size = (5.6, max(1.8, 0.42 * len(rows) + 1.0))
     return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=min(2, len(columns)), size=size))
@@ -53,18 +55,17 @@ def draw_layers(runs: Mapping[str, Sequence[Rows]], *, data: str) -> "Figure | N
     if not any(logged.values()):
         return None
     panels = [
-        partial(_lines, points=partial(_by_layer, field=name), title=title, x="layer, from 0", marker="o")
+        partial(_lines, points=partial(_by_layer, field=name), title=title, logged=logged)
         for name, title in _BY_LAYER.items()
     ]
-    last = "Outliers of the last layer over training, %"
-    panels.append(partial(_lines, points=_last_layer, title=last, x="step", marker=""))
-    panels = [partial(panel, logged=logged) for panel in panels]
+    panels.append(partial(_over_training, logged=logged))
     label = FigureLabel(tensor="residual", metric="one line per seed; outliers above median + 10 MAD", data=data)
     return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=2, size=(4.4, 2.9)))
 
 
-def _column(axes: "Axes", *, found: Sequence[Result], rows: Sequence[str]) -> None:
-    several = len({result.row for result in found}) > 1
+def _column(axes: "Axes", *, found: Sequence[Result], of_all: Collection[str]) -> None:
+    """One column; its title has the budget if the results of all columns, `of_all`, have several."""
+    rows = list(dict.fromkeys(result.row for result in found))
     for result in found:
         place = len(rows) - 1 - rows.index(result.row)
         width = half_width(result.values)
@@ -73,14 +74,20 @@ def _column(axes: "Axes", *, found: Sequence[Result], rows: Sequence[str]) -> No
             axes.errorbar(result.mean, place, xerr=width, fmt="|", color=SERIES[5], capsize=3, markersize=10)
     axes.set_yticks(range(len(rows)), [fill(label_text(row), 24) for row in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_title(label_text(found[0].column))
-    axes.grid(axis="y", visible=not several)
+    budgets = "" if len(of_all) == 1 else f" ({listed(result.budget for result in found)})"
+    axes.set_title(label_text(f"{found[0].column}{budgets}"))
+    axes.grid(axis="y", visible=len(rows) == 1)
+
+
+def _over_training(axes: "Axes", *, logged: Mapping[str, Sequence[Rows]]) -> None:
+    _lines(axes, logged=logged, points=_last_layer, title="Outliers of the last layer over training, %", marker="")
+    axes.set_xlabel("step")
 
 
 def _lines(
-    axes: "Axes", *, logged: Mapping[str, Sequence[Rows]], points: Points, title: str, x: str, marker: str
+    axes: "Axes", *, logged: Mapping[str, Sequence[Rows]], points: Points, title: str, marker: str = "o"
 ) -> None:
-    """One line for each run, colored by network."""
+    """One line over the layers for each run, colored by network."""
     for place, (network, of_runs) in enumerate(logged.items()):
         for number, rows in enumerate(of_runs):
             axes.plot(
@@ -91,10 +98,9 @@ def _lines(
                 markersize=3,
                 label=None if number else label_text(network),
             )
-    axes.set_xlabel(x)
-    axes.set_title(title)
+    layer_axis(axes)
     axes.set_ylim(bottom=0)
-    axes.legend()
+    set_title(axes, title)
 
 
 def _by_layer(rows: Rows, *, field: str) -> tuple[Sequence[float], Sequence[float]]:

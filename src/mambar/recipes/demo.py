@@ -84,6 +84,8 @@ def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> P
 
     models = {name: as_vision_mamba(load(path), "The demo") for name, path in runs.items()}
     digits = open_dataset("digits", "val")
+    found = evaluate_run(runs[first])
+    preprocessing = preprocessing_of(RECIPE, RECIPE.stages[0])
     return write_run_report(
         out / "report.html",
         title="mambar demo: registers in a vision Mamba",
@@ -94,8 +96,9 @@ def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> P
         recipe=RECIPE.to_flat_dict(),
         metrics={name: read_metrics(path / "metrics.jsonl") for name, path in runs.items()},
         classes=digits.classes,
-        confusion=evaluate_run(runs[first]).confusion,
-        predictions=example_predictions(models[first], digits, preprocessing_of(RECIPE, RECIPE.stages[0])),
+        model=first,
+        confusion=found.confusion,
+        predictions=example_predictions(models[first], digits, preprocessing, found.misclassified),
         norm_panels=_norm_panels(models),
         summary={f"top-1, {name}": f"{value:.2%}" for name, value in top1.items()},
     )

@@ -23,6 +23,7 @@ def write(path, name="plain", **changes):
         "introduction": name,
         "recipe": {"name": name, name: [name, name]},
         "metrics": {name: [{"step": s, "loss": 1 / (s + 1), "top1": 0.5} for s in range(5)]},
+        "model": name,
         "classes": [name, "b"],
         "confusion": np.array([[3, 1], [0, 2]]),
         "predictions": [
@@ -65,7 +66,8 @@ def test_report_has_every_part_and_curves_beside_it(tmp_path):
     ):
         assert f"<h2>{heading}</h2>" in page
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "tensor: residual stream" in page and "5 of 6 validation images correct (83.33%)" in page
+    assert "tensor: residual stream" in page and "plain: 5 of 6 validation images correct (83.33%)" in page
+    assert "plain: 1 of 1 misclassified validation images, and 1 correct ones of low probability" in page
 
 
 def test_parts_that_were_not_given_are_left_out(tmp_path):

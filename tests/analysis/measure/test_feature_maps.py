@@ -63,7 +63,9 @@ def test_head_vector_goes_through_the_reduce_layer():
     tokens = model.tokens(images, [-1], tensor="normed")[0]
     reduce = model.head.read_out.reduce
     expected = (reduce(tokens.patches) - reduce(tokens.registers).mean(1, keepdim=True)).norm(dim=-1)
-    assert torch.allclose(feature_maps(model, images, [-1], vector="head")[0].flatten(1), expected, atol=1e-6)
+    assert torch.allclose(
+        feature_maps(model, images, [-1], vector="head", metric="l2")[0].flatten(1), expected, atol=1e-6
+    )
 
 
 def test_head_vector_needs_a_register_head(fake_model):

@@ -20,6 +20,7 @@ def write_run_report(
     title: str,
     recipe: Mapping[str, object],
     metrics: Mapping[str, Sequence[Row]],
+    model: str = "",
     classes: Sequence[str] = (),
     confusion: Integer[np.ndarray, "classes classes"] | None = None,
     predictions: Sequence[ExamplePrediction] = (),
@@ -30,9 +31,9 @@ def write_run_report(
 ) -> Path:
     """Writes `path` (an HTML file) and curves.png in the same directory; returns `path`.
 
-    `metrics` maps the name of each run to its rows of metrics.jsonl, the report's own run first; `norm_panels` maps
-    headings to rows of norm maps; `summary` is shown at the top, `sections` before the recipe. Parts that are not
-    given are omitted.
+    `metrics` maps the name of each run to its rows of metrics.jsonl, the report's own run first; `model` names the
+    model of `confusion` and `predictions`; `norm_panels` maps headings to rows of norm maps; `summary` is shown at the
+    top, `sections` before the recipe. Parts that are not given are omitted.
     """
     curves = collect_curves(metrics)
     content = [
@@ -40,8 +41,8 @@ def write_run_report(
         html.element("p", introduction, class_="lead") if introduction else "",
         html.tiles(summary) if summary else "",
         curve_section(curves),
-        _confusion_section(confusion, classes),
-        _prediction_section(predictions),
+        _confusion_section(confusion, classes, model),
+        _prediction_section(predictions, confusion, model),
         _norm_section(norm_panels or {}),
         *sections,
         html.section("Recipe", html.pairs(recipe)),
@@ -52,20 +53,31 @@ def write_run_report(
     return path
 
 
-def _confusion_section(confusion: Integer[np.ndarray, "classes classes"] | None, classes: Sequence[str]) -> html.Html:
+Confusion = Integer[np.ndarray, "classes classes"]
+
+
+def _confusion_section(confusion: Confusion | None, classes: Sequence[str], model: str) -> html.Html:
     if confusion is None:
         return html.Html("")
     total, right = int(confusion.sum()), int(np.trace(confusion))
-    share = f"{right:,} of {total:,} validation images correct ({right / max(total, 1):.2%})."
+    share = f"{_of(model)}{right:,} of {total:,} validation images correct ({right / max(total, 1):.2%})."
     return html.section("Confusion matrix", html.element("p", share), confusion_table(confusion, classes))
 
 
-def _prediction_section(predictions: Sequence[ExamplePrediction]) -> html.Html:
+def _prediction_section(predictions: Sequence[ExamplePrediction], confusion: Confusion | None, model: str) -> html.Html:
     if not predictions:
         return html.Html("")
     wrong = sum(not example.correct for example in predictions)
-    note = f"{len(predictions) - wrong} correct and {wrong} wrong examples, chosen for display; not the error rate."
+    errors = "" if confusion is None else f" of {int(confusion.sum() - np.trace(confusion)):,}"
+    note = (
+        f"{_of(model)}{wrong}{errors} misclassified validation images, and {len(predictions) - wrong} correct ones of "
+        "low probability."
+    )
     return html.section("Example predictions", html.element("p", note, class_="note"), example_predictions(predictions))
+
+
+def _of(model: str) -> str:
+    return f"{model}: " if model else ""
 
 
 def _norm_section(groups: Mapping[str, Sequence[NormPanel]]) -> html.Html:

@@ -34,6 +34,10 @@ def _percent(value: float, digits: int = 1) -> str:
     return "–" if not math.isfinite(value) else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
+def _interval(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
 def _times(value: float) -> str:
     return "–" if not math.isfinite(value) else f"{_number(value)}×"
 
@@ -99,7 +103,7 @@ def probe_table(results: Results) -> html.Html:
                 "probe": result.method,
                 "pooled from": result.name,
                 "top-1": _percent(result.accuracy),
-                "95 %": f"{100 * result.low:.1f} to {100 * result.high:.1f}",
+                "95 %": _interval(result.low, result.high),
                 "against all (95 %)": "" if is_reference else f"{apart:+.1f} ({low:+.1f} to {high:+.1f})",
             }
             rows.append(row)
@@ -121,7 +125,7 @@ def local_table(results: Results) -> html.Html:
             "tokens": group.group,
             "number": f"{group.num_tokens:,}",
             "position accuracy": _percent(group.position_accuracy),
-            "95 %": f"{100 * group.position_low:.1f} to {100 * group.position_high:.1f}",
+            "95 %": _interval(group.position_low, group.position_high) if group.num_tokens else "–",
             "distance, patches": _number(group.position_distance),
             "pixel error": _number(group.pixel_error),
             "pixels explained": _percent(group.explained),

@@ -15,8 +15,6 @@ from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.nn import Tokens
 
-Progress = Callable[[int], None]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CollectedNorms:
@@ -53,7 +51,7 @@ def collect_norms(
     tensor: TokenTensor = "residual",
     keep: int = 1000,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> CollectedNorms:
     """The norms of all images of the batches, which must have one size; see `NormCollector`."""
     collector = NormCollector(layer_indices(model, layers), tensor=tensor, keep=keep, seed=seed)

@@ -73,7 +73,7 @@ def feature_maps(
     layers: Sequence[int] | None = None,
     *,
     vector: str = "registers",
-    metric: Metric = "l2",
+    metric: Metric = DEFAULT_METRIC,
     tensor: TokenTensor = "normed",
 ) -> Float[Tensor, "layers batch rows cols"]:
     """The metric between each image token and the image's global `vector` (see `GLOBAL_VECTORS`), layer by layer.

@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mambar.analysis.measure.activations import capture_activations
-from mambar.analysis.measure.collect import Progress
 from mambar.analysis.measure.norms import l2_norms
 from mambar.analysis.measure.outliers import MedianDeviation, OutlierRule
 from mambar.analysis.measure.probes import wilson_interval
@@ -90,15 +89,12 @@ def local_tokens(
     layer: int = -1,
     tensor: TokenTensor = "normed",
     ranking: TokenTensor = "residual",
-    progress: Progress | None = None,
 ) -> LocalTokens:
     """All image tokens of the batches with their patches; memory grows with the images, so pass a few hundred."""
     collector = LocalTokenCollector(model.patch_size)
     for images in batches:
         found = capture_activations(model, images, {tensor: [layer], ranking: [layer]})
         collector.add(images, found[tensor][0], found[ranking][0])
-        if progress is not None:
-            progress(collector.num_images)
     return collector.result()
 
 

@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mambar.analysis.measure.activations import capture_activations
-from mambar.analysis.measure.collect import Progress
 from mambar.analysis.measure.norms import l2_norms
 from mambar.analysis.measure.ridge import fit_ridge
 from mambar.data.keys import key, permutation
@@ -72,7 +71,6 @@ def pool_features(
     features: TokenTensor = "normed",
     ranking: TokenTensor = "residual",
     pools: dict[str, Pool] | None = None,
-    progress: Progress | None = None,
 ) -> PooledFeatures:
     """Features of labeled images, pooled by every pool of `pools` (default: the `POOLS` that the model supports).
 
@@ -83,8 +81,6 @@ def pool_features(
     for images, labels in batches:
         found = capture_activations(model, images, {features: [layer], ranking: [layer]})
         collector.add(found[features][0], found[ranking][0], labels)
-        if progress is not None:
-            progress(sum(map(len, collector.labels)))
     return collector.result()
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mambar.analysis.measure.activations import capture_activations
-from mambar.analysis.measure.feature_maps import Metric, compare
+from mambar.analysis.measure.feature_maps import DEFAULT_METRIC, Metric, compare
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.models.timm_vit import TimmViT
@@ -20,7 +20,7 @@ def register_maps(
     images: Float[Tensor, "batch channels height width"],
     layers: Sequence[int] | None = None,
     *,
-    metric: Metric = "cosine",
+    metric: Metric = DEFAULT_METRIC,
     tensor: TokenTensor = "normed",
 ) -> Float[Tensor, "layers batch registers rows cols"]:
     """The metric between each image token and each register, layer by layer; for l2, smaller is more similar."""
