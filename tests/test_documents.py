@@ -31,12 +31,13 @@ MARKERS = (
     r"serves until stopped",
 )
 # Words that stand for something of the reader's own; the test has it under that very name.
-RUN, IMAGES, IMAGE = "RUN", "PATH", "IMAGE"
+RUN, IMAGES, IMAGE, MASKED = "RUN", "PATH", "IMAGE", "MASKED"
 # Less of the same, put behind the words of the document: every word is still parsed and obeyed.
 SHORTER = {
     "train digits": ["max_steps=2"],
     "train folder": ["epochs=1", "batch_size=4", "img_size=32", "config.depth=2"],
     "train finetune": ["epochs=1", "max_steps=2"],
+    "train upernet": ["epochs=1", "max_steps=2", "batch_size=2", "config.depth=2"],
     "train upernet_shapes": ["epochs=1", "max_steps=2", "data_options.val_limit=4"],
     "train upernet_shapes_vim": ["epochs=1", "max_steps=2", "data_options.val_limit=4"],
     "analyze": ["--num-images", "4", "--gallery", "2", "--test-time-registers", "0"],
@@ -79,7 +80,7 @@ def runnable(page: Path) -> list[Block]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """What the documents call RUN, PATH and IMAGE, under these names."""
+    """What the documents call RUN, PATH, IMAGE and MASKED, under these names."""
     place = tmp_path_factory.mktemp("documents")
     generator = torch.Generator().manual_seed(0)
     for name in ("cat", "dog", "horse"):
@@ -87,6 +88,12 @@ def workplace(tmp_path_factory):
         for number in range(10):
             pixels = torch.randint(0, 255, (40, 48, 3), generator=generator, dtype=torch.uint8)
             Image.fromarray(pixels.numpy()).save(place / IMAGES / name / f"{number:03d}.jpg")
+    for number in range(5):
+        for folder, name in (("images", f"{number}.jpg"), ("masks", f"{number}.png")):
+            (place / MASKED / folder).mkdir(parents=True, exist_ok=True)
+            pixels = torch.randint(0, 2 if folder == "masks" else 255, (40, 48, 3), generator=generator).byte().numpy()
+            Image.fromarray(pixels[..., 0] if folder == "masks" else pixels).save(place / MASKED / folder / name)
+    (place / MASKED / "classes.txt").write_text("background\nobject\n", "utf-8")
     shutil.copy(place / IMAGES / "cat" / "000.jpg", place / IMAGE)
     small = get_recipe("folder").replace(
         epochs=1, batch_size=4, img_size=32, config={"depth": 2, "patch_size": 8, "num_registers": 4}

@@ -1,10 +1,13 @@
 """The pages of segmentation: the published ADE20K values, and options that the task takes."""
 
 import pytest
+import torch
 
+import mambar
+from mambar.data.transforms.classification import to_pil_image
 from mambar.models.config import VARIANTS
 from mambar.recipes.index import ENTRIES, get_recipe
-from mambar.segmentation import SegmentationOptions, SegmentationTask
+from mambar.segmentation import SegmentationOptions, SegmentationTask, load_segmenter
 from mambar.training.loop.schedule import LearningRate
 
 SEGMENTING = [name for name in ENTRIES if get_recipe(name).task == "segmentation"]
@@ -45,3 +48,17 @@ def test_published_values_of_ade20k(name, peak, drop_path, layers):
     rates = LearningRate(stage=stage, steps=160_000, steps_per_epoch=1263)
     assert rates.at(1_500) == pytest.approx(peak, rel=0.01) and rates.at(160_000) == 0.0
     assert rates.at(750) == pytest.approx(peak / 2, rel=0.01)
+
+
+def test_upernet_trains_on_own_folders_without_an_option(tmp_path):
+    for number in range(5):
+        image = torch.randint(0, 255, (3, 20, 24), generator=torch.Generator().manual_seed(number)).byte()
+        mask = (image[0] > 100).byte()
+        for folder, name, pixels in (("images", f"{number}.jpg", image), ("masks", f"{number}.png", mask[None])):
+            (tmp_path / "mine" / folder).mkdir(parents=True, exist_ok=True)
+            to_pil_image(pixels).save(tmp_path / "mine" / folder / name)
+    small = {"epochs": 1, "max_steps": 1, "batch_size": 2, "img_size": 16}
+    chosen = get_recipe("upernet").replace(**small, config={"depth": 2, "patch_size": 8, "num_registers": 2})
+    result = mambar.run(chosen, data=tmp_path / "mine", out=tmp_path / "run", device="cpu", num_workers=0)
+    assert set(result.metrics) >= {"miou", "pixel_accuracy"}
+    assert load_segmenter(tmp_path / "run").classes == ("class 0", "class 1")

@@ -66,3 +66,8 @@ def test_counts_of_processes_are_added(model):
 def test_other_classes_are_refused(model):
     with pytest.raises(DataError, match="the model has 3 classes, the data 2"):
         evaluate(model, [], inference=Inference(), preprocessing=Preprocessing(), classes=("a", "b"))
+
+
+def test_nothing_labeled_is_nothing_to_measure(model):
+    with pytest.raises(DataError, match="there is nothing to measure: no pixel of the evaluated images is labeled"):
+        evaluate(model, [batch(torch.full((2, 16, 16), IGNORE))], inference=Inference(crop=None), **SETTINGS)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mambar.data.segmentation.masks import IGNORE, palette
+from mambar.segmentation import Segmentation, overlays
 from mambar.segmentation.overlays import (
     add_legend,
     colorize_labels,
@@ -65,3 +66,27 @@ def test_legend_fits(width, count):
 @pytest.mark.parametrize("name", ["$x^2$", "<b>&", "\x1b[31m", "猫", "a" * 500, ""])
 def test_hostile_names_are_drawn(name):
     add_legend(np.zeros((4, 400, 3), dtype=np.uint8), [(name, (1, 2, 3), 1.0)])
+
+
+def test_overlays_in_bands_are_those_of_the_whole(monkeypatch):
+    generator = np.random.default_rng(0)
+    image, labels = generator.integers(0, 256, (3, 50, 7), np.uint8), generator.integers(0, 3, (50, 7), np.uint8)
+    whole = draw_overlay(image, labels, palette(3))
+    monkeypatch.setattr(overlays, "_BAND_ROWS", 8)
+    assert np.array_equal(draw_overlay(image, labels, palette(3)), whole)
+
+
+@pytest.mark.parametrize("shape", [(40_000, 1), (1, 40_000), (30_000, 3), (9_000, 4_000)])
+def test_pictures_are_bounded_for_any_shape(shape):
+    found = Segmentation(
+        name="long",
+        image=np.zeros((3, *shape), np.uint8),
+        labels=np.zeros(shape, np.uint8),
+        confidence=np.ones(shape, np.float32),
+        classes=("a", "b"),
+        palette=((1, 2, 3), (4, 5, 6)),
+    )
+    drawn = found.overlay()
+    assert max(drawn.shape) <= overlays.MAX_SIDE
+    sheet = add_legend(drawn, found.legend())
+    assert max(sheet.size) <= 2 * overlays.MAX_SIDE + 100 and sheet.width * sheet.height < 70e6

@@ -105,7 +105,9 @@ def evaluate(
     model.train(was_training)
     counted = all_reduce(torch.cat([num_correct, losses.counts, confusion.reshape(-1)])).cpu()
     matrix = counted[4:].reshape(num_classes, num_classes).numpy()
-    count = max(int(matrix.sum()), 1)
+    count = int(matrix.sum())
+    if not count:
+        raise DataError("there is nothing to measure: none of the images to evaluate could be read; replace them.")
     return ClassificationResult(
         classes=tuple(classes),
         confusion=matrix,

@@ -24,6 +24,7 @@ ENTRIES: Final = {
     "digits": ("mambar.recipes.digits", "ENTRY"),
     "digits_vim": ("mambar.recipes.digits", "VIM_ENTRY"),
     "shapes": ("mambar.recipes.shapes", "ENTRY"),
+    "upernet": ("mambar.recipes.upernet", "ENTRY"),
     "upernet_shapes": ("mambar.recipes.upernet_shapes", "ENTRY"),
     "upernet_shapes_vim": ("mambar.recipes.upernet_shapes", "VIM_ENTRY"),
     "probe_shapes": ("mambar.recipes.upernet_shapes", "PROBE_ENTRY"),

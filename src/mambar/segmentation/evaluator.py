@@ -91,7 +91,12 @@ def evaluate(
     model.train(was_training)
     counts = SegmentationCounts.unflatten(all_reduce(counts.flatten()), len(classes))
     loss = all_reduce(loss).cpu()
-    return compute_metrics(counts, classes, loss=float(loss) / max(int(counts.confusion.sum()), 1))
+    if not counts.confusion.sum():
+        raise DataError(
+            "there is nothing to measure: no pixel of the evaluated images is labeled. All masks hold ignored values "
+            "(255, or classes named ignore or void), or no image could be read; check the masks."
+        )
+    return compute_metrics(counts, classes, loss=float(loss) / int(counts.confusion.sum()))
 
 
 @torch.inference_mode()

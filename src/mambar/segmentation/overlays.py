@@ -14,6 +14,9 @@ from mambar.data.segmentation.masks import IGNORE, Color
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
+# Pixels of the longer side of a written picture.
+MAX_SIDE = 8192
+_BAND_ROWS = 256
 _OPACITY = 0.55
 _MAX_NAME_LENGTH = 28
 
@@ -26,14 +29,21 @@ def draw_overlay(
     opacity: float = _OPACITY,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The image blended with the class colors; class borders are darker, ignored pixels unchanged."""
-    pixels = np.moveaxis(image, 0, -1).astype(np.float32)
-    table = _table(palette)
-    colors = table[labels].astype(np.float32)
+    drawn = np.empty((*labels.shape, 3), dtype=np.uint8)
+    # In bands of rows, since each takes ten times its own memory; a border depends on the row below.
+    for top in range(0, len(labels), _BAND_ROWS):
+        rows = slice(top, top + _BAND_ROWS)
+        edge = label_borders(labels[top : top + _BAND_ROWS + 1])[:_BAND_ROWS]
+        drawn[rows] = _blend(np.moveaxis(image[:, rows], 0, -1), labels[rows], edge, _table(palette), opacity)
+    return drawn
+
+
+def _blend(pixels: np.ndarray, labels: np.ndarray, edge: np.ndarray, table: np.ndarray, opacity: float) -> np.ndarray:
+    pixels, colors = pixels.astype(np.float32), table[labels].astype(np.float32)
     # Mostly gray, since the colors of the image would mix with those of the classes.
     gray = (pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
     blended = (1 - opacity) * (0.6 * gray + 0.4 * pixels) + opacity * colors
-    edge = label_borders(labels)[..., None]
-    blended = np.where(edge, 0.25 * pixels + 0.75 * colors * 0.8, blended)
+    blended = np.where(edge[..., None], 0.25 * pixels + 0.75 * colors * 0.8, blended)
     ignored = (labels == IGNORE)[..., None]
     return np.clip(np.rint(np.where(ignored, pixels, blended)), 0, 255).astype(np.uint8)
 
@@ -82,13 +92,14 @@ def add_legend(
 ) -> "Image.Image":
     """The picture with a legend below it: color, name and fraction (0-1) of each class in `entries`.
 
-    A picture narrower than `min_width` pixels is enlarged by an integer factor, so that the names are legible.
+    A picture narrower than `min_width` pixels is enlarged by an integer factor, so that the names are legible, to at
+    most twice `MAX_SIDE`; the sheet has at least that width.
     """
     from PIL import Image, ImageDraw
 
-    factor = max(1, -(-min_width // picture.shape[1]))
+    factor = max(1, min(-(-min_width // picture.shape[1]), 2 * MAX_SIDE // max(picture.shape[:2])))
     large = np.repeat(np.repeat(picture, factor, 0), factor, 1)
-    height, width = large.shape[:2]
+    height, width = large.shape[0], max(large.shape[1], min_width)
     size = int(np.clip(width / 38, 13, 40))
     font = _font(size)
     line, edge = round(size * 1.6), round(size * 0.7)

@@ -18,7 +18,7 @@ from mambar.hub.config_file import json_bytes
 from mambar.hub.files import refuse_overwrite, write_atomically
 from mambar.image_file import MAX_PIXELS, open_image
 from mambar.segmentation.inference import Inference, predict
-from mambar.segmentation.overlays import add_legend, draw_overlay, index_png
+from mambar.segmentation.overlays import MAX_SIDE, add_legend, draw_overlay, index_png
 from mambar.segmentation.segmenter import Segmenter
 
 logger = logging.getLogger("mambar.segmentation")
@@ -79,9 +79,10 @@ class Segmentation:
             "classes": found,
         }
 
-    def overlay(self) -> UInt8[np.ndarray, "height width 3"]:
-        """The image with the class colors drawn over it."""
-        return draw_overlay(self.image, self.labels, self.palette)
+    def overlay(self) -> UInt8[np.ndarray, "rows cols 3"]:
+        """The image with the class colors drawn over it; of every n-th row and column, so that no side exceeds 8192."""
+        step = -(-max(self.labels.shape) // MAX_SIDE)
+        return draw_overlay(self.image[:, ::step, ::step], self.labels[::step, ::step], self.palette)
 
     def legend(self) -> list[tuple[str, Color, float]]:
         """(name, color, fraction of the image) of each predicted class, largest first."""

@@ -1,8 +1,15 @@
 """Charts whose words fit beside them, whatever the models are called."""
 
-import pytest
+import base64
+import io
+import re
 
-from mambar.analysis.draw.plots import ChartGrid, draw_chart_grid, set_title
+import numpy as np
+import pytest
+from PIL import Image
+
+from mambar.analysis.draw.color_maps import MapStyle, color_scale, map_html
+from mambar.analysis.draw.plots import ChartGrid, draw_chart_grid, new_figure, set_title
 from mambar.analysis.figure_label import FigureLabel
 
 LABEL = FigureLabel(tensor="residual", layer="all", metric="norm", model="m", data="d", seed=0)
@@ -37,3 +44,15 @@ def test_legends_end_where_their_chart_ends(length):
 def test_one_line_needs_no_legend():
     axes = chart(["alone"], columns=2).axes[0]
     assert axes.get_legend() is None and axes.get_title(loc="left") == "What is shown"
+
+
+@pytest.mark.parametrize("shape", [(3000, 1), (1, 3000), (400, 2)])
+def test_maps_and_figures_are_bounded_for_any_shape(shape):
+    values = np.linspace(0.0, 1.0, shape[0] * shape[1]).reshape(shape)
+    for resampling in ("nearest", "bicubic"):
+        shown = map_html(values, "map", color_scale(0.0, 1.0), MapStyle(resampling=resampling))
+        data = base64.b64decode(re.search(r"base64,([^\"]+)", str(shown))[1])
+        with Image.open(io.BytesIO(data)) as picture:
+            assert max(picture.size) <= 3000 and picture.width * picture.height <= 448 * 1344
+    figure = new_figure((9.0, 9e4))
+    assert figure.get_size_inches().tolist() == [9.0, 60.0]

@@ -88,7 +88,8 @@ def test_colors_from_the_class_file(tmp_path):
 def test_found_classes(tmp_path):
     write(tmp_path, pairs("images/train", "masks/train") | pairs("images/val", "masks/val", start=5))
     write(tmp_path, {"masks/train/00.png": png(np.full((12, 16), 7))})
-    found = open_dataset(tmp_path, "train", kind="segmentation", classes="found")
+    # Without a file of names, classes are found by default.
+    found = open_dataset(tmp_path, "train", kind="segmentation")
     assert found.classes == ("class 0", "class 1", "class 2", "class 7")
     assert found[0].mask.unique().tolist() == [3]
     assert open_dataset(tmp_path, "val", kind="segmentation", classes="found").classes == found.classes
@@ -111,6 +112,13 @@ def test_binary_masks_of_0_and_255(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "mambar.data"):
         found = open_dataset(tmp_path, "train", kind="segmentation")
     assert found[0].mask.unique().tolist() == [0, 1] and "255 is read as 'road'" in caplog.text
+
+
+def test_found_classes_of_0_and_255(tmp_path):
+    files = {f"images/{number}.jpg": image() for number in range(3)}
+    files |= {f"masks/{number}.png": png(255 * (values(number) > 1)) for number in range(3)}
+    found = open_dataset(write(tmp_path, files), "train", kind="segmentation")
+    assert found.classes == ("class 0", "class 255") and found[0].mask.unique().tolist() == [0, 1]
 
 
 def test_image_turned_by_exif_meets_its_mask(tmp_path):
@@ -189,9 +197,10 @@ def test_too_many_bad_pairs_end_the_run(tmp_path):
     ],
 )
 def test_wrong_layouts_are_one_line(tmp_path, files, message):
+    options = {"classes": "classes.txt"} if "classes.txt;" in message else {}
     with pytest.raises(DataError, match=message) as caught:
         for split in ("train", "val"):
-            open_dataset(write(tmp_path, files), split, kind="segmentation")
+            open_dataset(write(tmp_path, files), split, kind="segmentation", **options)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
@@ -199,7 +208,7 @@ def test_palette_without_names(tmp_path):
     colors = np.zeros((12, 16, 3), dtype=np.uint8)
     write(tmp_path, {f"images/{n}.jpg": image(n) for n in range(3)} | {f"masks/{n}.png": png(colors) for n in range(3)})
     with pytest.raises(DataError, match=r"masks hold #000000: write a line NAME #rrggbb for each"):
-        open_dataset(tmp_path, "train", kind="segmentation")
+        open_dataset(tmp_path, "train", kind="segmentation", classes="classes.txt")
 
 
 def test_photographs_as_masks(tmp_path):

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 # Lightness increases monotonically, so that a grayscale print keeps the order of the values.
 COLORMAPS: Final = ("inferno", "viridis", "cividis", "magma", "gray")
 Resampling = Literal["nearest", "bicubic"]
-# Width of a bicubic map in pixels.
+# Width of a bicubic map in pixels, and the largest height.
 _BICUBIC_WIDTH: Final = 448
+_BICUBIC_HEIGHT: Final = 1344
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ def map_html(
     """A map as an HTML image; a nearest map has one pixel per token and is enlarged by the browser."""
     rows, cols = values.shape
     if style.resampling == "bicubic":
-        values = resized(values, (max(1, round(_BICUBIC_WIDTH * rows / cols)), _BICUBIC_WIDTH))
+        enlarged = min(_BICUBIC_WIDTH / cols, _BICUBIC_HEIGHT / rows)
+        values = resized(values, (max(1, round(rows * enlarged)), max(1, round(cols * enlarged))))
     data = png(apply_colormap(values, scale, colormap=style.colormap))
     return html.image(data, description=description, class_="nearest" if style.resampling == "nearest" else None)
 

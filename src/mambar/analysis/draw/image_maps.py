@@ -137,7 +137,8 @@ def _register_columns(count: int) -> int:
 def draw_gallery(shown: GalleryImage, style: MapStyle) -> "Figure":
     """The image and its rows as one figure: a line per model, a color bar below each column."""
     models, columns = list(shown.rows[0].maps), len(shown.rows) + 1
-    height = 1.9 * shown.image.shape[1] / shown.image.shape[2]
+    # A taller image leaves room at its sides.
+    height = 1.9 * min(shown.image.shape[1] / shown.image.shape[2], 3)
     figure = new_figure((1.9 * columns, (height + 0.1) * len(models) + 1.0))
     ratios = [*(height for _ in models), 0.08]
     grid = figure.subplots(len(models) + 1, columns, squeeze=False, gridspec_kw={"height_ratios": ratios})
@@ -195,7 +196,8 @@ def _draw_map(axes: "Axes", values: Map | None, row: MapRow, style: MapStyle) ->
         return
     _hide_frame(axes)
     if style.resampling == "bicubic":
-        values = resized(values, (values.shape[0] * 16, values.shape[1] * 16))
+        factor = max(1, min(16, 2048 // max(values.shape)))
+        values = resized(values, (values.shape[0] * factor, values.shape[1] * factor))
     axes.imshow(values, norm=row.colors(), cmap=row.style(style).colormap, interpolation="nearest")
 
 

@@ -25,6 +25,8 @@ DASHES: Final = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)
 _LEGEND, _HANDLE = 8.5, 6
 # Pixels an inch of PNG files.
 _DPI: Final = 150
+# Bounds the memory of a figure, whatever the number and shape of its parts.
+_MAX_INCHES: Final = 60.0
 _STYLE: Final[dict[Any, Any]] = {
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -73,11 +75,12 @@ def label_text(value: object) -> str:
 
 
 def new_figure(size: tuple[float, float]) -> "Figure":
-    """An empty figure of `size` (width, height) inches."""
+    """An empty figure of `size` (width, height) inches, at most `_MAX_INCHES` a side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # The width of text depends on the resolution, so the layout is computed at that of the files.
+    size = min(size[0], _MAX_INCHES), min(size[1], _MAX_INCHES)
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -40,11 +40,12 @@ _COLORS = (
 
 
 def find_folder(
-    tree: FileTree, split: str, *, classes: str = CLASS_FILE, val_fraction: float = 0.2, split_seed: int = 0
+    tree: FileTree, split: str, *, classes: str | None = None, val_fraction: float = 0.2, split_seed: int = 0
 ) -> Listing:
     """The images and masks of a split; DataError for another layout.
 
-    classes: the file of class names in the tree, or "found" to name classes after the values or colors in the masks.
+    classes: the file of class names in the tree, or "found" to name classes after the values or colors in the masks;
+        None for classes.txt, or "found" where there is no such file.
     val_fraction: fraction of the images that is held out where the data have no splits, chosen by `split_seed`.
     """
     image_folder, mask_folder, split_list = _folders(tree, split)
@@ -60,6 +61,8 @@ def find_folder(
     if not _has_splits(tree) and not split_list:
         images = _part(images, split, val_fraction, split_seed)
     every_mask = _every_mask(tree)
+    if classes is None:
+        classes = CLASS_FILE if tree.has_file(CLASS_FILE) else "found"
     table = _found_table(tree, every_mask) if classes == "found" else _named_table(tree, classes, every_mask)
     return paired_listing(tree, image_folder, images, mask_folder, table, given=given)
 
@@ -208,6 +211,8 @@ def _found_table(tree: FileTree, masks: list[str]) -> LabelTable:
     if not numbers and not colors:
         raise DataError(f"data={tree.name}: no mask can be read, so that no classes can be found.")
     logger.info("%s: %d classes found in %d masks; %s can name them.", tree.name, len(held), len(masks), CLASS_FILE)
+    if numbers == [0] and IGNORE in held:
+        return LabelTable(classes=("class 0", "class 255"), values={0: 0, 255: 1})
     if numbers:
         values = {IGNORE: IGNORE, **{value: label for label, value in enumerate(numbers)}}
         return LabelTable(classes=tuple(f"class {value}" for value in numbers), values=values)
