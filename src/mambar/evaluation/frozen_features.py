@@ -1,0 +1,304 @@
+"""Accuracy of frozen features: k nearest neighbors, logistic regression and a linear probe.
+
+The features are those of the last block after the final norm. They are computed once per image and written to files,
+so that they need not fit in memory and several processes can share the work.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mambar.data.loading.loaders import Batch
+from mambar.errors import InputError
+from mambar.evaluation.metrics import top_k_correct
+from mambar.models.protocol import TokenModel
+from mambar.nn import Tokens
+
+# One vector per image: the registers concatenated or averaged, the first register (the class token of Vim and of a
+# ViT), the mean of the patches, or the mean of the registers and that of the patches concatenated.
+FEATURES: Final[Mapping[str, Callable[[Tokens], Tensor]]] = {
+    "registers": lambda tokens: tokens.registers.flatten(1),
+    "registers_mean": lambda tokens: tokens.registers.mean(1),
+    "class_token": lambda tokens: tokens.registers[:, 0],
+    "patches_mean": lambda tokens: tokens.patches.mean(1),
+    "registers_patches": lambda tokens: torch.cat([tokens.registers.mean(1), tokens.patches.mean(1)], 1),
+}
+NEIGHBORS: Final = (10, 20, 100, 200)
+# Weight decays relative to the mean loss, and learning rates for a batch of 256, of which the best is selected.
+LOGISTIC_STRENGTHS: Final = (1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+LEARNING_RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+# Queries and training images whose similarities are computed at a time: 256 MiB of float32.
+_QUERIES, _BLOCK = 1024, 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSet:
+    """Features of a split.
+
+    Attributes:
+        features: One row per image for each name in `FEATURES`; read from disk when used.
+        labels: Class indices.
+    """
+
+    features: Mapping[str, Float[np.ndarray, "images _"]]
+    labels: Int64[np.ndarray, "images"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenScore:
+    """Accuracy of one protocol on one feature.
+
+    Attributes:
+        features: A name in `FEATURES`.
+        protocol: A name in `PROTOCOLS`.
+        setting: The number of neighbors, or the strength or learning rate that was selected.
+        top1: Fraction (0-1) of test images whose class ranks first.
+        top5: Fraction (0-1) of test images whose class is among the first five.
+        count: Number of test images.
+    """
+
+    features: str
+    protocol: str
+    setting: float
+    top1: float
+    top5: float
+    count: int
+
+
+def write_features(
+    model: TokenModel,
+    batches: Iterable[Batch],
+    directory: Path,
+    *,
+    num_images: int,
+    names: Sequence[str],
+    device: torch.device | str = "cpu",
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Writes the named features of the batches' images to `directory`, each in the row of its index.
+
+    Several processes write to the same directory, each its own batches; `read_features` is called when all are done.
+    """
+    files: dict[str, np.memmap] = {}
+    labels = _file(directory / "labels", np.int64, (num_images,))
+    done = 0
+    for batch in batches:
+        moved = batch.to(device)
+        with torch.inference_mode(), autocast():
+            (tokens,) = model.tokens(prepare(moved.images) if prepare else moved.images, [-1], tensor="normed")
+        if not tokens.registers.shape[1] and set(names) != {"patches_mean"}:
+            raise InputError("The model has no registers and no class token; use --features patches_mean.")
+        indices = batch.indices.numpy()
+        for name in names:
+            found = FEATURES[name](tokens).float().cpu().numpy()
+            if name not in files:
+                files[name] = _file(directory / name, np.float32, (num_images, found.shape[1]))
+            files[name][indices] = found
+        # 0 marks the row of an image that could not be read.
+        labels[indices] = batch.labels.numpy() + 1
+        done += len(batch)
+        if progress is not None:
+            progress(done)
+
+
+def _file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """A shared array; the first of several processes creates it with zeros."""
+    with path.open("ab") as file:
+        file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+
+
+def read_features(directory: Path, names: Sequence[str], *, num_images: int) -> FeatureSet:
+    """The features that `write_features` wrote, without the images that could not be read."""
+    labels = np.fromfile(directory / "labels", dtype=np.int64) - 1
+    known = labels >= 0
+    if not known.any():
+        raise InputError(f"None of the {num_images} images could be read; there are no features to evaluate.")
+    features = {}
+    for name in names:
+        rows = np.memmap(directory / name, dtype=np.float32, mode="r").reshape(num_images, -1)
+        features[name] = rows if known.all() else rows[known]
+    return FeatureSet(features=features, labels=labels[known])
+
+
+def evaluate_features(
+    train: FeatureSet,
+    test: FeatureSet,
+    *,
+    num_classes: int,
+    protocols: Sequence[str],
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> list[FrozenScore]:
+    """The accuracy of each feature under each protocol."""
+    scores = []
+    target = torch.from_numpy(test.labels)
+    for name in train.features:
+        x, y = torch.from_numpy(np.array(train.features[name])), torch.from_numpy(train.labels)
+        queries = torch.from_numpy(np.array(test.features[name]))
+        if not (torch.isfinite(x).all() and torch.isfinite(queries).all()):
+            raise InputError(f"The features {name!r} contain NaN or Inf; check the model's weights.")
+        for protocol in protocols:
+            results = PROTOCOLS[protocol](x, y, queries, num_classes, torch.device(device), seed)
+            for setting, logits in results.items():
+                top1, top5 = top_k_correct(logits, target, (1, min(5, num_classes))).tolist()
+                shares = {"top1": top1 / len(target), "top5": top5 / len(target), "count": len(target)}
+                scores.append(FrozenScore(features=name, protocol=protocol, setting=setting, **shares))
+    return scores
+
+
+def knn_votes(
+    train: Float[Tensor, "images dim"],
+    labels: Int64[Tensor, "images"],
+    queries: Float[Tensor, "queries dim"],
+    num_classes: int,
+    device: torch.device,
+    seed: int = 0,
+    *,
+    neighbors: Sequence[int] = NEIGHBORS,
+    temperature: float = 0.07,
+) -> dict[float, Float[Tensor, "queries classes"]]:
+    """Votes of the k nearest training images by cosine similarity s, weighted by exp(s / temperature), for each k.
+
+    Protocol of "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv 1805.01978), as used
+    by DINO. A k above the number of training images is omitted.
+    """
+    allowed = [k for k in neighbors if k <= len(train)]
+    if not allowed:
+        raise InputError(f"{len(train)} training images are fewer than k={min(neighbors)}; use another protocol.")
+    votes: dict[float, list[Tensor]] = {k: [] for k in allowed}
+    for chunk in queries.split(_QUERIES):
+        query = F.normalize(chunk.to(device), dim=1)
+        nearest, owners = query.new_empty(len(query), 0), labels.new_empty(len(query), 0).to(device)
+        for block, block_labels in zip(train.split(_BLOCK), labels.split(_BLOCK), strict=True):
+            found = query @ F.normalize(block.to(device), dim=1).T
+            both = torch.cat([nearest, found], 1)
+            both_owners = torch.cat([owners, block_labels.to(device).expand(len(query), -1)], 1)
+            nearest, chosen = both.topk(min(max(allowed), both.shape[1]), dim=1)
+            owners = both_owners.gather(1, chosen)
+        for k in allowed:
+            weights = torch.exp(nearest[:, :k] / temperature)
+            votes[k].append(query.new_zeros(len(query), num_classes).scatter_add_(1, owners[:, :k], weights).cpu())
+    return {k: torch.cat(parts) for k, parts in votes.items()}
+
+
+def logistic_logits(
+    train: Float[Tensor, "images dim"],
+    labels: Int64[Tensor, "images"],
+    queries: Float[Tensor, "queries dim"],
+    num_classes: int,
+    device: torch.device,
+    seed: int = 0,
+) -> dict[float, Float[Tensor, "queries classes"]]:
+    """Logits of a multinomial logistic regression on standardized features, fitted by L-BFGS.
+
+    The strength is that of `LOGISTIC_STRENGTHS` with the best accuracy on a held-out part of the training images.
+    """
+    x, y, held = _standardized(train, labels, device)
+
+    def fit(rows: Tensor, strengths: Sequence[float]) -> list[Tensor]:
+        inputs, targets = x[rows], y[rows]
+        weight = torch.zeros(num_classes, x.shape[1] + 1, device=device, requires_grad=True)
+        fitted = []
+        # From strong to weak: each solution is the start of the next.
+        for strength in strengths:
+            optimizer = torch.optim.LBFGS([weight], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+            def closure(strength: float = strength, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(F.linear(inputs, weight[:, :-1], weight[:, -1]), targets)
+                total = loss + strength / 2 * weight[:, :-1].square().sum()
+                total.backward()
+                return total
+
+            optimizer.step(closure)
+            fitted.append(weight.detach().clone())
+        return fitted
+
+    def num_correct(weight: Tensor) -> int:
+        return int((F.linear(x[held], weight[:, :-1], weight[:, -1]).argmax(1) == y[held]).sum())
+
+    counts = [num_correct(weight) for weight in fit(~held, LOGISTIC_STRENGTHS)]
+    best = counts.index(max(counts))
+    weight = fit(torch.ones_like(held), LOGISTIC_STRENGTHS[: best + 1])[-1].cpu()
+    mean, scale = _moments(train)
+    return {LOGISTIC_STRENGTHS[best]: F.linear((queries - mean) / scale, weight[:, :-1], weight[:, -1])}
+
+
+def linear_logits(
+    train: Float[Tensor, "images dim"],
+    labels: Int64[Tensor, "images"],
+    queries: Float[Tensor, "queries dim"],
+    num_classes: int,
+    device: torch.device,
+    seed: int = 0,
+    *,
+    epochs: int = 100,
+    batch_size: int = 1024,
+) -> dict[float, Float[Tensor, "queries classes"]]:
+    """Logits of a linear classifier trained by SGD (momentum 0.9, cosine schedule) on standardized features.
+
+    All `LEARNING_RATES` are trained at once; the one with the best accuracy on a held-out part is trained again on
+    all training images.
+    """
+    x, y, held = _standardized(train, labels, device)
+
+    def fit(rows: Tensor, rates: Sequence[float]) -> Float[Tensor, "rates dim classes"]:
+        inputs, targets = x[rows], y[rows]
+        generator = torch.Generator().manual_seed(seed)
+        size = min(batch_size, len(inputs))
+        weight = torch.zeros(len(rates), x.shape[1] + 1, num_classes, device=device)
+        momentum = torch.zeros_like(weight)
+        rate = torch.tensor(rates, device=device)[:, None, None] * size / 256
+        steps, step = epochs * (len(inputs) // size), 0
+        for _ in range(epochs):
+            order = torch.randperm(len(inputs), generator=generator).to(device)
+            for part in order[: len(inputs) // size * size].split(size):
+                batch = F.pad(inputs[part], (0, 1), value=1.0)  # (B, dim + 1)
+                error = torch.softmax(batch @ weight, dim=2)  # (rates, B, classes)
+                error[:, torch.arange(size), targets[part]] -= 1
+                momentum = 0.9 * momentum + batch.T @ error / size
+                weight = weight - rate * (0.5 + 0.5 * np.cos(np.pi * step / steps)) * momentum
+                step += 1
+        return weight
+
+    def logits(weight: Tensor, inputs: Tensor) -> Tensor:
+        return inputs @ weight[..., :-1, :] + weight[..., -1:, :]
+
+    correct = (logits(fit(~held, LEARNING_RATES), x[held]).argmax(2) == y[held]).sum(1)
+    best = LEARNING_RATES[int(correct.argmax())]
+    weight = fit(torch.ones_like(held), [best])[0].cpu()
+    mean, scale = _moments(train)
+    return {best: logits(weight, (queries - mean) / scale)}
+
+
+def _standardized(train: Tensor, labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of zero mean and unit variance, labels, and every fifth image of a class as the held-out part."""
+    mean, scale = _moments(train)
+    order = torch.argsort(labels, stable=True)
+    starts = torch.searchsorted(labels[order], labels[order])
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[order] = (torch.arange(len(labels)) - starts) % 5 == 4
+    if not held.any():
+        raise InputError("No class has five training images, from which one is held out; use --protocol knn.")
+    return ((train - mean) / scale).to(device), labels.to(device), held.to(device)
+
+
+def _moments(train: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature; a constant feature has an infinite one, which removes it."""
+    scale = train.std(0, correction=0)
+    return train.mean(0), torch.where(scale > 1e-6 * train.abs().amax(0), scale, torch.inf)
+
+
+Protocol = Callable[[Tensor, Tensor, Tensor, int, torch.device, int], Mapping[float, Tensor]]
+PROTOCOLS: Final[Mapping[str, Protocol]] = {"knn": knn_votes, "logistic": logistic_logits, "linear": linear_logits}
