@@ -21,7 +21,7 @@ LAYERS = [
     {"cli"},
     {"paper"},
     {"recipes"},
-    {"segmentation", "web"},
+    {"segmentation", "pretraining", "web"},
     {"training"},
     {"analysis", "bench"},
     {"evaluation"},

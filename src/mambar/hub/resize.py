@@ -38,16 +38,18 @@ def load_pretrained_weights(model: Any, state: Mapping[str, Tensor], config: Con
 
     `model` is any `Backbone`. As in the released fine-tuning code (golden cases `finetune`), patch positions are
     resized bicubically and register positions are kept; positions of a `TimmViT` are resized by timm. Parameters of
-    the head and registers whose shapes differ keep their initial values. Any other difference raises
-    `CheckpointMismatch`.
+    the head and registers whose shapes differ keep their initial values. Where the weights have a `forward` mixer and
+    the model a `bidirectional` one, both directions start from them. Any other difference raises `CheckpointMismatch`.
     """
     own, may_differ = model.state_dict(), _may_differ(model)
+    # The weights of a causal mixer serve both directions of a bidirectional one.
+    is_causal = not any(".backward_scan." in name for name in state)
     loaded, resized, newly_initialized, merged = [], [], [], {}
     unexpected = sorted(name for name in set(state) - set(own) if not name.startswith(may_differ))
     if unexpected:
         raise CheckpointMismatch(f"The weights contain {', '.join(unexpected[:6])}, which the model does not have.")
     for name, value in own.items():
-        given = state.get(name)
+        given = state.get(name.replace(".backward_scan.", ".forward_scan.") if is_causal else name)
         moved = None if given is None else _resized_positions(name, given, value, model, config)
         if moved is not None:
             given = moved

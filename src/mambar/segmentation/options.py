@@ -80,14 +80,7 @@ class SegmentationOptions:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "SegmentationOptions":
         """The options of a recipe's `task_options`, also with names of version 0.1; RecipeError for an unknown name."""
-        given = translate_arguments(given, OLD_NAMES)
-        known = fields.field_types(cls)
-        for name in given:
-            if name not in known:
-                raise RecipeError(
-                    f"task_options.{name}: segmentation has no such option; {fields.suggestion(name, known)}"
-                )
-        return cls(**given)
+        return fields.task_options(cls, translate_arguments(given, OLD_NAMES), task="segmentation")
 
     def decoder_config(self, num_classes: int) -> SegmenterConfig:
         """The configuration of the decoder."""

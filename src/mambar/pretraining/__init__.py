@@ -1,0 +1,1 @@
+"""Pre-training tasks for recipes: `task=autoregressive`, `task=distillation`."""
