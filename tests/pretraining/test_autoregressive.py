@@ -49,7 +49,7 @@ def test_a_prediction_depends_on_the_clusters_before_it_only(placement, num_regi
         changed[:, :, rows : rows + 4, cols : cols + 4] += torch.randn(3, 4, 4)
         same = (net(changed)[0] == predicted).flatten(2).all(2)[0]
         # Prediction number k is that of cluster k + 1.
-        assert same[: cluster].all() and not same[cluster:].any()
+        assert same[:cluster].all() and not same[cluster:].any()
 
 
 def test_targets_are_the_normalized_pixels_of_each_patch():

@@ -23,7 +23,6 @@ from mambar.training.recipe import Recipe, Stage
 from mambar.training.task import EvalResult, EvaluationContext, Task
 from mambar.training.task_registry import register_task
 
-
 _ALLOWED: fields.Allowed = (
     ("1 to 64", lambda value: 1 <= value <= 64, ("cluster", "decoder_heads", "decoder_depth")),
     ("1 to 16,384", lambda value: 1 <= value <= 1 << 14, ("decoder_dim",)),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.data.dataset import ImageDataset
@@ -74,12 +75,7 @@ class ClassificationTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Cross-entropy in float32; correct is an image whose largest logit is that of its largest target."""
-        logits = model(batch["images"])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = batch["targets"].to(logits.dtype)
-        value = -(targets * logits.log_softmax(1)).sum(1).mean()
-        num_correct = (logits.detach().argmax(1) == targets.argmax(1)).sum()
-        return {"loss": value, "num_correct": num_correct}
+        return classification_loss(model(batch["images"]), batch["targets"])
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:
         """Top-1, top-5 (fractions) and the mean cross-entropy; details are a `ClassificationResult`."""
@@ -105,3 +101,14 @@ class ClassificationTask(Task):
 
     def _normalized(self, images: Tensor) -> Tensor:
         return self.preprocessing.normalize(images) if images.dtype == torch.uint8 else images
+
+
+def classification_loss(
+    logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]
+) -> dict[str, Tensor]:
+    """The mean cross-entropy and the number of correct images, computed in at least float32."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    targets = targets.to(logits.dtype)
+    value = -(targets * logits.log_softmax(1)).sum(1).mean()
+    num_correct = (logits.detach().argmax(1) == targets.argmax(1)).sum()
+    return {"loss": value, "num_correct": num_correct}

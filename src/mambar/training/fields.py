@@ -10,12 +10,11 @@ import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mambar.errors import RecipeError
 from mambar.messages import did_you_mean, short_repr
 
-Options = TypeVar("Options")
 # Integers fit in 64 bits; a longer text than any path or list is refused before it is parsed.
 _INT_LIMIT = 2**63
 _TEXT_LIMIT = 4096
@@ -80,12 +79,15 @@ def check_fields(owner: Any, allowed: Allowed = (), *, prefix: str = "") -> None
                 raise RecipeError(f"{prefix}{name}={short_repr(value)} is not allowed; it takes {words}{or_none}.")
 
 
-def task_options(cls: type[Options], given: Mapping[str, Any], *, task: str) -> Options:
-    """The dataclass of a task's options from a recipe's `task_options`; RecipeError for an unknown name."""
+def task_options(cls: type[Any], given: Mapping[str, Any], *, task: str) -> Any:
+    """The dataclass of a task's options from a recipe's `task_options`; RecipeError for an unknown or missing name."""
     known = field_types(cls)
     for name in given:
         if name not in known:
             raise RecipeError(f"task_options.{name}: {task} has no such option; {suggestion(name, known)}")
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING and field.name not in given:
+            raise RecipeError(f"task_options.{field.name} is missing; task={task} needs it.")
     return cls(**given)
 
 
