@@ -21,6 +21,7 @@ ENTRIES: Final = {
     "finetune_384": ("mambar.recipes.finetune_384", "ENTRY"),
     "finetune": ("mambar.recipes.finetune", "ENTRY"),
     "folder": ("mambar.recipes.folder", "ENTRY"),
+    "pretrain_autoregressive": ("mambar.recipes.pretrain_autoregressive", "ENTRY"),
     "digits": ("mambar.recipes.digits", "ENTRY"),
     "digits_vim": ("mambar.recipes.digits", "VIM_ENTRY"),
     "shapes": ("mambar.recipes.shapes", "ENTRY"),
