@@ -1,1 +1,1 @@
-"""Pre-training tasks for recipes: `task=autoregressive`, `task=distillation`."""
+"""Training without labels or with a teacher: the tasks autoregressive, self_distillation and distillation."""

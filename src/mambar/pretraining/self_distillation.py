@@ -1,0 +1,170 @@
+"""Self-distillation without labels: a student matches its moving average on other crops of an image.
+
+Method of DINO (arXiv 2104.14294): the teacher sees two large crops, the student also several small ones; the teacher's
+outputs are centered by their moving average and sharpened by a low temperature.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mambar.data.keys import key as derived_key
+from mambar.data.loading.loaders import Batch
+from mambar.evaluation.metrics import LossSum
+from mambar.training import fields
+from mambar.training.loop.context import TrainingProgress
+from mambar.training.recipe import Recipe, Stage
+from mambar.training.task import EvalResult, EvaluationContext, Task
+from mambar.training.task_registry import register_task
+
+_ALLOWED: Final[fields.Allowed] = (
+    ("1 to 65,536", lambda value: 1 <= value <= 1 << 16, ("hidden_dim", "bottleneck_dim", "out_dim")),
+    ("0 to 32", lambda value: 0 <= value <= 32, ("num_local_crops",)),
+    ("8 to 1,024 pixels", lambda value: 8 <= value <= 1024, ("local_size",)),
+    ("two fractions in (0, 1], in rising order", lambda pair: 0 < pair[0] <= pair[1] <= 1, ("local_scale",)),
+    ("above 0, at most 10", lambda value: 0 < value <= 10, ("student_temperature", "teacher_temperature")),
+    ("0 to below 1", lambda value: 0 <= value < 1, ("center_momentum", "teacher_momentum")),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfDistillationOptions:
+    """The `task_options` of `task=self_distillation`; the large crops are img_size and scale of the stage."""
+
+    # Number, side in pixels and area of the small crops.
+    num_local_crops: int = 8
+    local_size: int = 96
+    local_scale: tuple[float, float] = (0.05, 0.25)
+    # Widths of the projection head.
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    out_dim: int = 65_536
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    # Moving averages of the center and of the teacher's weights, per step.
+    center_momentum: float = 0.9
+    teacher_momentum: float = 0.996
+
+    def __post_init__(self) -> None:
+        fields.check_fields(self, _ALLOWED, prefix="task_options.")
+
+
+class ProjectionHead(nn.Module):
+    """Three layers, a normalized bottleneck, and a linear layer with weight vectors of norm 1."""
+
+    def __init__(self, dim: int, options: SelfDistillationOptions) -> None:
+        super().__init__()
+        hidden, bottleneck = options.hidden_dim, options.bottleneck_dim
+        layers = [
+            nn.Linear(dim, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        ]
+        self.mlp = nn.Sequential(*layers)
+        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(options.out_dim, bottleneck), std=0.02))
+
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch out"]:
+        """The outputs in front of the softmax."""
+        return functional.linear(functional.normalize(self.mlp(x), dim=1), functional.normalize(self.weight, dim=1))
+
+
+class StudentTeacher(nn.Module):
+    """Student, teacher and center: everything that a checkpoint stores."""
+
+    center: Tensor
+
+    def __init__(self, backbone: nn.Module, options: SelfDistillationOptions) -> None:
+        super().__init__()
+        module: Any = backbone
+        self.backbone, self.head = module, ProjectionHead(module.head_hidden_size, options)
+        self.teacher = copy.deepcopy(nn.ModuleList([self.backbone, self.head])).requires_grad_(False)
+        self.register_buffer("center", torch.zeros(options.out_dim))
+
+    def train(self, mode: bool = True) -> "StudentTeacher":
+        """The teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(
+        self, large: Sequence[Float[Tensor, "batch channels height width"]], small: Sequence[Tensor]
+    ) -> tuple[list[Float[Tensor, "batch out"]], list[Float[Tensor, "batch out"]]]:
+        """The student's outputs for all crops, the teacher's for the large ones."""
+        student = [self.head(self.backbone(images)) for images in [*large, *small]]
+        backbone, head = self.teacher
+        with torch.no_grad():
+            teacher = [head(backbone(images)) for images in large]
+        return student, teacher
+
+
+@register_task("self_distillation")
+class SelfDistillationTask(Task):
+    """Cross-entropy between the teacher's and the student's distributions on different crops of an image."""
+
+    def __init__(self, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> None:
+        super().__init__(recipe, stage, classes=classes)
+        self.distillation = fields.task_options(SelfDistillationOptions, recipe.task_options, task="self_distillation")
+        small = replace(self.preprocessing, img_size=self.distillation.local_size)
+        scale = self.distillation.local_scale
+        self.local = replace(self.transform, preprocessing=small, train_crop="resized", scale=scale)
+
+    def build_model(self, backbone: nn.Module) -> nn.Module:
+        """Student and teacher."""
+        return StudentTeacher(backbone, self.distillation)
+
+    def train_transform(self) -> Callable[..., Mapping[str, Any]]:
+        """Crops `large_0`, `large_1`, `small_0`, …, each with random numbers of its own."""
+
+        def crops(image: Tensor, key: int) -> dict[str, Tensor]:
+            large = {f"large_{index}": self.transform(image, derived_key(key, "large", index)) for index in range(2)}
+            numbers = range(self.distillation.num_local_crops)
+            return large | {f"small_{index}": self.local(image, derived_key(key, "small", index)) for index in numbers}
+
+        return crops
+
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """The loss, and the teacher's outputs, from which `after_step` updates the center."""
+        large = [batch[f"large_{index}"] for index in range(2)]
+        small = [batch[f"small_{index}"] for index in range(self.distillation.num_local_crops)]
+        student, teacher = model(large, small)
+        pairs = [
+            self._distance(output, target, model).mean()
+            for place, target in enumerate(teacher)
+            for other, output in enumerate(student)
+            if place != other
+        ]
+        return {"loss": torch.stack(pairs).mean(), "teacher": torch.stack(teacher, 1).mean(1)}
+
+    def _distance(self, output: Tensor, target: Tensor, model: Any) -> Float[Tensor, "batch"]:
+        center = getattr(model, "module", model).center
+        wanted = ((target.float() - center) / self.distillation.teacher_temperature).softmax(1)
+        return -(wanted * (output.float() / self.distillation.student_temperature).log_softmax(1)).sum(1)
+
+    def after_step(self, model: nn.Module, progress: TrainingProgress, outputs: Mapping[str, Tensor]) -> None:
+        """Moves the center towards the teacher's mean output, and the teacher towards the student."""
+        net: Any = model
+        net.center.lerp_(outputs["teacher"].float().mean(0), 1 - self.distillation.center_momentum)
+        student = nn.ModuleList([net.backbone, net.head])
+        with torch.no_grad():
+            for teacher, own in zip(net.teacher.parameters(), student.parameters(), strict=True):
+                teacher.lerp_(own, 1 - self.distillation.teacher_momentum)
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:
+        """The distance between student and teacher on whole validation images."""
+        losses, count = LossSum(), torch.zeros(1, dtype=torch.int64)
+        for batch in batches:
+            with context.autocast():
+                (output,), (target,) = model([batch.to(context.device).images.to(context.dtype)], [])
+            losses.add(self._distance(output, target, model).double())
+            count += len(batch)
+        total = context.all_reduce(torch.cat([losses.counts, count])).cpu()
+        return EvalResult(metrics={"val_loss": LossSum.mean(total[:2], int(total[2]))})
