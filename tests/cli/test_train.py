@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mambar.cli import train as verb
+from mambar.cli import torchrun as torchrun_module
 from mambar.training.checkpoint.recipe_file import RecipeFile
 from mambar.training.recipe import Recipe, Stage
 from training.runs import steps_in
@@ -37,8 +37,8 @@ def torchrun(monkeypatch):
         def wait(self):
             return 7
 
-    monkeypatch.setattr(verb.subprocess, "Popen", Agent)
-    monkeypatch.setattr(verb.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(torchrun_module.subprocess, "Popen", Agent)
+    monkeypatch.setattr(torchrun_module.signal, "signal", lambda number, handler: None)
     return started
 
 

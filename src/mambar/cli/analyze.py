@@ -1,7 +1,6 @@
 """`mambar analyze`: norms, outliers, maps and probes of one model, or of two models on a common color scale."""
 
 import logging
-import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +22,7 @@ from mambar.cli.arguments import (
     numbers,
     print_json,
 )
-from mambar.cli.console import say
+from mambar.cli.console import Progress, say
 from mambar.device import choose_device
 from mambar.image_file import MAX_PIXELS
 
@@ -91,25 +90,12 @@ def analyze(
         max_pixels=max_pixels or MAX_PIXELS,
         device=choose_device(device),
         num_workers=num_workers or 0,
-        progress=_Progress(),
+        progress=Progress(),
     )
     if as_json:
         print_json({"report": str(result.report), "seconds": result.seconds})
         return
     say(f"report: {result.report} ({result.seconds:.0f} s)")
-
-
-class _Progress:
-    """Logs every few seconds how many images a part of the analysis has processed."""
-
-    def __init__(self, *, seconds: float = 5.0) -> None:
-        self.seconds = seconds
-        self.logged = time.monotonic()
-
-    def __call__(self, part: str, done: int) -> None:
-        if time.monotonic() - self.logged >= self.seconds:
-            self.logged = time.monotonic()
-            logger.info("%s: %d images", part, done)
 
 
 def _default_out(model: str) -> Path:

@@ -78,6 +78,7 @@ MaxPixels = Annotated[
 ]
 NumWorkers = Annotated[int | None, typer.Option("--num-workers", min=0, help="Data loader processes.")]
 Out = Annotated[Any, typer.Option("--out", parser=_path, metavar="PATH", help="Output directory or file.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes on this machine (torchrun).")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load the released weights for a model's name.")]
 
 # Option names of version 0.1, which were written name=value. Other options had today's names with underscores.

@@ -5,12 +5,15 @@ import logging
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import typer
 
 from mambar.messages import printable
+
+logger = logging.getLogger("mambar.cli")
 
 
 def set_up_streams() -> None:
@@ -62,3 +65,16 @@ class PrintableFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The message as `printable` gives it."""
         return printable(super().formatMessage(record))
+
+
+class Progress:
+    """Logs every few seconds how many images a part of the work has processed."""
+
+    def __init__(self, *, seconds: float = 5.0) -> None:
+        self.seconds = seconds
+        self.logged = time.monotonic()
+
+    def __call__(self, part: str, done: int) -> None:
+        if time.monotonic() - self.logged >= self.seconds:
+            self.logged = time.monotonic()
+            logger.info("%s: %d images", part, done)

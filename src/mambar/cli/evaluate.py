@@ -14,11 +14,14 @@ from mambar.cli.arguments import (
     Device,
     MaxPixels,
     NumWorkers,
+    Pretrained,
+    Processes,
     data_options,
     numbers,
     print_json,
 )
-from mambar.cli.console import say
+from mambar.cli.console import Progress, say
+from mambar.cli.torchrun import under_torchrun
 from mambar.device import choose_device
 from mambar.errors import InputError
 
@@ -40,16 +43,35 @@ def evaluate(
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Segmenters: average with flipped images.")
     ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Frozen features instead: knn, logistic, linear.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(metavar="LIST", help="With --protocol: see docs/frozen_features.md.")
+    ] = None,
+    features_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --protocol: keep the features in DIR.")
+    ] = None,
+    pretrained: Pretrained = False,
     device: Device = "auto",
     num_workers: NumWorkers = 0,
     max_pixels: MaxPixels = None,
+    processes: Processes = 1,
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Evaluate a trained model on held-out images.
 
     By default it uses the validation images of the run. A folder given by --data is evaluated whole, or its val/ or
     test/ if it has one. The preprocessing is the model's.
     """
+    frozen = {"--features": features, "--features-dir": features_dir, "--pretrained": pretrained or None}
+    if protocol is None:
+        given = [name for name, value in {**frozen, "--processes": processes > 1 or None}.items() if value is not None]
+        if given:
+            raise InputError(f"{given[0]} needs --protocol; give it, or omit {given[0]}.")
+    elif processes > 1:
+        return under_torchrun(processes)
+
     from mambar.segmentation.files import is_segmenter
     from mambar.training.checkpoint.run_directory import read_located_recipe
 
@@ -65,6 +87,13 @@ def evaluate(
     }
     classifier = {"--batch-size": batch_size, "--crop-pct": crop_pct}
     segmenter = {"--crop": crop, "--stride": stride, "--scales": scales, "--flip": flip}
+    if protocol is not None:
+        unused = [name for name, value in {"--crop-pct": crop_pct, **segmenter}.items() if value is not None]
+        if unused:
+            raise InputError(f"{unused[0]} has no effect with --protocol; omit it.")
+        chosen = {"features": _names(features)} if features else {}
+        common |= {"batch_size": batch_size or 64, "features_dir": features_dir, "pretrained": pretrained, **chosen}
+        return _frozen(run, _names(protocol), common, as_json=as_json)
     is_one = is_segmenter(run)
     unused = [name for name, value in (classifier if is_one else segmenter).items() if value is not None]
     if unused:
@@ -74,6 +103,30 @@ def evaluate(
         _segmenter(run, {"crop": crop, "stride": stride, "flip": flip}, scales, common, as_json=as_json)
     else:
         _classifier(run, batch_size or 64, crop_pct, common, as_json=as_json)
+    return 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _frozen(run: str, protocols: tuple[str, ...], common: dict[str, Any], *, as_json: bool) -> int:
+    from mambar.recipes.frozen_features import evaluate_frozen_features
+
+    result = evaluate_frozen_features(run, protocols=protocols, progress=Progress(), **common)
+    if result is None:  # Another process prints the result.
+        return 0
+    if as_json:
+        print_json(result.to_dict())
+        return 0
+    say(f"{'features':18}{'protocol':10}{'setting':>9}{'top-1':>10}{'top-5':>10}")
+    for score in result.scores:
+        setting = f"k={score.setting}" if score.protocol == "knn" else f"{score.setting:g}"
+        say(f"{score.features:18}{score.protocol:10}{setting:>9}{score.top1:>10.2%}{score.top5:>10.2%}")
+    if result.top1 is not None:
+        say(f"{'own classifier':37}{result.top1:>10.2%}")
+    say(f"{result.scores[0].count:,} images, fitted on {result.num_train:,}")
+    return 0
 
 
 def _classifier(run: str, batch_size: int, crop_pct: float | None, common: dict[str, Any], *, as_json: bool) -> None:

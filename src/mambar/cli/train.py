@@ -1,18 +1,13 @@
 """`mambar train`: train a recipe, or resume a run."""
 
-import argparse
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import AsJson, Device, Fields, MaxPixels, NumWorkers, Out, named_values, print_json
+from mambar.cli.arguments import AsJson, Device, Fields, MaxPixels, NumWorkers, Out, Processes, named_values, print_json
 from mambar.cli.console import say
+from mambar.cli.torchrun import under_torchrun
 from mambar.errors import InputError
 from mambar.user_module import import_file, is_python_file
 
@@ -34,7 +29,7 @@ def train(
     device: Device = "auto",
     num_workers: NumWorkers = None,
     max_pixels: MaxPixels = None,
-    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine (torchrun).")] = 1,
+    processes: Processes = 1,
     restarts: Annotated[int, typer.Option("--max-restarts", min=0, help="With --processes: restarts allowed.")] = 0,
     as_json: AsJson = False,
 ) -> int:
@@ -52,7 +47,7 @@ def train(
     assignments = [*([name] if "=" in name else []), *(fields or [])]
     name = "" if "=" in name else name
     if processes > 1:
-        return _under_torchrun(processes, restarts)
+        return under_torchrun(processes, restarts)
     given = named_values(assignments)
     if max_pixels is not None:
         given["data_options.max_pixels"] = str(max_pixels)
@@ -100,38 +95,3 @@ def train(
         say(f"{result.directory}: {numbers}")
         say(f"report: {result.directory / 'report.html'}")
     return 0
-
-
-def _under_torchrun(processes: int, restarts: int) -> int:
-    """Runs the same command under torchrun; returns the exit code of the ranks.
-
-    Without TORCH_DISABLE_SHARE_RDZV_TCP_STORE, which torchrun's agent reads, a restart can hang. The rendezvous is
-    at 127.0.0.1 because the machine's host name may not resolve.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--processes")
-    parser.add_argument("--max-restarts")
-    _, own = parser.parse_known_args()
-    command = [
-        *(sys.executable, "-m", "mambar.cli.torchrun", "--standalone", "--local-addr=127.0.0.1"),
-        *(f"--nproc_per_node={processes}", f"--max-restarts={restarts}", "-m", "mambar", *own),
-    ]
-    environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    # In a separate session, so that the agent receives Ctrl-C only once, through `forward`.
-    agent = subprocess.Popen(command, env=environment, start_new_session=True)
-    received: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        # The agent sends the signal to the ranks, which save. After a second signal the agent would not wait for them.
-        if len(received) == 1:
-            agent.terminate()
-
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), forward)
-    code = agent.wait()
-    if not received or code == 0:
-        return code
-    return 130 if received[0] == signal.SIGINT else 143

@@ -55,7 +55,7 @@ def evaluate_frozen_features(
     protocols: Sequence[str] = ("knn",),
     features: Sequence[str] = ("registers_patches",),
     data: str | None = None,
-    split: str = "val",
+    split: str | None = None,
     data_options: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     img_size: int | tuple[int, int] | None = None,
@@ -78,6 +78,7 @@ def evaluate_frozen_features(
     if data is None:
         recipe = read_located_recipe(source)
         data, options = recipe.data, {**recipe.data_options, **options}
+    split = split or "val"
     splits = {name: open_dataset(data, name, **options) for name in ("train", split)}
     classes = splits[split].classes
     kept = None if features_dir is None else Path(features_dir).expanduser()

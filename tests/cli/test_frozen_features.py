@@ -1,5 +1,9 @@
 """Frozen features of a trained run, by name and with two processes."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from mambar.errors import InputError
@@ -38,3 +42,32 @@ def test_a_named_model_has_no_classifier_of_its_own(tmp_path):
         "timm/vit_tiny_patch16_224", data="digits", data_options={"limit": 40}, img_size=32, protocols=("knn",)
     )
     assert found.top1 is None and {score.features for score in found.scores} == {"registers_patches"}
+
+
+@pytest.mark.slow
+def test_two_processes_print_what_one_prints(run):
+    arguments = [sys.executable, "-m", "mambar", "evaluate", str(run), "--protocol", "knn", "--json", "--device", "cpu"]
+    printed = []
+    for processes in ("1", "2"):
+        done = subprocess.run(
+            [*arguments, "--processes", processes], capture_output=True, text=True, timeout=300, encoding="utf-8"
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(json.loads(done.stdout))
+    assert printed[0] == printed[1] and printed[0]["top1"] > 0
+
+
+def test_the_command_prints_a_table_and_refuses_options_without_effect(run, mambar_command):
+    code, out, _ = mambar_command("evaluate", run, "--protocol", "knn", "--features", "registers", "--device", "cpu")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["features", "protocol", "setting", "top-1", "top-5"]
+    assert lines[1].split()[:3] == ["registers", "knn", "k=10"] and "own classifier" in lines[-2]
+    for given, message in (
+        (("--features", "registers"), "--features needs --protocol"),
+        (("--processes", "2"), "--processes needs --protocol"),
+        (("--protocol", "knn", "--flip"), "--flip has no effect with --protocol"),
+        (("--protocol", "knn", "--features", "register"), "did you mean 'registers'"),
+    ):
+        code, _, error = mambar_command("evaluate", run, *given)
+        assert code == 2 and message in error and error.count("\n") == 1
