@@ -16,6 +16,10 @@ class InputError(MambarError, ValueError):
     exit_code = 2
 
 
+class UnknownFieldError(InputError, TypeError):
+    """A keyword argument of a model that it does not have; a TypeError too, as for any function."""
+
+
 class RecipeError(InputError):
     """A recipe has an unknown field or a value that is not allowed."""
 

@@ -1,15 +1,13 @@
 """The transformers model classes; each has a `VisionMamba` as `model`, so they load each other's weights."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
     BaseModelOutputWithPooling,
@@ -20,9 +18,14 @@ from transformers.utils.generic import can_return_tuple
 from mambar.errors import InputError
 from mambar.hub.huggingface_config import MambarConfig
 from mambar.models.vision_mamba import VisionMamba
+from mambar.nn.block import MambaBlock
 from mambar.nn.pyramid import FeaturePyramid
 
 Images = Float[Tensor, "batch channels height width"]
+
+
+class MambarLayer(GradientCheckpointingLayer, MambaBlock):
+    """A `MambaBlock` whose activations transformers can checkpoint."""
 
 
 class MambarPreTrainedModel(PreTrainedModel):
@@ -34,16 +37,18 @@ class MambarPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MambaBlock"]  # noqa: RUF012
-    # transformers sets both; a checkpointing function recomputes the function that it is given in the backward pass.
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., Any]
-    _checkpoint_every = 1
+    _no_split_modules = ["MambarLayer"]  # noqa: RUF012
 
     model: VisionMamba
 
-    def _keep_initialization(self, model: VisionMamba) -> VisionMamba:
-        """Marks the parameters as initialized, so that transformers does not initialize them again."""
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of patches, to whose output peft attaches when activations are checkpointed."""
+        return self.model.patch_embed
+
+    def _prepared(self, model: VisionMamba) -> VisionMamba:
+        """Gives the blocks their class, and marks the parameters as initialized, so that it is not done again."""
+        for block in model.blocks:
+            block.__class__ = MambarLayer
         for parameter in model.parameters():
             parameter._is_hf_initialized = parameter.device.type != "meta"  # type: ignore[attr-defined]
         return model
@@ -63,25 +68,13 @@ class MambarPreTrainedModel(PreTrainedModel):
             parameter.copy_(initial.get_parameter(name))
             parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
-    def _set_gradient_checkpointing(
-        self,
-        enable: bool = True,
-        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
-        every_n_layers: int = 1,
-    ) -> None:
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
-        self._checkpoint_every = every_n_layers
-
     def _hidden_states(self, images: Images) -> tuple[list[Tensor], tuple[int, int]]:
         """The residual state before the first block and after each (batch, length, dim), and the patch grid."""
         # An image processor returns float32, whatever the dtype of the model.
         x, grid = self.model.embed(images.to(self.model.patch_embed.proj.weight.dtype))
         states = [x]
-        for index, block in enumerate(self.model.blocks):
-            run = functools.partial(self.model.run_block, block, grid=grid)
-            if self.gradient_checkpointing and self.training and index % self._checkpoint_every == 0:
-                run = functools.partial(self._gradient_checkpointing_func, run)
-            states.append(run(states[-1]))
+        for block in self.model.blocks:
+            states.append(self.model.run_block(block, states[-1], grid))
         return states, grid
 
 
@@ -93,7 +86,7 @@ class MambarModel(MambarPreTrainedModel):
 
     def __init__(self, config: MambarConfig) -> None:
         super().__init__(config)
-        self.model = self._keep_initialization(VisionMamba(config.model_config(num_classes=0)))
+        self.model = self._prepared(VisionMamba(config.model_config(num_classes=0)))
         self.post_init()
 
     @can_return_tuple
@@ -116,7 +109,7 @@ class MambarForImageClassification(MambarPreTrainedModel):
     def __init__(self, config: MambarConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.model = self._keep_initialization(VisionMamba(config.model_config()))
+        self.model = self._prepared(VisionMamba(config.model_config()))
         self.post_init()
 
     @can_return_tuple
@@ -155,7 +148,7 @@ class MambarBackbone(BackboneMixin, MambarPreTrainedModel):
         # Blocks after the last stage, the final norm and the head would be parameters without gradient.
         last = max(config.stage_names.index(name) for name in names)
         model.prune_intermediate_layers([max(last - 1, 0)], prune_norm=True, prune_head=True)
-        self.model = self._keep_initialization(model)
+        self.model = self._prepared(model)
         self.pyramid = (
             FeaturePyramid(config.embed_dim, config.patch_size, norm=config.pyramid_norm) if config.pyramid else None
         )

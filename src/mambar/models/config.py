@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, accept_old_names, translate, translate_arguments
-from mambar.errors import InputError
+from mambar.errors import InputError, UnknownFieldError
 from mambar.messages import did_you_mean, short_repr
 from mambar.nn.heads import HEADS
 from mambar.nn.mixer import MIXERS
@@ -182,7 +182,7 @@ def _known_fields(fields: Mapping[str, Any]) -> None:
     for name in fields:
         if name not in known:
             hint = did_you_mean(name, known, otherwise=f"choose from {', '.join(known)}.")
-            raise InputError(f"The model has no field {short_repr(name)}; {hint}")
+            raise UnknownFieldError(f"The model has no field {short_repr(name)}; {hint}")
 
 
 def _vim(dim: int) -> VisionMambaConfig:
