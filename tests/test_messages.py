@@ -21,5 +21,5 @@ def test_the_nearest_name_or_the_alternative():
 
 
 def test_the_package_to_install_is_named():
-    assert needs_package("F", "a", extra="hf") == "F needs the package a; install with: pip install 'mambar[hf]'"
+    assert needs_package("F", "a", extra="hf") == "F needs the package a (extra hf); install with: pip install a"
     assert needs_package("F", "a", "b") == "F needs the packages a, b; install with: pip install a b"

@@ -27,10 +27,13 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str, cutoff: flo
 
 
 def needs_package(feature: str, *packages: str, extra: str | None = None) -> str:
-    """The error message for a feature whose packages are not installed; `extra` is the extra that has them."""
-    install = f"'mambar[{extra}]'" if extra else " ".join(packages)
+    """The error message for a feature whose packages are not installed; `extra` is the extra that has them.
+
+    It installs the packages by name, which is right for a checkout, a wheel and an index alike.
+    """
     noun = "package" if len(packages) == 1 else "packages"
-    return f"{feature} needs the {noun} {', '.join(packages)}; install with: pip install {install}"
+    source = f" (extra {extra})" if extra else ""
+    return f"{feature} needs the {noun} {', '.join(packages)}{source}; install with: pip install {' '.join(packages)}"
 
 
 def short_repr(value: object, *, limit: int = 60) -> str:

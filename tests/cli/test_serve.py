@@ -40,7 +40,7 @@ def test_a_short_password_opens_nothing(mambar_command, trained, monkeypatch):
 
 def test_without_gradio_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"mambar\[app\]"), server.run_server([]):
+    with pytest.raises(InputError, match=r"\(extra app\); install with: pip install gradio"), server.run_server([]):
         raise AssertionError
 
 

@@ -70,7 +70,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install openvino"):
         export_model(tiny(), tmp_path / "model.xml", format="openvino")
-    with pytest.raises(InputError, match=r"mambar\[export\]"):
+    with pytest.raises(InputError, match=r"\(extra export\); install with: pip install onnx"):
         export_model(tiny(), tmp_path / "model.onnx", format="onnx")
 
 

@@ -126,5 +126,5 @@ def test_a_set_on_the_hub_goes_by_its_name(need_package, monkeypatch):
 
 def test_without_the_library_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'mambar\[data\]'"):
+    with pytest.raises(DataError, match=r"\(extra data\); install with: pip install datasets"):
         open_dataset("hf:someone/birds", "train")

@@ -96,4 +96,4 @@ def test_each_missing_requirement_has_its_reason(monkeypatch):
     assert "7.5" in str(program.missing())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: None)
-    assert "mambar[cuda]" in str(program.missing())
+    assert "(extra cuda); pip install" in str(program.missing())

@@ -26,7 +26,7 @@ def missing() -> str | None:
     if capability < OLDEST_CAPABILITY:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, 8.0 is needed"
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
-        return "the package cuda-core is not installed; install mambar[cuda]"
+        return "the package cuda-core is not installed (extra cuda); pip install 'cuda-core[cu13]'"
     return None
 
 
