@@ -89,9 +89,13 @@ def train(
             raise
         return stopped.exit_code
     if as_json:
-        print_json({"directory": str(result.directory), "metrics": dict(result.metrics)})
+        tested = None if result.test_metrics is None else dict(result.test_metrics)
+        numbers = {"metrics": dict(result.metrics), "step": result.step, "test_metrics": tested}
+        print_json({"directory": str(result.directory), **numbers})
     elif rank() == 0:
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
         say(f"{result.directory}: {numbers}")
+        if result.origin:
+            say(result.describe())
         say(f"report: {result.directory / 'report.html'}")
     return 0

@@ -12,6 +12,7 @@ from mambar.data.loading.loaders import training_batches as training_batches
 from mambar.data.loading.samplers import epoch_order as epoch_order
 from mambar.data.loading.samplers import steps_per_epoch as steps_per_epoch
 from mambar.data.registry import DATASETS as DATASETS
+from mambar.data.registry import has_test_split as has_test_split
 from mambar.data.registry import open_dataset as open_dataset
 from mambar.data.registry import open_evaluation_dataset as open_evaluation_dataset
 from mambar.data.registry import register_dataset as register_dataset

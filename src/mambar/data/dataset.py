@@ -15,7 +15,11 @@ from mambar.messages import one_line
 
 SPLITS: Final = ("train", "val")
 # Names of a split's folder, list or part, most preferred first; case is ignored.
-SPLIT_NAMES: Final = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test", "testing")}
+SPLIT_NAMES: Final = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "test", "testing"),
+    "test": ("test", "testing"),
+}
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """Opens a dataset by registered name, by path, or from an object, for every kind of task."""
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mambar.data.classification.cifar10 import Cifar10, Cifar10Jpeg, has_npz
 from mambar.data.classification.digits import Digits
-from mambar.data.classification.folder import ImageFolder
+from mambar.data.classification.folder import ImageFolder, split_folders
 from mambar.data.classification.hf_datasets import PREFIX, HuggingFaceDataset, saved_to_disk
 from mambar.data.dataset import SPLITS, ImageDataset, Subset, check_split
 from mambar.data.keys import key, permutation
+from mambar.data.loading.file_tree import folders_in
 from mambar.data.segmentation.layouts import segmentation_factory
 from mambar.data.segmentation.shape_masks import ShapeMasks
 from mambar.data.shards.dataset import TarShards
@@ -24,6 +26,7 @@ from mambar.messages import did_you_mean, one_line
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 _LIMIT_SEED = 0
+logger = logging.getLogger("mambar.data")
 
 
 def _classification_factory(path: Path) -> Callable[..., ImageDataset]:
@@ -95,14 +98,17 @@ def open_dataset(
             `Mosaics`), or a folder or .zip: SceneParse150, full ADE20K, VOC, images and masks (options of
             `find_folder`). "./digits" is a path, "digits" is a name. An object is a mapping from split to dataset, or
             one dataset, which is split by class (options `val_fraction`, `split_seed`).
-        split: "train" or "val".
+        split: "train", "val", or "test" for a mapping with "test" or a folder with both val/ and test/.
         kind: The kind of dataset: a key of `DATASETS`.
         limit: Maximum number of images, always the same ones.
         val_limit: The limit of the "val" split, in place of `limit`.
         options: Options of the dataset. Classification also takes `canvas`: each image is pasted at a random position
             on a plain square of that side length in pixels; its mask is the pasted area.
     """
-    check_split(split, "every dataset")
+    if split == "test" and not has_test_split(data, kind=kind):
+        raise DataError(f"data={one_line(str(data))} has no test split; use train or val.")
+    if split != "test":
+        check_split(split, "every dataset")
     if kind not in DATASETS:
         raise DataError(f"kind={one_line(repr(kind))} is unknown; use {', '.join(DATASETS)}, or register a dataset.")
     limit = _limit_of(split, limit, val_limit)
@@ -121,6 +127,22 @@ def open_dataset(
         chosen = permutation(len(dataset), key(_LIMIT_SEED, "limit", split))[:limit]
         dataset = Subset(dataset, sorted(chosen.tolist()), name=dataset.name)
     return dataset if canvas is None else CanvasDataset(dataset, split, size=canvas)
+
+
+def has_test_split(data: Any, *, kind: str = "classification") -> bool:
+    """True if the data have a test split beside the validation split: a mapping with "test", or a folder test/."""
+    if isinstance(data, Mapping):
+        return "test" in data
+    if kind != "classification" or not isinstance(data, str | Path) or data in DATASETS[kind]:
+        return False
+    path = Path(data).expanduser()
+    if not path.is_dir() or _classification_factory(path) is not ImageFolder:
+        return False
+    splits = split_folders(path)
+    if "test" not in splits or "train" not in splits or folders_in(splits["test"]) == folders_in(splits["train"]):
+        return "test" in splits
+    logger.warning("%s is not used: its class folders differ from those of %s/.", splits["test"], splits["train"].name)
+    return False
 
 
 def open_evaluation_dataset(

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mambar.data import open_dataset
+from mambar.data import has_test_split, open_dataset
 from mambar.data.dataset import ImageDataset
 from mambar.data.loading.loaders import Batch
 from mambar.data.transforms.classification import EvalTransform, TrainTransform
@@ -27,10 +27,16 @@ class EvalResult:
     Attributes:
         metrics: Numbers for the log, by name.
         details: Anything the task's report needs.
+        origin: What the metrics are from, in words; the first paragraph of the report.
     """
 
     metrics: Mapping[str, float]
     details: Any = field(default=None, repr=False)
+    origin: str = ""
+
+    def to_floats(self) -> dict[str, float]:
+        """The metrics as plain numbers."""
+        return {name: float(value) for name, value in self.metrics.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,11 @@ class Task(ABC):
         source = recipe.data if data is None else data
         return open_dataset(source, split, kind=cls.dataset_kind, **recipe.data_options)
 
+    @classmethod
+    def has_test_split(cls, recipe: Recipe, data: Any = None) -> bool:
+        """True if the data have test images, on which the final weights are evaluated once."""
+        return has_test_split(recipe.data if data is None else data, kind=cls.dataset_kind)
+
     @property
     def num_backbone_classes(self) -> int:
         """Classes of the backbone's own classifier; 0 builds it without one."""
@@ -185,6 +196,7 @@ class Task(ABC):
         write_run_report(
             out / "report.html",
             title=f"mambar: {recipe.name}",
+            introduction=result.origin,
             recipe=recipe.to_flat_dict(),
             metrics={recipe.name: read_metrics(out / "metrics.jsonl")},
             **self.report_contents(model, backbone=backbone, recipe=recipe, result=result, val_set=val_set),

@@ -104,7 +104,8 @@ def class_folders(folder: Path) -> list[str]:
 def _list_split(
     root: Path, split: str, val_fraction: float, split_seed: int
 ) -> tuple[Path, tuple[str, ...], PackedNames, Int64[np.ndarray, "samples"]]:
-    check_split(split, "a folder")
+    if split != "test":
+        check_split(split, "a folder")
     if not root.exists():
         raise DataError(f"data={root} does not exist; give a folder with one sub-folder of images per class.")
     splits = split_folders(root)
@@ -114,8 +115,9 @@ def _list_split(
         )
     folder = splits.get(split) or splits.get("train") or root
     classes = class_folders(folder)
-    if "val" in splits and "train" in splits:
-        _check_same_classes(root, splits["train"], splits["val"])
+    for name in {"val", split} - {"train"}:
+        if name in splits and "train" in splits:
+            _check_same_classes(root, splits["train"], splits[name])
     if len(classes) == 1:
         inside = folders_in(folder / classes[0])
         hint = f"did you mean data={folder / classes[0]}?" if len(inside) > 1 else "Is it a level too deep?"
@@ -156,6 +158,9 @@ def split_folders(root: Path) -> dict[str, Path]:
     if not with_folders and not all(map(is_split_name, names)):
         return _deeper_split_folders(root, names)
     chosen = {split: find_name(known, with_folders or names) for split, known in SPLIT_NAMES.items()}
+    if chosen["test"] == chosen["val"]:
+        # Without another validation split, the test images are used for it.
+        del chosen["test"]
     found = {split: root / name for split, name in chosen.items() if name}
     unused = [name for name in names if name not in chosen.values()]
     images = [name for name in unused if not is_split_name(name) and _holds_images(root / name)]

@@ -1,5 +1,6 @@
 """Runs the stages of a recipe in order, each from the weights of the one before, and saves the final weights."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
@@ -29,7 +29,7 @@ from mambar.training.loop.precision import PrecisionPolicy, flush_denormals
 from mambar.training.loop.signals import StopSignals, catch_stop_signals
 from mambar.training.loop.trainer import Trainer
 from mambar.training.memory_check import check_memory
-from mambar.training.metrics_log import MetricsLog, ProgressDisplay
+from mambar.training.metrics_log import MetricsLog, ProgressDisplay, read_metrics
 from mambar.training.recipe import DATA_OBJECT, Recipe
 from mambar.training.result import RunResult
 from mambar.training.task import EvalResult
@@ -45,8 +45,7 @@ def run_stages(directory: RunDirectory, *, data: Any, device: str, num_workers: 
     finished = read_result(directory) if directory.resumed else None
     if finished is not None and not directory.changes:
         _LOG.info("The run in %s is finished already.", directory.path)
-        weights = directory.path / "model.safetensors"
-        return RunResult(metrics=finished, checkpoint=weights, recipe=directory.recipe, already_finished=True)
+        return finished
     if finished is not None:
         check_extension(directory)
     with flush_denormals(), catch_stop_signals() as stop_signals:
@@ -62,6 +61,8 @@ def run_stages(directory: RunDirectory, *, data: Any, device: str, num_workers: 
 class _Sets:
     train: ImageDataset
     val: ImageDataset
+    # Used once, for the final weights.
+    test: ImageDataset | None
 
     def facts(self) -> dict[str, Any]:
         return {"classes": list(self.train.classes), "train": self.train.fingerprint(), "val": self.val.fingerprint()}
@@ -185,37 +186,58 @@ class _Run:
             trainer.state.start_from(previous.state.weights(source), previous.state.backbone.config)
 
     def _deliver(self, trainer: Trainer) -> tuple[RunResult, Callable[[], None]]:
-        recipe, out = self.recipe, self.directory.path
-        model, measured = self._final_model(trainer)
-        metrics = {name: float(value) for name, value in measured.metrics.items()}
-        task, step = trainer.task, trainer.progress.total_steps
+        recipe, out, task, state = self.recipe, self.directory.path, trainer.task, trainer.state
+        test_set = self.sets.test
+        which, measured, step = self._final_weights(trainer)
+        evaluated = state.ema.model if which == "ema" and state.ema is not None else state.model
+        tested = None if test_set is None else trainer.evaluate(evaluated, test_set)
+        result = RunResult(
+            metrics=measured.to_floats(),
+            checkpoint=out / "model.safetensors",
+            recipe=recipe,
+            step=step,
+            last_step=trainer.progress.total_steps,
+            num_evaluations=self.group.broadcast_object(self._num_evaluations(trainer) if self.group.is_main else None),
+            num_val_images=len(self.sets.val),
+            test_metrics=None if tested is None else tested.to_floats(),
+            num_test_images=None if test_set is None else len(test_set),
+        )
+        # A float64 run is saved in float32 too.
+        model = state.export_model(which).float().cpu()
+        backbone = model.get_submodule(state.backbone_name)
         if self.group.is_main:
-            # A float64 run is saved in float32 too.
-            model = model.float().cpu()
             trainer.check_directory()
-            backbone = model.get_submodule(trainer.state.backbone_name)
             task.save(out, model, backbone=backbone, recipe=recipe, val_set=self.sets.val)
         self.group.barrier()
 
         def report() -> None:
             if self.group.is_main:
-                backbone = model.get_submodule(trainer.state.backbone_name)
-                task.report(out, model, backbone=backbone, recipe=recipe, result=measured, val_set=self.sets.val)
-                write_result(self.directory, metrics=metrics, step=step)
+                shown = dataclasses.replace(measured, origin=result.describe())
+                task.report(out, model, backbone=backbone, recipe=recipe, result=shown, val_set=self.sets.val)
+                write_result(self.directory, result)
                 self.context.metrics.close()
 
-        return RunResult(metrics=metrics, checkpoint=out / "model.safetensors", recipe=recipe), report
+        return result, report
 
-    def _final_model(self, trainer: Trainer) -> tuple[nn.Module, EvalResult]:
-        """The model with the weights of `recipe.final_weights`, and its evaluation."""
-        state = trainer.state
+    def _final_weights(self, trainer: Trainer) -> tuple[str, EvalResult, int]:
+        """The weights that `recipe.final_weights` names ("weights" or "ema"), their evaluation and their step."""
+        state, last = trainer.state, trainer.progress.total_steps
         best = trainer.best_path() if self.recipe.final_weights == "best" else None
         if best is not None:
-            state.load_weights(self.context.store.read(best).tensors_of("model"))
-            return state.export_model("weights"), trainer.evaluate(state.model)
-        averaged = state.ema if self.recipe.final_weights == "ema" else None
-        measured = trainer.eval_result or trainer.evaluate(state.model if averaged is None else averaged.model)
-        return state.export_model("weights" if averaged is None else "ema"), measured
+            checkpoint = self.context.store.read(best)
+            state.load_weights(checkpoint.tensors_of("model"))
+            return "weights", trainer.evaluate(state.model), checkpoint.step
+        if self.recipe.final_weights == "ema" and state.ema is not None:
+            return "ema", trainer.eval_result or trainer.evaluate(state.ema.model), last
+        return "weights", trainer.eval_result or trainer.evaluate(state.model), last
+
+    def _num_evaluations(self, trainer: Trainer) -> int:
+        """Number of evaluations among which the final weights were chosen."""
+        if self.recipe.final_weights != "best":
+            return 1
+        rows = read_metrics(self.context.metrics.path)
+        found = sum(row["kind"] == "evaluation" and row["stage"] == trainer.progress.stage for row in rows)
+        return found * (1 if trainer.state.ema is None else 2)
 
 
 def build_model(recipe: Recipe, index: int, *, num_classes: int) -> Any:
@@ -269,12 +291,15 @@ def _open(recipe: Recipe, data: Any) -> _Sets:
             f"data={recipe.data}: this run was started with a dataset object; pass the same object, "
             "mambar.run(recipe, data=OBJECT, out=DIR, resume=True)."
         )
-    sets = _Sets(*(task.open_dataset(recipe, split, data) for split in ("train", "val")))
-    if sets.train.classes != sets.val.classes:
-        raise DataError(
-            f"{recipe.data}: the training and validation images have different classes "
-            f"({len(sets.train.classes)} and {len(sets.val.classes)}); give both the same class folders."
-        )
+    splits = ("train", "val", "test") if task.has_test_split(recipe, data) else ("train", "val")
+    opened = {split: task.open_dataset(recipe, split, data) for split in splits}
+    for split, dataset in opened.items():
+        if dataset.classes != opened["train"].classes:
+            raise DataError(
+                f"{recipe.data}: the train and {split} images have different classes ({len(opened['train'].classes)} "
+                f"and {len(dataset.classes)}); give both the same class folders."
+            )
+    sets = _Sets(**{"test": None, **opened})
     return sets
 
 

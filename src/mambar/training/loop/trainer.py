@@ -214,12 +214,13 @@ class Trainer:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.context.display.message(f"after step {progress.step}: {shown}")
 
-    def evaluate(self, model: nn.Module) -> EvalResult:
-        """Evaluates a model on the validation images, each exactly once over all ranks."""
+    def evaluate(self, model: nn.Module, dataset: ImageDataset | None = None) -> EvalResult:
+        """Evaluates a model on the validation images or on `dataset`, each exactly once over all ranks."""
+        dataset = dataset or self.val_set
         processes = self.context.process_group
         micro_batch = self.stage.batch_size // self.recipe.num_shards // self.stage.grad_accum_steps
         batches = evaluation_batches(
-            self.val_set,
+            dataset,
             self.task.eval_transform(),
             batch_size=self.task.eval_batch_size(max(micro_batch, 1)),
             num_workers=self.context.num_workers,
@@ -227,7 +228,7 @@ class Trainer:
             world_size=processes.world_size,
             pin_memory=processes.device.type == "cuda",
         )
-        count = len(range(0, len(self.val_set), processes.world_size))
+        count = len(range(0, len(dataset), processes.world_size))
         numerics = self.context.precision
         context = EvaluationContext(
             device=processes.device,
