@@ -106,7 +106,7 @@ def open_dataset(
             on a plain square of that side length in pixels; its mask is the pasted area.
     """
     if split == "test" and not has_test_split(data, kind=kind):
-        raise DataError(f"data={one_line(str(data))} has no test split; use train or val.")
+        raise DataError(f"split='test': data={one_line(str(data))} has no test split beside a validation split.")
     if split != "test":
         check_split(split, "every dataset")
     if kind not in DATASETS:

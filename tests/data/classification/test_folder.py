@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from data.pictures import encoded, photo
+from mambar.data import has_test_split, open_dataset
 from mambar.data.classification.folder import ImageFolder
 from mambar.data.dataset import ImageDataset
 from mambar.data.loading.images import read_image
@@ -152,8 +153,17 @@ def test_split_folders_are_found_under_their_usual_names(make_folder, train, val
 
 
 def test_val_is_preferred_to_test_and_the_rest_is_named(make_folder, caplog):
-    root = make_folder({"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dog": 1, "test/cat": 5, "test/dog": 5})
-    assert len(ImageFolder(root, "val")) == 2 and "test are not used" in caplog.text
+    root = make_folder({"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dog": 1, "old/cat": 5, "Test/dog": 5})
+    assert len(ImageFolder(root, "val")) == 2 and "old are not used" in caplog.text
+
+
+def test_a_test_folder_beside_val_is_the_test_split(make_folder, caplog):
+    splits = {"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dog": 1}
+    root = make_folder({**splits, "Testing/cat": 3, "Testing/dog": 1})
+    assert has_test_split(root) and len(open_dataset(root, "test")) == 4 and "not used" not in caplog.text
+    assert not has_test_split(make_folder({"train/cat": 2, "train/dog": 2, "test/cat": 1, "test/dog": 1}, "no val"))
+    assert not has_test_split(make_folder({**splits, "test/images": 3}, "unlabeled"))
+    assert "its class folders differ" in caplog.text
 
 
 def test_a_class_may_be_called_train(make_folder):

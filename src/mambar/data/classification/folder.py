@@ -32,7 +32,7 @@ logger = logging.getLogger("mambar.data")
 class ImageFolder(SkippingDataset):
     """Images in class sub-folders; labels follow the sorted folder names.
 
-    `root/train` and `root/val` are the splits. Without `val`, `val_fraction` of every class in `train`, or in the
+    `root/train`, `root/val` and, beside `val`, `root/test` are the splits. Without `val`, `val_fraction` of every class in `train`, or in the
     folder itself, is held out; `split_seed` determines which images. With `val_fraction=1` all images are in `val`.
 
     If all folders are named by WordNet ids, as in ImageNet, `classes` are readable names and EXIF orientation is not
@@ -104,11 +104,11 @@ def class_folders(folder: Path) -> list[str]:
 def _list_split(
     root: Path, split: str, val_fraction: float, split_seed: int
 ) -> tuple[Path, tuple[str, ...], PackedNames, Int64[np.ndarray, "samples"]]:
-    if split != "test":
-        check_split(split, "a folder")
     if not root.exists():
         raise DataError(f"data={root} does not exist; give a folder with one sub-folder of images per class.")
     splits = split_folders(root)
+    if split not in splits:
+        check_split(split, "a folder")
     if split == "train" and splits and "train" not in splits:
         raise DataError(
             f"data={root} has {splits['val'].name}/ but no train/; add train/ with the same class sub-folders."
