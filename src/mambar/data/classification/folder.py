@@ -32,8 +32,9 @@ logger = logging.getLogger("mambar.data")
 class ImageFolder(SkippingDataset):
     """Images in class sub-folders; labels follow the sorted folder names.
 
-    `root/train`, `root/val` and, beside `val`, `root/test` are the splits. Without `val`, `val_fraction` of every class in `train`, or in the
-    folder itself, is held out; `split_seed` determines which images. With `val_fraction=1` all images are in `val`.
+    `root/train`, `root/val` and, beside `val`, `root/test` are the splits. Without `val`, `val_fraction` of every class
+    in `train`, or in the folder itself, is held out; `split_seed` determines which images. With `val_fraction=1` all
+    images are in `val`.
 
     If all folders are named by WordNet ids, as in ImageNet, `classes` are readable names and EXIF orientation is not
     applied by default, as in torchvision and the official evaluation.
