@@ -50,6 +50,23 @@ def test_torch_export(tmp_path):
 
 
 @pytest.mark.slow
+def test_executorch_runs_the_exported_program(tmp_path):
+    """As in docs/deploy.md: for one image, because ExecuTorch plans its memory for the batch of the example."""
+    exir = pytest.importorskip("executorch.exir", reason="executorch is optional; pip install executorch")
+    from executorch.runtime import Runtime
+
+    model = tiny()
+    export_program(model, tmp_path / "model.pt2", check=False)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    images = torch.randn(1, 3, 16, 24)
+    edge = exir.to_edge(torch.export.export(program, (images,)))
+    (tmp_path / "model.pte").write_bytes(edge.to_executorch().buffer)
+    (logits,) = Runtime.get().load_program(tmp_path / "model.pte").load_method("forward").execute([images])
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_aotinductor(tmp_path, need_program):
     need_program("g++")
     report = export_model(tiny(), tmp_path / "model.aoti.pt2", format="aoti")
@@ -61,6 +78,7 @@ def test_openvino(tmp_path):
     pytest.importorskip("openvino", reason="openvino is optional; pip install openvino")
     report = export_model(tiny(), tmp_path / "model.xml", format="openvino")
     assert report.passed and (tmp_path / "model.bin").is_file() and (tmp_path / "model.xml").is_file()
+    assert len(report.image_sizes) == 3  # any height and width
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):

@@ -83,6 +83,18 @@ def test_any_batch_and_any_size(exported, size, batch):
         torch.testing.assert_close(onnx_export.onnx_runner(path)(images), model(images), rtol=0, atol=1e-5)
 
 
+def test_openvino_compiles_the_file_for_any_batch_and_any_size(exported):
+    openvino = pytest.importorskip("openvino")
+    model, path, _ = exported
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for batch, size in ((1, (32, 48)), (3, (32, 48)), (2, (16, 16)), (1, (80, 88))):
+        images = torch.randn(batch, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                torch.from_numpy(compiled([images.numpy()])[0]), model(images), rtol=0, atol=1e-5
+            )
+
+
 def test_standard_operators_only(exported):
     _, path, _ = exported
     graph = onnx.load(str(path))

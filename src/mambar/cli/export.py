@@ -48,7 +48,7 @@ def export(
 ) -> None:
     """Export a model, compare the file with the model on 256 images, and write a parity report.
 
-    onnx accepts any batch size, height and width; torch-export, aoti and openvino accept any batch size at one
+    onnx and openvino accept any batch size, height and width; torch-export and aoti accept any batch size at one
     --img-size. The default of --out is export/ in the run, else the current directory. With --data the comparison uses
     its held-out images and reports the accuracy; --int8 uses the run's own data. Runs on the CPU.
     """

@@ -48,8 +48,7 @@ def export_onnx(
     _need_packages()
     if scan not in ("loop", "doubling"):
         raise InputError(f"scan={scan!r} is unknown; choose loop or doubling.")
-    placement = model.config.placement
-    any_size = scan == "loop" and placement != "random" and isinstance(PLACEMENTS[placement], CountRule)
+    any_size = has_any_size(model, scan)
 
     def write(size: tuple[int, int], file: Path) -> LogitsFunction:
         traceable = traceable_model(model, mixer=ScanMixer if scan == "loop" else None, any_size=any_size)
@@ -70,6 +69,12 @@ def export_onnx(
         tolerance=None if int8 else TOLERANCE,
         options={"opset": opset, "scan": scan, "dynamic_size": any_size},
     )
+
+
+def has_any_size(model: VisionMamba, scan: Scan) -> bool:
+    """Whether a file of this model takes any height and width: the register positions must follow from the tokens."""
+    placement = model.config.placement
+    return scan == "loop" and placement != "random" and isinstance(PLACEMENTS[placement], CountRule)
 
 
 def _to_onnx(traceable: VisionMamba, model: VisionMamba, size: tuple[int, int], opset: int, any_size: bool) -> Any:

@@ -19,8 +19,9 @@ def scan_loop(dt: FLOAT, dtu: FLOAT, B: FLOAT, C: FLOAT, A: FLOAT) -> FLOAT:
     first = op.Squeeze(op.Slice(dt, none, one, none), none)
     begin = op.Mul(op.Mul(op.Unsqueeze(first, two), op.Constant(value_float=0.0)), A)
 
+    # OpenVINO compiles a Scan only if the inputs of its body have a type; any shape will do.
     @graph()
-    def body(state, dt_t, dtu_t, B_t, C_t):
+    def body(state: FLOAT[...], dt_t: FLOAT[...], dtu_t: FLOAT[...], B_t: FLOAT[...], C_t: FLOAT[...]):
         decay = op.Exp(op.Mul(op.Unsqueeze(dt_t, two), A))
         added = op.Mul(op.Unsqueeze(dtu_t, two), op.Unsqueeze(B_t, last))
         next_state = op.Add(op.Mul(state, decay), added)

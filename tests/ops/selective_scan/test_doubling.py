@@ -1,6 +1,11 @@
+from functools import partial
+
+import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from mambar.ops import selective_scan, selective_scan_with_state, use_backend
+from mambar.ops.selective_scan import doubling
 from op_inputs import scan_inputs, without_shape_hook
 
 
@@ -30,6 +35,17 @@ def test_export_takes_it_and_the_program_is_plain():
     for batch in (1, 2, 7):
         found = program.module()(*inputs(batch))
         torch.testing.assert_close(found, Scan(reverse=True)(*inputs(batch)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 6, 12, 13])
+def test_no_tensor_is_padded_by_a_negative_number(length, reverse):
+    # ExecuTorch takes no negative padding.
+    scan = partial(doubling.selective_scan, initial_state=None, delta_softplus=True, reverse=reverse)
+    graph = make_fx(scan)(*inputs(length=length)).graph
+    pads = [node.args[1] for node in graph.nodes if node.target is torch.ops.aten.constant_pad_nd.default]
+    assert length == 1 or pads
+    assert all(size >= 0 for each in pads for size in each)
 
 
 @without_shape_hook

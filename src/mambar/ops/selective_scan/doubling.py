@@ -50,7 +50,12 @@ def _states(decays: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
     second_decays = decays[:, seconds]
     joined_inputs = torch.addcmul(inputs[:, seconds], second_decays, inputs[:, paired])
     second_states = _states(second_decays * decays[:, paired], joined_inputs, reverse)
-    before = _padded(second_states, unpaired - 1, 1) if reverse else _padded(second_states, 1, unpaired - 1)
+    # The state before each first step: zero before the sequence, else that of the second step of the pair before it.
+    # The last second step of complete pairs is cut by a slice, because ExecuTorch takes no negative padding.
+    if reverse:
+        before = _padded(second_states[:, 1 - unpaired :], 0, 1)
+    else:
+        before = _padded(second_states[:, : steps // 2 - 1 + unpaired], 1, 0)
     first_states = torch.addcmul(inputs[:, firsts], decays[:, firsts], before)
     if not unpaired:
         order = [second_states, first_states] if reverse else [first_states, second_states]
@@ -59,5 +64,5 @@ def _states(decays: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
 
 
 def _padded(states: Tensor, before: int, after: int) -> Tensor:
-    """The states with this many zeros before and after them in time; negative numbers remove states."""
+    """The states with this many zeros before and after them in time."""
     return F.pad(states, (0, 0, 0, 0, before, after))
