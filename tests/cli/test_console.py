@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from mambar.cli.console import PrintableFormatter, escaped
+from mambar.cli.console import PrintableFormatter, escaped, say_columns
 from mambar.cli.main import main
 from mambar.messages import printable
 
@@ -50,3 +50,11 @@ def test_the_password_of_an_address_is_not_printed(address, capsys):
     with pytest.raises(SystemExit):
         main(["train", "folder", f"data={address.removeprefix('data=')}"])
     assert "planted" not in capsys.readouterr().err
+
+
+def test_columns_fit_80_characters_and_lose_nothing(capsys):
+    cells = ("a name of several words", "multiply-adds", "84.5", "[red]4[/red]", "no\x1b[31m")
+    say_columns(("name", "quantity", "paper (v1)", "ours", "ours, smoke (not comparable)"), [cells])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 and "\x1b" not in out and "…" not in out
+    assert all(word in out for cell in cells[:4] for word in cell.split())

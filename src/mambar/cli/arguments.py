@@ -102,7 +102,7 @@ def named_values(assignments: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
-def data_options(assignments: Sequence[str] | None, max_pixels: int | None) -> dict[str, Any]:
+def data_options(assignments: Sequence[str] | None, max_pixels: int | None = None) -> dict[str, Any]:
     """The options of a dataset from `data_options.NAME=VALUE`, and --max-pixels; `InputError` for another name."""
     from mambar.training.fields import literal
 

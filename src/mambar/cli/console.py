@@ -1,12 +1,13 @@
 """Output of the command line: one printable line per message, on any terminal or none."""
 
+import io
 import json
 import logging
 import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import typer
@@ -57,6 +58,23 @@ def say_table(rows: Iterable[tuple[str, object]], *, indent: str = "") -> None:
         wrapped = textwrap.wrap(str(value), max(80 - width, 30), break_long_words=False, break_on_hyphens=False) or [""]
         for first, line in zip([indent + name, *[""] * len(wrapped)], wrapped, strict=False):
             say(f"{first:{width}}{line}".rstrip())
+
+
+def say_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table; cells that do not fit into 80 columns continue on the next line."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    text = io.StringIO()
+    Console(file=text, width=80, color_system=None).print(table)
+    for line in text.getvalue().splitlines():
+        say(line.rstrip())
 
 
 class PrintableFormatter(logging.Formatter):

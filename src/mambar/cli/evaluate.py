@@ -20,7 +20,7 @@ from mambar.cli.arguments import (
     numbers,
     print_json,
 )
-from mambar.cli.console import Progress, say
+from mambar.cli.console import Progress, say, say_columns, say_table
 from mambar.cli.torchrun import under_torchrun
 from mambar.device import choose_device
 from mambar.errors import InputError
@@ -119,12 +119,13 @@ def _frozen(run: str, protocols: tuple[str, ...], common: dict[str, Any], *, as_
     if as_json:
         print_json(result.to_dict())
         return 0
-    say(f"{'features':18}{'protocol':10}{'setting':>9}{'top-1':>10}{'top-5':>10}")
+    rows = []
     for score in result.scores:
         setting = f"k={score.setting}" if score.protocol == "knn" else f"{score.setting:g}"
-        say(f"{score.features:18}{score.protocol:10}{setting:>9}{score.top1:>10.2%}{score.top5:>10.2%}")
+        rows.append((score.features, score.protocol, setting, f"{score.top1:.2%}", f"{score.top5:.2%}"))
     if result.top1 is not None:
-        say(f"{'own classifier':37}{result.top1:>10.2%}")
+        rows.append(("own classifier", "", "", f"{result.top1:.2%}", ""))
+    say_columns(("features", "protocol", "setting", "top-1", "top-5"), rows)
     say(f"{result.scores[0].count:,} images, fitted on {result.num_train:,}")
     return 0
 
@@ -137,7 +138,7 @@ def _classifier(run: str, batch_size: int, crop_pct: float | None, common: dict[
         print_json(result.to_dict())
         return
     say(f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  loss {result.loss:.4f}  ({result.count:,} images)")
-    _say_classes(result.per_class, missing="no images")
+    say_table(_shares(result.per_class, missing="no images"), indent="  ")
 
 
 def _segmenter(
@@ -157,10 +158,8 @@ def _segmenter(
         print_json(result.to_dict())
         return
     say(f"mIoU {result.miou:.2%}  pixel accuracy {result.pixel_accuracy:.2%}  boundary F {result.boundary_f:.2%}")
-    _say_classes(result.per_class, missing="not present")
+    say_table(_shares(result.per_class, missing="not present"), indent="  ")
 
 
-def _say_classes(shares: Mapping[str, float | None], *, missing: str) -> None:
-    width = max(map(len, shares), default=0)
-    for name, share in shares.items():
-        say(f"  {name:{width}}  " + (missing if share is None else f"{share:7.2%}"))
+def _shares(shares: Mapping[str, float | None], *, missing: str) -> list[tuple[str, str]]:
+    return [(name, missing if share is None else f"{share:7.2%}") for name, share in shares.items()]

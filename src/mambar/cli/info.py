@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mambar.cli.arguments import AsJson, ImgSize, print_json
-from mambar.cli.console import say_table
+from mambar.cli.console import say_columns, say_table
 
 
 def info(
@@ -28,11 +28,14 @@ def info(
             return
         # Vim's authors released weights too, but `pretrained` does not load them; `mambar convert` does.
         top1 = {name: f"{weights.top1} %" for name, weights in WEIGHTS.items()}
-        lines = [("name", "parameters  multiply-adds  top-1 with --pretrained")]
-        for name, row in rows.items():
-            size = f"{row.parameters / 1e6:8.1f} M  {row.linear_macs / 1e9:11.1f} G"
-            lines.append((name, f"{size}  {top1.get(name, '–')}"))
-        say_table(lines)
+        header = ("name", "parameters", "multiply-adds", "top-1 with --pretrained")
+        say_columns(
+            header,
+            (
+                (name, f"{row.parameters / 1e6:6.1f} M", f"{row.linear_macs / 1e9:5.1f} G", top1.get(name, "–"))
+                for name, row in rows.items()
+            ),
+        )
         return
     if Path(model).exists():
         from mambar.hub import load

@@ -5,7 +5,7 @@ from typing import Annotated, cast
 import typer
 
 from mambar.cli.arguments import AsJson, Device, Fields, NumWorkers, Out, named_values, numbers, print_json
-from mambar.cli.console import say_table
+from mambar.cli.console import say_columns, say_table
 from mambar.device import choose_device
 from mambar.errors import InputError
 
@@ -45,7 +45,7 @@ def reproduce(
     from mambar.paper.claim import Budget
     from mambar.paper.index import module, names
     from mambar.paper.index import reproduce_together as run
-    from mambar.paper.render import render
+    from mambar.paper.render import table_cells
 
     if listing or not name:
         say_table((known, module(known).TITLE) for known in names())
@@ -74,4 +74,5 @@ def reproduce(
         print_json([{"row": r.row, "column": r.column, "budget": r.budget, "mean": r.mean} for r in every])
         return
     for part, found in results.items():
-        typer.echo(f"{module(part).TITLE}\n\n{render(module(part).CLAIMS, found)}")
+        typer.echo(f"{module(part).TITLE}\n")
+        say_columns(*table_cells(module(part).CLAIMS, found))

@@ -20,7 +20,7 @@ def render(claims: Sequence[Claim], results: Sequence[Result], *, format: Format
 
     Cells without a result read "not run". Raises `InputError` if two results are for one cell.
     """
-    header, rows = _table(claims, results)
+    header, rows = table_cells(claims, results)
     if format == "csv":
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([_safe(row) for row in [header, *rows]])
@@ -44,7 +44,8 @@ def provenance(results: Sequence[Result]) -> str:
     )
 
 
-def _table(claims: Sequence[Claim], results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+def table_cells(claims: Sequence[Claim], results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the table that `render` writes."""
     cells: dict[tuple[str, str, Budget], Result] = {}
     for result in results:
         place = (result.row, result.column, result.budget)
