@@ -1,7 +1,7 @@
 # The commands of daily work.
 RUN = uv run
 
-.PHONY: check format shapes test soak test-gpu bench docs
+.PHONY: check format shapes test soak test-gpu bench docs pictures
 
 check:           ## under 3 minutes: format, lint, types, fast tests (architecture included)
 	$(RUN) ruff format --check .
@@ -27,3 +27,6 @@ test-gpu:        ## on a machine with an NVIDIA GPU
 
 docs:            ## the site of the documents in site/, without a network; a warning is an error
 	$(RUN) zensical build --clean --strict
+
+pictures:        ## remakes the pictures of the documents that need no GPU, with the commit of each
+	$(RUN) python benchmarks/pictures.py

@@ -47,7 +47,7 @@ def main(source: str, out: Path) -> None:
     print(f"outliers in the last layer: {last.share:.2%} of tokens, {last.ratio:.1f} times the median at most")
 
     # What is near to the network's global vector, and to each register?
-    near = feature_maps(analyzed.model, images, [-1], vector="registers", metric="cosine")
+    near = feature_maps(analyzed.model, images, [-1], vector="register_mean", metric="cosine")
     seen = register_maps(analyzed.model, images, [-1], metric="cosine")[0]
     groups = cluster_registers(map_similarity(seen)).tolist()
     print(f"feature map from {near.min():.2f} to {near.max():.2f}; registers that see the same places: {groups}")

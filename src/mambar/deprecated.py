@@ -62,6 +62,7 @@ RECIPE_FIELDS = {
 LOADER_ARGUMENTS = {"workers": "num_workers"}
 
 ANALYSIS_FIELDS = {"colours": "colormap", "keep": "max_maps", "added_registers": "test_time_registers"}
+ANALYSIS_VALUES = {"vector": {"registers": "register_mean", "first": "token", "patches": "avg"}}
 
 
 def translate(

@@ -70,7 +70,7 @@ def test_maps_compare_the_released_tokens(case, model):
     others = [index for index in range(tokens.shape[1]) if index not in where.tolist()]
     patches, registers = tokens[:, others], tokens[:, where]
     l2 = (patches - registers.mean(1, keepdim=True)).norm(dim=-1)
-    found = feature_maps(model, images, [-1], vector="registers", metric="l2")[0]
+    found = feature_maps(model, images, [-1], vector="register_mean", metric="l2")[0]
     golden_cases.assert_near(found.flatten(1), l2, 1e-10)
     dot = torch.einsum("bpd,bnd->bnp", patches, registers)
     golden_cases.assert_near(register_maps(model, images, [-1], metric="dot")[0].flatten(2), dot, 1e-10)

@@ -57,7 +57,7 @@ def test_classes_are_those_of_predict(photograph):
 
 def test_a_model_without_registers_has_no_register_maps(photograph):
     view = explain([analyzed(num_registers=0, head="avg", register_reduction=1)], photograph, name="x").views[0]
-    assert view.register_maps is None and view.vector == "patches"
+    assert view.register_maps is None and view.vector == "avg"
 
 
 def test_layers_of_unequal_models_meet_at_the_same_depth(photograph):

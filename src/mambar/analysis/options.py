@@ -6,12 +6,12 @@ from typing import Literal, get_args
 from mambar.analysis.draw.color_maps import COLORMAPS, Resampling
 from mambar.analysis.measure.feature_maps import DEFAULT_METRIC, Metric
 from mambar.analysis.measure.probes import METHODS
-from mambar.deprecated import ANALYSIS_FIELDS, accept_old_names
+from mambar.deprecated import ANALYSIS_FIELDS, ANALYSIS_VALUES, accept_old_names
 from mambar.errors import InputError
 from mambar.models.protocol import TokenTensor
 
 
-@accept_old_names(ANALYSIS_FIELDS)
+@accept_old_names(ANALYSIS_FIELDS, ANALYSIS_VALUES)
 @dataclass(frozen=True, kw_only=True)
 class AnalysisOptions:
     """The choices of an analysis, all of them written into its report."""
@@ -21,7 +21,7 @@ class AnalysisOptions:
     # Layers of the gallery, from 0. None: four of them; for 24 layers the paper's 7, 15, 19 and 23.
     layers: tuple[int, ...] | None = None
     # What the feature map compares: a global vector with the patches of `map_tensor` (`measure.feature_maps`).
-    vector: str = "registers"
+    vector: str = "register_mean"
     metric: Metric = DEFAULT_METRIC
     map_tensor: TokenTensor = "normed"
     # Pixels. None: the model's own size; for the built-in photographs 14 to 28 patches a side.

@@ -23,6 +23,7 @@ from mambar.cli.arguments import (
     print_json,
 )
 from mambar.cli.console import Progress, say
+from mambar.deprecated import ANALYSIS_VALUES, log_renamed
 from mambar.device import choose_device
 from mambar.image_file import MAX_PIXELS
 
@@ -41,8 +42,8 @@ def analyze(
     layers: Annotated[str | None, typer.Option(metavar="LIST", help="Layers to show, as in 7,23.")] = None,
     tensor: Annotated[str, typer.Option(help="residual, mixer or normed.")] = "residual",
     vector: Annotated[
-        str, typer.Option(help="Global vector of the feature map: registers, first, patches, head.")
-    ] = "registers",
+        str, typer.Option(help="Global vector of the feature map: register_mean, token, avg, head.")
+    ] = "register_mean",
     metric: Annotated[str, typer.Option(help="Distance of the feature map: l2 or cosine.")] = "cosine",
     map_tensor: Annotated[str, typer.Option(help="Tensor of the feature and register maps.")] = "normed",
     img_size: ImgSize = None,
@@ -71,9 +72,12 @@ def analyze(
     from mambar.analysis.analyze import analyze as run
     from mambar.analysis.options import AnalysisOptions
 
+    new_vector = ANALYSIS_VALUES["vector"].get(vector, vector)
+    log_renamed(f"--vector {vector}", f"--vector {new_vector}")
     # Every option of the analysis has the name of its field.
     given = {
         **locals(),
+        "vector": new_vector,
         "layers": None if layers is None else numbers("--layers", layers, int),
         "probes": tuple(name for name in probes.split(",") if name),
     }

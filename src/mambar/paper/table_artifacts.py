@@ -47,7 +47,7 @@ def measure(context: Context) -> list[Result]:
     for seed in context.seeds:
         for cell in chosen:
             if seed in found.get((cell.row, "top-1, %"), {}):
-                for column, value in _looked_into(cell, seed, context).items():
+                for column, value in _artifact_columns(cell, seed, context).items():
                     found.setdefault((cell.row, column), {})[seed] = value
     _draw(chosen, context)
     data = base_recipe(context).data
@@ -73,7 +73,7 @@ def _draw(chosen: list[Cell], context: Context) -> None:
         write_atomically(directory / "layers.png", png(figure))
 
 
-def _looked_into(cell: Cell, seed: int, context: Context) -> dict[str, float]:
+def _artifact_columns(cell: Cell, seed: int, context: Context) -> dict[str, float]:
     """The defined columns of one run, stored beside its directory."""
     directory = directory_of(cell, seed, context)
     kept = directory.with_name(f"{directory.name}.artifacts.json")

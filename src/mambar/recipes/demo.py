@@ -18,6 +18,7 @@ _NAMES = ("Mamba-R, 4 registers", "Vim, 1 middle register")
 _PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 # In pixels: 28×28 patches of 2 pixels.
 _PHOTOGRAPH_SIZE = 56
+_ON_PHOTOGRAPHS = "Photographs: demo of the tooling; digits are too small to show the paper's effect"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def run_demo(
     num_workers: int = 0,
     fields: Iterable[str] = (),
 ) -> DemoResult:
-    """Trains both networks into `out`/mambar and `out`/vim and writes `out`/report.html.
+    """Trains both networks into `out`/mambar and `out`/vim and writes `out`/report.html and `out`/token_norms.png.
 
     `fields` are `field=value` texts for both recipes. Raises InputError if `out` is not empty.
     """
@@ -71,9 +72,12 @@ def run_demo(
 
 
 def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> Path:
+    from mambar.analysis.draw.image_maps import draw_norm_panels
+    from mambar.analysis.draw.plots import png
     from mambar.analysis.draw.run_report import write_run_report
     from mambar.data import open_dataset
     from mambar.hub import load
+    from mambar.hub.files import write_atomically
     from mambar.recipes.evaluate_run import evaluate_run
     from mambar.training.classification_report import example_predictions
     from mambar.training.metrics_log import read_metrics
@@ -86,6 +90,8 @@ def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> P
     digits = open_dataset("digits", "val")
     found = evaluate_run(runs[first])
     preprocessing = preprocessing_of(RECIPE, RECIPE.stages[0])
+    panels = _norm_panels(models)
+    write_atomically(out / "token_norms.png", png(draw_norm_panels(panels[_ON_PHOTOGRAPHS])))
     return write_run_report(
         out / "report.html",
         title="mambar demo: registers in a vision Mamba",
@@ -99,7 +105,7 @@ def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> P
         model=first,
         confusion=found.confusion,
         predictions=example_predictions(models[first], digits, preprocessing, found.misclassified),
-        norm_panels=_norm_panels(models),
+        norm_panels=panels,
         summary={f"top-1, {name}": f"{value:.2%}" for name, value in top1.items()},
     )
 
@@ -126,14 +132,11 @@ def _norm_panels(models: "Mapping[str, VisionMamba]") -> "dict[str, list[NormPan
             shown=[image.numpy() for image in pixels],
             label=FigureLabel(data="digits, held out", seed=RECIPE.seed),
         ),
-        "Photographs: demo of the tooling; digits are too small to show the paper's effect": compare_norms(
+        _ON_PHOTOGRAPHS: compare_norms(
             models,
             torch.stack([normal.normalize(image) for image in small.values()]),
             shown=[image.numpy() for image in small.values()],
-            captions=[
-                f"{name}, {_PHOTOGRAPH_SIZE} pixels: demo of the tooling; the networks were trained on digits only"
-                for name in small
-            ],
+            captions=list(small),
             label=FigureLabel(data="photographs of scikit-image", seed=RECIPE.seed),
         ),
     }

@@ -107,7 +107,7 @@ def _explain_model(analyzed: AnalyzedModel, image: Tensor, top: int) -> ModelExp
     predictions = _predictions(analyzed, images, top)
     classified = time.perf_counter()
     found = capture_activations(model, images, {"residual": None, "normed": None})
-    vector = supported_vector(model, found["normed"][-1], "registers")
+    vector = supported_vector(model, found["normed"][-1], "register_mean")
     norms = NormCollector(range(model.num_layers), tensor="residual", keep=1, seed=0)
     norms.add(found["residual"])
     maps = [feature_map(model, tokens, vector=vector, metric=METRIC)[0] for tokens in found["normed"]]

@@ -1,6 +1,6 @@
 """The server of the page: loopback only by default, with gradio's unused features disabled.
 
-Reasons: docs/decisions/0006-what-the-page-lets-in.md. tests/web tests attacks on a running server.
+Reasons: docs/decisions/0006-security-of-the-web-page.md. tests/web tests attacks on a running server.
 """
 
 import contextlib

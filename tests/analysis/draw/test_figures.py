@@ -32,7 +32,13 @@ def drawn(request, tmp_path_factory, fake_model_class):
     results = {}
     for name, (depth, registers) in CASES[request.param].items():
         model = fake_model_class(num_layers=depth, num_registers=registers)
-        analyzed = AnalyzedModel(name=name, model=model, preprocessing=Preprocessing(img_size=16))
+        analyzed = AnalyzedModel(
+            name=name,
+            model=model,
+            preprocessing=Preprocessing(img_size=16),
+            random_weights=not registers,
+            trained_size=(64, 64) if depth == 8 else None,
+        )
         results[name] = analyze_model(analyzed, dataset, shown, options)
     analysis = Analysis(results=results, gallery=shown, data="shapes", options=options)
     figures, out = {}, tmp_path_factory.mktemp("report")
@@ -43,6 +49,8 @@ def drawn(request, tmp_path_factory, fake_model_class):
     names = [path.stem for path in sorted((out / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns)]
     for figure in figures.values():
         figure.draw_without_rendering()
+    # Without outliers there is no accuracy of their positions, and no interval of it.
+    assert "0.0 to 100.0" not in (out / "report.html").read_text("utf-8")
     return dict(zip(names, figures.values(), strict=True))
 
 
@@ -111,7 +119,19 @@ def test_maps_are_as_large_as_their_photograph_and_in_line_with_it(drawn):
         assert all(high - low > first.height for low, high in pairwise(tops)), f"{name}: {tops}"
 
 
+def caption(figure):
+    return " ".join(figure.get_supxlabel().replace("\N{NO-BREAK SPACE}", " ").split())
+
+
 def test_captions_name_model_input_and_layer(drawn):
     for name, figure in drawn.items():
-        caption = figure.get_supxlabel().replace("\N{NO-BREAK SPACE}", " ")
-        assert all(f"{part}:" in caption for part in ("model", "input", "layer")), f"{name}: {caption}"
+        assert all(f"{part}: " in caption(figure) for part in ("model", "input", "layer")), f"{name}: {caption(figure)}"
+
+
+def test_random_weights_and_another_size_are_said_of_their_model(drawn):
+    words = caption(drawn["gallery-00"])
+    if "without registers" in words:
+        assert "model: Vim, Mamba-R and without registers (random weights)" in words
+        assert "input: 16 × 16 px and 16 × 16 px (trained at 64 × 64 px)" in words
+        alone = caption(drawn["registers-00-b"])
+        assert "model: Mamba-R · input: 16 × 16 px (trained at 64 × 64 px)" in alone and "random" not in alone

@@ -21,7 +21,7 @@ def test_metrics_by_hand():
 
 @pytest.mark.parametrize(
     ("name", "vector"),
-    [("registers", [1.0, 1.0]), ("first", [1.0, 0.0]), ("patches", [1.5, 3.0]), ("register:2", [2.0, 2.0])],
+    [("register_mean", [1.0, 1.0]), ("token", [1.0, 0.0]), ("avg", [1.5, 3.0]), ("register:2", [2.0, 2.0])],
 )
 def test_global_vectors(name, vector):
     assert global_vector(TOKENS, name).tolist() == [vector]
@@ -36,8 +36,8 @@ def test_unknown_vector_is_refused(name):
 def test_model_without_registers_offers_patches():
     bare = Tokens(patches=PATCHES, registers=REGISTERS[:, :0], grid=(1, 2))
     assert global_vector(bare, "patches").shape == (1, 2)
-    with pytest.raises(InputError, match="Choose 'patches'"):
-        global_vector(bare, "first")
+    with pytest.raises(InputError, match="Choose 'avg'"):
+        global_vector(bare, "token")
 
 
 @without_shape_hook
@@ -48,7 +48,7 @@ def test_unknown_metric_is_refused():
 
 def test_maps_of_known_tokens(fake_model):
     images = torch.ones(2, 3, 4, 6)
-    maps = feature_maps(fake_model, images, [0, 2], vector="first", metric="l2", tensor="residual")
+    maps = feature_maps(fake_model, images, [0, 2], vector="token", metric="l2", tensor="residual")
     assert maps.shape == (2, 2, 2, 3)
     # Layer 0: patch (3, 4, 0, 0), register (0, 0, 1, 0); layer 2 is three times as large.
     assert torch.allclose(maps[0], torch.tensor(26.0).sqrt()) and torch.allclose(maps[1], 3 * maps[0])
@@ -71,3 +71,10 @@ def test_head_vector_goes_through_the_reduce_layer():
 def test_head_vector_needs_a_register_head(fake_model):
     with pytest.raises(InputError, match="register head"):
         reduced_tokens(fake_model, TOKENS)
+
+
+def test_old_names_of_vectors_are_accepted_with_a_warning(fake_model):
+    images = torch.ones(1, 3, 4, 4)
+    with pytest.warns(DeprecationWarning, match="vector='first' is now vector='token'"):
+        old = feature_maps(fake_model, images, vector="first")
+    assert torch.equal(old, feature_maps(fake_model, images, vector="token"))

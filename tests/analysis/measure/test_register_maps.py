@@ -5,9 +5,12 @@ from mambar.analysis.measure.register_maps import (
     cluster_registers,
     map_similarity,
     register_maps,
+    register_names,
     register_similarity,
+    registers_name,
 )
 from mambar.errors import InputError
+from mambar.models.timm_vit import create_timm_vit
 
 
 def test_maps_of_known_tokens(fake_model):
@@ -66,3 +69,11 @@ def test_clusters_equal_those_of_scikit_learn_and_the_best_silhouette_is_chosen(
         assert silhouettes[number] == pytest.approx(expected_silhouette)
     best = max(silhouettes, key=lambda number: silhouettes[number])
     assert torch.equal(cluster_registers(1 - distance), cluster_registers(1 - distance, num_clusters=best))
+
+
+def test_the_class_token_of_a_vit_is_not_called_a_register(fake_model):
+    vit = create_timm_vit("vit_tiny_patch16_224", pretrained=False, depth=1, embed_dim=16, num_heads=1, reg_tokens=2)
+    names = register_names(vit, 3)
+    assert names == ("class token", "register 0", "register 1")
+    assert registers_name(names) == "class token and registers" and registers_name(names[:1]) == "class token"
+    assert registers_name(register_names(fake_model, 2)) == "registers"

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mambar.analysis.draw import html
-from mambar.analysis.draw.color_maps import MapStyle, color_scale, map_html, photograph_html, resized
-from mambar.analysis.draw.norm_panels import panel_scale, scale_legend, summary
+from mambar.analysis.draw.color_maps import MapStyle, color_scale, map_html, photograph_html, resized, to_uint8
+from mambar.analysis.draw.norm_panels import NormPanel, panel_scale, scale_legend, summary
 from mambar.analysis.draw.plots import label_text, log_ticks, new_figure, sign, styled
 from mambar.analysis.figure_label import FigureLabel
 
@@ -153,6 +153,26 @@ def draw_gallery(shown: GalleryImage, style: MapStyle) -> "Figure":
         column[0].set_title(_wrapped(row.name, 28), fontsize=8)
         _color_bar(column[-1], row, style)
     sign(figure, shown.label.line())
+    return figure
+
+
+@styled
+def draw_norm_panels(panels: Sequence[NormPanel]) -> "Figure":
+    """The images side by side above the norm maps of each model; the maps of one image share a color bar."""
+    models = list(panels[0].maps)
+    figure = new_figure((1.9 * len(panels) + 0.3, 2.0 * (len(models) + 1) + 1.0))
+    ratios = [*(1.9 for _ in ("input", *models)), 0.08]
+    grid = figure.subplots(len(models) + 2, len(panels), squeeze=False, gridspec_kw={"height_ratios": ratios})
+    for panel, column in zip(panels, grid.T, strict=True):
+        row = MapRow(name=panel.caption, quantity="L2 norm", maps=panel.maps)
+        _draw_image(column[0], to_uint8(panel.image))
+        column[0].set_title(_wrapped(panel.caption, 28), fontsize=8)
+        for axis, values in zip(column[1:], row.maps.values(), strict=False):
+            _draw_map(axis, values, row, MapStyle())
+        _color_bar(column[-1], row, MapStyle())
+    for axis, name in zip(grid[:, 0], ("input", *models), strict=False):
+        axis.set_ylabel(_wrapped(name, 30), fontsize=7.5)
+    sign(figure, panels[0].label.line())
     return figure
 
 

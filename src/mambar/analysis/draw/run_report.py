@@ -59,8 +59,8 @@ Confusion = Integer[np.ndarray, "classes classes"]
 def _confusion_section(confusion: Confusion | None, classes: Sequence[str], model: str) -> html.Html:
     if confusion is None:
         return html.Html("")
-    total, right = int(confusion.sum()), int(np.trace(confusion))
-    share = f"{_of(model)}{right:,} of {total:,} validation images correct ({right / max(total, 1):.2%})."
+    total, num_correct = int(confusion.sum()), int(np.trace(confusion))
+    share = f"{_of(model)}{num_correct:,} of {total:,} validation images correct ({num_correct / max(total, 1):.2%})."
     return html.section("Confusion matrix", html.element("p", share), confusion_table(confusion, classes))
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.analysis.measure.activations import capture_activations, eval_mode
+from mambar.deprecated import ANALYSIS_VALUES, accept_old_names
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel, TokenTensor
 from mambar.models.vision_mamba import VisionMamba
@@ -26,11 +27,11 @@ _METRICS: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
 }
 # As in color bars and captions: bright means similar for each of them.
 METRIC_NAMES: Final = {"l2": "L2 distance", "cosine": "cosine similarity", "dot": "dot product"}
-# What the tokens are compared with; "register:3" is the register numbered 3 from 0.
+# What the tokens are compared with, named as the heads; "register:3" is the register numbered 3 from 0.
 GLOBAL_VECTORS: Final = {
-    "registers": "mean of the registers",
-    "first": "first register (class token)",
-    "patches": "mean of the image tokens",
+    "register_mean": "mean of the registers",
+    "token": "first register (class token)",
+    "avg": "mean of the image tokens",
     "head": "mean of the registers, all tokens after the register head's reduce layer",
     "register:k": "register k",
 }
@@ -50,29 +51,30 @@ def compare(
 
 
 def global_vector(tokens: Tokens, name: str) -> Float[Tensor, "batch dim"]:
-    """The global vector of each image: registers (their mean), first, patches (their mean) or register:k."""
-    if name == "patches":
+    """The global vector of each image: register_mean, token (first register), avg (of the patches) or register:k."""
+    if name == "avg":
         return tokens.patches.mean(1)
     count = tokens.registers.shape[1]
     if not count:
-        raise InputError(f"global_vector={name!r} needs a register; this model has none. Choose 'patches'.")
-    if name == "registers":
+        raise InputError(f"global_vector={name!r} needs a register; this model has none. Choose 'avg'.")
+    if name == "register_mean":
         return tokens.registers.mean(1)
-    if name == "first":
+    if name == "token":
         return tokens.registers[:, 0]
     kind, _, number = name.partition(":")
     if kind == "register" and number.isdecimal() and int(number) < count:
         return tokens.registers[:, int(number)]
-    choices = f"registers, first, patches, head, register:0 to register:{count - 1}"
+    choices = f"register_mean, token, avg, head, register:0 to register:{count - 1}"
     raise InputError(f"global_vector={name!r} is not known; choose one of {choices}.")
 
 
+@accept_old_names({}, ANALYSIS_VALUES)
 def feature_maps(
     model: TokenModel,
     images: Float[Tensor, "batch channels height width"],
     layers: Sequence[int] | None = None,
     *,
-    vector: str = "registers",
+    vector: str = "register_mean",
     metric: Metric = DEFAULT_METRIC,
     tensor: TokenTensor = "normed",
 ) -> Float[Tensor, "layers batch rows cols"]:
@@ -89,23 +91,23 @@ def feature_map(model: TokenModel, tokens: Tokens, *, vector: str, metric: Metri
     """The feature map of tokens of `model`; see `feature_maps`."""
     if vector == "head":
         with eval_mode(model):
-            tokens, vector = reduced_tokens(model, tokens), "registers"
+            tokens, vector = reduced_tokens(model, tokens), "register_mean"
     return compare(tokens.patches, global_vector(tokens, vector), metric).unflatten(1, tokens.grid)
 
 
 def supported_vector(model: TokenModel, tokens: Tokens, requested: str) -> str:
-    """`requested`, or a global vector that the model has: patches without registers, first without a register head."""
+    """`requested`, or a global vector that the model has: avg without registers, token without a register head."""
     if not tokens.registers.shape[1]:
-        return "patches"
+        return "avg"
     read_out = model.head.read_out if isinstance(model, VisionMamba) else None
-    return "first" if requested == "head" and not isinstance(read_out, RegisterHead) else requested
+    return "token" if requested == "head" and not isinstance(read_out, RegisterHead) else requested
 
 
 def reduced_tokens(model: TokenModel, tokens: Tokens) -> Tokens:
     """All tokens after the shared linear layer of a Mamba-R's register head (unchanged for r = 1)."""
     read_out = model.head.read_out if isinstance(model, VisionMamba) else None
     if not isinstance(read_out, RegisterHead):
-        raise InputError("global_vector='head' needs a model with a register head; choose 'registers' or 'first'.")
+        raise InputError("global_vector='head' needs a model with a register head; choose 'register_mean' or 'token'.")
     return Tokens(
         patches=read_out.reduce(tokens.patches), registers=read_out.reduce(tokens.registers), grid=tokens.grid
     )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mambar.deprecated import accept_old_names
 from mambar.errors import InputError
 
 
@@ -84,6 +85,7 @@ class TopShare:
         return (chosen + float(shorter.max())) / 2 if shorter.numel() else chosen * (1 - 1e-6)
 
 
+@accept_old_names({"least": "min_share"})
 @dataclass(frozen=True, kw_only=True)
 class Gap:
     """Norms above the gap of a bimodal distribution; none if there is no second mode.
@@ -91,12 +93,12 @@ class Gap:
     On a histogram of log2(norm) with `bins_per_octave` bins, smoothed once with (1, 2, 1) / 4: from the highest bin
     upwards, the second mode is the bin that rises most above the lowest point between the two, among those for which
     that point is at most `depth` of the bin. The threshold is the middle of the lowest stretch; it counts when at
-    least the share `least` (0-1) of the tokens is above it, so that a single token is not a mode.
+    least the share `min_share` (0-1) of the tokens is above it, so that a single token is not a mode.
     """
 
     bins_per_octave: int = 8
     depth: float = 0.5
-    least: float = 0.001
+    min_share: float = 0.001
 
     @property
     def name(self) -> str:
@@ -124,7 +126,7 @@ class Gap:
         stretch = (smooth[main : main + second] == valley[second]).nonzero().flatten()
         middle = main + float(stretch.double().mean()) + 0.5
         limit = 2.0 ** ((lowest + middle) / self.bins_per_octave)
-        return limit if int((positive > limit).sum()) >= self.least * positive.numel() else math.inf
+        return limit if int((positive > limit).sum()) >= self.min_share * positive.numel() else math.inf
 
 
 def default_rules() -> tuple[OutlierRule, ...]:

@@ -1,5 +1,6 @@
 """Channels with the largest effect on outliers, and the effect of test-time registers on norms and accuracy."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -133,21 +134,21 @@ def evaluate_added_registers(
     limit: float | None = None
     results = []
     for name, model in variants.items():
-        norms, registers, right, labeled = _measure(model, batches, layer)
+        norms, registers, num_correct, num_labeled = _measure(model, batches, layer)
         limit = rule.threshold(norms) if limit is None else limit
         middle, highest = median(norms), float(norms.max())
-        low, high = wilson_interval(right, labeled)
+        low, high = wilson_interval(num_correct, num_labeled)
         results.append(
             AddedRegistersResult(
                 name=name,
-                top1=right / labeled if labeled else float("nan"),
+                top1=num_correct / num_labeled if num_labeled else math.nan,
                 top1_low=low,
                 top1_high=high,
                 num_images=sum(len(images) for images, _ in batches),
                 layer=layer_indices(model, [layer])[0],
                 median=middle,
                 maximum=highest,
-                ratio=highest / middle if middle else float("nan"),
+                ratio=highest / middle if middle else math.nan,
                 outlier_share=float((norms > limit).double().mean()),
                 register_median=median(registers),
             )
@@ -159,7 +160,7 @@ def _measure(
     model: TokenModel, batches: Sequence[tuple[Tensor, Tensor]], layer: int
 ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "registers"], int, int]:
     device = model_device(model)
-    norms, registers, right, labeled = [], [], 0, 0
+    norms, registers, num_correct, num_labeled = [], [], 0, 0
     with eval_mode(model):
         for images, labels in batches:
             moved = images.to(device)
@@ -168,7 +169,7 @@ def _measure(
             registers.append(l2_norms(tokens.registers).flatten().double().cpu())
             known = labels >= 0
             if known.any():
-                guessed = model.forward(moved).argmax(1).cpu()
-                right += int((guessed == labels.cpu())[known].sum())
-                labeled += int(known.sum())
-    return torch.cat(norms), torch.cat(registers), right, labeled
+                predicted = model.forward(moved).argmax(1).cpu()
+                num_correct += int((predicted == labels.cpu())[known].sum())
+                num_labeled += int(known.sum())
+    return torch.cat(norms), torch.cat(registers), num_correct, num_labeled
