@@ -1,29 +1,49 @@
-"""Examples that no other test runs are started as their first lines say."""
+"""The examples run as they are written."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
+from PIL import Image
 
-from mambar.hub import save_model
+import mambar
+from mambar.data.transforms.classification import Preprocessing
 from mambar.models import VisionMamba, VisionMambaConfig
 
-ROOT = Path(__file__).parents[1]
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, *arguments, directory):
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=directory, timeout=500, encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_see_the_artifacts_writes_its_pictures(tmp_path):
-    torch.manual_seed(0)
-    config = VisionMambaConfig(img_size=32, patch_size=8, embed_dim=16, depth=2, num_registers=3, num_classes=3)
-    save_model(tmp_path / "run", VisionMamba(config))
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "see_the_artifacts.py"), str(tmp_path / "run")],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        text=True,
+def test_minimal(tmp_path):
+    done = run("mambar_minimal.py", directory=tmp_path)
+    assert done.returncode == 0 and "logits (2, 10)" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_classify(tmp_path):
+    config = VisionMambaConfig(img_size=16, patch_size=8, embed_dim=16, depth=1, num_registers=2, num_classes=3)
+    mambar.save_model(
+        tmp_path / "run",
+        VisionMamba(config),
+        classes=["ant", "bee", "cat"],
+        preprocessing=Preprocessing(img_size=16),
     )
-    assert "registers that see the same places" in done.stdout
+    Image.fromarray(np.zeros((20, 20, 3), dtype=np.uint8)).save(tmp_path / "image.png")
+    done = run("classify.py", tmp_path / "run", tmp_path / "image.png", directory=tmp_path)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 3, done.stderr
+
+
+@pytest.mark.slow
+def test_see_the_artifacts(tmp_path):
+    config = VisionMambaConfig(img_size=32, patch_size=8, embed_dim=16, depth=2, num_registers=3, num_classes=3)
+    mambar.save_model(tmp_path / "run", VisionMamba(config))
+    done = run("see_the_artifacts.py", tmp_path / "run", directory=tmp_path)
+    assert done.returncode == 0 and "registers that see the same places" in done.stdout, done.stderr
     assert "max" in (tmp_path / "runs" / "artifacts.html").read_text("utf-8")

@@ -35,7 +35,7 @@ def test_unknown_vector_is_refused(name):
 
 def test_model_without_registers_offers_patches():
     bare = Tokens(patches=PATCHES, registers=REGISTERS[:, :0], grid=(1, 2))
-    assert global_vector(bare, "patches").shape == (1, 2)
+    assert global_vector(bare, "avg").shape == (1, 2)
     with pytest.raises(InputError, match="Choose 'avg'"):
         global_vector(bare, "token")
 
