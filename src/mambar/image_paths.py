@@ -57,7 +57,7 @@ def is_image_name(name: str) -> bool:
 
 
 def select_images(names: Iterable[str], *, place: object) -> list[str]:
-    """The names of images; those of other files are counted by suffix and named in one warning."""
+    """The names of images; the others are counted by suffix and named in one warning (see `warn_left_out`)."""
     images: list[str] = []
     others: list[str] = []
     for name in names:
@@ -67,8 +67,8 @@ def select_images(names: Iterable[str], *, place: object) -> list[str]:
 
 
 def warn_left_out(names: Sequence[str], kind: str, *, place: object) -> None:
-    """Logs how many files of a kind are left out, by suffix, with the name of one."""
-    if names:
+    """Logs how many files of a kind are left out, by suffix, with the name of one; nothing without a `place`."""
+    if names and place is not None:
         counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in names)  # noqa: PTH122
         listed = ", ".join(f"{count} {one_line(suffix, limit=20)}" for suffix, count in counts.most_common(6))
         example = one_line(min(names))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -70,15 +70,6 @@ class SegmenterConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> "SegmenterConfig":
         """The inverse of `to_dict`; raises `InputError` with the nearest name for an unknown field."""
         return from_json_fields(cls, fields, what="a segmenter")
-
-
-@runtime_checkable
-class Decoder(Protocol):
-    """Feature maps of one size → logits, at the resolution of the decoder."""
-
-    def __call__(
-        self, maps: Sequence[Float[Tensor, "batch dim rows cols"]]
-    ) -> Float[Tensor, "batch classes map_rows map_cols"]: ...
 
 
 class UPerDecoder(nn.Module):

@@ -235,7 +235,7 @@ def test_bad_options(data, options, message):
 
 
 def test_unknown_split_and_limit():
-    with pytest.raises(DataError, match="split='test' is unknown"):
+    with pytest.raises(DataError, match="split='test': data=mosaics has no test split"):
         open_dataset("mosaics", "test", kind="segmentation")
     with pytest.raises(DataError, match="limit=0"):
         open_dataset("mosaics", "train", kind="segmentation", limit=0)
@@ -283,6 +283,8 @@ def test_what_lists_and_folders_leave_out_is_counted_and_named(tmp_path, caplog)
     assert "train.txt: 2 of 5 names match no image, such as 'gone/02.png.bak'" in caplog.text
     assert "left out 1 files that are not PNG, JPEG or WEBP (1 .tif), such as 'x.tif'" in caplog.text
     assert "left out 1 masks that are not PNG (1 .jpg), such as '00.jpg'" in caplog.text
+    caplog.clear()
+    assert len(open_dataset(tmp_path, "val", kind="segmentation")) == 2 and not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -126,26 +126,21 @@ def _list_split(
             f"data={folder} has one class, {one_line(classes[0])!r}; a classifier needs two or more. {hint} Give the "
             "folder that holds the class sub-folders."
         )
-    # Where both splits come from one folder, only one of them reports what is left out.
-    paths, labels = _list_images(folder, classes, report=split == "train" or "val" in splits)
+    # Where training reads both splits from one folder, only one of them reports what is left out.
+    report = split == "train" or "val" in splits or val_fraction == 1
+    paths, labels = _list_images(folder, classes, place=folder if report else None)
     if "val" not in splits and not (split == "val" and val_fraction == 1):
         if splits:
             logger.info("%s has no val/; %.0f %% of every class are held out.", root, 100 * val_fraction)
-        part = _own_split(folder, classes, labels, val_fraction, split_seed)[SPLITS.index(split)]
+        counts = np.bincount(labels, minlength=len(classes))
+        if counts.min() < 2:
+            raise DataError(
+                f"class {one_line(classes[int(counts.argmin())])!r} in {folder} has 1 image, too few to split; add "
+                "some, or give train/ and val/."
+            )
+        part = stratified_split(labels, fraction=val_fraction, seed=split_seed)[SPLITS.index(split)]
         paths, labels = [paths[index] for index in part], labels[part]
     return folder, tuple(classes), PackedNames.from_names(paths), labels
-
-
-def _own_split(
-    folder: Path, classes: list[str], labels: np.ndarray, fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    counts = np.bincount(labels, minlength=len(classes))
-    if counts.min() < 2:
-        lonely = classes[int(counts.argmin())]
-        raise DataError(
-            f"class {one_line(lonely)!r} in {folder} has 1 image, too few to split; add some, or give train/ and val/."
-        )
-    return stratified_split(labels, fraction=fraction, seed=seed)
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -208,7 +203,7 @@ def _check_same_classes(root: Path, train_folder: Path, val_folder: Path) -> Non
         )
 
 
-def _list_images(folder: Path, classes: list[str], *, report: bool) -> tuple[list[str], np.ndarray]:
+def _list_images(folder: Path, classes: list[str], *, place: Path | None) -> tuple[list[str], np.ndarray]:
     """The images of each class, sorted, as paths relative to `folder` with forward slashes; and their labels."""
     inside: dict[str, list[str]] = {name: [] for name in classes}
     loose = []
@@ -218,9 +213,8 @@ def _list_images(folder: Path, classes: list[str], *, report: bool) -> tuple[lis
             inside[top].append(file)
         elif is_image_name(file):
             loose.append(file)
-    if report:
-        select_images([file for files in inside.values() for file in files], place=folder)
-        warn_left_out(loose, "images that are in no class sub-folder", place=folder)
+    select_images([file for files in inside.values() for file in files], place=place)
+    warn_left_out(loose, "images that are in no class sub-folder", place=place)
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

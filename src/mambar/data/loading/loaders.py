@@ -7,6 +7,7 @@ bit-identical for any number of workers and ranks, and a resumed run starts at a
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -258,27 +259,18 @@ def _run(
     if num_workers < 0:
         raise InputError(f"num_workers={num_workers} is negative; use 0 (this process) or more.")
     pin_memory = pin_memory and torch.cuda.is_available()
-    if not num_workers or not tasks:
-        return _in_this_process(work, tasks, pin_memory)
-    batches = _with_workers(work, tasks, min(num_workers, len(tasks)))
-    return _pin_next(batches) if pin_memory else batches
-
-
-def _in_this_process(
-    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], pin_memory: bool
-) -> Generator[Batch, None, None]:
-    for task in tasks:
-        yield work(task).pin_memory() if pin_memory else work(task)
+    num_workers = min(num_workers, len(tasks))
+    if num_workers:
+        batches = _with_workers(work, tasks, num_workers)
+        return _pin_next(batches) if pin_memory else batches
+    return (work(task).pin_memory() if pin_memory else work(task) for task in tasks)
 
 
 def _with_workers(
     work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], num_workers: int
 ) -> Generator[Batch, None, None]:
-    pool = WorkerPool(work, num_workers)
-    try:
+    with closing(WorkerPool(work, num_workers)) as pool:
         yield from pool.results(tasks)
-    finally:
-        pool.close()
 
 
 def _pin_next(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:

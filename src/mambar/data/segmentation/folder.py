@@ -49,8 +49,10 @@ def find_folder(
     val_fraction: fraction of the images that is held out where the data have no splits, chosen by `split_seed`.
     """
     image_folder, mask_folder, split_list = _folders(tree, split)
-    files = tree.files(image_folder)
-    images = select_images(files, place=f"{tree.name}/{image_folder}")
+    own_folder = _has_splits(tree)
+    # Where training reads both splits from one folder, only one of them reports what is left out.
+    report = split == "train" or own_folder or val_fraction == 1
+    images = select_images(tree.files(image_folder), place=f"{tree.name}/{image_folder}" if report else None)
     given: dict[str, str] = {}
     if split_list:
         listed = read_split_list(tree, split_list, images, tree.files(mask_folder))
@@ -58,13 +60,13 @@ def find_folder(
         images = [path for path in images if path in given]
     if not images:
         raise DataError(f"data={tree.name} has no images (PNG, JPEG, WEBP) for {split} in {image_folder}; add some.")
-    if not _has_splits(tree) and not split_list:
+    if not own_folder and not split_list:
         images = _part(images, split, val_fraction, split_seed)
     every_mask = _every_mask(tree)
     if classes is None:
         classes = CLASS_FILE if tree.has_file(CLASS_FILE) else "found"
     table = _found_table(tree, every_mask) if classes == "found" else _named_table(tree, classes, every_mask)
-    return paired_listing(tree, image_folder, images, mask_folder, table, given=given)
+    return paired_listing(tree, image_folder, images, mask_folder, table, given=given, report=report)
 
 
 def looks_like_folder(tree: FileTree) -> bool:

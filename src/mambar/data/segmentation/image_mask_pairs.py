@@ -53,11 +53,15 @@ def paired_listing(
     table: LabelTable,
     *,
     given: Mapping[str, str] | None = None,
+    report: bool = True,
 ) -> Listing:
-    """The images of a folder with their masks of another, by name or as `given`; paths are relative to the folders."""
+    """The images of a folder with their masks of another, by name or as `given`; paths are relative to the folders.
+
+    report: log a warning about masks that are not PNG.
+    """
     files = tree.files(mask_folder)
     others = [file for file in files if not file.lower().endswith(".png")]
-    warn_left_out(others, "masks that are not PNG", place=f"{tree.name}/{mask_folder}")
+    warn_left_out(others, "masks that are not PNG", place=f"{tree.name}/{mask_folder}" if report else None)
     by_name = _match_masks(images, files)
     masks = [(given or {}).get(image) or mask for image, mask in zip(images, by_name, strict=True)]
     return Listing(

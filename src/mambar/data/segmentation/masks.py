@@ -11,7 +11,6 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import Image
 
 from mambar.errors import DataError, ImageError
 from mambar.image_file import MAX_PIXELS, checked_image
@@ -109,19 +108,15 @@ def read_mask(data: bytes, *, name: str, colors: bool = False, max_pixels: int =
     advice = " Save masks as PNG without smoothing."
     with checked_image(data, name=name, formats=("PNG",), max_pixels=max_pixels, advice=advice) as image:
         image.load()
-        return _stored(image, colors)
-
-
-def _stored(image: Image.Image, colors: bool) -> StoredMask:
-    if image.mode.startswith("I"):
-        return np.asarray(image).astype(np.uint16)
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    if image.mode in ("L", "LA", "La"):
-        return np.asarray(image.getchannel(0))
-    if image.mode == "P" and not colors:
-        return np.asarray(image)
-    return np.asarray(image.convert("RGB"))
+        if image.mode.startswith("I"):
+            return np.asarray(image).astype(np.uint16)
+        if image.mode == "1":
+            return np.asarray(image).astype(np.uint8)
+        if image.mode in ("L", "LA", "La"):
+            return np.asarray(image.getchannel(0))
+        if image.mode == "P" and not colors:
+            return np.asarray(image)
+        return np.asarray(image.convert("RGB"))
 
 
 def color_codes(stored: UInt8[np.ndarray, "*place 3"]) -> np.ndarray:

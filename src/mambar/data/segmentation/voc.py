@@ -7,6 +7,8 @@ Annotation tools export this layout with their own classes. A `labelmap.txt` (`n
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
+
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.segmentation.folder import CLASS_FILE, label_table, parse_class_lines
 from mambar.data.segmentation.image_mask_pairs import Listing, paired_listing
@@ -44,14 +46,9 @@ def find_voc(tree: FileTree, split: str) -> Listing:
 
 def voc_palette(count: int) -> tuple[Color, ...]:
     """VOC's colors: the bits of the class number distributed over red, green and blue, highest first."""
-    found = []
-    for label in range(count):
-        bands = [0, 0, 0]
-        for place in range(8):
-            for band in range(3):
-                bands[band] |= (label >> (3 * place + band) & 1) << (7 - place)
-        found.append((bands[0], bands[1], bands[2]))
-    return tuple(found)
+    label, band = np.arange(count)[:, None], np.arange(3)
+    bits = [(label >> (3 * place + band) & 1) << (7 - place) for place in range(8)]
+    return tuple((red, green, blue) for red, green, blue in sum(bits).tolist())
 
 
 def _root(tree: FileTree) -> FileTree | None:

@@ -25,7 +25,9 @@ from mambar.image_paths import warn_left_out
 from mambar.messages import one_line
 
 FORMAT_VERSION = 1
-_ARRAYS = ("meta", "shard", "offset", "size", "crc", "labels", "path_text", "path_offsets")
+# The arrays with one number for each image.
+_COLUMNS = {"shard": np.int32, "offset": np.int64, "size": np.int64, "crc": np.uint32, "labels": np.int64}
+_ARRAYS = ("meta", "path_text", "path_offsets", *_COLUMNS)
 _MOST_MEMBERS = 50_000_000
 _MOST_CLASSES = 1_000_000
 
@@ -72,11 +74,9 @@ class ShardIndex:
         cls, rows: list[tuple[int, ...]], *, classes: tuple[str, ...], shards: list[ShardFile], paths: PackedNames
     ) -> "ShardIndex":
         """The index of images given as (shard, offset, size, crc, label)."""
-        shard, offset, size, crc, labels = np.array(rows, dtype=np.int64).T
-        narrow = {"shard": shard.astype(np.int32), "crc": crc.astype(np.uint32)}
-        return cls(
-            classes=classes, shards=tuple(shards), offset=offset, size=size, labels=labels, paths=paths, **narrow
-        )
+        numbers = zip(_COLUMNS.items(), np.array(rows, dtype=np.int64).T, strict=True)
+        columns: dict[str, Any] = {name: column.astype(kind) for (name, kind), column in numbers}
+        return cls(classes=classes, shards=tuple(shards), paths=paths, **columns)
 
     def check_files(self, root: Path) -> None:
         """DataError when a shard is not there, or has another size than when the index was made."""
@@ -113,7 +113,7 @@ def save_index(file: Path, index: ShardIndex) -> None:
         "classes": index.classes,
         "shards": [asdict(shard) for shard in index.shards],
     }
-    arrays = {name: getattr(index, name) for name in ("shard", "offset", "size", "crc", "labels")}
+    arrays = {name: getattr(index, name) for name in _COLUMNS}
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
@@ -144,12 +144,8 @@ def read_index(file: Path) -> ShardIndex:
         return ShardIndex(
             classes=tuple(str(name) for name in meta["classes"]),
             shards=shards,
-            shard=arrays["shard"].astype(np.int32),
-            offset=arrays["offset"].astype(np.int64),
-            size=arrays["size"].astype(np.int64),
-            crc=arrays["crc"].astype(np.uint32),
-            labels=arrays["labels"].astype(np.int64),
             paths=PackedNames(arrays["path_text"].astype(np.uint8), arrays["path_offsets"].astype(np.int64)),
+            **{name: arrays[name].astype(kind) for name, kind in _COLUMNS.items()},
         )
     # A damaged zip, array, or JSON text raises one of many.
     except Exception as error:
