@@ -6,7 +6,7 @@ import torch
 import golden_cases
 from mambar.hub.convert import to_official
 from mambar.models import VisionMamba, variant
-from mambar.nn import MIXERS
+from mambar.nn import HEADS, MIXERS
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,18 @@ def test_both_directions_alike_by_default():
             assert step.min() >= 0.99e-3 and step.max() <= 0.101
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_init_weights_initializes_every_parameter_of_an_empty_model(mixer):
-    config = variant("mambar_tiny_patch16_224").replace(depth=2, register_reduction=2, mixer=mixer)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"mixer": mixer} for mixer in MIXERS),
+        *({"head": head, "num_registers": 1} for head in HEADS),
+        {"num_classes": 0, "proj_bias": True, "conv_bias": False, "official_backward_bias": True},
+    ],
+    ids=str,
+)
+def test_init_weights_gives_an_empty_model_the_values_of_the_constructor(fields):
+    fields = {"depth": 2, "img_size": 32, "embed_dim": 32, "register_reduction": 2} | fields
+    config = variant("mambar_tiny_patch16_224").replace(**fields)
     torch.manual_seed(0)
     built = VisionMamba(config)
     with torch.device("meta"):
@@ -55,11 +64,8 @@ def test_init_weights_initializes_every_parameter_of_an_empty_model(mixer):
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.detach().fill_(float("nan"))
+    torch.manual_seed(0)
     model.init_weights()
-    for (name, found), expected in zip(model.named_parameters(), built.state_dict().values(), strict=True):
-        assert torch.isfinite(found).all(), name
-        found = found.detach()
-        count, deviation = found.numel(), float(expected.std(correction=0))
-        assert abs(float(found.mean() - expected.mean())) <= 8 * deviation / count**0.5 + 1e-6, name
-        assert abs(float(found.std(correction=0)) - deviation) <= (8 / count**0.5 + 1e-3) * deviation + 1e-9, name
+    for (name, found), expected in zip(model.named_parameters(), built.parameters(), strict=True):
+        assert torch.equal(found, expected), name
     assert torch.isfinite(model(torch.randn(1, 3, 32, 32))).all()

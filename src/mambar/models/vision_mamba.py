@@ -87,7 +87,7 @@ class VisionMamba(nn.Module):
     def init_weights(self) -> None:
         """Initializes every parameter, for example after `to_empty` of a model built on the `meta` device.
 
-        The constructor gives values of the same distribution.
+        With the same random seed the values are those of the constructor.
         """
         init.reset_parameters(self)
         self._set_start_values()

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.errors import InputError
+from mambar.nn.init import init_linears
 from mambar.nn.norm import RMSNorm
 from mambar.nn.registers import Tokens
 
@@ -141,8 +142,11 @@ class Head(nn.Module):
             self.classifier = nn.Identity()
             return
         self.classifier = nn.Linear(self.num_features, num_classes)
-        nn.init.trunc_normal_(self.classifier.weight, std=0.02)
-        nn.init.zeros_(self.classifier.bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initializes the classifier: weight truncated normal of standard deviation 0.02, bias 0."""
+        init_linears(self.classifier)
 
     def features(self, tokens: Tokens | Tensor) -> Float[Tensor, "batch *length features"]:
         """The input of the classifier: one vector per image."""

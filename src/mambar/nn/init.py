@@ -13,12 +13,14 @@ _CUT_NORMAL = 0.87962566103423978
 def reset_parameters(module: nn.Module) -> None:
     """Calls `reset_parameters` of every submodule that has it, which restores the initial values of the constructors.
 
-    PyTorch's convention, on which FSDP relies for modules built on the `meta` device.
+    PyTorch's convention, on which FSDP relies for modules built on the `meta` device. Submodules come before the module
+    that holds them, as in the constructors, so that random numbers are drawn in the same order.
     """
-    for each in module.modules():
-        reset = getattr(each, "reset_parameters", None)
-        if reset is not None:
-            reset()
+    for child in module.children():
+        reset_parameters(child)
+    reset = getattr(module, "reset_parameters", None)
+    if reset is not None:
+        reset()
 
 
 def init_tokens(parameters: Iterable[nn.Parameter]) -> None:
