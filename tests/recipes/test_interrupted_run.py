@@ -1,12 +1,13 @@
 """A run that was interrupted loads, predicts and is evaluated from its best or last checkpoint."""
 
 import logging
+import shutil
 
 import pytest
 import torch
 
 import mambar
-from mambar.errors import CheckpointError
+from mambar.errors import CheckpointError, CheckpointMismatch
 from mambar.hub.files import model_directory
 from mambar.recipes.evaluate_run import evaluate_run
 from mambar.training.checkpoint.store import CheckpointStore
@@ -38,8 +39,6 @@ def test_evaluation_gives_the_value_that_made_it_the_best(interrupted):
 
 
 def test_without_an_evaluation_the_last_checkpoint_is_used(interrupted, tmp_path, caplog):
-    import shutil
-
     out = tmp_path / "run"
     shutil.copytree(interrupted, out)
     (out / "checkpoints" / "best.json").unlink()
@@ -47,9 +46,16 @@ def test_without_an_evaluation_the_last_checkpoint_is_used(interrupted, tmp_path
     assert "its last checkpoint is used: checkpoints/step-" in caplog.text
 
 
-def test_a_checkpoint_directory_is_a_model_and_a_damaged_one_is_refused(interrupted, tmp_path):
-    import shutil
+def test_another_run_starts_from_it(interrupted, tmp_path):
+    other = {"config.depth": 3, "max_steps": 1}
+    recipe = runs.tiny(**other, start_from=str(interrupted))
+    with pytest.raises(CheckpointMismatch, match=r"start_from=.*pretrained=\S+ in place of start_from takes"):
+        runs.here(recipe, tmp_path / "refused")
+    runs.here(runs.tiny(**other).from_pretrained(str(interrupted)), tmp_path / "run")
+    assert mambar.load(tmp_path / "run").num_layers == 2
 
+
+def test_a_checkpoint_directory_is_a_model_and_a_damaged_one_is_refused(interrupted, tmp_path):
     step = CheckpointStore(interrupted / "checkpoints").load().path
     assert mambar.load(step).num_classes == 10
     copy = tmp_path / step.name

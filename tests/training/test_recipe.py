@@ -90,6 +90,14 @@ def test_a_wrong_field_is_one_line_with_the_nearest_name(recipe, assignment, mat
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
+def test_pretrained_takes_the_architecture_from_the_weights():
+    changed = ONE.with_overrides(["pretrained=model.pth", "config.drop_rate=0.1", "epochs=2"])
+    assert (changed.model, changed.config) == ("same", {"drop_rate": 0.1})
+    assert (changed.stages[0].start_from, changed.stages[0].epochs) == ("model.pth", 2)
+    with pytest.raises(RecipeError, match="pretrained=true is not allowed; it takes a run directory"):
+        ONE.with_overrides(["pretrained=true"])
+
+
 def test_a_later_stage_can_be_the_first_with_start_from():
     changed = THREE.with_overrides(["stages.2.start_from=runs/x", "stage=2"])
     assert [stage.name for stage in changed.stages] == ["c"]

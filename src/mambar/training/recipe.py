@@ -131,9 +131,12 @@ class Recipe:
         return self.replace(**changes)
 
     def with_overrides(self, assignments: Iterable[str]) -> "Recipe":
-        """A copy changed by `field=value` texts; `stage=2` removes the stages before number 2."""
+        """A copy changed by `field=value` texts.
+
+        `pretrained=MODEL` is `from_pretrained`, `stage=2` removes the stages before number 2.
+        """
         changes: dict[str, str] = {}
-        stage = 0
+        base, stage = self, 0
         for assignment in assignments:
             name, equals, value = assignment.partition("=")
             if not equals or not name.strip():
@@ -141,9 +144,21 @@ class Recipe:
             fields.check_length(value, name=name)
             if name.strip() == "stage":
                 stage = fields.parse(int, value, name="stage")
+            elif name.strip() == "pretrained":
+                base = self.from_pretrained(value)
             else:
                 changes[name.strip()] = value
-        return self._changed(changes, from_text=True).from_stage(stage)
+        return base._changed(changes, from_text=True).from_stage(stage)
+
+    def from_pretrained(self, source: str) -> "Recipe":
+        """A copy that starts from the weights of `source` (see `Stage.start_from`) and has their architecture."""
+        if source.lower() in ("true", "false", "none", ""):
+            raise RecipeError(
+                f"pretrained={source} is not allowed; it takes a run directory, a file, a hub id, or the name of a "
+                "released model."
+            )
+        first = dataclasses.replace(self.stages[0], start_from=source)
+        return dataclasses.replace(self, model="same", config={}, stages=(first, *self.stages[1:]))
 
     def from_stage(self, stage: int) -> "Recipe":
         """A copy with the stages from number `stage` on."""

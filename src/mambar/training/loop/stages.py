@@ -11,7 +11,7 @@ import torch
 
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
-from mambar.errors import DataError, InputError, RecipeError
+from mambar.errors import CheckpointMismatch, DataError, InputError, RecipeError
 from mambar.hub.create import create_model
 from mambar.hub.files import load, load_weights
 from mambar.models.backbones import build_backbone, config_from_dict, config_of
@@ -177,7 +177,13 @@ class _Run:
         source = self.recipe.stages[index].start_from
         if source not in ("weights", "ema"):
             loaded = _starting_model(source)
-            trainer.state.start_from(loaded.state_dict(), loaded.config)
+            try:
+                trainer.state.start_from(loaded.state_dict(), loaded.config)
+            except CheckpointMismatch as error:
+                raise CheckpointMismatch(
+                    f"start_from={source} is not a {self.recipe.model} with the recipe's config: {error} "
+                    f"pretrained={source} in place of start_from takes the architecture from the weights."
+                ) from None
         elif previous is not None:
             if source == "ema" and previous.state.ema is None:
                 raise RecipeError(
@@ -265,7 +271,10 @@ def build_model(recipe: Recipe, index: int, *, num_classes: int) -> Any:
 def _starting_model(source: str) -> Any:
     """A model to start from: a path, a hub id, the name of a released one (downloaded), or a run's checkpoint."""
     if source in ("weights", "ema"):
-        raise RecipeError("model='same' needs start_from: a run directory, a file, or a released model's name.")
+        raise RecipeError(
+            "model='same' needs start_from: give start_from=MODEL, a run directory, a file, a hub id, or the name of a "
+            "released model."
+        )
     if source in VARIANTS or source.startswith(TIMM_PREFIX):
         return create_model(source, pretrained=True)
     path = Path(source).expanduser()
