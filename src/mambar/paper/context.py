@@ -67,13 +67,16 @@ class Context:
             seeds=seeds,
         )
 
-    def result(self, row: str, column: str, by_seed: Mapping[int, float], *, data: str, note: str = "") -> Result:
-        """A measured cell with one value per seed."""
+    def result(
+        self, row: str, column: str, values: Mapping[int, float] | float, *, data: str, note: str = ""
+    ) -> Result:
+        """A measured cell: one value per seed, or one that depends on no seed."""
+        by_seed = values if isinstance(values, Mapping) else {}
         return Result(
             row=row,
             column=column,
             budget=self.budget,
-            values=tuple(by_seed.values()),
+            values=tuple(by_seed.values()) if isinstance(values, Mapping) else (values,),
             provenance=self.provenance(data=data, seeds=tuple(by_seed)),
             note=note,
         )
@@ -83,11 +86,6 @@ class Context:
     ) -> list[Result]:
         """The measured cells of a column: row → seed → value."""
         return [self.result(row, column, by_seed, data=data, note=note) for row, by_seed in table.items()]
-
-    def unseeded(self, row: str, column: str, value: float, *, data: str, note: str = "") -> Result:
-        """A measured cell whose value depends on no seed."""
-        provenance = self.provenance(data=data)
-        return Result(row=row, column=column, budget=self.budget, values=(value,), provenance=provenance, note=note)
 
 
 def commit() -> str:

@@ -50,5 +50,5 @@ def measure(context: Context) -> list[Result]:
         note = f"batch {batch}, random images"
         for column, cell in zip(("inference img/s", "ms", "GiB", "training img/s"), found.cells, strict=False):
             if isinstance(cell, float) and column.endswith("img/s"):
-                results.append(context.unseeded(row, column, cell, data="random images", note=note))
+                results.append(context.result(row, column, cell, data="random images", note=note))
     return results

@@ -56,7 +56,7 @@ def measure(context: Context) -> list[Result]:
         model = as_vision_mamba(create_model(name, pretrained=True), "This table")
         found = evaluate_run(model, data=base.data, device=context.device, num_workers=context.num_workers)
         note = f"{row}: released weights, crop 1.0"
-        results.append(context.unseeded(row, COLUMN, 100 * found.top1, data=base.data, note=note))
+        results.append(context.result(row, COLUMN, 100 * found.top1, data=base.data, note=note))
     return results
 
 

@@ -8,8 +8,7 @@ from mambar.analysis.measure.probes import (
     PooledFeatures,
     difference,
     fold_numbers,
-    highest_norm,
-    lowest_norm,
+    norm_pool,
     pool_features,
     probe,
     probe_all,
@@ -30,9 +29,9 @@ def test_pools_by_hand():
     patches = torch.arange(10.0).reshape(1, 10, 1)
     norms = torch.tensor([[5.0, 1, 2, 3, 4, 9, 8, 7, 6, 0]])
     tokens = Tokens(patches=patches, registers=torch.tensor([[[1.0], [3.0]]]), grid=(2, 5))
-    assert highest_norm(0.2)(tokens, norms).tolist() == [[5.5]]
-    assert highest_norm(0.01)(tokens, norms).tolist() == [[5.0]]
-    assert lowest_norm(0.8)(tokens, norms).tolist() == [[(45 - 11) / 8]]
+    assert norm_pool(0.2)(tokens, norms).tolist() == [[5.5]]
+    assert norm_pool(0.01)(tokens, norms).tolist() == [[5.0]]
+    assert norm_pool(0.8, highest=False)(tokens, norms).tolist() == [[(45 - 11) / 8]]
     expected = {"all image tokens": [[4.5]], "registers, mean": [[2.0]], "registers, concatenated": [[1.0, 3.0]]}
     for name, vector in expected.items():
         assert POOLS[name](tokens, norms).tolist() == vector

@@ -161,13 +161,29 @@ def local_probes(
     by_part = [_pixel_errors(pixel, local, part) for part in held.split(_IMAGES)]
     errors, spread = (torch.cat(parts) for parts in zip(*by_part, strict=True))
     groups = {"normal": ~outliers[held], "outlier": outliers[held], "all": torch.ones_like(outliers[held])}
+
+    def group(name: str, mask: Bool[Tensor, "images patches"]) -> LocalProbe:
+        count, num_correct = int(mask.sum()), int(correct[mask].sum())
+        low, high = wilson_interval(num_correct, count)
+        total = float(spread[mask].sum())
+        return LocalProbe(
+            group=name,
+            num_tokens=count,
+            position_accuracy=num_correct / count if count else math.nan,
+            position_low=low,
+            position_high=high,
+            position_distance=float(distance[mask].mean()) if count else math.nan,
+            pixel_error=math.sqrt(float(errors[mask].mean())) if count else math.nan,
+            explained=1 - float(errors[mask].sum()) / total if total > 0 else math.nan,
+        )
+
     return LocalProbes(
         rule=rule.name,
         layer=layer,
         tensor=tensor,
         chance=1 / num_patches,
         num_images=count,
-        groups=tuple(_group(name, mask, correct, distance, errors, spread) for name, mask in groups.items()),
+        groups=tuple(group(name, mask) for name, mask in groups.items()),
     )
 
 
@@ -185,27 +201,3 @@ def _grid_distance(predicted: Tensor, grid: tuple[int, int]) -> Float[Tensor, "i
     own = torch.arange(grid[0] * cols)
     down, right = predicted // cols - own // cols, predicted % cols - own % cols
     return (down.double().square() + right.double().square()).sqrt()
-
-
-def _group(
-    name: str,
-    mask: Bool[Tensor, "images patches"],
-    correct: Bool[Tensor, "images patches"],
-    distance: Float[Tensor, "images patches"],
-    errors: Float[Tensor, "images patches"],
-    spread: Float[Tensor, "images patches"],
-) -> LocalProbe:
-    count = int(mask.sum())
-    num_correct = int(correct[mask].sum())
-    low, high = wilson_interval(num_correct, count)
-    total = float(spread[mask].sum())
-    return LocalProbe(
-        group=name,
-        num_tokens=count,
-        position_accuracy=num_correct / count if count else math.nan,
-        position_low=low,
-        position_high=high,
-        position_distance=float(distance[mask].mean()) if count else math.nan,
-        pixel_error=math.sqrt(float(errors[mask].mean())) if count else math.nan,
-        explained=1 - float(errors[mask].sum()) / total if total > 0 else math.nan,
-    )

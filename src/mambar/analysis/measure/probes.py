@@ -25,30 +25,25 @@ from mambar.nn import Tokens
 Pool = Callable[[Tokens, Tensor], Tensor]
 
 
-def highest_norm(share: float) -> Pool:
-    """A pool: the mean of the `share` (0-1) image tokens of highest norm; rounded, at least one token."""
-    return lambda tokens, norms: _mean_of(tokens, norms, share, largest=True)
+def norm_pool(share: float, *, highest: bool = True) -> Pool:
+    """A pool: the mean of the `share` (0-1) image tokens of highest or lowest norm; rounded, at least one token."""
 
+    def pool(tokens: Tokens, norms: Tensor) -> Tensor:
+        count = max(1, round(share * norms.shape[1]))
+        chosen = torch.topk(norms, count, dim=1, largest=highest).indices
+        return tokens.patches.gather(1, chosen[..., None].expand(-1, -1, tokens.patches.shape[2])).mean(1)
 
-def lowest_norm(share: float) -> Pool:
-    """A pool: the mean of the `share` (0-1) image tokens of lowest norm; rounded, at least one token."""
-    return lambda tokens, norms: _mean_of(tokens, norms, share, largest=False)
-
-
-def _mean_of(tokens: Tokens, norms: Tensor, share: float, *, largest: bool) -> Tensor:
-    count = max(1, round(share * norms.shape[1]))
-    chosen = torch.topk(norms, count, dim=1, largest=largest).indices
-    return tokens.patches.gather(1, chosen[..., None].expand(-1, -1, tokens.patches.shape[2])).mean(1)
+    return pool
 
 
 # A pool maps tokens and their norms (batch, patches) to one vector per image.
 POOLS: Final[dict[str, Pool]] = {
     "all image tokens": lambda tokens, norms: tokens.patches.mean(1),
-    "highest-norm 5 %": highest_norm(0.05),
-    "highest-norm 10 %": highest_norm(0.10),
-    "highest-norm 20 %": highest_norm(0.20),
-    "lowest-norm 80 %": lowest_norm(0.80),
-    "lowest-norm 5 %": lowest_norm(0.05),
+    "highest-norm 5 %": norm_pool(0.05),
+    "highest-norm 10 %": norm_pool(0.10),
+    "highest-norm 20 %": norm_pool(0.20),
+    "lowest-norm 80 %": norm_pool(0.80, highest=False),
+    "lowest-norm 5 %": norm_pool(0.05, highest=False),
     "registers, mean": lambda tokens, norms: tokens.registers.mean(1),
     "registers, concatenated": lambda tokens, norms: tokens.registers.flatten(1),
     "first register": lambda tokens, norms: tokens.registers[:, 0],
