@@ -15,7 +15,7 @@ def head(name, num_classes=0, reduce=2):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_widths(name):
+def test_head_widths(name):
     module = head(name, num_classes=5)
     assert module.features(TOKENS).shape == (2, module.num_features)
     assert module(TOKENS).shape == (2, 5)
@@ -37,7 +37,7 @@ def test_values_by_hand():
     assert wide.shape == (2, 24)
 
 
-def test_bad_choices():
+def test_unknown_choices_are_refused():
     with pytest.raises(InputError, match="must divide embed_dim=8"):
         head("registers", reduce=3)
     with pytest.raises(InputError, match="choose one of registers"):

@@ -37,7 +37,7 @@ def matches(name, kind):
     return name.startswith(start) and name.endswith(end) if end else name == kind
 
 
-def test_both_directions_alike_by_default():
+def test_both_directions_have_the_same_step_sizes_by_default():
     model = VisionMamba(variant("mambar_tiny_patch16_224").replace(depth=2))
     for block in model.blocks:
         for scan in (block.mixer.forward_scan, block.mixer.backward_scan):

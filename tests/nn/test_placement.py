@@ -20,7 +20,7 @@ def test_golden_layouts(case):
     assert list(found) == case["cls_positions"].tolist()
 
 
-def test_the_published_layouts():
+def test_positions_equal_the_published_ones():
     assert register_positions("evenly", 196, 12) == tuple(range(15, 192, 16))
     assert register_positions("evenly", 64, 12)[-1] == 59  # 16 of 64 patches follow the last register at 128 pixels
     assert register_positions("evenly", 196, 1) == register_positions("middle", 196, 1) == (98,)
@@ -44,12 +44,12 @@ def test_spread_runs_differ_by_at_most_one(num_patches, num_registers):
     assert max(runs) - min(runs) <= 1
 
 
-def test_random_is_deterministic():
+def test_random_placement_is_deterministic():
     assert register_positions("random", 196, 12) == register_positions("random", 196, 12)
     assert register_positions("random", 196, 12) != register_positions("evenly", 196, 12)
 
 
-def test_unknown_and_negative():
+def test_unknown_names_and_negative_counts_are_refused():
     with pytest.raises(InputError, match="choose one of evenly, spread"):
         register_positions("sideways", 4, 1)
     with pytest.raises(InputError, match="0 or more"):

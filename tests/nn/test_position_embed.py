@@ -23,7 +23,7 @@ def test_golden_resize_of_the_grid_in_vims_transfer(case):
     golden_cases.assert_near(resize_positions(old.double(), *grids), new, 1e-12)
 
 
-def test_the_same_grid_is_the_table_itself():
+def test_the_same_grid_returns_the_table_itself():
     table = torch.randn(1, 6, 4)
     assert resize_positions(table, (2, 3), (2, 3)) is table
 

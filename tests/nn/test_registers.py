@@ -34,7 +34,7 @@ def test_split_undoes_insert(placement, rows, cols, num_registers):
 
 
 @pytest.mark.gpu
-def test_a_captured_split_keeps_nothing_for_later():
+def test_a_captured_split_does_not_cache_its_indices():
     module = register_tokens(3, "evenly").cuda()
     sequence = module.insert(torch.randn(2, 16, 3, dtype=torch.float64, device="cuda")).detach()
     _indices.cache_clear()

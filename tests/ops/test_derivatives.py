@@ -160,7 +160,7 @@ def test_forward_mode_is_the_directional_derivative(op):
 
 
 @every_op
-def test_func_grad_is_autograds(op):
+def test_func_grad_equals_autograd(op):
     tensors = draw(op)
     leaves = [tensor.requires_grad_() for tensor in draw(op).values()]
     expected = torch.autograd.grad(scalar(op)(*leaves), leaves)

@@ -66,7 +66,7 @@ def test_a_backend_asked_for_that_cannot_run_raises_with_the_reason(table, monke
         chosen()
 
 
-def test_no_backend_at_all_raises(table):
+def test_no_suitable_backend_raises(table):
     with pytest.raises(BackendUnavailable, match=r"no backend takes torch.float16"):
         chosen(dtype=torch.float16)
 

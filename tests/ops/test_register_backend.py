@@ -127,7 +127,7 @@ def test_the_op_calls_it_by_name_and_by_choice():
         selective_scan(**tensors, backend="mine")
 
 
-def test_a_fused_op_steps_aside_only_where_the_registered_backend_would_run(stub_kernels):
+def test_a_fused_backend_is_skipped_only_if_a_registered_one_would_run(stub_kernels):
     def chosen(dtype=torch.float32):
         return resolve("bidirectional_mix", "auto", device=torch.device("cpu"), dtype=dtype, otherwise="composed")
 

@@ -190,7 +190,7 @@ def test_any_memory_layout(backend, device):
 
 
 @pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix"))
-def test_the_same_bits_every_time(backend, device):
+def test_repeated_calls_are_bit_identical(backend, device):
     tensors = inputs(3, 40, 24, 16, device=device)
     first = with_gradients(mix_with(backend), tensors)
     for _ in range(5):

@@ -44,7 +44,7 @@ def test_every_vector_width_equals_the_reference(machine, average, inner, states
     assert relative_error(results[0][0], results[1][0]) <= 1e-6
 
 
-def test_what_is_kept_has_the_shapes_it_says():
+def test_saved_tensors_have_the_shapes_of_empty_saved():
     forward_params, backward_params = draw(24, 4, 3, 4, 0), draw(24, 6, 3, 4, 1)
     xz = torch.randn(2, 35, 48)
     _, saved = llvm.forward(xz, forward_params, backward_params, average=True, for_backward=True)

@@ -83,7 +83,7 @@ def test_any_filter_length_with_and_without_bias_and_activation(backend, device,
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend, device", backend_cases("causal_conv1d", torch.bfloat16))
-def test_sixteen_bits_in_and_out_cost_only_their_rounding(backend, device, dtype):
+def test_16_bit_types_add_only_their_rounding_error(backend, device, dtype):
     tensors = inputs(2, 37, 21, dtype=dtype, device=device)
     assert_right(tensors, backend, dtype)
     assert causal_conv1d(**tensors, backend=backend).dtype == dtype
@@ -96,7 +96,7 @@ def test_sixteen_bits_in_and_out_cost_only_their_rounding(backend, device, dtype
     reverse=st.booleans(),
     bias=st.booleans(),
 )
-def test_drawn_shapes(backend, device, shape, reverse, bias):
+def test_random_shapes(backend, device, shape, reverse, bias):
     tensors = inputs(*shape, device=device, bias=bias, seed=sum(shape))
     assert_right(tensors, backend, torch.float32, reverse=reverse)
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from mambar.ops import causal_conv1d
 
 
-def test_it_is_the_padded_grouped_convolution():
+def test_equals_a_padded_grouped_convolution():
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 11, 6), torch.randn(6, 4), torch.randn(6)
     expected = F.conv1d(F.pad(x.transpose(1, 2), (3, 0)), weight[:, None], bias, groups=6).transpose(1, 2)

@@ -67,7 +67,7 @@ def test_any_shape(backend, device, shape, residual):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("backend, device", backend_cases("rms_norm", torch.bfloat16))
-def test_a_sixteen_bit_branch_and_a_float32_stream(backend, device, dtype, residual):
+def test_a_16_bit_branch_and_a_float32_stream(backend, device, dtype, residual):
     found = assert_right(inputs(2, 13, 48, dtype=dtype, device=device, residual=residual), backend, dtype)
     assert found["output 0"].dtype == dtype
     if residual:
@@ -75,7 +75,7 @@ def test_a_sixteen_bit_branch_and_a_float32_stream(backend, device, dtype, resid
 
 
 @pytest.mark.parametrize("backend, device", backend_cases("rms_norm"))
-def test_a_float32_stream_normed_in_sixteen_bits_in_one_pass(backend, device):
+def test_a_float32_stream_is_normalized_to_16_bits_in_one_pass(backend, device):
     tensors = inputs(2, 13, 48, device=device, residual=False)
     found = with_gradients(lambda **t: rms_norm(**t, dtype=torch.bfloat16, backend=backend), tensors)
     wide = with_gradients(norm_with(backend), tensors)

@@ -25,7 +25,7 @@ def test_a_backward_chunk_is_a_whole_number_of_forward_chunks():
     assert chunked.BACKWARD_STEPS % chunked.STEPS == 0
 
 
-def test_tiles_cover_everything_once():
+def test_tiles_cover_all_items_and_channels_once():
     for batch, d_inner, d_state, values in (
         (1, 1, 1, 1),
         (5, 7, 3, 10),

@@ -25,7 +25,7 @@ def inputs(batch=2, length=13):
 
 
 @without_shape_hook
-def test_export_takes_it_and_the_program_is_plain():
+def test_an_exported_program_has_plain_operations_only():
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} if t.dim() == 3 else None for t in inputs())
     program = torch.export.export(Scan(reverse=True), inputs(), dynamic_shapes=shapes)

@@ -106,7 +106,7 @@ def test_any_argument_may_be_absent(backend, device, without, softplus):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("backend, device", backend_cases("selective_scan", torch.bfloat16))
-def test_sixteen_bits_in_and_out_cost_only_their_rounding(backend, device, dtype, reverse):
+def test_16_bit_types_add_only_their_rounding_error(backend, device, dtype, reverse):
     tensors = scan_inputs(2, 37, 7, 5, dtype=dtype, device=device)
     options = {"delta_softplus": True, "reverse": reverse}
     found = with_gradients(scan_with(backend, **options), tensors)
@@ -118,7 +118,7 @@ def test_sixteen_bits_in_and_out_cost_only_their_rounding(backend, device, dtype
 
 
 @pytest.mark.parametrize("backend, device", backend_cases("selective_scan", torch.bfloat16))
-def test_a_slow_state_is_not_held_in_sixteen_bits(backend, device):
+def test_the_state_is_not_rounded_to_16_bits(backend, device):
     # Held in bfloat16 the state is off by 0.28 at 784 steps; the rounding of inputs and output alone costs 0.004.
     tensors = scan_inputs(1, 784, 2, 2, dtype=torch.bfloat16, device=device, slow_decay=True, without=("z", "D"))
     y, state = selective_scan_with_state(**tensors, delta_softplus=True, backend=backend)
@@ -183,7 +183,7 @@ def test_every_element_is_written(backend, device, nan_memory):
 
 @pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 @pytest.mark.slow
-def test_the_same_bits_every_time(backend, device):
+def test_repeated_calls_are_bit_identical(backend, device):
     tensors = scan_inputs(4, 70, 40, 16, device=device)
     first = with_gradients(scan_with(backend, delta_softplus=True), tensors)
     for _ in range(10):
@@ -197,7 +197,7 @@ shapes = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 9), st.
 @pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(shape=shapes, reverse=st.booleans(), softplus=st.booleans(), absent=st.sets(st.sampled_from(OPTIONAL)))
-def test_drawn_shapes(backend, device, shape, reverse, softplus, absent):
+def test_random_shapes(backend, device, shape, reverse, softplus, absent):
     tensors = scan_inputs(*shape, device=device, without=tuple(absent), seed=sum(shape))
     if not softplus:
         tensors["delta"] = tensors["delta"].abs()
@@ -221,7 +221,7 @@ def of_the_norm(found, right):
     absent=st.sets(st.sampled_from(OPTIONAL)),
     slow_decay=st.booleans(),
 )
-def test_p9_drawn_shapes(backend, device, shape, reverse, absent, slow_decay):
+def test_p9_random_shapes(backend, device, shape, reverse, absent, slow_decay):
     tensors = scan_inputs(*shape, device=device, without=tuple(absent), seed=sum(shape), slow_decay=slow_decay)
     options = {"delta_softplus": True, "reverse": reverse}
     found = with_gradients(scan_with(backend, **options), tensors)
@@ -297,7 +297,7 @@ def test_reverse_is_a_scan_of_the_flipped_sequence_flipped_back(backend, device,
 @pytest.mark.parametrize("backend, device", backend_cases("selective_scan"))
 @settings(max_examples=15, derandomize=True, deadline=None)
 @given(data=st.data(), reverse=st.booleans())
-def test_two_parts_with_the_state_carried_are_the_whole(backend, device, data, reverse):
+def test_two_parts_with_the_state_passed_on_equal_the_whole_scan(backend, device, data, reverse):
     shape = data.draw(shapes.filter(lambda shape: shape[1] > 1))
     cut = data.draw(st.integers(1, shape[1] - 1))
     tensors = scan_inputs(*shape, device=device)

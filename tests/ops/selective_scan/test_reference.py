@@ -6,7 +6,7 @@ from mambar.ops import selective_scan, selective_scan_with_state
 from op_inputs import scan_inputs
 
 
-def test_two_steps_worked_by_hand():
+def test_two_steps_equal_values_by_hand():
     u, delta = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[0.5], [1.0]]])
     A, B, C = torch.tensor([[-1.0]]), torch.tensor([[[3.0], [4.0]]]), torch.tensor([[[1.0], [0.5]]])
     y, state = selective_scan_with_state(u, delta, A, B, C, D=torch.tensor([10.0]), backend="reference")
@@ -32,7 +32,7 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(scan, tensors)
 
 
-def test_a_nan_or_infinite_step_shows():
+def test_nan_and_infinite_steps_propagate():
     tensors = scan_inputs(1, 4, 2, 2, without=("z", "initial_state", "delta_bias"))
     for value in (float("nan"), float("inf")):
         tensors["delta"][0, 2, 1] = value

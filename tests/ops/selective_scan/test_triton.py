@@ -28,14 +28,14 @@ def test_interpreted_scan_equals_the_reference():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def check(batch: int, length: int, inner: int, state: int, reverse: bool, everything: bool) -> None:
+def check(batch: int, length: int, inner: int, state: int, reverse: bool, with_optional: bool) -> None:
     """Fails unless outputs and gradients are the reference's to seven digits."""
     from mambar.ops.selective_scan import reference, triton
 
     torch.manual_seed(0)
     wide, rows = torch.randn(batch, length, 2 * inner), torch.randn(batch, length, 3 + 2 * state)
     optional = torch.randn(inner), wide[..., inner:], torch.randn(inner), torch.randn(batch, inner, state)
-    D, z, bias, initial = optional if everything else (None,) * 4
+    D, z, bias, initial = optional if with_optional else (None,) * 4
     delta, A = torch.randn(batch, length, inner) - 1, -4 * torch.rand(inner, state)
     tensors = (wide[..., :inner], delta, A, rows[..., 3 : 3 + state], rows[..., 3 + state :], D, z, bias, initial)
     options = {"delta_softplus": True, "reverse": reverse}
