@@ -30,7 +30,7 @@ LAYERS = [
     {"nn"},
     {"ops", "data"},
     {"image_paths"},
-    {"cache", "memory", "deprecated", "device", "image_file", "json_fields", "user_module"},
+    {"cache", "memory", "deprecated", "device", "hub_network", "image_file", "json_fields", "user_module"},
     {"errors", "messages", "version"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

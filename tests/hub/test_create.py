@@ -1,13 +1,16 @@
 """Models by name, with and without released weights."""
 
 import argparse
+import socket
+import time
 
 import pytest
+import timm.models  # noqa: F401, before the client of the hub is replaced in a test
 import torch
 
 import mambar
 from mambar.cache import cache_directory
-from mambar.errors import CheckpointError, InputError
+from mambar.errors import CheckpointError, CheckpointMismatch, InputError
 from mambar.hub.convert import to_official
 from mambar.models import VARIANTS, VisionMamba
 
@@ -66,6 +69,55 @@ def test_the_first_download_is_remembered(released):
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(CheckpointError, match="was expected"):
         mambar.create_model("mambar_small_patch16_224", pretrained=True)
+
+
+def test_pretrained_takes_a_path(released, tmp_path):
+    model, path = released
+    images = torch.randn(1, 3, 32, 32)
+    for source in (path, str(path)):
+        loaded = mambar.create_model("mambar_small_patch16_224", pretrained=source)
+        assert torch.equal(loaded.eval()(images), model.eval()(images))
+    mambar.save_model(tmp_path / "run", model)
+    fresh = mambar.create_model("mambar_small_patch16_224", pretrained=tmp_path / "run", img_size=48, num_classes=3)
+    assert torch.equal(fresh.registers.embedding, model.registers.embedding) and fresh.num_classes == 3
+    with pytest.raises(CheckpointMismatch, match="blocks"):
+        mambar.create_model("mambar_small_patch16_224", pretrained=path, depth=2)
+    with pytest.raises(InputError, match="There is no model at nowhere"):
+        mambar.create_model("mambar_small_patch16_224", pretrained="nowhere")
+    tiny = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 32}
+    vit = mambar.create_model("timm/vit_tiny_patch16_224", **tiny)
+    mambar.save_model(tmp_path / "vit", vit)
+    again = mambar.create_model("timm/vit_tiny_patch16_224", pretrained=tmp_path / "vit", **tiny)
+    assert torch.equal(again.eval()(images), vit.eval()(images))
+
+
+@pytest.mark.parametrize("answer", ["refused", "silence"])
+def test_without_network_errors_come_within_seconds(monkeypatch, tmp_path, answer):
+    """The client of the hub tries again for a minute; here it is not asked if the hub does not answer."""
+    import huggingface_hub
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if answer == "refused":
+            server.close()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        calls = {
+            r"start_from=FILE.*pretrained=FILE": lambda: mambar.create_model(
+                "mambar_base_patch16_224", pretrained=True
+            ),
+            "give their directory": lambda: mambar.load("someone/model"),
+            "hub does not answer.*copy the cache": lambda: mambar.create_model(
+                "timm/vit_tiny_patch16_224", pretrained=True
+            ),
+        }
+        for words, call in list(calls.items())[: 1 if answer == "silence" else 3]:
+            start = time.monotonic()
+            with pytest.raises(InputError, match=words):
+                call()
+            assert time.monotonic() - start < 5
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
 
 
 def test_without_network_one_line(monkeypatch, tmp_path):

@@ -1,8 +1,10 @@
 """Creates models by name."""
 
+from pathlib import Path
 from typing import Any
 
 from mambar.errors import InputError
+from mambar.hub.files import load
 from mambar.hub.released import load_official
 from mambar.hub.resize import load_pretrained_weights
 from mambar.hub.weights import WEIGHTS, released_file
@@ -20,7 +22,7 @@ def list_models(*, pretrained: bool = False) -> list[str]:
 def create_model(
     name: str,
     *,
-    pretrained: bool = False,
+    pretrained: bool | str | Path = False,
     img_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     **config_fields: Any,
@@ -30,18 +32,22 @@ def create_model(
     "timm/NAME" is a plain vision transformer of timm; its keyword arguments are those of `timm.create_model`. A name
     registered by `mambar.register_backbone` gives that backbone; its keyword arguments are those of the factory.
 
-    pretrained: download (once), verify and convert the released weights. Positions are resized to another
-    `img_size`; a head or registers of another size keep their initial values. Raises `InputError` for an unknown
-    name or field, or if no weights were released.
+    pretrained: True: download (once), verify and convert the released weights. A path or hub id: take the weights of
+    that model instead, see `mambar.load`. Positions are resized to another `img_size`; a head or registers of another
+    size keep their initial values. Raises `InputError` for an unknown name or field, or if no weights were released,
+    `CheckpointMismatch` for weights of another architecture.
     """
+    source = None if isinstance(pretrained, bool) else load(pretrained)
     given = {"img_size": img_size, "num_classes": num_classes}
     fields = {**config_fields, **{field: value for field, value in given.items() if value is not None}}
     if name.startswith(TIMM_PREFIX):
-        return create_timm_vit(name.removeprefix(TIMM_PREFIX), pretrained=pretrained, **fields)
-    if pretrained and name in BACKBONES:
+        model = create_timm_vit(name.removeprefix(TIMM_PREFIX), pretrained=pretrained is True, **fields)
+    elif pretrained is True and name in BACKBONES:
         raise InputError(f"pretrained=True: no weights were released for the registered backbone {name!r}.")
-    model = build_backbone(config_of(name, **fields))
-    if pretrained:
-        released = load_official(released_file(name))
-        load_pretrained_weights(model, released.state_dict(), released.config)
+    else:
+        config = config_of(name, **fields)
+        source = load_official(released_file(name)) if pretrained is True else source
+        model = build_backbone(config)
+    if source is not None:
+        load_pretrained_weights(model, source.state_dict(), source.config)
     return model

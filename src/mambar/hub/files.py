@@ -17,6 +17,7 @@ from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputE
 from mambar.hub.config_file import CONFIG, config_content, json_bytes, read_config, read_json, with_checksum
 from mambar.hub.safetensors_file import read_safetensors
 from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite
+from mambar.hub_network import download_failure, offline_if_unreachable
 from mambar.messages import one_line
 from mambar.models.backbones import build_backbone, config_from_dict, num_parameters
 from mambar.models.timm_vit import TimmViT, model_preprocessing
@@ -288,7 +289,10 @@ def _from_hub(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS]))
+        with offline_if_unreachable():
+            return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as error:  # errors of network, names and permissions have many types
-        first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise InputError(f"{repository} could not be downloaded from the Hugging Face hub: {first}") from error
+        raise InputError(
+            f"{repository} could not be downloaded: {download_failure(error)}. "
+            "Download its files elsewhere and give their directory instead of owner/name."
+        ) from error

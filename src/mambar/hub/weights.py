@@ -10,6 +10,7 @@ from mambar.cache import optional_cache_directory
 from mambar.errors import CheckpointError, InputError
 from mambar.hub.config_file import json_bytes
 from mambar.hub.files import write_atomically
+from mambar.hub_network import download_failure, offline_if_unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +62,14 @@ def _download(name: str, weights: ReleasedWeights) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(weights.repository, weights.file))
+        with offline_if_unreachable():
+            return Path(hf_hub_download(weights.repository, weights.file))
     except Exception as error:  # errors of network, names and permissions have many types
         raise InputError(
-            f"The weights of {name} are not in the cache and could not be downloaded: looked for {weights.file} of "
-            f"{weights.repository} in the Hugging Face cache (HF_HOME) and on the hub ({type(error).__name__}). "
-            "Download the file elsewhere and pass its path to mambar.load_official."
+            f"The weights of {name} could not be downloaded, looked for {weights.file} of {weights.repository}: "
+            f"{download_failure(error)}. "
+            "Download the file elsewhere and give its path: mambar predict FILE IMAGE, mambar train RECIPE "
+            f"start_from=FILE, mambar.load_official(FILE) or mambar.create_model({name!r}, pretrained=FILE)."
         ) from error
 
 

@@ -3,6 +3,7 @@
 Their class, distillation and register tokens, which precede the patches, become `Tokens.registers`.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
+from mambar.hub_network import download_failure, offline_if_unreachable
 from mambar.messages import did_you_mean, one_line
 from mambar.models.protocol import TokenTensor, layer_indices
 from mambar.models.vision_mamba import VisionMamba
@@ -265,13 +267,19 @@ def create_timm_vit(
         raise InputError(f"timm has no model {name!r}; near it: {near}.")
     arguments = {**timm_arguments, "img_size": img_size, "num_classes": num_classes}
     try:
-        model = timm.create_model(name, pretrained=pretrained, **{"dynamic_img_size": True, **arguments})
-    except TypeError:
-        # Classes without dynamic sizes (Beit) do not have the argument.
-        try:
-            model = timm.create_model(name, pretrained=pretrained, **arguments)
-        except TypeError as error:
-            raise InputError(f"timm/{name}: {one_line(error)}; see the arguments of this model in timm.") from error
+        with offline_if_unreachable() if pretrained else contextlib.nullcontext():
+            try:
+                model = timm.create_model(name, pretrained=pretrained, **{"dynamic_img_size": True, **arguments})
+            except TypeError:
+                # Classes without dynamic sizes (Beit) do not have the argument.
+                model = timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        raise InputError(f"timm/{name}: {one_line(error)}; see the arguments of this model in timm.") from error
+    except OSError as error:
+        raise InputError(
+            f"The weights of timm/{name} could not be downloaded: {download_failure(error)}. Run once with a network, "
+            "copy the cache, or omit pretrained."
+        ) from error
     given = {key: value for key, value in arguments.items() if value is not None}
     savable = _ARGUMENTS.keys() >= given.keys()
     config = TimmConfig(timm_model=name, arguments={**given, "num_classes": model.num_classes}) if savable else None

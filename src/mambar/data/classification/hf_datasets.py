@@ -15,6 +15,7 @@ from mambar.data.dataset import SPLIT_NAMES, Sample, find_name, stratified_split
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.errors import DataError, ImageError
+from mambar.hub_network import offline_if_unreachable
 from mambar.image_file import MAX_PIXELS
 from mambar.messages import needs_package, one_line
 
@@ -111,7 +112,8 @@ def _library() -> Any:
 def _open(datasets: Any, source: str, subset: str | None, revision: str | None) -> Any:
     try:
         if source.startswith(PREFIX):
-            return datasets.load_dataset(source.removeprefix(PREFIX), subset, revision=revision)
+            with offline_if_unreachable():
+                return datasets.load_dataset(source.removeprefix(PREFIX), subset, revision=revision)
         found = datasets.load_from_disk(source)
     # The library's errors for missing, private and damaged datasets have no common base class.
     except Exception as error:
