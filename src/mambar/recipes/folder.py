@@ -2,9 +2,10 @@
 
     mambar train folder data=PATH
     mambar train folder data=PATH epochs=100 img_size=224 batch_size=32
+    mambar train folder data=PATH pretrained=MODEL
 
-PATH has one folder for each class, or train/ and val/ with one folder for each class. If a trained model is available,
-use `finetune`.
+PATH has one folder for each class, or train/, val/ and optionally test/ with one folder for each class. If a trained
+model is available, use `finetune`, or `pretrained=MODEL` here.
 """
 
 from mambar.recipes.entry import RecipeEntry
