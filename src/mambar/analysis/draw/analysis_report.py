@@ -207,7 +207,7 @@ def _norms(analysis: Analysis, save: Save) -> html.Html:
         for name, found in analysis.results.items()
         for layer in layers[name]
     ]
-    head = ("model", "layer", "mode", "median", "99 %", "maximum", "register median")
+    head = ("model", "layer", "mode", "median", "99 %", "maximum", "registers or class token, median")
     return html.section("Norms", by_layer, shapes, html.table(head, rows))
 
 

@@ -145,12 +145,12 @@ def draw_gallery(shown: GalleryImage, style: MapStyle) -> "Figure":
     for name, first in zip(models, grid[:, 0], strict=False):
         _draw_image(first, shown.image)
         first.set_ylabel(_wrapped(name, 30), fontsize=7.5)
-    grid[0, 0].set_title(_wrapped(shown.name, 28), fontsize=8)
+    grid[0, 0].set_title(_wrapped(shown.name, 25), fontsize=8)
     grid[-1, 0].set_axis_off()
     for row, column in zip(shown.rows, grid.T[1:], strict=True):
         for axis, values in zip(column, row.maps.values(), strict=False):
             _draw_map(axis, values, row, style)
-        column[0].set_title(_wrapped(row.name, 28), fontsize=8)
+        column[0].set_title(_wrapped(row.name, 25), fontsize=8)
         _color_bar(column[-1], row, style)
     sign(figure, shown.label.line())
     return figure
@@ -166,7 +166,7 @@ def draw_norm_panels(panels: Sequence[NormPanel]) -> "Figure":
     for panel, column in zip(panels, grid.T, strict=True):
         row = MapRow(name=panel.caption, quantity="L2 norm", maps=panel.maps)
         _draw_image(column[0], to_uint8(panel.image))
-        column[0].set_title(_wrapped(panel.caption, 28), fontsize=8)
+        column[0].set_title(_wrapped(panel.caption, 25), fontsize=8)
         for axis, values in zip(column[1:], row.maps.values(), strict=False):
             _draw_map(axis, values, row, MapStyle())
         _color_bar(column[-1], row, MapStyle())
@@ -212,6 +212,9 @@ def _draw_image(axes: "Axes", image: UInt8[np.ndarray, "channels height width"])
 
 def _draw_map(axes: "Axes", values: Map | None, row: MapRow, style: MapStyle) -> None:
     if values is None:
+        # The title stands as high as those of maps.
+        rows, cols = row.given()[0].shape
+        axes.set_box_aspect(rows / cols)
         axes.set_axis_off()
         return
     _hide_frame(axes)

@@ -30,8 +30,7 @@ def _table(rows: Sequence[Row], note: str) -> html.Html:
 
 
 def _percent(value: float, digits: int = 1) -> str:
-    # The non-breaking space keeps number and unit on one line.
-    return "–" if not math.isfinite(value) else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+    return "–" if not math.isfinite(value) else f"{100 * value:.{digits}f} %"
 
 
 def _interval(low: float, high: float) -> str:
