@@ -116,12 +116,7 @@ def _names(names: Any, count: int) -> tuple[str, ...]:
 
 
 def _colours(colors: Any, count: int) -> tuple[tuple[int, int, int], ...]:
-    if not isinstance(colors, list) or len(colors) != count:
-        raise InputError(f"palette must be {count} colors.")
-    found = []
-    for color in colors:
-        red, green, blue = (int(band) for band in color)
-        if not all(0 <= band <= 255 for band in (red, green, blue)):
-            raise InputError(f"palette: {color} is not a color; use three numbers from 0 to 255.")
-        found.append((red, green, blue))
-    return tuple(found)
+    found = tuple((int(red), int(green), int(blue)) for red, green, blue in colors)
+    if len(found) != count or not all(0 <= band <= 255 for color in found for band in color):
+        raise InputError(f"palette must be {count} colors of three numbers from 0 to 255.")
+    return found

@@ -28,6 +28,9 @@ from mambar.messages import one_line
 
 logger = logging.getLogger("mambar.data")
 
+# More folders are classes, not datasets; listing those of ImageNet takes seconds.
+_MANY_FOLDERS = 50
+
 
 class ImageFolder(SkippingDataset):
     """Images in class sub-folders; labels follow the sorted folder names.
@@ -173,6 +176,8 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 def _deeper_split_folders(root: Path, names: list[str]) -> dict[str, Path]:
     """The splits in the only sub-folder that holds nothing but splits, where the others have no images."""
+    if len(names) > _MANY_FOLDERS:
+        return {}
     inside = {name: folders_in(root / name) for name in names}
     deeper = [name for name in names if inside[name] and all(map(is_split_name, inside[name]))]
     if len(deeper) > 1 and len(deeper) == len(names):

@@ -38,7 +38,8 @@ def _recognize(tree: FileTree) -> tuple[FileTree, Callable[..., Listing]]:
     """The tree in which a layout is found, and what lists a split of it."""
     inside: FileTree | None = tree
     while inside is not None:
-        for trees in ([inside], [inside.subtree(folder) for folder in inside.folders()]):
+        for level in (0, 1):
+            trees = [inside.subtree(folder) for folder in inside.folders()] if level else [inside]
             for looks, find in LAYOUTS.values():
                 fitting = [each for each in trees if looks(each)]
                 if len(fitting) == 1:
