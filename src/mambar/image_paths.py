@@ -37,7 +37,7 @@ def files_below(root: Path) -> list[str]:
 
     found = []
     # Folder → its real path after those of the folders that it was reached through.
-    reached = {str(root): (root.resolve(),)}
+    reached: dict[str, tuple[Path, ...]] = {str(root): (root.resolve(),)}
     for place, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         above = reached.pop(place)
         folders[:] = [folder for folder in folders if not folder.startswith(".")]

@@ -93,3 +93,8 @@ def test_another_number_of_classes_is_one_line(data):
     logits, labels = data
     with pytest.raises(DataError, match=r"the model has 6 classes, the data 3 \(cat, dog, hen"):
         evaluate(Reader(), batches(logits, labels), classes=CLASSES[:3])
+
+
+def test_no_image_is_nothing_to_measure():
+    with pytest.raises(DataError, match="there is nothing to measure: none of the images to evaluate could be read"):
+        evaluate(Reader(), [], classes=CLASSES)

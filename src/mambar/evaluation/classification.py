@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mambar.data.loading.loaders import Batch
 from mambar.deprecated import accept_old_names
+from mambar.errors import DataError
 from mambar.evaluation.metrics import LossSum, check_num_classes, confusion_counts, top_k_correct
 
 # As many misclassified images are remembered, for reports.

@@ -84,7 +84,7 @@ class ImageMaskPairs(SkippingDataset):
             raise DataError(
                 f"data={listing.tree.name} has {len(listing.images)} images for {split}, but no masks of them."
             )
-        if len(listing.table.classes) < 2:
+        if len(listing.table.classes) == 1:
             raise DataError(
                 f"data={listing.tree.name} has one class, {one_line(listing.table.classes[0])!r}; a segmenter needs "
                 "two or more: name the background as well."

@@ -47,8 +47,8 @@ def find_voc(tree: FileTree, split: str) -> Listing:
 def voc_palette(count: int) -> tuple[Color, ...]:
     """VOC's colors: the bits of the class number distributed over red, green and blue, highest first."""
     label, band = np.arange(count)[:, None], np.arange(3)
-    bits = [(label >> (3 * place + band) & 1) << (7 - place) for place in range(8)]
-    return tuple((red, green, blue) for red, green, blue in sum(bits).tolist())
+    bits = np.array([(label >> (3 * place + band) & 1) << (7 - place) for place in range(8)])
+    return tuple((red, green, blue) for red, green, blue in bits.sum(0).tolist())
 
 
 def _root(tree: FileTree) -> FileTree | None:
