@@ -42,7 +42,7 @@ def test_the_report_and_the_result_say_it_in_words(finished):
     result, _ = finished
     assert re.search(r"step \d of 9, the best of 3 evaluations on 48 validation images", result.origin)
     page = (result.directory / "report.html").read_text("utf-8")
-    assert result.origin in page and "on 30 images that were used for nothing else" in page
+    assert result.origin in page and "Independent test: top1" in page and "on 30 images" in page
 
 
 def test_a_finished_run_is_read_with_all_of_it(finished):

@@ -55,5 +55,5 @@ class RunResult:
         """What the metrics are from, and the first test metric, in sentences; "" if both are unknown."""
         text = f"Validation metrics: {self.origin}." if self.origin else ""
         for name, value in list((self.test_metrics or {}).items())[:1]:
-            text += f" Test {name} {value:.4f} on {self.num_test_images:,} images that were used for nothing else."
+            text += f" Independent test: {name} {value:.4f} on {self.num_test_images:,} images."
         return text

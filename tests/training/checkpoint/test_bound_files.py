@@ -69,7 +69,7 @@ def test_every_flipped_bit_is_refused(tmp_path, name):
             with pytest.raises(CheckpointError):
                 CheckpointStore(out / "checkpoints").load_best()
         elif name == "checkpoints/last.json":
-            # The checkpoints are still there; the pointer is not believed.
+            # The checkpoints are intact; the pointer is refused.
             with pytest.raises(CheckpointError):
                 CheckpointStore(out / "checkpoints")._read_pointer("last.json")
         else:

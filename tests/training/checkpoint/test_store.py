@@ -177,7 +177,7 @@ def test_p1_a_fault_at_any_system_call_of_a_save_loses_nothing(tmp_path, need_pr
         text = log.read_text(errors="replace", encoding="utf-8")
         injected += answer is None if "KILL" in inject else "(INJECTED)" in text
         if "KILL" not in inject:
-            # Also the answer's own write may be the one that fails; then the save is over.
+            # The failing write may be that of the result; then the save has finished.
             assert answer is None or answer["exit"] in (0, 3), (name, number, answer)
             if answer is not None and answer["exit"] == 3:
                 failed += 1
@@ -230,7 +230,7 @@ def test_p2_a_full_disk_leaves_the_checkpoint_before_it(small_disk):
     assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
     assert not saving.leftovers(small_disk)
     assert store.load().step == 2 and saving.is_right(store.load())
-    # Nothing is stuck: a smaller state is saved.
+    # A smaller state can still be saved.
     store.save(4, saving.tensors_of(4, 10), {"position": 4})
     assert store.load().step == 4
 
@@ -300,7 +300,7 @@ def test_p3_every_damage_is_refused_and_the_checkpoint_before_it_taken(tmp_path,
         assert checkpoint.step == (20 if name == "last.json" else 10)
         assert "expected" in caplog.text or "without a valid checksum" in caplog.text or "holds step" in caplog.text
         assert name.split("/")[-1] in caplog.text or "step-00000020" in caplog.text
-        # Nothing is deleted, not even the damaged one.
+        # Nothing is deleted; the damaged checkpoint is kept.
         assert target.read_bytes() == damaged
         target.write_bytes(good)
     record_property("damages refused", count)

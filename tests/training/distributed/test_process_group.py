@@ -26,7 +26,7 @@ def test_peak_memory_grows_with_allocated_memory():
     before = ProcessGroup().peak_memory
     taken = torch.ones(100 * 2**20, dtype=torch.uint8)
     after = ProcessGroup().peak_memory
-    # The peak may have been higher before, but never by more than what is there now.
+    # An earlier peak may have been higher.
     assert after >= before > 0.05 and after * 2**30 > taken.numel()
 
 
@@ -185,7 +185,7 @@ SAMPLED = {"rank 1", "worker", "rank 0 in a save"}
 
 
 def under_torchrun(tmp_path, scenario, *, restarts):
-    """(exit code, what the processes left) of a run under torchrun with a fault in its first start."""
+    """(exit code, run directory) of a run under torchrun with a fault in its first start."""
     script, pids, out = tmp_path / "script.py", tmp_path / "pids", tmp_path / "run"
     script.write_text(SCRIPT, "utf-8")
     pids.mkdir()
@@ -251,7 +251,7 @@ def test_p6_many_random_deaths(tmp_path, unbroken, record_property):
                 resume=(out / "recipe.json").exists(),
                 environment={"MAMBAR_TIMEOUT": "10"},
             )
-            # Each start gets time for a few more steps, else the run never progresses.
+            # Each start makes a few steps, otherwise the run never progresses.
             target = before + draw.randint(1, 3)
             while runs.steps_in(out) < target and group[0].exitcode is None:
                 time.sleep(0.005)

@@ -26,7 +26,7 @@ def test_buffers_are_copied_and_the_average_takes_no_gradient():
     assert not ema.model.training
 
 
-def test_the_average_is_independent_of_the_model_it_came_from():
+def test_the_average_does_not_share_memory_with_the_model():
     model = nn.Linear(3, 2)
     ema = Ema(model, 0.5)
     stored = {name: value.clone() for name, value in ema.state().items()}

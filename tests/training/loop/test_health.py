@@ -20,32 +20,32 @@ def net():
     return Net()
 
 
-def test_a_healthy_model_has_no_culprit(net):
+def test_a_finite_model_has_no_non_finite_module(net):
     assert first_non_finite_module(net, lambda: net(torch.randn(3, 4))) is None
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-def test_a_bad_parameter_is_named(net):
+def test_a_non_finite_parameter_is_named(net):
     with torch.no_grad():
         net.two.weight[0, 1] = float("inf")
     assert first_non_finite_module(net, lambda: net(torch.randn(3, 4))) == "parameter two.weight"
 
 
-def test_the_first_bad_output_is_named(net):
+def test_the_first_non_finite_output_is_named(net):
     handle = net.one.register_forward_hook(lambda module, inputs, output: output * float("nan"))
     assert first_non_finite_module(net, lambda: net(torch.randn(3, 4))) == "module one"
     handle.remove()
 
 
-def test_a_bad_loss_and_a_bad_gradient_are_told_apart(net):
+def test_a_non_finite_loss_and_a_non_finite_gradient_are_distinguished(net):
     assert first_non_finite_module(net, lambda: net(torch.randn(3, 4)) * float("nan")) == "the loss"
-    # The square root's slope at 0 is infinite, its value is not.
+    # The derivative of the square root at 0 is infinite, its value is finite.
     assert first_non_finite_module(net, lambda: (net.one.weight * 0).sum().sqrt() + net(torch.zeros(1, 4))) == (
         "gradient of one.weight"
     )
 
 
-def test_layers_are_measured_without_a_trace():
+def test_layer_statistics_do_not_change_the_model():
     from mambar.hub import create_model
     from mambar.training.loop.health import layer_statistics
 

@@ -14,7 +14,7 @@ def kept(model, images):
     return torch.stack([layer(branch)[:, 0, 0] for layer in model])
 
 
-def test_the_key_alone_decides_the_masks():
+def test_masks_depend_on_the_key_only():
     model = layers(0.2, 0.5)
     source = KeyedDropPath(model, torch.device("cpu"))
     source.draw(5, 16)
@@ -27,7 +27,7 @@ def test_the_key_alone_decides_the_masks():
     assert not torch.equal(kept(model, 16), first)
 
 
-def test_windows_are_rows_of_the_whole():
+def test_windows_are_rows_of_the_full_mask():
     model = layers(0.3, 0.3, 0.3)
     source = KeyedDropPath(model, torch.device("cpu"))
     source.draw(1, 12)
@@ -39,7 +39,7 @@ def test_windows_are_rows_of_the_whole():
     assert torch.equal(torch.cat(parts, 1), whole)
 
 
-def test_rates_are_kept_and_rate_zero_is_left_alone():
+def test_rates_are_applied_and_rate_zero_is_unchanged():
     model = layers(0.0, 0.25)
     source = KeyedDropPath(model, torch.device("cpu"))
     assert source.layers == [model[1]]
@@ -56,7 +56,7 @@ def test_evaluation_drops_nothing():
     assert (kept(model, 4) == 1).all()
 
 
-def test_other_models_keep_their_own_draws():
+def test_other_models_keep_their_own_masks():
     one, other = layers(0.5), layers(0.5)
     KeyedDropPath(one, torch.device("cpu")).draw(1, 4)
     assert kept(other, 9).shape == (1, 9)

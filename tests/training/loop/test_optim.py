@@ -35,7 +35,7 @@ def test_the_official_rule_exempts_what_the_released_training_exempts(name, sour
     with torch.device("meta"):
         model = VisionMamba(variant(name))
     exempt = model.no_weight_decay()
-    # The names travel through the converter: each tensor is filled with the number of its name.
+    # To map names through the converter, each tensor is filled with the index of its name.
     names = [name for name, _ in model.named_parameters()]
     state = {name: torch.full(p.shape, float(index)) for index, (name, p) in enumerate(model.named_parameters())}
     official = to_official(state, source=source, config=model.config)
@@ -93,7 +93,7 @@ def test_a_frozen_backbone_trains_the_head_only_and_has_no_drop_path():
 
 
 @pytest.mark.slow
-def test_the_optimizers_state_comes_back_bit_for_bit():
+def test_the_optimizer_state_is_restored_bit_for_bit():
     torch.manual_seed(0)
     model, stage = small(), Stage()
     optimizer = Optimizer(model, param_groups(model, stage), stage)
@@ -116,7 +116,7 @@ def test_the_optimizers_state_comes_back_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copy_of_model.parameters(), strict=True))
 
 
-def test_the_rate_of_a_group_is_its_share():
+def test_the_rate_of_a_group_is_scaled():
     model = small()
     stage = Stage(layer_decay=0.5)
     optimizer = Optimizer(model, param_groups(model, stage), stage)

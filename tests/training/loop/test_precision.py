@@ -1,4 +1,4 @@
-"""Numbers of a run: what holds inside it, and that nothing of it stays behind."""
+"""Denormals are flushed inside a run only."""
 
 import pytest
 import torch

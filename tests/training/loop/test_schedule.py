@@ -25,7 +25,7 @@ def test_after_the_warm_up_it_never_rises_and_stays_in_bounds(shape):
 
 
 def test_at_the_epochs_it_is_timms_cosine():
-    """The official code's scheduler moves once an epoch; ours has its values at the epochs."""
+    """The official scheduler changes once an epoch; ours has the same values at the epochs."""
     torch = pytest.importorskip("torch")
     from timm.scheduler import CosineLRScheduler
 

@@ -49,12 +49,12 @@ def test_p7_stopped_by_a_signal_and_resumed_it_is_the_unbroken_run(tmp_path, unb
 
 @pytest.mark.rel
 @pytest.mark.slow
-def test_p7_a_second_ctrl_c_does_not_harm_the_save(tmp_path, unbroken):
+def test_p7_a_second_ctrl_c_does_not_interrupt_the_save(tmp_path, unbroken):
     out = tmp_path / "run"
     process = runs.start(runs.tiny(), out, before=(faults.slow_steps, 0.05))
     wait_for(out, 3, process)
     for _ in range(5):
-        # A run that saves at once may be gone before the last.
+        # The run may have exited before the last signal.
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGINT)
         time.sleep(0.01)
@@ -66,7 +66,7 @@ def test_p7_a_second_ctrl_c_does_not_harm_the_save(tmp_path, unbroken):
 @pytest.mark.rel
 @pytest.mark.slow
 def test_p7_all_processes_agree_on_the_step(tmp_path, unbroken):
-    """Only rank 1 is told; both save and stop at the same step."""
+    """Only rank 1 receives the signal; both save and stop at the same step."""
     out = tmp_path / "run"
     slow = (faults.slow_steps, 0.05)
     group = runs.start_group(runs.tiny(), out, world=2, befores={0: slow, 1: slow})
@@ -91,7 +91,7 @@ def test_p7_a_signal_during_an_evaluation_saves_before_it_and_repeats_it(tmp_pat
 
 
 @pytest.mark.rel
-def test_p7_the_harness_catches_a_run_without_signal_handlers(tmp_path):
+def test_p7_a_run_without_signal_handlers_is_detected(tmp_path):
     out = tmp_path / "run"
     process = runs.start(
         runs.tiny(),
@@ -104,6 +104,6 @@ def test_p7_the_harness_catches_a_run_without_signal_handlers(tmp_path):
     assert runs.finish(process) != [143]
 
 
-def test_a_stop_says_where_and_how(tmp_path):
+def test_the_message_of_a_stop_names_the_checkpoint_and_the_command(tmp_path):
     stop = Stopped("SIGUSR1", step=7, checkpoint=tmp_path / "step-00000007", out=tmp_path)
     assert stop.step == 7 and stop.exit_code == 143 and "after step 7" in str(stop)

@@ -1,4 +1,4 @@
-"""P4: a run that is killed and resumed, at whatever time, equals the unbroken one bit for bit."""
+"""P4: a run that is killed and resumed at any time equals the uninterrupted run bit for bit."""
 
 import random
 import re
@@ -18,7 +18,7 @@ PLACES = [("last.json", 3), ("prune", 1), ("evaluation", 15), ("epoch edge", 3)]
 
 
 def run_to_the_end(out, *, befores=(), recipe=None, num_workers=0, most=40):
-    """Starts and resumes until the run ends by itself; how often it was started."""
+    """Starts and resumes a run until it finishes; returns the number of starts."""
     befores = list(befores)
     for attempt in range(most):
         before = befores.pop(0) if befores else None
@@ -41,7 +41,7 @@ def test_p4_kills_at_random_times_change_nothing(tmp_path, unbroken, kills, reco
     while killed < kills:
         attempt += 1
         out = tmp_path / f"run-{attempt}"
-        # At most three to a run, so that a run also ends.
+        # At most three kills per run, so that it finishes.
         for _ in range(min(3, kills - killed)):
             before = runs.steps_in(out)
             process = runs.start(
@@ -51,7 +51,7 @@ def test_p4_kills_at_random_times_change_nothing(tmp_path, unbroken, kills, reco
                 resume=(out / "recipe.json").exists(),
                 num_workers=draw.choice([0, 0, 1]),
             )
-            # Each attempt gets time for a few more steps, else the run never progresses.
+            # Each attempt makes a few steps, otherwise the run never progresses.
             target = before + draw.randint(1, 4)
             while runs.steps_in(out) < target and process.exitcode is None:
                 time.sleep(0.005)
@@ -79,7 +79,7 @@ def test_p4_a_kill_at_a_chosen_place_changes_nothing(tmp_path, unbroken, place, 
     "what", ["optimizer", *(pytest.param(what, marks=pytest.mark.slow) for what in ("ema", "best"))]
 )
 @pytest.mark.slow
-def test_p4_the_harness_catches_a_resume_that_forgets(tmp_path, unbroken, what):
+def test_p4_a_resume_that_omits_state_is_detected(tmp_path, unbroken, what):
     out = tmp_path / "run"
     befores = [(faults.die_at, "save", 6), (faults.forget, what)]
     assert run_to_the_end(out, befores=befores) == 2
@@ -88,7 +88,7 @@ def test_p4_the_harness_catches_a_resume_that_forgets(tmp_path, unbroken, what):
 
 @pytest.mark.rel
 @pytest.mark.slow
-def test_p4_workers_accumulation_and_repeats_may_not_change_it_either(tmp_path):
+def test_p4_workers_accumulation_and_repeats_do_not_change_the_result(tmp_path):
     recipe = runs.tiny(grad_accum_steps=4, aug_repeats=2, epochs=3)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run_to_the_end(straight, recipe=recipe, num_workers=2) == 1
@@ -107,7 +107,7 @@ def test_p4_every_sample_once_an_epoch_in_the_same_order(tmp_path):
     for line in samples.read_text("utf-8").splitlines():
         epoch, step, shard, *numbers = map(int, line.split())
         repeated += (epoch, step, shard) in seen
-        # What is computed again after the resume are the same samples.
+        # Steps repeated after the resume use the same samples.
         assert seen.setdefault((epoch, step, shard), numbers) == numbers
     assert repeated > 0
     for epoch in range(3):
@@ -117,14 +117,14 @@ def test_p4_every_sample_once_an_epoch_in_the_same_order(tmp_path):
 
 @pytest.mark.slow
 def test_gradient_checkpointing_changes_no_bit_of_a_run(tmp_path, unbroken):
-    """Drop path and dropout drop the same in the second forward pass."""
+    """Drop path and dropout use the same masks in the recomputed forward pass."""
     assert run_to_the_end(tmp_path / "run", recipe=runs.tiny(grad_checkpointing=True)) == 1
     assert runs.trace(tmp_path / "run") == unbroken
 
 
 @pytest.mark.soak
 def test_a_compiled_model_trains_the_same(tmp_path):
-    """Without dropout, whose masks a compiled model draws in its own way; drop path keeps its keys."""
+    """Without dropout, whose masks a compiled model draws differently; drop path keeps its masks."""
     losses = []
     for name, compiled in (("plain", False), ("compiled", True)):
         recipe = runs.tiny(compile=compiled, **{"config.proj_drop_rate": 0.0})
@@ -134,7 +134,7 @@ def test_a_compiled_model_trains_the_same(tmp_path):
 
 
 def fill(disk: Path, left: int) -> Path:
-    """A file that leaves so many bytes free."""
+    """Fills the disk up to this many free bytes."""
     file = disk / "filler"
     file.write_bytes(bytes(shutil.disk_usage(disk).free - left))
     return file
@@ -142,7 +142,7 @@ def fill(disk: Path, left: int) -> Path:
 
 @pytest.mark.rel
 @pytest.mark.slow
-def test_p2_a_run_on_a_full_disk_ends_with_3_and_goes_on_when_there_is_room(small_disk, unbroken):
+def test_p2_a_run_on_a_full_disk_exits_with_3_and_resumes_when_there_is_space(small_disk, unbroken):
     out = small_disk / "run"
     assert runs.finish(runs.start(runs.tiny(), out, before=(faults.die_at, "save", 4))) == [-signal.SIGKILL]
     filler = fill(small_disk, 100_000)
@@ -150,7 +150,7 @@ def test_p2_a_run_on_a_full_disk_ends_with_3_and_goes_on_when_there_is_room(smal
     assert runs.finish(runs.start(runs.tiny(), out, resume=True)) == [3]
     text = runs.error_of(out)
     assert "\n" not in text and re.search(r"/disk/run/checkpoints/\S+.*\d+ bytes.*No space left", text)
-    # What a kill left behind is swept at the start; what was saved is untouched.
+    # Temporary files of the killed run are removed at the start; checkpoints are unchanged.
     assert not saving.leftovers(out)
     assert CheckpointStore(out / "checkpoints").load().step == 2
     filler.unlink()
@@ -160,7 +160,7 @@ def test_p2_a_run_on_a_full_disk_ends_with_3_and_goes_on_when_there_is_room(smal
 
 @pytest.mark.rel
 @pytest.mark.slow
-def test_p2_a_run_may_go_on_without_its_checkpoints(small_disk):
+def test_p2_a_run_can_continue_without_checkpoints(small_disk):
     out, recipe = small_disk / "run", runs.tiny(on_save_error="continue")
     assert runs.finish(runs.start(recipe, out, before=(faults.die_at, "save", 4))) == [-signal.SIGKILL]
     fill(small_disk, 100_000)
@@ -211,7 +211,7 @@ def test_a_deleted_run_directory_is_one_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_three_stages_each_start_from_the_last_and_resume_at_their_seam(tmp_path):
+def test_three_stages_each_start_from_the_previous_one_and_resume_between_stages(tmp_path):
     import dataclasses
 
     one = runs.tiny().stages[0]
@@ -229,7 +229,7 @@ def test_three_stages_each_start_from_the_last_and_resume_at_their_seam(tmp_path
     steps = [row["step"] for row in expected.metrics if row["kind"] == "training"]
     assert steps == list(range(1, 10))
     assert [row["stage"] for row in expected.metrics if row["kind"] == "evaluation"] == [0, 1, 2]
-    # Published: 0, 2, best, 3 | 3, 4, …: the kill comes before, at and after the first seam.
+    # Saves: steps 0, 2, best, 3 | 3, 4, …: the kill comes before, at and after the end of the first stage.
     for number in (4, 5, 6):
         out = tmp_path / f"broken-{number}"
         assert run_to_the_end(out, recipe=recipe, befores=[(faults.die_at, "save", number)]) == 2

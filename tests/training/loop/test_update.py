@@ -1,4 +1,4 @@
-"""P11: one number that is not finite changes nothing; the same decision everywhere; too many end the run."""
+"""P11: a non-finite step changes nothing on any rank; too many in a row end the run."""
 
 import copy
 
@@ -156,7 +156,7 @@ def test_p11_the_harness_would_notice_clipping_before_the_check():
 @pytest.mark.rel
 @pytest.mark.parametrize("grad_accum_steps, shards", [(2, 1), (6, 1), (1, 3), (2, 3)])
 def test_accumulation_and_shards_equal_the_large_batch(grad_accum_steps, shards):
-    """With drop path: its masks are drawn for the shard, however it is cut."""
+    """With drop path, whose masks are drawn for a whole shard before it is split."""
     whole = make_updater(precision="fp64", drop_path_rate=0.3 if shards == 1 else 0.0)
     parts = make_updater(
         precision="fp64", drop_path_rate=0.3 if shards == 1 else 0.0, grad_accum_steps=grad_accum_steps, shards=shards
@@ -208,7 +208,7 @@ def test_clipping_bounds_the_norm_that_the_optimiser_sees():
     assert float(seen) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_the_fp16_scale_finds_its_place_and_is_no_fault_of_the_run():
+def test_the_fp16_scale_adapts_and_is_not_counted_as_an_error():
     scale = LossScale(active=True, start=8.0, patience=2)
     assert [scale.update(finite=False) for _ in range(4)] == [True, True, True, False]
     assert scale.value == 1.0
@@ -232,7 +232,7 @@ def test_fp16_training_scales_the_loss_and_unscales_the_gradient():
 
 @pytest.mark.rel
 @pytest.mark.parametrize("kind", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
-def test_p11_one_bad_process_and_all_decide_alike(tmp_path, kind):
+def test_p11_all_processes_skip_a_step_that_is_not_finite_on_one(tmp_path, kind):
     """Shard 1 is poisoned at one step: on two processes only rank 1 sees it, on one process it is the same run."""
     fault = (faults.poison, kind, (1,), 1, float("inf"), 1)
     one = runs.start(runs.tiny(), tmp_path / "one", before=fault)
@@ -246,7 +246,7 @@ def test_p11_one_bad_process_and_all_decide_alike(tmp_path, kind):
 
 
 @pytest.mark.rel
-def test_p11_too_many_in_a_row_end_with_exit_4_and_a_sentence(tmp_path):
+def test_p11_too_many_in_a_row_exit_with_4_and_a_message(tmp_path):
     out = tmp_path / "run"
     recipe = runs.tiny(max_consecutive_skips=2, max_rollbacks=0)
     process = runs.start(recipe, out, before=(faults.poison, "activation", (0, 1, 2)))
@@ -263,10 +263,10 @@ def test_p11_too_many_in_a_row_end_with_exit_4_and_a_sentence(tmp_path):
 
 @pytest.mark.rel
 @pytest.mark.slow
-def test_p11_a_roll_back_goes_on_with_another_order_and_lower_rates(tmp_path):
+def test_p11_a_rollback_continues_with_another_order_and_lower_rates(tmp_path):
     out = tmp_path / "run"
     recipe = runs.tiny(max_consecutive_skips=2, max_rollbacks=1, save_every=1)
-    # Two bad steps in the second epoch, then the numbers are well again.
+    # Two non-finite steps in the second epoch, then finite ones.
     process = runs.start(recipe, out, before=(faults.poison_epoch, 1, 2))
     assert runs.finish(process) == [0]
     trace = runs.trace(out)
@@ -299,5 +299,5 @@ def test_p11_two_processes_roll_back_together(tmp_path):
     assert runs.trace(out) == runs.trace(tmp_path / "one")
 
 
-def test_a_state_that_went_bad_is_an_error_of_its_own():
+def test_a_non_finite_state_is_a_separate_error():
     assert NonFiniteError.exit_code == 4
