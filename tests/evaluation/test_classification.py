@@ -79,6 +79,11 @@ def test_parts_on_several_processes_add_up_to_the_whole(data):
     assert (result.confusion == whole.confusion).all()
 
 
+def test_an_evaluation_without_any_image_is_one_line():
+    with pytest.raises(DataError, match="nothing to measure"):
+        evaluate(Reader(), [], classes=CLASSES)
+
+
 def test_a_class_without_images_has_no_share(data):
     logits, labels = data
     kept = labels != 2

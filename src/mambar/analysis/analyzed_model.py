@@ -111,7 +111,7 @@ def _named(source: str, *, pretrained: bool, img_size: int | tuple[int, int] | N
     )
 
 
-def _preprocessing(config: Config) -> Preprocessing:
+def _preprocessing(config: Config | None) -> Preprocessing:
     if isinstance(config, RegisteredConfig):
         return Preprocessing(img_size=config.img_size)
     if isinstance(config, VisionMambaConfig) and config.in_chans == 3:

@@ -67,6 +67,6 @@ def top_classes(probabilities: Float[Tensor, "classes"], names: Sequence[str] | 
     """The `top` most probable classes, best first, named by `names` or by their indices."""
     best = probabilities.topk(min(top, len(probabilities)))
     return [
-        Prediction(name=names[index] if names else str(index), index=index, probability=probability)
+        Prediction(name=names[int(index)] if names else str(index), index=index, probability=probability)
         for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]

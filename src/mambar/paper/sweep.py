@@ -116,7 +116,7 @@ def planned_runs(cells: Sequence[Cell], context: Context) -> dict[Path, PlannedR
     return dict(sorted(found.items(), key=lambda item: -model_config(item[1].recipe).num_registers))
 
 
-def seeds_of(cell: Cell, context: Context) -> tuple[int, ...]:
+def seeds_of(cell: Cell, context: Context) -> Sequence[int]:
     """The seeds of a cell: all, or the first `other_seeds` if the row is not compared."""
     return context.seeds if cell.compared else context.seeds[: context.other_seeds]
 

@@ -256,7 +256,11 @@ def _ground_truth(analysis: Analysis, save: Save) -> html.Html:
 
 
 def _choices(analysis: Analysis) -> dict[str, object]:
-    choices = asdict(analysis.options) | {"data": analysis.data, "gallery of": analysis.gallery.name}
+    choices: dict[str, object] = {
+        **asdict(analysis.options),
+        "data": analysis.data,
+        "gallery of": analysis.gallery.name,
+    }
     for name, found in analysis.results.items():
         choices[f"{name}: input"] = size_text(found.analyzed.preprocessing.size, found.analyzed.trained_size)
         choices[f"{name}: patches"] = " × ".join(str(side) for side in found.analyzed.grid)

@@ -48,7 +48,7 @@ def capture_activations(
     Residual and normed tokens of a `VisionMamba` or a timm ViT come from one forward pass. A second pass runs if mixer
     outputs are requested too, or if the final norm of another `TokenModel` is not known.
     """
-    indices = {tensor: layer_indices(model, chosen) for tensor, chosen in layers.items()}
+    indices: dict[TokenTensor, list[int]] = {tensor: layer_indices(model, chosen) for tensor, chosen in layers.items()}
     norm = _final_norm(model)
     found: dict[TokenTensor, list[Tokens]] = {}
     with eval_mode(model):
