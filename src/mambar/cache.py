@@ -13,6 +13,8 @@ from mambar.errors import InputError
 
 _log = logging.getLogger("mambar.cache")
 _DIGEST_BYTES = 32
+# Platform → environment variable of the cache directory, and its default below the home directory.
+_PLACES = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Caches")}
 
 
 def cache_directory(*parts: str) -> Path:
@@ -75,13 +77,9 @@ def _base() -> Path:
     given = os.environ.get("MAMBAR_CACHE")
     if given:
         return Path(given).expanduser()
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "mambar"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mambar"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "mambar"
+    variable, default = _PLACES.get(sys.platform, ("XDG_CACHE_HOME", ".cache"))
+    folder = os.environ.get(variable)
+    return (Path(folder) if folder else Path.home() / default) / "mambar"
 
 
 def _require_private(path: Path, found: os.stat_result) -> None:

@@ -201,6 +201,8 @@ def test_predict_refuses_what_is_no_image(mambar_command, trained, tmp_path):
 def test_info(mambar_command, trained):
     code, out, _ = mambar_command("info", "mambar_base_patch16_224", "--json")
     assert code == 0 and json.loads(out)["complexity"]["parameters"] == 99_301_096
+    code, out, _ = mambar_command("info", "timm/vit_tiny_patch16_224", "--img-size=32")
+    assert code == 0 and "5,680,552" in out
     code, out, _ = mambar_command("info", trained, "img_size=32x16")
     assert code == 0 and "4 x 2" in out
     code, out, _ = mambar_command("info")

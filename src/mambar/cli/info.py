@@ -7,19 +7,24 @@ import typer
 
 from mambar.cli.arguments import AsJson, ImgSize, print_json
 from mambar.cli.console import say_columns, say_table
+from mambar.errors import InputError
 
 
 def info(
     model: Annotated[
-        str, typer.Argument(help="A model's name, a run directory or a checkpoint; default: list all names.")
+        str, typer.Argument(help="A name, timm/NAME, a run directory or a checkpoint; default: list all names.")
     ] = "",
     img_size: ImgSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a model's sizes, parameters, multiply-adds, scan operations and memory."""
+    """Print a model's sizes, parameters, multiply-adds, scan operations and memory.
+
+    Of backbones from other packages only the parameters are counted.
+    """
     from mambar.hub.weights import WEIGHTS
+    from mambar.models.backbones import config_of, num_parameters
     from mambar.models.complexity import complexity
-    from mambar.models.config import VARIANTS, variant
+    from mambar.models.config import VARIANTS, VisionMambaConfig
 
     if not model:
         rows = {name: complexity(config) for name, config in VARIANTS.items()}
@@ -39,13 +44,21 @@ def info(
         return
     if Path(model).exists():
         from mambar.hub import load
-        from mambar.models.timm_vit import as_vision_mamba
 
-        config = as_vision_mamba(load(model), "`mambar info`").config
+        config = load(model).config
     else:
-        config = variant(model)
+        config = config_of(model)
+    if config is None:
+        raise InputError(f"{model} has no configuration; `mambar info` takes models that mambar.create_model makes.")
     if img_size is not None:
         config = config.replace(img_size=img_size)
+    if not isinstance(config, VisionMambaConfig):
+        counted = {"name": model, **config.to_dict(), "parameters": num_parameters(config)}
+        if as_json:
+            print_json(counted)
+        else:
+            say_table((name, f"{value:,}" if name == "parameters" else value) for name, value in counted.items())
+        return
     costs = complexity(config)
     if as_json:
         print_json({"name": model, "config": config.to_dict(), "complexity": vars(costs)})
