@@ -72,7 +72,7 @@ def warn_left_out(names: Sequence[str], kind: str, *, place: object) -> None:
         counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in names)  # noqa: PTH122
         listed = ", ".join(f"{count} {one_line(suffix, limit=20)}" for suffix, count in counts.most_common(6))
         example = one_line(min(names))
-        logger.warning("%s: left out %d %s (%s), such as %r.", place, len(names), kind, listed, example)
+        logger.warning("%s: %s are left out: %d (%s), such as %r.", place, kind, len(names), listed, example)
 
 
 def find_images(paths: Iterable[str | Path], *, option: str = "IMAGE") -> list[Path]:

@@ -278,7 +278,7 @@ def test_predict_takes_files_folders_and_patterns_and_skips_the_unreadable(
     code, out, err = mambar_command(*arguments, "--top=1")
     assert code == 2 and len(out.splitlines()) == 2 * 5
     assert "bad.jpg cannot be read" in caplog.text and "gone.png" in caplog.text
-    assert "left out 1 files that are not PNG, JPEG or WEBP (1 .txt)" in caplog.text
+    assert "files that are not PNG, JPEG or WEBP are left out: 1 (1 .txt)" in caplog.text
     assert "2 of 7 images could not be read" in err
     code, out, _ = mambar_command(*arguments, "--json")
     found = json.loads(out)

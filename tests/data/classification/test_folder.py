@@ -65,7 +65,7 @@ def test_all_formats_sub_folders_and_links_are_found(tmp_path, caplog):
     both = {*train.paths} | {*ImageFolder(root, "val", val_fraction=0.01).paths}
     names = ("1.JPG", "2.png", "4.jpeg", "5.png", "deep/3.webp")
     assert both == {f"{label}/{name}" for label in "ab" for name in names}
-    assert "left out 6 files" in caplog.text and "2 .bmp" in caplog.text and "a/Thumbs.db" in caplog.text
+    assert "are left out: 6" in caplog.text and "2 .bmp" in caplog.text and "a/Thumbs.db" in caplog.text
     assert len(caplog.records) == 1
     assert all(train[index].image.shape == (3, 8, 8) for index in range(len(train)))
 
@@ -176,8 +176,8 @@ def test_loose_images_and_unknown_suffixes_are_counted_and_named(make_folder, ca
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"x")
     assert len(ImageFolder(root, "train")) == 5
-    assert "left out 3 files that are not PNG, JPEG or WEBP" in caplog.text and "1 without suffix" in caplog.text
-    assert "left out 1 images that are in no class sub-folder (1 .jpg), such as 'loose.jpg'" in caplog.text
+    assert "files that are not PNG, JPEG or WEBP are left out: 3" in caplog.text and "1 without suffix" in caplog.text
+    assert "images that are in no class sub-folder are left out: 1 (1 .jpg), such as 'loose.jpg'" in caplog.text
     caplog.clear()
     assert len(ImageFolder(root, "val")) == 3 and "(1 .tif), such as 'cat/3.tif'" in caplog.text
 

@@ -290,7 +290,7 @@ def test_the_harness_sees_a_reader_that_lets_errors_through(tmp_path, monkeypatc
     assert json.loads(capsys.readouterr().out)["counted"]["unexpected"] > 5
 
 
-@pytest.mark.parametrize(("kind", "size"), [("JPEG", (300, 200)), ("JPEG", (299, 201)), ("MPO", (300, 200))])
+@pytest.mark.parametrize(("kind", "size"), [("JPEG", (320, 160)), ("JPEG", (299, 201)), ("MPO", (320, 160))])
 def test_a_large_jpeg_is_reduced_while_it_is_decoded(kind, size):
     image = photo(size[1], size[0])
     options = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
@@ -300,8 +300,11 @@ def test_a_large_jpeg_is_reduced_while_it_is_decoded(kind, size):
         least = -(-size[0] // factor) * -(-size[1] // factor)
         reduced = read_image(data, max_pixels=least)
         assert reduced.shape == (3, -(-size[1] // factor), -(-size[0] // factor))
+        # In another size the blocks at the edges are incomplete.
+        if size[0] % 8 or size[1] % 8:
+            continue
         expected = torch.from_numpy(np.array(image.resize(reduced.shape[:0:-1], Image.Resampling.BOX)))
-        assert (reduced.permute(1, 2, 0).float() - expected.float()).abs().mean() < 6
+        assert (reduced.permute(1, 2, 0).float() - expected.float()).abs().mean() < 3
     refuses(data, "at most 100 are decoded: make it smaller, or give --max-pixels", max_pixels=100)
 
 

@@ -281,8 +281,8 @@ def test_what_lists_and_folders_leave_out_is_counted_and_named(tmp_path, caplog)
     # The mask of a pair need not have the name of its image.
     assert np.array_equal(train[2].mask.numpy(), values(7))
     assert "train.txt: 2 of 5 names match no image, such as 'gone/02.png.bak'" in caplog.text
-    assert "left out 1 files that are not PNG, JPEG or WEBP (1 .tif), such as 'x.tif'" in caplog.text
-    assert "left out 1 masks that are not PNG (1 .jpg), such as '00.jpg'" in caplog.text
+    assert "files that are not PNG, JPEG or WEBP are left out: 1 (1 .tif), such as 'x.tif'" in caplog.text
+    assert "masks that are not PNG are left out: 1 (1 .jpg), such as '00.jpg'" in caplog.text
     caplog.clear()
     assert len(open_dataset(tmp_path, "val", kind="segmentation")) == 2 and not caplog.records
 

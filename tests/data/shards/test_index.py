@@ -66,8 +66,8 @@ def test_foreign_shards_are_indexed(tmp_path, caplog):
     assert [file.name for file in files] == ["set-train-0.tar", "set-train-1.tar"]
     index = build_index(tmp_path, files)
     assert index.classes == ("0", "1", "2") and index.labels.tolist() == [2, 0, 1]
-    assert "left out 1 members that are neither an image (PNG, JPEG, WEBP) nor a label (1 .json)" in caplog.text
-    assert "left out 1 labels without an image (1 .cls), such as 'z.cls'" in caplog.text
+    assert "members that are neither an image (PNG, JPEG, WEBP) nor a label are left out: 1 (1 .json)" in caplog.text
+    assert "labels without an image are left out: 1 (1 .cls), such as 'z.cls'" in caplog.text
     assert list(index.paths) == ["a/1.jpg", "b/1.jpg", "c.d/2.jpg"] and index.shard.tolist() == [0, 0, 1]
     for number in range(3):
         data = files[index.shard[number]].read_bytes()

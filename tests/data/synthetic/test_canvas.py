@@ -46,5 +46,10 @@ def test_the_catalog_pastes_any_set():
     assert len(found) == 5 and found[0].image.shape[1:] == (20, 20) and found.classes == Digits("train").classes
     with pytest.raises(DataError, match="canvas=0"):
         open_dataset("digits", "train", canvas=0)
+    with pytest.raises(DataError, match=r"no image in digits can be read; .* more than the canvas=4"):
+        open_dataset("digits", "train", canvas=4, limit=5)[0]
+    # In evaluation a larger image is left out, counted and named.
+    val = open_dataset("digits", "val", canvas=4, limit=5)
     with pytest.raises(ImageError, match="more than the canvas=4"):
-        open_dataset("digits", "train", canvas=4)[0]
+        val[0]
+    assert val.unreadable.count == 1

@@ -3,30 +3,31 @@
 import hashlib
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from mambar.data.dataset import ImageDataset, Sample
 from mambar.data.keys import key, numpy_generator
+from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.errors import DataError, ImageError
 
 
-class CanvasDataset:
+class CanvasDataset(SkippingDataset):
     """A dataset's images, each on a square canvas of one color; (seed, split, index) determine position and color.
 
     `size` is the canvas's side in pixels. The mask is 0 on the canvas, and label + 1 on the image, or the image's own
-    mask. Reading an image that is larger than the canvas raises an `ImageError`.
+    mask. An image that is larger than the canvas is handled as an unreadable one in `ImageFolder`.
     """
 
     def __init__(self, dataset: ImageDataset, split: str, *, size: int, seed: int = 0) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise DataError(f"canvas={size!r} is not a size in pixels; use an integer of 1 or more.")
-        self.dataset, self.split, self.size, self.seed = dataset, split, size, seed
+        labels = np.asarray(getattr(dataset, "labels", np.zeros(len(dataset))), dtype=np.int64)
+        super().__init__(labels, split, source=dataset.name)
+        self.dataset, self.size, self.seed = dataset, size, seed
         self.name, self.classes = f"{dataset.name} on canvases of {size} pixels", dataset.classes
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
+    def _read(self, index: int) -> Sample:
         sample = self.dataset[index]
         channels, height, width = sample.image.shape
         if max(height, width) > self.size:
