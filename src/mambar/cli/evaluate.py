@@ -32,7 +32,7 @@ def evaluate(
     run: Annotated[str, typer.Argument(help="A run directory, a model file, or a hub id owner/name.")],
     assignments: DataOptions = None,
     data: Data = None,
-    split: Annotated[str | None, typer.Option(help="train or val; by default all of --data.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test; by default all of --data.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Classifiers: images per batch; default 64.")] = None,
     crop_pct: Annotated[float | None, typer.Option(help="Classifiers: fraction of the resized image to keep.")] = None,
     crop: Annotated[int | None, typer.Option(min=1, help="Segmenters: window in pixels.")] = None,

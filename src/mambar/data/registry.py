@@ -106,7 +106,8 @@ def open_dataset(
             on a plain square of that side length in pixels; its mask is the pasted area.
     """
     if split == "test" and not has_test_split(data, kind=kind):
-        raise DataError(f"split='test': data={one_line(str(data))} has no test split beside a validation split.")
+        where = one_line(str(data))
+        raise DataError(f"split='test': data={where} has no test/ beside a val/; a test/ alone is split='val'.")
     if split != "test":
         check_split(split, "every dataset")
     if kind not in DATASETS:
