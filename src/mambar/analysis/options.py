@@ -34,8 +34,8 @@ class AnalysisOptions:
     gallery: int = 6
     # None: chosen by memory.
     batch_size: int | None = None
-    # Color scale of norm maps.
-    scale: Literal["linear", "log"] = "linear"
+    # Color scale of norm maps; auto: log where the maxima of two models differ more than tenfold, else linear.
+    scale: Literal["auto", "linear", "log"] = "auto"
     resampling: Resampling = "nearest"
     colormap: str = "viridis"
     # Methods of the probes; () for none.
@@ -50,7 +50,7 @@ class AnalysisOptions:
             "tensor": get_args(TokenTensor),
             "map_tensor": get_args(TokenTensor),
             "metric": get_args(Metric),
-            "scale": ("linear", "log"),
+            "scale": ("auto", "linear", "log"),
             "resampling": get_args(Resampling),
             "colormap": COLORMAPS,
         }

@@ -51,7 +51,7 @@ def analyze(
     max_maps: Annotated[int, typer.Option(min=1, help="Images whose maps are saved.")] = 1000,
     gallery: Annotated[int, typer.Option(min=1, help="Images to show.")] = 6,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Default: chosen by memory.")] = None,
-    scale: Annotated[str, typer.Option(help="Color scale of norm maps: linear or log.")] = "linear",
+    scale: Annotated[str, typer.Option(help="Color scale of norm maps: auto, linear or log.")] = "auto",
     resampling: Annotated[str, typer.Option(help="Resizing of maps: nearest or bicubic.")] = "nearest",
     colormap: Annotated[str, typer.Option(help="Colormap of norm maps.")] = "viridis",
     probes: Annotated[str, typer.Option(metavar="LIST", help="Probe methods; empty for none.")] = "ridge",

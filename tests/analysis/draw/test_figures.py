@@ -24,9 +24,7 @@ CASES = {
 @pytest.fixture(scope="module", params=CASES)
 def drawn(request, tmp_path_factory, fake_model_class):
     """The figures of one report by name, laid out but not written."""
-    options = AnalysisOptions(
-        gallery=1, num_images=8, folds=2, scale="log" if request.param.startswith("three") else "linear"
-    )
+    options = AnalysisOptions(gallery=1, num_images=8, folds=2)
     dataset = open_dataset("shapes", "val", img_size=16, num_classes=3, num_images=8)
     shown = sample_gallery(dataset, 1, seed=0)
     results = {}
@@ -108,6 +106,12 @@ def test_titles_and_labels_are_inside_and_apart(drawn):
 def test_color_bars_name_their_quantity(drawn):
     bars = [axes for figure in drawn.values() for axes in figure.axes if "_colorbar" in axes.__dict__]
     assert bars and all(axes.get_xlabel() or axes.get_ylabel() for axes in bars)
+
+
+def test_maps_of_models_with_very_different_norms_have_a_log_scale(drawn):
+    labels = {axes.get_xlabel() for axes in drawn["gallery-00"].axes}
+    assert "L2 norm" in labels
+    assert ("L2 norm, log scale" in labels) == ("without registers (random weights)" in caption(drawn["gallery-00"]))
 
 
 def test_maps_are_as_large_as_their_photograph_and_in_line_with_it(drawn):

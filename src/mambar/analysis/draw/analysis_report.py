@@ -149,7 +149,11 @@ def _norm_rows(analysis: Analysis, place: int) -> list[MapRow]:
             for model, found in analysis.results.items()
         }
         title = f"Norm, {layers_text(layers.values())}"
-        rows.append(MapRow(name=title, quantity="L2 norm", maps=maps, scale=analysis.options.scale))
+        scale = analysis.options.scale
+        if scale == "auto":
+            maxima = [values.max() for values in maps.values() if values is not None]
+            scale = "log" if max(maxima) > 10 * min(maxima) else "linear"
+        rows.append(MapRow(name=title, quantity="L2 norm", maps=maps, scale=scale))
     return rows
 
 
