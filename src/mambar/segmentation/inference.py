@@ -120,11 +120,10 @@ def predict(
     inference: Inference,
     *,
     preprocessing: Preprocessing,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[UInt8[Tensor, "height width"], Float[Tensor, "height width"]]:
     """(most probable class of each pixel, its probability), on the CPU."""
     labels, confidence = [], []
-    for _, band in probabilities(model, pixels, inference, preprocessing=preprocessing, autocast=autocast):
+    for _, band in probabilities(model, pixels, inference, preprocessing=preprocessing):
         best = band.max(0)
         labels.append(best.indices.to(torch.uint8).cpu())
         confidence.append(best.values.cpu())

@@ -25,8 +25,6 @@ def draw_overlay(
     image: UInt8[np.ndarray, "3 height width"],
     labels: UInt8[np.ndarray, "height width"],
     palette: Sequence[Color],
-    *,
-    opacity: float = _OPACITY,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The image blended with the class colors; class borders are darker, ignored pixels unchanged."""
     drawn = np.empty((*labels.shape, 3), dtype=np.uint8)
@@ -34,15 +32,15 @@ def draw_overlay(
     for top in range(0, len(labels), _BAND_ROWS):
         rows = slice(top, top + _BAND_ROWS)
         edge = label_borders(labels[top : top + _BAND_ROWS + 1])[:_BAND_ROWS]
-        drawn[rows] = _blend(np.moveaxis(image[:, rows], 0, -1), labels[rows], edge, _table(palette), opacity)
+        drawn[rows] = _blend(np.moveaxis(image[:, rows], 0, -1), labels[rows], edge, _table(palette))
     return drawn
 
 
-def _blend(pixels: np.ndarray, labels: np.ndarray, edge: np.ndarray, table: np.ndarray, opacity: float) -> np.ndarray:
+def _blend(pixels: np.ndarray, labels: np.ndarray, edge: np.ndarray, table: np.ndarray) -> np.ndarray:
     pixels, colors = pixels.astype(np.float32), table[labels].astype(np.float32)
     # Mostly gray, since the colors of the image would mix with those of the classes.
     gray = (pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
-    blended = (1 - opacity) * (0.6 * gray + 0.4 * pixels) + opacity * colors
+    blended = (1 - _OPACITY) * (0.6 * gray + 0.4 * pixels) + _OPACITY * colors
     blended = np.where(edge[..., None], 0.25 * pixels + 0.75 * colors * 0.8, blended)
     ignored = (labels == IGNORE)[..., None]
     return np.clip(np.rint(np.where(ignored, pixels, blended)), 0, 255).astype(np.uint8)
