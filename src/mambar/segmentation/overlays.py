@@ -22,9 +22,7 @@ _MAX_NAME_LENGTH = 28
 
 
 def draw_overlay(
-    image: UInt8[np.ndarray, "3 height width"],
-    labels: UInt8[np.ndarray, "height width"],
-    palette: Sequence[Color],
+    image: UInt8[np.ndarray, "3 height width"], labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color]
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The image blended with the class colors; class borders are darker, ignored pixels unchanged."""
     drawn = np.empty((*labels.shape, 3), dtype=np.uint8)
@@ -83,10 +81,7 @@ def index_png(labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color
 
 
 def add_legend(
-    picture: UInt8[np.ndarray, "height width 3"],
-    entries: Sequence[tuple[str, Color, float]],
-    *,
-    min_width: int = 320,
+    picture: UInt8[np.ndarray, "height width 3"], entries: Sequence[tuple[str, Color, float]], *, min_width: int = 320
 ) -> "Image.Image":
     """The picture with a legend below it: color, name and fraction (0-1) of each class in `entries`.
 

@@ -90,9 +90,7 @@ def _image_section(model: Segmenter, inference: Inference, val_set: MaskChannelD
     palette = val_set.palette
     content: list[object] = [
         html.element(
-            "p",
-            f"{len(images)} evenly spaced validation images, sorted by mIoU. Red: wrong pixels.",
-            class_="note",
+            "p", f"{len(images)} evenly spaced validation images, sorted by mIoU. Red: wrong pixels.", class_="note"
         )
     ]
     for heading, part in (("Worst", images[:shown]), ("Best", images[::-1][:shown])):

@@ -9,15 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mambar.data.classification.wordnet import are_wordnet_ids, wordnet_names
-from mambar.data.dataset import (
-    SPLIT_NAMES,
-    SPLITS,
-    Sample,
-    check_split,
-    find_name,
-    is_split_name,
-    stratified_split,
-)
+from mambar.data.dataset import SPLIT_NAMES, SPLITS, Sample, check_split, find_name, is_split_name, stratified_split
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.data.names import PackedNames
