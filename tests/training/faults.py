@@ -302,11 +302,11 @@ def fail_writes(place: str, step: int, stop_at: int | None = None) -> None:
     }[place]
     write, at, left = getattr(owner, name), LearningRate.at, [step]
 
-    def failing(self, first, second, *rest):
+    def failing(self, first, second, *rest, **options):
         if (second.get("step") if place == "metrics" else first) in left:
             left.clear()
             raise DiskError("/disk: No space left on device.")
-        return write(self, first, second, *rest)
+        return write(self, first, second, *rest, **options)
 
     def interrupted(self, number):
         if number == stop_at:

@@ -199,10 +199,10 @@ def test_p8_a_finished_run_returns_its_result_and_changes_nothing(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Finished runs of one epoch by their schedule."""
-    place = tmp_path_factory.mktemp("finished")
-    for schedule in ("cosine", "constant"):
-        runs.here(runs.tiny(schedule=schedule, epochs=1), place / schedule)
-    return {path.name: path for path in place.iterdir()}
+    found = {schedule: tmp_path_factory.mktemp("finished") / schedule for schedule in ("cosine", "constant")}
+    started = [runs.start(runs.tiny(schedule=schedule, epochs=1), out) for schedule, out in found.items()]
+    assert runs.finish(*started) == [0, 0]
+    return found
 
 
 def test_a_finished_run_with_a_constant_rate_is_extended_to_an_unbroken_one(finished, tmp_path):
