@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mambar.errors import InputError
-from mambar.ops.checks import check_decay, check_device, check_shape, common_dtype, compute_dtype, find_float64, rows
+from mambar.ops.checks import check_decay, check_device, check_shape, choose_backend, compute_dtype, find_float64, rows
 
 
 def test_shapes_are_named_in_the_message():
@@ -35,13 +35,13 @@ def test_sums_are_at_least_float32():
     assert find_float64(u=half, D=None) is None and compute_dtype(None) == torch.float32
     assert find_float64(u=half, A=double) == "A" and compute_dtype("A") == torch.float64
 
-    def common(*tensors):
-        return common_dtype(*tensors, wide=torch.float32)
+    def promoted(**tensors):
+        """The types in which the reference gets a scan's activations u and z and its parameter A."""
+        return [t.dtype for t in choose_backend("selective_scan", "reference", ("u", "z"), tensors)[1] if t is not None]
 
-    assert common(half, torch.zeros(1, dtype=torch.bfloat16)) == torch.float32
-    assert common(half, None, half) == torch.float16
-    assert common(single, double) == torch.float64
-    assert common_dtype(half, wide=torch.float64) == torch.float64
+    assert promoted(u=half, z=torch.zeros(1, dtype=torch.bfloat16), A=half) == [torch.float32] * 3
+    assert promoted(u=half, z=None, A=half) == [torch.float16, torch.float32]
+    assert promoted(u=single, z=double, A=half) == promoted(u=half, z=half, A=double) == [torch.float64] * 3
 
 
 def test_rows_copies_only_scattered_channels():

@@ -1,5 +1,6 @@
 """Checks and type conversions that all ops share."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -60,15 +61,6 @@ def compute_dtype(float64: str | None) -> torch.dtype:
     return torch.float32 if float64 is None else torch.float64
 
 
-def common_dtype(*tensors: Tensor | None, wide: torch.dtype) -> torch.dtype:
-    """The type that all activations are promoted to: float64 if `wide`, the type of the state, is float64."""
-    dtype = wide if wide == torch.float64 else None
-    for tensor in tensors:
-        if tensor is not None:
-            dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
-    return dtype or torch.float32
-
-
 def choose_backend(
     op: str, asked: str, activations: Sequence[str], tensors: Mapping[str, Tensor | None]
 ) -> tuple[str, list[Any]]:
@@ -79,9 +71,9 @@ def choose_backend(
     check_device(**tensors)
     float64 = find_float64(**tensors)
     wide = compute_dtype(float64)
-    first, *others = (tensors[name] for name in activations)
-    dtype = common_dtype(first, *others, wide=wide)
-    name = resolve(op, asked, device=first.device, dtype=dtype, float64=float64)  # type: ignore[union-attr]
+    given: list[Any] = [tensors[name] for name in activations if tensors[name] is not None]
+    dtype = wide if float64 else functools.reduce(torch.promote_types, [tensor.dtype for tensor in given])
+    name = resolve(op, asked, device=given[0].device, dtype=dtype, float64=float64)
     return name, [as_dtype(t, dtype if key in activations else wide) for key, t in tensors.items()]
 
 

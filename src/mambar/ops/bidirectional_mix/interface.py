@@ -35,7 +35,6 @@ from mambar.ops.checks import (
     check_decay,
     check_device,
     check_shape,
-    common_dtype,
     compute_dtype,
     find_float64,
 )
@@ -81,8 +80,8 @@ def bidirectional_mix(
     given = xz.dtype
     float64 = find_float64(**dict(zip(_NAMES, (xz, *forward_params, *backward_params), strict=True)))
     wide = compute_dtype(float64)
-    xz = as_dtype(xz, common_dtype(xz, wide=wide))
-    dtype = _linear_dtype(xz)
+    xz = as_dtype(xz, wide) if float64 else xz
+    dtype = wide if float64 else autocast_dtype(xz.device.type) or given
     options = {"float64": float64, "otherwise": "composed"}
     name = resolve("bidirectional_mix", backend, device=xz.device, dtype=dtype, **options)
     if is_empty(xz):
@@ -94,7 +93,7 @@ def bidirectional_mix(
         tensors = (as_dtype(xz, dtype), *forward_params, *backward_params)
         for_backward = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         out, *_ = torch.ops.mambar.bidirectional_mix(*tensors, average, for_backward, name)
-    return as_dtype(out, given) if wide == torch.float64 else out
+    return as_dtype(out, given) if float64 else out
 
 
 def _check(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> None:
@@ -113,10 +112,6 @@ def _check(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirec
         check_shape(f"{name}.D", params.D, d_inner=d_inner)
         check_decay(params.A)
         check_device(xz=xz, **{f"{name}.{field}": tensor for field, tensor in params._asdict().items()})
-
-
-def _linear_dtype(xz: Tensor) -> torch.dtype:
-    return xz.dtype if xz.dtype == torch.float64 else autocast_dtype(xz.device.type) or xz.dtype
 
 
 def _typed(params: ScanDirection, dtype: torch.dtype, wide: torch.dtype) -> ScanDirection:
