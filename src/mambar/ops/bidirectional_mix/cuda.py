@@ -6,7 +6,7 @@ so each block saves only the narrow projections. For more than 16 states it uses
 the other.
 """
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ def forward(
     """The gated sum of both directions, or their mean if `average`."""
     x, z = xz.chunk(2, dim=-1)
     directions = (forward_params, backward_params)
+    scale = 0.5 if average else 1.0
     u = conv_forward(x, _filters(directions), silu=True)
     projected = torch.empty((*u.shape[:3], forward_params.x_proj.shape[0]), dtype=u.dtype, device=u.device)
     for i, params in enumerate(directions):
@@ -40,11 +41,10 @@ def forward(
     delta = _step_sizes(projected, directions)
     _, B, C = _split(projected, forward_params)
     if forward_params.sizes[1] > MAX_STATE:
-        out = _many_states(u, delta, B, C, z, directions, average)
+        out = _many_states(u, delta, B, C, z, directions, scale)
         return out, [projected] if for_backward else []
     save_pregate = for_backward and xz.dtype == torch.float16
-    scans = _scan_params(directions)
-    out, pregate = scan_forward(u, delta, B, C, z, scans, scale=_scale(average), save_pregate=save_pregate)
+    out, pregate = scan_forward(u, delta, B, C, z, _scan_params(directions), scale=scale, save_pregate=save_pregate)
     saved = [projected] if pregate is None else [projected, pregate]
     return out, saved if for_backward else []
 
@@ -64,82 +64,62 @@ def backward(
     dxz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     dx, dz = dxz.chunk(2, dim=-1)
     directions = (forward_params, backward_params)
+    scale = 0.5 if average else 1.0
     u = conv_forward(x, _filters(directions), silu=True)
     delta = _step_sizes(projected, directions)
     low, B, C = _split(projected, forward_params)
     dprojected = torch.empty(projected.shape, dtype=projected.dtype, device=projected.device)
     dlow, dB, dC = _split(dprojected, forward_params)
     if forward_params.sizes[1] > MAX_STATE:
-        scanned = _many_states_backward(dout, u, delta, B, C, z, directions, average, dB, dC, dz)
+        du, ddelta, dA, dD, dbias = _many_states_backward(dout, u, delta, B, C, z, directions, scale, dB, dC, dz)
     else:
-        dy = gate_backward(dout, pregate[0] if pregate else out, z, dz, scale=_scale(average), gated=not pregate)
+        dy = gate_backward(dout, pregate[0] if pregate else out, z, dz, scale=scale, gated=not pregate)
         # The gradient of delta overwrites delta.
         found = scan_backward(dy, u, delta, B, C, _scan_params(directions), ddelta=delta)
         add_blocks(found.blocks, dB, dC)
-        sums = (part.unflatten(0, (2, -1)).sum(dim=1) for part in (found.A, found.D, found.bias))
-        scanned = _Scanned(found.u, found.delta, *sums)
+        du, ddelta = found.u, found.delta
+        dA, dD, dbias = (part.unflatten(0, (2, -1)).sum(dim=1) for part in (found.A, found.D, found.bias))
 
     products = []
     for i, params in enumerate(directions):
-        ddelta, du = _matrix(scanned.delta[i]), _matrix(scanned.u[i])
-        torch.mm(ddelta, params.dt_proj, out=_matrix(dlow[i]))
-        ddt_proj = torch.mm(ddelta.t(), _matrix(low[i]))
+        torch.mm(_matrix(ddelta[i]), params.dt_proj, out=_matrix(dlow[i]))
+        ddt_proj = torch.mm(_matrix(ddelta[i]).t(), _matrix(low[i]))
         dx_proj = torch.mm(_matrix(dprojected[i]).t(), _matrix(u[i]))
-        du.addmm_(_matrix(dprojected[i]), params.x_proj)
+        _matrix(du[i]).addmm_(_matrix(dprojected[i]), params.x_proj)
         products.append((dx_proj, ddt_proj))
-    convolved = conv_backward(scanned.u, x, dx, _filters(directions), silu=True)
+    convolved = conv_backward(du, x, dx, _filters(directions), silu=True)
 
     gradients = [
         ScanDirection(
-            conv_weight=convolved[i][0],
-            conv_bias=None if directions[i].conv_bias is None else convolved[i][1],
-            x_proj=products[i][0],
-            dt_proj=products[i][1],
-            dt_bias=scanned.bias[i],
-            A=scanned.A[i],
-            D=scanned.D[i],
+            conv_weight=dweight,
+            conv_bias=None if params.conv_bias is None else dconv_bias,
+            x_proj=dx_proj,
+            dt_proj=ddt_proj,
+            dt_bias=dbias[i],
+            A=dA[i],
+            D=dD[i],
         )
-        for i in range(2)
+        for i, (params, (dweight, dconv_bias), (dx_proj, ddt_proj)) in enumerate(
+            zip(directions, convolved, products, strict=True)
+        )
     ]
     return dxz, gradients[0], gradients[1]
 
 
-class _Scanned(NamedTuple):
-    """Gradients of the scans, each with a leading dimension for the directions."""
-
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    D: Tensor
-    bias: Tensor
-
-
-def _many_states(
-    u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor, directions: Directions, average: bool
-) -> Tensor:
+def _many_states(u, delta, B, C, z, directions: Directions, scale: float) -> Tensor:
     """The gated sum for more states than fit in registers, with the Triton scan."""
     total = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
     for i, params in enumerate(directions):
         arguments = (u[i], delta[i], params.A, B[i], C[i], params.D, z, params.dt_bias, None)
         total += triton_scan.forward(*arguments, delta_softplus=True, reverse=i == 1, for_backward=False)[0]
-    return (total * _scale(average)).to(z.dtype)
+    return (total * scale).to(z.dtype)
 
 
 def _many_states_backward(
-    dout: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    B: Tensor,
-    C: Tensor,
-    z: Tensor,
-    directions: Directions,
-    average: bool,
-    dB: Tensor,
-    dC: Tensor,
-    dz: Tensor,
-) -> _Scanned:
-    """Gradients of `_many_states`; fills dB, dC and dz. The values before the gates are recomputed."""
-    dout = dout * _scale(average)
+    dout, u, delta, B, C, z, directions: Directions, scale: float, dB, dC, dz
+) -> tuple[Tensor, ...]:
+    """Gradients of u, delta, A, D and the bias; fills dB, dC and dz. The values before the gates are recomputed."""
+    dout = dout * scale
     dz.zero_()
     each = []
     for i, params in enumerate(directions):
@@ -151,7 +131,7 @@ def _many_states_backward(
         dB[i], dC[i] = from_B, from_C
         dz += from_z
         each.append((du, ddelta, dA, dD, dbias))
-    return _Scanned(*(torch.stack(parts) for parts in zip(*each, strict=True)))
+    return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
 
 
 def _filters(directions: Directions) -> tuple[Weights, ...]:
@@ -181,7 +161,3 @@ def _matrix(tensor: Tensor) -> Tensor:
 
 def _scan_params(directions: Directions) -> tuple[ScanParams, ...]:
     return tuple(ScanParams(A=params.A, D=params.D, bias=params.dt_bias) for params in directions)
-
-
-def _scale(average: bool) -> float:
-    return 0.5 if average else 1.0
