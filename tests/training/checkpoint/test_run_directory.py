@@ -228,6 +228,8 @@ def test_a_finished_run_with_a_constant_rate_is_extended_to_an_unbroken_one(fini
 )
 def test_a_field_that_a_finished_run_cannot_follow_is_refused(finished, schedule, changes, message):
     out = finished[schedule]
+    # Writes the number of this process to .lock.
+    runs.here(None, out, resume=True)
     before = runs.tree_hash(out)
     recipe = runs.tiny(**{"schedule": schedule, "epochs": 1, **changes})
     with pytest.raises(RecipeError, match=message):
