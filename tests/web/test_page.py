@@ -44,12 +44,12 @@ class Visit:
         self.page.goto(address)
         self.settled("astronaut")
 
-    def settled(self, name, layer=None):
-        """Waits until the maps of the named image (and layer) stand on the page."""
+    def settled(self, *texts):
+        """Waits until the maps on the page have all these texts, such as the name of the image."""
         self.page.wait_for_function(
-            "([name, layer]) => { const maps = document.querySelector('#maps');"
-            " return maps && maps.innerText.includes(name) && (layer === null || maps.innerText.includes(layer)); }",
-            arg=[name, None if layer is None else f"Token norm, layer {layer}"],
+            "(texts) => { const maps = document.querySelector('#maps');"
+            " return maps && texts.every((text) => maps.innerText.includes(text)); }",
+            arg=list(texts),
         )
 
     def text(self, part):
@@ -76,7 +76,7 @@ def picture(tmp_path):
 def test_the_first_view(visit, running):
     assert "mamba-r" in visit.text("predictions") and "vim" in visit.text("predictions")
     assert "%" in visit.text("predictions") and " ms" in visit.text("predictions")
-    visit.settled("astronaut", "3 and 1")
+    visit.settled("astronaut", "Token norm, layers 3 and 1")
     assert visit.page.locator("#maps .maps img").count() == 3
     assert visit.page.locator("#histogram img.chart").count() == 1
     assert visit.page.title().startswith("mambar: mamba-r and vim")
@@ -111,13 +111,13 @@ def test_the_slider_by_keyboard_and_by_number(visit):
     slider = visit.page.locator("#layer input[type=range]")
     slider.focus()
     visit.page.keyboard.press("ArrowLeft")
-    visit.settled("astronaut", "2 and 1")
+    visit.settled("astronaut", "Token norm, layers 2 and 1")
     visit.page.keyboard.press("Home")
-    visit.settled("astronaut", "0")
+    visit.settled("astronaut", "Token norm, layer 0")
     number = visit.page.locator("#layer input[type=number]")
     number.fill("1")
     number.press("Enter")
-    visit.settled("astronaut", "1 and 0")
+    visit.settled("astronaut", "Token norm, layers 1 and 0")
     assert visit.errors == []
 
 
@@ -143,12 +143,12 @@ def test_everything_can_be_reached_by_tab(visit):
 def test_the_switches(visit):
     visit.page.locator("#compare input").uncheck()
     visit.page.wait_for_function("() => !document.querySelector('#predictions').innerText.includes('vim')")
-    visit.settled("astronaut", "3\n")
+    visit.settled("astronaut", "Token norm, layer 3\n")
     assert visit.page.locator("#maps .block:nth-child(2) .pair img").count() == 1
     visit.page.locator("#compare input").check()
-    visit.settled("astronaut", "3 and 1")
+    visit.settled("astronaut", "Token norm, layers 3 and 1")
     visit.page.locator("#scale label", has_text="log").click()
-    visit.settled("astronaut", "3 and 1 (log)")
+    visit.settled("astronaut", "Token norm, layers 3 and 1", "log scale")
     visit.page.locator("#resampling label", has_text="smooth").click()
     visit.page.wait_for_selector("#maps .smooth")
     drawn = visit.page.locator("#maps .block:nth-child(2) img").first
@@ -172,7 +172,7 @@ def test_sharing_gives_a_picture_and_numbers(visit):
     ] == "astronaut"
     # The links of an older view go away.
     visit.page.locator("#scale label", has_text="log").click()
-    visit.settled("astronaut", "3 and 1 (log)")
+    visit.settled("astronaut", "Token norm, layers 3 and 1", "log scale")
     visit.page.wait_for_function("() => document.querySelectorAll('#share a').length === 0")
 
 

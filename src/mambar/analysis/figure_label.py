@@ -58,8 +58,8 @@ def listed(names: Iterable[str]) -> str:
 
 
 def layers_text(layers: Iterable[int]) -> str:
-    """The numbers of the different layers as text: "layer 7" or "layers 2 and 7"."""
-    numbers = sorted(set(layers))
+    """The numbers of the different layers in their order as text: "layer 7" or "layers 3 and 1"."""
+    numbers = dict.fromkeys(layers)
     return f"{'layer' if len(numbers) == 1 else 'layers'} {listed(map(str, numbers))}"
 
 

@@ -143,9 +143,14 @@ def outlier_mask(
     norms: Float[Tensor, "layers batch rows cols"], rule: OutlierRule
 ) -> Bool[Tensor, "layers batch rows cols"]:
     """The outliers; each layer has one threshold, from all its tokens. Norms that are not finite are outliers."""
-    limits = torch.tensor(thresholds(norms, rule), dtype=torch.float64)
-    beyond = norms.double() > limits.to(norms.device)[:, None, None, None]
-    return beyond | ~torch.isfinite(norms)
+    return _above(norms, thresholds(norms, rule))
+
+
+def _above(
+    norms: Float[Tensor, "layers batch rows cols"], limits: Sequence[float]
+) -> Bool[Tensor, "layers batch rows cols"]:
+    by_layer = torch.tensor(limits, dtype=torch.float64, device=norms.device)[:, None, None, None]
+    return (norms.double() > by_layer) | ~torch.isfinite(norms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +201,8 @@ def outlier_statistics(
     layers (default: from 0).
     """
     rule = rule or MedianDeviation()
-    mask = outlier_mask(norms, rule)
     limits = thresholds(norms, rule)
+    mask = _above(norms, limits)
     numbers = range(len(norms)) if layers is None else layers
     rows = []
     for place, number in enumerate(numbers):
