@@ -197,16 +197,16 @@ def test_parameters_are_decayed_as_published(tiny_mamba):
     model = task().build_model(tiny_mamba)
     stage = Stage(weight_decay=0.01, decay_groups="corrected", layer_decay=0.5)
     found = param_groups(tiny_mamba, stage, model=model, prefix="segmenter.backbone.")
-    place = {name: part for part in found for name in part.names}
+    place = {name: part for part in found for name in part["names"]}
     assert set(place) == {name for name, p in model.named_parameters() if p.requires_grad}
     for name, part in place.items():
         plain = any(word in name for word in ("pos_embed", "registers", "norm", "A_log", "bias"))
-        assert (part.weight_decay == 0) is (plain or name.endswith(".D")), name
+        assert (part["weight_decay"] == 0) is (plain or name.endswith(".D")), name
     start = "segmenter.backbone."
-    assert place[f"{start}patch_embed.proj.weight"].scale == 0.5**5
-    assert place[f"{start}blocks.0.mixer.in_proj.weight"].scale == 0.5**4
-    assert place[f"{start}blocks.3.mixer.in_proj.weight"].scale == 0.5
-    assert place["segmenter.decoder.head.classifier.weight"].scale == 1
+    assert place[f"{start}patch_embed.proj.weight"]["lr_scale"] == 0.5**5
+    assert place[f"{start}blocks.0.mixer.in_proj.weight"]["lr_scale"] == 0.5**4
+    assert place[f"{start}blocks.3.mixer.in_proj.weight"]["lr_scale"] == 0.5
+    assert place["segmenter.decoder.head.classifier.weight"]["lr_scale"] == 1
 
 
 def test_the_decoder_follows_the_key_and_no_generator(make_backbone):

@@ -93,7 +93,7 @@ def test_layer_decay_follows_timm():
     from timm.optim import param_groups_layer_decay
 
     model = create_model(NAME, img_size=8, num_classes=3, **SMALL)
-    ours = {name: part.scale for part in param_groups(model, Stage(layer_decay=0.7)) for name in part.names}
+    ours = {name: part["lr_scale"] for part in param_groups(model, Stage(layer_decay=0.7)) for name in part["names"]}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in param_groups_layer_decay(model, layer_decay=0.7):
         assert all(ours[names[id(each)]] == pytest.approx(group["lr_scale"]) for each in group["params"])

@@ -31,9 +31,8 @@ RECIPE = Recipe(
             scale=(0.3, 1.0),
             auto_augment="rand-m9-mstd0.5-inc1",
             label_smoothing=0.1,
+            # start_from has no default: it is given on the command line.
             crop_pct=0.95,
-            # No default: start_from is given on the command line.
-            start_from="weights",
         ),
     ),
     final_weights="best",

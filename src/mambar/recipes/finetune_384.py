@@ -17,7 +17,7 @@ RECIPE = Recipe(
     model="same",
     data="imagenet",
     # No default: start_from is given on the command line.
-    stages=(dataclasses.replace(FINETUNE, img_size=384, drop_path_rate=0.5, clip_grad=1.0, start_from="weights"),),
+    stages=(dataclasses.replace(FINETUNE, img_size=384, drop_path_rate=0.5, clip_grad=1.0),),
     num_shards=16,
     grad_checkpointing=True,
 )

@@ -41,9 +41,7 @@ PRETRAIN: Final = Stage(
     crop_pct=0.875,
 )
 
-INTERMEDIATE: Final = replace(
-    PRETRAIN, name="intermediate", img_size=224, epochs=100, lr=2e-4, drop_path_rate=0.4, start_from="weights"
-)
+INTERMEDIATE: Final = replace(PRETRAIN, name="intermediate", img_size=224, epochs=100, lr=2e-4, drop_path_rate=0.4)
 
 # The learning rate is constant after the warm-up: peak and minimum of the cosine are equal.
 FINETUNE: Final = replace(

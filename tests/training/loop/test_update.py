@@ -47,7 +47,7 @@ def make_updater(*, precision="fp32", shards=1, grad_accum_steps=1, clip_grad=No
         model=model,
         forward=model,
         task=make_task(ClassificationTask),
-        optimizer=Optimizer(model, param_groups(model, stage), stage),
+        optimizer=Optimizer(param_groups(model, stage), stage),
         ema=Ema(model, 0.9),
         scale=LossScale(active=precision == "fp16"),
         precision=numerics,

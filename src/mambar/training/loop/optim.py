@@ -1,28 +1,12 @@
 """AdamW with parameter groups by weight decay and learning-rate scale."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mambar.training.stage import DecayGroups, Stage
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParamGroup:
-    """A parameter group.
-
-    Attributes:
-        names: Names of the parameters.
-        weight_decay: Weight decay of the group.
-        scale: Factor on the learning rate.
-    """
-
-    names: tuple[str, ...]
-    weight_decay: float
-    scale: float
 
 
 def is_decayed(name: str, parameter: Tensor, exempt: Iterable[str], rule: DecayGroups) -> bool:
@@ -38,24 +22,30 @@ def is_decayed(name: str, parameter: Tensor, exempt: Iterable[str], rule: DecayG
     return rule == "official" or not name.endswith(".A_log")
 
 
-def param_groups(backbone: Any, stage: Stage, *, model: nn.Module | None = None, prefix: str = "") -> list[ParamGroup]:
+def param_groups(
+    backbone: Any, stage: Stage, *, model: nn.Module | None = None, prefix: str = ""
+) -> list[dict[str, Any]]:
     """The parameter groups of the trainable parameters, in a fixed order.
 
-    `model` is the module that a task built around the backbone, `prefix` that of the backbone's names in it. All other
+    As timm's, with `lr_scale`, a factor on the learning rate, and in addition the `names` of the `params`. `model` is
+    the module that a task built around the backbone, `prefix` that of the backbone's names in it. All other
     parameters belong to the last layer.
     """
     exempt = {prefix + name for name in backbone.no_weight_decay()}
     layers = _layer_ids(backbone) if stage.layer_decay != 1 else {}
     last = backbone.num_layers + 1
-    found: dict[tuple[float, float], list[str]] = {}
+    found: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in (model or backbone).named_parameters():
         if not parameter.requires_grad:
             continue
-        decayed = is_decayed(name, parameter, exempt, stage.decay_groups)
+        decay = stage.weight_decay if is_decayed(name, parameter, exempt, stage.decay_groups) else 0.0
         depth = layers.get(name.removeprefix(prefix), last) if name.startswith(prefix) else last
         scale = stage.layer_decay ** (last - depth)
-        found.setdefault((stage.weight_decay if decayed else 0.0, scale), []).append(name)
-    return [ParamGroup(names=tuple(names), weight_decay=decay, scale=scale) for (decay, scale), names in found.items()]
+        empty = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
+        group = found.setdefault((decay, scale), empty)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(found.values())
 
 
 def _layer_ids(backbone: Any) -> dict[str, int]:
@@ -68,27 +58,18 @@ def _layer_ids(backbone: Any) -> dict[str, int]:
 class Optimizer:
     """AdamW over parameter groups; its state is stored by parameter name."""
 
-    def __init__(self, model: nn.Module, groups: list[ParamGroup], stage: Stage) -> None:
-        parameters = dict(model.named_parameters())
-        self.groups = groups
-        self.names = [name for part in groups for name in part.names]
-        self.parameters = [parameters[name] for name in self.names]
+    def __init__(self, groups: list[dict[str, Any]], stage: Stage) -> None:
+        self.names = [name for group in groups for name in group["names"]]
+        self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
         on_known_device = all(parameter.device.type in ("cpu", "cuda") for parameter in self.parameters)
         self.adamw = torch.optim.AdamW(
-            [
-                {"params": [parameters[name] for name in part.names], "weight_decay": part.weight_decay}
-                for part in groups
-            ],
-            lr=stage.peak_lr,
-            betas=stage.betas,
-            eps=stage.eps,
-            fused=on_known_device,
+            groups, lr=stage.peak_lr, betas=stage.betas, eps=stage.eps, fused=on_known_device
         )
 
     def step(self, lr: float) -> None:
         """One update with the present gradients."""
-        for group, part in zip(self.adamw.param_groups, self.groups, strict=True):
-            group["lr"] = lr * part.scale
+        for group in self.adamw.param_groups:
+            group["lr"] = lr * group["lr_scale"]
         self.adamw.step()
 
     def state(self) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class TrainState:
         if self.ema is not None:
             self.ema.follow(self.model)
         parts = param_groups(self.backbone, stage, model=self.model, prefix=self.backbone_prefix)
-        self.optimizer = Optimizer(self.model, parts, stage)
+        self.optimizer = Optimizer(parts, stage)
         forward: Any = torch.compile(self.model) if recipe.compile else self.model
         self.update = TrainStep(
             model=self.model,
