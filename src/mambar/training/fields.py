@@ -50,7 +50,7 @@ def describe(kind: Any) -> str:
         return "a table of names and values"
     if kind is type(None):
         return "none"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, kind.__name__)
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
 
 
 def check(kind: Any, value: Any, *, name: str) -> Any:

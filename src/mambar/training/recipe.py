@@ -114,7 +114,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         fields.check_fields(self, _ALLOWED)
-        if not self.stages:
+        if len(self.stages) == 0:
             raise RecipeError("stages is empty; a recipe needs at least one stage.")
         for index, stage in enumerate(self.stages):
             _check_split(stage, self.num_shards, f"stages.{index}." if len(self.stages) > 1 else "")

@@ -37,6 +37,7 @@ def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
     for name in header:
-        raw = memoryview(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        values: Any = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        raw = memoryview(values)
         for start in range(0, len(raw), CHUNK_BYTES):
             yield raw[start : start + CHUNK_BYTES]
