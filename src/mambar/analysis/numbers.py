@@ -67,8 +67,8 @@ class Analysis:
 
 def shown_layers(num_layers: int, options: AnalysisOptions) -> tuple[int, ...]:
     """The requested layers that the model has, or else its default layers."""
-    asked = [layer % num_layers for layer in options.layers or () if -num_layers <= layer < num_layers]
-    return tuple(dict.fromkeys(asked)) or default_layers(num_layers)
+    requested = [layer % num_layers for layer in options.layers or () if -num_layers <= layer < num_layers]
+    return tuple(dict.fromkeys(requested)) or default_layers(num_layers)
 
 
 def numbers_json(analysis: Analysis) -> bytes:

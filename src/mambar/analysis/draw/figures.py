@@ -144,8 +144,8 @@ def probe_charts(results: Results, label: FigureLabel) -> ChartGrid:
     def draw(method: str, axes: "Axes") -> None:
         for model, (name, found) in enumerate(results.items()):
             probes = [probe for probe in found.probes if probe.method == method]
-            apart = 0.22 * (model - (len(results) - 1) / 2)
-            y = [-pools.index(probe.name) - apart for probe in probes]
+            offset = 0.22 * (model - (len(results) - 1) / 2)
+            y = [-pools.index(probe.name) - offset for probe in probes]
             middle = np.array([100 * probe.accuracy for probe in probes])
             ends = np.array([[100 * probe.low, 100 * probe.high] for probe in probes]).T
             style = {**_mark(model), "linestyle": "none", "capsize": 2}

@@ -95,7 +95,7 @@ def probe_table(results: Results) -> html.Html:
     for name, found in results.items():
         every = {result.method: result for result in found.probes if result.name == "all image tokens"}
         for result in found.probes:
-            apart, low, high = (100 * value for value in difference(result, every[result.method]))
+            delta, low, high = (100 * value for value in difference(result, every[result.method]))
             is_reference = result is every[result.method]
             row = {
                 "model": name,
@@ -103,7 +103,7 @@ def probe_table(results: Results) -> html.Html:
                 "pooled from": result.name,
                 "top-1": _percent(result.accuracy),
                 "95 %": _interval(result.low, result.high),
-                "against all (95 %)": "" if is_reference else f"{apart:+.1f} ({low:+.1f} to {high:+.1f})",
+                "against all (95 %)": "" if is_reference else f"{delta:+.1f} ({low:+.1f} to {high:+.1f})",
             }
             rows.append(row)
     count = max((result.num_images for found in results.values() for result in found.probes), default=0)

@@ -94,9 +94,9 @@ class TestTimeRegisters(nn.Module):
         for layer, added, stream in self._through(sequence, grid, layout):
             if layer in wanted:
                 seen = added if tensor == "mixer" else self.model.norm(stream) if tensor == "normed" else stream
-                apart = self.model.registers.split(seen[:, list(layout.own)], grid)
-                registers = torch.cat([apart.registers, seen[:, list(layout.added)]], dim=1)
-                found[layer] = Tokens(patches=apart.patches, registers=registers, grid=grid)
+                split = self.model.registers.split(seen[:, list(layout.own)], grid)
+                registers = torch.cat([split.registers, seen[:, list(layout.added)]], dim=1)
+                found[layer] = Tokens(patches=split.patches, registers=registers, grid=grid)
         return [found[layer] for layer in wanted]
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
@@ -117,8 +117,8 @@ class TestTimeRegisters(nn.Module):
         self, sequence: Tensor, grid: tuple[int, int], layout: _Layout
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """For each layer, its number, the mixer output and the residual stream, in the extended sequence."""
-        apart = self.model.registers.split(sequence, grid)
-        register = FILLS[self.fill](apart.patches, apart.registers)
+        split = self.model.registers.split(sequence, grid)
+        register = FILLS[self.fill](split.patches, split.registers)
         x = sequence.new_empty(len(sequence), len(layout.own) + len(layout.added), self.embed_dim)
         x[:, list(layout.own)] = sequence
         x[:, list(layout.added)] = register

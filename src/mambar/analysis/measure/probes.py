@@ -200,10 +200,10 @@ def probe(
     correct = torch.zeros(len(labels), dtype=torch.bool)
     accuracies, strengths = [], []
     for fold in range(folds):
-        held = numbers == fold
-        predicted, strength = METHODS[method](features[~held], labels[~held], features[held], seed)
-        correct[held] = predicted == labels[held]
-        accuracies.append(float(correct[held].double().mean()))
+        held_out = numbers == fold
+        predicted, strength = METHODS[method](features[~held_out], labels[~held_out], features[held_out], seed)
+        correct[held_out] = predicted == labels[held_out]
+        accuracies.append(float(correct[held_out].double().mean()))
         strengths.append(strength)
     num_correct = int(correct.sum())
     low, high = wilson_interval(num_correct, len(labels))
@@ -243,11 +243,11 @@ def _ridge(features: Tensor, labels: Tensor, others: Tensor, seed: int) -> tuple
 
 def _logistic(features: Tensor, labels: Tensor, others: Tensor, seed: int) -> tuple[Tensor, float]:
     """Multinomial logistic regression; the penalty has the best accuracy on a held-out third of the given images."""
-    held = fold_numbers(labels, min(3, len(labels)), seed).numpy() == 0
+    held_out = fold_numbers(labels, min(3, len(labels)), seed).numpy() == 0
     x, y = features.double().numpy(), labels.numpy()
 
     def num_correct(strength: float) -> int:
-        return int((_logistic_labels(x[~held], y[~held], x[held], strength) == y[held]).sum())
+        return int((_logistic_labels(x[~held_out], y[~held_out], x[held_out], strength) == y[held_out]).sum())
 
     best = max(LOGISTIC_STRENGTHS, key=lambda strength: (num_correct(strength), strength))
     return torch.from_numpy(_logistic_labels(x, y, others.double().numpy(), best)), best

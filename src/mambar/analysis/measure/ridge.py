@@ -54,21 +54,21 @@ def fit_ridge(
     scale = torch.where(scale > 1e-12 * features.abs().amax(0).clamp_min(1e-300), scale, torch.inf)
     standard = (features - mean) / scale
     left, squares, right = _decompose(standard)
-    projected = torch.cat([left.T @ (block - its) for block, its in _blocks(targets, offset)], 1)
+    projected = torch.cat([left.T @ (block - block_offset) for block, block_offset in _blocks(targets, offset)], 1)
 
-    def misses(strength: float) -> Iterator[Float[Tensor, "samples columns"]]:
+    def residuals(strength: float) -> Iterator[Float[Tensor, "samples columns"]]:
         """Leave-one-out predictions minus targets: leaving out a sample divides its residual by 1 - leverage."""
         shrink = squares / (squares + strength * count)
         leverage = (left.square() @ shrink + 1 / count).clamp_max(1 - 1e-9)[:, None]
-        for (block, its), part in zip(_blocks(targets, offset), projected.split(_COLUMNS, 1), strict=True):
-            yield (left @ (shrink[:, None] * part) + its - block) / (1 - leverage)
+        for (block, block_offset), part in zip(_blocks(targets, offset), projected.split(_COLUMNS, 1), strict=True):
+            yield (left @ (shrink[:, None] * part) + block_offset - block) / (1 - leverage)
 
     best: tuple[float, float] | None = None
     for strength in strengths:
         if score:
-            value = float(score(torch.cat(list(misses(strength)), 1) + targets))
+            value = float(score(torch.cat(list(residuals(strength)), 1) + targets))
         else:
-            value = -sum(float(part.square().sum()) for part in misses(strength))
+            value = -sum(float(part.square().sum()) for part in residuals(strength))
         if best is None or value >= best[0]:
             best = (value, strength)
     chosen = best[1] if best else strengths[0]
@@ -78,8 +78,8 @@ def fit_ridge(
 
 def _blocks(targets: Tensor, offset: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Targets in float64 with their offsets, a few columns at a time to limit memory."""
-    for block, its in zip(targets.split(_COLUMNS, 1), offset.split(_COLUMNS), strict=True):
-        yield block.double(), its
+    for block, block_offset in zip(targets.split(_COLUMNS, 1), offset.split(_COLUMNS), strict=True):
+        yield block.double(), block_offset
 
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,5 +92,5 @@ def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Many samples: the small matrix of products is cheaper, and its rounding errors are far below any penalty.
         squares, right = torch.linalg.eigh(matrix.T @ matrix)
         left = matrix @ right / squares.clamp_min(1e-300).sqrt()
-    kept = squares > 1e-12 * squares.max().clamp_min(1e-300)
-    return left[:, kept], squares[kept], right[:, kept]
+    nonzero = squares > 1e-12 * squares.max().clamp_min(1e-300)
+    return left[:, nonzero], squares[nonzero], right[:, nonzero]
