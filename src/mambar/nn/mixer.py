@@ -152,7 +152,7 @@ class ScanMixer(nn.Module):
 class MambaMixer(ScanMixer):
     """Bidirectional mixer (`bidirectional`): project in, scan in both directions, average, project out.
 
-    The computation between the projections is written out in `mambar.ops.bidirectional_mix.reference`.
+    The computation between the projections is written out in `mambar.ops.bidirectional_mix.composed`.
     """
 
     SCANS: ClassVar = {"forward_scan": False, "backward_scan": True}

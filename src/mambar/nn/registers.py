@@ -50,11 +50,7 @@ class RegisterTokens(nn.Module):
         registers = (self.embedding + self.position).expand(batch, -1, -1).to(patches.dtype)
         return join_sequence(patches, registers, self.positions(num_patches, grid))
 
-    @leaf_module
-    def forward(
-        self, patches: Float[Tensor, "batch patches dim"], grid: Grid | None = None
-    ) -> Float[Tensor, "batch length dim"]:
-        return self.insert(patches, grid)
+    forward = leaf_module(insert)
 
     def split(self, tokens: Float[Tensor, "batch length dim"], grid: Grid) -> Tokens:
         """The inverse of `insert`."""

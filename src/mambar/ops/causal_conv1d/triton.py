@@ -89,14 +89,8 @@ def _backward_kernel(
 
 
 def _options(weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> dict[str, int | bool]:
-    return {
-        "TAPS": weight.shape[1],
-        "HAS_BIAS": bias is not None,
-        "SILU": silu,
-        "REVERSE": reverse,
-        "POSITIONS": POSITIONS,
-        "CHANNELS": CHANNELS,
-    }
+    sizes = {"TAPS": weight.shape[1], "POSITIONS": POSITIONS, "CHANNELS": CHANNELS}
+    return {**sizes, "HAS_BIAS": bias is not None, "SILU": silu, "REVERSE": reverse}
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool) -> Tensor:
