@@ -27,8 +27,8 @@ def folders_in(root: Path) -> list[str]:
 def files_below(root: Path) -> list[str]:
     """Sorted paths, relative to `root` with forward slashes, of all files below it except hidden ones.
 
-    Links to folders are followed; DataError for a link to a folder that it was reached through, and for a folder that
-    cannot be listed.
+    Links to folders are followed. DataError for a link to one of its own parent folders, and for a folder that cannot
+    be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -36,7 +36,7 @@ def files_below(root: Path) -> list[str]:
             raise _unlisted(Path(error.filename), error)
 
     found = []
-    # Folder → its real path after those of the folders that it was reached through.
+    # Folder → the real paths of the folders from `root` down to it.
     reached: dict[str, tuple[Path, ...]] = {str(root): (root.resolve(),)}
     for place, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         above = reached.pop(place)

@@ -1,4 +1,4 @@
-"""Results as a Markdown table; missing cells read *not run*."""
+"""Results as a Markdown table; missing cells are marked *not run*."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

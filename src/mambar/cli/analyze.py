@@ -50,7 +50,9 @@ def analyze(
     num_images: Annotated[int, typer.Option(min=1, help="Images for statistics and probes.")] = 1000,
     max_maps: Annotated[int, typer.Option(min=1, help="Images whose maps are saved.")] = 1000,
     gallery: Annotated[int, typer.Option(min=1, help="Images to show.")] = 6,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: chosen by memory.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per batch; by default chosen by memory.")
+    ] = None,
     scale: Annotated[str, typer.Option(help="Color scale of norm maps: auto, linear or log.")] = "auto",
     resampling: Annotated[str, typer.Option(help="Resizing of maps: nearest or bicubic.")] = "nearest",
     colormap: Annotated[str, typer.Option(help="Colormap of norm maps.")] = "viridis",

@@ -29,10 +29,15 @@ logger = logging.getLogger("mambar.cli.evaluate")
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="A run directory, a model file, or a hub id owner/name.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run directory, a model file, or a hub id; with --protocol also a model's name, timm/NAME."
+        ),
+    ],
     assignments: DataOptions = None,
     data: Data = None,
-    split: Annotated[str | None, typer.Option(help="train, val or test; by default all of --data.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test, in place of the default.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Classifiers: images per batch; default 64.")] = None,
     crop_pct: Annotated[float | None, typer.Option(help="Classifiers: fraction of the resized image to keep.")] = None,
     crop: Annotated[int | None, typer.Option(min=1, help="Segmenters: window in pixels.")] = None,
@@ -44,10 +49,14 @@ def evaluate(
         bool | None, typer.Option("--flip/--no-flip", help="Segmenters: average with flipped images.")
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Frozen features instead: knn, logistic, linear.")
+        str | None, typer.Option(metavar="LIST", help="Evaluate frozen features: knn, logistic, linear.")
     ] = None,
     features: Annotated[
-        str | None, typer.Option(metavar="LIST", help="With --protocol: see docs/frozen_features.md.")
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="With --protocol: registers, registers_mean, class_token, patches_mean, registers_patches (default).",
+        ),
     ] = None,
     features_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="With --protocol: keep the features in DIR.")
@@ -62,7 +71,7 @@ def evaluate(
     """Evaluate a trained model on held-out images.
 
     By default it uses the validation images of the run. A folder given by --data is evaluated whole, or its val/ or
-    test/ if it has one. The preprocessing is the model's.
+    test/ if it has one. The preprocessing is the model's. --pretrained and --processes need --protocol.
     """
     frozen = {"--features": features, "--features-dir": features_dir, "--pretrained": pretrained or None}
     if protocol is None:

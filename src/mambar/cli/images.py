@@ -23,7 +23,7 @@ def process_images(
             found[file] = process(file)
         except ImageError as error:
             errors[file] = error
-            # The error of an only image ends the command.
+            # The error of a single image ends the command.
             if len(files) > 1:
                 logger.error("%s", error)
         else:
@@ -32,7 +32,7 @@ def process_images(
 
 
 def raise_unreadable(errors: Sequence[ImageError], total: int) -> None:
-    """Raises ImageError if there are errors: the only one of one image, or their number."""
+    """Raises ImageError if there are errors: the error itself for a single image, else their number."""
     if len(errors) == total == 1:
         raise errors[0]
     if errors:

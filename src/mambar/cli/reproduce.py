@@ -39,7 +39,7 @@ def reproduce(
     """Measure tables or figures of the paper; print the paper's values, ours and the difference.
 
     NAME=VALUE sets a field of every recipe, for example data=PATH, epochs=20 or data_options.canvas=64. Cells
-    that were not run read *not run*. Only full results are comparable with the paper's. The default of --out is
+    that were not run are marked *not run*. Only full results are comparable with the paper's. The default of --out is
     runs/reproduce.
     """
     from mambar.paper.claim import Budget

@@ -27,8 +27,8 @@ def segment(
 ) -> None:
     """Segment images; write an overlay PNG, an index PNG and a JSON file of class areas for each.
 
-    The default of --out is the directory segmented. A folder is searched with its sub-folders, which --out then has as
-    well if two images have one name. The exit code is 2 if an image cannot be read; the others are segmented.
+    The default of --out is the directory segmented. A folder is searched with its sub-folders; --out gets the same ones
+    if two images have the same name. The exit code is 2 if an image cannot be read; the others are segmented.
     """
     files = find_images(images)
     names = _output_names(files)
@@ -61,7 +61,7 @@ def segment(
 
 
 def _output_names(files: list[Path]) -> dict[Path, Path]:
-    """The output path without suffix of each image, with its folder if two images have one name."""
+    """The output path without suffix of each image, with its folder if two images have the same name."""
     names = {file: Path(file.stem) for file in files}
     if len(set(names.values())) < len(files):
         top = Path(os.path.commonpath([file.absolute().parent for file in files]))

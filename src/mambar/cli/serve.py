@@ -21,7 +21,7 @@ _PASSWORD = "MAMBAR_PASSWORD"
 def serve(
     model: Annotated[str, typer.Argument(help="A run directory, a checkpoint, a model's name, or timm/NAME.")],
     compare: Compare = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: a free port.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the page; by default a free one.")] = None,
     img_size: ImgSize = None,
     pretrained: Pretrained = False,
     device: Device = "auto",

@@ -1,4 +1,4 @@
-"""torchrun that ends with the exit code of its ranks; its log and its table of failures are not printed."""
+"""Runs torchrun and returns the exit code of its ranks, without its log and its table of failures."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ from types import FrameType
 def main(arguments: Sequence[str]) -> int:
     """Runs torchrun with `arguments`; the exit code of the first rank that failed, 0 if none did.
 
-    A rank prints its own error. One that a signal ended could not, so it is reported here.
+    A rank prints its own error. A rank that was killed by a signal printed none, so it is reported here.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         if failure.exitcode >= 0:
             return failure.exitcode
         number = signal.Signals(-failure.exitcode)
-        sys.stderr.write(f"mambar: rank {rank} was ended by {number.name}.\n")
+        sys.stderr.write(f"mambar: rank {rank} was killed by {number.name}.\n")
         return 128 + number if number in (signal.SIGINT, signal.SIGTERM) else 1
     return 0
 

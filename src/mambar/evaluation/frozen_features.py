@@ -112,7 +112,7 @@ def write_features(
 
 
 def _file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """A shared array; the first of several processes creates it with zeros."""
+    """A memory-mapped file of zeros that several processes share; the first one creates it."""
     with path.open("ab") as file:
         file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
     return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
@@ -290,12 +290,12 @@ def _standardized(train: Tensor, labels: Tensor, device: torch.device) -> tuple[
     held = torch.zeros(len(labels), dtype=torch.bool)
     held[order] = (torch.arange(len(labels)) - starts) % 5 == 4
     if not held.any():
-        raise InputError("No class has five training images, from which one is held out; use --protocol knn.")
+        raise InputError("No class has five training images, so none can be held out; use --protocol knn.")
     return ((train - mean) / scale).to(device), labels.to(device), held.to(device)
 
 
 def _moments(train: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature; a constant feature has an infinite one, which removes it."""
+    """Mean and standard deviation of each feature; infinity for a constant feature, which becomes 0 when divided."""
     scale = train.std(0, correction=0)
     return train.mean(0), torch.where(scale > 1e-6 * train.abs().amax(0), scale, torch.inf)
 

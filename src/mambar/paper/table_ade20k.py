@@ -1,10 +1,10 @@
-"""Semantic segmentation with UperNet (arXiv 2405.14858, the table on ADE20K: mIoU, one scale).
+"""Semantic segmentation with UPerNet (arXiv 2405.14858, the table on ADE20K: mIoU, one scale).
 
     mambar reproduce table_ade20k --budget full data=ADEChallengeData2016
     mambar reproduce table_ade20k --budget small --seeds 0,1,2      synthetic scenes, Mamba-R and Vim
 
 Full trains the three published sizes from the released weights with the published recipe (160,000 iterations each).
-Smoke and small train UperNet from random weights on synthetic scenes, whose classes differ from ADE20K's.
+Smoke and small train UPerNet from random weights on synthetic scenes, whose classes differ from ADE20K's.
 """
 
 from typing import Final
@@ -17,7 +17,7 @@ from mambar.paper.sweep import Cell, Table
 from mambar.recipes.upernet_ade20k import LARGE_RECIPE, RECIPE, SMALL_RECIPE
 from mambar.recipes.upernet_shapes import RECIPE as SCENES
 
-TITLE: Final = "UperNet on ADE20K (mIoU)"
+TITLE: Final = "UPerNet on ADE20K (mIoU)"
 COLUMN: Final = "mIoU, %"
 
 

@@ -1,8 +1,8 @@
-"""Autoregressive pre-training: the pixels of each square cluster of patches from all clusters before it.
+"""Autoregressive pre-training: predicts the pixels of each square cluster of patches from the preceding clusters.
 
 Method of ARM (arXiv 2406.07537). The backbone reads the patches cluster by cluster with a causal mixer, so that a
-token never depends on later clusters. The registers keep their places in the sequence: one register depends on the
-patches in front of it only, and the decoder reads it only for clusters that begin after it.
+token never depends on later clusters. The registers keep their positions in the sequence: a register depends only on
+the patches before it, and the decoder reads it only for clusters that begin after it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ class AutoregressiveOptions:
 
     # Side of a cluster in patches.
     cluster: int = 4
-    # Width, attention heads and number of the decoder's blocks; each block reads another depth of the backbone.
+    # Width, attention heads and number of the decoder's blocks; each block reads a different layer of the backbone.
     decoder_dim: int = 512
     decoder_heads: int = 8
     decoder_depth: int = 4
@@ -81,7 +81,7 @@ class NextClusterModel(nn.Module):
         self.backbone = as_vision_mamba(backbone, "Autoregressive pre-training")
         if self.backbone.config.mixer != "forward":
             raise InputError("Autoregressive pre-training needs a causal mixer; set config.mixer=forward.")
-        # No loss reads the head.
+        # The loss does not use the head.
         self.backbone.head.requires_grad_(False)
         depth, dim = self.backbone.num_layers, options.decoder_dim
         if options.decoder_depth > depth:
@@ -117,11 +117,11 @@ class NextClusterModel(nn.Module):
         return predicted, _normalized_pixels(images, model.patch_size)[:, later].unflatten(1, (-1, self.cluster**2))
 
     def _mask(self, grid: Grid, length: int) -> Bool[Tensor, "queries length"]:
-        """Each patch of a cluster reads the tokens in front of the cluster's first patch."""
+        """Each patch of a cluster reads the tokens before the cluster's first patch."""
         num_patches, size = grid[0] * grid[1], self.cluster**2
         registers = set(self.backbone.registers.positions(num_patches, grid))
-        places = torch.tensor([place for place in range(length) if place not in registers])
-        return torch.arange(length) < places[size::size].repeat_interleave(size)[:, None]
+        positions = torch.tensor([position for position in range(length) if position not in registers])
+        return torch.arange(length) < positions[size::size].repeat_interleave(size)[:, None]
 
 
 def cluster_order(grid: Grid, cluster: int) -> Int64[Tensor, "patches"]:
@@ -129,7 +129,7 @@ def cluster_order(grid: Grid, cluster: int) -> Int64[Tensor, "patches"]:
     rows, cols = grid
     if rows % cluster or cols % cluster or (rows, cols) == (cluster, cluster):
         raise InputError(
-            f"A grid of {rows} × {cols} patches cannot be cut into two or more clusters of {cluster} × {cluster}; "
+            f"A grid of {rows} × {cols} patches cannot be divided into two or more clusters of {cluster} × {cluster}; "
             "change img_size or task_options.cluster."
         )
     numbers = torch.arange(rows * cols).reshape(rows // cluster, cluster, cols // cluster, cluster)

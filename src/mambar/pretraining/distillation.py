@@ -1,4 +1,4 @@
-"""Distillation: classification with a frozen teacher, whose logits or features the student also matches.
+"""Distillation: classification whose loss also compares logits or features with those of a frozen teacher.
 
 Losses: hard and soft labels of the teacher as in DeiT (arXiv 2012.12877), or the cosine distance between its pooled
 features and a linear map of the student's registers or patches.
@@ -44,7 +44,7 @@ class DistillationOptions:
     weight: float = 0.5
     # Temperature of both distributions (`soft`).
     temperature: float = 3.0
-    # Student's tokens that match the teacher's features: the mean of the registers or of the patches.
+    # Student tokens whose mean is projected to the teacher's features.
     tokens: Literal["registers", "patches"] = "registers"
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ def _timm_teacher(name: str, weights: str | None) -> Teacher:
 
 
 class FeatureStudent(nn.Module):
-    """A classifier that also returns its tokens mapped to the teacher's features."""
+    """A classifier that also returns its mean token, projected to the width of the teacher's features."""
 
     def __init__(self, backbone: nn.Module, *, tokens: str, dim: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class FeatureStudent(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch dim"]]:
-        """Logits and mapped features."""
+        """Logits and projected features."""
         model, grid = self.backbone, self.backbone.patch_embed.grid(images)
         sequence = model.forward_features(images)
         tokens: Tensor = getattr(model.registers.split(sequence, grid), self.tokens)
@@ -146,7 +146,7 @@ class _Logits(nn.Module):
 
 @register_task("distillation")
 class DistillationTask(ClassificationTask):
-    """Classification whose loss has a second part: the distance to a teacher's logits or features."""
+    """Classification whose loss has a second term: the distance to a teacher's logits or features."""
 
     def __init__(self, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> None:
         super().__init__(recipe, stage, classes=classes)
@@ -154,7 +154,7 @@ class DistillationTask(ClassificationTask):
         self.teacher = open_teacher(self.distillation)
 
     def build_model(self, backbone: nn.Module) -> nn.Module:
-        """The backbone itself, or with a map to the teacher's features."""
+        """The backbone, with a projection to the teacher's features for `target=features`."""
         if self.distillation.target != "features":
             return backbone
         with torch.no_grad():
@@ -167,8 +167,8 @@ class DistillationTask(ClassificationTask):
         options, images = self.distillation, batch["images"]
         if options.target == "features":
             logits, features = model(images)
-            wanted = self.teacher.features(images, self.preprocessing)
-            distance = 1 - functional.cosine_similarity(features.float(), wanted).mean()
+            target = self.teacher.features(images, self.preprocessing)
+            distance = 1 - functional.cosine_similarity(features.float(), target).mean()
         else:
             logits = model(images)
             distance = self._logit_loss(logits.float(), self.teacher.logits(images, self.preprocessing))

@@ -35,9 +35,9 @@ _ALLOWED: Final[fields.Allowed] = (
 
 @dataclass(frozen=True, kw_only=True)
 class SelfDistillationOptions:
-    """The `task_options` of `task=self_distillation`; the large crops are img_size and scale of the stage."""
+    """The `task_options` of `task=self_distillation`; the large crops use img_size and scale of the stage."""
 
-    # Number, side in pixels and area of the small crops.
+    # Number, side in pixels, and range of the area (as a fraction of the image) of the small crops.
     num_local_crops: int = 8
     local_size: int = 96
     local_scale: tuple[float, float] = (0.05, 0.25)
@@ -72,7 +72,7 @@ class ProjectionHead(nn.Module):
         self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(options.out_dim, bottleneck), std=0.02))
 
     def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch out"]:
-        """The outputs in front of the softmax."""
+        """The logits of the softmax."""
         return functional.linear(functional.normalize(self.mlp(x), dim=1), functional.normalize(self.weight, dim=1))
 
 
@@ -137,16 +137,16 @@ class SelfDistillationTask(Task):
         student, teacher = model(large, small)
         pairs = [
             self._distance(output, target, model).mean()
-            for place, target in enumerate(teacher)
+            for index, target in enumerate(teacher)
             for other, output in enumerate(student)
-            if place != other
+            if index != other
         ]
         return {"loss": torch.stack(pairs).mean(), "teacher": torch.stack(teacher, 1).mean(1)}
 
     def _distance(self, output: Tensor, target: Tensor, model: Any) -> Float[Tensor, "batch"]:
         center = getattr(model, "module", model).center
-        wanted = ((target.float() - center) / self.distillation.teacher_temperature).softmax(1)
-        return -(wanted * (output.float() / self.distillation.student_temperature).log_softmax(1)).sum(1)
+        probabilities = ((target.float() - center) / self.distillation.teacher_temperature).softmax(1)
+        return -(probabilities * (output.float() / self.distillation.student_temperature).log_softmax(1)).sum(1)
 
     def after_step(self, model: nn.Module, progress: TrainingProgress, outputs: Mapping[str, Tensor]) -> None:
         """Moves the center towards the teacher's mean output, and the teacher towards the student."""

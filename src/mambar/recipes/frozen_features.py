@@ -69,8 +69,8 @@ def evaluate_frozen_features(
     """Accuracy of frozen features: fitted on the training images, measured on those of `split`.
 
     source: a run directory, a checkpoint, a model's name or timm/NAME. protocols: keys of `PROTOCOLS`. features: keys
-    of `FEATURES`. features_dir: where the features are stored meanwhile, by default a temporary directory; all
-    processes must see it. Returns None on every rank but the first.
+    of `FEATURES`. features_dir: where the features are stored, by default a temporary directory; all processes
+    must have access to it. Returns None on every rank but the first.
     """
     _check("protocol", protocols, PROTOCOLS)
     _check("features", features, FEATURES)

@@ -39,7 +39,7 @@ ENTRY = RecipeEntry(
     command="mambar train pretrain_autoregressive data=PATH",
     source="ARM (arXiv 2406.07537): clusters, decoder, augmentation, optimizer; the model is Mamba-R",
     not_published={
-        "stages.0.epochs": "400 for Mamba-R; ARM trains other models",
+        "stages.0.epochs": "400; ARM trains other models",
         "stages.0.batch_size": "1,024; the learning rate is scaled with it",
     },
 )

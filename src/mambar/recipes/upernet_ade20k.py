@@ -1,4 +1,4 @@
-"""UperNet on Mamba-R for ADE20K (SceneParse150): 160,000 iterations of 16 crops of 512 pixels.
+"""UPerNet on Mamba-R for ADE20K (SceneParse150): 160,000 iterations of 16 crops of 512 pixels.
 
     mambar train upernet_ade20k data=ADEChallengeData2016           Base; the folder or the downloaded .zip
     mambar train upernet_ade20k_small data=…
@@ -92,7 +92,7 @@ _OURS: Final = {
 
 ENTRY = RecipeEntry(
     recipe=RECIPE,
-    title="UperNet on Mamba-R Base, ADE20K",
+    title="UPerNet on Mamba-R Base, ADE20K",
     source="paper v2; a reply in github.com/wangf3014/Mamba-Reg; ShuffleMamba's configurations for Mamba-Reg",
     command="mambar train upernet_ade20k data=ADEChallengeData2016",
     expected="paper: 47.7 mIoU; ours: not run",
@@ -101,7 +101,7 @@ ENTRY = RecipeEntry(
 
 SMALL_ENTRY = RecipeEntry(
     recipe=SMALL_RECIPE,
-    title="UperNet on Mamba-R Small, ADE20K",
+    title="UPerNet on Mamba-R Small, ADE20K",
     source="as upernet_ade20k; rate and drop path of Base, as Small's are not published",
     command="mambar train upernet_ade20k_small data=ADEChallengeData2016",
     expected="paper: 45.3 mIoU (recalled; Vim Small + 0.4); ours: not run",
@@ -110,7 +110,7 @@ SMALL_ENTRY = RecipeEntry(
 
 LARGE_ENTRY = RecipeEntry(
     recipe=LARGE_RECIPE,
-    title="UperNet on Mamba-R Large, ADE20K",
+    title="UPerNet on Mamba-R Large, ADE20K",
     source="as upernet_ade20k; layers, rate and drop path from ShuffleMamba's configuration",
     command="mambar train upernet_ade20k_large data=ADEChallengeData2016",
     expected="paper: 49.1 mIoU; ours: not run",

@@ -27,7 +27,7 @@ class EvalResult:
     Attributes:
         metrics: Numbers for the log, by name.
         details: Anything the task's report needs.
-        origin: What the metrics are from, in words; the first paragraph of the report.
+        origin: A sentence on the weights and images that were evaluated; the first paragraph of the report.
     """
 
     metrics: Mapping[str, float]

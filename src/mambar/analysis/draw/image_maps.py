@@ -137,7 +137,7 @@ def _register_columns(count: int) -> int:
 def draw_gallery(shown: GalleryImage, style: MapStyle) -> "Figure":
     """The image and its rows as one figure: a line per model, a color bar below each column."""
     models, columns = list(shown.rows[0].maps), len(shown.rows) + 1
-    # A taller image leaves room at its sides.
+    # Images taller than 3 : 1 are drawn with margins at their sides.
     height = 1.9 * min(shown.image.shape[1] / shown.image.shape[2], 3)
     figure = new_figure((1.9 * columns, (height + 0.1) * len(models) + 1.0))
     ratios = [*(height for _ in models), 0.08]
@@ -212,7 +212,7 @@ def _draw_image(axes: "Axes", image: UInt8[np.ndarray, "channels height width"])
 
 def _draw_map(axes: "Axes", values: Map | None, row: MapRow, style: MapStyle) -> None:
     if values is None:
-        # The title stands as high as those of maps.
+        # An empty box of the shape of a map keeps the title at the height of the other titles.
         rows, cols = row.given()[0].shape
         axes.set_box_aspect(rows / cols)
         axes.set_axis_off()

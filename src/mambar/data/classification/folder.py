@@ -31,7 +31,7 @@ class ImageFolder(SkippingDataset):
     in `train`, or in the folder itself, is held out; `split_seed` determines which images. With `val_fraction=1` all
     images are in `val`.
 
-    If all folders are named by WordNet ids, as in ImageNet, `classes` are readable names and EXIF orientation is not
+    If all folder names are WordNet ids, as in ImageNet, `classes` are readable names and EXIF orientation is not
     applied by default, as in torchvision and the official evaluation.
 
     `unreadable` counts and names unreadable images. The training split returns the next readable image of the class;
@@ -116,7 +116,9 @@ def _list_split(
             _check_same_classes(root, splits["train"], splits[name])
     if len(classes) == 1:
         inside = folders_in(folder / classes[0])
-        hint = f"did you mean data={folder / classes[0]}?" if len(inside) > 1 else "Is it a level too deep?"
+        hint = (
+            f"did you mean data={folder / classes[0]}?" if len(inside) > 1 else "The folder may be one level too deep."
+        )
         raise DataError(
             f"data={folder} has one class, {one_line(classes[0])!r}; a classifier needs two or more. {hint} Give the "
             "folder that holds the class sub-folders."

@@ -1,4 +1,4 @@
-"""Runs the stages of a recipe in order, each from the weights of the one before, and saves the final weights."""
+"""Runs the stages of a recipe in order, each from the weights of the previous one, and saves the final weights."""
 
 import dataclasses
 import logging
@@ -52,7 +52,7 @@ def run_stages(directory: RunDirectory, *, data: Any, device: str, num_workers: 
         with init_process_group(device) as group:
             run = _Run(directory, group, stop_signals, data, num_workers, is_finished=finished is not None)
             result, report = run.run()
-        # After the process group has ended, so that a long report does not reach its timeout.
+        # After the process group is destroyed, so that writing the report does not count towards its timeout.
         report()
     return result
 
@@ -137,11 +137,11 @@ class _Run:
                     stage=index + 1, offset=progress.total_steps, num_skipped=progress.num_skipped
                 )
         assert trainer is not None
-        return self._deliver(trainer)
+        return self._save_final_weights(trainer)
 
     def _open_files(self, progress: TrainingProgress) -> None:
         if self.group.is_main:
-            # First, so that a run that is extended is never taken for a finished one.
+            # First, so that an extended run never counts as finished before its end.
             (self.directory.path / RESULT_NAME).unlink(missing_ok=True)
             self.directory.record_changes()
             self.context.metrics.open(step=progress.total_steps, evaluated=progress.total_evaluated_steps)
@@ -187,11 +187,11 @@ class _Run:
         elif previous is not None:
             if source == "ema" and previous.state.ema is None:
                 raise RecipeError(
-                    f"stages.{index}.start_from=ema, but the stage before keeps no average; set its ema_decay."
+                    f"stages.{index}.start_from=ema, but stage {index - 1} has no EMA weights; set its ema_decay."
                 )
             trainer.state.start_from(previous.state.weights(source), previous.state.backbone.config)
 
-    def _deliver(self, trainer: Trainer) -> tuple[RunResult, Callable[[], None]]:
+    def _save_final_weights(self, trainer: Trainer) -> tuple[RunResult, Callable[[], None]]:
         recipe, out, task, state = self.recipe, self.directory.path, trainer.task, trainer.state
         test_set = self.sets.test
         which, measured, step = self._final_weights(trainer)
@@ -323,6 +323,6 @@ def _check_facts(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     for name in ("threads", "device", "version"):
         if stored[name] != facts[name]:
             _LOG.warning(
-                "%s was %s and is now %s: the run goes on, but its last bits may differ from an unbroken run's.",
+                "%s was %s and is now %s: the run continues; its last bits may differ from an uninterrupted run.",
                 *(name, stored[name], facts[name]),
             )
