@@ -129,7 +129,7 @@ def cluster_order(grid: Grid, cluster: int) -> Int64[Tensor, "patches"]:
     rows, cols = grid
     if rows % cluster or cols % cluster or (rows, cols) == (cluster, cluster):
         raise InputError(
-            f"A grid of {rows} × {cols} patches cannot be divided into two or more clusters of {cluster} × {cluster}; "
+            f"A grid of {rows} × {cols} patches cannot be cut into two or more clusters of {cluster} × {cluster}; "
             "change img_size or task_options.cluster."
         )
     numbers = torch.arange(rows * cols).reshape(rows // cluster, cluster, cols // cluster, cluster)
