@@ -10,6 +10,9 @@ from mambar.data.classification.cifar10 import Cifar10, Cifar10Jpeg, has_npz
 from mambar.data.classification.digits import Digits
 from mambar.data.classification.folder import ImageFolder, split_folders
 from mambar.data.classification.hf_datasets import PREFIX, HuggingFaceDataset, saved_to_disk
+from mambar.data.classification.imagenet_variants import ImageNetVariant
+from mambar.data.classification.tiny_imagenet import is_tiny_imagenet, tiny_imagenet
+from mambar.data.classification.voc_objects import is_voc_objects, voc_objects
 from mambar.data.dataset import SPLITS, ImageDataset, Subset, check_split
 from mambar.data.keys import key, permutation
 from mambar.data.loading.file_tree import folders_in
@@ -40,12 +43,22 @@ def _classification_factory(path: Path) -> Callable[..., ImageDataset]:
         return HuggingFaceDataset
     if any(index_path(path, split).is_file() or shard_files(path, split) for split in SPLITS):
         return TarShards
+    if is_tiny_imagenet(path):
+        return tiny_imagenet
+    if is_voc_objects(path):
+        return voc_objects
     return ImageFolder
 
 
 # Kind → name → factory, called as factory(split=..., **options).
 DATASETS: Final[dict[str, dict[str, Callable[..., Any]]]] = {
-    "classification": {"digits": Digits, "shapes": Shapes, "cifar10": Cifar10},
+    "classification": {
+        "digits": Digits,
+        "shapes": Shapes,
+        "cifar10": Cifar10,
+        "imagenet_variant": ImageNetVariant,
+        "tiny_imagenet": tiny_imagenet,
+    },
     "segmentation": {"shapes": ShapeMasks, "mosaics": Mosaics},
 }
 # Kind → function that returns the factory for a path, called as factory(path, split=..., **options).
@@ -93,9 +106,10 @@ def open_dataset(
 
     Args:
         data: A registered name, a path, or an object. Classification: digits, shapes (options: the fields of `Shapes`),
-            cifar10 (options `root`, `download`), "hf:NAME" on the Hugging Face hub, or a folder: CIFAR-10, the output
-            of `save_to_disk`, tar shards, class sub-folders. Segmentation: shapes, mosaics (options: the fields of
-            `Mosaics`), or a folder or .zip: SceneParse150, full ADE20K, VOC, images and masks (options of
+            cifar10 (options `root`, `download`), tiny_imagenet (option `root`), imagenet_variant (options of
+            `ImageNetVariant`), "hf:NAME" on the Hugging Face hub, or a folder: CIFAR-10, the output of `save_to_disk`,
+            tar shards, Tiny-ImageNet, VOC's boxes, class sub-folders. Segmentation: shapes, mosaics (options: the
+            fields of `Mosaics`), or a folder or .zip: SceneParse150, full ADE20K, VOC, images and masks (options of
             `find_folder`). "./digits" is a path, "digits" is a name. An object is a mapping from split to dataset, or
             one dataset, which is split by class (options `val_fraction`, `split_seed`).
         split: "train", "val", or "test" for a mapping with "test" or a folder with both val/ and test/.
@@ -170,8 +184,8 @@ def _find(data: Any, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...], st
     path = Path(data).expanduser()
     if not path.exists():
         raise DataError(
-            f"data={one_line(str(path))} does not exist (looked in {one_line(Path.cwd())}); give a folder, or one of "
-            f"the built-in sets: {', '.join(DATASETS[kind])}."
+            f"data={one_line(str(path))} does not exist (looked in {one_line(Path.cwd())}); give a folder, or one "
+            f"of {', '.join(DATASETS[kind])}."
         )
     if kind not in PATH_FACTORIES:
         raise DataError(f"data={one_line(str(path))}: {kind} has no path layouts; use {', '.join(DATASETS[kind])}.")
