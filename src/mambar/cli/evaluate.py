@@ -1,7 +1,9 @@
 """`mambar evaluate`: top-1 and top-5 of a classifier, or mIoU of a segmenter, on held-out images."""
 
+import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from mambar.cli.arguments import (
     Device,
     MaxPixels,
     NumWorkers,
+    Out,
     Pretrained,
     Processes,
     data_options,
@@ -62,6 +65,11 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="With --protocol: keep the features in DIR.")
     ] = None,
     pretrained: Pretrained = False,
+    corruptions: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Classifiers: all, or kinds such as fog,frost (ImageNet-C).")
+    ] = None,
+    severities: Annotated[str, typer.Option(metavar="LIST", help="Severities of the corruptions.")] = "1,2,3,4,5",
+    out: Out = None,
     device: Device = "auto",
     num_workers: NumWorkers = 0,
     max_pixels: MaxPixels = None,
@@ -71,7 +79,8 @@ def evaluate(
     """Evaluate a trained model on held-out images.
 
     By default it uses the validation images of the run. A folder given by --data is evaluated whole, or its val/ or
-    test/ if it has one. The preprocessing is the model's. --pretrained and --processes need --protocol.
+    test/ if it has one. The preprocessing is the model's. --pretrained and --processes need --protocol, --out needs
+    --corruptions.
     """
     frozen = {"--features": features, "--features-dir": features_dir, "--pretrained": pretrained or None}
     if protocol is None:
@@ -94,10 +103,14 @@ def evaluate(
         "device": choose_device(device),
         "num_workers": num_workers or 0,
     }
-    classifier = {"--batch-size": batch_size, "--crop-pct": crop_pct}
+    classifier = {"--batch-size": batch_size, "--crop-pct": crop_pct, "--corruptions": corruptions}
     segmenter = {"--crop": crop, "--stride": stride, "--scales": scales, "--flip": flip}
     if protocol is not None:
-        unused = [name for name, value in {"--crop-pct": crop_pct, **segmenter}.items() if value is not None]
+        unused = [
+            name
+            for name, value in {"--crop-pct": crop_pct, "--corruptions": corruptions, **segmenter}.items()
+            if value is not None
+        ]
         if unused:
             raise InputError(f"{unused[0]} has no effect with --protocol; omit it.")
         chosen = {"features": _names(features)} if features else {}
@@ -108,7 +121,15 @@ def evaluate(
     if unused:
         kind, other = ("segmenter", "classifiers") if is_one else ("classifier", "segmenters")
         raise InputError(f"{unused[0]} is an option for {other}; {run} is a {kind}. Omit it.")
-    if is_one:
+    if crop_pct is not None and (corruptions is not None or data == "imagenet_variant"):
+        raise InputError("--crop-pct cannot be changed for this evaluation; omit it.")
+    if out is not None and corruptions is None:
+        raise InputError("--out is an option for --corruptions; omit it.")
+    if corruptions is not None:
+        _corruptions(run, corruptions, severities, out, common | {"batch_size": batch_size or 64}, as_json=as_json)
+    elif data == "imagenet_variant":
+        _imagenet_variant(run, batch_size or 64, common, as_json=as_json)
+    elif is_one:
         _segmenter(run, {"crop": crop, "stride": stride, "flip": flip}, scales, common, as_json=as_json)
     else:
         _classifier(run, batch_size or 64, crop_pct, common, as_json=as_json)
@@ -148,6 +169,50 @@ def _classifier(run: str, batch_size: int, crop_pct: float | None, common: dict[
         return
     say(f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  loss {result.loss:.4f}  ({result.count:,} images)")
     say_table(_shares(result.per_class, missing="no images"), indent="  ")
+
+
+def _corruptions(
+    run: str, kinds: str, severities: str, out: Path | None, given: dict[str, Any], *, as_json: bool
+) -> None:
+    from mambar.analysis.draw.corruption_charts import corruption_charts
+    from mambar.analysis.draw.plots import draw_chart_grid, png
+    from mambar.analysis.figure_label import FigureLabel
+    from mambar.data.transforms.corruptions import KINDS
+    from mambar.hub.files import write_atomically
+    from mambar.recipes.evaluate_robustness import evaluate_corruptions
+
+    chosen, levels = KINDS if kinds == "all" else tuple(kinds.split(",")), numbers("--severities", severities, int)
+    result = evaluate_corruptions(run, kinds=chosen, severities=levels, progress=logger.info, **given)
+    content = {"format_version": 1, **asdict(result)}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        data = f"{result.data}, {result.count} images"
+        label = FigureLabel(model=Path(run).name, data=data, metric=result.library, seed=result.seed)
+        charts = corruption_charts(result.clean, result.top1, label)
+        write_atomically(out / "corruptions.png", png(draw_chart_grid(charts)))
+        write_atomically(out / "corruptions.json", (json.dumps(content, indent=2) + "\n").encode())
+    if as_json:
+        print_json(content)
+        return
+    width = max(map(len, chosen))
+    say(f"{'severity':{width}}  " + "".join(f"{level:>8}" for level in levels))
+    for kind, row in result.top1.items():
+        say(f"{kind:{width}}  " + "".join(f"{value:8.1%}" for value in row.values()))
+    say(f"clean {result.clean:.2%}  mean {result.mean:.2%}  ({result.count:,} images, {result.library})")
+
+
+def _imagenet_variant(run: str, batch_size: int, common: dict[str, Any], *, as_json: bool) -> None:
+    from mambar.recipes.evaluate_robustness import evaluate_imagenet_variant
+
+    given = {name: common[name] for name in ("data_options", "device", "num_workers")}
+    result = evaluate_imagenet_variant(run, batch_size=batch_size, **given)
+    if as_json:
+        print_json({"format_version": 1, **asdict(result)})
+        return
+    say(
+        f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  ({result.count:,} images, {result.num_classes} classes; "
+        f"{result.left_out:,} images of other classes left out)"
+    )
 
 
 def _segmenter(

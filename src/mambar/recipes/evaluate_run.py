@@ -44,7 +44,7 @@ def evaluate_run(
         raise InputError("a model in memory has no data of its own; give data=SET.")
     else:
         model = run.to(device)
-    dataset = _dataset(model, run if data is None else None, data, split, data_options or {})
+    dataset = open_run_dataset(model, run if data is None else None, data, split, data_options or {})
     preprocessing = model_preprocessing(model)
     if crop_pct is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_pct=crop_pct)
@@ -71,7 +71,7 @@ def held_out_images(
     data: by default the validation images of `run`; see `evaluate_run`. img_size: in pixels, by default that of the
     model's preprocessing. The images are evenly spaced, so they are always the same.
     """
-    dataset = _dataset(model, run, data, None, {})
+    dataset = open_run_dataset(model, run, data, None, {})
     preprocessing = model_preprocessing(model)
     if img_size is not None:
         preprocessing = dataclasses.replace(preprocessing, img_size=img_size)
@@ -80,9 +80,10 @@ def held_out_images(
     return torch.stack([transform(sample.image) for sample in samples]), torch.tensor([s.label for s in samples])
 
 
-def _dataset(
+def open_run_dataset(
     model: VisionMamba | TimmViT, run: Any, data: str | None, split: str | None, options: Mapping[str, Any]
 ) -> ImageDataset:
+    """`data`, by default those of `run`; raises `DataError` if they do not have the model's classes."""
     if data is None:
         recipe = read_located_recipe(run or ".")
         data, dataset = recipe.data, open_dataset(recipe.data, split or "val", **{**recipe.data_options, **options})
