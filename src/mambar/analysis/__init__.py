@@ -12,6 +12,8 @@ from mambar.analysis.draw.norm_panels import compare_norms as compare_norms
 from mambar.analysis.draw.run_report import write_run_report as write_run_report
 from mambar.analysis.figure_label import FigureLabel as FigureLabel
 from mambar.analysis.measure.added_registers import TestTimeRegisters as TestTimeRegisters
+from mambar.analysis.measure.class_activation import class_activation_maps as class_activation_maps
+from mambar.analysis.measure.class_activation import token_maps as token_maps
 from mambar.analysis.measure.collect import CollectedNorms as CollectedNorms
 from mambar.analysis.measure.collect import collect_norms as collect_norms
 from mambar.analysis.measure.distributions import NormDistribution as NormDistribution
@@ -22,6 +24,9 @@ from mambar.analysis.measure.local_probes import local_probes as local_probes
 from mambar.analysis.measure.local_probes import local_tokens as local_tokens
 from mambar.analysis.measure.norms import register_norms as register_norms
 from mambar.analysis.measure.norms import token_norms as token_norms
+from mambar.analysis.measure.object_discovery import LostOptions as LostOptions
+from mambar.analysis.measure.object_discovery import discover_objects as discover_objects
+from mambar.analysis.measure.object_discovery import lost as lost
 from mambar.analysis.measure.outliers import FixedThreshold as FixedThreshold
 from mambar.analysis.measure.outliers import Gap as Gap
 from mambar.analysis.measure.outliers import MedianDeviation as MedianDeviation

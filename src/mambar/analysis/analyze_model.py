@@ -11,6 +11,7 @@ from torch import Tensor
 from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.analysis.images import NamedImages, masks_and_pixels
 from mambar.analysis.measure.activations import capture_activations
+from mambar.analysis.measure.class_activation import class_activation_maps
 from mambar.analysis.measure.collect import CollectedNorms, ImageSample, NormCollector
 from mambar.analysis.measure.feature_maps import feature_map, supported_vector
 from mambar.analysis.measure.ground_truth import (
@@ -23,6 +24,7 @@ from mambar.analysis.measure.ground_truth import (
 )
 from mambar.analysis.measure.local_probes import LocalProbes, LocalTokenCollector, local_probes
 from mambar.analysis.measure.norms import norm_map
+from mambar.analysis.measure.object_discovery import Discovery, discover_objects
 from mambar.analysis.measure.outliers import MedianDeviation, OutlierStatistics, default_rules, outlier_statistics
 from mambar.analysis.measure.probes import PoolCollector, ProbeResult, probe_all
 from mambar.analysis.measure.register_maps import (
@@ -39,11 +41,12 @@ from mambar.analysis.measure.register_neurons import (
     find_register_neurons,
     register_variants,
 )
-from mambar.analysis.options import AnalysisOptions
+from mambar.analysis.options import AnalysisOptions, shown_layers
 from mambar.data import Batch, ImageDataset, evaluation_batches
 from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
 from mambar.models.protocol import TokenTensor
+from mambar.models.timm_vit import TimmViT
 from mambar.models.vision_mamba import VisionMamba
 
 # The tokens of one batch, all layers together, take at most this many bytes.
@@ -74,6 +77,9 @@ class AnalysisResult:
         ground_truth: Outliers against masks, for each rule.
         map_ground_truth: IoU of the maps with the masks.
         added: Effect of registers added at test time.
+        activation_maps: Class-activation maps (0-1) of the gallery images, by patch; None if not requested.
+        activation_labels: The predicted class of each of these maps.
+        discovery: Objects found by LOST; None if not requested.
         not_run: Reason for each part that was skipped.
     """
 
@@ -91,6 +97,9 @@ class AnalysisResult:
     ground_truth: list[GroundTruthStatistics] = field(default_factory=list)
     map_ground_truth: list[MapGroundTruth] = field(default_factory=list)
     added: list[AddedRegistersResult] = field(default_factory=list)
+    activation_maps: Float[Tensor, "images rows cols"] | None = None
+    activation_labels: Int64[Tensor, "images"] | None = None
+    discovery: Discovery | None = None
     not_run: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -140,6 +149,18 @@ def analyze_model(
             break
     norms = measured.norms.result()
     ground_truth, map_ground_truth = measured.ground_truth(norms)
+    discovery = None
+    if options.discover is not None:
+        discovery = discover_objects(
+            analyzed,
+            dataset,
+            options.discover,
+            shown_layers(analyzed.model.num_layers, options),
+            num_images=options.num_images,
+            num_shown=options.gallery,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
     return AnalysisResult(
         analyzed=analyzed,
         norms=norms,
@@ -149,6 +170,7 @@ def analyze_model(
         ground_truth=ground_truth,
         map_ground_truth=map_ground_truth,
         added=measured.added_registers(),
+        discovery=discovery,
         not_run=measured.not_run,
         **_gallery(analyzed, gallery, options),
     )
@@ -170,6 +192,10 @@ def _gallery(analyzed: AnalyzedModel, gallery: NamedImages, options: AnalysisOpt
         "vector": vector,
         "feature_map": feature_map(model, last, vector=vector, metric=options.metric).cpu(),
     }
+    if options.cam is not None and isinstance(model, VisionMamba | TimmViT):
+        maps, labels = class_activation_maps(model, images, method=options.cam)
+        results["activation_maps"] = torch.nn.functional.adaptive_avg_pool2d(maps, last.grid)
+        results["activation_labels"] = labels
     if last.registers.shape[1]:
         maps = register_map(last, metric=options.metric).cpu()
         results["register_maps"] = maps
@@ -248,13 +274,12 @@ class _DatasetPass:
             shares.append(background_share(mask, self.model.patch_size))
             entropies.append(local_entropy(pixels, self.model.patch_size))
         if len(shares) < len(kept):
-            self.not_run["ground truth"] = "the images have no masks; use data with masks, such as shapes"
+            self.not_run["ground truth"] = "the images have no masks or boxes; use data with them, such as shapes"
             return [], []
         background, entropy = torch.cat(shares), torch.cat(entropies)
-        statistics = [
-            ground_truth_statistics(norms.maps, background=background, entropy=entropy, rule=rule, layers=norms.layers)
-            for rule in default_rules()
-        ]
+        given: dict[str, Any] = {"background": background, "entropy": entropy, "layers": norms.layers}
+        given["objects"] = "boxes" if self.dataset[kept[0]].mask is None else "masks"
+        statistics = [ground_truth_statistics(norms.maps, rule=rule, **given) for rule in default_rules()]
         count = min(len(kept), self.subset_size)
         _, (scores,) = self.maps.result()
         # A distance is negated, so that large means similar for every metric.

@@ -12,6 +12,7 @@ from mambar.data import EvalTransform, Preprocessing
 from mambar.errors import InputError
 from mambar.hub.create import create_model
 from mambar.hub.files import load
+from mambar.image_file import scaled_size
 from mambar.messages import did_you_mean
 from mambar.models.backbones import BACKBONES, Config, RegisteredConfig
 from mambar.models.config import VARIANTS, VisionMambaConfig
@@ -61,6 +62,15 @@ class AnalyzedModel:
         """A mask, resized (nearest neighbor) and cropped like the images."""
         nearest = replace(self.preprocessing, interpolation="nearest")
         return EvalTransform(preprocessing=nearest).pixels(mask[None])[0]
+
+    def resize_boxes(self, boxes: Float[Tensor, "boxes 4"], height: int, width: int) -> Float[Tensor, "kept 4"]:
+        """The boxes of an image of (height, width) pixels in the resized and cropped image; empty ones are dropped."""
+        size = self.preprocessing.size
+        rows, cols = scaled_size(height, width, size, self.preprocessing.crop_pct)
+        top, left = round((rows - size[0]) / 2), round((cols - size[1]) / 2)
+        scaled = boxes * torch.tensor([cols / width, rows / height] * 2) - torch.tensor([left, top] * 2)
+        inside = scaled.clamp_min(0).minimum(torch.tensor([size[1], size[0]] * 2))
+        return inside[(inside[:, 2:] > inside[:, :2]).all(1)]
 
 
 def open_model(

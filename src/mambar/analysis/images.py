@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.data import ImageDataset, Sample
+from mambar.data.boxed_images import object_mask
 from mambar.data.keys import key, permutation
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import readable_samples
@@ -80,8 +81,12 @@ def sample_gallery(dataset: ImageDataset, count: int, *, seed: int) -> NamedImag
 def masks_and_pixels(
     analyzed: AnalyzedModel, dataset: ImageDataset, indices: Iterable[int]
 ) -> Iterator[tuple[UInt8[Tensor, "1 height width"], UInt8[Tensor, "1 channels height width"]]]:
-    """Mask and pixels of each numbered image after resize and crop; stops at the first image without a mask."""
+    """Mask (or area of the boxes) and pixels of each numbered image after resize and crop.
+
+    Stops at the first image that has neither a mask nor boxes.
+    """
     for _, sample in readable_samples(dataset, indices):
-        if sample.mask is None:
+        mask = object_mask(sample)
+        if mask is None:
             return
-        yield analyzed.resize_mask(sample.mask)[None], analyzed.pixels(sample.image)[None]
+        yield analyzed.resize_mask(mask)[None], analyzed.pixels(sample.image)[None]

@@ -12,7 +12,7 @@ import numpy as np
 from mambar.analysis.analyze_model import AnalysisResult
 from mambar.analysis.figure_label import FigureLabel, listed, size_text
 from mambar.analysis.images import NamedImages
-from mambar.analysis.options import AnalysisOptions, default_layers
+from mambar.analysis.options import AnalysisOptions, shown_layers
 from mambar.version import __version__
 
 FORMAT_VERSION = 2
@@ -65,12 +65,6 @@ class Analysis:
         return FigureLabel(**(shared | fields))
 
 
-def shown_layers(num_layers: int, options: AnalysisOptions) -> tuple[int, ...]:
-    """The requested layers that the model has, or else its default layers."""
-    requested = [layer % num_layers for layer in options.layers or () if -num_layers <= layer < num_layers]
-    return tuple(dict.fromkeys(requested)) or default_layers(num_layers)
-
-
 def numbers_json(analysis: Analysis) -> bytes:
     """All numbers as JSON; NaN and infinity are null."""
     models = {}
@@ -89,6 +83,7 @@ def numbers_json(analysis: Analysis) -> bytes:
             "local_probes": None if found.local is None else asdict(found.local),
             "ground_truth": [asdict(statistics) for statistics in found.ground_truth],
             "map_ground_truth": [asdict(result) for result in found.map_ground_truth],
+            "object_discovery": [asdict(layer) for layer in found.discovery.layers] if found.discovery else None,
             "added_registers": [asdict(result) for result in found.added],
             "not_run": found.not_run,
         }
@@ -128,6 +123,8 @@ def arrays_npz(analysis: Analysis) -> bytes:
             "feature_map": found.feature_map,
             "register_maps": found.register_maps,
             "register_similarity": found.register_similarity,
+            "activation_maps": found.activation_maps,
+            "activation_labels": found.activation_labels,
         }
         for name, values in given.items():
             if values is not None:

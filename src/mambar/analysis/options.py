@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mambar.analysis.draw.color_maps import COLORMAPS, Resampling
+from mambar.analysis.measure.class_activation import check_cam_method
 from mambar.analysis.measure.feature_maps import DEFAULT_METRIC, Metric
+from mambar.analysis.measure.object_discovery import LostOptions
 from mambar.analysis.measure.probes import METHODS
 from mambar.deprecated import ANALYSIS_FIELDS, ANALYSIS_VALUES, accept_old_names
 from mambar.errors import InputError
@@ -43,6 +45,10 @@ class AnalysisOptions:
     folds: int = 5
     # Number of registers added without training; 0 for none.
     test_time_registers: int = 4
+    # Object discovery by LOST on the layers of the gallery; None: not run.
+    discover: LostOptions | None = None
+    # Class-activation maps of the gallery, a key of `CAM_METHODS`; None: not run.
+    cam: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,6 +66,8 @@ class AnalysisOptions:
         for name in self.probes:
             if name not in METHODS:
                 raise InputError(f"probes={name!r} is not known; choose from {', '.join(METHODS)}.")
+        if self.cam is not None:
+            check_cam_method(self.cam)
         least = {"num_images": 1, "max_maps": 1, "gallery": 1, "folds": 2, "test_time_registers": 0}
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
@@ -70,3 +78,9 @@ def default_layers(num_layers: int) -> tuple[int, ...]:
     """Four layers at a third, two thirds, five sixths and the end: 7, 15, 19, 23 of 24, as in the paper's figure."""
     ends = (num_layers / 3, 2 * num_layers / 3, 5 * num_layers / 6, num_layers)
     return tuple(sorted({max(0, round(end) - 1) for end in ends}))
+
+
+def shown_layers(num_layers: int, options: AnalysisOptions) -> tuple[int, ...]:
+    """The requested layers that the model has, or else its default layers."""
+    asked = [layer % num_layers for layer in options.layers or () if -num_layers <= layer < num_layers]
+    return tuple(dict.fromkeys(asked)) or default_layers(num_layers)

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,15 +19,24 @@ from mambar.cli.arguments import (
     Out,
     Pretrained,
     data_options,
+    named_values,
     numbers,
     print_json,
 )
 from mambar.cli.console import Progress, say
 from mambar.deprecated import ANALYSIS_VALUES, log_renamed
 from mambar.device import choose_device
+from mambar.errors import InputError
 from mambar.image_file import MAX_PIXELS
+from mambar.messages import did_you_mean
+
+if TYPE_CHECKING:
+    from mambar.analysis.measure.object_discovery import LostOptions
 
 logger = logging.getLogger("mambar.cli.analyze")
+
+_CAM = "Class-activation maps of the shown images, such as gradcam, hirescam or layercam."
+_DISCOVER = "Find objects by LOST: default, or choices such as tensor=residual,bias=0.1."
 
 
 def analyze(
@@ -59,6 +68,8 @@ def analyze(
     probes: Annotated[str, typer.Option(metavar="LIST", help="Probe methods; empty for none.")] = "ridge",
     folds: Annotated[int, typer.Option(min=2, help="Folds of the probes.")] = 5,
     test_time_registers: Annotated[int, typer.Option(min=0, help="Registers added without training; 0 for none.")] = 4,
+    discover: Annotated[str | None, typer.Option(metavar="CHOICES", help=_DISCOVER)] = None,
+    cam: Annotated[str | None, typer.Option(metavar="METHOD", help=_CAM)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of image samples and folds.")] = 0,
     out: Out = None,
     device: Device = "auto",
@@ -82,6 +93,7 @@ def analyze(
         "vector": new_vector,
         "layers": None if layers is None else numbers("--layers", layers, int),
         "probes": tuple(name for name in probes.split(",") if name),
+        "discover": None if discover is None else _lost_options(discover),
     }
     options = AnalysisOptions(**{each.name: given[each.name] for each in fields(AnalysisOptions)})
     result = run(
@@ -102,6 +114,20 @@ def analyze(
         print_json({"report": str(result.report), "seconds": result.seconds})
         return
     say(f"report: {result.report} ({result.seconds:.0f} s)")
+
+
+def _lost_options(text: str) -> "LostOptions":
+    """The options of LOST from `default` or `name=value,…`."""
+    from mambar.analysis.measure.object_discovery import LostOptions
+    from mambar.training.fields import literal
+
+    chosen = {} if text == "default" else named_values(text.split(","))
+    known = [each.name for each in fields(LostOptions)]
+    for name in chosen:
+        if name not in known:
+            hint = did_you_mean(name, known, otherwise=f"choose from {', '.join(known)}.")
+            raise InputError(f"--discover has no choice {name!r}; {hint}")
+    return LostOptions(**{name: literal(value) for name, value in chosen.items()})
 
 
 def _default_out(model: str) -> Path:

@@ -122,3 +122,22 @@ def test_map_ground_truth_by_hand():
     scores = torch.tensor([[0.0, 5.0, 6.0, 1.0]]).expand(3, 1, 4)
     found = map_ground_truth("m", scores, background)
     assert (found.otsu_iou, found.best_iou, found.everything_iou, found.num_images) == (1.0, 1.0, 0.5, 2)
+
+
+def test_interval_of_the_outliers_share_is_that_of_a_bootstrap_over_images():
+    generator = torch.Generator().manual_seed(0)
+    background = (torch.rand(200, 4, 4, generator=generator) > 0.4).double()
+    # Outliers, mostly in the background, in a number that differs between images.
+    rate = torch.rand(200, 1, 1, generator=generator) * (0.2 + 0.6 * background)
+    norms = 1 + 9 * (torch.rand(200, 4, 4, generator=generator) < rate).double()
+    layer = ground_truth_statistics(norms[None], background=background, rule=FixedThreshold(value=5.0)).layers[0]
+    hits = norms > 5
+    parts, totals = (hits * background).sum((1, 2)), hits.sum((1, 2)).double()
+    assert layer.outlier_background == pytest.approx(float(parts.sum() / totals.sum()))
+    drawn = torch.randint(200, (4000, 200), generator=generator)
+    ends = (parts[drawn].sum(1) / totals[drawn].sum(1)).quantile(torch.tensor([0.025, 0.975]).double())
+    assert [layer.outlier_background_low, layer.outlier_background_high] == pytest.approx(ends.tolist(), abs=0.01)
+    alone = ground_truth_statistics(norms[None, :1], background=background[:1], rule=FixedThreshold(value=5.0)).layers[
+        0
+    ]
+    assert math.isnan(alone.outlier_background_low)

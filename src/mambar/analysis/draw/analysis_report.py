@@ -24,9 +24,11 @@ from mambar.analysis.draw.image_maps import (
     draw_registers,
     gallery_html,
 )
+from mambar.analysis.draw.object_boxes import draw_object_boxes
 from mambar.analysis.draw.plots import ChartGrid, draw_chart, draw_chart_grid, png, svg
 from mambar.analysis.draw.tables import (
     added_table,
+    discovery_table,
     ground_truth_tables,
     local_table,
     outlier_table,
@@ -61,6 +63,7 @@ def write_analysis(out: Path, analysis: Analysis) -> Path:
         _registers(analysis, save),
         _probes(analysis, save),
         _ground_truth(analysis, save),
+        _discovery(analysis, save),
         html.section("Test-time registers", added_table(analysis.results)),
         html.section("Settings", html.pairs(_choices(analysis))),
         html.footer(),
@@ -136,9 +139,21 @@ def gallery_images(analysis: Analysis) -> list[GalleryImage]:
             data=data,
         )
         rows = [feature, *_norm_rows(analysis, place)]
+        rows += [] if options.cam is None else [_activation_row(analysis, place)]
         pixels = first.analyzed.pixels(image).numpy()
         shown.append(GalleryImage(name=name, image=pixels, rows=rows, registers=registers, label=label))
     return shown
+
+
+def _activation_row(analysis: Analysis, place: int) -> MapRow:
+    maps, names = {}, []
+    for model, found in analysis.results.items():
+        maps[model] = None if found.activation_maps is None else found.activation_maps[place].numpy()
+        if found.activation_labels is not None:
+            label, classes = int(found.activation_labels[place]), found.analyzed.classes
+            names.append(str(label) if classes is None else classes[label].split(",")[0])
+    name = f"{analysis.options.cam}: {' / '.join(dict.fromkeys(names)) or 'no classifier'}"
+    return MapRow(name=name, quantity="class activation", maps=maps)
 
 
 def _norm_rows(analysis: Analysis, place: int) -> list[MapRow]:
@@ -253,10 +268,23 @@ def _probes(analysis: Analysis, save: Save) -> html.Html:
 def _ground_truth(analysis: Analysis, save: Save) -> html.Html:
     parts: list[object] = []
     if any(found.ground_truth for found in analysis.results.values()):
-        rule = next(found.ground_truth[0].rule for found in analysis.results.values() if found.ground_truth)
-        label = analysis.label(tensor=analysis.options.tensor, layer="all", metric=f"outliers: {rule}")
+        first = next(found.ground_truth[0] for found in analysis.results.values() if found.ground_truth)
+        metric = f"outliers: {first.rule}; objects: {first.objects}"
+        label = analysis.label(tensor=analysis.options.tensor, layer="all", metric=metric)
         parts.append(_charts("ground-truth", ground_truth_charts(analysis.results, label), save))
     return html.section("Comparison with ground truth", *parts, ground_truth_tables(analysis.results))
+
+
+def _discovery(analysis: Analysis, save: Save) -> html.Html:
+    pictures = []
+    for number, (name, found) in enumerate(analysis.results.items()):
+        if found.discovery is not None:
+            options, layer = found.discovery.options, str(analysis.layers()[name][-1])
+            label = analysis.label([name], tensor=options.tensor, layer=layer, metric=f"LOST: {options.text()}")
+            figure = draw_object_boxes(found.discovery.shown, label)
+            save(f"objects-{number}", figure)
+            pictures.append(html.figure(html.svg_image(svg(figure), description="boxes found"), caption=label.line()))
+    return html.section("Object discovery", *pictures, discovery_table(analysis.results)) if pictures else html.Html("")
 
 
 def _choices(analysis: Analysis) -> dict[str, object]:

@@ -176,6 +176,9 @@ def ground_truth_charts(results: Results, label: FigureLabel) -> ChartGrid:
         for model, (name, rows) in enumerate(with_masks.items()):
             layers = [row.layer for row in rows]
             _line(axes, layers, [100 * row.outlier_background for row in rows], f"{name}: outliers", **_mark(model))
+            low = [100 * row.outlier_background_low for row in rows]
+            high = [100 * row.outlier_background_high for row in rows]
+            axes.fill_between(layers, low, high, color=_color(model), alpha=0.2, linewidth=0)
             every = [100 * row.background for row in rows]
             _line(axes, layers, every, f"{name}: all tokens", color=_color(model), linestyle=DASHES[2])
         axes.set_ylim(0, 103)

@@ -144,18 +144,20 @@ def local_table(results: Results) -> html.Html:
 
 
 def ground_truth_tables(results: Results) -> html.Html:
-    """Norms and maps against masks."""
+    """Norms and maps against masks or boxes."""
     rows = []
     for name, found in results.items():
         for statistics in found.ground_truth:
             last = statistics.layers[-1]
+            ends = (last.outlier_background_low, last.outlier_background_high)
+            interval = f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})" if math.isfinite(ends[0]) else ""
             entropy_interval = f"({last.entropy_low:+.2f} to {last.entropy_high:+.2f})"
             row = {
                 "model": name,
                 "rule": statistics.rule,
                 "layer": last.layer,
                 "outliers": f"{last.outliers:,}",
-                "in background": _percent(last.outlier_background),
+                "in background (95 %)": _percent(last.outlier_background) + interval,
                 "all tokens": _percent(last.background),
                 "lift": _times(last.lift),
                 "AUC (95 %)": f"{last.auc:.3f} ({last.auc_low:.3f} to {last.auc_high:.3f})",
@@ -183,6 +185,28 @@ def ground_truth_tables(results: Results) -> html.Html:
         "threshold of each image; everything: every token predicted as object."
     )
     return html.join([_table(rows, note), _table(maps, map_note), not_run(results, "ground truth")])
+
+
+def discovery_table(results: Results) -> html.Html:
+    """CorLoc of LOST's boxes by layer, and of the box around the whole image."""
+    found_by = {name: found.discovery for name, found in results.items() if found.discovery is not None}
+    rows = [
+        {
+            "model": name,
+            "layer": "whole image" if row.layer is None else row.layer,
+            "CorLoc (95 %)": f"{_percent(row.corloc)} ({100 * row.low:.1f} to {100 * row.high:.1f})",
+            "IoU, mean": _number(row.iou),
+            "images": row.num_images,
+        }
+        for name, found in found_by.items()
+        for row in found.layers
+    ]
+    chosen = "; ".join(dict.fromkeys(found.options.text() for found in found_by.values()))
+    note = (
+        f"LOST: {chosen}. CorLoc: share of images whose box has at least that IoU with one of the objects' boxes; "
+        "whole image: the box around the image, which needs no model. Images without boxes or masks do not count."
+    )
+    return _table(rows, note)
 
 
 def added_table(results: Results) -> html.Html:

@@ -139,7 +139,8 @@ class LayerGroundTruth:
         layer: Number of the layer.
         outliers: Number of outliers.
         background: Share (0-1) of background among the pixels of all tokens.
-        outlier_background: Share (0-1) of background among the pixels of outliers.
+        outlier_background: Share (0-1) of background among the pixels of outliers; the rest is in objects.
+        outlier_background_low, outlier_background_high: 95 % interval of `outlier_background` over images.
         lift: `outlier_background` / `background`.
         auc: ROC-AUC of the norm as a detector of background patches, mean over images.
         auc_low, auc_high: 95 % interval of `auc` over images.
@@ -159,15 +160,18 @@ class LayerGroundTruth:
     entropy_correlation: float
     entropy_low: float
     entropy_high: float
+    outlier_background_low: float
+    outlier_background_high: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthStatistics:
-    """Norms against ground truth, layer by layer, for one rule of outliers."""
+    """Norms against ground truth, layer by layer, for one rule of outliers; objects are "masks" or "boxes"."""
 
     rule: str
     num_images: int
     layers: tuple[LayerGroundTruth, ...]
+    objects: str = "masks"
 
 
 def ground_truth_statistics(
@@ -177,8 +181,9 @@ def ground_truth_statistics(
     entropy: Float[Tensor, "batch rows cols"] | None = None,
     rule: OutlierRule | None = None,
     layers: Sequence[int] | None = None,
+    objects: str = "masks",
 ) -> GroundTruthStatistics:
-    """Position of the outliers against the masks, for each layer.
+    """Position of the outliers against the masks, or boxes as masks, for each layer.
 
     `background` comes from `background_share`, `entropy` from `local_entropy`; NaN is skipped. `layers` are the numbers
     of the layers (default: from 0).
@@ -195,7 +200,7 @@ def ground_truth_statistics(
         _layer_ground_truth(number, norms[place].cpu().double(), mask[place], background, entropy)
         for place, number in enumerate(numbers)
     )
-    return GroundTruthStatistics(rule=rule.name, num_images=norms.shape[1], layers=rows)
+    return GroundTruthStatistics(rule=rule.name, num_images=norms.shape[1], layers=rows, objects=objects)
 
 
 def _layer_ground_truth(
@@ -207,8 +212,10 @@ def _layer_ground_truth(
 ) -> LayerGroundTruth:
     known = torch.isfinite(background)
     everywhere = float(background[known].mean()) if known.any() else math.nan
-    hit = background[known & outliers]
-    there = float(hit.mean()) if hit.numel() else math.nan
+    hits = known & outliers
+    there, there_low, there_high = _ratio_interval(
+        (background.where(hits, 0.0)).sum(dim=(1, 2)), hits.sum(dim=(1, 2)).double()
+    )
     seen = known & torch.isfinite(norms)
     aucs = [roc_auc(image[good], plain[good] > 0.5) for image, plain, good in zip(norms, background, seen, strict=True)]
     correlations = []
@@ -231,7 +238,23 @@ def _layer_ground_truth(
         entropy_correlation=middle,
         entropy_low=low,
         entropy_high=high,
+        outlier_background_low=there_low,
+        outlier_background_high=there_high,
     )
+
+
+def _ratio_interval(
+    parts: Float[Tensor, "images"], totals: Float[Tensor, "images"], z: float = 1.959964
+) -> tuple[float, float, float]:
+    """sum(parts) / sum(totals) with its 95 % interval over images, by the linearized variance of a ratio."""
+    total, count = float(totals.sum()), len(totals)
+    if not total:
+        return math.nan, math.nan, math.nan
+    ratio = float(parts.sum()) / total
+    if count < 2:
+        return ratio, math.nan, math.nan
+    half = z * math.sqrt(float(((parts - ratio * totals) ** 2).sum()) * count / (count - 1)) / total
+    return ratio, max(ratio - half, 0.0), min(ratio + half, 1.0)
 
 
 def _interval(values: Sequence[float], z: float = 1.959964) -> tuple[float, float, float]:
