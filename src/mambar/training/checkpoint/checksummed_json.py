@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mambar.errors import CheckpointError
-from mambar.training.checkpoint.atomic_files import CHUNK_BYTES
 
 
 class NewerFormatError(CheckpointError):
@@ -61,10 +60,8 @@ def verify_file(path: Path, *, size: int, sha256: str) -> None:
         found_size = path.stat().st_size
         if found_size != size:
             raise CheckpointError(f"{path} is damaged: {size} bytes expected, found {found_size}.")
-        digest = hashlib.sha256()
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
+            digest = hashlib.file_digest(file, "sha256")
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise CheckpointError(f"{path} cannot be read: {reason}.") from None

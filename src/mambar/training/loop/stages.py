@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +56,6 @@ def run_stages(directory: RunDirectory, *, data: Any, device: str, num_workers: 
     return result
 
 
-@dataclass(frozen=True)
-class _Sets:
-    train: ImageDataset
-    val: ImageDataset
-    # Used once, for the final weights.
-    test: ImageDataset | None
-
-    def facts(self) -> dict[str, Any]:
-        return {"classes": list(self.train.classes), "train": self.train.fingerprint(), "val": self.val.fingerprint()}
-
-
 class _Run:
     def __init__(
         self,
@@ -83,8 +71,10 @@ class _Run:
         self.is_finished = is_finished
         self.directory, self.recipe, self.group = directory, recipe, group
         self.sets = _open(recipe, data)
-        self.facts = {
-            "data": self.sets.facts(),
+        train_set, val_set = self.sets["train"], self.sets["val"]
+        fingerprints = {"train": train_set.fingerprint(), "val": val_set.fingerprint()}
+        facts = {
+            "data": {"classes": list(train_set.classes), **fingerprints},
             "version": __version__,
             "threads": torch.get_num_threads(),
             "device": group.device.type,
@@ -107,7 +97,7 @@ class _Run:
             display=ProgressDisplay(visible=group.is_main),
             stop_signals=stop_signals,
             num_workers=num_workers,
-            facts=self.facts,
+            facts=facts,
         )
 
     def run(self) -> tuple[RunResult, Callable[[], None]]:
@@ -115,7 +105,7 @@ class _Run:
         checkpoint = self._last_checkpoint()
         progress = TrainingProgress()
         if checkpoint is not None:
-            _check_facts(checkpoint, self.facts)
+            _check_facts(checkpoint, self.context.facts)
             progress.update(checkpoint.scalars)
             _LOG.info("Resuming after step %d from %s.", progress.total_steps, checkpoint.path)
         trainer: Trainer | None = None
@@ -157,7 +147,7 @@ class _Run:
 
     def _trainer(self, index: int, progress: TrainingProgress) -> Trainer:
         recipe = self.recipe
-        train_set = self.sets.train
+        train_set = self.sets["train"]
         task = task_class(recipe.task).from_recipe(
             recipe, recipe.stages[index], classes=train_set.classes, train_set=train_set
         )
@@ -167,8 +157,8 @@ class _Run:
             index,
             task=task,
             backbone=backbone,
-            train_set=self.sets.train,
-            val_set=self.sets.val,
+            train_set=train_set,
+            val_set=self.sets["val"],
             context=self.context,
             progress=progress,
         )
@@ -193,7 +183,7 @@ class _Run:
 
     def _save_final_weights(self, trainer: Trainer) -> tuple[RunResult, Callable[[], None]]:
         recipe, out, task, state = self.recipe, self.directory.path, trainer.task, trainer.state
-        test_set = self.sets.test
+        val_set, test_set = self.sets["val"], self.sets.get("test")
         which, measured, step = self._final_weights(trainer)
         evaluated = state.ema.model if which == "ema" and state.ema is not None else state.model
         tested = None if test_set is None else trainer.evaluate(evaluated, test_set)
@@ -204,7 +194,7 @@ class _Run:
             step=step,
             last_step=trainer.progress.total_steps,
             num_evaluations=self.group.broadcast_object(self._num_evaluations(trainer) if self.group.is_main else None),
-            num_val_images=len(self.sets.val),
+            num_val_images=len(val_set),
             test_metrics=None if tested is None else tested.to_floats(),
             num_test_images=None if test_set is None else len(test_set),
         )
@@ -213,13 +203,13 @@ class _Run:
         backbone = model.get_submodule(state.backbone_name)
         if self.group.is_main:
             trainer.check_directory()
-            task.save(out, model, backbone=backbone, recipe=recipe, val_set=self.sets.val)
+            task.save(out, model, backbone=backbone, recipe=recipe, val_set=val_set)
         self.group.barrier()
 
         def report() -> None:
             if self.group.is_main:
                 shown = dataclasses.replace(measured, origin=result.describe())
-                task.report(out, model, backbone=backbone, recipe=recipe, result=shown, val_set=self.sets.val)
+                task.report(out, model, backbone=backbone, recipe=recipe, result=shown, val_set=val_set)
                 write_result(self.directory, result)
                 self.context.metrics.close()
 
@@ -293,7 +283,8 @@ def _from_checkpoint(path: Path) -> Any:
     return model
 
 
-def _open(recipe: Recipe, data: Any) -> _Sets:
+def _open(recipe: Recipe, data: Any) -> dict[str, ImageDataset]:
+    """The datasets by split; "test" only if the data have one."""
     task = task_class(recipe.task)
     if data is None and recipe.data.startswith(DATA_OBJECT):
         raise InputError(
@@ -308,8 +299,7 @@ def _open(recipe: Recipe, data: Any) -> _Sets:
                 f"{recipe.data}: the train and {split} images have different classes ({len(opened['train'].classes)} "
                 f"and {len(dataset.classes)}); give both the same class folders."
             )
-    sets = _Sets(**{"test": None, **opened})
-    return sets
+    return opened
 
 
 def _check_facts(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
