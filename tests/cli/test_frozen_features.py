@@ -20,15 +20,15 @@ def run(tmp_path_factory):
 
 def test_a_run_is_evaluated_beside_its_classifier(run, tmp_path):
     found = evaluate_frozen_features(
-        run, protocols=("knn", "logistic"), features=("registers", "patches_mean"), features_dir=tmp_path / "kept"
+        run, protocols=("knn", "logistic"), features=("registers", "avg"), features_dir=tmp_path / "kept"
     )
     assert found.top1 is not None and found.data == "digits" and found.num_train == 200
     rows = {(score.features, score.protocol, score.setting): score for score in found.scores}
-    assert {("registers", "knn", 10), ("patches_mean", "knn", 100)} < rows.keys()
+    assert {("registers", "knn", 10), ("avg", "knn", 100)} < rows.keys()
     assert all(0.2 < score.top1 <= score.top5 <= 1 for score in found.scores)
     assert sorted(path.name for path in (tmp_path / "kept" / "train").iterdir()) == [
         "labels",
-        "patches_mean",
+        "avg",
         "registers",
     ]
     with pytest.raises(InputError, match="exists; give a new directory"):
@@ -41,7 +41,7 @@ def test_a_named_model_has_no_classifier_of_its_own(tmp_path):
     found = evaluate_frozen_features(
         "timm/vit_tiny_patch16_224", data="digits", data_options={"limit": 40}, img_size=32, protocols=("knn",)
     )
-    assert found.top1 is None and {score.features for score in found.scores} == {"registers_patches"}
+    assert found.top1 is None and {score.features for score in found.scores} == {"register_mean_avg"}
 
 
 @pytest.mark.slow

@@ -109,22 +109,18 @@ def test_processes_write_their_rows_and_unreadable_images_are_left_out(tmp_path)
     assert found.labels.tolist() == [index % 3 for index in kept]
     first = np.array(kept, dtype=np.float32)[:, None]
     assert np.array_equal(found.features["registers"], first * np.arange(9.0))
-    assert np.array_equal(found.features["class_token"], first * np.arange(3.0))
-    assert np.array_equal(found.features["registers_mean"], first * np.arange(3.0, 6))
-    assert np.array_equal(found.features["patches_mean"], first + np.array([1.5, 2.5, 3.5]))
+    assert np.array_equal(found.features["token"], first * np.arange(3.0))
+    assert np.array_equal(found.features["register_mean"], first * np.arange(3.0, 6))
+    assert np.array_equal(found.features["avg"], first + np.array([1.5, 2.5, 3.5]))
     joined = np.concatenate([first * np.arange(3.0, 6), first + np.array([1.5, 2.5, 3.5])], 1)
-    assert np.array_equal(found.features["registers_patches"], joined)
+    assert np.array_equal(found.features["register_mean_avg"], joined)
 
 
 def test_scores_name_feature_protocol_and_setting():
     train, labels = clusters(60, spread=0.1)
     test, target = clusters(20, spread=0.1, seed=1)
-    sets = [
-        FeatureSet(features={"patches_mean": x.numpy()}, labels=y.numpy()) for x, y in ((train, labels), (test, target))
-    ]
+    sets = [FeatureSet(features={"avg": x.numpy()}, labels=y.numpy()) for x, y in ((train, labels), (test, target))]
     scores = evaluate_features(*sets, num_classes=4, protocols=("knn", "logistic"))
-    assert [(each.features, each.protocol) for each in scores] == [("patches_mean", "knn")] * 2 + [
-        ("patches_mean", "logistic")
-    ]
+    assert [(each.features, each.protocol) for each in scores] == [("avg", "knn")] * 2 + [("avg", "logistic")]
     assert [each.setting for each in scores[:2]] == [10, 20]
     assert all(each.top1 == 1 and each.count == 20 for each in scores)

@@ -58,7 +58,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="With --protocol: registers, registers_mean, class_token, patches_mean, registers_patches (default).",
+            help="With --protocol: registers, register_mean, token, avg, register_mean_avg (default).",
         ),
     ] = None,
     features_dir: Annotated[

@@ -26,10 +26,10 @@ from mambar.nn import Tokens
 # ViT), the mean of the patches, or the mean of the registers and that of the patches concatenated.
 FEATURES: Final[Mapping[str, Callable[[Tokens], Tensor]]] = {
     "registers": lambda tokens: tokens.registers.flatten(1),
-    "registers_mean": lambda tokens: tokens.registers.mean(1),
-    "class_token": lambda tokens: tokens.registers[:, 0],
-    "patches_mean": lambda tokens: tokens.patches.mean(1),
-    "registers_patches": lambda tokens: torch.cat([tokens.registers.mean(1), tokens.patches.mean(1)], 1),
+    "register_mean": lambda tokens: tokens.registers.mean(1),
+    "token": lambda tokens: tokens.registers[:, 0],
+    "avg": lambda tokens: tokens.patches.mean(1),
+    "register_mean_avg": lambda tokens: torch.cat([tokens.registers.mean(1), tokens.patches.mean(1)], 1),
 }
 NEIGHBORS: Final = (10, 20, 100, 200)
 # Weight decays relative to the mean loss, and learning rates for a batch of 256, of which the best is selected.
@@ -96,8 +96,8 @@ def write_features(
         moved = batch.to(device)
         with torch.inference_mode(), autocast():
             (tokens,) = model.tokens(prepare(moved.images) if prepare else moved.images, [-1], tensor="normed")
-        if not tokens.registers.shape[1] and set(names) != {"patches_mean"}:
-            raise InputError("The model has no registers and no class token; use --features patches_mean.")
+        if not tokens.registers.shape[1] and set(names) != {"avg"}:
+            raise InputError("The model has no registers and no class token; use --features avg.")
         indices = batch.indices.numpy()
         for name in names:
             found = FEATURES[name](tokens).float().cpu().numpy()

@@ -53,7 +53,7 @@ def evaluate_frozen_features(
     source: str | Path,
     *,
     protocols: Sequence[str] = ("knn",),
-    features: Sequence[str] = ("registers_patches",),
+    features: Sequence[str] = ("register_mean_avg",),
     data: str | None = None,
     split: str | None = None,
     data_options: Mapping[str, Any] | None = None,
