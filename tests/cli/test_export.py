@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -108,6 +109,25 @@ def test_bad_input_is_one_line(mambar_command, trained, monkeypatch, tmp_path, a
     code, out, err = mambar_command("export", trained, "--quiet", *arguments)
     assert code == 2 and part in err and err.count("\n") == 1 and out == ""
     assert sorted(path for path in tmp_path.rglob("*") if path.name != "export") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_export_leaves_nothing_behind(trained, tmp_path, number, code):
+    out = tmp_path / "new" / "folder" / "model.onnx"
+    command = [sys.executable, "-m", "mambar", "export", str(trained), "--out", str(out)]
+    before = sorted(tmp_path.rglob("*"))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        # The last line of progress: the file is in its temporary directory by then.
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "Comparing" in line and "with the model on" in line:
+                process.send_signal(number)
+        assert process.wait(60) == code, lines
+    text = "".join(lines)
+    assert text.index("Tracing the model") < text.index("Translating the traced graph") < text.index("Comparing")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow

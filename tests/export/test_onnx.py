@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -81,6 +82,18 @@ def test_any_batch_and_any_size(exported, size, batch):
     images = torch.randn(batch, 3, *size)
     with torch.no_grad():
         torch.testing.assert_close(onnx_export.onnx_runner(path)(images), model(images), rtol=0, atol=1e-5)
+
+
+def test_axes_are_named(exported):
+    _, path, _ = exported
+    graph = onnx.load(str(path)).graph
+    shapes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output, *graph.value_info)
+    }
+    assert shapes["images"] == ["batch", 3, "height", "width"] and shapes["logits"] == ["batch", 10]
+    symbols = {word for shape in shapes.values() for axis in shape for word in re.findall("[a-z]+[0-9]*", str(axis))}
+    assert symbols == {"batch", "height", "width", "rows", "cols"}
 
 
 def test_openvino_compiles_the_file_for_any_batch_and_any_size(exported):

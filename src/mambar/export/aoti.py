@@ -1,5 +1,6 @@
 """AOTInductor: the exported program, compiled to machine code for the CPU of this machine."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ from mambar.export.parity import ExportOptions, LogitsFunction, ParityReport, wr
 from mambar.export.program import traced
 from mambar.export.traceable import traceable_model
 from mambar.models.vision_mamba import VisionMamba
+
+logger = logging.getLogger(__name__)
 
 
 def export_aoti(model: VisionMamba, path: Path | str, **options: Unpack[ExportOptions]) -> ParityReport:
@@ -24,6 +27,7 @@ def export_aoti(model: VisionMamba, path: Path | str, **options: Unpack[ExportOp
 
     def write(size: tuple[int, int], file: Path) -> LogitsFunction:
         program = traced(traceable_model(model), model.config.in_chans, size)
+        logger.info("Compiling the traced graph to machine code.")
         # AOTInductor requires the suffix .pt2; the file is renamed afterwards.
         package = file.with_name("package.pt2")
         torch._inductor.aoti_compile_and_package(program, package_path=str(package))

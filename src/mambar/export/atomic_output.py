@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mambar.errors import DiskError, InputError
@@ -21,12 +23,13 @@ def atomic_output(path: Path, *, force: bool = False) -> Iterator[Path]:
         raise InputError(f"{path} exists already; choose another path or give --force.")
     if path.is_dir() and not path.is_symlink():
         raise InputError(f"{path} is a directory; give the path of a file.")
+    made = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise DiskError(f"{path} could not be written: {error.strerror or error}.") from error
-    with scratch as directory:
+    with _removed_if_empty(made), scratch as directory:
         temporary = Path(directory) / path.name
         try:
             yield temporary
@@ -39,3 +42,35 @@ def atomic_output(path: Path, *, force: bool = False) -> Iterator[Path]:
             temporary.replace(path)
         except OSError as error:
             raise DiskError(f"{path} could not be written: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def _removed_if_empty(directories: Sequence[Path]) -> Iterator[None]:
+    """A context that removes the directories, the innermost first, as far as they are empty at the end."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for directory in directories:
+                directory.rmdir()
+
+
+@contextlib.contextmanager
+def exit_at_sigterm() -> Iterator[None]:
+    """A context in which SIGTERM raises `SystemExit(143)`, so that temporary files are removed.
+
+    Does nothing outside the main thread, or if the program has a handler of its own.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

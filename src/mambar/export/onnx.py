@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from mambar.export.traceable import description, traceable_model
 from mambar.messages import needs_package
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.placement import PLACEMENTS, CountRule
+
+logger = logging.getLogger(__name__)
 
 OPSET = 20
 # Metadata key of class names and preprocessing.
@@ -38,7 +41,8 @@ def export_onnx(
 ) -> ParityReport:
     """Writes an `.onnx` file with class names and preprocessing in its metadata, and a parity report beside it.
 
-    Input: `images` (batch, channels, height, width), normalized float32. Output: `logits`. The file is compared
+    Input: `images` (batch, channels, height, width), normalized float32. Output: `logits` (batch, classes). Dynamic
+    axes are named batch, height and width. The file is compared
     with the model; a difference above 1e-5 or another top 5 raises `MambarError` and nothing is written.
 
     int8: quantize the projection weights (a quarter of the bytes); the report has the differences. scan: "loop" uses
@@ -56,7 +60,7 @@ def export_onnx(
         _to_onnx(traceable, model, size, opset, any_size).save(file, external_data=False)
         if int8:
             _quantize(file)
-        _set_metadata(file, description(model))
+        _label(file, description(model))
         return onnx_runner(file)
 
     return write_checked(
@@ -79,6 +83,7 @@ def has_any_size(model: VisionMamba, scan: Scan) -> bool:
 
 def _to_onnx(traceable: VisionMamba, model: VisionMamba, size: tuple[int, int], opset: int, any_size: bool) -> Any:
     graph = traced(traceable, model.config.in_chans, size, patch=model.patch_size if any_size else None)
+    logger.info("Translating the traced graph to ONNX.")
     with _quiet():
         program = torch.onnx.export(
             graph,
@@ -89,9 +94,27 @@ def _to_onnx(traceable: VisionMamba, model: VisionMamba, size: tuple[int, int], 
             custom_translation_table=translations(),
             external_data=False,
             verbose=False,
+            optimize=False,
         )
-    assert program is not None
+        assert program is not None
+        _simplify(program.model)
     return program
+
+
+def _simplify(graph: Any) -> None:
+    """Folds constants, which makes the weights initializers, and removes unused nodes.
+
+    The rewrite rules of the exporter's own optimizer take most of its time and make the file 3 % faster.
+    """
+    import onnxscript.optimizer
+    from onnx_ir.passes import common
+
+    common.InlinePass()(graph)
+    onnxscript.optimizer.fold_constants(graph)
+    common.RemoveUnusedNodesPass()(graph)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+    common.LiftSubgraphInitializersToMainGraphPass()(graph)
+    common.DeduplicateInitializersPass()(graph)
 
 
 def onnx_runner(path: Path) -> LogitsFunction:
@@ -127,11 +150,22 @@ def _quantize(path: Path) -> None:
     )
 
 
-def _set_metadata(path: Path, text: str) -> None:
+def _label(path: Path, text: str) -> None:
+    """Writes the metadata, and names of dynamic axes in place of the exporter's numbered symbols."""
     import onnx
 
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {METADATA_KEY: text})
+    axes = model.graph.input[0].type.tensor_type.shape.dim
+    # Height and width are traced as multiples of the patch: "16*s30".
+    symbols = {axes[index].dim_param.split("*")[-1]: name for index, name in ((0, "batch"), (2, "rows"), (3, "cols"))}
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), axis.dim_param)
+    for index, name in ((2, "height"), (3, "width")):
+        if axes[index].dim_param:
+            axes[index].dim_param = name
     path.write_bytes(model.SerializeToString())
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mambar.errors import MambarError
-from mambar.export.atomic_output import atomic_output
+from mambar.export.atomic_output import atomic_output, exit_at_sigterm
 from mambar.export.traceable import input_size, traceable_model
 from mambar.models.vision_mamba import VisionMamba
 from mambar.version import __version__
@@ -27,6 +28,9 @@ TOLERANCE = 1e-5
 # Batch sizes that are tested first; the rest is run in batches of 8.
 BATCHES = (1, 2, 7)
 FORMAT_VERSION = 1
+_SECONDS_OF_SILENCE = 5.0
+
+logger = logging.getLogger(__name__)
 
 # Images (batch, channels, height, width) in, logits (batch, classes) out.
 LogitsFunction = Callable[[Tensor], Tensor]
@@ -135,7 +139,9 @@ def compare(
     sizes = tuple(sorted({len(batch) for batch in groups}))
     for index, size in enumerate(other_sizes):
         groups += probe_images(3, images.shape[1], size, seed=index + 1).split(2)
-    logits, seconds = ([], []), [0.0, 0.0]
+    logits, seconds, total = ([], []), [0.0, 0.0], sum(map(len, groups))
+    logger.info("Comparing %s with the model on %d images.", name.name, total)
+    logged = time.perf_counter()
     with torch.inference_mode():
         # Warm-up: the first call allocates memory and starts threads.
         for function in (model, run):
@@ -145,6 +151,9 @@ def compare(
                 start = time.perf_counter()
                 logits[index].append(function(batch).float().cpu())
                 seconds[index] += time.perf_counter() - start
+            if time.perf_counter() - logged > _SECONDS_OF_SILENCE:
+                logged = time.perf_counter()
+                logger.info("Compared %d of %d images.", sum(map(len, logits[1])), total)
     wanted, given = map(torch.cat, logits)
     data = file.read_bytes()
     accuracies = {}
@@ -222,6 +231,7 @@ def write_checked(
     """
     size = input_size(model, img_size)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(exit_at_sigterm())
         temporary = [stack.enter_context(atomic_output(file, force=force)) for file in files]
         run = write(size, *temporary)
         if images is None:

@@ -1,5 +1,6 @@
 """torch.export: the model as one graph of aten operators, which runs without mambar."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Unpack
@@ -11,6 +12,8 @@ from torch.export import Dim, ExportedProgram
 from mambar.export.parity import ExportOptions, LogitsFunction, ParityReport, write_checked
 from mambar.export.traceable import description, traceable_model
 from mambar.models.vision_mamba import VisionMamba
+
+logger = logging.getLogger(__name__)
 
 # File in the .pt2 archive with class names and preprocessing.
 EXTRA_FILE = "mambar.json"
@@ -25,6 +28,7 @@ def traced(model: nn.Module, channels: int, size: tuple[int, int], *, patch: int
     if patch is not None:
         rows, cols = Dim("rows", min=_ROWS[0], max=_ROWS[1]), Dim("cols", min=_ROWS[0], max=_ROWS[1])
         dynamic |= {2: patch * rows, 3: patch * cols}
+    logger.info("Tracing the model with torch.export.")
     # Tracing would specialize on a batch of one.
     example = torch.zeros(2, channels, *size)
     with torch.no_grad(), warnings.catch_warnings():
