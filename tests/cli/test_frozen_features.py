@@ -27,8 +27,8 @@ def test_a_run_is_evaluated_beside_its_classifier(run, tmp_path):
     assert {("registers", "knn", 10), ("avg", "knn", 100)} < rows.keys()
     assert all(0.2 < score.top1 <= score.top5 <= 1 for score in found.scores)
     assert sorted(path.name for path in (tmp_path / "kept" / "train").iterdir()) == [
-        "labels",
         "avg",
+        "labels",
         "registers",
     ]
     with pytest.raises(InputError, match="exists; give a new directory"):
