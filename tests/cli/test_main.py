@@ -178,7 +178,7 @@ def test_a_bug_of_ours_exits_with_1(mambar_command, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("mambar.models.complexity.complexity", broken)
+    monkeypatch.setattr("mambar.models.backbones.config_of", broken)
     code, _, err = mambar_command("info", "mambar_base_patch16_224")
     assert code == 1 and "RuntimeError: boom (run again with --debug" in err
 

@@ -35,7 +35,7 @@ def suites(tmp_path_factory) -> Path:
         wanted = f"{name}=={importlib.metadata.version(name)}"
         commands.append([*pip, "download", "-q", "--no-deps", "--no-binary", name, "-d", str(directory), wanted])
     for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600)
         if done.returncode:
             pytest.skip(f"the suites cannot be downloaded: {done.stderr.strip()[-200:]}")
     for archive in directory.glob("*.tar.gz"):
@@ -55,7 +55,7 @@ def test_the_suite_passes_on_our_models(suites, tmp_path, name, arguments, least
     source = suites / f"{name}-{importlib.metadata.version(name)}"
     (source / "tests" / "__init__.py").touch()
     empty = tmp_path / "pytest.ini"
-    empty.write_text("[pytest]\n")
+    empty.write_text("[pytest]\n", "utf-8")
     paths = [source, suites, HERE, HERE.parents[1] / "src"]
     options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "-c", str(empty), "--rootdir", str(source)]
     done = subprocess.run(
@@ -63,7 +63,7 @@ def test_the_suite_passes_on_our_models(suites, tmp_path, name, arguments, least
         cwd=source,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=7000,
     )
     assert done.returncode == 0, done.stdout[-3000:]
