@@ -20,6 +20,7 @@ from mambar.segmentation import (
     SegmentationTask,
     evaluate,
     evaluate_run,
+    is_segmenter,
     load_segmenter,
     segment,
 )
@@ -158,6 +159,11 @@ def test_a_run_from_recipe_to_files(scenes, tmp_path):
     assert evaluate_run(out).miou == pytest.approx(metrics["miou"], abs=1e-12)
     with pytest.raises(DataError, match="has 3 classes"):
         evaluate_run(out, data="mosaics")
+    # As if the run had been interrupted: the best checkpoint is used.
+    (out / "config.json").unlink()
+    checkpoint = load_segmenter(out)
+    assert is_segmenter(out) and checkpoint.classes == model.classes
+    assert checkpoint.state_dict().keys() == model.state_dict().keys()
     before = {path.name: path.read_bytes() for path in out.glob("model*")}
     assert runs.here(tiny(scenes), out, resume=True).already_finished
     assert before == {path.name: path.read_bytes() for path in out.glob("model*")}
