@@ -9,6 +9,7 @@ from typing import Any
 
 from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, accept_old_names, translate, translate_arguments
 from mambar.errors import InputError, UnknownFieldError
+from mambar.json_fields import to_json_fields
 from mambar.messages import did_you_mean, short_repr
 from mambar.nn.heads import HEADS
 from mambar.nn.mixer import MIXERS
@@ -136,10 +137,7 @@ class VisionMambaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
-        fields = dataclasses.asdict(self)
-        if isinstance(self.img_size, tuple):
-            fields["img_size"] = list(self.img_size)
-        return fields
+        return to_json_fields(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "VisionMambaConfig":

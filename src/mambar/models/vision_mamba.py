@@ -281,12 +281,12 @@ class VisionMamba(nn.Module):
                 split = self.registers.split(self.norm(tokens) if norm else tokens, grid)
                 patches = split.map() if output_fmt == "NCHW" else split.patches
                 intermediates.append((patches, split.registers) if return_prefix_tokens else patches)
-        if output_dict:
-            result: dict[str, Any] = {"image_intermediates": intermediates}
-            if not intermediates_only:
-                result["image_features"] = self.norm(tokens)
-            return result
-        return intermediates if intermediates_only else (self.norm(tokens), intermediates)
+        if intermediates_only:
+            return {"image_intermediates": intermediates} if output_dict else intermediates
+        final = self.norm(tokens)
+        return (
+            {"image_intermediates": intermediates, "image_features": final} if output_dict else (final, intermediates)
+        )
 
     def _take(self, indices: int | Sequence[int] | None) -> list[int]:
         if isinstance(indices, int):
