@@ -59,7 +59,7 @@ def test_a_larger_size_starts_from_the_run(straight, tmp_path):
 def test_a_segmenter_trains_saves_and_loads(tmp_path, monkeypatch):
     import mambar.segmentation
 
-    options = {"channels": 8, "aux_channels": 8}
+    options = {"channels": 8, "aux_channels": 8, "resize": None, "eval_crop": 32, "eval_stride": 16}
     changes = {"task": "segmentation", "task_options": options, "data": "shapes", "data_options": {"limit": 32}}
     stage = {"img_size": 32, "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "epochs": 1, "max_steps": 2}
     monkeypatch.setattr("mambar.training.task.Task.report", lambda *arguments, **named: None)

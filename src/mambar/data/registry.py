@@ -184,8 +184,8 @@ def _find(data: Any, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...], st
     path = Path(data).expanduser()
     if not path.exists():
         raise DataError(
-            f"data={one_line(str(path))} does not exist (looked in {one_line(Path.cwd())}); give a folder, or one "
-            f"of {', '.join(DATASETS[kind])}."
+            f"data={one_line(str(path))} does not exist (looked in {one_line(Path.cwd())}); give a folder, "
+            f"or a name such as {', '.join(list(DATASETS[kind])[:3])}."
         )
     if kind not in PATH_FACTORIES:
         raise DataError(f"data={one_line(str(path))}: {kind} has no path layouts; use {', '.join(DATASETS[kind])}.")

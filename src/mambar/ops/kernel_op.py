@@ -47,14 +47,13 @@ class KernelOp:
         self._name, self._activations, self._strided, self._outputs = name, activations, strided, outputs
         self._num_outputs, self._reference, self._pack, self._keeps_output = num_outputs, reference, pack, keeps_output
         self._tensors, self._options = tensors, options
-        schema = ", ".join(
-            [f"Tensor{'?' if each in optional else ''} {each.replace('.', '_')}" for each in tensors]
-            + [f"bool {option}" for option in options]
-        )
+        schema = ", ".join(f"Tensor{'?' if each in optional else ''} {each.replace('.', '_')}" for each in tensors)
+        flags = ", ".join(f"bool {option}" for option in options)
         gradients = "Tensor dy" + "".join(f", Tensor? gradient_{index}" for index in range(1, num_outputs))
         forward, backward = f"mambar::{name}", f"mambar::{name}_backward"
-        torch.library.define(forward, f"({schema}, bool for_backward, str backend) -> Tensor[]")
-        torch.library.define(backward, f"({gradients}, {schema}, Tensor[] saved, str backend) -> Tensor[]")
+        torch.library.define(forward, f"({schema}, {flags}, bool for_backward, str backend) -> Tensor[]")
+        # In the order of version 0.1: PyTorch's cache of compiled graphs does not notice another one.
+        torch.library.define(backward, f"({gradients}, {schema}, Tensor[] saved, {flags}, str backend) -> Tensor[]")
         torch.library.impl(forward, "CompositeExplicitAutograd")(self._forward)
         torch.library.impl(backward, "CompositeExplicitAutograd")(self._backward)
         torch.library.register_fake(forward)(self._fake_forward)
@@ -62,11 +61,11 @@ class KernelOp:
         torch.library.register_autograd(forward, self._differentiate, setup_context=self._setup_context)
         self._run_backward = getattr(torch.ops.mambar, f"{name}_backward")
 
-    def _split(self, arguments: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any], Any, str]:
-        """The tensors, the options by name, the argument after the options, and the backend."""
+    def _split(self, arguments: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any], bool, str]:
+        """The arguments of NAME: the tensors, the options by name, `for_backward` and the backend."""
         count = len(self._tensors)
-        *options, extra, backend = arguments[count:]
-        return arguments[:count], dict(zip(self._options, options, strict=True)), extra, backend
+        *options, for_backward, backend = arguments[count:]
+        return arguments[:count], dict(zip(self._options, options, strict=True)), for_backward, backend
 
     def _prepared(self, tensors: Sequence[Any]) -> Sequence[Any]:
         named = dict(zip(self._tensors, tensors, strict=True))
@@ -86,8 +85,10 @@ class KernelOp:
         return [*self._outputs(*tensors), *(empty_saved(*self._pack(*tensors)) if for_backward else [])]
 
     def _backward(self, *arguments: Any) -> list[Tensor]:
-        (dy, *others), arguments = arguments[: self._num_outputs], arguments[self._num_outputs :]
-        tensors, options, saved, backend = self._split(arguments)
+        start, stop = self._num_outputs, self._num_outputs + len(self._tensors)
+        (dy, *others), tensors, saved = arguments[:start], arguments[start:stop], arguments[stop]
+        *flags, backend = arguments[stop + 1 :]
+        options = dict(zip(self._options, flags, strict=True))
         given = {self._tensors[0]: tensors[0], "dy": dy, **{f"gradient {i}": g for i, g in enumerate(others, 1)}}
         check_kernel_dtypes(given, (self._tensors[0], "dy"))
         run = kernel(self._name, backend).backward
@@ -96,7 +97,7 @@ class KernelOp:
         return [dy.new_empty(0) if gradient is None else gradient for gradient in flat]
 
     def _fake_backward(self, *arguments: Any) -> list[Tensor]:
-        tensors = self._split(arguments[self._num_outputs :])[0]
+        tensors = arguments[self._num_outputs :][: len(self._tensors)]
         return [tensors[0].new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in tensors]
 
     def _setup_context(self, ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
@@ -119,5 +120,5 @@ class KernelOp:
             return *reference_gradients(run, tensors, (dy, *others)), *others_of_schema
         if dy is None:
             dy = torch.zeros_like(self._outputs(*tensors)[0])
-        found = self._run_backward(dy, *others, *tensors, *ctx.options.values(), list(saved), ctx.backend)
+        found = self._run_backward(dy, *others, *tensors, list(saved), *ctx.options.values(), ctx.backend)
         return *(None if t is None else g for t, g in zip(tensors, found, strict=True)), *others_of_schema

@@ -468,7 +468,7 @@ def test_a_kernel_gives_back_contiguous_tensors(stub_kernels, backend, device):
     tensors = [tensor.detach() for tensor in tensors]
     y, state, *saved = torch.ops.mambar.selective_scan(*tensors, softplus, reverse, for_backward, backend)
     run = torch.ops.mambar.selective_scan_backward
-    gradients = run(torch.randn_like(y), torch.randn_like(state), *tensors, softplus, reverse, saved, backend)
+    gradients = run(torch.randn_like(y), torch.randn_like(state), *tensors, saved, softplus, reverse, backend)
     assert all(tensor.is_contiguous() for tensor in (y, state, *saved, *gradients))
 
 
