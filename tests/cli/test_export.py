@@ -47,7 +47,12 @@ def test_transformers_directory(mambar_command, trained, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("format", "file"), [("torch-export", "model.pt2"), ("aoti", "model.aoti.pt2"), ("openvino", "model.xml")]
+    ("format", "file"),
+    [
+        ("torch-export", "model.pt2"),
+        pytest.param("aoti", "model.aoti.pt2", marks=pytest.mark.soak),
+        ("openvino", "model.xml"),
+    ],
 )
 def test_the_other_formats(mambar_command, trained, need_program, format, file):
     if format == "openvino":

@@ -211,7 +211,7 @@ def test_nothing_is_overwritten_by_surprise(exported, tmp_path):
             export_onnx(model, tmp_path / "new.onnx", **wrong)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_base_exports_whole(tmp_path):
     """Base within 8 GB and 500 MB; the ten minutes are measured by hand, tests do not look at clocks."""
     model = mambar.create_model("mambar_base_patch16_224").eval()

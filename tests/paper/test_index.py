@@ -52,7 +52,10 @@ def test_register_count_smoke_and_resume(tmp_path, monkeypatch):
         index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))
 
 
-@pytest.mark.slow
+FIGURES_IN_SOAK = ("figure_feature_maps", "figure_probes", "figure_register_maps")
+
+
+@pytest.mark.soak
 def test_tables_side_by_side_share_runs_and_give_the_same_numbers(tmp_path):
     one = index.reproduce("table_register_count", out=tmp_path / "one")
     names = ("table_register_count", "table_register_design")
@@ -66,7 +69,15 @@ def test_tables_side_by_side_share_runs_and_give_the_same_numbers(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in index.NAMES if name != "table_register_count"])
+@pytest.mark.parametrize(
+    "name",
+    # One of the four figures; they share a module.
+    [
+        pytest.param(name, marks=pytest.mark.soak) if name in FIGURES_IN_SOAK else name
+        for name in index.NAMES
+        if name != "table_register_count"
+    ],
+)
 def test_smoke(name, tmp_path):
     results = index.reproduce(name, out=tmp_path)
     assert results

@@ -62,7 +62,7 @@ def test_the_teacher_sees_its_own_normalization():
 
 
 @pytest.mark.rel
-@pytest.mark.parametrize("target", ["soft", "features"])
+@pytest.mark.parametrize("target", [pytest.param("soft", marks=pytest.mark.soak), "features"])
 def test_a_killed_run_resumes_bit_identically(target, teacher, tmp_path):
     made = recipe(teacher, target=target) if target == "soft" else _features_recipe(tmp_path)
     runs.here(made, tmp_path / "straight")

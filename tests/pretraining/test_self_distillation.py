@@ -69,6 +69,7 @@ def test_a_killed_run_resumes_bit_identically(straight, tmp_path):
 
 
 @pytest.mark.rel
+@pytest.mark.soak
 def test_two_processes_equal_one(straight, tmp_path):
     group = runs.start_group(recipe(), tmp_path / "run", world=2, befores={0: REGISTER, 1: REGISTER})
     assert runs.finish(*group) == [0, 0]

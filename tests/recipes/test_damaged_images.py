@@ -16,6 +16,8 @@ def tiny(name, data, task="classification"):
     return Recipe(
         name=name,
         task=task,
+        # The default size of evaluation is that of ADE20K's photographs.
+        task_options={"resize": None, "eval_crop": 16, "eval_stride": 8} if task == "segmentation" else {},
         model="mambar_tiny_patch16_224",
         config=MODEL,
         data=str(data),

@@ -38,7 +38,7 @@ def test_p5_two_shards_on_one_and_two_processes_have_the_same_bits(tmp_path, unb
     assert runs.trace(tmp_path / "two") == unbroken
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_report_may_take_longer_than_the_timeout_of_the_process_group(tmp_path):
     group = runs.start_group(
         runs.tiny(),
@@ -181,7 +181,7 @@ runs.here(runs.tiny(), out, num_workers=workers)
 """
 SCENARIOS = ["rank 0", "rank 1", "worker", "rank 0 in a save", "rank 1 in an evaluation"]
 # In every run of the suite; the others in the soak.
-SAMPLED = {"rank 1", "worker", "rank 0 in a save"}
+SAMPLED = {"worker", "rank 0 in a save"}
 
 
 def under_torchrun(tmp_path, scenario, *, restarts):
@@ -229,7 +229,7 @@ def test_p6_a_restart_that_omits_the_optimizer_is_detected(tmp_path, unbroken):
 
 @pytest.mark.rel
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["rank 1", "worker"])
+@pytest.mark.parametrize("scenario", [pytest.param("rank 1", marks=pytest.mark.soak), "worker"])
 def test_p6_without_restarts_the_run_fails_in_time_and_leaves_no_orphans(tmp_path, scenario):
     code, _ = under_torchrun(tmp_path, scenario, restarts=0)
     assert code != 0
