@@ -1,5 +1,6 @@
 """`mambar export`: the file, its report and its figures; nothing overwritten, nothing begun that cannot end."""
 
+import functools
 import json
 import os
 import signal
@@ -122,7 +123,9 @@ def test_an_interrupted_export_leaves_nothing_behind(trained, tmp_path, number, 
     out = tmp_path / "new" / "folder" / "model.onnx"
     command = [sys.executable, "-m", "mambar", "export", str(trained), "--out", str(out)]
     before = sorted(tmp_path.rglob("*"))
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as process:
+    # A shell starts background jobs, so perhaps these tests, with SIGINT ignored.
+    received = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8", preexec_fn=received) as process:
         # The longest step: the temporary directory exists by then.
         lines = []
         for line in process.stderr:

@@ -61,7 +61,7 @@ def test_a_registered_class_is_opened_by_name(registry):
     assert len(open_dataset("mine", "train", limit=3)) == 3
     with pytest.raises(DataError, match=r"did you mean .?count"):
         open_dataset("mine", "train", cuont=3)
-    with pytest.raises(DataError, match=r"does not exist .* mine"):
+    with pytest.raises(DataError, match=r"does not exist .* did you mean 'mine'"):
         open_dataset("mine2", "train")
 
 

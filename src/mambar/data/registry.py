@@ -183,10 +183,9 @@ def _find(data: Any, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...], st
         return HuggingFaceDataset, (str(data),), str(data)
     path = Path(data).expanduser()
     if not path.exists():
-        raise DataError(
-            f"data={one_line(str(path))} does not exist (looked in {one_line(Path.cwd())}); give a folder, "
-            f"or a name such as {', '.join(list(DATASETS[kind])[:3])}."
-        )
+        names = list(DATASETS[kind])
+        hint = did_you_mean(str(data), names, otherwise=f"give a folder, or a name such as {', '.join(names[:3])}.")
+        raise DataError(f"data={one_line(str(path))} does not exist (looked in {one_line(Path.cwd())}); {hint}")
     if kind not in PATH_FACTORIES:
         raise DataError(f"data={one_line(str(path))}: {kind} has no path layouts; use {', '.join(DATASETS[kind])}.")
     return PATH_FACTORIES[kind](path), (path,), str(path)
