@@ -1,6 +1,7 @@
 """Frozen features of a trained run, by name and with two processes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -45,12 +46,12 @@ def test_a_named_model_has_no_classifier_of_its_own(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(run):
+def test_two_processes_give_what_one_gives_and_leave_no_features(run, tmp_path):
     arguments = ("evaluate", str(run), "--protocol", "knn", "--json", "--device", "cpu", "--processes", "2")
-    done = subprocess.run(
-        [sys.executable, "-m", "mambar", *arguments], capture_output=True, text=True, timeout=300, encoding="utf-8"
-    )
+    command, environment = [sys.executable, "-m", "mambar", *arguments], {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, encoding="utf-8", env=environment)
     assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob("mambar-features-*"))
     expected = evaluate_frozen_features(run)
     assert json.loads(done.stdout) == json.loads(json.dumps(expected.to_dict())) and expected.top1 > 0
 

@@ -1,8 +1,8 @@
 """Evaluation of frozen features on a dataset, with any number of processes."""
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ from mambar.evaluation.frozen_features import (
     read_features,
     write_features,
 )
-from mambar.messages import did_you_mean
 from mambar.training.checkpoint.run_directory import read_located_recipe
+from mambar.training.distributed.environment import rank
 from mambar.training.distributed.process_group import init_process_group
+from mambar.training.fields import suggestion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,55 +85,53 @@ def evaluate_frozen_features(
     kept = None if features_dir is None else Path(features_dir).expanduser()
     if kept is not None and kept.exists():
         raise InputError(f"{kept} exists; give a new directory for the features.")
-    with init_process_group(device) as group:
-        analyzed = open_model(source, pretrained=pretrained, img_size=img_size, device=group.device)
-        transform = EvalTransform(preprocessing=analyzed.preprocessing).pixels
-        shared = {"device": group.device, "prepare": analyzed.preprocessing.normalize}
+    is_owner = kept is None and rank() == 0
+    made = tempfile.TemporaryDirectory(prefix="mambar-features-") if is_owner else nullcontext()
+    with made as own:
+        with init_process_group(device) as group:
+            analyzed = open_model(source, pretrained=pretrained, img_size=img_size, device=group.device)
+            transform = EvalTransform(preprocessing=analyzed.preprocessing).pixels
+            shared = {"device": group.device, "prepare": analyzed.preprocessing.normalize}
 
-        def batches(name: str) -> Iterator[Batch]:
-            return evaluation_batches(
-                splits[name],
-                transform,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                rank=group.rank,
-                world_size=group.world_size,
-                pin_memory=group.device.type == "cuda",
-            )
+            def batches(name: str) -> Iterator[Batch]:
+                return evaluation_batches(
+                    splits[name],
+                    transform,
+                    batch_size=batch_size,
+                    num_workers=num_workers,
+                    rank=group.rank,
+                    world_size=group.world_size,
+                    pin_memory=group.device.type == "cuda",
+                )
 
-        directory = Path(group.broadcast_object(str(kept or tempfile.mkdtemp(prefix="mambar-features-"))))
-        for name, dataset in splits.items():
-            (directory / name).mkdir(parents=True, exist_ok=True)
-            report = None if progress is None else partial(progress, f"features of {name}")
-            write_features(
-                analyzed.model,
-                batches(name),
-                directory / name,
-                num_images=len(dataset),
-                names=features,
-                progress=report,
-                **shared,
-            )
-        group.barrier()
-        top1 = None
-        if analyzed.classes is not None and tuple(analyzed.classes) == tuple(classes):
-            module: Any = analyzed.model
-            top1 = evaluate(module, batches(split), classes=classes, all_reduce=group.all_reduce, **shared).top1
-    if not group.is_main:
-        return None
-    try:
+            directory = Path(group.broadcast_object(str(kept or own)))
+            for name, dataset in splits.items():
+                (directory / name).mkdir(parents=True, exist_ok=True)
+                report = None if progress is None else partial(progress, f"features of {name}")
+                write_features(
+                    analyzed.model,
+                    batches(name),
+                    directory / name,
+                    num_images=len(dataset),
+                    names=features,
+                    progress=report,
+                    **shared,
+                )
+            group.barrier()
+            top1 = None
+            if analyzed.classes is not None and tuple(analyzed.classes) == tuple(classes):
+                module: Any = analyzed.model
+                top1 = evaluate(module, batches(split), classes=classes, all_reduce=group.all_reduce, **shared).top1
+        if not group.is_main:
+            return None
         train, test = (read_features(directory / name, features, num_images=len(each)) for name, each in splits.items())
         scores = evaluate_features(
             train, test, num_classes=len(classes), protocols=protocols, device=group.device, seed=seed
         )
-    finally:
-        if kept is None:
-            shutil.rmtree(directory)
     return FrozenResult(model=analyzed.name, data=data, scores=tuple(scores), top1=top1, num_train=len(train.labels))
 
 
 def _check(option: str, given: Sequence[str], known: Iterable[str]) -> None:
     for name in given:
         if name not in known:
-            hint = did_you_mean(name, known, otherwise=f"choose from {', '.join(known)}.")
-            raise InputError(f"{option}={name} is not known; {hint}")
+            raise InputError(f"{option}={name} is not known; {suggestion(name, known)}")
