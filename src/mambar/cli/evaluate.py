@@ -82,11 +82,10 @@ def evaluate(
     test/ if it has one. The preprocessing is the model's. --pretrained and --processes need --protocol, --out needs
     --corruptions.
     """
-    frozen = {"--features": features, "--features-dir": features_dir, "--pretrained": pretrained or None}
     if protocol is None:
-        given = [name for name, value in {**frozen, "--processes": processes > 1 or None}.items() if value is not None]
-        if given:
-            raise InputError(f"{given[0]} needs --protocol; give it, or omit {given[0]}.")
+        frozen = {"--features": features, "--features-dir": features_dir, "--pretrained": pretrained or None}
+        if given := _first_given({**frozen, "--processes": processes > 1 or None}):
+            raise InputError(f"{given} needs --protocol; give it, or omit {given}.")
     elif processes > 1:
         return under_torchrun(processes)
 
@@ -106,21 +105,15 @@ def evaluate(
     classifier = {"--batch-size": batch_size, "--crop-pct": crop_pct, "--corruptions": corruptions}
     segmenter = {"--crop": crop, "--stride": stride, "--scales": scales, "--flip": flip}
     if protocol is not None:
-        unused = [
-            name
-            for name, value in {"--crop-pct": crop_pct, "--corruptions": corruptions, **segmenter}.items()
-            if value is not None
-        ]
-        if unused:
-            raise InputError(f"{unused[0]} has no effect with --protocol; omit it.")
+        if given := _first_given({"--crop-pct": crop_pct, "--corruptions": corruptions, **segmenter}):
+            raise InputError(f"{given} has no effect with --protocol; omit it.")
         chosen = {"features": _names(features)} if features else {}
         common |= {"batch_size": batch_size or 64, "features_dir": features_dir, "pretrained": pretrained, **chosen}
         return _frozen(run, _names(protocol), common, as_json=as_json)
     is_one = is_segmenter(run)
-    unused = [name for name, value in (classifier if is_one else segmenter).items() if value is not None]
-    if unused:
+    if given := _first_given(classifier if is_one else segmenter):
         kind, other = ("segmenter", "classifiers") if is_one else ("classifier", "segmenters")
-        raise InputError(f"{unused[0]} is an option for {other}; {run} is a {kind}. Omit it.")
+        raise InputError(f"{given} is an option for {other}; {run} is a {kind}. Omit it.")
     if crop_pct is not None and (corruptions is not None or data == "imagenet_variant"):
         raise InputError("--crop-pct cannot be changed for this evaluation; omit it.")
     if out is not None and corruptions is None:
@@ -134,6 +127,10 @@ def evaluate(
     else:
         _classifier(run, batch_size or 64, crop_pct, common, as_json=as_json)
     return 0
+
+
+def _first_given(options: Mapping[str, Any]) -> str | None:
+    return next((name for name, value in options.items() if value is not None), None)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ so that they need not fit in memory and several processes can share the work.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -82,7 +81,6 @@ def write_features(
     names: Sequence[str],
     device: torch.device | str = "cpu",
     prepare: Callable[[Tensor], Tensor] | None = None,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Writes the named features of the batches' images to `directory`, each in the row of its index.
@@ -94,7 +92,7 @@ def write_features(
     done = 0
     for batch in batches:
         moved = batch.to(device)
-        with torch.inference_mode(), autocast():
+        with torch.inference_mode():
             (tokens,) = model.tokens(prepare(moved.images) if prepare else moved.images, [-1], tensor="normed")
         if not tokens.registers.shape[1] and set(names) != {"avg"}:
             raise InputError("The model has no registers and no class token; use --features avg.")
@@ -176,12 +174,13 @@ def knn_votes(
     allowed = [k for k in neighbors if k <= len(train)]
     if not allowed:
         raise InputError(f"{len(train)} training images are fewer than k={min(neighbors)}; use another protocol.")
+    train = F.normalize(train, dim=1)
     votes: dict[float, list[Tensor]] = {k: [] for k in allowed}
     for chunk in queries.split(_QUERIES):
         query = F.normalize(chunk.to(device), dim=1)
         nearest, owners = query.new_empty(len(query), 0), labels.new_empty(len(query), 0).to(device)
         for block, block_labels in zip(train.split(_BLOCK), labels.split(_BLOCK), strict=True):
-            found = query @ F.normalize(block.to(device), dim=1).T
+            found = query @ block.to(device).T
             both = torch.cat([nearest, found], 1)
             both_owners = torch.cat([owners, block_labels.to(device).expand(len(query), -1)], 1)
             nearest, chosen = both.topk(min(max(allowed), both.shape[1]), dim=1)
@@ -204,7 +203,7 @@ def logistic_logits(
 
     The strength is that of `LOGISTIC_STRENGTHS` with the best accuracy on a held-out part of the training images.
     """
-    x, y, held = _standardized(train, labels, device)
+    x, y, held, queries = _standardized(train, labels, queries, device)
 
     def fit(rows: Tensor, strengths: Sequence[float]) -> list[Tensor]:
         inputs, targets = x[rows], y[rows]
@@ -231,8 +230,7 @@ def logistic_logits(
     counts = [num_correct(weight) for weight in fit(~held, LOGISTIC_STRENGTHS)]
     best = counts.index(max(counts))
     weight = fit(torch.ones_like(held), LOGISTIC_STRENGTHS[: best + 1])[-1].cpu()
-    mean, scale = _moments(train)
-    return {LOGISTIC_STRENGTHS[best]: F.linear((queries - mean) / scale, weight[:, :-1], weight[:, -1])}
+    return {LOGISTIC_STRENGTHS[best]: F.linear(queries, weight[:, :-1], weight[:, -1])}
 
 
 def linear_logits(
@@ -251,7 +249,7 @@ def linear_logits(
     All `LEARNING_RATES` are trained at once; the one with the best accuracy on a held-out part is trained again on
     all training images.
     """
-    x, y, held = _standardized(train, labels, device)
+    x, y, held, queries = _standardized(train, labels, queries, device)
 
     def fit(rows: Tensor, rates: Sequence[float]) -> Float[Tensor, "rates dim classes"]:
         inputs, targets = x[rows], y[rows]
@@ -278,26 +276,25 @@ def linear_logits(
     correct = (logits(fit(~held, LEARNING_RATES), x[held]).argmax(2) == y[held]).sum(1)
     best = LEARNING_RATES[int(correct.argmax())]
     weight = fit(torch.ones_like(held), [best])[0].cpu()
-    mean, scale = _moments(train)
-    return {best: logits(weight, (queries - mean) / scale)}
+    return {best: logits(weight, queries)}
 
 
-def _standardized(train: Tensor, labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of zero mean and unit variance, labels, and every fifth image of a class as the held-out part."""
-    mean, scale = _moments(train)
+def _standardized(
+    train: Tensor, labels: Tensor, queries: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training features of zero mean and unit variance, labels, the held-out part, and the queries on that scale.
+
+    Held out is every fifth image of a class. A constant feature becomes zero.
+    """
+    mean, scale = train.mean(0), train.std(0, correction=0)
+    scale = torch.where(scale > 1e-6 * train.abs().amax(0), scale, torch.inf)
     order = torch.argsort(labels, stable=True)
     starts = torch.searchsorted(labels[order], labels[order])
     held = torch.zeros(len(labels), dtype=torch.bool)
     held[order] = (torch.arange(len(labels)) - starts) % 5 == 4
     if not held.any():
-        raise InputError("No class has five training images, so none can be held out; use --protocol knn.")
-    return ((train - mean) / scale).to(device), labels.to(device), held.to(device)
-
-
-def _moments(train: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature; infinity for a constant feature, which becomes 0 when divided."""
-    scale = train.std(0, correction=0)
-    return train.mean(0), torch.where(scale > 1e-6 * train.abs().amax(0), scale, torch.inf)
+        raise InputError("No class has five training images, from which one is held out; use --protocol knn.")
+    return ((train - mean) / scale).to(device), labels.to(device), held.to(device), (queries - mean) / scale
 
 
 Protocol = Callable[[Tensor, Tensor, Tensor, int, torch.device, int], Mapping[float, Tensor]]

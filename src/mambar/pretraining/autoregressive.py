@@ -15,12 +15,11 @@ from torch.nn import functional
 
 from mambar.data.loading.loaders import Batch
 from mambar.errors import InputError, RecipeError
-from mambar.evaluation.metrics import LossSum
 from mambar.models.timm_vit import as_vision_mamba
 from mambar.nn.placement import Grid
 from mambar.training import fields
 from mambar.training.recipe import Recipe, Stage
-from mambar.training.task import EvalResult, EvaluationContext, Task
+from mambar.training.task import EvalResult, EvaluationContext, Task, mean_loss
 from mambar.training.task_registry import register_task
 
 _ALLOWED: fields.Allowed = (
@@ -169,14 +168,11 @@ class AutoregressiveTask(Task):
         predicted, target = model(batch.images)
         return {"loss": functional.mse_loss(predicted.float(), target)}
 
-    @torch.inference_mode()
     def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:
         """The same error on validation images."""
-        losses, count = LossSum(), torch.zeros(1, dtype=torch.int64)
-        for batch in batches:
-            with context.autocast():
-                predicted, target = model(batch.to(context.device).images.to(context.dtype))
-            losses.add((predicted.float() - target).square().flatten(1).mean(1).double())
-            count += len(batch)
-        total = context.all_reduce(torch.cat([losses.counts, count])).cpu()
-        return EvalResult(metrics={"val_loss": LossSum.mean(total[:2], int(total[2]))})
+
+        def losses(images: Tensor) -> Tensor:
+            predicted, target = model(images)
+            return (predicted.float() - target).square().flatten(1).mean(1)
+
+        return mean_loss(losses, batches, context)

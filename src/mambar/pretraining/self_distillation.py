@@ -16,11 +16,10 @@ from torch.nn import functional
 
 from mambar.data.keys import key as derived_key
 from mambar.data.loading.loaders import Batch
-from mambar.evaluation.metrics import LossSum
 from mambar.training import fields
 from mambar.training.loop.context import TrainingProgress
 from mambar.training.recipe import Recipe, Stage
-from mambar.training.task import EvalResult, EvaluationContext, Task
+from mambar.training.task import EvalResult, EvaluationContext, Task, mean_loss
 from mambar.training.task_registry import register_task
 
 _ALLOWED: Final[fields.Allowed] = (
@@ -152,19 +151,16 @@ class SelfDistillationTask(Task):
         """Moves the center towards the teacher's mean output, and the teacher towards the student."""
         net: Any = model
         net.center.lerp_(outputs["teacher"].float().mean(0), 1 - self.distillation.center_momentum)
-        student = nn.ModuleList([net.backbone, net.head])
+        student = [*net.backbone.parameters(), *net.head.parameters()]
         with torch.no_grad():
-            for teacher, own in zip(net.teacher.parameters(), student.parameters(), strict=True):
+            for teacher, own in zip(net.teacher.parameters(), student, strict=True):
                 teacher.lerp_(own, 1 - self.distillation.teacher_momentum)
 
-    @torch.inference_mode()
     def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:
         """The distance between student and teacher on whole validation images."""
-        losses, count = LossSum(), torch.zeros(1, dtype=torch.int64)
-        for batch in batches:
-            with context.autocast():
-                (output,), (target,) = model([batch.to(context.device).images.to(context.dtype)], [])
-            losses.add(self._distance(output, target, model).double())
-            count += len(batch)
-        total = context.all_reduce(torch.cat([losses.counts, count])).cpu()
-        return EvalResult(metrics={"val_loss": LossSum.mean(total[:2], int(total[2]))})
+
+        def losses(images: Tensor) -> Tensor:
+            (output,), (target,) = model([images], [])
+            return self._distance(output, target, model)
+
+        return mean_loss(losses, batches, context)

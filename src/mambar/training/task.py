@@ -15,6 +15,7 @@ from mambar.data.dataset import ImageDataset
 from mambar.data.loading.loaders import Batch
 from mambar.data.transforms.classification import EvalTransform, TrainTransform
 from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.evaluation.metrics import LossSum
 from mambar.hub.files import model_content, saved_module, write_directory
 from mambar.training.loop.context import TrainingProgress
 from mambar.training.recipe import Recipe, Stage
@@ -207,6 +208,19 @@ class Task(ABC):
     ) -> dict[str, Any]:
         """Arguments of `mambar.analysis.write_run_report` for this task; by default a summary of the metrics."""
         return {"summary": {name: f"{value:.4f}" for name, value in result.metrics.items()}}
+
+
+@torch.inference_mode()
+def mean_loss(losses: Callable[[Tensor], Tensor], batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:
+    """`val_loss`: the mean over all images of `losses(images)`, which gives one number for each image of a batch."""
+    total, count = LossSum(), torch.zeros(1, dtype=torch.int64)
+    for batch in batches:
+        with context.autocast():
+            found = losses(batch.to(context.device).images.to(context.dtype))
+        total.add(found.double())
+        count += len(batch)
+    counts = context.all_reduce(torch.cat([total.counts, count])).cpu()
+    return EvalResult(metrics={"val_loss": LossSum.mean(counts[:2], int(counts[2]))})
 
 
 def preprocessing_of(recipe: Recipe, stage: Stage) -> Preprocessing:

@@ -96,7 +96,7 @@ def new_axes(count: int, *, columns: int, size: tuple[float, float]) -> "tuple[F
 
 
 def set_title(axes: "Axes", title: str, *, columns: int = 1) -> None:
-    """Sets the title; several lines get a legend between title and axes, for which `draw_chart_grid` makes room.
+    """Sets the title; several lines get a legend between title and axes, for which `draw_chart_grid` leaves space.
 
     The legend has as many of the `columns` as fit the width of the chart; names that are too long are shortened.
     """
