@@ -1,6 +1,7 @@
 """Every backend of the scan against the float64 reference, and the promises of the interface."""
 
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from op_inputs import (
     to_double,
     with_gradients,
     without_shape_hook,
+    without_short_sums,
 )
 
 ODD_LENGTHS = (1, 2, 7, 16, 17, 63, 197, 209)
@@ -202,7 +204,10 @@ def test_random_shapes(backend, device, shape, reverse, softplus, absent):
     if not softplus:
         tensors["delta"] = tensors["delta"].abs()
         tensors["delta_bias"] = None
-    assert_right(tensors, backend, torch.float32, delta_softplus=softplus, reverse=reverse)
+    options = {"delta_softplus": softplus, "reverse": reverse}
+    found = with_gradients(scan_with(backend, **options), tensors)
+    expected = with_gradients(scan_with("reference", **options), to_double(tensors))
+    assert_same(without_short_sums(found), without_short_sums(expected), torch.float32)
 
 
 def of_the_norm(found, right):
@@ -228,7 +233,8 @@ def test_p9_random_shapes(backend, device, shape, reverse, absent, slow_decay):
     expected = with_gradients(scan_with("reference", **options), to_double(tensors))
     errors = {name: of_the_norm(found[name], right) for name, right in expected.items()}
     bounds = {name: 1e-5 if name.startswith("gradient") else 1e-6 for name in errors}
-    if device == "cuda" and backend in ("cuda", "triton"):
+    approximate = device == "cuda" and backend in ("cuda", "triton")
+    if approximate:
         # Measured: ex2.approx is too small by 0.3 to 0.8 of 2^-24 on average. A slow state sums that over its mean age
         # of half the length, so that its error is at most 0.8 L 2^-25.
         bounds |= {name: max(1e-6, shape[1] * 2**-25) for name in ("output 0", "output 1")}
@@ -237,8 +243,19 @@ def test_p9_random_shapes(backend, device, shape, reverse, absent, slow_decay):
     # Where terms cancel (one output, eight states of both signs) no float32 sum keeps 1e-6 of the result: there the
     # plain float32 loop, which adds in the most obvious order, says what can be asked.
     plain = with_gradients(scan_with("reference", **options), tensors)
+    allowed = {name: 2 * of_the_norm(plain[name], right) for name, right in expected.items()}
+    if approximate:
+        # The same cancellation enlarges the error of the decays: what it amounts to, an exact scan tells.
+        with mock.patch.object(torch, "exp", exponential_too_small(0.8)):
+            biased = with_gradients(scan_with("reference", **options), to_double(tensors))
+        allowed = {name: bound + of_the_norm(biased[name], expected[name]) for name, bound in allowed.items()}
     for name, error in errors.items():
-        assert error <= max(bounds[name], 2 * of_the_norm(plain[name], expected[name])), name
+        assert error <= max(bounds[name], allowed[name]), name
+
+
+def exponential_too_small(part, exp=torch.exp):
+    """`exp` whose results are too small by `part` of 2^-24, as those of ex2.approx are on average."""
+    return lambda x: exp(x) * (1 - part * 2**-24)
 
 
 @pytest.mark.slow
