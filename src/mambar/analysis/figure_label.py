@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from mambar import messages
 from mambar.version import __version__
 
-TENSORS = {
-    "residual": "residual stream",
-    "mixer": "mixer output",
-    "normed": "tokens after the final norm",
-}
+TENSORS = {"residual": "residual stream", "mixer": "mixer output", "normed": "tokens after the final norm"}
 
 
 def printable(value: object) -> str:

@@ -18,8 +18,7 @@ _PACKAGES = (
 
 
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Skip the self-test.")] = False,
-    as_json: AsJson = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the self-test.")] = False, as_json: AsJson = False
 ) -> int:
     """Show versions, devices, backends and cache directories, and run a self-test; exit code 1 if it fails."""
     found: dict[str, object] = {

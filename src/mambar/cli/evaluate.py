@@ -57,8 +57,7 @@ def evaluate(
     features: Annotated[
         str | None,
         typer.Option(
-            metavar="LIST",
-            help="With --protocol: registers, register_mean, token, avg, register_mean_avg (default).",
+            metavar="LIST", help="With --protocol: registers, register_mean, token, avg, register_mean_avg (default)."
         ),
     ] = None,
     features_dir: Annotated[

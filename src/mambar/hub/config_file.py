@@ -45,12 +45,7 @@ def timm_cfg(preprocessing: Preprocessing, input_size: tuple[int, int, int], num
 
 
 def config_content(
-    config: Config,
-    *,
-    num_classes: int,
-    name: str | None,
-    classes: Sequence[str] | None,
-    preprocessing: Preprocessing,
+    config: Config, *, num_classes: int, name: str | None, classes: Sequence[str] | None, preprocessing: Preprocessing
 ) -> dict[str, Any]:
     """The content of config.json without checksum."""
     if not isinstance(config, VisionMambaConfig):

@@ -202,11 +202,7 @@ class VisionMamba(nn.Module):
         return block(x, grid, positions)
 
     def forward_head(
-        self,
-        tokens: Float[Tensor, "batch length dim"],
-        pre_logits: bool = False,
-        *,
-        grid: Grid | None = None,
+        self, tokens: Float[Tensor, "batch length dim"], pre_logits: bool = False, *, grid: Grid | None = None
     ) -> Float[Tensor, "batch *length classes"]:
         """Logits from the output of `forward_features`; `pre_logits`: the features in front of the classifier.
 

@@ -83,12 +83,7 @@ def evaluate_corruptions(
 
 
 def evaluate_imagenet_variant(
-    run: str | Path,
-    *,
-    data_options: Mapping[str, Any],
-    batch_size: int = 64,
-    device: str = "cpu",
-    num_workers: int = 0,
+    run: str | Path, *, data_options: Mapping[str, Any], batch_size: int = 64, device: str = "cpu", num_workers: int = 0
 ) -> ValidLabelsResult:
     """Accuracy on ImageNet-A, -R, -Sketch, V2 or ReaL; `data_options` are the arguments of `ImageNetVariant`."""
     model = load(run, device=device)

@@ -109,9 +109,7 @@ def png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     return _encoded(Image.fromarray(np.ascontiguousarray(pixels)), "PNG")
 
 
-def to_uint8(
-    image: Shaped[np.ndarray, "channels height width"],
-) -> UInt8[np.ndarray, "channels height width"]:
+def to_uint8(image: Shaped[np.ndarray, "channels height width"]) -> UInt8[np.ndarray, "channels height width"]:
     """The image as uint8: other dtypes are scaled to the range 0-255."""
     if image.dtype == np.uint8:
         return image

@@ -15,11 +15,7 @@ from mambar.errors import InputError
 
 
 def background_share(
-    masks: Shaped[Tensor, "batch height width"],
-    patch_size: int,
-    *,
-    background: int = 0,
-    ignore: int | None = None,
+    masks: Shaped[Tensor, "batch height width"], patch_size: int, *, background: int = 0, ignore: int | None = None
 ) -> Float[Tensor, "batch rows cols"]:
     """The share (0-1) of background pixels of each patch; NaN if all pixels of the patch have the value `ignore`."""
     plain = (masks == background).double()

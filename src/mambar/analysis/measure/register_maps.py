@@ -67,9 +67,7 @@ def mean_register_similarity(tokens: Tokens) -> Float[Tensor, "registers registe
     return (unit @ unit.transpose(1, 2)).mean(0)
 
 
-def map_similarity(
-    maps: Float[Tensor, "batch registers rows cols"],
-) -> Float[Tensor, "registers registers"]:
+def map_similarity(maps: Float[Tensor, "batch registers rows cols"]) -> Float[Tensor, "registers registers"]:
     """The correlation over tokens between the maps of two registers, the mean over images.
 
     A constant map has correlation 0 with every other map and 1 with itself.

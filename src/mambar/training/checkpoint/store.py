@@ -182,12 +182,7 @@ class CheckpointStore:
             )
 
     def _save(
-        self,
-        kind: str,
-        step: int,
-        tensors: Mapping[str, Tensor],
-        scalars: Mapping[str, Any],
-        model: SavedModel | None,
+        self, kind: str, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], model: SavedModel | None
     ) -> Path:
         plain = json.loads(json.dumps(scalars))
         path, present = self._place(f"{kind}-{step:08d}", plain)
