@@ -30,7 +30,17 @@ LAYERS = [
     {"nn"},
     {"ops", "data"},
     {"image_paths"},
-    {"cache", "memory", "deprecated", "device", "hub_network", "image_file", "json_fields", "user_module"},
+    {
+        "atomic_files",
+        "cache",
+        "memory",
+        "deprecated",
+        "device",
+        "hub_network",
+        "image_file",
+        "json_fields",
+        "user_module",
+    },
     {"errors", "messages", "version"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

@@ -29,11 +29,11 @@ from pathlib import Path
 
 import torch
 
+from mambar.atomic_files import write_atomically
 from mambar.bench.machine import describe
 from mambar.data.loading.samplers import steps_per_epoch
 from mambar.recipes.run import run
 from mambar.recipes.upernet_shapes import AUGMENTATION
-from mambar.training.checkpoint.atomic_files import write_atomically
 from mambar.training.checkpoint.run_directory import read_recipe
 from mambar.training.distributed.process_group import choose_device
 from mambar.training.loop.signals import Stopped

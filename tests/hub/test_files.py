@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import mambar
+from mambar.atomic_files import write_atomically
 from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
 from mambar.evaluation.prediction import predict_image
 from mambar.hub.config_file import CONFIG, with_checksum
-from mambar.hub.files import WEIGHTS, write_atomically
+from mambar.hub.files import WEIGHTS
 from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.models.timm_vit import as_vision_mamba
 

@@ -17,7 +17,7 @@ def die(marker: Path | None = None) -> None:
 
 def die_at(place: str, number: int, marker: Path | None = None) -> None:
     """SIGKILL of this process at the given call of one function of the run."""
-    from mambar.training.checkpoint import atomic_files
+    from mambar import atomic_files
     from mambar.training.checkpoint import store as state
     from mambar.training.loop import trainer
 

@@ -39,7 +39,7 @@ def bench(
         text = _models(chosen, names, batch_size or (128 if gpu else 2), img_size or 224, compiled, rounds)
     typer.echo(text)
     if out is not None:
-        from mambar.hub import write_atomically
+        from mambar.atomic_files import write_atomically
 
         if out.exists():
             raise InputError(f"--out {out} exists already; choose another file.")

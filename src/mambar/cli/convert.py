@@ -40,8 +40,9 @@ def _to_official(source: Path, target: Path, force: bool) -> None:
 
     import safetensors.torch
 
+    from mambar.atomic_files import write_atomically
     from mambar.errors import InputError
-    from mambar.hub import load, to_official, write_atomically
+    from mambar.hub import load, to_official
 
     if os.path.lexists(target) and not force:
         raise InputError(f"{target} exists already; choose another place or give --force.")

@@ -173,8 +173,8 @@ def _corruptions(
     from mambar.analysis.draw.corruption_charts import corruption_charts
     from mambar.analysis.draw.plots import draw_chart_grid, png
     from mambar.analysis.figure_label import FigureLabel
+    from mambar.atomic_files import write_atomically
     from mambar.data.transforms.corruptions import KINDS
-    from mambar.hub.files import write_atomically
     from mambar.recipes.evaluate_robustness import evaluate_corruptions
 
     chosen, levels = KINDS if kinds == "all" else tuple(kinds.split(",")), numbers("--severities", severities, int)

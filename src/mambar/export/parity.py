@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from mambar.atomic_files import write_atomically
 from mambar.errors import MambarError
 from mambar.export.atomic_output import atomic_output, exit_at_sigterm
 from mambar.export.traceable import input_size, traceable_model
@@ -267,5 +268,4 @@ def report_path(path: Path) -> Path:
 
 def write_report(path: Path, report: ParityReport) -> None:
     """Writes the report beside the file; an older one is replaced."""
-    with atomic_output(report_path(path), force=True) as temporary:
-        temporary.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_atomically(report_path(path), (json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n").encode())

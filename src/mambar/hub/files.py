@@ -1,7 +1,5 @@
 """Saves and loads model directories: `config.json` and `model.safetensors`, in timm's format."""
 
-import contextlib
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +10,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mambar.atomic_files import write_atomically
 from mambar.data.transforms.classification import Preprocessing
-from mambar.errors import CheckpointError, CheckpointMismatch, DiskError, InputError
+from mambar.errors import CheckpointError, CheckpointMismatch, InputError
 from mambar.hub.config_file import CONFIG, config_content, json_bytes, read_config, read_json, with_checksum
 from mambar.hub.safetensors_file import read_safetensors
 from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite
@@ -27,42 +26,6 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 _LARGEST_IMAGE = 16_384
-
-
-def write_atomically(path: Path, data: bytes) -> str:
-    """Replaces a file by a temporary file, fsync and rename; returns the sha256 of `data`.
-
-    A symbolic link at `path` is replaced, not followed. Raises `DiskError`; then the old file is unchanged and no
-    temporary file is left.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise DiskError(
-            f"{path} could not be written ({len(data)} bytes): {error.strerror or error}; "
-            "an existing file is unchanged."
-        ) from error
-    return hashlib.sha256(data).hexdigest()
-
-
-def sync_directory(directory: Path) -> None:
-    """Flushes renames in a directory to the disk, if the operating system supports it."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save_model(

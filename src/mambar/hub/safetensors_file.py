@@ -25,7 +25,7 @@ from mambar.messages import one_line
 # The header of Large has 130 kB.
 MOST_HEADER_BYTES = 4_000_000
 
-_TYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -117,9 +117,9 @@ def _entry(name: str, entry: Any) -> Entry:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{one_line(name)} must have dtype, shape and data_offsets.")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    dtype = _TYPES.get(kind) if isinstance(kind, str) else None
+    dtype = DTYPES.get(kind) if isinstance(kind, str) else None
     if dtype is None:
-        raise CheckpointError(f"{one_line(name)} has dtype {str(kind)[:20]!r}; choose from {', '.join(_TYPES)}.")
+        raise CheckpointError(f"{one_line(name)} has dtype {str(kind)[:20]!r}; choose from {', '.join(DTYPES)}.")
     if not _is_sizes(shape) or len(shape) > 64 or not _is_sizes(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{one_line(name)} has an invalid shape or data_offsets.")
     begin, stop = offsets

@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from mambar.atomic_files import write_atomically
 from mambar.cache import optional_cache_directory
 from mambar.errors import CheckpointError, InputError
 from mambar.hub.config_file import json_bytes
-from mambar.hub.files import write_atomically
 from mambar.hub_network import download_failure, offline_if_unreachable
 
 logger = logging.getLogger(__name__)

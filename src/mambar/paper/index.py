@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import TypedDict, Unpack
 
 from mambar.analysis.draw.plots import png
+from mambar.atomic_files import write_atomically
 from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
 from mambar.hub.config_file import json_bytes
-from mambar.hub.files import write_atomically
 from mambar.messages import did_you_mean
 from mambar.paper.claim import Budget, Provenance, Result
 from mambar.paper.context import Context

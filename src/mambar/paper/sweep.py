@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mambar.atomic_files import write_atomically
 from mambar.errors import InputError, MambarError
 from mambar.hub.config_file import json_bytes
-from mambar.hub.files import write_atomically
 from mambar.memory import keep_freed_memory
 from mambar.paper.context import Context
 from mambar.paper.networks import model_config

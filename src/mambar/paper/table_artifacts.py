@@ -20,9 +20,9 @@ from mambar.analysis.analyzed_model import open_model
 from mambar.analysis.draw.plots import png
 from mambar.analysis.images import sample_gallery
 from mambar.analysis.options import AnalysisOptions
+from mambar.atomic_files import write_atomically
 from mambar.data.registry import open_dataset
 from mambar.hub.config_file import json_bytes
-from mambar.hub.files import write_atomically
 from mambar.paper.claim import Claim, Result
 from mambar.paper.context import Context
 from mambar.paper.networks import base_recipe

@@ -75,9 +75,9 @@ def _report(out: Path, runs: Mapping[str, Path], top1: Mapping[str, float]) -> P
     from mambar.analysis.draw.image_maps import draw_norm_panels
     from mambar.analysis.draw.plots import png
     from mambar.analysis.draw.run_report import write_run_report
+    from mambar.atomic_files import write_atomically
     from mambar.data import open_dataset
     from mambar.hub import load
-    from mambar.hub.files import write_atomically
     from mambar.recipes.evaluate_run import evaluate_run
     from mambar.training.classification_report import example_predictions
     from mambar.training.metrics_log import read_metrics

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
+from mambar.atomic_files import write_atomically
 from mambar.data.segmentation.masks import Color, palette
 from mambar.data.transforms.classification import pil_to_tensor
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.hub.config_file import json_bytes
-from mambar.hub.files import refuse_overwrite, write_atomically
+from mambar.hub.files import refuse_overwrite
 from mambar.image_file import MAX_PIXELS, open_image
 from mambar.segmentation.inference import Inference, predict
 from mambar.segmentation.overlays import MAX_SIDE, add_legend, draw_overlay, index_png

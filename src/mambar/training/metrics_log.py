@@ -12,8 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from mambar import atomic_files
 from mambar.errors import CheckpointError
-from mambar.training.checkpoint import atomic_files
 from mambar.training.trackers import Tracker
 
 METRICS_FORMAT: Final = 1

@@ -38,7 +38,7 @@ from mambar.analysis.draw.tables import (
 from mambar.analysis.figure_label import TENSORS, layer_name, layers_text, listed, size_text
 from mambar.analysis.measure.feature_maps import GLOBAL_VECTORS, METRIC_NAMES
 from mambar.analysis.numbers import Analysis, arrays_npz, numbers_json
-from mambar.hub.files import write_atomically
+from mambar.atomic_files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

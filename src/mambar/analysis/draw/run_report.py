@@ -11,7 +11,7 @@ from mambar.analysis.draw.confusion import ExamplePrediction, confusion_table, e
 from mambar.analysis.draw.curves import Row, collect_curves, curve_section, draw_curves
 from mambar.analysis.draw.norm_panels import NormPanel, panel
 from mambar.analysis.draw.plots import png
-from mambar.hub.files import write_atomically
+from mambar.atomic_files import write_atomically
 
 
 def write_run_report(

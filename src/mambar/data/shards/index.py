@@ -5,8 +5,8 @@ are used as keys only, and offsets are checked against the file size.
 """
 
 import hashlib
+import io
 import json
-import os
 import re
 import tarfile
 import zlib
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 
+from mambar.atomic_files import write_atomically
 from mambar.data.dataset import SPLIT_NAMES
 from mambar.data.names import PackedNames
-from mambar.errors import DataError, DiskError
+from mambar.errors import DataError
 from mambar.image_file import IMAGE_SUFFIXES, MAX_BYTES
 from mambar.image_paths import warn_left_out
 from mambar.messages import one_line
@@ -115,16 +116,9 @@ def save_index(file: Path, index: ShardIndex) -> None:
     }
     arrays = {name: getattr(index, name) for name in _COLUMNS}
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            np.savez(stream, path_text=index.paths.text, path_offsets=index.paths.offsets, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DiskError(f"{file} cannot be written: {error.strerror}; free some space.") from error
+    stream = io.BytesIO()
+    np.savez(stream, path_text=index.paths.text, path_offsets=index.paths.offsets, **arrays)
+    write_atomically(file, stream.getvalue())
 
 
 def read_index(file: Path) -> ShardIndex:

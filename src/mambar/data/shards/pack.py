@@ -1,10 +1,8 @@
 """Writes class folders as tar shards with an index."""
 
-import errno
 import json
 import logging
 import os
-import shutil
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -12,11 +10,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+from mambar.atomic_files import atomic_directory
 from mambar.data.classification.folder import ImageFolder
 from mambar.data.dataset import SPLITS
 from mambar.data.keys import key, permutation
 from mambar.data.shards.index import ShardIndex, index_path, save_index, shard_record
-from mambar.errors import DataError, DiskError, InputError
+from mambar.errors import DataError, InputError
 from mambar.image_file import JPEG_SUFFIXES, MAX_BYTES
 from mambar.messages import one_line
 
@@ -65,20 +64,12 @@ def pack_folder(
     if target.resolve().is_relative_to(source.resolve()):
         raise DataError(f"out={target} is inside data={source}; choose a folder outside it.")
     parts = [ImageFolder(source, split, val_fraction=val_fraction, split_seed=split_seed) for split in SPLITS]
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_directory(target, size=0) as temporary:
         packed = _pack(parts, temporary, shard_bytes, progress or (lambda done, total: None))
         if target.exists():
             target.rmdir()
-        temporary.rename(target)
-        return packed
-    except OSError as error:
-        if isinstance(error, DiskError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise
-        raise DiskError(f"out={target} cannot be written: {error.strerror}; free some space.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return packed
 
 
 def _pack(parts: list[ImageFolder], out: Path, shard_bytes: int, progress: Callable[[int, int], None]) -> PackResult:

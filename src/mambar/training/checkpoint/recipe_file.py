@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from mambar import atomic_files
 from mambar.errors import InputError
-from mambar.training.checkpoint import atomic_files
 from mambar.training.checkpoint.checksummed_json import body_sha256
 from mambar.training.recipe import Recipe, load_json_object
 

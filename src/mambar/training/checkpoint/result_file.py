@@ -5,8 +5,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from mambar import atomic_files
 from mambar.errors import CheckpointError
-from mambar.training.checkpoint import atomic_files, checksummed_json
+from mambar.training.checkpoint import checksummed_json
 from mambar.training.checkpoint.run_directory import RunDirectory
 from mambar.training.result import RunResult
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from mambar import atomic_files
 from mambar.errors import InputError, RecipeError
-from mambar.training.checkpoint import atomic_files
 from mambar.training.checkpoint.recipe_file import RECIPE_NAME, RecipeFile, read_recipe_file
 from mambar.training.recipe import Recipe, current_field_name
 

@@ -25,10 +25,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mambar import atomic_files
 from mambar.errors import CheckpointError, NonFiniteError
 from mambar.hub.config_file import CONFIG
 from mambar.hub.files import config_bytes
-from mambar.training.checkpoint import atomic_files, checksummed_json
+from mambar.training.checkpoint import checksummed_json
 from mambar.training.checkpoint.tensor_file import tensor_chunks
 
 # 1: version 0.1, without the recipe's digest.

@@ -8,20 +8,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from mambar.training.checkpoint.atomic_files import CHUNK_BYTES
+from mambar.atomic_files import CHUNK_BYTES
+from mambar.hub.safetensors_file import DTYPES
 
-_TYPES: Final = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
@@ -30,7 +20,7 @@ def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]
     offset = 0
     for name, tensor in sorted(tensors.items()):
         end = offset + tensor.nbytes
-        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     # In this format the data begin at a multiple of eight bytes.

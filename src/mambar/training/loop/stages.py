@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mambar import atomic_files
 from mambar.data.dataset import ImageDataset
 from mambar.data.keys import key
 from mambar.errors import CheckpointMismatch, DataError, InputError, RecipeError
@@ -17,7 +18,6 @@ from mambar.models.backbones import build_backbone, config_from_dict, config_of
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.timm_vit import TIMM_PREFIX
 from mambar.training import classification  # noqa: F401  (registers the task)
-from mambar.training.checkpoint import atomic_files
 from mambar.training.checkpoint.result_file import RESULT_NAME, read_result, write_result
 from mambar.training.checkpoint.run_directory import RunDirectory
 from mambar.training.checkpoint.store import Checkpoint, CheckpointStore

@@ -18,7 +18,7 @@ from typing import Final
 
 from mambar.errors import DiskError
 
-_LOG = logging.getLogger("mambar.training.checkpoint.atomic_files")
+_LOG = logging.getLogger("mambar")
 # Bytes that are written or hashed at a time.
 CHUNK_BYTES: Final = 1 << 24
 _TEMPORARY: Final = re.compile(r".+\.tmp\.(\d+)$")
@@ -77,17 +77,25 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp.{os.getpid()}")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces the content of `path` by `data`, atomically and durably; a symbolic link is replaced, not followed."""
+def write_atomically(path: Path, data: bytes) -> str:
+    """Replaces the content of `path` by `data`, atomically and durably; returns the sha256 of `data`.
+
+    A symbolic link is replaced, not followed. Raises `DiskError`; then the old file is unchanged and no temporary file
+    is left.
+    """
+    path = Path(path)
     temporary = temporary_name(path)
     try:
-        write_file(temporary, [data])
+        # Of an earlier process with the same id.
+        temporary.unlink(missing_ok=True)
+        digest = write_file(temporary, [data])
         temporary.replace(path)
         fsync_directory(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
         raise disk_error(path, len(data), error) from error
+    return digest.sha256
 
 
 @contextlib.contextmanager
@@ -146,11 +154,11 @@ def remove_stale_temporaries(directory: Path) -> list[Path]:
 
 
 def disk_error(path: Path, size: int, error: OSError) -> DiskError:
-    """The error of a failed write: path, bytes, reason, what to do."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
+    """The error of a failed write: path, bytes (0: not known), reason, what to do."""
+    count = f" ({size} bytes)" if size else ""
     return DiskError(
-        f"{path} could not be written ({size} bytes needed): {reason}. Its previous content is intact; "
-        "free some space or choose another directory, then continue with --resume."
+        f"{path} could not be written{count}: {error.strerror or error}. Its previous content is intact; free some "
+        "space or choose another directory, then run again (a training run: with --resume)."
     )
 
 
