@@ -3,7 +3,6 @@
 A box is (x0, y0, x1, y1) in pixels of the stored image, right and bottom exclusive, as in torchvision.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from mambar.data.dataset import Sample
+from mambar.data.dataset import Sample, sha256_of
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
@@ -54,10 +53,8 @@ class BoxedImages(SkippingDataset):
 
     def fingerprint(self) -> str:
         """sha256 of classes, paths, labels and boxes; file contents are not read."""
-        digest = hashlib.sha256(repr(self.classes).encode())
-        for array in (self._paths.text, self._ends, self._box_labels.numpy(), self._boxes.numpy()):
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        arrays = (self._paths.text, self._ends, self._box_labels.numpy(), self._boxes.numpy())
+        return sha256_of(repr(self.classes), *arrays)
 
     def _read(self, index: int) -> Sample:
         path = self._paths[index]

@@ -69,6 +69,17 @@ def check_split(split: str, data: str) -> None:
         raise DataError(f"split={one_line(repr(split))} is unknown; {data} has train and val.")
 
 
+def sha256_of(*parts: str | np.ndarray) -> str:
+    """sha256 of texts and arrays one after another; undecodable bytes of file names are kept."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(part.encode("utf-8", "surrogateescape"))
+        else:
+            digest.update(part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes())
+    return digest.hexdigest()
+
+
 def find_name(wanted: Iterable[str], names: Iterable[str]) -> str:
     """The first of the wanted names that is among `names`, ignoring case, as it is written there; "" if none is."""
     written = {name.lower(): name for name in sorted(names, reverse=True)}
@@ -105,9 +116,7 @@ class Subset:
 
     def fingerprint(self) -> str:
         """sha256 of the dataset's fingerprint and the indices."""
-        digest = hashlib.sha256(self.dataset.fingerprint().encode())
-        digest.update(self.indices.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return sha256_of(self.dataset.fingerprint(), self.indices)
 
 
 def stratified_split(

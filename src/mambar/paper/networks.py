@@ -7,7 +7,7 @@ from mambar.errors import InputError
 from mambar.models.config import VisionMambaConfig, variant
 from mambar.paper.context import Context
 from mambar.recipes.digits import RECIPE as DIGITS
-from mambar.recipes.mambar_base import RECIPE as BASE
+from mambar.recipes.mambar_imagenet import BASE
 from mambar.training.recipe import Recipe
 
 # A network that a GPU trains in minutes on 32-pixel photographs, several in parallel. It has 256 tokens, more than
@@ -40,7 +40,7 @@ def base_recipe(context: Context) -> Recipe:
         wanted = "ImageNet" if context.budget == "full" else "CIFAR-10 (the .npz files' folder), or a folder"
         raise InputError(f"budget={context.budget} needs data=PATH of {wanted}.")
     else:
-        recipe = BASE if context.budget == "full" else _SMALL
+        recipe = BASE.recipe if context.budget == "full" else _SMALL
     return with_data(recipe, context).with_overrides(context.fields)
 
 

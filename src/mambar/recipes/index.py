@@ -11,14 +11,14 @@ from mambar.user_module import import_file, is_python_file
 
 # Recipe name → its module, and the name of its entry in the module.
 ENTRIES: Final = {
-    "mambar_tiny": ("mambar.recipes.mambar_tiny", "ENTRY"),
-    "mambar_small": ("mambar.recipes.mambar_small", "ENTRY"),
-    "mambar_base": ("mambar.recipes.mambar_base", "ENTRY"),
-    "mambar_large": ("mambar.recipes.mambar_large", "ENTRY"),
+    "mambar_tiny": ("mambar.recipes.mambar_imagenet", "TINY"),
+    "mambar_small": ("mambar.recipes.mambar_imagenet", "SMALL"),
+    "mambar_base": ("mambar.recipes.mambar_imagenet", "BASE"),
+    "mambar_large": ("mambar.recipes.mambar_imagenet", "LARGE"),
     "vim_tiny": ("mambar.recipes.vim", "TINY"),
     "vim_small": ("mambar.recipes.vim", "SMALL"),
     "vim_base": ("mambar.recipes.vim", "BASE"),
-    "finetune_384": ("mambar.recipes.finetune_384", "ENTRY"),
+    "finetune_384": ("mambar.recipes.mambar_imagenet", "FINETUNE_384"),
     "finetune": ("mambar.recipes.finetune", "ENTRY"),
     "folder": ("mambar.recipes.folder", "ENTRY"),
     "pretrain_autoregressive": ("mambar.recipes.pretrain_autoregressive", "ENTRY"),

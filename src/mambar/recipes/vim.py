@@ -11,7 +11,7 @@ There is no script for Base.
 import dataclasses
 
 from mambar.recipes.entry import RecipeEntry
-from mambar.recipes.stages import PRETRAIN
+from mambar.recipes.mambar_imagenet import PRETRAIN
 from mambar.training.recipe import Recipe, Stage
 
 _DEIT = dataclasses.replace(

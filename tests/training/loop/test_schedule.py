@@ -38,7 +38,7 @@ def test_at_the_epochs_it_is_timms_cosine():
 
 
 def test_the_third_published_stage_is_constant_after_its_warm_up():
-    from mambar.recipes.stages import FINETUNE
+    from mambar.recipes.mambar_imagenet import FINETUNE
 
     found = LearningRate(stage=FINETUNE, steps=2000, steps_per_epoch=100)
     assert {round(found.at(step), 12) for step in range(500, 2000)} == {1e-5}

@@ -4,7 +4,6 @@ The .npz layout (`train.npz`, `test.npz`): `jpeg`, all files one after another; 
 `labels`; `classes`. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
-import hashlib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mambar.data.dataset import Sample, check_split
+from mambar.data.dataset import Sample, check_split, sha256_of
 from mambar.data.loading.images import read_image
 from mambar.data.loading.pixel_cache import PixelCache
 from mambar.data.loading.unreadable_images import SkippingDataset
@@ -56,9 +55,7 @@ class Cifar10:
 
     def fingerprint(self) -> str:
         """sha256 of all pixels and labels."""
-        digest = hashlib.sha256(self._pixels.numpy().tobytes())
-        digest.update(self.labels.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return sha256_of(self._pixels.numpy(), self.labels)
 
 
 class Cifar10Jpeg(SkippingDataset):
@@ -98,9 +95,7 @@ class Cifar10Jpeg(SkippingDataset):
 
     def fingerprint(self) -> str:
         """sha256 of all files and labels."""
-        digest = hashlib.sha256(self.jpeg.tobytes())
-        digest.update(self.offsets.astype("<i8").tobytes() + self.labels.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return sha256_of(self.jpeg, self.offsets, self.labels)
 
 
 def has_npz(root: Path) -> bool:

@@ -1,12 +1,11 @@
 """scikit-learn's 1,797 handwritten digits of 8×8 pixels, which need no download."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
 import torch
 
-from mambar.data.dataset import Sample, check_split, stratified_split
+from mambar.data.dataset import Sample, check_split, sha256_of, stratified_split
 
 _VAL_FRACTION = 0.2
 # Every run holds out the same digits.
@@ -41,6 +40,4 @@ class Digits:
 
     def fingerprint(self) -> str:
         """sha256 of all pixels and labels."""
-        digest = hashlib.sha256(self.images[:, 0].numpy().tobytes())
-        digest.update(self.labels.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return sha256_of(self.images[:, 0].numpy(), self.labels)

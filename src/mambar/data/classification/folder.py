@@ -1,6 +1,5 @@
 """Images in one sub-folder per class, in `train/` and `val/`, or in one folder that is split on opening."""
 
-import hashlib
 import logging
 import os
 from pathlib import Path
@@ -9,7 +8,16 @@ import numpy as np
 from jaxtyping import Int64
 
 from mambar.data.classification.wordnet import are_wordnet_ids, wordnet_names
-from mambar.data.dataset import SPLIT_NAMES, SPLITS, Sample, check_split, find_name, is_split_name, stratified_split
+from mambar.data.dataset import (
+    SPLIT_NAMES,
+    SPLITS,
+    Sample,
+    check_split,
+    find_name,
+    is_split_name,
+    sha256_of,
+    stratified_split,
+)
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.data.names import PackedNames
@@ -74,13 +82,7 @@ class ImageFolder(SkippingDataset):
 
 def listing_fingerprint(classes: tuple[str, ...], paths: PackedNames, labels: Int64[np.ndarray, "samples"]) -> str:
     """sha256 of a labeled list of files; file contents are not read."""
-    digest = hashlib.sha256()
-    for name in classes:
-        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-    digest.update(paths.text.tobytes())
-    digest.update(paths.offsets.astype("<i8").tobytes())
-    digest.update(labels.astype("<i8").tobytes())
-    return digest.hexdigest()
+    return sha256_of(*(f"{name}\0" for name in classes), paths.text, paths.offsets, labels)
 
 
 def class_folders(folder: Path) -> list[str]:

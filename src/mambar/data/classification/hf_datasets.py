@@ -4,14 +4,13 @@ Only bytes are read from the library: `read_image` decodes them, with its limits
 on use; since version 4 it runs no code of a dataset's author.
 """
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from mambar.data.dataset import SPLIT_NAMES, Sample, find_name, stratified_split
+from mambar.data.dataset import SPLIT_NAMES, Sample, find_name, sha256_of, stratified_split
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.errors import DataError, ImageError
@@ -91,9 +90,7 @@ class HuggingFaceDataset(SkippingDataset):
 
     def fingerprint(self) -> str:
         """sha256 of the table's own fingerprint, the classes, the chosen rows and their labels."""
-        digest = hashlib.sha256(repr((self._content, self.classes)).encode())
-        digest.update(self._rows.astype("<i8").tobytes() + self.labels.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return sha256_of(repr((self._content, self.classes)), self._rows, self.labels)
 
 
 def saved_to_disk(path: Path) -> bool:

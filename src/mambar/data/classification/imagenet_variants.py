@@ -5,7 +5,6 @@ class numbers from 0 to 999 (V2), and, with `real_labels`, the validation images
 2006.07159), in one folder or in class folders.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -16,7 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from mambar.data.classification.wordnet import wordnet_names
-from mambar.data.dataset import Sample, check_split
+from mambar.data.dataset import Sample, check_split, sha256_of
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.data.names import PackedNames
@@ -61,7 +60,7 @@ class ImageNetVariant(SkippingDataset):
 
     def fingerprint(self) -> str:
         """sha256 of the paths and labels; file contents are not read."""
-        return hashlib.sha256(repr(self._valid).encode() + self._paths.text.tobytes()).hexdigest()
+        return sha256_of(repr(self._valid), self._paths.text)
 
     def _read(self, index: int) -> Sample:
         # As in torchvision and the official evaluations, EXIF orientation is not applied.

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from mambar.data.boxed_images import BoxedImages
 from mambar.data.dataset import SPLITS, check_split
 from mambar.data.loading.file_tree import FileTree, open_tree
-from mambar.data.segmentation.voc import VOC_CLASSES
+from mambar.data.segmentation.voc import VOC_CLASSES, find_voc_root
 from mambar.errors import DataError
 from mambar.image_paths import is_image_name
 from mambar.messages import one_line
@@ -20,7 +20,7 @@ _Named = tuple[str, tuple[float, float, float, float]]
 
 def is_voc_objects(path: Path) -> bool:
     """True if the folder, or VOCdevkit/VOC* inside it, has VOC's images and boxes."""
-    return _find(open_tree(path)) is not None
+    return find_voc_root(open_tree(path), _IMAGES, _XML) is not None
 
 
 def voc_objects(root: Path | str, *, split: str) -> BoxedImages:
@@ -30,7 +30,7 @@ def voc_objects(root: Path | str, *, split: str) -> BoxedImages:
     names in the annotations of both splits.
     """
     check_split(split, "VOC")
-    tree = _find(open_tree(root))
+    tree = find_voc_root(open_tree(root), _IMAGES, _XML)
     if tree is None:
         raise DataError(f"data={root} has no {_IMAGES} and {_XML}; give the folder VOC2012.")
     annotated = set(tree.files(_XML))
@@ -50,13 +50,6 @@ def voc_objects(root: Path | str, *, split: str) -> BoxedImages:
         for name in listed[split]
     }
     return BoxedImages(tree, split, name=Path(root).name or str(root), classes=classes, objects=objects)
-
-
-def _find(tree: FileTree) -> FileTree | None:
-    for place in ["", *tree.folders(), *(f"VOCdevkit/{name}" for name in tree.folders("VOCdevkit"))]:
-        if {_IMAGES, _XML} <= set(tree.folders(place)):
-            return tree.subtree(place) if place else tree
-    return None
 
 
 def _names(text: str) -> list[str]:

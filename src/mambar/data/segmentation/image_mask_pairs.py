@@ -1,6 +1,5 @@
 """A dataset of image files with mask files, for every layout."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from mambar.data.dataset import Sample
+from mambar.data.dataset import Sample, sha256_of
 from mambar.data.loading.file_tree import FileTree
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
@@ -97,13 +96,9 @@ class ImageMaskPairs(SkippingDataset):
 
     def fingerprint(self) -> str:
         """sha256 of the classes, label table, image paths and mask paths; file contents are not read."""
-        digest = hashlib.sha256()
         table = (self.table.classes, sorted(self.table.values.items()), sorted(self.table.colors.items()))
-        digest.update(repr(table).encode("utf-8", "surrogateescape"))
-        for names in (self.images, self.masks):
-            digest.update(names.text.tobytes())
-            digest.update(names.offsets.astype("<i8").tobytes())
-        return digest.hexdigest()
+        names = (self.images.text, self.images.offsets, self.masks.text, self.masks.offsets)
+        return sha256_of(repr(table), *names)
 
     def _read(self, index: int) -> Sample:
         path, mask_path = self.images[index], self.masks[index]

@@ -26,12 +26,12 @@ _IMAGES, _MASKS, _LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmenta
 
 def looks_like_voc(tree: FileTree) -> bool:
     """True if `tree` has VOC's folders, at the top or in VOCdevkit/VOC2012."""
-    return _root(tree) is not None
+    return find_voc_root(tree, _IMAGES, _MASKS) is not None
 
 
 def find_voc(tree: FileTree, split: str) -> Listing:
     """The images and masks that ImageSets/Segmentation lists for the split."""
-    root = _root(tree)
+    root = find_voc_root(tree, _IMAGES, _MASKS)
     if root is None:
         raise DataError(f"data={tree.name} has no {_IMAGES} and {_MASKS}; give the folder VOC2012.")
     path = find_split_list(root, split, _LISTS)
@@ -51,10 +51,10 @@ def voc_palette(count: int) -> tuple[Color, ...]:
     return tuple((red, green, blue) for red, green, blue in bits.sum(0).tolist())
 
 
-def _root(tree: FileTree) -> FileTree | None:
-    places = ["", *tree.folders(), *(f"VOCdevkit/{name}" for name in tree.folders("VOCdevkit"))]
-    for place in places:
-        if {_IMAGES, _MASKS} <= set(tree.folders(place)):
+def find_voc_root(tree: FileTree, *folders: str) -> FileTree | None:
+    """The tree with these folders: `tree`, one of its folders, or VOCdevkit/VOC* inside it; None if there is none."""
+    for place in ["", *tree.folders(), *(f"VOCdevkit/{name}" for name in tree.folders("VOCdevkit"))]:
+        if set(folders) <= set(tree.folders(place)):
             return tree.subtree(place) if place else tree
     return None
 

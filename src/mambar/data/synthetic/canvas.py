@@ -1,12 +1,11 @@
 """Images pasted at random positions on larger plain canvases, so that the background is known exactly."""
 
-import hashlib
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from mambar.data.dataset import ImageDataset, Sample
+from mambar.data.dataset import ImageDataset, Sample, sha256_of
 from mambar.data.keys import key, numpy_generator
 from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.errors import DataError, ImageError
@@ -47,5 +46,4 @@ class CanvasDataset(SkippingDataset):
 
     def fingerprint(self) -> str:
         """sha256 of the dataset's fingerprint, split, size and seed."""
-        text = f"{self.dataset.fingerprint()} canvas {self.split} {self.size} {self.seed}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_of(f"{self.dataset.fingerprint()} canvas {self.split} {self.size} {self.seed}")

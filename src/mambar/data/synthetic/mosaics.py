@@ -5,7 +5,6 @@ random position, rotation and brightness, so that only its pattern identifies th
 parts of the photographs that do not overlap.
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from mambar.data.dataset import Sample, check_split
+from mambar.data.dataset import Sample, check_split, sha256_of
 from mambar.data.keys import key, numpy_generator
 from mambar.errors import DataError
 
@@ -85,10 +84,7 @@ class Mosaics:
 
     def fingerprint(self) -> str:
         """sha256 of the fields and of the photographs."""
-        digest = hashlib.sha256(json.dumps({"drawing": _DRAWING, "num": len(self), **asdict(self)}).encode())
-        for photograph in _photographs():
-            digest.update(photograph.tobytes())
-        return digest.hexdigest()
+        return sha256_of(json.dumps({"drawing": _DRAWING, "num": len(self), **asdict(self)}), *_photographs())
 
     def _patch(self, label: int, generator: np.random.Generator) -> np.ndarray:
         """A rotated piece of a texture with random mean and contrast."""

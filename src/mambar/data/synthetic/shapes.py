@@ -4,7 +4,6 @@ The label is the class of the largest object. Large uniform areas beside a few o
 artifacts, are present by construction, at any size and in any number.
 """
 
-import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from mambar.data.dataset import Sample, check_split
+from mambar.data.dataset import Sample, check_split, sha256_of
 from mambar.data.keys import key, numpy_generator
 from mambar.data.synthetic import scenes
 from mambar.data.synthetic.outlines import OUTLINES
@@ -130,5 +129,4 @@ class Shapes:
 
     def fingerprint(self) -> str:
         """sha256 of the fields and of the drawing version."""
-        text = json.dumps({**asdict(self), "num_images": len(self), "drawing": _DRAWING}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_of(json.dumps({**asdict(self), "num_images": len(self), "drawing": _DRAWING}, sort_keys=True))
