@@ -39,7 +39,9 @@ def test_help_fits_a_terminal_and_names_no_python_type(mambar_command, monkeypat
     code, out, _ = mambar_command(verb, "--help")
     assert code == 0 and max(map(len, out.splitlines())) <= 80
     assert " <" not in out and "list[" not in out
-    assert ("[NAME=VALUE]...\n" in out) == (verb in ("train", "evaluate", "analyze", "recipe", "reproduce", "demo"))
+    assert ("[NAME=VALUE]...\n" in out) == (
+        verb in ("train", "evaluate", "analyze", "recipe", "reproduce", "demo", "pack")
+    )
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ _VERBS = {
     "reproduce": (reproduce.reproduce, "Measure a table or figure of the paper."),
     "recipe": (recipe.recipe, "List the recipes, or print one."),
     "segment": (segment.segment, "Segment images."),
-    "pack": (pack.pack, "Write a folder of images as tar shards."),
+    "pack": (pack.pack, "Write a folder as tar shards, or data as COCO files."),
     "export": (export.export, "Export: ONNX, torch.export, AOTInductor, OpenVINO, transformers."),
     "serve": (serve.serve, "Open a local web page for a model."),
     "doctor": (doctor.doctor, "Print versions, devices and backends; run a self-test."),

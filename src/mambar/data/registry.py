@@ -14,6 +14,9 @@ from mambar.data.classification.imagenet_variants import ImageNetVariant
 from mambar.data.classification.tiny_imagenet import is_tiny_imagenet, tiny_imagenet
 from mambar.data.classification.voc_objects import is_voc_objects, voc_objects
 from mambar.data.dataset import SPLITS, ImageDataset, Subset, check_split
+from mambar.data.detection.coco import CocoImages, is_coco
+from mambar.data.detection.mask_regions import MaskRegions
+from mambar.data.detection.shape_objects import ShapeObjects
 from mambar.data.keys import key, permutation
 from mambar.data.loading.file_tree import folders_in
 from mambar.data.segmentation.layouts import segmentation_factory
@@ -50,6 +53,22 @@ def _classification_factory(path: Path) -> Callable[..., ImageDataset]:
     return ImageFolder
 
 
+def _detection_factory(path: Path) -> Callable[..., ImageDataset]:
+    if is_coco(path):
+        return CocoImages
+    if path.is_dir() and is_tiny_imagenet(path):
+        return tiny_imagenet
+    if path.is_dir() and is_voc_objects(path):
+        return voc_objects
+    open_pairs = segmentation_factory(path)
+
+    def open_regions(path: Path, split: str, **options: Any) -> MaskRegions:
+        return MaskRegions(open_pairs(path, split, **options))
+
+    open_regions.__signature__ = inspect.signature(open_pairs)  # type: ignore[attr-defined]
+    return open_regions
+
+
 # Kind → name → factory, called as factory(split=..., **options).
 DATASETS: Final[dict[str, dict[str, Callable[..., Any]]]] = {
     "classification": {
@@ -60,11 +79,13 @@ DATASETS: Final[dict[str, dict[str, Callable[..., Any]]]] = {
         "tiny_imagenet": tiny_imagenet,
     },
     "segmentation": {"shapes": ShapeMasks, "mosaics": Mosaics},
+    "detection": {"shapes": ShapeObjects},
 }
 # Kind → function that returns the factory for a path, called as factory(path, split=..., **options).
 PATH_FACTORIES: Final[dict[str, Callable[[Path], Callable[..., Any]]]] = {
     "classification": _classification_factory,
     "segmentation": segmentation_factory,
+    "detection": _detection_factory,
 }
 
 
@@ -75,7 +96,7 @@ def register_dataset(
 
     `factory(split=..., **options)` returns an object with `__len__`, `__getitem__` and `classes` (see `UserDataset`).
     Its other parameters become `data_options`. `kind` is the kind of dataset that a task opens: "classification",
-    "segmentation", or the name of a new kind.
+    "segmentation", "detection", or the name of a new kind.
     """
     if factory is None:
         return lambda given: _register(name, given, kind)
@@ -110,8 +131,9 @@ def open_dataset(
             `ImageNetVariant`), "hf:NAME" on the Hugging Face hub, or a folder: CIFAR-10, the output of `save_to_disk`,
             tar shards, Tiny-ImageNet, VOC's boxes, class sub-folders. Segmentation: shapes, mosaics (options: the
             fields of `Mosaics`), or a folder or .zip: SceneParse150, full ADE20K, VOC, images and masks (options of
-            `find_folder`). "./digits" is a path, "digits" is a name. An object is a mapping from split to dataset, or
-            one dataset, which is split by class (options `val_fraction`, `split_seed`).
+            `find_folder`). Detection: shapes, or a folder: COCO annotations, Tiny-ImageNet, VOC's boxes, images and
+            masks, whose connected regions are objects. "./digits" is a path, "digits" is a name. An object is a mapping
+            from split to dataset, or one dataset, which is split by class (options `val_fraction`, `split_seed`).
         split: "train", "val", or "test" for a mapping with "test" or a folder with both val/ and test/.
         kind: The kind of dataset: a key of `DATASETS`.
         limit: Maximum number of images, always the same ones.

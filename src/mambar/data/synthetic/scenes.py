@@ -90,8 +90,10 @@ def draw_object(
     item: SceneObject,
     name: str,
     generator: np.random.Generator,
+    *,
+    value: int,
 ) -> None:
-    """Draws an object with anti-aliased edges and a soft shadow into the canvas, and its class into the mask."""
+    """Draws an object with anti-aliased edges and a soft shadow into the canvas, and `value` into the mask."""
     side = min(canvas.shape[1:])
     radius = item.radius * side
     row, col = item.row * side, item.col * side
@@ -110,7 +112,7 @@ def draw_object(
     colors = _fill(x, y, _contrasting(part, generator), generator)
     part += cover * (colors - part)
     target = _window_of(mask, row, col, radius + offset + 2)
-    target[cover >= 0.5] = item.label + 1
+    target[cover >= 0.5] = value
 
 
 def radius_for(share: float, name: str) -> float:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from mambar.data.dataset import Sample, check_split, sha256_of
 from mambar.data.keys import key, numpy_generator
@@ -87,21 +88,28 @@ class Shapes:
         return self.num_images or _COUNTS[self.split]
 
     def __getitem__(self, index: int) -> Sample:
+        pixels, instances, labels = self.draw(index)
+        values = np.array([0, *(label + 1 for label in labels)], dtype=np.uint8)
+        return Sample(torch.from_numpy(pixels), labels[0], torch.from_numpy(values[instances]))
+
+    def draw(
+        self, index: int
+    ) -> tuple[UInt8[np.ndarray, "3 height width"], UInt8[np.ndarray, "height width"], list[int]]:
+        """The image, the number from 1 of the object at each pixel (0: none), and the class of each object."""
         if not 0 <= index < len(self):
             raise IndexError(f"shapes have {len(self)} images; there is no index {index}.")
         scene = key(self.seed, "shapes", self.split, index)
         height, width = self.size
         canvas = scenes.background(self.background, height, width, numpy_generator(key(scene, "background")))
-        mask = np.zeros((height, width), dtype=np.uint8)
+        instances = np.zeros((height, width), dtype=np.uint8)
         scenes.draw_clutter(canvas, self.clutter, numpy_generator(key(scene, "clutter")))
-        label = index % self.num_classes
-        items = self._layout(label, numpy_generator(key(scene, "layout")))
+        items = self._layout(index % self.num_classes, numpy_generator(key(scene, "layout")))
         # The largest object is drawn last, so that nothing covers it.
         for number, item in reversed(list(enumerate(items))):
             fill = numpy_generator(key(scene, "fill", number))
-            scenes.draw_object(canvas, mask, item, self.classes[item.label], fill)
+            scenes.draw_object(canvas, instances, item, self.classes[item.label], fill, value=number + 1)
         pixels = (np.clip(canvas, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-        return Sample(torch.from_numpy(pixels), label, torch.from_numpy(mask))
+        return pixels, instances, [item.label for item in items]
 
     def _layout(self, label: int, generator: np.random.Generator) -> list[SceneObject]:
         height, width = (length / min(self.size) for length in self.size)

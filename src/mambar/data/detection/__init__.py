@@ -1,0 +1,1 @@
+"""Images with objects: a box, a class and a mask for each."""
