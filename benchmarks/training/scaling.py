@@ -1,14 +1,15 @@
-"""Training throughput and scaling from one to two GPUs, with `mambar train` on data in the layout of ImageNet.
+"""Training throughput and scaling from one to several GPUs, with `mambar train` on data in the layout of ImageNet.
 
     PYTHONPATH=src python benchmarks/training/scaling.py --out scaling.md        # two GPUs, about three minutes
+    PYTHONPATH=src python benchmarks/training/scaling.py --processes 1 --cases base_224 large_224 base_384 tiny_224
     PYTHONPATH=src python benchmarks/training/scaling.py --device cpu --smoke    # smoke test
 
 Generates JPEG scenes with the usual size and the class ids of ImageNet, packs them with `mambar pack`, and trains
-Mamba-R Base from the shards on one and on two processes: the recipe's stage at 224 pixels, 128 images per GPU, bf16,
-`parallel=ddp`, EMA and augmentations as published. The first --warm steps are not counted. The step time is that in
-the run's log, from the wait for the loader to the update of the weights. Finally all three stages of the recipe run
-from the folder on all GPUs, for --short steps each. The labels are arbitrary, and the accuracy is not reported. The
-Markdown page is printed and written to --out.
+from the shards with the recipe's second stage, by default of Mamba-R Base at 224 pixels, 128 images per GPU, bf16,
+`parallel=ddp`, EMA and augmentations as published. `--plain` adds runs with `cuda_graphs=false`. The first --warm
+steps are not counted. The step time is that in the run's log, from one result to the next. Finally all three stages of
+the recipe run from the folder on all GPUs, for --short steps each. The labels are arbitrary, and the accuracy is not
+reported. The Markdown page is printed and written to --out.
 """
 
 import argparse
@@ -30,9 +31,29 @@ from typing import Any
 import mambar
 
 SIDES = (375, 500)
-PER_GPU = 128
-GOAL = "1.9x"
-COLUMNS = ("images/s, median step", "all counted steps", "a GPU", "peak GiB", "scaling", "goal", "whole command, s")
+GOAL = "1.95x"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe at an image size, with images per GPU and the target on one H200 in images per second."""
+
+    recipe: str
+    img_size: int
+    per_gpu: int
+    target: int
+
+
+CASES = {
+    "base_224": Case("mambar_base", 224, 128, 1150),
+    "large_224": Case("mambar_large", 224, 64, 395),
+    "base_384": Case("mambar_base", 384, 64, 410),
+    "tiny_224": Case("mambar_tiny", 224, 256, 3700),
+}
+COLUMNS = (
+    *("images/s, median step", "target", "all counted steps", "a GPU", "peak GiB", "scaling", "goal", "first step, s"),
+    "whole command, s",
+)
 # A network and steps that two CPU cores finish in seconds.
 TINY = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_registers": 2, "register_reduction": 2, "d_state": 4}
 
@@ -79,12 +100,14 @@ def draw(folder: Path, *, sides: tuple[int, int], classes: int, images: int, job
                 pass
 
 
-def first_weights(out: Path, classes: int, config: dict[str, Any]) -> None:
-    """Fresh weights of Base, for a stage that starts in the middle."""
+def first_weights(out: Path, recipe: str, classes: int, config: dict[str, Any]) -> None:
+    """Fresh weights of the recipe's model, for a stage that starts in the middle."""
     from mambar.hub.create import create_model
     from mambar.hub.files import save_model
 
-    name = "mambar_base_patch16_224"
+    name = f"{recipe}_patch16_224"
+    if out.exists():
+        return
     out.mkdir()
     save_model(out, create_model(name, num_classes=classes, **config), name=name)
 
@@ -146,12 +169,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def trained(place: Path, name: str, data: Path, fields: list[str], *, processes: int, limit: float) -> Finished:
-    """Runs `mambar train mambar_base` and reads what it logged."""
+def trained(
+    place: Path, name: str, recipe: str, data: Path, fields: list[str], *, processes: int, limit: float
+) -> Finished:
+    """Runs `mambar train RECIPE` and reads what it logged."""
     from mambar.training.metrics_log import read_metrics
 
     out = place / name
-    command = ["train", "mambar_base", f"data={data}", f"out={out}", "parallel=ddp", "log_every=1", *fields]
+    command = ["train", recipe, f"data={data}", f"out={out}", "parallel=ddp", "log_every=1", *fields]
     command += ["--processes", str(processes)]
     seconds = mambar_command(*command, log=place / f"{name}.log", limit=limit)
     return Finished(
@@ -159,11 +184,11 @@ def trained(place: Path, name: str, data: Path, fields: list[str], *, processes:
     )
 
 
-def second_stage() -> list[str]:
+def second_stage(recipe: str) -> list[str]:
     """The last stage with the fields of the second: the recipe's stage at 224 pixels, alone."""
     from mambar.recipes.index import get_recipe
 
-    _, second, last = (dataclasses.asdict(stage) for stage in get_recipe("mambar_base").stages)
+    _, second, last = (dataclasses.asdict(stage) for stage in get_recipe(recipe).stages)
     changed = [name for name in second if second[name] != last[name] and name != "batch_size"]
     return [f"stages.2.{name}={second[name]}" for name in changed]
 
@@ -196,6 +221,8 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
         default=[1, 2],
         help="process counts, one process per GPU; the first is the baseline",
     )
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["base_224"], help="what to train")
+    parser.add_argument("--plain", action="store_true", help="each run also with cuda_graphs=false")
     parser.add_argument("--steps", type=int, default=80, help="steps of each measured run")
     parser.add_argument("--warm", type=int, default=20, help="first steps of each run, not counted")
     parser.add_argument("--short", type=int, default=3, help="steps per stage of the last run; 0 skips it")
@@ -205,10 +232,14 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args(arguments)
     most = max(options.processes)
-    options.per_gpu, options.sides, options.classes, options.config = PER_GPU, SIDES, 1000, {}
+    options.cases = {name: CASES[name] for name in options.cases}
+    options.sides, options.classes, options.config = SIDES, 1000, {}
     options.small = []
     if options.smoke:
-        options.per_gpu, options.sides, options.classes, options.config = 4, (48, 64), 4, TINY
+        options.cases = {
+            name: dataclasses.replace(case, img_size=32, per_gpu=4) for name, case in options.cases.items()
+        }
+        options.sides, options.classes, options.config = (48, 64), 4, TINY
         options.steps, options.warm, options.short = 6, 2, min(options.short, 2)
         options.small = [f"config.{name}={value}" for name, value in TINY.items()]
     if not 0 <= options.warm < options.steps:
@@ -216,86 +247,103 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.workers is None:
         options.workers = max(1, (os.cpu_count() or 1) // most - 2)
     # One epoch, whole rounds of repeated augmentation, and no less than the batches of the unchanged stages.
-    options.images = max(-(-options.steps * options.per_gpu * most // 256) * 256, 4 * options.per_gpu * 8)
+    largest = max(case.per_gpu for case in options.cases.values())
+    options.images = max(-(-options.steps * largest * most // 256) * 256, 4 * largest * 8)
     return options
 
 
-def prepare(place: Path, options: argparse.Namespace) -> tuple[Path, Path, Path]:
-    """The folder, the shards packed from it, and the weights that the measured stage starts from."""
-    folder, shards, start = place / "folder", place / "shards", place / "start"
+def prepare(place: Path, options: argparse.Namespace) -> tuple[Path, Path]:
+    """The folder and the shards packed from it."""
+    folder, shards = place / "folder", place / "shards"
     tell(f"drawing {options.images:,} images of {options.sides[1]} x {options.sides[0]} pixels")
     draw(folder, sides=options.sides, classes=options.classes, images=options.images, jobs=max(1, os.cpu_count() or 1))
     mambar_command("pack", str(folder), str(shards), log=place / "pack.log", limit=options.limit)
-    first_weights(start, options.classes, options.config)
-    return folder, shards, start
+    return folder, shards
 
 
-def one_stage(place: Path, shards: Path, start: Path, processes: int, options: argparse.Namespace) -> Finished:
-    """The measured stage on so many processes."""
+def one_stage(
+    place: Path, shards: Path, name: str, processes: int, options: argparse.Namespace, *, graphs: bool
+) -> Finished:
+    """The measured stage of a case on so many processes."""
+    case, start = options.cases[name], place / f"start-{name}"
+    first_weights(start, case.recipe, options.classes, options.config)
     fields = [
-        *(*second_stage(), "stage=2", f"stages.2.start_from={start}", f"stages.2.max_steps={options.steps}"),
-        *(f"stages.2.batch_size={options.per_gpu * processes}", f"shards={processes}", "eval_every=1000"),
+        *(*second_stage(case.recipe), "stage=2", f"stages.2.start_from={start}", f"stages.2.max_steps={options.steps}"),
+        *(f"stages.2.batch_size={case.per_gpu * processes}", f"num_shards={processes}", "eval_every=1000"),
+        *(f"stages.2.img_size={case.img_size}", f"cuda_graphs={str(graphs).lower()}"),
         *(f"device={options.device}", f"--num-workers={options.workers}", *options.small),
     ]
-    if options.smoke:
-        fields.append("stages.2.img_size=32")
     if options.device == "cuda":
         fields.append("precision=bf16")
-    return trained(place, f"processes-{processes}", shards, fields, processes=processes, limit=options.limit)
+    label = f"{name}-{processes}" + ("" if graphs else "-plain")
+    return trained(place, label, case.recipe, shards, fields, processes=processes, limit=options.limit)
 
 
 def three_stages(place: Path, folder: Path, processes: int, options: argparse.Namespace) -> Finished:
-    """All stages, a few steps each, from the folder."""
+    """All stages of the first case, a few steps each, from the folder."""
+    case = next(iter(options.cases.values()))
     fields = [f"device={options.device}", f"--num-workers={options.workers}", "eval_every=1000", *options.small]
     for stage in range(3):
         fields.append(f"stages.{stage}.max_steps={options.short}")
         if options.smoke:
-            fields += [f"stages.{stage}.img_size=32", f"stages.{stage}.batch_size={options.per_gpu * 8}"]
-    return trained(place, "stages", folder, fields, processes=processes, limit=options.limit)
+            fields += [f"stages.{stage}.img_size=32", f"stages.{stage}.batch_size={case.per_gpu * 8}"]
+    return trained(place, "stages", case.recipe, folder, fields, processes=processes, limit=options.limit)
 
 
-def scaling_rows(found: dict[int, Finished], options: argparse.Namespace) -> list[Any]:
-    """One row a number of processes; what failed is *not run*."""
+# A case, a number of processes, and whether with CUDA graphs.
+Key = tuple[str, int, bool]
+
+
+def rows_of(found: dict[Key, Finished], keys: list[Key], options: argparse.Namespace) -> list[Any]:
+    """One row a run; what failed is *not run*. Scaling is relative to the first number of processes of the case."""
     from mambar.bench.table import Row
 
-    rows, base = [], None
+    rows = []
     kind = "GPU" if options.device == "cuda" else "process"
-    for processes in options.processes:
-        name = f"{processes} {kind}" + ("s" if processes > 1 and kind == "GPU" else "es" if processes > 1 else "")
-        if processes not in found:
-            rows.append(Row(name=name))
+    medians = {
+        key: throughput(run.rows, options.cases[key[0]].per_gpu * key[1], options.warm)[0] for key, run in found.items()
+    }
+    for key in keys:
+        name, processes, graphs = key
+        plural = "" if processes == 1 else "s" if kind == "GPU" else "es"
+        label = f"{name}, {processes} {kind}{plural}" + ("" if graphs else ", plain")
+        if key not in found:
+            rows.append(Row(name=label))
             continue
-        run, images = found[processes], options.per_gpu * processes
-        median, whole = throughput(run.rows, images, options.warm)
-        base = base or (processes, median)
-        scaling = f"{median / base[1]:.2f}x" if base[0] == options.processes[0] else None
-        goal = GOAL if (base[0], processes) == (1, 2) and not options.smoke else "-"
+        run, case = found[key], options.cases[name]
+        base = (name, options.processes[0], graphs)
+        scaling = f"{medians[key] / medians[base]:.2f}x" if base in medians else None
+        goal = GOAL if (options.processes[0], processes) == (1, 2) and not options.smoke else "-"
         peak = max(row["memory_gib"] for row in run.rows)
-        cells = (median, whole, median / processes, peak, scaling, goal, run.seconds)
-        rows.append(Row(name=name, cells=cells))
+        whole = throughput(run.rows, case.per_gpu * processes, options.warm)[1]
+        first = case.per_gpu * processes / run.rows[0]["images_per_second"]
+        target = "-" if options.smoke else case.target * processes
+        cells = (medians[key], target, whole, medians[key] / processes, peak, scaling, goal, first, run.seconds)
+        rows.append(Row(name=label, cells=cells))
     return rows
 
 
-def page(found: dict[int, Finished], stages: Finished | None, options: argparse.Namespace) -> str:
+def page(found: dict[Key, Finished], keys: list[Key], stages: Finished | None, options: argparse.Namespace) -> str:
     """The Markdown page."""
     import torch
 
     from mambar.bench.machine import describe
     from mambar.bench.table import markdown
 
-    what = "a tiny network (smoke)" if options.smoke else "Mamba-R Base at 224 pixels, bf16"
+    what = "tiny networks (smoke)" if options.smoke else "Mamba-R, bf16"
     lines = [f"# Training of {what}, from tar shards of ImageNet's layout", "", describe(options.device)]
     if options.device == "cuda" and torch.cuda.device_count() > 1:
         direct = torch.cuda.can_device_access_peer(0, 1)
         lines.append(
             f"{torch.cuda.device_count()} GPUs, which {'reach' if direct else 'do not reach'} each other directly"
         )
+    batches = ", ".join(f"{name} {case.per_gpu}" for name, case in options.cases.items())
     lines += [
         "",
-        f"{options.per_gpu} images a GPU and step; steps {options.warm + 1} to {options.steps}; {options.workers} "
+        f"Images a GPU and step: {batches}; steps {options.warm + 1} to {options.steps}; {options.workers} "
         f"loader processes a GPU on {os.cpu_count()} cores; `parallel=ddp`.",
         "",
-        markdown(COLUMNS, scaling_rows(found, options)),
+        markdown(COLUMNS, rows_of(found, keys, options)),
     ]
     if stages is not None:
         losses = [row["loss"] for row in stages.rows]
@@ -311,16 +359,18 @@ def page(found: dict[int, Finished], stages: Finished | None, options: argparse.
 def main() -> int:
     """Measures and prints; returns 1 if a command failed."""
     options = options_of()
-    found: dict[int, Finished] = {}
+    found: dict[Key, Finished] = {}
     stages: Finished | None = None
     failures: list[str] = []
+    kinds = (True, False) if options.plain else (True,)
+    keys = [(name, count, graphs) for name in options.cases for count in options.processes for graphs in kinds]
     with tempfile.TemporaryDirectory(dir=options.place) as temporary:
         place = Path(temporary)
         try:
-            folder, shards, start = prepare(place, options)
-            for processes in options.processes:
+            folder, shards = prepare(place, options)
+            for name, count, graphs in keys:
                 try:
-                    found[processes] = one_stage(place, shards, start, processes, options)
+                    found[name, count, graphs] = one_stage(place, shards, name, count, options, graphs=graphs)
                 except Failed as failure:
                     failures.append(str(failure))
             if options.short:
@@ -329,7 +379,7 @@ def main() -> int:
             failures.append(str(failure))
     for text in failures:
         print(text, "\n", file=sys.stderr)
-    text = page(found, stages, options)
+    text = page(found, keys, stages, options)
     tell("done")
     print(text)
     if options.out is not None:

@@ -109,13 +109,28 @@ def slow_steps(seconds: float) -> None:
 
     from mambar.training.loop.update import TrainStep
 
-    call = TrainStep.__call__
+    start = TrainStep.start
 
     def slow(self, *arguments, **named):
         time.sleep(seconds)
-        return call(self, *arguments, **named)
+        return start(self, *arguments, **named)
 
-    TrainStep.__call__ = slow
+    TrainStep.start = slow
+
+
+def delayed_results() -> None:
+    """Reads the result of a step while the next one runs, as on a GPU."""
+    from mambar.training.loop.update import TrainStep
+
+    TrainStep._can_be_delayed = lambda self: True
+
+
+def flat_reduction() -> None:
+    """Sums gradients as with CUDA graphs: one all-reduce after the backward passes."""
+    from mambar.training.loop import update
+
+    plain = update.parallelize
+    update.parallelize = lambda *arguments, **named: plain(*arguments, **{**named, "graphed": True})
 
 
 def record_samples(file: Path) -> None:

@@ -104,7 +104,9 @@ def here(recipe, out, **options):
     """A run in this process."""
     from mambar.training import train
 
-    return train(recipe, out=out, device="cpu", num_workers=options.pop("num_workers", 0), **options)
+    return train(
+        recipe, out=out, device=options.pop("device", "cpu"), num_workers=options.pop("num_workers", 0), **options
+    )
 
 
 def _child(recipe, out, options, environment, log, before):

@@ -38,6 +38,7 @@ class SegmentationTask(Task):
     metric = "miou"
     higher_is_better = True
     dataset_kind = "segmentation"
+    cuda_graph_fields = ("images", "targets")
 
     def __init__(
         self, recipe: Recipe, stage: Stage, *, classes: Sequence[str], train_set: ImageDataset | None = None
@@ -119,8 +120,9 @@ class SegmentationTask(Task):
         return {"loss": value, "num_correct": pixel_accuracy_sum(logits.detach(), batch["targets"]).to(value.dtype)}
 
     def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        weights = None if self.weights is None else self.weights.to(logits.device)
-        value = pixel_cross_entropy(logits, labels, weights=weights)
+        if self.weights is not None:
+            self.weights = self.weights.to(logits.device)
+        value = pixel_cross_entropy(logits, labels, weights=self.weights)
         return value + self.options.dice_weight * dice_loss(logits, labels) if self.options.dice_weight else value
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:

@@ -24,6 +24,7 @@ class ClassificationTask(Task):
 
     metric = "top1"
     higher_is_better = True
+    cuda_graph_fields = ("images", "targets")
 
     def __init__(self, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> None:
         super().__init__(recipe, stage, classes=classes)

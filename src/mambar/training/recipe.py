@@ -83,6 +83,8 @@ class Recipe:
     precision: Precision = "auto"
     # Compile the model with torch.compile.
     compile: bool = False
+    # On an NVIDIA GPU: replay forward and backward pass from CUDA graphs, and check a step while the next one runs.
+    cuda_graphs: bool = True
     # Recompute activations in the backward pass to save memory.
     grad_checkpointing: bool = False
     # Shards of a batch; a multiple of the number of processes.

@@ -125,6 +125,17 @@ class Task(ABC):
         """True if the data have test images, on which the final weights are evaluated once."""
         return has_test_split(recipe.data if data is None else data, kind=cls.dataset_kind)
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Another loss may read other fields, or numbers on the CPU.
+        if "loss" in vars(cls) and "cuda_graph_fields" not in vars(cls):
+            cls.cuda_graph_fields = ()
+
+    # Fields of the batch that `loss` reads, tensors of a fixed shape, if it computes nothing but a fixed sequence of
+    # PyTorch operations on them and on the model: then forward and backward pass may be replayed from a CUDA graph.
+    # It must not use `batch.key`, copy between CPU and GPU, or depend on values. Declared beside `loss`.
+    cuda_graph_fields: Sequence[str] = ()
+
     @property
     def num_backbone_classes(self) -> int:
         """Classes of the backbone's own classifier; 0 builds it without one."""

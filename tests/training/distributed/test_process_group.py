@@ -96,6 +96,20 @@ def test_ddp_and_fsdp_train_the_same_and_resume(tmp_path, kind):
     assert (out / "model.safetensors").stat().st_size == (tmp_path / "exact" / "model.safetensors").stat().st_size
 
 
+@pytest.mark.slow
+def test_one_reduction_after_the_passes_trains_the_same(tmp_path):
+    """What replaces DDP's own reductions where the passes are replayed from CUDA graphs."""
+    from mambar.training.checkpoint.store import CheckpointStore
+
+    recipe, flat = runs.tiny(num_shards=4), (faults.flat_reduction,)
+    assert runs.finish(runs.start(recipe, tmp_path / "one")) == [0]
+    group = runs.start_group(recipe.replace(parallel="ddp"), tmp_path / "two", world=2, befores={0: flat, 1: flat})
+    assert runs.finish(*group) == [0, 0]
+    expected, found = (CheckpointStore(tmp_path / name / "checkpoints").load().tensors for name in ("one", "two"))
+    for key, tensor in expected.items():
+        assert (tensor.double() - found[key].double()).abs().max() <= 1e-5, key
+
+
 @pytest.mark.rel
 @pytest.mark.slow
 def test_p5_saved_with_two_resumed_with_one_and_back(tmp_path, unbroken):

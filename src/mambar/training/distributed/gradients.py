@@ -7,6 +7,7 @@ on every rank, and `write_grads` writes the sum to the parameters' `.grad`.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -79,13 +80,35 @@ class OrderedReducer:
     def norm(self) -> Float[Tensor, ""]:
         return torch.linalg.vector_norm(self._total[: self._size])
 
-    def scale(self, factor: float) -> None:
+    def scale(self, factor: float | Tensor) -> None:
         self._total[: self._size].mul_(factor)
 
     def write_grads(self) -> None:
         """Copies the total to the buffer that the parameters' `.grad` are views of."""
         if self._separate:
             self._local.copy_(self._total)
+
+
+class SummedReducer(OrderedReducer):
+    """The flat gradients, summed over the ranks by one all-reduce after the backward passes.
+
+    For passes that are replayed from a CUDA graph, in which DDP could not start its own reductions.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], *, extras: int, process_group: ProcessGroup) -> None:
+        super().__init__(
+            parameters,
+            extras=extras,
+            process_group=replace(process_group, world_size=1),
+            num_shards=1,
+            grad_accum_steps=1,
+        )
+        self._ranks = process_group
+
+    def end_shard(self, *, last: bool) -> None:
+        """Sums over ranks after the last shard."""
+        if last:
+            self._ranks.all_reduce(self._total)
 
 
 class AveragedReducer:
@@ -137,7 +160,7 @@ class AveragedReducer:
         """The L2 norm over all parameters, sharded ones included."""
         return self._full_tensor(nn.utils.get_total_norm(self._gradients()))
 
-    def scale(self, factor: float) -> None:
+    def scale(self, factor: float | Tensor) -> None:
         torch._foreach_mul_(self._gradients(), factor)  # pyright: ignore[reportPrivateImportUsage]
 
     def write_grads(self) -> None:

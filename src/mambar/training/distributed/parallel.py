@@ -6,7 +6,12 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from mambar.training.distributed.gradients import AveragedReducer, GradientReducer, OrderedReducer
+from mambar.training.distributed.gradients import (
+    AveragedReducer,
+    GradientReducer,
+    OrderedReducer,
+    SummedReducer,
+)
 from mambar.training.distributed.process_group import ProcessGroup
 from mambar.training.distributed.sharding import Replicated, Sharding
 from mambar.training.recipe import Parallel
@@ -33,15 +38,18 @@ def parallelize(
     extras: int,
     num_shards: int,
     grad_accum_steps: int,
+    graphed: bool = False,
 ) -> tuple[nn.Module, GradientReducer]:
     """The module to call in the forward pass, and the reduction of its gradients.
 
     forward: the model or its compiled form. extras: count of further numbers that are summed beside the gradients. On
-    one process every kind is "exact".
+    one process every kind is "exact". graphed: the passes are replayed from CUDA graphs.
     """
     if kind == "exact" or process_group.world_size == 1:
         shards = {"num_shards": num_shards, "grad_accum_steps": grad_accum_steps}
         return forward, OrderedReducer(parameters, extras=extras, process_group=process_group, **shards)
+    if graphed:
+        return forward, SummedReducer(parameters, extras=extras, process_group=process_group)
     if kind == "fsdp":
         called, backward_context = forward, partial(sharding.gradient_sync, model)
     else:

@@ -66,10 +66,12 @@ class Optimizer:
             groups, lr=stage.peak_lr, betas=stage.betas, eps=stage.eps, fused=on_known_device
         )
 
-    def step(self, lr: float) -> None:
-        """One update with the present gradients."""
+    def step(self, lr: float, *, skip: Tensor | None = None) -> None:
+        """One update with the present gradients; none if `skip`, a tensor that is not read on the CPU, is true."""
         for group in self.adamw.param_groups:
             group["lr"] = lr * group["lr_scale"]
+        # The attribute with which torch.amp.GradScaler tells a fused optimizer the same.
+        self.adamw.found_inf = None if skip is None else skip.float()  # pyright: ignore[reportAttributeAccessIssue]
         self.adamw.step()
 
     def state(self) -> dict[str, Tensor]:

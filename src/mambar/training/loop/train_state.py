@@ -88,6 +88,7 @@ class TrainState:
             grad_accum_steps=stage.grad_accum_steps,
             clip_grad=stage.clip_grad,
             parallel=recipe.parallel,
+            cuda_graphs=recipe.cuda_graphs,
             sharding=self.sharding,
         )
 

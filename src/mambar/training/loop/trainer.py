@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from mambar.training.loop.context import RunContext, TrainingProgress
 from mambar.training.loop.optim import set_training_mode
 from mambar.training.loop.schedule import LearningRate
 from mambar.training.loop.signals import Stopped, StopSignals
+from mambar.training.loop.throughput import Throughput
 from mambar.training.loop.train_state import TrainState
-from mambar.training.loop.update import StepKeys, StepResult
+from mambar.training.loop.update import PendingStep, StepKeys, StepResult
 from mambar.training.recipe import Recipe
 from mambar.training.task import EvalResult, EvaluationContext, Task
 
@@ -73,6 +73,7 @@ class Trainer:
         # Kinds of files that could not be written at the last attempt (on_save_error=continue).
         self._missing: set[str] = set()
         self._has_just_rolled_back = False
+        self._throughput = Throughput(context.num_workers)
 
     # The loop
 
@@ -102,18 +103,49 @@ class Trainer:
         set_training_mode(self.state.model)
         num_rollbacks = progress.num_rollbacks
         last = min((epoch + 1) * self.steps_per_epoch, self.steps)
+        self._throughput.restart()
+        pending: tuple[PendingStep, float] | None = None
         while progress.step < last:
-            started = time.perf_counter()
             keys = StepKeys(seed=seed, epoch=epoch, step=progress.step - epoch * self.steps_per_epoch)
             lr = self.rates.at(progress.step) * progress.lr_factor
-            result = self.state.update(batches, keys, lr=lr, stop_signals=self.context.stop_signals, progress=progress)
-            progress.step += 1
-            self._record(result, lr, epoch, time.perf_counter() - started)
+            update = self.state.update
+            started = update.start(batches, keys, stop_signals=self.context.stop_signals)
+            # The GPU has finished the step before this one meanwhile.
+            stop = self._finish(pending, progress.step, epoch)
             if progress.num_rollbacks != num_rollbacks:
                 return
-            if progress.step == last:
-                self._evaluate_if_due()
-            self._save_or_stop(result.stop)
+            progress.step += 1
+            pending = started, lr
+            if update.is_delayed:
+                update.apply_if_finite(started, lr=lr)
+            if stop or self._must_finish(last):
+                stop, pending = self._finish(pending, progress.step, epoch) or stop, None
+            if progress.num_rollbacks != num_rollbacks:
+                return
+            if pending is None:
+                if progress.step == last:
+                    self._evaluate_if_due()
+                self._save_or_stop(stop)
+
+    def _must_finish(self, last: int) -> bool:
+        """Whether the present step must be finished before the next one starts."""
+        step, health_every = self.progress.step, self.recipe.health_every
+        due = step == last or step % self._save_every == 0 or (health_every is not None and step % health_every == 0)
+        return due or not self.state.update.is_delayed
+
+    def _finish(self, pending: tuple[PendingStep, float] | None, step: int, epoch: int) -> str | None:
+        """Waits for the result of a step and logs it; the stop signal that some rank had received at its start."""
+        if pending is None:
+            return None
+        started, lr = pending
+        result = self.state.update.finish(started, lr=lr, progress=self.progress)
+        self._record(result, lr, epoch, step)
+        return result.stop
+
+    @property
+    def _save_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.recipe.save_every or self.steps_per_epoch
 
     def _batches(self, seed: int, epoch: int, first: int) -> Iterator[Batch]:
         return training_batches(
@@ -134,8 +166,10 @@ class Trainer:
         """Seed of the stage; another one after each rollback, so that the order of the samples changes."""
         return key(self.recipe.seed, "stage", self.progress.stage, self.progress.num_rollbacks)
 
-    def _record(self, result: StepResult, lr: float, epoch: int, seconds: float) -> None:
+    def _record(self, result: StepResult, lr: float, epoch: int, step: int) -> None:
         progress, size = self.progress, self.stage.batch_size
+        total_steps = progress.offset + step
+        images_per_second = self._throughput.step(result, size)
         scalars = {name: value for name, value in result.scalars.items() if name not in ("loss", "num_correct")}
         if "num_correct" in result.scalars:
             scalars["accuracy"] = result.scalars["num_correct"] / size
@@ -147,13 +181,13 @@ class Trainer:
             progress.consecutive_skips += 0 if explained else 1
             _LOG.warning(
                 "Step %d: loss %s, gradient norm %s; no update was made.",
-                *(progress.total_steps, result.loss, result.grad_norm),
+                *(total_steps, result.loss, result.grad_norm),
             )
-        if progress.step % self.recipe.log_every == 0 or not result.is_finite:
+        if step % self.recipe.log_every == 0 or not result.is_finite:
             self._log_metrics(
                 "training",
                 {
-                    "step": progress.total_steps,
+                    "step": total_steps,
                     "stage": progress.stage,
                     "epoch": epoch,
                     "loss": result.loss,
@@ -161,25 +195,25 @@ class Trainer:
                     "lr": lr,
                     "grad_norm": result.grad_norm,
                     "skipped": progress.num_skipped,
-                    "images_per_second": size / max(seconds, 1e-9),
+                    "images_per_second": images_per_second,
                     "memory_gib": self.context.process_group.peak_memory,
                 },
             )
-        self._log_layer_statistics()
-        self.context.display.step(progress.step, loss=result.loss, accuracy=scalars.get("accuracy"), images=size)
+        self._log_layer_statistics(step)
+        self.context.display.step(step, loss=result.loss, accuracy=scalars.get("accuracy"), images=size)
         if progress.consecutive_skips >= self.recipe.max_consecutive_skips:
-            self._roll_back()
+            self._roll_back(total_steps)
 
-    def _log_layer_statistics(self) -> None:
+    def _log_layer_statistics(self, step: int) -> None:
         every, progress = self.recipe.health_every, self.progress
-        if every is None or progress.step % every or self.state.sharding.is_sharded:
+        if every is None or step % every or self.state.sharding.is_sharded:
             return
         found: dict[str, list[float]] = {}
         if self.context.process_group.is_main:
             images = self.state.update.last_shards[0].images.to(self.context.precision.param_dtype)
             with self.context.precision.autocast():
                 found = health.layer_statistics(self.state.backbone, images)
-        self._log_metrics("health", {"step": progress.total_steps, "stage": progress.stage, **found})
+        self._log_metrics("health", {"step": progress.offset + step, "stage": progress.stage, **found})
 
     # Evaluation
 
@@ -263,8 +297,8 @@ class Trainer:
         return self.context.process_group.broadcast_object(best.path if best else None)
 
     def _save_or_stop(self, stop: str | None, *, due: bool = True) -> None:
-        progress, every = self.progress, self.recipe.save_every
-        if due and progress.step % (every or self.steps_per_epoch) == 0:
+        progress = self.progress
+        if due and progress.step % self._save_every == 0:
             self._save()
         if stop is not None:
             self._save(must=True)
@@ -361,11 +395,12 @@ class Trainer:
 
     # Non-finite steps
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, failed_at: int) -> None:
+        """Returns to an earlier checkpoint after step `failed_at` of the run, or raises NonFiniteError."""
         progress, recipe, context = self.progress, self.recipe, self.context
         first_non_finite = self._first_non_finite()
         processes, store = context.process_group, context.store
-        failed_at, num_rollbacks, factor = progress.total_steps, progress.num_rollbacks, progress.lr_factor
+        num_rollbacks, factor = progress.num_rollbacks, progress.lr_factor
         found = processes.broadcast_object(self._target() if processes.is_main else None)
         good = f"the last good checkpoint is {found}" if found else "there is no checkpoint"
         sentence = (

@@ -1,6 +1,12 @@
-"""One training step: forward and backward per shard, a finite check over all processes, clipping, update, EMA."""
+"""One training step: forward and backward per shard, a finite check over all processes, clipping, update, EMA.
 
+On a GPU the passes are replayed from CUDA graphs, and the result of a step is read while the next one runs: see
+`TrainStep.is_delayed`.
+"""
+
+import logging
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -12,6 +18,7 @@ from mambar.data.keys import key
 from mambar.data.loading.loaders import Batch
 from mambar.data.loading.to_device import to_device
 from mambar.errors import InputError
+from mambar.nn.cuda_graph import GraphedCall, first_hook
 from mambar.training.distributed.parallel import parallelize
 from mambar.training.distributed.process_group import ProcessGroup
 from mambar.training.distributed.sharding import Replicated, Sharding
@@ -24,6 +31,7 @@ from mambar.training.loop.signals import SIGNALS, StopSignals
 from mambar.training.recipe import Parallel
 from mambar.training.task import Task
 
+_LOG = logging.getLogger("mambar.training")
 # Scalars that a task's loss may return. They are summed beside the gradients, after one flag for each stop signal.
 MAX_SCALARS: Final = 32
 _NUM_EXTRAS: Final = len(SIGNALS) + MAX_SCALARS
@@ -52,11 +60,15 @@ class StepResult:
         scalars: The task's scalars by name: means over the batch, and sums of those named `num_…`.
         grad_norm: Norm of the gradient before clipping.
         stop: The stop signal that some rank received, if any.
+        loading: Seconds of waiting for the data loader.
+        passes: Seconds of the GPU from the first pass to the gradient norm; None on other devices.
     """
 
     scalars: Mapping[str, float]
     grad_norm: float
     stop: str | None
+    loading: float = 0.0
+    passes: float | None = None
 
     @property
     def loss(self) -> float:
@@ -70,6 +82,28 @@ class StepResult:
 
 
 @dataclass(kw_only=True)
+class PendingStep:
+    """A step whose numbers the GPU may still compute; `TrainStep.finish` waits for them.
+
+    Attributes:
+        numbers: The extras and the gradient norm, in page-locked memory on a GPU.
+        loss, norm: The loss and the norm on the device.
+        shards: The prepared shards of the step.
+        outputs: Tensors with a batch dimension that the task's loss returned, one mapping for each shard.
+        loading: Seconds of waiting for the data loader.
+        events: CUDA events at the first pass and at the copy of `numbers`.
+    """
+
+    numbers: Tensor
+    loss: Tensor
+    norm: Tensor
+    shards: list[Batch]
+    outputs: list[dict[str, list[Tensor]]]
+    loading: float
+    events: tuple[torch.cuda.Event, torch.cuda.Event] | None
+
+
+@dataclass(kw_only=True)
 class TrainStep:
     """Updates the weights with the shards of a step; skips the update if loss or gradient is not finite.
 
@@ -79,7 +113,11 @@ class TrainStep:
         num_shards: Shards of a batch over all ranks.
         grad_accum_steps: Micro-batches of a shard.
         clip_grad: Maximum norm of the gradient, None for no limit.
-        last_shards: Prepared shards of the last step, kept to find the first non-finite module.
+        cuda_graphs: Whether to replay the passes from CUDA graphs where possible, and to delay results.
+        last_shards: Prepared shards of the last finished step, kept to find the first non-finite module.
+        is_delayed: True if a step need not be finished before the next one starts. Whether the weights are updated is
+            then decided on the GPU, by `apply_if_finite`; EMA and `StepResult` follow in `finish`. The order is:
+            start(1), apply(1), start(2), finish(1), apply(2), …
     """
 
     model: nn.Module
@@ -94,14 +132,16 @@ class TrainStep:
     grad_accum_steps: int
     clip_grad: float | None
     parallel: Parallel = "exact"
+    cuda_graphs: bool = False
     sharding: Sharding = field(default_factory=Replicated)
     last_shards: list[Batch] = field(default_factory=list, init=False)
+    is_delayed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.drop_path = KeyedDropPath(self.model, self.process_group.device)
         self._names: tuple[str, ...] = ()
-        # Tensors with a batch dimension that the task's loss returned, one mapping for each shard of this rank.
-        self._outputs: list[dict[str, list[Tensor]]] = []
+        self._graphs = self._graphed_passes()
+        self.is_delayed = self.cuda_graphs and self._can_be_delayed()
         self.forward, self.gradients = parallelize(
             self.model,
             self.forward,
@@ -112,7 +152,35 @@ class TrainStep:
             extras=_NUM_EXTRAS,
             num_shards=self.num_shards,
             grad_accum_steps=self.grad_accum_steps,
+            graphed=self._graphs is not None,
         )
+
+    def _graphed_passes(self) -> GraphedCall[tuple[Tensor, dict[str, Tensor]]] | None:
+        """The passes of a micro-batch as CUDA graphs; None, with a line in the log, where something forbids it."""
+        if not self.cuda_graphs or self.process_group.device.type != "cuda" or self.forward is not self.model:
+            return None
+        hook = first_hook(self.model)
+        if self.sharding.is_sharded:
+            reason = "parallel=fsdp gathers parameters during the passes"
+        elif any(getattr(module, "grad_checkpointing", False) for module in self.model.modules()):
+            reason = "grad_checkpointing=true saves the state of random numbers during the passes"
+        elif not self.task.cuda_graph_fields:
+            reason = f"the loss of task {type(self.task).__name__} does not declare `cuda_graph_fields`"
+        elif hook is not None:
+            reason = f"{hook} has a hook, which a graph does not call"
+        else:
+            return GraphedCall(self._run_graphed)
+        _LOG.warning("The training step runs without CUDA graphs: %s.", reason)
+        return None
+
+    def _can_be_delayed(self) -> bool:
+        """Whether nothing on the CPU needs the result of a step on a GPU before the next one starts.
+
+        The next loss scale, `after_step` and the EMA of buffers do: a forward pass changes buffers.
+        """
+        has_buffers = self.ema is not None and next(self.model.buffers(), None) is not None
+        uses_result = self.scale.active or type(self.task).after_step is not Task.after_step or has_buffers
+        return self.process_group.device.type == "cuda" and not uses_result and not self.sharding.is_sharded
 
     def __call__(
         self,
@@ -124,51 +192,133 @@ class TrainStep:
         progress: TrainingProgress,
     ) -> StepResult:
         """Takes the shards of one step from `batches` and updates the weights at learning rate `lr`."""
+        pending = self.start(batches, keys, stop_signals=stop_signals)
+        if self.is_delayed:
+            self.apply_if_finite(pending, lr=lr)
+        return self.finish(pending, lr=lr, progress=progress)
+
+    def start(self, batches: Iterator[Batch], keys: StepKeys, *, stop_signals: StopSignals) -> PendingStep:
+        """Launches the passes of a step."""
         gradients = self.gradients
         gradients.begin_step()
-        self.last_shards, self._outputs = [], []
+        loading, first, shards, outputs = 0.0, None, [], []
         local_shards = self.process_group.local_shards(self.num_shards)
         for number in local_shards:
             gradients.begin_shard()
+            started = time.perf_counter()
             batch = next(batches)
+            loading += time.perf_counter() - started
+            first = first or self._event()
             batch = replace(batch, key=key(keys.seed, "drop", keys.epoch, keys.step, batch.shard))
             prepared = self.task.prepare(batch.to(self.process_group.device), seed=keys.seed, epoch=keys.epoch)
-            self.last_shards.append(prepared)
+            shards.append(prepared)
             last = number == local_shards[-1]
-            self._backward(prepared, last=last)
+            outputs.append(self._backward(prepared, last=last))
             if last:
                 # Copied asynchronously: a tensor made on the GPU would wait for the backward pass.
                 gradients.add_extras(0, to_device(torch.tensor(stop_signals.flags()), self.process_group.device))
             gradients.end_shard(last=last)
         if self.scale.value != 1:
             gradients.scale(1 / self.scale.value)
-        *extras, grad_norm = torch.cat([gradients.extras, gradients.norm()[None]]).tolist()
-        scalars = dict(zip(self._names, extras[len(SIGNALS) :], strict=False))
-        result = StepResult(scalars=scalars, grad_norm=grad_norm, stop=StopSignals.first_of(extras[: len(SIGNALS)]))
+        norm, extras = gradients.norm(), gradients.extras
+        # A copy: the next step resets the extras.
+        loss, numbers = extras[len(SIGNALS)].clone(), torch.cat([extras, norm[None]])
+        if self.process_group.device.type == "cuda":
+            numbers = numbers.to("cpu", non_blocking=True)
+        read = self._event()
+        events = None if first is None or read is None else (first, read)
+        return PendingStep(
+            numbers=numbers, loss=loss, norm=norm, shards=shards, outputs=outputs, loading=loading, events=events
+        )
+
+    @torch.no_grad()
+    def apply_if_finite(self, pending: PendingStep, *, lr: float) -> None:
+        """The update of a delayed step, decided on the GPU; the step before it must be finished.
+
+        The weights are bit for bit those of an update that is decided on the CPU.
+        """
+        gradients, norm = self.gradients, pending.norm
+        if self.clip_grad is not None:
+            wide = norm.double()
+            gradients.scale(torch.where(wide > self.clip_grad, self.clip_grad / (wide + 1e-6), 1.0).to(norm.dtype))
+        gradients.write_grads()
+        self.optimizer.step(lr, skip=~(pending.loss.isfinite() & norm.isfinite()))
+
+    def finish(self, pending: PendingStep, *, lr: float, progress: TrainingProgress) -> StepResult:
+        """Waits for the result of a step; updates the weights, unless `is_delayed`, and what follows them."""
+        seconds = None
+        if pending.events is not None:
+            first, read = pending.events
+            read.synchronize()
+            seconds = first.elapsed_time(read) / 1e3
+        *extras, grad_norm = pending.numbers.tolist()
+        result = StepResult(
+            scalars=dict(zip(self._names, extras[len(SIGNALS) :], strict=False)),
+            grad_norm=grad_norm,
+            stop=StopSignals.first_of(extras[: len(SIGNALS)]),
+            loading=pending.loading,
+            passes=seconds,
+        )
+        self.last_shards = pending.shards
         if result.is_finite:
-            self._apply(grad_norm, lr, progress)
+            if not self.is_delayed:
+                self._apply(grad_norm, lr)
+            with torch.no_grad():
+                self.task.after_step(self.model, progress, self._gathered(pending.outputs))
+                if self.ema is not None:
+                    self.ema.update()
         return result
 
-    def _backward(self, shard: Batch, *, last: bool) -> None:
+    def _event(self) -> torch.cuda.Event | None:
+        if self.process_group.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _backward(self, shard: Batch, *, last: bool) -> dict[str, list[Tensor]]:
+        """Runs the passes of a shard; its outputs with a batch dimension, by micro-batch."""
         gradients = self.gradients
         self.drop_path.draw(shard.key, len(shard))
         size = len(shard) // self.grad_accum_steps
-        share = 1 / (self.num_shards * self.grad_accum_steps)
-        self._outputs.append({})
+        outputs: dict[str, list[Tensor]] = {}
         for part in range(self.grad_accum_steps):
             start, stop = part * size, (part + 1) * size
             self.drop_path.window(start, stop)
-            micro_batch = replace(shard.slice(start, stop), key=shard.key + part)
+            micro_batch = replace(shard.slice(start, stop), key=shard.key + part).cast(self.precision.param_dtype)
             # All other random numbers of the model and the loss (dropout, masks) follow the key too.
             torch.manual_seed(micro_batch.key)
-            with gradients.backward_context(last=last and part == self.grad_accum_steps - 1):
-                with self.precision.autocast():
-                    found = self.task.loss(self.forward, micro_batch.cast(self.precision.param_dtype))
-                (found["loss"] * (share * self.scale.value * gradients.loss_factor)).backward()
-            gradients.add_extras(len(SIGNALS), self._scalars(found, share))
+            if self._graphs is not None:
+                scalars, found = self._replay_graph(micro_batch)
+            else:
+                with gradients.backward_context(last=last and part == self.grad_accum_steps - 1):
+                    scalars, found = self._run(micro_batch)
+            gradients.add_extras(len(SIGNALS), scalars)
             for name, value in found.items():
-                if value.ndim:
-                    self._outputs[-1].setdefault(name, []).append(value.detach())
+                outputs.setdefault(name, []).append(value)
+        return outputs
+
+    def _run(self, micro_batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward pass of a micro-batch: its scalars, and its outputs with a batch dimension."""
+        share = 1 / (self.num_shards * self.grad_accum_steps)
+        with self.precision.autocast():
+            found = self.task.loss(self.forward, micro_batch)
+        (found["loss"] * (share * self.scale.value * self.gradients.loss_factor)).backward()
+        return self._scalars(found, share), {name: value.detach() for name, value in found.items() if value.ndim}
+
+    def _replay_graph(self, micro_batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self._graphs is not None
+        tensors = {name: micro_batch[name] for name in self.task.cuda_graph_fields}
+        if self.drop_path.layers:
+            tensors["drop_path"] = self.drop_path.part
+        scalars, outputs = self._graphs(tensors, self.scale.value)
+        # The next replay overwrites them.
+        return scalars, {name: value.clone() for name, value in outputs.items()}
+
+    def _run_graphed(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.drop_path.layers:
+            self.drop_path.part = tensors["drop_path"]
+        return self._run(Batch({name: tensors[name] for name in self.task.cuda_graph_fields}))
 
     def _scalars(self, found: Mapping[str, Tensor], share: float) -> Tensor:
         """The scalars of a micro-batch in the order of their names, means weighted by its share of the batch."""
@@ -190,25 +340,22 @@ class TrainStep:
             found = self.task.loss(self.model, shard.cast(self.precision.param_dtype))
         return found["loss"] * self.scale.value
 
-    def _gathered_outputs(self) -> dict[str, Tensor]:
+    def _gathered(self, own: list[dict[str, list[Tensor]]]) -> dict[str, Tensor]:
         """The outputs of the whole batch in the order of the shards, the same on every rank."""
-        own = [{name: torch.cat(parts) for name, parts in shard.items()} for shard in self._outputs]
         if not own or not own[0]:
             return {}
-        cpu = [{name: value.cpu() for name, value in shard.items()} for shard in own]
-        ranks = self.process_group.gather_objects(cpu) if self.process_group.world_size > 1 else [own]
+        joined = [{name: torch.cat(parts) for name, parts in shard.items()} for shard in own]
+        cpu = [{name: value.cpu() for name, value in shard.items()} for shard in joined]
+        ranks = self.process_group.gather_objects(cpu) if self.process_group.world_size > 1 else [joined]
         # Shard s belongs to rank s modulo the number of ranks.
         ordered = [shard for shards in zip(*ranks, strict=True) for shard in shards]
         device = self.process_group.device
-        return {name: torch.cat([shard[name].to(device) for shard in ordered]) for name in own[0]}
+        return {name: torch.cat([shard[name].to(device) for shard in ordered]) for name in joined[0]}
 
     @torch.no_grad()
-    def _apply(self, grad_norm: float, lr: float, progress: TrainingProgress) -> None:
+    def _apply(self, grad_norm: float, lr: float) -> None:
         gradients = self.gradients
         if self.clip_grad is not None and grad_norm > self.clip_grad:
             gradients.scale(self.clip_grad / (grad_norm + 1e-6))
         gradients.write_grads()
         self.optimizer.step(lr)
-        self.task.after_step(self.model, progress, self._gathered_outputs())
-        if self.ema is not None:
-            self.ema.update()
