@@ -2,6 +2,7 @@
 
 import fnmatch
 
+import pytest
 import timm
 
 import mambar.hub.timm_register  # noqa: F401
@@ -35,3 +36,6 @@ def pytest_collection_modifyitems(items):
         and item.callspec.params.get("model_name") in NAMES
         and item.originalname not in NOT_APPLICABLE
     ]
+    for item in items:
+        # timm's limits are for many processors: the 48 backward passes of a Large model take longer on one.
+        item.add_marker(pytest.mark.timeout(3000), append=False)

@@ -147,6 +147,8 @@ def analyze_model(
             progress("images", measured.norms.num_images)
         if len(measured.indices) == options.num_images:
             break
+    if options.cam is not None and not isinstance(analyzed.model, VisionMamba | TimmViT):
+        measured.not_run["activation maps"] = "the model is neither a Vision Mamba nor a ViT of timm"
     norms = measured.norms.result()
     ground_truth, map_ground_truth = measured.ground_truth(norms)
     discovery = None

@@ -14,6 +14,7 @@ import typer
 import typer.core
 
 from mambar.cli.console import escaped
+from mambar.cli.option_rules import check_rules
 from mambar.errors import InputError
 from mambar.image_file import LARGEST_MAX_PIXELS, MAX_PIXELS
 from mambar.messages import did_you_mean
@@ -102,12 +103,22 @@ def named_values(assignments: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
+def fields_with_max_pixels(assignments: Sequence[str] | None, max_pixels: int | None) -> dict[str, str]:
+    """The `field=value` arguments, with --max-pixels as the option of the dataset."""
+    found, name = named_values(assignments), f"{_DATA_OPTIONS}max_pixels"
+    if max_pixels is None:
+        return found
+    if name in found:
+        raise InputError(f"{name}={found[name]} and --max-pixels {max_pixels} are the same option; omit one.")
+    return {**found, name: str(max_pixels)}
+
+
 def data_options(assignments: Sequence[str] | None, max_pixels: int | None = None) -> dict[str, Any]:
     """The options of a dataset from `data_options.NAME=VALUE`, and --max-pixels; `InputError` for another name."""
     from mambar.training.fields import literal
 
-    options: dict[str, Any] = {} if max_pixels is None else {"max_pixels": max_pixels}
-    for name, value in named_values(assignments).items():
+    options: dict[str, Any] = {}
+    for name, value in fields_with_max_pixels(assignments, max_pixels).items():
         if not name.startswith(_DATA_OPTIONS) or name == _DATA_OPTIONS:
             raise InputError(f"{name}={value} is not a dataset option; write data_options.NAME=VALUE.")
         options[name.removeprefix(_DATA_OPTIONS)] = literal(value)
@@ -137,7 +148,7 @@ class Command(typer.core.TyperCommand):
                 parameter.metavar = str(parameter.name).upper()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parses the arguments after `with_options`."""
+        """Parses the arguments after `with_options`; refuses options without effect."""
         if not ctx.resilient_parsing:  # shell completion
             options = {
                 name.removeprefix("--"): getattr(parameter, "is_flag", False)
@@ -147,7 +158,18 @@ class Command(typer.core.TyperCommand):
             }
             takes_fields = any(parameter.name == "fields" for parameter in self.params)
             args = with_options(args, str(self.name), options, takes_fields=takes_fields)
-        return super().parse_args(ctx, args)
+        left = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            check_rules(str(self.name), ctx.params, self._given(ctx))
+        return left
+
+    def _given(self, ctx: Any) -> dict[str, str]:
+        """The parameters on the command line by Python name: an option's longest form, or an argument's placeholder."""
+        return {
+            str(each.name): max(each.opts, key=len) if each.param_type_name == "option" else str(each.metavar)
+            for each in self.params
+            if getattr(ctx.get_parameter_source(each.name), "name", "") == "COMMANDLINE"
+        }
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes the arguments and options with `NAME=VALUE` or `N` where typer writes `<list[str]>` or `<int>`."""

@@ -81,11 +81,7 @@ def evaluate(
     test/ if it has one. The preprocessing is the model's. --pretrained and --processes need --protocol, --out needs
     --corruptions.
     """
-    if protocol is None:
-        frozen = {"--features": features, "--features-dir": features_dir, "--pretrained": pretrained or None}
-        if given := _first_given({**frozen, "--processes": processes > 1 or None}):
-            raise InputError(f"{given} needs --protocol; give it, or omit {given}.")
-    elif processes > 1:
+    if processes > 1:
         return under_torchrun(processes)
 
     from mambar.segmentation.files import is_segmenter
@@ -104,8 +100,6 @@ def evaluate(
     classifier = {"--batch-size": batch_size, "--crop-pct": crop_pct, "--corruptions": corruptions}
     segmenter = {"--crop": crop, "--stride": stride, "--scales": scales, "--flip": flip}
     if protocol is not None:
-        if given := _first_given({"--crop-pct": crop_pct, "--corruptions": corruptions, **segmenter}):
-            raise InputError(f"{given} has no effect with --protocol; omit it.")
         chosen = {"features": _names(features)} if features else {}
         common |= {"batch_size": batch_size or 64, "features_dir": features_dir, "pretrained": pretrained, **chosen}
         return _frozen(run, _names(protocol), common, as_json=as_json)
@@ -113,10 +107,6 @@ def evaluate(
     if given := _first_given(classifier if is_one else segmenter):
         kind, other = ("segmenter", "classifiers") if is_one else ("classifier", "segmenters")
         raise InputError(f"{given} is an option for {other}; {run} is a {kind}. Omit it.")
-    if crop_pct is not None and (corruptions is not None or data == "imagenet_variant"):
-        raise InputError("--crop-pct cannot be changed for this evaluation; omit it.")
-    if out is not None and corruptions is None:
-        raise InputError("--out is an option for --corruptions; omit it.")
     if corruptions is not None:
         _corruptions(run, corruptions, severities, out, common | {"batch_size": batch_size or 64}, as_json=as_json)
     elif data == "imagenet_variant":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mambar.cli.arguments import AsJson, Data, Force, ImgSize, Out, Pretrained, print_json
+from mambar.cli.arguments import AsJson, Data, Force, ImgSize, MaxPixels, Out, Pretrained, data_options, print_json
 from mambar.cli.console import say
 from mambar.errors import InputError
 
@@ -44,6 +44,7 @@ def export(
         bool, typer.Option("--int8", help="ONNX with 8-bit weights; reports the loss of accuracy.")
     ] = False,
     force: Force = False,
+    max_pixels: MaxPixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a model, compare the file with the model on 256 images, and write a parity report.
@@ -54,12 +55,6 @@ def export(
     """
     if format not in _ENDINGS:
         raise InputError(f"--format {format} is not known; choose one of {', '.join(_ENDINGS)}.")
-    only_onnx = {"--opset": opset is not None, "--scan": scan is not None, "--int8": int8}
-    given = [name for name, is_given in only_onnx.items() if is_given]
-    if given and format != "onnx":
-        raise InputError(f"{given[0]} is an option of --format onnx; omit it or choose that format.")
-    if img_size is not None and format == "transformers":
-        raise InputError("--img-size is an option of traced formats; a transformers model accepts any size.")
     path = out or _default_out(run, _ENDINGS[format], int8)
     chosen: dict[str, Any] = {"force": force}
     if img_size is not None:
@@ -73,7 +68,7 @@ def export(
     from mambar.export import export_model
 
     model = _model(run, pretrained=pretrained)
-    images, labels = _held_out(run, model, data, int8, img_size)
+    images, labels = _held_out(run, model, data, int8, img_size, max_pixels)
     if images is not None:
         chosen |= {"images": images, "labels": labels}
     logger.info("Exporting %s as %s and comparing it with the model; a Base model takes minutes.", run, format)
@@ -155,11 +150,17 @@ def _model(run: str, *, pretrained: bool) -> "VisionMamba":
 
 
 def _held_out(
-    run: str, model: "VisionMamba", data: str | None, int8: bool, size: int | tuple[int, int] | None
+    run: str,
+    model: "VisionMamba",
+    data: str | None,
+    int8: bool,
+    size: int | tuple[int, int] | None,
+    max_pixels: int | None,
 ) -> "tuple[Tensor | None, Tensor | None]":
     """Images and labels of `data`, or for int8 of the run's own data; (None, None) otherwise."""
     from mambar.recipes.evaluate_run import held_out_images
 
     if data is None and not (int8 and (Path(run) / "recipe.json").is_file()):
         return None, None
-    return held_out_images(model, run=None if data is not None else run, data=data, img_size=size)
+    options = data_options(None, max_pixels)
+    return held_out_images(model, run=None if data is not None else run, data=data, img_size=size, data_options=options)

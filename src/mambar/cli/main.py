@@ -95,7 +95,7 @@ def options(
 ) -> None:
     """Mamba-R: vision Mamba with register tokens. Train, evaluate and analyze it."""
     keep_freed_memory()
-    level = logging.DEBUG if debug else logging.ERROR if quiet else logging.INFO
+    level = logging.ERROR if quiet else logging.DEBUG if debug else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -4,7 +4,17 @@ from typing import Annotated, cast
 
 import typer
 
-from mambar.cli.arguments import AsJson, Device, Fields, NumWorkers, Out, named_values, numbers, print_json
+from mambar.cli.arguments import (
+    AsJson,
+    Device,
+    Fields,
+    MaxPixels,
+    NumWorkers,
+    Out,
+    fields_with_max_pixels,
+    numbers,
+    print_json,
+)
 from mambar.cli.console import say_columns, say_table
 from mambar.device import choose_device
 from mambar.errors import InputError
@@ -34,6 +44,7 @@ def reproduce(
     out: Out = None,
     device: Device = "auto",
     num_workers: NumWorkers = 0,
+    max_pixels: MaxPixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure tables or figures of the paper; print the paper's values, ours and the difference.
@@ -50,7 +61,7 @@ def reproduce(
     if listing or not name:
         say_table((known, module(known).TITLE) for known in names())
         return
-    given = named_values(fields)
+    given = fields_with_max_pixels(fields, max_pixels)
     if "seed" in given:
         raise InputError(f"seed={given['seed']}: a table takes several seeds; write --seeds {given['seed']}.")
     data = given.pop("data", None)

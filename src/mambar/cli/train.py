@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from mambar.cli.arguments import AsJson, Device, Fields, MaxPixels, NumWorkers, Out, Processes, named_values, print_json
+from mambar.cli.arguments import (
+    AsJson,
+    Device,
+    Fields,
+    MaxPixels,
+    NumWorkers,
+    Out,
+    Processes,
+    fields_with_max_pixels,
+    print_json,
+)
 from mambar.cli.console import say
 from mambar.cli.torchrun import under_torchrun
 from mambar.errors import InputError
@@ -46,11 +56,7 @@ def train(
     """
     assignments = [*([name] if "=" in name else []), *(fields or [])]
     name = "" if "=" in name else name
-    if processes > 1:
-        return under_torchrun(processes, restarts)
-    given = named_values(assignments)
-    if max_pixels is not None:
-        given["data_options.max_pixels"] = str(max_pixels)
+    given = fields_with_max_pixels(assignments, max_pixels)
     if resume is None and not name:
         raise InputError("train needs a recipe's name or --resume DIR; mambar recipe --list shows the names.")
     if resume is not None and is_python_file(name):
@@ -59,12 +65,10 @@ def train(
         name = ""
     if resume is not None and name:
         raise InputError(f"--resume {resume} uses that run's own recipe; omit the name {name!r}.")
-    if override and resume is None:
-        raise InputError(f"--override {override[0]} is for --resume DIR only; omit it.")
-    if accept_edited_recipe and resume is None:
-        raise InputError("--accept-edited-recipe is for --resume DIR only; omit it.")
     if resume is not None and out is not None:
         raise InputError(f"--resume {resume} continues in that directory; omit --out {out}.")
+    if processes > 1:
+        return under_torchrun(processes, restarts)
 
     from mambar.recipes.run import resume as resume_run
     from mambar.recipes.run import run

@@ -16,6 +16,7 @@ from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.data.names import PackedNames
 from mambar.errors import DataError
+from mambar.image_file import MAX_PIXELS
 
 Boxes = Float32[Tensor, "boxes 4"]
 # Class index and box of an object.
@@ -37,6 +38,7 @@ class BoxedImages(SkippingDataset):
         name: str,
         classes: tuple[str, ...],
         objects: Mapping[str, Sequence[Object]],
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         given = {path: found for path, found in objects.items() if found}
         if not given:
@@ -44,7 +46,7 @@ class BoxedImages(SkippingDataset):
         areas = {path: [(x1 - x0) * (y1 - y0) for _, (x0, y0, x1, y1) in found] for path, found in given.items()}
         labels = [found[int(np.argmax(areas[path]))][0] for path, found in given.items()]
         super().__init__(np.array(labels, dtype=np.int64), split, source=tree.name)
-        self.tree, self.name, self.classes = tree, name, classes
+        self.tree, self.name, self.classes, self.max_pixels = tree, name, classes, max_pixels
         self._paths = PackedNames.from_names(given)
         # All boxes in one tensor: worker processes would copy a list.
         self._boxes = torch.tensor([box for found in given.values() for _, box in found], dtype=torch.float32)
@@ -59,7 +61,8 @@ class BoxedImages(SkippingDataset):
     def _read(self, index: int) -> Sample:
         path = self._paths[index]
         # Annotations count the pixels as stored.
-        image = read_image(self.tree.read(path), name=f"{self.tree.name}/{path}", apply_exif_orientation=False)
+        data, name = self.tree.read(path), f"{self.tree.name}/{path}"
+        image = read_image(data, name=name, apply_exif_orientation=False, max_pixels=self.max_pixels)
         own = slice(int(self._ends[index - 1]) if index else 0, int(self._ends[index]))
         targets = {"boxes": self._boxes[own], "box_labels": self._box_labels[own]}
         return Sample(image, int(self.labels[index]), targets=targets)

@@ -54,7 +54,8 @@ def measure(context: Context) -> list[Result]:
     results = []
     for row, name in _RELEASED.items():
         model = as_vision_mamba(create_model(name, pretrained=True), "This table")
-        found = evaluate_run(model, data=base.data, device=context.device, num_workers=context.num_workers)
+        given = {"data": base.data, "data_options": base.data_options}
+        found = evaluate_run(model, **given, device=context.device, num_workers=context.num_workers)
         note = f"{row}: released weights, crop 1.0"
         results.append(context.result(row, COLUMN, 100 * found.top1, data=base.data, note=note))
     return results

@@ -65,13 +65,14 @@ def held_out_images(
     data: str | None = None,
     img_size: int | tuple[int, int] | None = None,
     count: int = 256,
+    data_options: Mapping[str, Any] | None = None,
 ) -> tuple[Float[Tensor, "images channels height width"], Int64[Tensor, "images"]]:
     """Up to `count` preprocessed images of `data`, and their class indices.
 
     data: by default the validation images of `run`; see `evaluate_run`. img_size: in pixels, by default that of the
     model's preprocessing. The images are evenly spaced, so they are always the same.
     """
-    dataset = open_run_dataset(model, run, data, None, {})
+    dataset = open_run_dataset(model, run, data, None, data_options or {})
     preprocessing = model_preprocessing(model)
     if img_size is not None:
         preprocessing = dataclasses.replace(preprocessing, img_size=img_size)

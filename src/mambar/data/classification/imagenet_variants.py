@@ -20,6 +20,7 @@ from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.data.names import PackedNames
 from mambar.errors import DataError
+from mambar.image_file import MAX_PIXELS
 from mambar.image_paths import files_below, is_image_name
 from mambar.messages import one_line
 
@@ -42,9 +43,17 @@ class ImageNetVariant(SkippingDataset):
             list of labels from 0 to 999. Images with an empty list are left out.
     """
 
-    def __init__(self, root: Path | str, *, split: str = "val", real_labels: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        split: str = "val",
+        real_labels: Path | str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         check_split(split, "a test set of ImageNet")
         self.root, self.name = Path(root).expanduser(), Path(root).name or str(root)
+        self.max_pixels = max_pixels
         files = [file for file in files_below(self.root) if is_image_name(file)]
         found = _by_folder(self.root, files) if real_labels is None else _by_number(self.root, files, Path(real_labels))
         found = {file: labels for file, labels in found.items() if labels}
@@ -64,7 +73,8 @@ class ImageNetVariant(SkippingDataset):
 
     def _read(self, index: int) -> Sample:
         # As in torchvision and the official evaluations, EXIF orientation is not applied.
-        image = read_image(self.root / self._paths[index], apply_exif_orientation=False)
+        path = self.root / self._paths[index]
+        image = read_image(path, apply_exif_orientation=False, max_pixels=self.max_pixels)
         valid = torch.tensor(self._valid[index])
         return Sample(image, int(valid[0]), targets={"valid_labels": valid})
 

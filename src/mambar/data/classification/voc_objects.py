@@ -11,6 +11,7 @@ from mambar.data.dataset import SPLITS, check_split
 from mambar.data.loading.file_tree import FileTree, open_tree
 from mambar.data.segmentation.voc import VOC_CLASSES, find_voc_root
 from mambar.errors import DataError
+from mambar.image_file import MAX_PIXELS
 from mambar.image_paths import is_image_name
 from mambar.messages import one_line
 
@@ -23,7 +24,7 @@ def is_voc_objects(path: Path) -> bool:
     return find_voc_root(open_tree(path), _IMAGES, _XML) is not None
 
 
-def voc_objects(root: Path | str, *, split: str) -> BoxedImages:
+def voc_objects(root: Path | str, *, split: str, max_pixels: int = MAX_PIXELS) -> BoxedImages:
     """The images of ImageSets/Main with their boxes, also of objects that are marked difficult.
 
     `root` is the folder or .zip VOC2007 or VOC2012, or one that contains it. Classes are VOC's twenty, or else the
@@ -49,7 +50,8 @@ def voc_objects(root: Path | str, *, split: str) -> BoxedImages:
         f"{_IMAGES}/{files.get(name, f'{name}.jpg')}": [(classes.index(each), box) for each, box in found[name]]
         for name in listed[split]
     }
-    return BoxedImages(tree, split, name=Path(root).name or str(root), classes=classes, objects=objects)
+    name = Path(root).name or str(root)
+    return BoxedImages(tree, split, name=name, classes=classes, objects=objects, max_pixels=max_pixels)
 
 
 def _names(text: str) -> list[str]:
