@@ -6,8 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from mambar.analysis.draw.plots import png
 from mambar.atomic_files import write_atomically
@@ -17,6 +16,7 @@ from mambar.hub.config_file import json_bytes
 from mambar.messages import did_you_mean
 from mambar.paper.claim import Budget, Provenance, Result
 from mambar.paper.context import Context
+from mambar.paper.figures import FIGURES
 from mambar.paper.plot import draw_results
 from mambar.paper.render import provenance, render
 from mambar.paper.sweep import Cell, finished_results, train_cells
@@ -29,12 +29,11 @@ NAMES = (
     "table_register_count",
     "table_register_design",
     "table_costs",
-    "figure_norms",
-    "figure_probes",
-    "figure_feature_maps",
-    "figure_register_maps",
+    *FIGURES,
     "table_artifacts",
 )
+# A module with TITLE, CLAIMS, and measure or cells and results; or a `Figure`, which has these names.
+Table = Any
 
 # Runs finish in several threads; only one writes at a time.
 _WRITING = threading.Lock()
@@ -45,8 +44,8 @@ def names() -> list[str]:
     return list(NAMES)
 
 
-def module(name: str) -> ModuleType:
-    """The module of a table or figure, by name or by the path of a Python file; `InputError` for an unknown name."""
+def module(name: str) -> Table:
+    """The module of a table, or a figure, by name or by the path of a Python file; `InputError` for an unknown name."""
     if is_python_file(name):
         table = import_file(name)
         needed = ["TITLE", "CLAIMS", *(["cells"] if "results" in table.__dict__ else ["measure"])]
@@ -59,7 +58,7 @@ def module(name: str) -> ModuleType:
     if name not in NAMES:
         hint = did_you_mean(name, NAMES, otherwise="`mambar reproduce --list` lists them.")
         raise InputError(f"there is no table or figure {name!r}; {hint}")
-    return importlib.import_module(f"mambar.paper.{name}")
+    return FIGURES[name] if name in FIGURES else importlib.import_module(f"mambar.paper.{name}")
 
 
 class Options(TypedDict, total=False):
@@ -110,7 +109,7 @@ def _directory(name: str, context: Context) -> Path:
     return context.directory / (Path(name).stem if is_python_file(name) else name)
 
 
-def _all_cells(tables: Sequence[ModuleType], context: Context) -> list[Cell]:
+def _all_cells(tables: Sequence[Table], context: Context) -> list[Cell]:
     """The cells of all tables, each with the table's name in its row."""
     return [
         replace(cell, row=f"{table.__name__.rpartition('.')[2]}: {cell.row}")
@@ -119,7 +118,7 @@ def _all_cells(tables: Sequence[ModuleType], context: Context) -> list[Cell]:
     ]
 
 
-def _write_tables(tables: Mapping[str, ModuleType], context: Context) -> None:
+def _write_tables(tables: Mapping[str, Table], context: Context) -> None:
     """Writes the tables that can be made of the finished runs."""
     with _WRITING:
         for name, table in tables.items():
@@ -129,7 +128,7 @@ def _write_tables(tables: Mapping[str, ModuleType], context: Context) -> None:
                 write(results, table, _directory(name, context))
 
 
-def write(results: Sequence[Result], table: ModuleType, directory: Path) -> None:
+def write(results: Sequence[Result], table: Table, directory: Path) -> None:
     """Writes results.json, the table in three formats with its provenance, and table.png with every run."""
     directory.mkdir(parents=True, exist_ok=True)
     content = {"format_version": 1, "title": table.TITLE, "results": [asdict(result) for result in results]}
