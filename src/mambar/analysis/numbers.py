@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from mambar.analysis.analyze_model import AnalysisResult
 from mambar.analysis.figure_label import FigureLabel, listed, size_text
 from mambar.analysis.images import NamedImages
 from mambar.analysis.options import AnalysisOptions, shown_layers
+from mambar.json_fields import finite
 from mambar.version import __version__
 
 FORMAT_VERSION = 2
@@ -94,19 +94,8 @@ def numbers_json(analysis: Analysis) -> bytes:
         "options": asdict(analysis.options),
         "models": models,
     }
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=True, allow_nan=False)
+    text = json.dumps(finite(content), indent=2, ensure_ascii=True, allow_nan=False)
     return (text + "\n").encode()
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON cannot represent."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def arrays_npz(analysis: Analysis) -> bytes:

@@ -26,9 +26,8 @@ from mambar.cli.arguments import (
 from mambar.cli.console import Progress, say
 from mambar.deprecated import ANALYSIS_VALUES, log_renamed
 from mambar.device import choose_device
-from mambar.errors import InputError
 from mambar.image_file import MAX_PIXELS
-from mambar.messages import did_you_mean
+from mambar.json_fields import check_names
 
 if TYPE_CHECKING:
     from mambar.analysis.measure.object_discovery import LostOptions
@@ -122,11 +121,7 @@ def _lost_options(text: str) -> "LostOptions":
     from mambar.training.fields import literal
 
     chosen = {} if text == "default" else named_values(text.split(","))
-    known = [each.name for each in fields(LostOptions)]
-    for name in chosen:
-        if name not in known:
-            hint = did_you_mean(name, known, otherwise=f"choose from {', '.join(known)}.")
-            raise InputError(f"--discover has no choice {name!r}; {hint}")
+    check_names(chosen, (each.name for each in fields(LostOptions)), what="--discover has no choice")
     return LostOptions(**{name: literal(value) for name, value in chosen.items()})
 
 

@@ -13,6 +13,7 @@ from mambar.data.loading.loaders import Batch
 from mambar.deprecated import accept_old_names
 from mambar.errors import DataError
 from mambar.evaluation.metrics import LossSum, check_num_classes, confusion_counts, top_k_correct
+from mambar.nn.eval_mode import eval_mode
 
 # As many misclassified images are remembered, for reports.
 _NUM_MISCLASSIFIED = 16
@@ -82,14 +83,12 @@ def evaluate(
     prepare: applied to the images on the device, e.g. normalization. all_reduce: sums counts over the processes.
     The loss is the mean cross-entropy, computed in float64.
     """
-    was_training = model.training
-    model.eval()
     num_classes = len(classes)
     num_correct = torch.zeros(2, dtype=torch.int64)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     losses = LossSum()
     misclassified: list[int] = []
-    with torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for batch in batches:
             moved = batch.to(device)
             images = prepare(moved.images) if prepare else moved.images
@@ -103,7 +102,6 @@ def evaluate(
             if len(misclassified) < _NUM_MISCLASSIFIED:
                 misclassified += batch.indices[(predicted != moved.labels).cpu()].tolist()
             losses.add(nn.functional.cross_entropy(logits.double(), moved.labels, reduction="none"))
-    model.train(was_training)
     counted = all_reduce(torch.cat([num_correct, losses.counts, confusion.reshape(-1)])).cpu()
     matrix = counted[4:].reshape(num_classes, num_classes).numpy()
     count = int(matrix.sum())

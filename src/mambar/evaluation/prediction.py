@@ -14,6 +14,7 @@ from mambar.errors import InputError
 from mambar.image_file import MAX_PIXELS
 from mambar.models.timm_vit import TimmViT, model_preprocessing
 from mambar.models.vision_mamba import VisionMamba
+from mambar.nn.eval_mode import eval_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,8 @@ def class_probabilities(
     model: nn.Module, images: Float[Tensor, "batch channels height width"]
 ) -> Float[Tensor, "batch classes"]:
     """The softmax of the model's logits in evaluation mode, float32 and on the CPU."""
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        probabilities = model(images.to(next(model.parameters()).device)).float().softmax(1).cpu()
-    model.train(was_training)
-    return probabilities
+    with eval_mode(model), torch.inference_mode():
+        return model(images.to(next(model.parameters()).device)).float().softmax(1).cpu()
 
 
 def top_classes(probabilities: Float[Tensor, "classes"], names: Sequence[str] | None, top: int) -> list[Prediction]:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from mambar.data.loading.loaders import Batch
+from mambar.nn.eval_mode import eval_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,9 @@ def evaluate_valid_labels(
     `columns` are the places of the classes in the model's logits, -1 for a class that it does not have. Classes that
     are not `occurring` in the data are ignored, as in the evaluation of ImageNet-A and -R.
     """
-    training = model.training
-    model.eval()
     allowed = occurring & (columns >= 0)
     correct, count, left_out = torch.zeros(2, dtype=torch.int64), 0, 0
-    with torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for batch in batches:
             logits = model(prepare(batch.images.to(device))).float().cpu()[:, columns.clamp_min(0)]
             best = logits.where(allowed, -torch.inf).topk(min(5, int(allowed.sum()))).indices
@@ -56,6 +55,5 @@ def evaluate_valid_labels(
                 correct += torch.stack([hits[0], hits.any()])
                 known = bool(allowed[valid].any())
                 count, left_out = count + known, left_out + (not known)
-    model.train(training)
     top1, top5 = (correct / max(count, 1)).tolist()
     return ValidLabelsResult(top1=top1, top5=top5, count=count, left_out=left_out, num_classes=int(allowed.sum()))

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mambar.data.transforms.preprocessing import Preprocessing
-from mambar.errors import CheckpointError
+from mambar.errors import CheckpointError, InputError
 from mambar.messages import one_line
-from mambar.models.backbones import Config
 from mambar.models.config import VARIANTS, VisionMambaConfig
-from mambar.models.timm_vit import TimmConfig
+from mambar.models.timm_vit import TimmConfig, TimmViT, model_preprocessing
+from mambar.models.vision_mamba import VisionMamba
 from mambar.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,19 @@ def timm_cfg(preprocessing: Preprocessing, input_size: tuple[int, int, int], num
     }
 
 
-def config_content(
-    config: Config, *, num_classes: int, name: str | None, classes: Sequence[str] | None, preprocessing: Preprocessing
+def model_content(
+    model: VisionMamba | TimmViT,
+    *,
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> dict[str, Any]:
-    """The content of config.json without checksum."""
+    """The content of a model's config.json without the checksums; see `mambar.save_model`."""
+    config, num_classes = model.config, model.num_classes
+    if config is None:
+        raise InputError("A TimmViT is saved only if create_model or create_timm_vit made it from standard arguments.")
+    classes = model.classes if classes is None else classes
+    preprocessing = preprocessing or model_preprocessing(model)
     if not isinstance(config, VisionMambaConfig):
         architecture = config.timm_model.split(".")[0] if isinstance(config, TimmConfig) else config.backbone
         arguments = config.arguments

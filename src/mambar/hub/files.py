@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from mambar.atomic_files import write_atomically
 from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import CheckpointError, CheckpointMismatch, InputError
-from mambar.hub.config_file import CONFIG, config_content, json_bytes, read_config, read_json, with_checksum
+from mambar.hub.config_file import CONFIG, json_bytes, model_content, read_config, read_json, with_checksum
 from mambar.hub.safetensors_file import read_safetensors
 from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite
 from mambar.hub_network import download_failure, offline_if_unreachable
 from mambar.messages import one_line
 from mambar.models.backbones import build_backbone, config_from_dict, num_parameters
-from mambar.models.timm_vit import TimmViT, model_preprocessing
+from mambar.models.timm_vit import TimmViT
 from mambar.models.vision_mamba import VisionMamba
 
 logger = logging.getLogger(__name__)
@@ -44,25 +44,6 @@ def save_model(
     """
     content = model_content(model, name=name, classes=classes, preprocessing=preprocessing)
     write_directory(directory, saved_module(model), content, force=force)
-
-
-def model_content(
-    model: VisionMamba | TimmViT,
-    *,
-    name: str | None = None,
-    classes: Sequence[str] | None = None,
-    preprocessing: Preprocessing | None = None,
-) -> dict[str, Any]:
-    """The content of a model's `config.json` without the checksums; see `save_model`."""
-    if model.config is None:
-        raise InputError("A TimmViT is saved only if create_model or create_timm_vit made it from standard arguments.")
-    return config_content(
-        model.config,
-        num_classes=model.num_classes,
-        name=name,
-        classes=tuple(classes) if classes is not None else model.classes,
-        preprocessing=preprocessing or model_preprocessing(model),
-    )
 
 
 def write_directory(directory: Path, model: nn.Module, content: dict[str, Any], *, force: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, accept_old_names, translate, translate_arguments
 from mambar.errors import InputError, UnknownFieldError
-from mambar.json_fields import to_json_fields
+from mambar.json_fields import check_names, to_json_fields
 from mambar.messages import did_you_mean, short_repr
 from mambar.nn.heads import HEADS
 from mambar.nn.mixer import MIXERS
@@ -176,11 +176,8 @@ def _check_number(name: str, value: object, allowed: Callable[[float], bool], wo
 
 
 def _known_fields(fields: Mapping[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(VisionMambaConfig)]
-    for name in fields:
-        if name not in known:
-            hint = did_you_mean(name, known, otherwise=f"choose from {', '.join(known)}.")
-            raise UnknownFieldError(f"The model has no field {short_repr(name)}; {hint}")
+    known = (field.name for field in dataclasses.fields(VisionMambaConfig))
+    check_names(fields, known, what="The model has no field", error=UnknownFieldError)
 
 
 def _vim(dim: int) -> VisionMambaConfig:

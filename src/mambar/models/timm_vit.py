@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.hub_network import download_failure, offline_if_unreachable
-from mambar.messages import did_you_mean, one_line
+from mambar.json_fields import check_names
+from mambar.messages import one_line
 from mambar.models.protocol import TokenTensor, layer_indices
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.registers import Tokens
@@ -44,10 +45,8 @@ class TimmConfig:
     arguments: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        check_names(self.arguments, _ARGUMENTS, what="A timm backbone has no argument")
         for name, value in self.arguments.items():
-            if name not in _ARGUMENTS:
-                hint = did_you_mean(name, _ARGUMENTS, otherwise=f"choose from {', '.join(sorted(_ARGUMENTS))}.")
-                raise InputError(f"A timm backbone has no argument {name!r}; {hint}")
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, int | float) and not 0 <= number <= _ARGUMENTS[name]:
                     raise InputError(f"{name}={one_line(repr(value))} must be from 0 to {_ARGUMENTS[name]}.")

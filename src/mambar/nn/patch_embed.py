@@ -53,9 +53,5 @@ class PatchEmbed(nn.Module):
             self._warned = True
             logger.warning(
                 "Images of %dx%d pixels are cropped to %dx%d, a multiple of patch_size=%d.",
-                height,
-                width,
-                rows * self.patch_size,
-                cols * self.patch_size,
-                self.patch_size,
+                *(height, width, rows * self.patch_size, cols * self.patch_size, self.patch_size),
             )

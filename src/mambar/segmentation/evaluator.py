@@ -17,6 +17,7 @@ from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import DataError
 from mambar.evaluation.metrics import check_num_classes
 from mambar.evaluation.segmentation import SegmentationCounts, SegmentationResult, compute_metrics, count_pixels
+from mambar.nn.eval_mode import eval_mode
 from mambar.segmentation.files import load_with_inference
 from mambar.segmentation.inference import Inference, probabilities
 from mambar.segmentation.segmenter import Segmenter
@@ -78,17 +79,15 @@ def evaluate(
     all_reduce: sums counts over the processes. The loss is the mean cross-entropy of the labeled pixels.
     """
     check_num_classes(model.num_classes, classes)
-    was_training = model.training
-    model.eval()
     counts = SegmentationCounts.zeros(len(classes))
     loss = torch.zeros(1, dtype=torch.float64)
     device = next(model.parameters()).device
-    for batch in batches:
-        labels = batch.images[:, 3].to(device)
-        for index, predicted, image_loss in _predictions(model, batch, labels, inference, preprocessing, autocast):
-            counts = counts + count_pixels(predicted, batch.images[index, 3].to(predicted.device), len(classes))
-            loss += image_loss.cpu()
-    model.train(was_training)
+    with eval_mode(model):
+        for batch in batches:
+            labels = batch.images[:, 3].to(device)
+            for index, predicted, image_loss in _predictions(model, batch, labels, inference, preprocessing, autocast):
+                counts = counts + count_pixels(predicted, batch.images[index, 3].to(predicted.device), len(classes))
+                loss += image_loss.cpu()
     counts = SegmentationCounts.unflatten(all_reduce(counts.flatten()), len(classes))
     loss = all_reduce(loss).cpu()
     if not counts.confusion.sum():

@@ -18,6 +18,7 @@ from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.hub.config_file import json_bytes
 from mambar.hub.files import refuse_overwrite
 from mambar.image_file import MAX_PIXELS, open_image
+from mambar.nn.eval_mode import eval_mode
 from mambar.segmentation.inference import Inference, predict
 from mambar.segmentation.overlays import MAX_SIDE, add_legend, draw_overlay, index_png
 from mambar.segmentation.segmenter import Segmenter
@@ -139,11 +140,8 @@ def segment(
     if inference is None:
         crop = max(preprocessing.size)
         inference = Inference(crop=crop, stride=max(crop * 2 // 3, 1))
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         labels, confidence = predict(model, pixels, inference, preprocessing=preprocessing)
-    model.train(was_training)
     names: Sequence[str] = model.classes or tuple(f"class {label}" for label in range(model.num_classes))
     return Segmentation(
         name=shown,

@@ -14,6 +14,7 @@ from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.data.segmentation.masks import IGNORE, Color
 from mambar.data.transforms.segmentation import MaskChannelDataset
 from mambar.evaluation.segmentation import SegmentationResult, image_iou
+from mambar.nn.eval_mode import eval_mode
 from mambar.segmentation.inference import Inference, predict
 from mambar.segmentation.overlays import colorize_labels, draw_errors, draw_overlay
 from mambar.segmentation.segmenter import Segmenter
@@ -105,12 +106,10 @@ def _predicted_images(
     """(mIoU, image with labels, predicted labels) of evenly spaced validation images."""
     assert model.preprocessing is not None
     found = []
-    was_training = model.training
-    model.eval()
-    for stacked in (sample.image for sample in evenly_spaced_samples(val_set, _NUM_CANDIDATES)):
-        predicted, _ = predict(model, stacked[:3], inference, preprocessing=model.preprocessing)
-        found.append((image_iou(predicted, stacked[3], model.num_classes), stacked, predicted))
-    model.train(was_training)
+    with eval_mode(model):
+        for stacked in (sample.image for sample in evenly_spaced_samples(val_set, _NUM_CANDIDATES)):
+            predicted, _ = predict(model, stacked[:3], inference, preprocessing=model.preprocessing)
+            found.append((image_iou(predicted, stacked[3], model.num_classes), stacked, predicted))
     return found
 
 

@@ -16,7 +16,8 @@ from mambar.data.loading.loaders import Batch
 from mambar.data.transforms.classification import EvalTransform, TrainTransform
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.evaluation.metrics import LossSum
-from mambar.hub.files import model_content, saved_module, write_directory
+from mambar.hub.config_file import model_content
+from mambar.hub.files import saved_module, write_directory
 from mambar.training.loop.context import TrainingProgress
 from mambar.training.recipe import Recipe, Stage
 

@@ -1,7 +1,7 @@
 """Activations of a token model: evaluation mode, and all requested tokens from one forward pass."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -12,21 +12,15 @@ from mambar.models.protocol import TokenModel, TokenTensor, layer_indices
 from mambar.models.timm_vit import TimmViT
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import Tokens
+from mambar.nn.eval_mode import eval_mode as module_eval_mode
 
 
 @contextmanager
 def eval_mode(model: TokenModel) -> Iterator[None]:
     """The model in evaluation mode and without gradients; its previous mode is restored afterwards."""
     module: object = model
-    training = isinstance(module, nn.Module) and module.training
-    if isinstance(module, nn.Module):
-        module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if isinstance(module, nn.Module):
-            module.train(training)
+    with torch.no_grad(), module_eval_mode(module) if isinstance(module, nn.Module) else nullcontext():
+        yield
 
 
 def model_device(model: TokenModel) -> torch.device:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from mambar import atomic_files
 from mambar.errors import CheckpointError
+from mambar.json_fields import finite
 from mambar.training.checkpoint import checksummed_json
 from mambar.training.checkpoint.run_directory import RunDirectory
 from mambar.training.result import RunResult
@@ -22,10 +23,10 @@ _FACTS: Final = ("step", "last_step", "num_evaluations", "num_val_images", "num_
 
 def write_result(directory: RunDirectory, result: RunResult) -> None:
     """Writes result.json: the run in `directory` is finished."""
-    tested = {} if result.test_metrics is None else {"test_metrics": _to_json(result.test_metrics)}
+    tested = {} if result.test_metrics is None else {"test_metrics": finite(result.test_metrics)}
     body = {
         "format_version": RESULT_FORMAT,
-        "metrics": _to_json(result.metrics),
+        "metrics": finite(result.metrics),
         **tested,
         **{name: getattr(result, name) for name in _FACTS},
         "final_weights": result.recipe.final_weights,
@@ -64,10 +65,6 @@ def read_result(directory: RunDirectory) -> RunResult | None:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{file} is damaged; remove it and resume, the weights are intact.") from None
-
-
-def _to_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _from_json(metrics: Mapping[str, float | None]) -> dict[str, float]:
