@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
 from mambar.data import open_dataset
+from mambar.data.shards.pack import pack_folder
 from mambar.recipes.run import resume, run
 from training import runs
 
@@ -54,3 +56,23 @@ def test_a_finished_run_is_read_with_all_of_it(finished):
 def test_the_last_weights_are_named_as_such(tmp_path):
     result = runs.here(runs.tiny(epochs=1), tmp_path / "run")
     assert result.origin == "step 3, the last one, on 48 validation images" and result.test_metrics is None
+
+
+@pytest.mark.parametrize("form", ["tars", "hf"])
+def test_the_test_split_of_stored_data_is_reported(tmp_path, form, need_package):
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        for number in range(2 * count):
+            file = tmp_path / "folder" / split / "ab"[number % 2] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (20 * number, 0, 90)).save(file)
+    stored = tmp_path / "stored"
+    if form == "tars":
+        pack_folder(tmp_path / "folder", stored)
+    else:
+        need_package("datasets")
+        import datasets
+
+        datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "folder"), cache_dir=tmp_path).save_to_disk(stored)
+    recipe = runs.tiny(data=str(stored), data_options={}, epochs=1, batch_size=8)
+    result = run(recipe, out=tmp_path / "run", device="cpu", num_workers=0)
+    assert "Independent test: top1" in result.describe() and "on 6 images" in result.describe()

@@ -86,6 +86,15 @@ def find_name(wanted: Iterable[str], names: Iterable[str]) -> str:
     return next((written[each.lower()] for each in wanted if each.lower() in written), "")
 
 
+def named_splits(names: Iterable[str]) -> dict[str, str]:
+    """Split → its name among `names`, for those found. "test" needs another name for "val" beside it."""
+    given = list(names)
+    found = {split: find_name(known, given) for split, known in SPLIT_NAMES.items()}
+    if found["test"] == found["val"]:
+        del found["test"]
+    return {split: name for split, name in found.items() if name}
+
+
 def is_split_name(name: str) -> bool:
     """True if the name is one of a split."""
     return any(name.lower() in names for names in SPLIT_NAMES.values())

@@ -1,28 +1,26 @@
 """Opens a dataset by registered name, by path, or from an object, for every kind of task."""
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mambar.data.classification.cifar10 import Cifar10, Cifar10Jpeg, has_npz
 from mambar.data.classification.digits import Digits
-from mambar.data.classification.folder import ImageFolder, split_folders
-from mambar.data.classification.hf_datasets import PREFIX, HuggingFaceDataset, saved_to_disk
+from mambar.data.classification.folder import ImageFolder, folder_splits
+from mambar.data.classification.hf_datasets import PREFIX, HuggingFaceDataset, hf_splits, saved_to_disk
 from mambar.data.classification.imagenet_variants import ImageNetVariant
 from mambar.data.classification.tiny_imagenet import is_tiny_imagenet, tiny_imagenet
 from mambar.data.classification.voc_objects import is_voc_objects, voc_objects
-from mambar.data.dataset import SPLITS, ImageDataset, Subset, check_split
+from mambar.data.dataset import SPLITS, ImageDataset, Subset
 from mambar.data.detection.coco import CocoImages, is_coco
 from mambar.data.detection.mask_regions import MaskRegions
 from mambar.data.detection.shape_objects import ShapeObjects
 from mambar.data.keys import key, permutation
-from mambar.data.loading.file_tree import folders_in
 from mambar.data.segmentation.layouts import segmentation_factory
 from mambar.data.segmentation.shape_masks import ShapeMasks
 from mambar.data.shards.dataset import TarShards
-from mambar.data.shards.index import index_path, shard_files
+from mambar.data.shards.index import index_path, shard_files, shard_splits
 from mambar.data.synthetic.canvas import CanvasDataset
 from mambar.data.synthetic.mosaics import Mosaics
 from mambar.data.synthetic.shapes import Shapes
@@ -32,7 +30,6 @@ from mambar.messages import did_you_mean, one_line
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 _LIMIT_SEED = 0
-logger = logging.getLogger("mambar.data")
 
 
 def _classification_factory(path: Path) -> Callable[..., ImageDataset]:
@@ -134,20 +131,17 @@ def open_dataset(
             `find_folder`). Detection: shapes, or a folder: COCO annotations, Tiny-ImageNet, VOC's boxes, images and
             masks, whose connected regions are objects. "./digits" is a path, "digits" is a name. An object is a mapping
             from split to dataset, or one dataset, which is split by class (options `val_fraction`, `split_seed`).
-        split: "train", "val", or "test" for a mapping with "test" or a folder with both val/ and test/.
+        split: "train", "val", or "test" for data with both validation and test images (`has_test_split`).
         kind: The kind of dataset: a key of `DATASETS`.
         limit: Maximum number of images, always the same ones.
         val_limit: The limit of the "val" split, in place of `limit`.
         options: Options of the dataset. Classification also takes `canvas`: each image is pasted at a random position
             on a plain square of that side length in pixels; its mask is the pasted area.
     """
-    if split == "test" and not has_test_split(data, kind=kind):
-        where = one_line(str(data))
-        raise DataError(f"split='test': data={where} has no test/ beside a val/; a test/ alone is split='val'.")
-    if split != "test":
-        check_split(split, "every dataset")
     if kind not in DATASETS:
         raise DataError(f"kind={one_line(repr(kind))} is unknown; use {', '.join(DATASETS)}, or register a dataset.")
+    if split not in SPLITS:
+        _check_split(split, data, kind, options)
     limit = _limit_of(split, limit, val_limit)
     canvas = options.pop("canvas", None) if kind == "classification" else None
     factory, arguments, name = _find(data, kind)
@@ -166,20 +160,38 @@ def open_dataset(
     return dataset if canvas is None else CanvasDataset(dataset, split, size=canvas)
 
 
-def has_test_split(data: Any, *, kind: str = "classification") -> bool:
-    """True if the data have a test split beside the validation split: a mapping with "test", or a folder test/."""
+def has_test_split(data: Any, *, kind: str = "classification", data_options: Mapping[str, Any] | None = None) -> bool:
+    """True if the data have labeled test images beside the validation images.
+
+    A mapping, a folder, tar shards or a dataset of Hugging Face can have them.
+    """
+    return "test" in _named_splits(data, kind, data_options or {})
+
+
+def _named_splits(data: Any, kind: str, options: Mapping[str, Any]) -> Mapping[str, str]:
+    """Split → its name in the data; a split without one is held out of "train", or there is none."""
     if isinstance(data, Mapping):
-        return "test" in data
+        return {str(split): str(split) for split in data}
     if kind != "classification" or not isinstance(data, str | Path) or data in DATASETS[kind]:
-        return False
-    path = Path(data).expanduser()
-    if not path.is_dir() or _classification_factory(path) is not ImageFolder:
-        return False
-    splits = split_folders(path)
-    if "test" not in splits or "train" not in splits or folders_in(splits["test"]) == folders_in(splits["train"]):
-        return "test" in splits
-    logger.warning("%s is not used: its class folders differ from those of %s/.", splits["test"], splits["train"].name)
-    return False
+        return {}
+    factory, (source,), _ = _find(data, kind)
+    if factory is HuggingFaceDataset:
+        return hf_splits(source, options)
+    if factory is TarShards:
+        return shard_splits(source)
+    return folder_splits(source) if factory is ImageFolder else {}
+
+
+def _check_split(split: str, data: Any, kind: str, options: Mapping[str, Any]) -> None:
+    """Raises DataError unless the data have the split, which is none of `SPLITS`; the error names those there."""
+    names = _named_splits(data, kind, options)
+    if split == "test" and "test" in names:
+        return
+    found = list(names) if isinstance(data, Mapping) else [*SPLITS, *(each for each in names if each not in SPLITS)]
+    only = "; its test images are split='val'" if "test" in names.get("val", "").lower() else ""
+    raise DataError(
+        f"split={one_line(repr(split))} is not there: data={one_line(str(data))} has {' and '.join(found)}{only}."
+    )
 
 
 def open_evaluation_dataset(

@@ -124,7 +124,9 @@ class Task(ABC):
     @classmethod
     def has_test_split(cls, recipe: Recipe, data: Any = None) -> bool:
         """True if the data have test images, on which the final weights are evaluated once."""
-        return has_test_split(recipe.data if data is None else data, kind=cls.dataset_kind)
+        return has_test_split(
+            recipe.data if data is None else data, kind=cls.dataset_kind, data_options=recipe.data_options
+        )
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -161,7 +161,12 @@ def test_a_test_folder_beside_val_is_the_test_split(make_folder, caplog):
     splits = {"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dog": 1}
     root = make_folder({**splits, "Testing/cat": 3, "Testing/dog": 1})
     assert has_test_split(root) and len(open_dataset(root, "test")) == 4 and "not used" not in caplog.text
-    assert not has_test_split(make_folder({"train/cat": 2, "train/dog": 2, "test/cat": 1, "test/dog": 1}, "no val"))
+    without = make_folder({"train/cat": 2, "train/dog": 2, "test/cat": 1, "test/dog": 1}, "no val")
+    assert not has_test_split(without)
+    with pytest.raises(DataError, match=r"has train and val; its test images are split='val'\."):
+        open_dataset(without, "test")
+    with pytest.raises(DataError, match=r"split='valid' is not there: .* has train and val and test\."):
+        open_dataset(root, "valid")
     assert not has_test_split(make_folder({**splits, "test/images": 3}, "unlabeled"))
     assert "its class folders differ" in caplog.text
 

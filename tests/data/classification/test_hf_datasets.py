@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from data.pictures import encoded, photo
+from mambar.data import has_test_split
 from mambar.data.classification.hf_datasets import HuggingFaceDataset
 from mambar.data.dataset import ImageDataset
 from mambar.data.loading.images import read_image
@@ -70,6 +71,29 @@ def test_without_a_validation_split_every_class_gives_some(saved):
     both = {tuple(part[i].image.flatten().tolist()) for part in (train, val) for i in range(len(part))}
     assert len(both) == 12
     assert train.fingerprint() != val.fingerprint()
+
+
+def test_a_test_split_beside_validation_is_one(saved, caplog):
+    root = saved("train", "validation", "test")
+    assert has_test_split(root) and len(open_dataset(root, "test")) == 12 and "not used" not in caplog.text
+    with pytest.raises(DataError, match="has train and val and test"):
+        open_dataset(root, "validation")
+
+
+def test_a_test_split_without_labels_or_validation_is_none(saved, caplog):
+    root = saved("train", "validation", "test", kind=[-1] * 12)
+    assert not has_test_split(root) and "the images of test have no labels" in caplog.text
+    with pytest.raises(DataError, match=r"split='test' is not there: .* has train and val\."):
+        open_dataset(root, "test")
+
+
+def test_test_images_alone_are_for_validation(saved):
+    root = saved("train", "test")
+    assert not has_test_split(root)
+    with pytest.raises(DataError, match="has train and val; its test images are split='val'"):
+        open_dataset(root, "test")
+    with pytest.raises(DataError, match="no split called test; it has train, test"):
+        HuggingFaceDataset(root, "test")
 
 
 def test_what_has_no_label_is_left_out_and_counted(saved, caplog):

@@ -1,8 +1,10 @@
 import pickle
+import shutil
 
 import pytest
 import torch
 
+from mambar.data import has_test_split, open_dataset
 from mambar.data.dataset import ImageDataset
 from mambar.data.shards.dataset import TarShards
 from mambar.data.shards.index import index_path
@@ -67,8 +69,30 @@ def test_changed_or_missing_files_are_refused(packed):
     index_path(packed, "val").unlink()
     with pytest.raises(DataError, match="has no val shards"):
         TarShards(packed, "val")
-    with pytest.raises(DataError, match="split='test'"):
+    with pytest.raises(DataError, match=r"has no test shards, such as test-000000\.tar; it has train-000000\.tar"):
         TarShards(packed, "test")
+    with pytest.raises(DataError, match="split='valid'"):
+        TarShards(packed, "valid")
+
+
+def test_a_test_folder_becomes_a_test_split(make_folder, tmp_path, packed):
+    assert not has_test_split(packed)
+    sizes = {"train": 5, "val": 2, "test": 3}
+    splits = {f"{split}/{name}": count for split, count in sizes.items() for name in "ab"}
+    counts = pack_folder(make_folder(splits, "three"), tmp_path / "three tars").images
+    assert counts == {"train": 10, "val": 4, "test": 6} and has_test_split(tmp_path / "three tars")
+    assert len(open_dataset(tmp_path / "three tars", "test")) == 6
+
+
+def test_an_index_of_other_files_is_refused(packed):
+    # The test images are used for validation, until there are validation images.
+    for path in packed.glob("val*"):
+        path.unlink() if path.suffix == ".npz" else path.rename(packed / "test-000000.tar")
+    assert len(TarShards(packed, "val")) == 5 and not has_test_split(packed)
+    shutil.copy(packed / "train-000000.tar", packed / "val-000000.tar")
+    assert has_test_split(packed) and len(TarShards(packed, "test")) == 5
+    with pytest.raises(DataError, match=r"val\.index\.npz was made of other tar files than the 1 from val-000000\.tar"):
+        TarShards(packed, "val")
 
 
 def test_imagenets_ids_become_words_and_exif_is_left(make_folder, tmp_path):

@@ -9,12 +9,11 @@ from jaxtyping import Int64
 
 from mambar.data.classification.wordnet import are_wordnet_ids, wordnet_names
 from mambar.data.dataset import (
-    SPLIT_NAMES,
     SPLITS,
     Sample,
     check_split,
-    find_name,
     is_split_name,
+    named_splits,
     sha256_of,
     stratified_split,
 )
@@ -152,11 +151,9 @@ def split_folders(root: Path) -> dict[str, Path]:
     with_folders = [name for name in names if is_split_name(name) and folders_in(root / name)]
     if not with_folders and not all(map(is_split_name, names)):
         return _deeper_split_folders(root, names)
-    chosen = {split: find_name(known, with_folders or names) for split, known in SPLIT_NAMES.items()}
-    if chosen["test"] == chosen["val"]:
-        # Without another validation split, the test images are used for it.
-        del chosen["test"]
-    found = {split: root / name for split, name in chosen.items() if name}
+    # Without another validation split, the test images are used for it.
+    chosen = named_splits(with_folders or names)
+    found = {split: root / name for split, name in chosen.items()}
     unused = [name for name in names if name not in chosen.values()]
     images = [name for name in unused if not is_split_name(name) and _holds_images(root / name)]
     if images and "val" not in found:
@@ -168,6 +165,17 @@ def split_folders(root: Path) -> dict[str, Path]:
     if unused:
         logger.warning("%s: %s are not used; the splits are %s.", root, one_line(", ".join(unused)), ", ".join(found))
     return found
+
+
+def folder_splits(root: Path) -> dict[str, str]:
+    """Split → the name of its folder. A test folder with other classes than the training folder is left out."""
+    splits = split_folders(root)
+    if "test" in splits and "train" in splits and folders_in(splits["test"]) != folders_in(splits["train"]):
+        logger.warning(
+            "%s is not used: its class folders differ from those of %s/.", splits["test"], splits["train"].name
+        )
+        del splits["test"]
+    return {split: folder.name for split, folder in splits.items()}
 
 
 def _deeper_split_folders(root: Path, names: list[str]) -> dict[str, Path]:

@@ -5,12 +5,13 @@ on use; since version 4 it runs no code of a dataset's author.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from mambar.data.dataset import SPLIT_NAMES, Sample, find_name, sha256_of, stratified_split
+from mambar.data.dataset import Sample, named_splits, sha256_of, stratified_split
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
 from mambar.errors import DataError, ImageError
@@ -27,10 +28,10 @@ _MARKS: Final = ("dataset_dict.json", "dataset_info.json")
 class HuggingFaceDataset(SkippingDataset):
     """A split of a dataset on the hub (`hf:NAME`) or of a folder that `save_to_disk` wrote.
 
-    "val" is the first of the splits val, valid, validation and test. Without one, `val_fraction` of every class of the
-    training split is held out, chosen by `split_seed`. `image` and `label` name the columns (None: the only one of its
-    type); the label must be a ClassLabel. `subset` and `revision` are passed to the hub. Unreadable images are handled
-    as in `ImageFolder`.
+    "val" is the first of the splits val, valid, validation and test; "test" is one beside it. Without "val",
+    `val_fraction` of every class of the training split is held out, chosen by `split_seed`. `image` and `label` name
+    the columns (None: the only one of its type); the label must be a ClassLabel. `subset` and `revision` are passed to
+    the hub. Unreadable images are handled as in `ImageFolder`.
     """
 
     def __init__(
@@ -50,10 +51,10 @@ class HuggingFaceDataset(SkippingDataset):
         self.source, self.max_pixels = str(source), max_pixels
         self.name = self.source.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]
         whole = _open(datasets, self.source, subset, revision)
-        names = {each: find_name(known, whole) for each, known in SPLIT_NAMES.items()}
-        name = names[split] or names["train"]
-        if not name:
-            raise DataError(f"data={self.source} has no split called train; it has {one_line(', '.join(whole))}.")
+        names = named_splits(whole)
+        name = names.get(split) or (names.get("train") if split == "val" else None)
+        if name is None:
+            raise DataError(f"data={self.source} has no split called {split}; it has {one_line(', '.join(whole))}.")
         chosen = whole[name]
         self._image = _column(chosen, datasets.Image, image, f"data={self.source}: image")
         self._label = _column(chosen, datasets.ClassLabel, label, f"data={self.source}: label")
@@ -65,7 +66,7 @@ class HuggingFaceDataset(SkippingDataset):
             logger.warning(
                 "data=%s: %d of %d images in %s have no label; left out.", source, missing, len(labels), split
             )
-        if not names["val"] and not (split == "val" and val_fraction == 1):
+        if "val" not in names and not (split == "val" and val_fraction == 1):
             parts = stratified_split(labels[self._rows], fraction=val_fraction, seed=split_seed)
             self._rows = self._rows[parts[("train", "val").index(split)]]
         super().__init__(labels[self._rows], split, source=self.source)
@@ -91,6 +92,20 @@ class HuggingFaceDataset(SkippingDataset):
     def fingerprint(self) -> str:
         """sha256 of the table's own fingerprint, the classes, the chosen rows and their labels."""
         return sha256_of(repr((self._content, self.classes)), self._rows, self.labels)
+
+
+def hf_splits(source: Path | str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Split → its name in the dataset. A test split without labels is left out, as that of many benchmarks."""
+    datasets = _library()
+    whole = _open(datasets, str(source), options.get("subset"), options.get("revision"))
+    names = named_splits(whole)
+    if "test" in names:
+        table = whole[names["test"]]
+        known = [each for each, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
+        column = options.get("label") or (known[0] if len(known) == 1 else None)
+        if column not in known or not any(label is not None and label >= 0 for label in table[column]):
+            logger.warning("data=%s: the images of %s have no labels; they are not used.", source, names.pop("test"))
+    return names
 
 
 def saved_to_disk(path: Path) -> bool:

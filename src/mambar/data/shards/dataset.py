@@ -12,12 +12,21 @@ from pathlib import Path
 
 from mambar.data.classification.folder import listing_fingerprint
 from mambar.data.classification.wordnet import are_wordnet_ids, wordnet_names
-from mambar.data.dataset import Sample, check_split
+from mambar.data.dataset import SPLIT_NAMES, Sample, check_split
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
-from mambar.data.shards.index import ShardIndex, build_index, index_path, read_index, save_index, shard_files
+from mambar.data.shards.index import (
+    ShardIndex,
+    build_index,
+    index_path,
+    read_index,
+    save_index,
+    shard_files,
+    shard_splits,
+)
 from mambar.errors import DataError, DiskError, ImageError
 from mambar.image_file import MAX_PIXELS
+from mambar.messages import one_line
 
 
 class TarShards(SkippingDataset):
@@ -28,8 +37,9 @@ class TarShards(SkippingDataset):
     """
 
     def __init__(self, root: Path | str, split: str, *, max_pixels: int = MAX_PIXELS) -> None:
-        check_split(split, "a folder of shards")
         self.root = Path(root)
+        if split not in SPLIT_NAMES:
+            check_split(split, "a folder of shards")
         self.max_pixels = max_pixels
         self.index = open_index(self.root, split)
         wordnet = are_wordnet_ids(self.index.classes)
@@ -83,9 +93,15 @@ def open_index(root: Path, split: str) -> ShardIndex:
     if file.is_file():
         index = read_index(file)
         index.check_files(root)
+        if files and {shard.name for shard in index.shards} != {path.name for path in files}:
+            raise DataError(
+                f"{file} was made of other tar files than the {len(files)} from {files[0].name} on; remove it to have "
+                "it built again."
+            )
         return index
     if not files:
-        raise DataError(f"data={root} has no {split} shards; name them like {split}-000000.tar.")
+        there = one_line(", ".join(shard_splits(root).values())) or "no other shards"
+        raise DataError(f"data={root} has no {split} shards, such as {split}-000000.tar; it has {there}.")
     index = build_index(root, files)
     # In a read-only folder the index is built each time.
     with suppress(DiskError):

@@ -107,6 +107,14 @@ def shard_files(root: Path, split: str) -> list[Path]:
     return []
 
 
+def shard_splits(root: Path) -> dict[str, str]:
+    """Split → the name of its first tar file. Test files beside no other validation files are those of "val"."""
+    files = {split: shard_files(root, split) for split in SPLIT_NAMES}
+    if files["test"] == files["val"]:
+        del files["test"]
+    return {split: found[0].name for split, found in files.items() if found}
+
+
 def save_index(file: Path, index: ShardIndex) -> None:
     """Writes the index file atomically."""
     meta = {

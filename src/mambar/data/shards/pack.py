@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 from mambar.atomic_files import atomic_directory
-from mambar.data.classification.folder import ImageFolder
+from mambar.data.classification.folder import ImageFolder, folder_splits
 from mambar.data.dataset import SPLITS
 from mambar.data.keys import key, permutation
 from mambar.data.shards.index import ShardIndex, index_path, save_index, shard_record
@@ -50,7 +50,7 @@ def pack_folder(
     split_seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackResult:
-    """Writes both splits of a folder of class sub-folders as tar shards into the new folder `out`.
+    """Writes the splits of a folder of class sub-folders as tar shards into the new folder `out`.
 
     Files are copied byte for byte, in random order within the split, so that streaming readers get mixed classes; the
     index keeps the numbering of the folder. A file that cannot be opened is packed empty. `out` is written atomically.
@@ -63,7 +63,8 @@ def pack_folder(
         raise DataError(f"out={target} exists already; choose a new or empty folder.")
     if target.resolve().is_relative_to(source.resolve()):
         raise DataError(f"out={target} is inside data={source}; choose a folder outside it.")
-    parts = [ImageFolder(source, split, val_fraction=val_fraction, split_seed=split_seed) for split in SPLITS]
+    splits = [*SPLITS, *(["test"] if source.is_dir() and "test" in folder_splits(source) else [])]
+    parts = [ImageFolder(source, split, val_fraction=val_fraction, split_seed=split_seed) for split in splits]
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_directory(target, size=0) as temporary:
         packed = _pack(parts, temporary, shard_bytes, progress or (lambda done, total: None))
