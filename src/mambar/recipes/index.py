@@ -22,6 +22,7 @@ ENTRIES: Final = {
     "finetune": ("mambar.recipes.finetune", "ENTRY"),
     "folder": ("mambar.recipes.folder", "ENTRY"),
     "pretrain_autoregressive": ("mambar.recipes.pretrain_autoregressive", "ENTRY"),
+    "pretrain_masked": ("mambar.recipes.pretrain_masked", "ENTRY"),
     "digits": ("mambar.recipes.digits", "ENTRY"),
     "digits_vim": ("mambar.recipes.digits", "VIM_ENTRY"),
     "shapes": ("mambar.recipes.shapes", "ENTRY"),

@@ -3,6 +3,7 @@
 # Importing a package registers its tasks.
 import mambar.pretraining.autoregressive  # noqa: F401
 import mambar.pretraining.distillation  # noqa: F401
+import mambar.pretraining.masked  # noqa: F401
 import mambar.pretraining.self_distillation  # noqa: F401
 import mambar.segmentation.task  # noqa: F401
 import mambar.training.classification  # noqa: F401
