@@ -1,6 +1,7 @@
 """Protocols on frozen features, against plain loops and scikit-learn."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from mambar.evaluation.frozen_features import (
     knn_votes,
     linear_logits,
     logistic_logits,
+    pooled_rows,
     read_features,
-    write_features,
+    write_rows,
 )
 from mambar.nn import Tokens
 
@@ -103,7 +105,8 @@ def batch(indices):
 def test_processes_write_their_rows_and_unreadable_images_are_left_out(tmp_path):
     names = list(FEATURES)
     for indices in ([[0, 1], [4, 5]], [[2], [7, 6]]):  # 3 and 8 could not be read
-        write_features(Drawn(), map(batch, indices), tmp_path, num_images=9, names=names)
+        rows = partial(pooled_rows, names=names)
+        write_rows(Drawn(), map(batch, indices), tmp_path, num_images=9, rows=rows)
     found = read_features(tmp_path, names, num_images=9)
     kept = [0, 1, 2, 4, 5, 6, 7]
     assert found.labels.tolist() == [index % 3 for index in kept]

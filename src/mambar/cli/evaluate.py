@@ -1,5 +1,6 @@
 """`mambar evaluate`: top-1 and top-5 of a classifier, or mIoU of a segmenter, on held-out images."""
 
+import io
 import json
 import logging
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from mambar.cli.arguments import (
     Data,
     DataOptions,
     Device,
+    ImgSize,
     MaxPixels,
     NumWorkers,
     Out,
@@ -24,6 +26,7 @@ from mambar.cli.arguments import (
     print_json,
 )
 from mambar.cli.console import Progress, say, say_columns, say_table
+from mambar.cli.option_rules import is_dense
 from mambar.cli.torchrun import under_torchrun
 from mambar.device import choose_device
 from mambar.errors import InputError
@@ -52,7 +55,11 @@ def evaluate(
         bool | None, typer.Option("--flip/--no-flip", help="Segmenters: average with flipped images.")
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Evaluate frozen features: knn, logistic, linear.")
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Evaluate frozen features: knn, logistic, linear; with masks segmentation_knn, segmentation_linear.",
+        ),
     ] = None,
     features: Annotated[
         str | None,
@@ -63,6 +70,7 @@ def evaluate(
     features_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="With --protocol: keep the features in DIR.")
     ] = None,
+    img_size: ImgSize = None,
     pretrained: Pretrained = False,
     corruptions: Annotated[
         str | None, typer.Option(metavar="LIST", help="Classifiers: all, or kinds such as fog,frost (ImageNet-C).")
@@ -78,8 +86,8 @@ def evaluate(
     """Evaluate a trained model on held-out images.
 
     By default it uses the validation images of the run. A folder given by --data is evaluated whole, or its val/ or
-    test/ if it has one. The preprocessing is the model's. --pretrained and --processes need --protocol, --out needs
-    --corruptions.
+    test/ if it has one. The preprocessing is the model's. --img-size, --pretrained and --processes need --protocol,
+    --out needs --corruptions or a segmentation protocol.
     """
     if processes > 1:
         return under_torchrun(processes)
@@ -100,9 +108,11 @@ def evaluate(
     classifier = {"--batch-size": batch_size, "--crop-pct": crop_pct, "--corruptions": corruptions}
     segmenter = {"--crop": crop, "--stride": stride, "--scales": scales, "--flip": flip}
     if protocol is not None:
-        chosen = {"features": _names(features)} if features else {}
-        common |= {"batch_size": batch_size or 64, "features_dir": features_dir, "pretrained": pretrained, **chosen}
-        return _frozen(run, _names(protocol), common, as_json=as_json)
+        common |= {"batch_size": batch_size or 64, "features_dir": features_dir, "pretrained": pretrained}
+        common |= {"img_size": img_size, "protocols": _names(protocol), "progress": Progress()}
+        if is_dense(protocol):
+            return _dense(run, out, common, as_json=as_json)
+        return _frozen(run, common | ({"features": _names(features)} if features else {}), as_json=as_json)
     is_one = is_segmenter(run)
     if given := _first_given(classifier if is_one else segmenter):
         kind, other = ("segmenter", "classifiers") if is_one else ("classifier", "segmenters")
@@ -126,10 +136,10 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _frozen(run: str, protocols: tuple[str, ...], common: dict[str, Any], *, as_json: bool) -> int:
+def _frozen(run: str, given: dict[str, Any], *, as_json: bool) -> int:
     from mambar.recipes.frozen_features import evaluate_frozen_features
 
-    result = evaluate_frozen_features(run, protocols=protocols, progress=Progress(), **common)
+    result = evaluate_frozen_features(run, **given)
     if result is None:  # Another process prints the result.
         return 0
     if as_json:
@@ -143,6 +153,41 @@ def _frozen(run: str, protocols: tuple[str, ...], common: dict[str, Any], *, as_
         rows.append(("own classifier", "", "", f"{result.top1:.2%}", ""))
     say_columns(("features", "protocol", "setting", "top-1", "top-5"), rows)
     say(f"{result.scores[0].count:,} images, fitted on {result.num_train:,}")
+    return 0
+
+
+def _dense(run: str, out: Path | None, given: dict[str, Any], *, as_json: bool) -> int:
+    from mambar.atomic_files import write_atomically
+    from mambar.recipes.dense_features import evaluate_dense
+    from mambar.segmentation.overlays import add_legend
+
+    result = evaluate_dense(run, **given)
+    if result is None:  # Another process prints the result.
+        return 0
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        picture = io.BytesIO()
+        shares = (result.masks == label for label in range(len(result.classes)))
+        legend = [
+            (name, color, float(share.mean()))
+            for name, color, share in zip(result.classes, result.palette, shares, strict=True)
+        ]
+        add_legend(result.picture(), legend).save(picture, "PNG", optimize=True)
+        write_atomically(out / "segmentation.png", picture.getvalue())
+        write_atomically(out / "segmentation.json", (json.dumps(result.to_dict(), indent=2) + "\n").encode())
+    if as_json:
+        print_json(result.to_dict())
+        return 0
+    rows = []
+    for score in result.scores:
+        setting = f"k={score.setting}" if score.protocol == "segmentation_knn" else f"{score.setting:g}"
+        interval = f"{score.low:.2%} to {score.high:.2%}"
+        rows.append(
+            (score.protocol, setting, f"{score.result.miou:.2%}", interval, f"{score.result.pixel_accuracy:.2%}")
+        )
+    say_columns(("protocol", "setting", "mIoU", "95 % interval", "pixel accuracy"), rows)
+    size = "x".join(map(str, result.img_size))
+    say(f"{result.scores[0].count:,} images of {size} pixels, fitted on {result.num_train:,}")
     return 0
 
 

@@ -54,6 +54,11 @@ def _is_sweep(table: str) -> bool:
     return "cells" in module(table).__dict__
 
 
+def is_dense(protocol: str | None) -> bool:
+    """True if `--protocol` names a protocol for images with masks."""
+    return any(name.strip().startswith("segmentation") for name in (protocol or "").split(","))
+
+
 _PRETRAINED = "{option} is for a model's name; files and directories have their own weights. Omit it."
 _VARIANT = "--data imagenet_variant"
 
@@ -71,13 +76,19 @@ RULES: Mapping[str, Sequence[Rule]] = {
         ),
     ),
     "evaluate": (
-        _needs("features", "features_dir", "pretrained", of="protocol", other="--protocol"),
+        _needs("features", "features_dir", "img_size", "pretrained", of="protocol", other="--protocol"),
         Rule(
             ("processes",),
             lambda values: values["processes"] > 1 and not values["protocol"],
             "{option} needs --protocol; give it, or omit {option}.",
         ),
-        _needs("severities", "out", of="corruptions", other="--corruptions"),
+        _needs("severities", of="corruptions", other="--corruptions"),
+        Rule(
+            ("out",),
+            lambda values: not values["corruptions"] and not is_dense(values["protocol"]),
+            "{option} needs --corruptions or a segmentation protocol; give one, or omit {option}.",
+        ),
+        _excluded("features", by=lambda values: is_dense(values["protocol"]), other="protocols that use the patches"),
         _excluded(
             *("crop_pct", "corruptions", "crop", "stride", "scales", "flip"),
             by=lambda values: values["protocol"],

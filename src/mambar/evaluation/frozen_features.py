@@ -4,7 +4,8 @@ The features are those of the last block after the final norm. They are computed
 so that they need not fit in memory and several processes can share the work.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -72,61 +73,71 @@ class FrozenScore:
     count: int
 
 
-def write_features(
+def pooled_rows(tokens: Tokens, batch: Batch, *, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The named features of a batch; the `rows` of `write_rows`, whose files `read_features` reads."""
+    if not tokens.registers.shape[1] and set(names) != {"avg"}:
+        raise InputError("The model has no registers and no class token; use --features avg.")
+    return {name: FEATURES[name](tokens).float().cpu().numpy() for name in names}
+
+
+def write_rows(
     model: TokenModel,
     batches: Iterable[Batch],
     directory: Path,
     *,
     num_images: int,
-    names: Sequence[str],
+    rows: Callable[[Tokens, Batch], Mapping[str, np.ndarray]],
     device: torch.device | str = "cpu",
     prepare: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Writes the named features of the batches' images to `directory`, each in the row of its index.
+    """Writes what `rows` returns for each image of the batches to files in `directory`, at the index of the image.
 
-    Several processes write to the same directory, each its own batches; `read_features` is called when all are done.
+    `rows` gets the tokens of the last block after the final norm, and the batch. Several processes write to the same
+    directory, each its own batches. The file `labels` has the label + 1 of each image, and 0 if it was not read.
     """
     files: dict[str, np.memmap] = {}
-    labels = _file(directory / "labels", np.int64, (num_images,))
+    labels = _file(directory / "labels", np.dtype(np.int64), (num_images,))
     done = 0
     for batch in batches:
         moved = batch.to(device)
         with torch.inference_mode():
             (tokens,) = model.tokens(prepare(moved.images) if prepare else moved.images, [-1], tensor="normed")
-        if not tokens.registers.shape[1] and set(names) != {"avg"}:
-            raise InputError("The model has no registers and no class token; use --features avg.")
         indices = batch.indices.numpy()
-        for name in names:
-            found = FEATURES[name](tokens).float().cpu().numpy()
+        for name, found in rows(tokens, batch).items():
             if name not in files:
-                files[name] = _file(directory / name, np.float32, (num_images, found.shape[1]))
+                files[name] = _file(directory / name, found.dtype, (num_images, *found.shape[1:]))
             files[name][indices] = found
-        # 0 marks the row of an image that could not be read.
         labels[indices] = batch.labels.numpy() + 1
         done += len(batch)
         if progress is not None:
             progress(done)
 
 
-def _file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+def _file(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
     """A memory-mapped file of zeros that several processes share; the first one creates it."""
     with path.open("ab") as file:
-        file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        file.truncate(math.prod(shape) * dtype.itemsize)
     return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
 
 
 def read_features(directory: Path, names: Sequence[str], *, num_images: int) -> FeatureSet:
-    """The features that `write_features` wrote, without the images that could not be read."""
-    labels = np.fromfile(directory / "labels", dtype=np.int64) - 1
+    """The features that `write_rows` wrote with `pooled_rows`, without the images that could not be read."""
+    labels = read_labels(directory)
     known = labels >= 0
-    if not known.any():
-        raise InputError(f"None of the {num_images} images could be read; there are no features to evaluate.")
     features = {}
     for name in names:
         rows = np.memmap(directory / name, dtype=np.float32, mode="r").reshape(num_images, -1)
         features[name] = rows if known.all() else rows[known]
     return FeatureSet(features=features, labels=labels[known])
+
+
+def read_labels(directory: Path) -> Int64[np.ndarray, "images"]:
+    """The labels that `write_rows` wrote, -1 for images that could not be read; InputError if none could be."""
+    labels = np.fromfile(directory / "labels", dtype=np.int64) - 1
+    if not (labels >= 0).any():
+        raise InputError(f"None of the {len(labels)} images could be read; there are no features to evaluate.")
+    return labels
 
 
 def evaluate_features(
@@ -174,21 +185,38 @@ def knn_votes(
     allowed = [k for k in neighbors if k <= len(train)]
     if not allowed:
         raise InputError(f"{len(train)} training images are fewer than k={min(neighbors)}; use another protocol.")
-    train = F.normalize(train, dim=1)
     votes: dict[float, list[Tensor]] = {k: [] for k in allowed}
+    numbers = torch.arange(len(train))
     for chunk in queries.split(_QUERIES):
-        query = F.normalize(chunk.to(device), dim=1)
-        nearest, owners = query.new_empty(len(query), 0), labels.new_empty(len(query), 0).to(device)
-        for block, block_labels in zip(train.split(_BLOCK), labels.split(_BLOCK), strict=True):
-            found = query @ block.to(device).T
-            both = torch.cat([nearest, found], 1)
-            both_owners = torch.cat([owners, block_labels.to(device).expand(len(query), -1)], 1)
-            nearest, chosen = both.topk(min(max(allowed), both.shape[1]), dim=1)
-            owners = both_owners.gather(1, chosen)
+        query = chunk.to(device)
+        nearest, owners = nearest_neighbors(
+            query, zip(train.split(_BLOCK), numbers.split(_BLOCK), strict=True), k=max(allowed)
+        )
+        owners = labels.to(device)[owners]
         for k in allowed:
             weights = torch.exp(nearest[:, :k] / temperature)
             votes[k].append(query.new_zeros(len(query), num_classes).scatter_add_(1, owners[:, :k], weights).cpu())
     return {k: torch.cat(parts) for k, parts in votes.items()}
+
+
+def nearest_neighbors(
+    queries: Float[Tensor, "queries dim"], blocks: Iterable[tuple[Tensor, Tensor]], *, k: int
+) -> tuple[Float[Tensor, "queries neighbors"], Int64[Tensor, "queries neighbors"]]:
+    """The k largest cosine similarities of each query, in falling order, and the numbers of these neighbors.
+
+    blocks: vectors and their numbers, which are moved to the device of the queries one block at a time.
+    """
+    queries = F.normalize(queries, dim=1)
+    nearest = queries.new_empty(len(queries), 0)
+    owners = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for block, numbers in blocks:
+        similarity = queries @ F.normalize(block.to(queries.device), dim=1).T
+        found, places = similarity.topk(min(k, len(block)), dim=1)
+        both = torch.cat([nearest, found], 1)
+        both_owners = torch.cat([owners, numbers.to(queries.device)[places]], 1)
+        nearest, chosen = both.topk(min(k, both.shape[1]), dim=1)
+        owners = both_owners.gather(1, chosen)
+    return nearest, owners
 
 
 def logistic_logits(
@@ -255,20 +283,15 @@ def linear_logits(
         inputs, targets = x[rows], y[rows]
         generator = torch.Generator().manual_seed(seed)
         size = min(batch_size, len(inputs))
-        weight = torch.zeros(len(rates), x.shape[1] + 1, num_classes, device=device)
-        momentum = torch.zeros_like(weight)
-        rate = torch.tensor(rates, device=device)[:, None, None] * size / 256
-        steps, step = epochs * (len(inputs) // size), 0
-        for _ in range(epochs):
-            order = torch.randperm(len(inputs), generator=generator).to(device)
-            for part in order[: len(inputs) // size * size].split(size):
-                batch = F.pad(inputs[part], (0, 1), value=1.0)  # (B, dim + 1)
-                error = torch.softmax(batch @ weight, dim=2)  # (rates, B, classes)
-                error[:, torch.arange(size), targets[part]] -= 1
-                momentum = 0.9 * momentum + batch.T @ error / size
-                weight = weight - rate * (0.5 + 0.5 * np.cos(np.pi * step / steps)) * momentum
-                step += 1
-        return weight
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for _ in range(epochs):
+                order = torch.randperm(len(inputs), generator=generator).to(device)
+                for part in order[: len(inputs) // size * size].split(size):
+                    yield inputs[part], F.one_hot(targets[part], num_classes).float()
+
+        steps = epochs * (len(inputs) // size)
+        return linear_weights(batches(), steps=steps, rates=[rate * size / 256 for rate in rates])
 
     def logits(weight: Tensor, inputs: Tensor) -> Tensor:
         return inputs @ weight[..., :-1, :] + weight[..., -1:, :]
@@ -277,6 +300,27 @@ def linear_logits(
     best = LEARNING_RATES[int(correct.argmax())]
     weight = fit(torch.ones_like(held), [best])[0].cpu()
     return {best: logits(weight, queries)}
+
+
+def linear_weights(
+    batches: Iterable[tuple[Tensor, Tensor]], *, steps: int, rates: Sequence[float]
+) -> Float[Tensor, "rates dim classes"]:
+    """Weights and, in the last row, biases of linear classifiers after SGD, one for each learning rate.
+
+    Momentum 0.9, cosine schedule over `steps` batches. A batch has inputs (batch, dim) and targets (batch, classes):
+    the probabilities of the classes, times the weight of the sample. The loss is the weighted mean cross-entropy.
+    """
+    weight = momentum = rate = torch.zeros(())
+    for step, (inputs, targets) in enumerate(batches):
+        if not step:
+            weight = inputs.new_zeros(len(rates), inputs.shape[1] + 1, targets.shape[1])
+            momentum, rate = torch.zeros_like(weight), inputs.new_tensor(rates)[:, None, None]
+        mass = targets.sum(1, keepdim=True)  # (B, 1)
+        batch = F.pad(inputs, (0, 1), value=1.0)  # (B, dim + 1)
+        error = torch.softmax(batch @ weight, dim=2) * mass - targets  # (rates, B, classes)
+        momentum = 0.9 * momentum + batch.T @ error / mass.sum()
+        weight = weight - rate * (0.5 + 0.5 * np.cos(np.pi * step / steps)) * momentum
+    return weight
 
 
 def _standardized(

@@ -1,30 +1,22 @@
 """Evaluation of frozen features on a dataset, with any number of processes."""
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mambar.analysis.analyzed_model import open_model
-from mambar.data import EvalTransform, evaluation_batches, open_dataset
-from mambar.data.loading.loaders import Batch
-from mambar.errors import InputError
+from mambar.data import EvalTransform
 from mambar.evaluation import evaluate
 from mambar.evaluation.frozen_features import (
     FEATURES,
     PROTOCOLS,
     FrozenScore,
     evaluate_features,
+    pooled_rows,
     read_features,
-    write_features,
 )
-from mambar.training.checkpoint.run_directory import read_located_recipe
-from mambar.training.distributed.environment import rank
-from mambar.training.distributed.process_group import init_process_group
-from mambar.training.fields import suggestion
+from mambar.recipes.feature_extraction import check_names, extraction, feature_directory, open_splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,65 +65,37 @@ def evaluate_frozen_features(
     of `FEATURES`. features_dir: where the features are stored, by default a temporary directory; all processes
     must have access to it. Returns None on every rank but the first.
     """
-    _check("protocol", protocols, PROTOCOLS)
-    _check("features", features, FEATURES)
-    options = dict(data_options or {})
-    if data is None:
-        recipe = read_located_recipe(source)
-        data, options = recipe.data, {**recipe.data_options, **options}
-    split = split or "val"
-    splits = {name: open_dataset(data, name, **options) for name in ("train", split)}
+    check_names("protocol", protocols, PROTOCOLS)
+    check_names("features", features, FEATURES)
+    data, splits, split = open_splits(source, data, split, data_options)
     classes = splits[split].classes
-    kept = None if features_dir is None else Path(features_dir).expanduser()
-    if kept is not None and kept.exists():
-        raise InputError(f"{kept} exists; give a new directory for the features.")
-    is_owner = kept is None and rank() == 0
-    made = tempfile.TemporaryDirectory(prefix="mambar-features-") if is_owner else nullcontext()
-    with made as own:
-        with init_process_group(device) as group:
-            analyzed = open_model(source, pretrained=pretrained, img_size=img_size, device=group.device)
+    with feature_directory(features_dir) as own:
+        with extraction(
+            source,
+            splits,
+            own,
+            pretrained=pretrained,
+            img_size=img_size,
+            batch_size=batch_size,
+            device=device,
+            num_workers=num_workers,
+        ) as run:
+            group, analyzed = run.group, run.analyzed
             transform = EvalTransform(preprocessing=analyzed.preprocessing).pixels
-            shared = {"device": group.device, "prepare": analyzed.preprocessing.normalize}
-
-            def batches(name: str) -> Iterator[Batch]:
-                return evaluation_batches(
-                    splits[name],
-                    transform,
-                    batch_size=batch_size,
-                    num_workers=num_workers,
-                    rank=group.rank,
-                    world_size=group.world_size,
-                    pin_memory=group.device.type == "cuda",
-                )
-
-            directory = Path(group.broadcast_object(str(kept or own)))
-            for name, dataset in splits.items():
-                (directory / name).mkdir(parents=True, exist_ok=True)
-                report = None if progress is None else partial(progress, f"features of {name}")
-                write_features(
-                    analyzed.model,
-                    batches(name),
-                    directory / name,
-                    num_images=len(dataset),
-                    names=features,
-                    progress=report,
-                    **shared,
-                )
+            for name in splits:
+                run.write(name, transform, partial(pooled_rows, names=features), progress)
             group.barrier()
             top1 = None
             if analyzed.classes is not None and tuple(analyzed.classes) == tuple(classes):
                 module: Any = analyzed.model
-                top1 = evaluate(module, batches(split), classes=classes, all_reduce=group.all_reduce, **shared).top1
+                batches = run.batches(split, transform)
+                shared = {"device": group.device, "prepare": analyzed.preprocessing.normalize}
+                top1 = evaluate(module, batches, classes=classes, all_reduce=group.all_reduce, **shared).top1
         if not group.is_main:
             return None
-        train, test = (read_features(directory / name, features, num_images=len(each)) for name, each in splits.items())
+        found = {name: read_features(run.directory / name, features, num_images=len(splits[name])) for name in splits}
+        train, test = found["train"], found[split]
         scores = evaluate_features(
             train, test, num_classes=len(classes), protocols=protocols, device=group.device, seed=seed
         )
     return FrozenResult(model=analyzed.name, data=data, scores=tuple(scores), top1=top1, num_train=len(train.labels))
-
-
-def _check(option: str, given: Sequence[str], known: Iterable[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise InputError(f"{option}={name} is not known; {suggestion(name, known)}")
