@@ -96,7 +96,13 @@ def evaluate(
     from mambar.training.checkpoint.run_directory import read_located_recipe
 
     trained_on = read_located_recipe(run).data if (Path(run) / "recipe.json").is_file() else None
-    if data and trained_on and split is None and Path(data).resolve() == Path(trained_on).resolve():
+    if (
+        data
+        and trained_on
+        and split is None
+        and protocol is None
+        and Path(data).resolve() == Path(trained_on).resolve()
+    ):
         logger.warning("%s was trained on %s; --split val evaluates its validation images only.", run, data)
     common: dict[str, Any] = {
         "data": data,
