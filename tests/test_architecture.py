@@ -21,7 +21,7 @@ LAYERS = [
     {"cli"},
     {"paper"},
     {"recipes"},
-    {"segmentation", "pretraining", "web"},
+    {"segmentation", "detection", "pretraining", "web"},
     {"training"},
     {"analysis", "bench"},
     {"evaluation"},

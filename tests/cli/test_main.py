@@ -133,6 +133,7 @@ def test_completion(words, expected):
         "bench",
         "reproduce",
         "segment",
+        "detect",
         "pack",
         "doctor",
         "export",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mambar.cli.segment import _output_names
+from mambar.cli.images import output_names
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.models import VisionMamba, VisionMambaConfig
@@ -39,7 +39,7 @@ def test_every_readable_image_is_segmented(mambar_command, tmp_path, monkeypatch
 
 
 def test_output_names_are_those_of_the_images_with_folders_where_they_repeat():
-    assert _output_names([Path("a/x.png"), Path("b/y.png")]) == {Path("a/x.png"): Path("x"), Path("b/y.png"): Path("y")}
-    assert list(_output_names([Path("a/x.png"), Path("b/x.png")]).values()) == [Path("a/x"), Path("b/x")]
-    with pytest.raises(InputError, match="two images are named x; segment them separately"):
-        _output_names([Path("a/x.png"), Path("a/x.jpg")])
+    assert output_names([Path("a/x.png"), Path("b/y.png")]) == {Path("a/x.png"): Path("x"), Path("b/y.png"): Path("y")}
+    assert list(output_names([Path("a/x.png"), Path("b/x.png")]).values()) == [Path("a/x"), Path("b/x")]
+    with pytest.raises(InputError, match="two images are named x; process them separately"):
+        output_names([Path("a/x.png"), Path("a/x.jpg")])

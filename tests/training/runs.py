@@ -69,6 +69,13 @@ def register_segmentation() -> None:
     SegmentationTask.report = lambda *arguments, **named: None
 
 
+def register_detection() -> None:
+    """For `before`: the detection task without its report."""
+    from mambar.detection.task import DetectionTask
+
+    DetectionTask.report = lambda *arguments, **named: None
+
+
 @dataclass
 class Trace:
     """Everything that a bit-identical run reproduces."""

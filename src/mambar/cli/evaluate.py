@@ -1,4 +1,4 @@
-"""`mambar evaluate`: top-1 and top-5 of a classifier, or mIoU of a segmenter, on held-out images."""
+"""`mambar evaluate`: accuracy of a classifier, mIoU of a segmenter, AP of a detector, on held-out images."""
 
 import io
 import json
@@ -92,7 +92,7 @@ def evaluate(
     if processes > 1:
         return under_torchrun(processes)
 
-    from mambar.segmentation.files import is_segmenter
+    from mambar.hub.task_model import is_task_model
     from mambar.training.checkpoint.run_directory import read_located_recipe
 
     trained_on = read_located_recipe(run).data if (Path(run) / "recipe.json").is_file() else None
@@ -119,15 +119,17 @@ def evaluate(
         if is_dense(protocol):
             return _dense(run, out, common, as_json=as_json)
         return _frozen(run, common | ({"features": _names(features)} if features else {}), as_json=as_json)
-    is_one = is_segmenter(run)
-    if given := _first_given(classifier if is_one else segmenter):
-        kind, other = ("segmenter", "classifiers") if is_one else ("classifier", "segmenters")
-        raise InputError(f"{given} is an option for {other}; {run} is a {kind}. Omit it.")
+    kind = next((each for each in ("segmenter", "detector") if is_task_model(run, each)), "classifier")
+    for other, options in (("classifier", classifier), ("segmenter", segmenter)):
+        if kind != other and (given := _first_given(options)):
+            raise InputError(f"{given} is an option for {other}s; {run} is a {kind}. Omit it.")
     if corruptions is not None:
         _corruptions(run, corruptions, severities, out, common | {"batch_size": batch_size or 64}, as_json=as_json)
     elif data == "imagenet_variant":
         _imagenet_variant(run, batch_size or 64, common, as_json=as_json)
-    elif is_one:
+    elif kind == "detector":
+        _detector(run, common, as_json=as_json)
+    elif kind == "segmenter":
         _segmenter(run, {"crop": crop, "stride": stride, "flip": flip}, scales, common, as_json=as_json)
     else:
         _classifier(run, batch_size or 64, crop_pct, common, as_json=as_json)
@@ -270,6 +272,22 @@ def _segmenter(
         return
     say(f"mIoU {result.miou:.2%}  pixel accuracy {result.pixel_accuracy:.2%}  boundary F {result.boundary_f:.2%}")
     say_table(_shares(result.per_class, missing="not present"), indent="  ")
+
+
+def _detector(run: str, common: dict[str, Any], *, as_json: bool) -> None:
+    from mambar.detection.evaluator import evaluate_run
+
+    result = evaluate_run(run, **common)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    for kind in ("box", "mask"):
+        found = {name.removeprefix(f"{kind}_"): value for name, value in result.metrics.items() if kind in name}
+        if found:
+            shown = (f"{name.replace('ap', 'AP').replace('_', ' ')} {value:.2%}" for name, value in found.items())
+            say(f"{kind}: {'  '.join(each for each in shown if 'nan' not in each)}")
+    say(f"{result.num_objects:,} objects in {result.num_images:,} images")
+    say_table([(name, f"{own['box_ap']:7.2%}") for name, own in result.per_class.items()], indent="  ")
 
 
 def _shares(shares: Mapping[str, float | None], *, missing: str) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The registered tasks, with those of all packages below this one."""
 
 # Importing a package registers its tasks.
+import mambar.detection.task  # noqa: F401
 import mambar.pretraining.autoregressive  # noqa: F401
 import mambar.pretraining.distillation  # noqa: F401
 import mambar.pretraining.masked  # noqa: F401

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mambar.errors import InputError
 from mambar.json_fields import from_json_fields, to_json_fields
+from mambar.models.layer_tokens import spaced_layers
 from mambar.nn.pyramid import MAP_NORMS, FeaturePyramid
 from mambar.segmentation.upernet import UPerHead, make_classifier
 
@@ -54,8 +55,7 @@ class SegmenterConfig:
         """The layers read of a backbone with `depth` blocks; raises `InputError` if they do not fit."""
         count = DECODERS[self.decoder].num_layers
         if self.layers is None:
-            # If the backbone has fewer layers than the decoder takes, some are used twice.
-            return tuple(max(round(depth * (index + 1) / count) - 1, 0) for index in range(count))
+            return spaced_layers(depth, count)
         if count > 1 and len(self.layers) != count:
             raise InputError(f"layers={self.layers}: decoder={self.decoder!r} takes {count} layers.")
         if not self.layers or not all(0 <= layer < depth for layer in self.layers):

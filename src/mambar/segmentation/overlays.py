@@ -2,17 +2,17 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from mambar.analysis.draw.color_maps import label_font
 from mambar.analysis.figure_label import printable
 from mambar.data.segmentation.masks import IGNORE, Color
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFont
+    from PIL import Image
 
 # Pixels of the longer side of a written picture.
 MAX_SIDE = 8192
@@ -88,13 +88,13 @@ def add_legend(
     A picture narrower than `min_width` pixels is enlarged by an integer factor, so that the names are legible, to at
     most twice `MAX_SIDE`; the sheet has at least that width.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     factor = max(1, min(-(-min_width // picture.shape[1]), 2 * MAX_SIDE // max(picture.shape[:2])))
     large = np.repeat(np.repeat(picture, factor, 0), factor, 1)
     height, width = large.shape[0], max(large.shape[1], min_width)
     size = int(np.clip(width / 38, 13, 40))
-    font = _font(size)
+    font = ImageFont.truetype(label_font(), size)
     line, edge = round(size * 1.6), round(size * 0.7)
     texts = [(f"{_short(name)}  {fraction:.1%}", color) for name, color, fraction in entries]
     widest = max((font.getlength(text) for text, _ in texts), default=0.0)
@@ -121,11 +121,3 @@ def _table(palette: Sequence[Color]) -> UInt8[np.ndarray, "256 3"]:
 def _short(name: str) -> str:
     shown = printable(name)
     return shown if len(shown) <= _MAX_NAME_LENGTH else f"{shown[: _MAX_NAME_LENGTH - 1]}…"
-
-
-def _font(size: int) -> "ImageFont.FreeTypeFont":
-    import matplotlib
-    from PIL import ImageFont
-
-    # DejaVu is part of matplotlib and has more alphabets than the font of Pillow.
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

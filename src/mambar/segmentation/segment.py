@@ -1,6 +1,5 @@
 """Segments one image with a trained model: labels, confidence, class areas and output files."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +11,16 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from mambar.atomic_files import write_atomically
+from mambar.data.loading.images import read_for_inference
 from mambar.data.segmentation.masks import Color, palette
-from mambar.data.transforms.classification import pil_to_tensor
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.hub.config_file import json_bytes
 from mambar.hub.files import refuse_overwrite
-from mambar.image_file import MAX_PIXELS, open_image
+from mambar.image_file import MAX_PIXELS
 from mambar.nn.eval_mode import eval_mode
 from mambar.segmentation.inference import Inference, predict
 from mambar.segmentation.overlays import MAX_SIDE, add_legend, draw_overlay, index_png
 from mambar.segmentation.segmenter import Segmenter
-
-logger = logging.getLogger("mambar.segmentation")
 
 # 1: version 0.1, with the keys colour, share and certainty.
 FORMAT_VERSION: Final = 2
@@ -128,14 +125,7 @@ def segment(
     if isinstance(image, Tensor):
         pixels = image
     else:
-        picture = open_image(image, name=name, max_pixels=max_pixels)
-        pixels = pil_to_tensor(picture)
-        if "full_size" in picture.info:
-            width, height = picture.info["full_size"]
-            logger.warning(
-                "%s: %dx%d pixels are segmented at %dx%d; max_pixels (--max-pixels) sets the limit.",
-                *(shown, width, height, picture.width, picture.height),
-            )
+        pixels = read_for_inference(image, name=name, max_pixels=max_pixels, verb="segmented")
     preprocessing = model.preprocessing or Preprocessing()
     if inference is None:
         crop = max(preprocessing.size)

@@ -1,7 +1,6 @@
 """The segmentation model: a backbone, and a decoder on the patch tokens of some of its layers."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
+from mambar.models.layer_tokens import freeze_unused, layer_tokens, probe_tokens
 from mambar.models.protocol import TokenModel
 from mambar.nn.heads import RegisterHead
 from mambar.nn.norm import RMSNorm
@@ -65,11 +65,11 @@ class Segmenter(nn.Module):
         self.broadcast: nn.Module = nn.Identity()
         if self.config.broadcast:
             self.broadcast = RegisterBroadcast(
-                backbone.embed_dim, _probe(backbone, self.layers[-1:]).registers.shape[1]
+                backbone.embed_dim, probe_tokens(backbone, self.layers[-1:]).registers.shape[1]
             )
         decoder = DECODERS[self.config.decoder]
         self.decoder = decoder(self.config, backbone.embed_dim, backbone.patch_size, num_layers=len(self.layers))
-        _freeze_unused(backbone, self.layers)
+        freeze_unused(backbone, self.layers)
 
     @property
     def num_classes(self) -> int:
@@ -92,13 +92,7 @@ class Segmenter(nn.Module):
 
     def maps(self, images: Float[Tensor, "batch channels height width"]) -> list[Float[Tensor, "batch dim rows cols"]]:
         """The input of the decoder: normalized patch tokens of each of `layers` as a map."""
-        images = _pad_to_patches(images, self.patch_size)
-        frozen = not any(parameter.requires_grad for parameter in self.backbone.parameters())
-        # A layer may occur twice in `layers`; it is computed once.
-        unique = sorted(set(self.layers))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            tokens_of = dict(zip(unique, self.backbone.tokens(images, unique), strict=True))
-        selected = [tokens_of[layer] for layer in self.layers]
+        selected = layer_tokens(self.backbone, images, self.layers)
         if isinstance(self.broadcast, RegisterBroadcast):
             selected[-1] = self.broadcast(selected[-1])
         return [
@@ -133,33 +127,3 @@ class Segmenter(nn.Module):
         """Names of the parameters that the backbone exempts from weight decay."""
         exempt = getattr(self.backbone, "no_weight_decay", set)
         return {f"backbone.{name}" for name in exempt()}
-
-
-def _pad_to_patches(images: Tensor, patch_size: int) -> Tensor:
-    bottom, right = (-images.shape[-2] % patch_size, -images.shape[-1] % patch_size)
-    return nn.functional.pad(images, (0, right, 0, bottom)) if bottom or right else images
-
-
-def _probe(backbone: TokenModel, layers: Sequence[int]) -> Tokens:
-    assert isinstance(backbone, nn.Module)
-    parameter = next(backbone.parameters())
-    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    channels = 3 if first is None else first.in_channels
-    side = 2 * backbone.patch_size
-    return backbone.tokens(
-        torch.zeros(1, channels, side, side, device=parameter.device, dtype=parameter.dtype), layers
-    )[-1]
-
-
-def _freeze_unused(backbone: TokenModel, layers: Sequence[int]) -> None:
-    """Freezes the parameters that none of `layers` depends on: final norm, classifier, later blocks."""
-    assert isinstance(backbone, nn.Module)
-    trainable = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-    if not trainable:
-        return
-    with torch.enable_grad():
-        patches = _probe(backbone, [max(layers)]).patches
-        gradients = torch.autograd.grad(patches.sum(), trainable, allow_unused=True)
-    for parameter, gradient in zip(trainable, gradients, strict=True):
-        if gradient is None:
-            parameter.requires_grad_(False)

@@ -50,12 +50,14 @@ class EvaluationContext:
         dtype: Dtype of the model's parameters.
         autocast: Context manager for forward passes.
         all_reduce: Sum of a tensor over all processes; exact for whole numbers.
+        gather_objects: Plain values of all processes, in the order of ranks, on each of them.
     """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     autocast: Callable[[], AbstractContextManager[object]]
     all_reduce: Callable[[Tensor], Tensor]
+    gather_objects: Callable[[Any], list[Any]] = lambda value: [value]
 
 
 class Task(ABC):

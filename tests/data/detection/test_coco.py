@@ -137,9 +137,10 @@ def test_missing_and_ambiguous_files_and_damaged_images(tmp_path, caplog):
     assert dataset.unreadable.count == 1 and "skipped an unreadable image" in caplog.text
     with pytest.raises(DataError, match="has a box but no mask"):
         compressed_masks([None], 10, 12)
-    for bad, message in (({"counts": 3}, "cannot be read"), ({"size": [3, 3], "counts": [9]}, "has size")):
-        with pytest.raises(ImageError, match=message):
-            compressed_masks([bad], 10, 12)
+    bad = ({"counts": 3}, {"size": [3, 3], "counts": [9]}, {"size": [10, 12], "counts": [9]}, [[1, 2, 3, 4]], 3)
+    for each in (*bad, [[1, 2, 3, 4, 5, float("nan")]]):
+        with pytest.raises(ImageError, match="neither polygons nor run lengths of 12x10 pixels"):
+            compressed_masks([each], 10, 12)
     (root / "annotations/instances_val2014.json").write_text("{}", "utf-8")
     with pytest.raises(DataError, match="2 COCO files for val: "):
         open_dataset(root, "val", kind="detection")

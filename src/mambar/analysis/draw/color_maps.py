@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -116,6 +117,13 @@ def to_uint8(image: Shaped[np.ndarray, "channels height width"]) -> UInt8[np.nda
     low, high = float(image.min()), float(image.max())
     stretched = (image.astype(np.float64) - low) / (high - low if high > low else 1.0)
     return np.rint(stretched * 255).astype(np.uint8)
+
+
+def label_font() -> Path:
+    """The file of DejaVu Sans, which is part of matplotlib and has more alphabets than the font of Pillow."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def _encoded(picture: "Image.Image", kind: str) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from mambar.data.dataset import SPLIT_NAMES, Sample, check_split
-from mambar.data.detection.object_masks import TargetObject, object_targets
+from mambar.data.detection.object_masks import TargetObject, check_segmentation, object_targets
 from mambar.data.loading.file_tree import Directory, folders_in
 from mambar.data.loading.images import read_image
 from mambar.data.loading.unreadable_images import SkippingDataset
@@ -110,6 +110,9 @@ class CocoImages(SkippingDataset):
                 self._own(index), self._numbers[self._own(index)].tolist(), strict=True
             )
         ]
+        for each in objects:
+            if each.segmentation is not None:
+                check_segmentation(each.segmentation, *self._sizes[index].tolist())
         return Sample(image, int(self.labels[index]), targets=object_targets(objects))
 
 

@@ -3,6 +3,7 @@
 Writing run lengths needs numpy only; polygons and compressed run lengths are read by pycocotools.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -72,6 +73,27 @@ def target_objects(targets: Mapping[str, Any]) -> list[TargetObject]:
     return [TargetObject(*each) for each in zip(*columns, strict=True)]
 
 
+def check_segmentation(given: Any, height: int, width: int) -> None:
+    """Raises ImageError for a segmentation that COCO does not define, or of another size than its image."""
+    if isinstance(given, list):
+        is_known = bool(given) and all(
+            isinstance(each, list)
+            and len(each) >= 6
+            and len(each) % 2 == 0
+            and all(isinstance(number, int | float) and math.isfinite(number) for number in each)
+            for each in given
+        )
+    else:
+        counts = given.get("counts") if isinstance(given, dict) else None
+        runs = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
+        is_known = isinstance(given, dict) and given.get("size") == [height, width]
+        is_known = is_known and (isinstance(counts, str) or (runs and sum(counts) == height * width))
+    if not is_known:
+        raise ImageError(
+            f"segmentation {one_line(given, limit=60)} is neither polygons nor run lengths of {width}x{height} pixels."
+        )
+
+
 def compressed_masks(segmentations: Sequence[Segmentation | None], height: int, width: int) -> list[dict[str, Any]]:
     """The masks as pycocotools' compressed run lengths; ImageError for one that is invalid or of another size."""
     coco = _pycocotools()
@@ -79,17 +101,15 @@ def compressed_masks(segmentations: Sequence[Segmentation | None], height: int, 
     for given in segmentations:
         if given is None:
             raise DataError("an object has a box but no mask; use a recipe without masks (task_options.masks=false).")
+        check_segmentation(given, height, width)
+        # pycocotools raises Exception itself.
         try:
             if isinstance(given, list):
                 made = coco.merge(coco.frPyObjects(given, height, width))
             else:
                 made = coco.frPyObjects(given, height, width) if isinstance(given["counts"], list) else given
-            size = list(made["size"])
-        # pycocotools raises Exception itself, too.
         except Exception as error:
             raise ImageError(f"segmentation {one_line(given, limit=60)} cannot be read: {one_line(error)}.") from error
-        if size != [height, width]:
-            raise ImageError(f"a segmentation has size {size}, its image {[height, width]} (height, width).")
         found.append(made)
     return found
 

@@ -4,15 +4,19 @@ Pillow decodes, as for the published results. torchvision's decoder gave the sam
 0.74 ms for a 500x375 JPEG on one core), and terminated the process on nearly every damaged PNG.
 """
 
+import logging
 import warnings
 from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from mambar.deprecated import accept_old_names
 from mambar.image_file import MAX_PIXELS, open_image
+
+logger = logging.getLogger("mambar.images")
 
 
 @accept_old_names({"upright": "apply_exif_orientation"})
@@ -34,7 +38,25 @@ def read_image(
 
     Raises ImageError for everything that is not a readable image.
     """
-    image = open_image(source, name=name, apply_exif_orientation=apply_exif_orientation, max_pixels=max_pixels)
+    return _pixels(open_image(source, name=name, apply_exif_orientation=apply_exif_orientation, max_pixels=max_pixels))
+
+
+def read_for_inference(
+    source: Path | str | bytes, *, name: str | None, max_pixels: int, verb: str
+) -> UInt8[Tensor, "3 height width"]:
+    """The upright pixels of `read_image`; logs that an image is "segmented" (`verb`) at a reduced size."""
+    image = open_image(source, name=name, max_pixels=max_pixels)
+    if "full_size" in image.info:
+        width, height = image.info["full_size"]
+        shown = name or (str(source) if isinstance(source, str | Path) else "image")
+        logger.warning(
+            "%s: %dx%d pixels are %s at %dx%d; max_pixels (--max-pixels) sets the limit.",
+            *(shown, width, height, verb, image.width, image.height),
+        )
+    return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     with warnings.catch_warnings():
         # The bytes are read-only, and no other object refers to them.
         warnings.simplefilter("ignore")

@@ -269,6 +269,7 @@ class Trainer:
             dtype=numerics.param_dtype,
             autocast=numerics.autocast,
             all_reduce=processes.all_reduce,
+            gather_objects=processes.gather_objects,
         )
         was_training = model.training
         model.eval()
