@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mambar.models import complexity as complexity
     from mambar.models import register_backbone as register_backbone
     from mambar.nn import Tokens as Tokens
+    from mambar.nn import use_cuda_graphs as use_cuda_graphs
     from mambar.ops import available_backends as available_backends
     from mambar.ops import use_backend as use_backend
     from mambar.recipes import run as run
@@ -40,7 +41,7 @@ _PUBLIC = {
     "hub": ("create_model", "list_models", "load", "load_official", "save_model"),
     "memory": ("keep_freed_memory",),
     "models": ("TokenModel", "VisionMamba", "VisionMambaConfig", "complexity", "register_backbone"),
-    "nn": ("Tokens",),
+    "nn": ("Tokens", "use_cuda_graphs"),
     "ops": ("available_backends", "use_backend"),
     "recipes": ("run",),
     "training": ("Recipe", "register_task"),

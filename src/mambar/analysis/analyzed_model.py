@@ -18,6 +18,7 @@ from mambar.models.backbones import BACKBONES, Config, RegisteredConfig
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.protocol import TokenModel
 from mambar.models.timm_vit import TIMM_PREFIX
+from mambar.nn.cuda_graph import use_cuda_graphs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,7 +102,7 @@ def open_model(
         analyzed = replace(analyzed, preprocessing=preprocessing)
     module: object = analyzed.model
     if isinstance(module, nn.Module):
-        module.to(device).eval()
+        use_cuda_graphs(module.to(device).eval())
     return analyzed
 
 

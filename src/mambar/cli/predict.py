@@ -39,8 +39,9 @@ def predict(
     else:
         from mambar.evaluation.prediction import predict_file
         from mambar.hub import load
+        from mambar.nn import use_cuda_graphs
 
-        classify = partial(predict_file, load(run, device=choose_device(device)), **options)
+        classify = partial(predict_file, use_cuda_graphs(load(run, device=choose_device(device))), **options)
     found, errors = process_images(files, classify, (lambda path, predictions: None) if as_json else _say)
     if as_json:
         content: dict[str, Any] = {str(path): [vars(each) for each in guesses] for path, guesses in found.items()}

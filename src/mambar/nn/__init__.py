@@ -1,6 +1,7 @@
 """Layers: patch embedding, registers and their placement, mixers, blocks, norms and heads."""
 
 from mambar.nn.block import MambaBlock as MambaBlock
+from mambar.nn.cuda_graph import use_cuda_graphs as use_cuda_graphs
 from mambar.nn.heads import HEADS as HEADS
 from mambar.nn.heads import Head as Head
 from mambar.nn.heads import RegisterHead as RegisterHead

@@ -191,7 +191,7 @@ def resolve(
     `BackendUnavailable` when a requested backend cannot run; the message names the argument `float64` if that is why.
     A compiled graph keeps the name it was traced with.
     """
-    active = _active_name.get() if _FOLLOWS else _current_name()
+    active = _active_name.get() if _FOLLOWS else active_backend()
     return _choose(op, asked, active, device.type, dtype, otherwise, mode(), float64)
 
 
@@ -200,7 +200,8 @@ def resolve(
 _FOLLOWS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
 
 
-def _current_name() -> str | None:
+def active_backend() -> str | None:
+    """The name given to `use_backend`; None outside of it."""
     return _active_name.get()
 
 
@@ -266,7 +267,7 @@ _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 # Under Dynamo of torch 2.11, torch.compiler.is_exporting is always true.
 _is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_current_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
+active_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _requested_name(active: str | None) -> str:

@@ -13,6 +13,7 @@ from mambar.evaluation import evaluate
 from mambar.evaluation.valid_labels import ValidLabelsResult, evaluate_valid_labels
 from mambar.hub import load
 from mambar.models.timm_vit import model_preprocessing
+from mambar.nn.cuda_graph import use_cuda_graphs
 from mambar.recipes.evaluate_run import open_run_dataset
 
 
@@ -57,7 +58,7 @@ def evaluate_corruptions(
 
     Corruptions are applied to the model's input, after resize and crop, as in ImageNet-C.
     """
-    model = load(run, device=device)
+    model = use_cuda_graphs(load(run, device=device))
     preprocessing = model_preprocessing(model)
     crop = EvalTransform(preprocessing=preprocessing)
     # Wrong names are refused before anything is evaluated.
@@ -86,7 +87,7 @@ def evaluate_imagenet_variant(
     run: str | Path, *, data_options: Mapping[str, Any], batch_size: int = 64, device: str = "cpu", num_workers: int = 0
 ) -> ValidLabelsResult:
     """Accuracy on ImageNet-A, -R, -Sketch, V2 or ReaL; `data_options` are the arguments of `ImageNetVariant`."""
-    model = load(run, device=device)
+    model = use_cuda_graphs(load(run, device=device))
     dataset = open_dataset("imagenet_variant", "val", **data_options)
     whole = dataset.dataset if isinstance(dataset, Subset) else dataset
     assert isinstance(whole, ImageNetVariant)

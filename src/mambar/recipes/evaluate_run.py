@@ -17,6 +17,7 @@ from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
 from mambar.models.timm_vit import TimmViT, model_preprocessing
 from mambar.models.vision_mamba import VisionMamba
+from mambar.nn.cuda_graph import use_cuda_graphs
 from mambar.training.checkpoint.run_directory import read_located_recipe
 
 
@@ -39,7 +40,7 @@ def evaluate_run(
     default the model's own.
     """
     if isinstance(run, str | Path):
-        model = load(run, device=device)
+        model = use_cuda_graphs(load(run, device=device))
     elif data is None:
         raise InputError("a model in memory has no data of its own; give data=SET.")
     else:

@@ -11,6 +11,7 @@ from mambar.hub.config_file import CONFIG
 from mambar.hub.files import load_weights, write_directory
 from mambar.hub.task_model import class_names, is_task_model, read_task_model, task_model_content
 from mambar.hub.weight_checks import as_checkpoint_error
+from mambar.nn.cuda_graph import use_cuda_graphs
 from mambar.segmentation.decoders import SegmenterConfig
 from mambar.segmentation.inference import Inference
 from mambar.segmentation.segmenter import Segmenter
@@ -63,7 +64,7 @@ def load_with_inference(source: str | Path, *, device: str | torch.device = "cpu
         model.preprocessing = Preprocessing.from_dict(ours["preprocessing"])
         inference = Inference.from_dict(ours["inference"])
     load_weights(model, state, origin=str(directory))
-    return model.to(device).eval(), inference
+    return use_cuda_graphs(model.to(device).eval()), inference
 
 
 def _colours(colors: Any, count: int) -> tuple[tuple[int, int, int], ...]:
