@@ -31,6 +31,8 @@ from typing import Any
 import mambar
 
 SIDES = (375, 500)
+# Scenes that are drawn; further files are links to them.
+NUM_SCENES = 2048
 GOAL = "1.95x"
 
 
@@ -83,6 +85,9 @@ def draw_one(folder: Path, sides: tuple[int, int], ids: tuple[str, ...], split: 
     own = ids[number % len(ids)]
     path = folder / split / own / f"{own}_{number}.JPEG"
     Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(path, quality=90)
+    for other in range(number + NUM_SCENES, count, NUM_SCENES):
+        own = ids[other % len(ids)]
+        (folder / split / own / f"{own}_{other}.JPEG").hardlink_to(path)
 
 
 def draw(folder: Path, *, sides: tuple[int, int], classes: int, images: int, jobs: int) -> None:
@@ -96,7 +101,8 @@ def draw(folder: Path, *, sides: tuple[int, int], classes: int, images: int, job
     with ProcessPoolExecutor(jobs) as pool:
         for split, count in (("train", images), ("val", classes)):
             work = partial(draw_one, folder, sides, ids, split, count)
-            for _ in pool.map(work, range(count), chunksize=max(1, min(64, count // jobs))):
+            drawn = min(count, NUM_SCENES)
+            for _ in pool.map(work, range(drawn), chunksize=max(1, min(64, drawn // jobs))):
                 pass
 
 
@@ -135,6 +141,9 @@ def mambar_command(*arguments: str, log: Path, limit: float) -> float:
             if child.poll() is None:
                 end(child)
     seconds = time.perf_counter() - started
+    for line in log.read_text("utf-8", errors="replace").splitlines():
+        if "data loader" in line or "CUDA graph" in line:
+            tell(line)
     tell(f"  {seconds:.1f} s, " + ("ended by force" if code is None else f"exit code {code}"))
     if code != 0:
         said = log.read_text("utf-8", errors="replace").splitlines()[-40:]
@@ -184,13 +193,19 @@ def trained(
     )
 
 
-def second_stage(recipe: str) -> list[str]:
-    """The last stage with the fields of the second: the recipe's stage at 224 pixels, alone."""
+def measured_stage(recipe: str, start: Path) -> tuple[int, list[str]]:
+    """The index of the stage that is run, and the fields that make it the recipe's stage at 224 pixels.
+
+    With three stages it is the last one, alone, with the fields of the second.
+    """
     from mambar.recipes.index import get_recipe
 
-    _, second, last = (dataclasses.asdict(stage) for stage in get_recipe(recipe).stages)
+    stages = [dataclasses.asdict(stage) for stage in get_recipe(recipe).stages]
+    if len(stages) == 1:
+        return 0, []
+    _, second, last = stages
     changed = [name for name in second if second[name] != last[name] and name != "batch_size"]
-    return [f"stages.2.{name}={second[name]}" for name in changed]
+    return 2, [*(f"stages.2.{name}={second[name]}" for name in changed), "stage=2", f"stages.2.start_from={start}"]
 
 
 # Measurements
@@ -267,10 +282,11 @@ def one_stage(
     """The measured stage of a case on so many processes."""
     case, start = options.cases[name], place / f"start-{name}"
     first_weights(start, case.recipe, options.classes, options.config)
-    fields = [
-        *(*second_stage(case.recipe), "stage=2", f"stages.2.start_from={start}", f"stages.2.max_steps={options.steps}"),
-        *(f"stages.2.batch_size={case.per_gpu * processes}", f"num_shards={processes}", "eval_every=1000"),
-        *(f"stages.2.img_size={case.img_size}", f"cuda_graphs={str(graphs).lower()}"),
+    stage, fields = measured_stage(case.recipe, start)
+    fields += [
+        *(f"stages.{stage}.max_steps={options.steps}", f"stages.{stage}.batch_size={case.per_gpu * processes}"),
+        *(f"stages.{stage}.img_size={case.img_size}", f"num_shards={processes}", "eval_every=1000"),
+        f"cuda_graphs={str(graphs).lower()}",
         *(f"device={options.device}", f"--num-workers={options.workers}", *options.small),
     ]
     if options.device == "cuda":
