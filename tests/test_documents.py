@@ -42,6 +42,8 @@ SHORTER = {
     "train upernet": ["epochs=1", "max_steps=2", "batch_size=2", "config.depth=2"],
     "train upernet_shapes": ["epochs=1", "max_steps=2", "data_options.val_limit=4"],
     "train upernet_shapes_vim": ["epochs=1", "max_steps=2", "data_options.val_limit=4"],
+    "train maskrcnn": ["epochs=1", "max_steps=1", "batch_size=2", "config.depth=2"],
+    "pack shapes": ["data_options.num_images=4"],
     "analyze": ["--num-images", "4", "--gallery", "2", "--test-time-registers", "0"],
 }
 

@@ -8,12 +8,21 @@ import torch
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.detection.detector import Detector, DetectorConfig
 from mambar.hub.config_file import CONFIG
-from mambar.hub.files import load_weights
+from mambar.hub.files import load_weights, write_directory
 from mambar.hub.task_model import class_names, is_task_model, read_task_model, task_model_content
 from mambar.hub.weight_checks import as_checkpoint_error
 from mambar.json_fields import from_json_fields, to_json_fields
 
 KIND: Final = "detector"
+
+
+def save_detector(directory: Path, model: Detector, *, name: str | None = None, force: bool = False) -> None:
+    """Writes `config.json` (with classes and preprocessing) and `model.safetensors`.
+
+    Raises `InputError` if one of the files exists and `force` is not given, `DiskError` if they cannot be written,
+    `CheckpointError` for non-finite weights.
+    """
+    write_directory(directory, model, detector_content(model, name=name), force=force)
 
 
 def detector_content(model: Detector, *, name: str | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ ENTRIES: Final = {
     "digits": ("mambar.recipes.digits", "ENTRY"),
     "digits_vim": ("mambar.recipes.digits", "VIM_ENTRY"),
     "shapes": ("mambar.recipes.shapes", "ENTRY"),
+    "maskrcnn": ("mambar.recipes.maskrcnn", "ENTRY"),
     "fasterrcnn_coco": ("mambar.recipes.rcnn_coco", "ENTRY"),
     "maskrcnn_coco": ("mambar.recipes.rcnn_coco", "MASK_ENTRY"),
     "fasterrcnn_shapes": ("mambar.recipes.rcnn_shapes", "ENTRY"),

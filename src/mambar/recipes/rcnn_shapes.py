@@ -36,9 +36,9 @@ RECIPE = Recipe(
     stages=(
         Stage(
             img_size=64,
-            epochs=8,
-            batch_size=16,
-            lr=2e-3,
+            epochs=3,
+            batch_size=8,
+            lr=1.5e-3,
             min_lr=0.0,
             warmup_lr=1e-6,
             warmup_steps=50,
@@ -50,7 +50,6 @@ RECIPE = Recipe(
         ),
     ),
     precision="fp32",
-    eval_every=4,
 )
 
 MASK_RECIPE = dataclasses.replace(RECIPE, name="maskrcnn_shapes", task_options={**OPTIONS, "masks": True})
