@@ -1,14 +1,16 @@
-"""Converts configuration dataclasses to JSON values and back; JSON has lists where Python has tuples."""
+"""Checks configuration dataclasses, and converts them to JSON, which has lists where Python has tuples, and back."""
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from mambar.errors import InputError
 from mambar.messages import did_you_mean, short_repr
 
 Config = TypeVar("Config")
+# Rows of: allowed values in words, the condition that they meet, names of fields.
+Allowed = Sequence[tuple[str, Callable[[Any], bool], Sequence[str]]]
 
 
 def finite(value: Any) -> Any:
@@ -29,6 +31,29 @@ def check_names(given: Iterable[str], known: Iterable[str], *, what: str, error:
         if name not in allowed:
             hint = did_you_mean(name, allowed, otherwise=f"it has {', '.join(allowed)}.")
             raise error(f"{what} {short_repr(name)}; {hint}")
+
+
+def check_allowed(options: Any, allowed: Allowed, *, prefix: str = "", error: type[InputError] = InputError) -> None:
+    """Raises `error` for a field whose value does not meet the condition of its row; None meets every condition.
+
+    prefix: precedes the names in messages.
+    """
+    for words, is_allowed, names in allowed:
+        for name in names:
+            value = getattr(options, name)
+            if value is not None and not is_allowed(value):
+                or_none = ", or none" if getattr(type(options), name, 0) is None else ""
+                raise error(f"{prefix}{name}={short_repr(value)} is not allowed; it takes {words}{or_none}.")
+
+
+def check_choices(options: Any, **tables: Collection[str]) -> None:
+    """Raises `InputError` for a field of a dataclass that is not in its `Literal`, or in the table of its name here."""
+    types = {field.name: field.type for field in dataclasses.fields(options)}
+    literals = {name: get_args(kind) for name, kind in types.items() if get_origin(kind) is Literal}
+    for name, allowed in {**literals, **tables}.items():
+        value = getattr(options, name)
+        if value not in allowed:
+            raise InputError(f"{name}={short_repr(value)} is not known; choose one of {', '.join(allowed)}.")
 
 
 def to_json_fields(config: Any) -> dict[str, Any]:

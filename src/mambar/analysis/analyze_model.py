@@ -22,11 +22,11 @@ from mambar.analysis.measure.ground_truth import (
     local_entropy,
     map_ground_truth,
 )
-from mambar.analysis.measure.local_probes import LocalProbes, LocalTokenCollector, local_probes
+from mambar.analysis.measure.local_probes import LocalProbes, LocalTokens, join_local, local_batch, local_probes
 from mambar.analysis.measure.norms import norm_map
 from mambar.analysis.measure.object_discovery import Discovery, discover_objects
 from mambar.analysis.measure.outliers import MedianDeviation, OutlierStatistics, default_rules, outlier_statistics
-from mambar.analysis.measure.probes import PoolCollector, ProbeResult, probe_all
+from mambar.analysis.measure.probes import PooledFeatures, ProbeResult, join_pools, pool_batch, probe_all
 from mambar.analysis.measure.register_maps import (
     cluster_registers,
     map_similarity,
@@ -225,8 +225,9 @@ class _DatasetPass:
         )
         # Maps of the last layer, for the same images as the norm maps: the feature map, then every register's.
         self.maps = ImageSample(options.max_maps, options.seed)
-        self.pools = PoolCollector() if options.probes and len(dataset.classes) >= 2 else None
-        self.local = LocalTokenCollector(self.model.patch_size, limit=self.subset_size)
+        # Features of each batch; None if they are not needed.
+        self.pools: list[PooledFeatures] | None = [] if options.probes and len(dataset.classes) >= 2 else None
+        self.local: list[LocalTokens] = []
         # Images and labels of the subset, for the added registers.
         self.subset: list[tuple[Tensor, Tensor]] = []
 
@@ -245,16 +246,17 @@ class _DatasetPass:
         if last.registers.shape[1]:
             maps.append(register_map(last, metric=options.metric))
         self.maps.add(torch.cat(maps, 1))
-        self.local.add(images, normed, ranked)
+        if left > 0:
+            self.local.append(local_batch(images[:left], normed, ranked, self.model.patch_size))
         if self.pools is not None:
-            self.pools.add(normed, ranked, labels)
+            self.pools.append(pool_batch(normed, ranked, labels))
 
     def local_probes(self) -> LocalProbes | None:
         count = len(self.indices)
         if count < _MIN_LOCAL_IMAGES:
             self.not_run["local probes"] = f"{count} images are too few; {_MIN_LOCAL_IMAGES} or more are needed"
             return None
-        return local_probes(self.local.result(), seed=self.options.seed, layer=self.model.num_layers - 1)
+        return local_probes(join_local(self.local), seed=self.options.seed, layer=self.model.num_layers - 1)
 
     def pooling_probes(self) -> list[ProbeResult]:
         options, count, classes = self.options, len(self.indices), len(self.dataset.classes)
@@ -265,7 +267,7 @@ class _DatasetPass:
         elif count < 2 * options.folds or count < 2 * classes:
             self.not_run["pooling probes"] = f"{count} images are too few for {classes} classes"
         else:
-            return probe_all(self.pools.result(), methods=options.probes, folds=options.folds, seed=options.seed)
+            return probe_all(join_pools(self.pools), methods=options.probes, folds=options.folds, seed=options.seed)
         return []
 
     def ground_truth(self, norms: CollectedNorms) -> tuple[list[GroundTruthStatistics], list[MapGroundTruth]]:

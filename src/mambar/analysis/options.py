@@ -1,7 +1,7 @@
 """The choices of an analysis, in one place: all of them are written into its report."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from mambar.analysis.draw.color_maps import COLORMAPS, Resampling
 from mambar.analysis.measure.class_activation import check_cam_method
@@ -10,6 +10,7 @@ from mambar.analysis.measure.object_discovery import LostOptions
 from mambar.analysis.measure.probes import METHODS
 from mambar.deprecated import ANALYSIS_FIELDS, ANALYSIS_VALUES, accept_old_names
 from mambar.errors import InputError
+from mambar.json_fields import check_choices
 from mambar.models.protocol import TokenTensor
 
 
@@ -52,17 +53,7 @@ class AnalysisOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choices = {
-            "tensor": get_args(TokenTensor),
-            "map_tensor": get_args(TokenTensor),
-            "metric": get_args(Metric),
-            "scale": ("auto", "linear", "log"),
-            "resampling": get_args(Resampling),
-            "colormap": COLORMAPS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}.")
+        check_choices(self, colormap=COLORMAPS)
         for name in self.probes:
             if name not in METHODS:
                 raise InputError(f"probes={name!r} is not known; choose from {', '.join(METHODS)}.")

@@ -12,6 +12,7 @@ from mambar.data.loading.images import read_image
 from mambar.data.transforms.classification import EvalTransform
 from mambar.errors import InputError
 from mambar.image_file import MAX_PIXELS
+from mambar.models.protocol import Images
 from mambar.models.timm_vit import TimmViT, model_preprocessing
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.eval_mode import eval_mode
@@ -52,9 +53,7 @@ def predict_image(
     return top_classes(class_probabilities(model, transform(image)[None])[0], model.classes, top)
 
 
-def class_probabilities(
-    model: nn.Module, images: Float[Tensor, "batch channels height width"]
-) -> Float[Tensor, "batch classes"]:
+def class_probabilities(model: nn.Module, images: Images) -> Float[Tensor, "batch classes"]:
     """The softmax of the model's logits in evaluation mode, float32 and on the CPU."""
     with eval_mode(model), torch.inference_mode():
         return model(images.to(next(model.parameters()).device)).float().softmax(1).cpu()

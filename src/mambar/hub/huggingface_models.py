@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
@@ -17,11 +17,10 @@ from transformers.utils.generic import can_return_tuple
 
 from mambar.errors import InputError
 from mambar.hub.huggingface_config import MambarConfig
+from mambar.models.protocol import Images
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.block import MambaBlock
 from mambar.nn.pyramid import FeaturePyramid
-
-Images = Float[Tensor, "batch channels height width"]
 
 
 class MambarLayer(GradientCheckpointingLayer, MambaBlock):

@@ -13,6 +13,9 @@ from mambar.nn.registers import Tokens
 # residual: the residual stream after a block; mixer: what the block's mixer (or a whole ViT block) adds to it, before
 # stochastic depth; normed: the stream after a block and the model's final norm.
 TokenTensor = Literal["residual", "mixer", "normed"]
+# Normalized images, and layers by number: from 0, negative from the last one; None for all.
+Images = Float[Tensor, "batch channels height width"]
+Layers = Sequence[int] | None
 
 
 @runtime_checkable
@@ -34,22 +37,16 @@ class TokenModel(Protocol):
         """The width of a token."""
         ...
 
-    def tokens(
-        self,
-        images: Float[Tensor, "batch channels height width"],
-        layers: Sequence[int] | None = None,
-        *,
-        tensor: TokenTensor = "residual",
-    ) -> list[Tokens]:
+    def tokens(self, images: Images, layers: Layers = None, *, tensor: TokenTensor = "residual") -> list[Tokens]:
         """The tokens of the given layers (layer k = after block k, from 0; None: all), in the given order."""
         ...
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
         """Logits, or features if there is no classifier."""
         ...
 
 
-def layer_indices(model: TokenModel, layers: Sequence[int] | None) -> list[int]:
+def layer_indices(model: TokenModel, layers: Layers) -> list[int]:
     """The layers as numbers from 0; None: all layers; negative numbers count from the last layer.
 
     Raises `InputError` for a layer that does not exist.

@@ -5,7 +5,7 @@ Their class, distillation and register tokens, which precede the patches, become
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from mambar.errors import InputError
 from mambar.hub_network import download_failure, offline_if_unreachable
 from mambar.json_fields import check_names
 from mambar.messages import one_line
-from mambar.models.protocol import TokenTensor, layer_indices
+from mambar.models.protocol import Images, Layers, TokenTensor, layer_indices
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.registers import Tokens
 
@@ -175,16 +175,10 @@ class TimmViT(nn.Module):
         """Recomputes each block in the backward pass instead of storing its activations."""
         self.model.set_grad_checkpointing(enable)
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
         return self.model(images)
 
-    def tokens(
-        self,
-        images: Float[Tensor, "batch channels height width"],
-        layers: Sequence[int] | None = None,
-        *,
-        tensor: TokenTensor = "residual",
-    ) -> list[Tokens]:
+    def tokens(self, images: Images, layers: Layers = None, *, tensor: TokenTensor = "residual") -> list[Tokens]:
         """The tokens of the given layers (from 0; negative: from the end; None: all), prefix tokens apart.
 
         `mixer` is what a whole block, attention and MLP, adds to the stream; in training mode after stochastic

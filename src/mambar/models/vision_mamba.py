@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from mambar.data.transforms.classification import Preprocessing
 from mambar.errors import InputError
 from mambar.models.config import VisionMambaConfig
-from mambar.models.protocol import TokenTensor, layer_indices
+from mambar.models.protocol import Images, Layers, TokenTensor, layer_indices
 from mambar.nn import init
 from mambar.nn.block import MambaBlock
 from mambar.nn.fused_forward import can_fuse, fused_forward
@@ -155,9 +155,7 @@ class VisionMamba(nn.Module):
 
     # From images to logits
 
-    def embed(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> tuple[Float[Tensor, "batch length dim"], Grid]:
+    def embed(self, images: Images) -> tuple[Float[Tensor, "batch length dim"], Grid]:
         """The token sequence in front of the first block, in at least float32, and its patch grid.
 
         To embed with changed patches, for example masked ones, call its three modules and `forward_tokens`:
@@ -172,9 +170,7 @@ class VisionMamba(nn.Module):
         patches = self.pos_embed(self.patch_embed(images), grid)
         return self.registers(patches, grid), grid
 
-    def forward_features(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch length dim"]:
+    def forward_features(self, images: Images) -> Float[Tensor, "batch length dim"]:
         """All tokens after the final norm, in sequence order (patches and registers interleaved)."""
         return self.forward_tokens(*self.embed(images))
 
@@ -213,19 +209,13 @@ class VisionMamba(nn.Module):
             given = split_tokens(tokens, self.registers.placement, self.registers.num_registers, grid)
         return self.head.features(given) if pre_logits else self.head(given)
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch *length classes"]:
+    def forward(self, images: Images) -> Float[Tensor, "batch *length classes"]:
         """Logits, or features if there is no classifier; of each token if `config.head` is ""."""
         return self.forward_head(self.forward_features(images), grid=self.patch_embed.grid(images))
 
     # Intermediate tokens
 
-    def tokens(
-        self,
-        images: Float[Tensor, "batch channels height width"],
-        layers: Sequence[int] | None = None,
-        *,
-        tensor: TokenTensor = "residual",
-    ) -> list[Tokens]:
+    def tokens(self, images: Images, layers: Layers = None, *, tensor: TokenTensor = "residual") -> list[Tokens]:
         """The tokens of the given layers, patches and registers separate.
 
         Layer k is the residual stream after block k, counted from 0 (negative: from the end; None: all). `residual`
@@ -252,7 +242,7 @@ class VisionMamba(nn.Module):
 
     def forward_intermediates(
         self,
-        x: Float[Tensor, "batch channels height width"],
+        x: Images,
         indices: int | Sequence[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,

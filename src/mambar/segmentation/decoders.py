@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.errors import InputError
-from mambar.json_fields import from_json_fields, to_json_fields
+from mambar.json_fields import check_choices, from_json_fields, to_json_fields
 from mambar.models.layer_tokens import spaced_layers
 from mambar.nn.pyramid import MAP_NORMS, FeaturePyramid
 from mambar.segmentation.upernet import UPerHead, make_classifier
@@ -47,9 +47,7 @@ class SegmenterConfig:
                 raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be at least 0 and below 1.")
-        for name, table in (("decoder", DECODERS), ("norm", MAP_NORMS)):
-            if getattr(self, name) not in table:
-                raise InputError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(table)}.")
+        check_choices(self, decoder=DECODERS, norm=MAP_NORMS)
 
     def layer_indices(self, depth: int) -> tuple[int, ...]:
         """The layers read of a backbone with `depth` blocks; raises `InputError` if they do not fit."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import InputError
 from mambar.models.layer_tokens import freeze_unused, layer_tokens, probe_tokens
-from mambar.models.protocol import TokenModel
+from mambar.models.protocol import Images, TokenModel
 from mambar.nn.heads import RegisterHead
 from mambar.nn.norm import RMSNorm
 from mambar.nn.registers import Tokens
@@ -90,7 +90,7 @@ class Segmenter(nn.Module):
         """Freezes the backbone; the decoder and the norms before it stay trainable."""
         self.backbone.requires_grad_(False)
 
-    def maps(self, images: Float[Tensor, "batch channels height width"]) -> list[Float[Tensor, "batch dim rows cols"]]:
+    def maps(self, images: Images) -> list[Float[Tensor, "batch dim rows cols"]]:
         """The input of the decoder: normalized patch tokens of each of `layers` as a map."""
         selected = layer_tokens(self.backbone, images, self.layers)
         if isinstance(self.broadcast, RegisterBroadcast):
@@ -100,15 +100,11 @@ class Segmenter(nn.Module):
             for norm, tokens in zip(self.norms, selected, strict=True)
         ]
 
-    def coarse_logits(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch classes rows cols"]:
+    def coarse_logits(self, images: Images) -> Float[Tensor, "batch classes rows cols"]:
         """The logits at the resolution of the decoder, for the padded image."""
         return self.decoder(self.maps(images))
 
-    def forward(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch classes height width"]:
+    def forward(self, images: Images) -> Float[Tensor, "batch classes height width"]:
         return self.upsample_logits(self.coarse_logits(images), (images.shape[-2], images.shape[-1]))
 
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:

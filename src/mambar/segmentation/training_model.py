@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mambar.models.protocol import Images
 from mambar.segmentation.segmenter import Segmenter
 from mambar.segmentation.upernet import FCNHead
 
@@ -39,9 +40,7 @@ class SegmenterInTraining(nn.Module):
             assert head.classifier.bias is not None
             head.classifier.bias.copy_(frequencies.log())
 
-    def forward(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> Sequence[Float[Tensor, "batch classes height width"]]:
+    def forward(self, images: Images) -> Sequence[Float[Tensor, "batch classes height width"]]:
         """Logits at image size: of the segmenter, then of the auxiliary head if there is one."""
         maps = self.segmenter.maps(images)
         coarse = [self.segmenter.decoder(maps)]

@@ -9,10 +9,12 @@ import json
 import math
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mambar.errors import RecipeError
+from mambar.json_fields import Allowed as Allowed
+from mambar.json_fields import check_allowed
 from mambar.messages import did_you_mean, short_repr
 
 # Integers fit in 64 bits; a longer text than any path or list is refused before it is parsed.
@@ -20,8 +22,6 @@ _INT_LIMIT = 2**63
 _TEXT_LIMIT = 4096
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
-# Rows of: allowed values in words, the condition that they meet, names of fields.
-Allowed = Sequence[tuple[str, Callable[[Any], bool], Sequence[str]]]
 
 
 def suggestion(name: str, allowed: Iterable[str], *, listing: str = "") -> str:
@@ -71,12 +71,7 @@ def check_fields(owner: Any, allowed: Allowed = (), *, prefix: str = "") -> None
     """
     for name, kind in field_types(type(owner)).items():
         object.__setattr__(owner, name, check(kind, getattr(owner, name), name=prefix + name))
-    for words, is_allowed, names in allowed:
-        for name in names:
-            value = getattr(owner, name)
-            if value is not None and not is_allowed(value):
-                or_none = ", or none" if getattr(type(owner), name, 0) is None else ""
-                raise RecipeError(f"{prefix}{name}={short_repr(value)} is not allowed; it takes {words}{or_none}.")
+    check_allowed(owner, allowed, prefix=prefix, error=RecipeError)
 
 
 def task_options(cls: type[Any], given: Mapping[str, Any], *, task: str) -> Any:

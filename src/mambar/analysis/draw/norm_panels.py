@@ -5,14 +5,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from torch import Tensor
 
 from mambar.analysis.draw import html
 from mambar.analysis.draw.color_maps import MapStyle, color_scale, colorbar_png, map_html, photograph_html, to_uint8
 from mambar.analysis.figure_label import FigureLabel, layer_name, listed, size_text
 from mambar.analysis.measure.activations import layer_indices, model_device
 from mambar.analysis.measure.norms import token_norms
-from mambar.models.protocol import TokenModel, TokenTensor
+from mambar.models.protocol import Images, TokenModel, TokenTensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,7 +26,7 @@ class NormPanel:
 
 def compare_norms(
     models: Mapping[str, TokenModel],
-    images: Float[Tensor, "batch channels height width"],
+    images: Images,
     *,
     shown: Sequence[Shaped[np.ndarray, "channels height width"]] | None = None,
     captions: Sequence[str] | None = None,

@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from mambar.data.loading.to_device import to_device
-from mambar.models.protocol import TokenModel, TokenTensor, layer_indices
+from mambar.models.protocol import Images, TokenModel, TokenTensor, layer_indices
 from mambar.models.timm_vit import TimmViT
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import Tokens
@@ -33,9 +32,7 @@ def model_device(model: TokenModel) -> torch.device:
 
 
 def capture_activations(
-    model: TokenModel,
-    images: Float[Tensor, "batch channels height width"],
-    layers: Mapping[TokenTensor, Sequence[int] | None],
+    model: TokenModel, images: Images, layers: Mapping[TokenTensor, Sequence[int] | None]
 ) -> dict[TokenTensor, list[Tokens]]:
     """The tokens of the given layers of each tensor, on the model's device.
 

@@ -5,7 +5,7 @@ MLPs cause the outliers, and moving their largest activation to an added token r
 A vision Mamba has no MLP; here the neurons are the inner channels of the mixer before its output projection.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mambar.analysis.measure.activations import layer_indices
 from mambar.errors import InputError
-from mambar.models.protocol import TokenTensor
+from mambar.models.protocol import Images, Layers, TokenTensor
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import MambaBlock, Tokens
 from mambar.nn.placement import register_positions
@@ -79,13 +79,7 @@ class TestTimeRegisters(nn.Module):
         self.num_layers, self.patch_size, self.embed_dim = model.num_layers, model.patch_size, model.embed_dim
         self.num_registers, self.placement, self.fill, self.neurons = num_registers, placement, fill, neurons
 
-    def tokens(
-        self,
-        images: Float[Tensor, "batch channels height width"],
-        layers: Sequence[int] | None = None,
-        *,
-        tensor: TokenTensor = "residual",
-    ) -> list[Tokens]:
+    def tokens(self, images: Images, layers: Layers = None, *, tensor: TokenTensor = "residual") -> list[Tokens]:
         """The tokens of the given layers; added registers follow the trained ones."""
         wanted = layer_indices(self, layers)
         sequence, grid = self.model.embed(images)
@@ -99,7 +93,7 @@ class TestTimeRegisters(nn.Module):
                 found[layer] = Tokens(patches=split.patches, registers=registers, grid=grid)
         return [found[layer] for layer in wanted]
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
         stream, grid = self.model.embed(images)
         layout = self._layout(stream.shape[1], grid)
         for _, _, after in self._through(stream, grid, layout):

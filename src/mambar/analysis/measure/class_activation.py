@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mambar.errors import InputError
 from mambar.messages import did_you_mean, needs_package
-from mambar.models.protocol import layer_indices
+from mambar.models.protocol import Images, layer_indices
 from mambar.models.timm_vit import TimmViT
 from mambar.models.vision_mamba import VisionMamba
 
@@ -54,7 +54,7 @@ def token_maps(model: VisionMamba | TimmViT, grid: tuple[int, int]) -> Callable[
 
 def class_activation_maps(
     model: VisionMamba | TimmViT,
-    images: Float[Tensor, "batch channels height width"],
+    images: Images,
     *,
     method: str = "gradcam",
     layer: int = -1,

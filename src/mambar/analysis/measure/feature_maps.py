@@ -1,6 +1,6 @@
 """Feature maps as in the paper: similarity of every image token to a global vector of the image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mambar.analysis.measure.activations import capture_activations, eval_mode
 from mambar.deprecated import ANALYSIS_VALUES, accept_old_names
 from mambar.errors import InputError
-from mambar.models.protocol import TokenModel, TokenTensor
+from mambar.models.protocol import Images, Layers, TokenModel, TokenTensor
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import RegisterHead, Tokens
 
@@ -71,8 +71,8 @@ def global_vector(tokens: Tokens, name: str) -> Float[Tensor, "batch dim"]:
 @accept_old_names({}, ANALYSIS_VALUES)
 def feature_maps(
     model: TokenModel,
-    images: Float[Tensor, "batch channels height width"],
-    layers: Sequence[int] | None = None,
+    images: Images,
+    layers: Layers = None,
     *,
     vector: str = "register_mean",
     metric: Metric = DEFAULT_METRIC,

@@ -4,7 +4,7 @@ The probes of "Vision Transformers Need Registers" (Darcet et al., 2024), where 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from mambar.analysis.measure.probes import wilson_interval
 from mambar.analysis.measure.ridge import Ridge, fit_ridge
 from mambar.data.keys import key, permutation
 from mambar.errors import InputError
-from mambar.models.protocol import TokenModel, TokenTensor
+from mambar.models.protocol import Images, TokenModel, TokenTensor
 from mambar.nn import Tokens
 
 # A small penalty is enough for many tokens, and each strength needs a product of all tokens with all positions.
@@ -73,9 +73,7 @@ class LocalTokens:
     grid: tuple[int, int]
 
 
-def patch_pixels(
-    images: Float[Tensor, "batch channels height width"], patch_size: int
-) -> Float[Tensor, "batch patches values"]:
+def patch_pixels(images: Images, patch_size: int) -> Float[Tensor, "batch patches values"]:
     """The pixels of each patch in row order; incomplete patches at the border are omitted."""
     rows, cols = images.shape[2] // patch_size, images.shape[3] // patch_size
     whole = images[:, :, : rows * patch_size, : cols * patch_size]
@@ -91,41 +89,30 @@ def local_tokens(
     ranking: TokenTensor = "residual",
 ) -> LocalTokens:
     """All image tokens of the batches with their patches; memory grows with the images, so pass a few hundred."""
-    collector = LocalTokenCollector(model.patch_size)
+    parts = []
     for images in batches:
         found = capture_activations(model, images, {tensor: [layer], ranking: [layer]})
-        collector.add(images, found[tensor][0], found[ranking][0])
-    return collector.result()
+        parts.append(local_batch(images, found[tensor][0], found[ranking][0], model.patch_size))
+    return join_local(parts)
 
 
-class LocalTokenCollector:
-    """Gathers the tokens and patches of batch after batch, at most of `limit` images; see `local_tokens`."""
+def local_batch(images: Images, tokens: Tokens, ranked: Tokens, patch_size: int) -> LocalTokens:
+    """The first tokens of a batch with the patches of `images`; `ranked` holds those whose norms find the outliers."""
+    count = len(images)
+    return LocalTokens(
+        tokens=tokens.patches[:count].float().cpu(),
+        pixels=patch_pixels(images.cpu().float(), patch_size),
+        norms=l2_norms(ranked.patches[:count]).cpu(),
+        grid=tokens.grid,
+    )
 
-    def __init__(self, patch_size: int, *, limit: int | None = None) -> None:
-        self.patch_size, self.limit, self.num_images = patch_size, limit, 0
-        self._parts: list[LocalTokens] = []
 
-    def add(self, images: Float[Tensor, "batch channels height width"], tokens: Tokens, ranked: Tokens) -> None:
-        """Adds one batch; `ranked` holds the tokens whose norms find the outliers."""
-        left = len(images) if self.limit is None else self.limit - self.num_images
-        if left <= 0:
-            return
-        part = LocalTokens(
-            tokens=tokens.patches[:left].float().cpu(),
-            pixels=patch_pixels(images[:left].cpu().float(), self.patch_size),
-            norms=l2_norms(ranked.patches[:left]).cpu(),
-            grid=tokens.grid,
-        )
-        self._parts.append(part)
-        self.num_images += len(part.tokens)
-
-    def result(self) -> LocalTokens:
-        """The tokens of all batches so far; raises `InputError` if there was none."""
-        if not self._parts:
-            raise InputError("There are no images to probe; the batches are empty.")
-        tokens, pixels, norms = zip(*((part.tokens, part.pixels, part.norms) for part in self._parts), strict=True)
-        grid = self._parts[0].grid
-        return LocalTokens(tokens=torch.cat(tokens), pixels=torch.cat(pixels), norms=torch.cat(norms), grid=grid)
+def join_local(parts: Sequence[LocalTokens]) -> LocalTokens:
+    """The tokens of all batches; raises `InputError` if there are none."""
+    if not parts:
+        raise InputError("There are no images to probe; the batches are empty.")
+    tokens, pixels, norms = zip(*((part.tokens, part.pixels, part.norms) for part in parts), strict=True)
+    return LocalTokens(tokens=torch.cat(tokens), pixels=torch.cat(pixels), norms=torch.cat(norms), grid=parts[0].grid)
 
 
 def local_probes(

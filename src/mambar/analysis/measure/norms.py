@@ -1,22 +1,16 @@
 """L2 norms of image tokens and registers, layer by layer."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mambar.analysis.measure.activations import capture_activations
-from mambar.models.protocol import TokenModel, TokenTensor
+from mambar.models.protocol import Images, Layers, TokenModel, TokenTensor
 from mambar.nn import Tokens
 
 
 def token_norms(
-    model: TokenModel,
-    images: Float[Tensor, "batch channels height width"],
-    layers: Sequence[int] | None = None,
-    *,
-    tensor: TokenTensor = "residual",
+    model: TokenModel, images: Images, layers: Layers = None, *, tensor: TokenTensor = "residual"
 ) -> Float[Tensor, "layers batch rows cols"]:
     """The L2 norm of each image token after the given layers, as maps without the registers; at least float32.
 
@@ -28,11 +22,7 @@ def token_norms(
 
 
 def register_norms(
-    model: TokenModel,
-    images: Float[Tensor, "batch channels height width"],
-    layers: Sequence[int] | None = None,
-    *,
-    tensor: TokenTensor = "residual",
+    model: TokenModel, images: Images, layers: Layers = None, *, tensor: TokenTensor = "residual"
 ) -> Float[Tensor, "layers batch registers"]:
     """The L2 norm of each register (or class token) after the given layers."""
     found = capture_activations(model, images, {tensor: layers})[tensor]

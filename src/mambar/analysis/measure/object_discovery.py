@@ -10,8 +10,8 @@ model and with a bias. The choices are the fields of `LostOptions`.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from mambar.data.boxed_images import object_boxes
 from mambar.data.dataset import ImageDataset, Sample
 from mambar.data.loading.loaders import evaluation_batches
 from mambar.errors import InputError
+from mambar.json_fields import check_choices
 from mambar.models.protocol import TokenTensor
 from mambar.nn.placement import Grid
 
@@ -53,10 +54,7 @@ class LostOptions:
     min_iou: float = 0.5
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value, allowed = getattr(self, each.name), get_args(each.type)
-            if allowed and value not in allowed:
-                raise InputError(f"{each.name}={value!r} is not known; choose one of {', '.join(allowed)}.")
+        check_choices(self)
         ranges = {"bias": (-math.inf, math.inf), "num_candidates": (1, 10**9), "min_iou": (1e-6, 1.0)}
         for name, (low, high) in ranges.items():
             value = getattr(self, name)

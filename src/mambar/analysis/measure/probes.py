@@ -72,32 +72,28 @@ def pool_features(
     Tokens are ranked by their norm in the `ranking` tensor and their `features` are averaged. Pools of registers are
     omitted without registers; with one register "mean" and "concatenated" are omitted, as they equal "first".
     """
-    collector = PoolCollector(pools)
+    parts = []
     for images, labels in batches:
         found = capture_activations(model, images, {features: [layer], ranking: [layer]})
-        collector.add(found[features][0], found[ranking][0], labels)
-    return collector.result()
+        parts.append(pool_batch(found[features][0], found[ranking][0], labels, pools))
+    return join_pools(parts)
 
 
-class PoolCollector:
-    """Pools the tokens of batch after batch; see `pool_features`."""
+def pool_batch(
+    tokens: Tokens, ranked: Tokens, labels: Int64[Tensor, "batch"], pools: dict[str, Pool] | None = None
+) -> PooledFeatures:
+    """The pooled tokens of one batch, on the CPU; `ranked` holds the tokens whose norms rank `tokens`."""
+    norms = l2_norms(ranked.patches)
+    features = {name: pool(tokens, norms).float().cpu() for name, pool in (pools or _supported_pools(tokens)).items()}
+    return PooledFeatures(features=features, labels=labels.cpu())
 
-    def __init__(self, pools: dict[str, Pool] | None = None) -> None:
-        self.pools, self.features, self.labels = pools, dict[str, list[Tensor]](), list[Tensor]()
 
-    def add(self, tokens: Tokens, ranked: Tokens, labels: Int64[Tensor, "batch"]) -> None:
-        """Adds one batch; `ranked` holds the tokens whose norms rank `tokens`."""
-        norms = l2_norms(ranked.patches)
-        for name, pool in (self.pools or _supported_pools(tokens)).items():
-            self.features.setdefault(name, []).append(pool(tokens, norms).float().cpu())
-        self.labels.append(labels.cpu())
-
-    def result(self) -> PooledFeatures:
-        """The features of all batches so far; raises `InputError` if there was none."""
-        if not self.labels:
-            raise InputError("There are no labeled images to probe; the batches are empty.")
-        features = {name: torch.cat(parts) for name, parts in self.features.items()}
-        return PooledFeatures(features=features, labels=torch.cat(self.labels))
+def join_pools(parts: Sequence[PooledFeatures]) -> PooledFeatures:
+    """The features of all batches; raises `InputError` if there are none."""
+    if not parts:
+        raise InputError("There are no labeled images to probe; the batches are empty.")
+    features = {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].features}
+    return PooledFeatures(features=features, labels=torch.cat([part.labels for part in parts]))
 
 
 def _supported_pools(tokens: Tokens) -> dict[str, Pool]:

@@ -10,15 +10,15 @@ from torch import Tensor
 from mambar.analysis.measure.activations import capture_activations
 from mambar.analysis.measure.feature_maps import DEFAULT_METRIC, Metric, compare
 from mambar.errors import InputError
-from mambar.models.protocol import TokenModel, TokenTensor
+from mambar.models.protocol import Images, Layers, TokenModel, TokenTensor
 from mambar.models.timm_vit import TimmViT
 from mambar.nn import Tokens
 
 
 def register_maps(
     model: TokenModel,
-    images: Float[Tensor, "batch channels height width"],
-    layers: Sequence[int] | None = None,
+    images: Images,
+    layers: Layers = None,
     *,
     metric: Metric = DEFAULT_METRIC,
     tensor: TokenTensor = "normed",
@@ -37,11 +37,7 @@ def register_map(tokens: Tokens, *, metric: Metric) -> Float[Tensor, "batch regi
 
 
 def register_similarity(
-    model: TokenModel,
-    images: Float[Tensor, "batch channels height width"],
-    layers: Sequence[int] | None = None,
-    *,
-    tensor: TokenTensor = "normed",
+    model: TokenModel, images: Images, layers: Layers = None, *, tensor: TokenTensor = "normed"
 ) -> Float[Tensor, "layers registers registers"]:
     """The cosine similarity between registers, the mean over images, layer by layer."""
     found = capture_activations(model, images, {tensor: layers})[tensor]

@@ -24,8 +24,16 @@ from mambar.data.transforms import augment
 from mambar.data.transforms.preprocessing import Preprocessing as Preprocessing
 from mambar.errors import InputError, RecipeError
 from mambar.image_file import evaluation_crop, scaled_size
+from mambar.json_fields import Allowed, check_allowed
 
 CROPS = ("resized", "shift", "center")
+_ALLOWED: Allowed = (
+    ("two fractions of the area in (0, 1], in rising order", lambda pair: 0 < pair[0] <= pair[1] <= 1, ("scale",)),
+    ("two ratios width / height above 0, in rising order", lambda pair: 0 < pair[0] <= pair[1], ("ratio",)),
+    ("0 pixels or more", lambda value: value >= 0, ("crop_padding",)),
+    ("a probability, 0 to 1", lambda value: 0 <= value <= 1, ("hflip", "random_erase_prob")),
+    ("0 (none) to 1", lambda value: 0 <= value <= 1, ("color_jitter",)),
+)
 _RAND_AUGMENT = re.compile(r"rand(-(m|n|mstd|mmax|inc|p)\d+(\.\d+)?)*")
 
 
@@ -97,17 +105,7 @@ class TrainTransform:
     def __post_init__(self) -> None:
         if self.train_crop not in CROPS:
             raise RecipeError(f"train_crop={self.train_crop!r} is unknown; use one of {', '.join(CROPS)}.")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise RecipeError(f"scale={self.scale} is not a range of area fractions; use 0 < least <= most <= 1.")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise RecipeError(f"ratio={self.ratio} is not a range of width / height; use 0 < least <= most.")
-        if self.crop_padding < 0:
-            raise RecipeError(f"crop_padding={self.crop_padding} is not a number of pixels; use 0 or more.")
-        for name in ("hflip", "random_erase_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name}={getattr(self, name)} is not a probability; use 0 to 1.")
-        if not 0 <= self.color_jitter <= 1:
-            raise RecipeError(f"color_jitter={self.color_jitter} is out of range; use 0 (none) to 1.")
+        check_allowed(self, _ALLOWED, error=RecipeError)
         if self.auto_augment not in ("none", "three") and not _RAND_AUGMENT.fullmatch(self.auto_augment):
             raise RecipeError(
                 f"auto_augment={self.auto_augment!r} is unknown; use none, three, or RandAugment: rand-m9-mstd0.5-inc1."

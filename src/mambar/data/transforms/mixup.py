@@ -14,6 +14,13 @@ from torch import Tensor
 from mambar.data.keys import numpy_generator
 from mambar.deprecated import accept_old_names
 from mambar.errors import RecipeError
+from mambar.json_fields import Allowed, check_allowed
+
+_ALLOWED: Allowed = (
+    ("a beta parameter, 0 (off) or more", lambda value: 0 <= value < math.inf, ("mixup_alpha", "cutmix_alpha")),
+    ("a probability, 0 to 1", lambda value: 0 <= value <= 1, ("prob", "switch_prob", "label_smoothing")),
+    ("1 or more", lambda value: value >= 1, ("num_classes",)),
+)
 
 
 def soft_targets(
@@ -59,14 +66,7 @@ class Mixup:
     num_classes: int
 
     def __post_init__(self) -> None:
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise RecipeError(f"{name}={getattr(self, name)} is not a beta parameter; use 0 (off) or more.")
-        for name in ("prob", "switch_prob", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name}={getattr(self, name)} is not a probability; use 0 to 1.")
-        if self.num_classes < 1:
-            raise RecipeError(f"num_classes={self.num_classes} is out of range; use 1 or more.")
+        check_allowed(self, _ALLOWED, error=RecipeError)
 
     def draw(self, height: int, width: int, key: int) -> MixParams:
         """Parameters of the batch with this key; `lam` is corrected where the image border clips the box."""

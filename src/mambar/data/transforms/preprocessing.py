@@ -13,7 +13,7 @@ from mambar.data.loading.to_device import to_device
 from mambar.deprecated import PREPROCESSING_FIELDS, accept_old_names, translate
 from mambar.errors import InputError
 from mambar.image_file import INTERPOLATIONS
-from mambar.json_fields import from_json_fields, to_json_fields
+from mambar.json_fields import check_choices, from_json_fields, to_json_fields
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -47,10 +47,7 @@ class Preprocessing:
             raise InputError(f"img_size={self.img_size} is not a size in pixels; use 1 or more.")
         if not 0 < self.crop_pct <= 1:
             raise InputError(f"crop_pct={self.crop_pct} is not a fraction of the image; use more than 0 and at most 1.")
-        if self.interpolation not in INTERPOLATIONS:
-            raise InputError(
-                f"interpolation={self.interpolation!r} is unknown; use one of {', '.join(INTERPOLATIONS)}."
-            )
+        check_choices(self, interpolation=INTERPOLATIONS)
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or not all(s > 0 for s in self.std):
             raise InputError(f"mean={self.mean} and std={self.std} must have 1 or 3 values each, std above 0.")
 

@@ -19,8 +19,15 @@ from mambar.data.keys import numpy_generator
 from mambar.data.segmentation.masks import IGNORE, Color, palette
 from mambar.data.transforms.classification import pil_to_tensor, to_pil_image
 from mambar.errors import DataError, RecipeError
+from mambar.json_fields import Allowed, check_allowed
 
 _CROPS_TRIED = 10
+_ALLOWED: Allowed = (
+    ("two factors above 0, at most 20, in rising order", lambda pair: 0 < pair[0] <= pair[1] <= 20, ("ratio",)),
+    ("a fraction above 0, at most 1", lambda value: 0 < value <= 1, ("max_class_fraction",)),
+    ("a probability, 0 to 1", lambda value: 0 <= value <= 1, ("hflip",)),
+    ("1 pixel or more", lambda size: min(size if isinstance(size, tuple) else (size,)) >= 1, ("img_size",)),
+)
 # Ranges of mmsegmentation's PhotoMetricDistortion; a hue of 180 OpenCV steps is Pillow's 256.
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 18 * 256 / 180
 
@@ -68,16 +75,7 @@ class SegmentationTransform:
     fill: tuple[int, int, int] = (124, 116, 104)
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio[0] <= self.ratio[1] <= 20:
-            raise RecipeError(f"ratio={self.ratio} is not a range of factors; use 0 < least <= most <= 20.")
-        if not 0 < self.max_class_fraction <= 1:
-            raise RecipeError(
-                f"max_class_fraction={self.max_class_fraction} is not a fraction; use more than 0 and at most 1."
-            )
-        if not 0 <= self.hflip <= 1:
-            raise RecipeError(f"hflip={self.hflip} is not a probability; use 0 to 1.")
-        if min(self.size) < 1:
-            raise RecipeError(f"img_size={self.img_size} is not a size in pixels; use 1 or more.")
+        check_allowed(self, _ALLOWED, error=RecipeError)
 
     @property
     def size(self) -> tuple[int, int]:
