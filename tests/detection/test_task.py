@@ -12,9 +12,10 @@ from mambar.data import open_dataset
 from mambar.data.detection.coco_export import write_coco
 from mambar.data.detection.object_masks import target_objects
 from mambar.data.loading.loaders import training_batches
-from mambar.detection import DetectionTask, Detector, detect, evaluate_run, load_detector
+from mambar.detection import DetectionTask, Detector, detect, evaluate_run, load_detector, save_detector
 from mambar.detection.detector import strides
 from mambar.errors import DataError, InputError, RecipeError
+from mambar.models.timm_vit import create_timm_vit
 from mambar.recipes.index import ENTRIES, get_recipe
 from mambar.training.recipe import Recipe, Stage
 from mambar.training.task_registry import task_class
@@ -32,6 +33,7 @@ OPTIONS = {
     "max_detections": 10,
     "score_threshold": 0.0,
 }
+HEADS = {"num_classes": 2, "channels": 8, "head_dim": 8, "min_size": 32, "max_size": 64}
 BODY = {"patch_size": 8, "embed_dim": 16, "depth": 4, "num_registers": 2, "register_reduction": 2, "d_state": 4}
 
 
@@ -207,8 +209,23 @@ def test_a_batch_of_several_sizes(scenes, make_backbone):
     assert all(each.grad is not None for each in model.parameters() if each.requires_grad)
 
 
-def test_any_token_model_and_patch_size(make_backbone):
-    model = Detector(make_backbone(patch_size=4), num_classes=2, channels=8, head_dim=8).eval()
+@pytest.mark.slow
+def test_a_timm_vit_is_trained_saved_and_loaded(tmp_path):
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 0}
+    model = Detector(create_timm_vit("vit_tiny_patch16_224", **arguments), **HEADS).train()
+    targets = [{"boxes": torch.tensor([[2.0, 3.0, 20.0, 30.0]]), "labels": torch.tensor([2])}]
+    losses = model(torch.randn(1, 3, 48, 32), [(40, 27)], targets)
+    sum(losses.values()).backward()
+    assert not [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+    model.classes = ("a", "b")
+    save_detector(tmp_path, model.eval())
+    image = torch.full((3, 20, 30), 90, dtype=torch.uint8)
+    found, again = (each.detect([image])[0] for each in (model, load_detector(tmp_path)))
+    assert found.keys() == again.keys() and all(torch.equal(found[name], again[name]) for name in found)
+
+
+def test_any_patch_size(make_backbone):
+    model = Detector(make_backbone(patch_size=4), **HEADS).eval()
     (found,) = model.detect([torch.zeros(3, 20, 30, dtype=torch.uint8)])
     assert found["boxes"].shape[1] == 4 and "masks" not in found
     assert strides(16) == [4, 8, 16, 32, 64] and strides(8)[0] == 4 and strides(2)[0] == 2

@@ -177,7 +177,7 @@ class Detector(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         """The token model."""
-        return self.rcnn.backbone.body
+        return self.rcnn.backbone.get_submodule("body")
 
     def forward(
         self,

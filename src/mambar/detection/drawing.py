@@ -1,7 +1,7 @@
 """Images with the boxes, names and masks of objects."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ def draw_objects(
 
     Small images are enlarged by a whole factor; of one above 8192 pixels every n-th row and column is drawn.
     """
-    colors = [palette(label + 1)[label] for label in labels]
+    colors: list[Any] = [palette(label + 1)[label] for label in labels]
     drawn = image
     for index, color in enumerate(colors):
         pixels = mask(index)

@@ -76,10 +76,11 @@ def evaluate_records(records: Iterable[ImageRecord], classes: Sequence[str], *, 
 def _coco_stats(records: Sequence[ImageRecord], classes: Sequence[str], kind: str) -> tuple[list[float], np.ndarray]:
     """COCO's first six numbers, and its precision (threshold, recall, class, area, detections)."""
     try:
+        from pycocotools import cocoeval
         from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise BackendUnavailable(needs_package("the evaluation of boxes", "pycocotools", extra="detection")) from error
+    evaluator: Any = cocoeval.COCOeval
     images = [{"id": each.index, "height": each.size[0], "width": each.size[1]} for each in records]
     categories = [{"id": label, "name": name} for label, name in enumerate(classes)]
 
@@ -89,7 +90,7 @@ def _coco_stats(records: Sequence[ImageRecord], classes: Sequence[str], kind: st
         ]
         if part == "detections" and kind == "bbox":
             annotations = [{**each, "area": each["bbox"][2] * each["bbox"][3]} for each in annotations]
-        coco = COCO()
+        coco: Any = COCO()
         # An id of 0 would stand for no match.
         numbered = [{**each, "id": number} for number, each in enumerate(annotations, 1)]
         coco.dataset = {"images": images, "categories": categories, "annotations": numbered}
@@ -98,7 +99,7 @@ def _coco_stats(records: Sequence[ImageRecord], classes: Sequence[str], kind: st
 
     # pycocotools prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(indexed("objects"), indexed("detections"), kind)
+        evaluation = evaluator(indexed("objects"), indexed("detections"), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

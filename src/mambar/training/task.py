@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mambar.data import has_test_split, open_dataset
 from mambar.data.dataset import ImageDataset
-from mambar.data.loading.loaders import Batch
+from mambar.data.loading.loaders import Batch, SampleTransform, Transform
 from mambar.data.transforms.classification import EvalTransform, TrainTransform
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.evaluation.metrics import LossSum
@@ -150,7 +150,7 @@ class Task(ABC):
         """Excludes the backbone from training."""
         backbone.requires_grad_(False)
 
-    def train_transform(self) -> Callable[..., Tensor | Mapping[str, Any]]:
+    def train_transform(self) -> Transform | SampleTransform:
         """(stored image, key) → an image, or a mapping of named fields, such as several views.
 
         An object with a method `transform_sample(sample, key)` receives the whole sample in place of the image.

@@ -42,8 +42,9 @@ class MaskRegions:
 
 def _regions(mask: UInt8[np.ndarray, "height width"]) -> Iterator[TargetObject]:
     for label in np.setdiff1d(mask, (0, IGNORE)).tolist():
-        regions, count = ndimage.label(mask == label, np.ones((3, 3)))
-        for number in range(1, count + 1):
+        regions = np.zeros(mask.shape, dtype=np.int32)
+        ndimage.label(mask == label, np.ones((3, 3)), output=regions)
+        for number in range(1, int(regions.max()) + 1):
             found = TargetObject.of_mask(label - 1, regions == number)
             if found.area >= _SMALLEST * mask.size:
                 yield found

@@ -85,9 +85,11 @@ def check_segmentation(given: Any, height: int, width: int) -> None:
         )
     else:
         counts = given.get("counts") if isinstance(given, dict) else None
-        runs = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
         is_known = isinstance(given, dict) and given.get("size") == [height, width]
-        is_known = is_known and (isinstance(counts, str) or (runs and sum(counts) == height * width))
+        if isinstance(counts, list):
+            is_known &= all(type(run) is int and run >= 0 for run in counts) and sum(counts) == height * width
+        else:
+            is_known &= isinstance(counts, str)
     if not is_known:
         raise ImageError(
             f"segmentation {one_line(given, limit=60)} is neither polygons nor run lengths of {width}x{height} pixels."
