@@ -58,5 +58,8 @@ ENTRY = RecipeEntry(
     recipe=RECIPE, title="Faster R-CNN on Mamba-R, procedural scenes", command="mambar train fasterrcnn_shapes"
 )
 MASK_ENTRY = RecipeEntry(
-    recipe=MASK_RECIPE, title="Mask R-CNN on Mamba-R, procedural scenes", command="mambar train maskrcnn_shapes"
+    recipe=MASK_RECIPE,
+    title="Mask R-CNN on Mamba-R, procedural scenes",
+    command="mambar train maskrcnn_shapes",
+    expected="AP50 83.6 % of boxes, 82.9 % of masks on 200 held-out scenes (seed 0), 349 s of CPU time, one thread",
 )
