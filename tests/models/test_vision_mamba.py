@@ -1,7 +1,5 @@
 """The whole model against the released code's numbers, and timm's contract."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from timm.models import group_parameters
@@ -11,7 +9,6 @@ from mambar.errors import InputError
 from mambar.hub.convert import convert_checkpoint, detect_source, infer_config, to_official
 from mambar.models import VisionMamba, VisionMambaConfig, variant
 from mambar.models.vision_mamba import drop_path_rates
-from mambar.nn import fused_forward
 from mambar.nn.block import DropPath
 from mambar.nn.heads import HEADS
 from mambar.ops import use_backend
@@ -325,45 +322,3 @@ def test_full_graph_compile_and_export():
     torch.testing.assert_close(program.module()(images), expected, rtol=1e-4, atol=1e-5)
     more = torch.randn(5, 3, 32, 32)
     torch.testing.assert_close(program.module()(more), model(more), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("autocast", [False, True])
-def test_norms_that_are_computed_again_change_no_bit_and_save_memory(monkeypatch, autocast):
-    model = VisionMamba(SMALL.replace(img_size=64, embed_dim=256, depth=6)).cuda().train()
-    images = torch.randn(16, 3, 64, 64, device="cuda")
-
-    def gradients():
-        torch.manual_seed(0)
-        torch.cuda.reset_peak_memory_stats()
-        model.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-            loss = model(images).float().square().mean()
-        kept = torch.cuda.memory_allocated()
-        loss.backward()
-        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None], kept
-
-    gradients()
-    found, kept = gradients()
-    monkeypatch.setattr(fused_forward, "_recomputed", lambda *arguments: nullcontext())
-    expected, kept_all = gradients()
-    assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
-    normed = 6 * 16 * 67 * 256 * (2 if autocast else 4)
-    assert kept_all - kept >= 0.9 * normed
-
-
-@pytest.mark.gpu
-def test_second_derivatives_through_norms_that_are_computed_again(monkeypatch):
-    model = VisionMamba(SMALL.replace(drop_path_rate=0.0)).cuda().eval()
-    images = torch.randn(2, 3, 32, 32, device="cuda")
-
-    def penalty():
-        parameters = list(model.parameters())
-        first = torch.autograd.grad(model(images).square().sum(), parameters, create_graph=True, allow_unused=True)
-        total = sum(each.square().sum() for each in first if each is not None)
-        return torch.autograd.grad(total, parameters, allow_unused=True)
-
-    found = penalty()
-    monkeypatch.setattr(fused_forward, "_recomputed", lambda *arguments: nullcontext())
-    for one, two in zip(penalty(), found, strict=True):
-        assert (one is None) == (two is None) and (one is None or torch.allclose(one, two, rtol=1e-4, atol=1e-6))

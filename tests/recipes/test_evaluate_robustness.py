@@ -59,7 +59,7 @@ def test_the_command_writes_table_and_plot(files, tmp_path, capsys, need_package
     code, _, error = run([*common, "--corruptions", "contrasts"], capsys)
     assert code == 2 and "did you mean 'contrast'?" in error
     code, _, error = run([*common, *out], capsys)
-    assert code == 2 and "--out is an option for --corruptions" in error
+    assert code == 2 and "--out needs --corruptions or a segmentation protocol" in error
     code, _, error = run([*common, "--corruptions", "fog", "--crop-pct", "0.9"], capsys)
     assert code == 2 and "--crop-pct cannot be changed" in error
 

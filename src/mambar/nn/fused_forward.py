@@ -6,14 +6,12 @@ parametrized or compiled in place is never bypassed: see `can_fuse` and `is_plai
 
 import functools
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from mambar import ops
 from mambar.nn.block import MambaBlock
 from mambar.nn.norm import RMSNorm
 from mambar.nn.placement import Grid
@@ -35,29 +33,8 @@ def fused_forward(
     for block in blocks:
         assert isinstance(block, MambaBlock)
         normed, x = (block.norm(x), x) if branch is None else block.norm.add(x, branch)
-        with _recomputed(normed, x, block.norm):
-            branch = block.drop_path(block.proj_drop(block.mixer(normed, grid, positions)))
+        branch = block.drop_path(block.proj_drop(block.mixer(normed, grid, positions)))
     return x if branch is None else x + branch
-
-
-def _recomputed(normed: Tensor, x: Tensor, norm: RMSNorm) -> AbstractContextManager[object]:
-    """Inside, `normed` = norm(x) is not kept for the backward pass, which computes it again from x, which is kept.
-
-    On a GPU this frees a fifth of the activations of a block for one pass over memory.
-    """
-    if not (x.is_cuda and x.requires_grad and torch.is_grad_enabled() and mode() == "eager"):
-        return nullcontext()
-    address, size, dtype, weight, eps = normed.data_ptr(), normed.numel(), normed.dtype, norm.weight, norm.eps
-
-    def pack(tensor: Tensor) -> Tensor | torch.Size:
-        is_normed = tensor.data_ptr() == address and tensor.numel() == size and tensor.dtype == dtype
-        return tensor.shape if is_normed and tensor.is_contiguous() else tensor
-
-    def unpack(packed: Tensor | torch.Size) -> Tensor:
-        # With gradients enabled, for second derivatives, the result is a function of x and of the weight.
-        return packed if isinstance(packed, Tensor) else ops.rms_norm(x, weight, eps=eps, dtype=dtype).view(packed)
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def can_fuse(blocks: Iterable[nn.Module], x: Tensor) -> bool:
