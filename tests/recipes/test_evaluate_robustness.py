@@ -61,7 +61,7 @@ def test_the_command_writes_table_and_plot(files, tmp_path, capsys, need_package
     code, _, error = run([*common, *out], capsys)
     assert code == 2 and "--out needs --corruptions or a segmentation protocol" in error
     code, _, error = run([*common, "--corruptions", "fog", "--crop-pct", "0.9"], capsys)
-    assert code == 2 and "--crop-pct cannot be changed" in error
+    assert code == 2 and "--crop-pct has no effect with --corruptions" in error
 
 
 @pytest.mark.slow
