@@ -9,6 +9,8 @@ import mambar
 from mambar.cli.main import _VERBS, app
 from mambar.cli.option_rules import RULES
 from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.detection.detector import Detector, DetectorConfig
+from mambar.detection.files import save_detector
 from mambar.models import VisionMamba
 from mambar.segmentation import Inference, Segmenter, save_segmenter
 
@@ -88,7 +90,8 @@ ALWAYS = {
     "reproduce": "listing",
     "recipe": "listing",
     "segment": "run images out device force max_pixels as_json",
-    "pack": "folder out shard_megabytes",
+    "detect": "run images threshold out device force max_pixels as_json",
+    "pack": "data out assignments coco shard_megabytes",
     "export": "run format out data force as_json",
     "serve": "model compare port img_size device max_pixels public",
     "doctor": "quick as_json",
@@ -143,6 +146,7 @@ READS_IMAGES = {
     "analyze": "run --images picture.png --device cpu --out new",
     "reproduce": "table_imagenet --budget full data=data --device cpu --out new",
     "segment": "segmenter picture.png --device cpu",
+    "detect": "detector picture.png --device cpu",
     "export": "run --data data",
     "serve": "run --device cpu",
 }
@@ -169,6 +173,11 @@ def test_max_pixels_reaches_the_decoder(mambar_command, place, monkeypatch, capl
         model = Segmenter(VisionMamba(body), num_classes=2, channels=8)
         model.classes, model.palette, model.preprocessing = "ab", ((0, 0, 0), (9, 9, 9)), Preprocessing(img_size=16)
         save_segmenter(place / "segmenter", model, name=None, inference=Inference(crop=16, stride=16), force=False)
+    if verb == "detect":
+        body = VisionMamba(mambar.load("run").config.replace(num_classes=0))
+        detector = Detector(body, DetectorConfig(num_classes=2, channels=8, head_dim=8, layers=(0,) * 4))
+        detector.classes, detector.preprocessing = ("a", "b"), Preprocessing(img_size=16)
+        save_detector(place / "detector", detector)
     if verb == "reproduce":
         # The released weights.
         monkeypatch.setattr("mambar.hub.create_model", lambda name, pretrained: mambar.load("run"))

@@ -111,13 +111,13 @@ def test_a_later_stage_can_be_the_first_with_start_from():
 def test_json_round_trip():
     recipe = THREE.replace(**{"stages.0.img_size": (64, 32), "config.embed_dim": 64, "stages.2.clip_grad": 0.1 + 0.2})
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert json.loads(recipe.to_json())["format_version"] == 2
+    assert json.loads(recipe.to_json())["format_version"] == 3
 
 
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"format_version": 3}, "format_version 3.*Install a newer"),
+        ({"format_version": 4}, "format_version 4.*Install a newer"),
         ({"format_version": None}, "format_version None"),
         ({"colour": 1}, "'colour' is not a field"),
         ({"stages": [{"epocs": 1}]}, "'epocs' is not a field.*'epochs'"),
@@ -200,3 +200,12 @@ def test_old_keywords_in_python_warn():
 def test_an_old_and_a_new_name_of_one_field_are_refused_together():
     with pytest.raises(RecipeError, match="clip and clip_grad are the same field"):
         ONE.with_overrides(["clip=1", "clip_grad=2"])
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_recipe_from_before_cuda_graphs_is_read(version):
+    fields = {**json.loads(Recipe(name="old", model="mambar_tiny_patch16_224").to_json()), "format_version": version}
+    del fields["cuda_graphs"]
+    assert Recipe.from_fields(fields).cuda_graphs
+    with pytest.raises(RecipeError, match="has no field 'cuda_graphs'"):
+        Recipe.from_fields({**fields, "format_version": 3})

@@ -30,7 +30,7 @@ from mambar.training.stage import MANY, Stage
 # `data` of a run whose dataset was passed as an object starts with this.
 DATA_OBJECT: Final = "object:"
 # 1: version 0.1, whose fields had other names.
-RECIPE_FORMAT: Final = 2
+RECIPE_FORMAT: Final = 3
 Precision = Literal["auto", "fp64", "fp32", "bf16", "fp16"]
 Parallel = Literal["exact", "ddp", "fsdp"]
 FinalWeights = Literal["last", "ema", "best"]
@@ -213,6 +213,9 @@ class Recipe:
             )
         if version == 1:
             plain = _from_version_1(plain)
+        if version < 3:
+            # The numbers are the same with and without.
+            plain.setdefault("cuda_graphs", True)
         _check_names(plain, cls, source)
         stages = plain["stages"]
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):

@@ -124,9 +124,9 @@ def test_a_changed_field_is_taken_with_override_and_recorded(run):
     [
         ('"seed": 7,', "", "no field 'seed'"),
         ('"seed": 7,', '"seed": 7, "seed": 8,', "'seed' twice"),
-        ('"format_version": 2', '"format_version": 0', "format_version 0"),
-        ('"format_version": 2', '"format_version": -5', "format_version -5"),
-        ('"format_version": 2', '"format_version": true', "format_version True"),
+        ('"format_version": 3', '"format_version": 0', "format_version 0"),
+        ('"format_version": 3', '"format_version": -5', "format_version -5"),
+        ('"format_version": 3', '"format_version": true', "format_version True"),
     ],
 )
 def test_a_recipe_with_missing_repeated_or_unversioned_fields_is_refused(run, old, new, match):
@@ -163,5 +163,5 @@ def test_a_change_of_a_0_1_0_run_is_recorded(tmp_path):
     stored = read_recipe(out)
     runs.here(stored.replace(max_steps=5), out, resume=True)
     document = json.loads((out / "recipe.json").read_text("utf-8"))
-    assert document["changes"][0]["fields"] == {"stages.0.max_steps": [4, 5]} and document["format_version"] == 2
+    assert document["changes"][0]["fields"] == {"stages.0.max_steps": [4, 5]} and document["format_version"] == 3
     assert runs.here(None, out, resume=True).already_finished

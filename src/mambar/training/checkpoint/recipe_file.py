@@ -1,6 +1,6 @@
 """recipe.json of a run directory: the recipe with its checksum, and the recorded changes of a resumed run.
 
-    {"format_version": 2, FIELDS…, "paths": {FIELD: PATH…}, "changes": [CHANGE…], "recipe_sha256": …, "sha256": …}
+    {"format_version": 3, FIELDS…, "paths": {FIELD: PATH…}, "changes": [CHANGE…], "recipe_sha256": …, "sha256": …}
 
 `recipe_sha256` is that of the fields alone and is stored in every checkpoint; `sha256` protects the whole document.
 Files of format 1 (version 0.1.0) have neither and are read as they are.
