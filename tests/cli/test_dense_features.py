@@ -32,7 +32,7 @@ def test_the_command_prints_a_table_and_writes_a_picture(run, mambar_command, tm
     assert lines[1].split()[:2] == ["segmentation_knn", "k=30"]
     assert lines[3] == "12 images of 24x24 pixels, fitted on 12"
     assert (out / "segmentation.png").read_bytes().startswith(b"\x89PNG")
-    found = json.loads((out / "segmentation.json").read_text())
+    found = json.loads((out / "segmentation.json").read_text("utf-8"))
     assert [score["protocol"] for score in found["scores"]] == ["segmentation_knn", "segmentation_linear"]
     assert all(0 < score["miou_interval"][0] <= score["miou"] for score in found["scores"])
 
@@ -47,7 +47,7 @@ def test_a_model_without_registers_and_masks_from_a_folder(tmp_path):
             for number in range(count):
                 pixels = drawn.integers(0, 256 if kind == "images" else 2, shape).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / kind / split / f"{number}.png")
-    (tmp_path / "classes.txt").write_text("background\nobject\n")
+    (tmp_path / "classes.txt").write_text("background\nobject\n", "utf-8")
     result = evaluate_dense(
         "timm/vit_tiny_patch16_224", data=str(tmp_path), img_size=32, protocols=["segmentation_knn"]
     )

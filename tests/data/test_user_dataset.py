@@ -66,12 +66,12 @@ def test_a_registered_class_is_opened_by_name(registry):
 
 
 def test_a_new_kind_can_be_registered(registry):
-    register_dataset("boxes", lambda split: Gray(6, kind="sample"), kind="detection")
-    found = open_dataset("boxes", "val", kind="detection")
+    register_dataset("boxes", lambda split: Gray(6, kind="sample"), kind="tracking")
+    found = open_dataset("boxes", "val", kind="tracking")
     assert len(found[5].targets["boxes"]) == 5 and found[0].targets == {"boxes": []}
-    with pytest.raises(DataError, match="detection has no path layouts; use boxes"):
-        open_dataset("/", "train", kind="detection")
-    with pytest.raises(DataError, match="kind='depth' is unknown; use classification, segmentation, detection"):
+    with pytest.raises(DataError, match="tracking has no path layouts; use boxes"):
+        open_dataset("/", "train", kind="tracking")
+    with pytest.raises(DataError, match="unknown; use classification, segmentation, detection, tracking"):
         open_dataset("boxes", "val", kind="depth")
 
 

@@ -93,7 +93,7 @@ class _Graph(Generic[Result]):
 
     def replay(self, tensors: Mapping[str, Tensor]) -> Result:
         for name, argument in self._arguments.items():
-            argument.copy_(tensors[name], non_blocking=True)
+            argument.copy_(tensors[name])
         self._graph.replay()
         return self._result
 

@@ -235,7 +235,7 @@ def test_bad_options(data, options, message):
 
 
 def test_unknown_split_and_limit():
-    with pytest.raises(DataError, match="split='test': data=mosaics has no test/"):
+    with pytest.raises(DataError, match="split='test' is not there: data=mosaics has train and val"):
         open_dataset("mosaics", "test", kind="segmentation")
     with pytest.raises(DataError, match="limit=0"):
         open_dataset("mosaics", "train", kind="segmentation", limit=0)

@@ -1,4 +1,4 @@
-"""Copies of tensors from the CPU to another device."""
+"""Copies of tensors between the CPU and another device."""
 
 import torch
 from torch import Tensor
@@ -10,3 +10,8 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     MPS copies are synchronous: an asynchronous one may read memory that was already freed (pytorch issue 189690).
     """
     return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
+
+
+def start_copy_to_cpu(tensor: Tensor) -> Tensor:
+    """A copy in page-locked memory of a tensor on a CUDA GPU; valid only when the work queued so far is done."""
+    return tensor.to("cpu", non_blocking=True)

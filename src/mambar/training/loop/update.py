@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mambar.data.keys import key
 from mambar.data.loading.loaders import Batch
-from mambar.data.loading.to_device import to_device
+from mambar.data.loading.to_device import start_copy_to_cpu, to_device
 from mambar.errors import InputError
 from mambar.nn.cuda_graph import GraphedCall, first_hook
 from mambar.training.distributed.parallel import parallelize
@@ -224,7 +224,7 @@ class TrainStep:
         # A copy: the next step resets the extras.
         loss, numbers = extras[len(SIGNALS)].clone(), torch.cat([extras, norm[None]])
         if self.process_group.device.type == "cuda":
-            numbers = numbers.to("cpu", non_blocking=True)
+            numbers = start_copy_to_cpu(numbers)
         read = self._event()
         events = None if first is None or read is None else (first, read)
         return PendingStep(
