@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -96,6 +96,14 @@ def write_atomically(path: Path, data: bytes) -> str:
             temporary.unlink(missing_ok=True)
         raise disk_error(path, len(data), error) from error
     return digest.sha256
+
+
+def write_files(directory: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Writes the files by name into `directory`, each atomically; makes the directory and returns the paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        write_atomically(directory / name, data)
+    return [directory / name for name in files]
 
 
 @contextlib.contextmanager

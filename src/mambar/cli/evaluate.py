@@ -1,7 +1,5 @@
 """`mambar evaluate`: accuracy of a classifier, mIoU of a segmenter, AP of a detector, on held-out images."""
 
-import io
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -117,8 +115,10 @@ def evaluate(
         common |= {"batch_size": batch_size or 64, "features_dir": features_dir, "pretrained": pretrained}
         common |= {"img_size": img_size, "protocols": _names(protocol), "progress": Progress()}
         if is_dense(protocol):
-            return _dense(run, out, common, as_json=as_json)
-        return _frozen(run, common | ({"features": _names(features)} if features else {}), as_json=as_json)
+            _dense(run, out, common, as_json=as_json)
+        else:
+            _frozen(run, common | ({"features": _names(features)} if features else {}), as_json=as_json)
+        return 0
     kind = next((each for each in ("segmenter", "detector") if is_task_model(run, each)), "classifier")
     for other, options in (("classifier", classifier), ("segmenter", segmenter)):
         if kind != other and (given := _first_given(options)):
@@ -144,15 +144,15 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _frozen(run: str, given: dict[str, Any], *, as_json: bool) -> int:
+def _frozen(run: str, given: dict[str, Any], *, as_json: bool) -> None:
     from mambar.recipes.frozen_features import evaluate_frozen_features
 
     result = evaluate_frozen_features(run, **given)
     if result is None:  # Another process prints the result.
-        return 0
+        return
     if as_json:
         print_json(result.to_dict())
-        return 0
+        return
     rows = []
     for score in result.scores:
         setting = f"k={score.setting}" if score.protocol == "knn" else f"{score.setting:g}"
@@ -161,31 +161,29 @@ def _frozen(run: str, given: dict[str, Any], *, as_json: bool) -> int:
         rows.append(("own classifier", "", "", f"{result.top1:.2%}", ""))
     say_columns(("features", "protocol", "setting", "top-1", "top-5"), rows)
     say(f"{result.scores[0].count:,} images, fitted on {result.num_train:,}")
-    return 0
 
 
-def _dense(run: str, out: Path | None, given: dict[str, Any], *, as_json: bool) -> int:
-    from mambar.atomic_files import write_atomically
+def _dense(run: str, out: Path | None, given: dict[str, Any], *, as_json: bool) -> None:
+    from mambar.analysis.draw.color_maps import png
+    from mambar.atomic_files import write_files
+    from mambar.hub.config_file import json_bytes
     from mambar.recipes.dense_features import evaluate_dense
     from mambar.segmentation.overlays import add_legend
 
     result = evaluate_dense(run, **given)
     if result is None:  # Another process prints the result.
-        return 0
+        return
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        picture = io.BytesIO()
         shares = (result.masks == label for label in range(len(result.classes)))
         legend = [
             (name, color, float(share.mean()))
             for name, color, share in zip(result.classes, result.palette, shares, strict=True)
         ]
-        add_legend(result.picture(), legend).save(picture, "PNG", optimize=True)
-        write_atomically(out / "segmentation.png", picture.getvalue())
-        write_atomically(out / "segmentation.json", (json.dumps(result.to_dict(), indent=2) + "\n").encode())
+        picture = png(add_legend(result.picture(), legend))
+        write_files(out, {"segmentation.png": picture, "segmentation.json": json_bytes(result.to_dict())})
     if as_json:
         print_json(result.to_dict())
-        return 0
+        return
     rows = []
     for score in result.scores:
         setting = f"k={score.setting}" if score.protocol == "segmentation_knn" else f"{score.setting:g}"
@@ -196,7 +194,6 @@ def _dense(run: str, out: Path | None, given: dict[str, Any], *, as_json: bool) 
     say_columns(("protocol", "setting", "mIoU", "95 % interval", "pixel accuracy"), rows)
     size = "x".join(map(str, result.img_size))
     say(f"{result.scores[0].count:,} images of {size} pixels, fitted on {result.num_train:,}")
-    return 0
 
 
 def _classifier(run: str, batch_size: int, crop_pct: float | None, common: dict[str, Any], *, as_json: bool) -> None:
@@ -216,20 +213,19 @@ def _corruptions(
     from mambar.analysis.draw.corruption_charts import corruption_charts
     from mambar.analysis.draw.plots import draw_chart_grid, png
     from mambar.analysis.figure_label import FigureLabel
-    from mambar.atomic_files import write_atomically
+    from mambar.atomic_files import write_files
     from mambar.data.transforms.corruptions import KINDS
+    from mambar.hub.config_file import json_bytes
     from mambar.recipes.evaluate_robustness import evaluate_corruptions
 
     chosen, levels = KINDS if kinds == "all" else tuple(kinds.split(",")), numbers("--severities", severities, int)
     result = evaluate_corruptions(run, kinds=chosen, severities=levels, progress=logger.info, **given)
     content = {"format_version": 1, **asdict(result)}
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         data = f"{result.data}, {result.count} images"
         label = FigureLabel(model=Path(run).name, data=data, metric=result.library, seed=result.seed)
-        charts = corruption_charts(result.clean, result.top1, label)
-        write_atomically(out / "corruptions.png", png(draw_chart_grid(charts)))
-        write_atomically(out / "corruptions.json", (json.dumps(content, indent=2) + "\n").encode())
+        chart = png(draw_chart_grid(corruption_charts(result.clean, result.top1, label)))
+        write_files(out, {"corruptions.png": chart, "corruptions.json": json_bytes(content)})
     if as_json:
         print_json(content)
         return

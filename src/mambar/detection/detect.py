@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from mambar.analysis.draw.color_maps import png
-from mambar.atomic_files import write_atomically
+from mambar.atomic_files import write_files
 from mambar.data.detection.object_masks import run_lengths
 from mambar.data.loading.images import read_for_inference
 from mambar.detection.detector import Detector, paste_mask
@@ -84,10 +84,7 @@ class Detections:
         directory = Path(directory)
         files = {f"{stem}.objects.png": png(self.picture()), f"{stem}.json": json_bytes(self.to_dict())}
         refuse_overwrite(directory, files, force=force)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            write_atomically(directory / name, data)
-        return [directory / name for name in files]
+        return write_files(directory, files)
 
 
 def detect(

@@ -8,12 +8,11 @@ import torch
 
 from mambar.data.detection.object_masks import compressed_masks, run_lengths, target_objects
 from mambar.data.loading.loaders import Batch, evaluation_batches
-from mambar.data.registry import open_dataset, open_evaluation_dataset
 from mambar.detection.detector import Detector, paste_mask
 from mambar.detection.files import load_detector
 from mambar.errors import DataError
 from mambar.evaluation.detection import DetectionResult, ImageRecord, evaluate_records
-from mambar.training.checkpoint.run_directory import read_located_recipe
+from mambar.training.run_data import open_run_dataset
 
 
 def evaluate_run(
@@ -31,17 +30,7 @@ def evaluate_run(
     split: by default "val", or all images of a folder given as `data` that has no validation split.
     """
     model = load_detector(run, device=device)
-    if data is None:
-        recipe = read_located_recipe(run)
-        options = {**recipe.data_options, **(data_options or {})}
-        data, dataset = recipe.data, open_dataset(recipe.data, split or "val", kind="detection", **options)
-    else:
-        dataset = open_evaluation_dataset(data, split, kind="detection", **(data_options or {}))
-    if model.classes is not None and model.classes != tuple(dataset.classes):
-        raise DataError(
-            f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "
-            f"{len(model.classes)} ({', '.join(model.classes[:4])}, …); evaluate on data with the model's classes."
-        )
+    dataset = open_run_dataset(run, data, split, data_options, classes=model.classes, kind="detection")
     batches = evaluation_batches(dataset, lambda image: {"pixels": image}, batch_size=1, num_workers=num_workers)
     records = [record for batch in batches for record in image_records(model, batch)]
     return evaluate_records(records, dataset.classes, masks=model.config.masks)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from mambar.analysis.draw.plots import png
-from mambar.atomic_files import write_atomically
+from mambar.atomic_files import write_files
 from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
 from mambar.hub.config_file import json_bytes
@@ -130,16 +130,18 @@ def _write_tables(tables: Mapping[str, Table], context: Context) -> None:
 
 def write(results: Sequence[Result], table: Table, directory: Path) -> None:
     """Writes results.json, the table in three formats with its provenance, and table.png with every run."""
-    directory.mkdir(parents=True, exist_ok=True)
     content = {"format_version": 1, "title": table.TITLE, "results": [asdict(result) for result in results]}
-    write_atomically(directory / "results.json", json_bytes(content))
     markdown = f"# {table.TITLE}\n\n{render(table.CLAIMS, results)}\n{provenance(results)}"
-    write_atomically(directory / "table.md", markdown.encode())
-    write_atomically(directory / "table.html", render(table.CLAIMS, results, format="html").encode())
-    write_atomically(directory / "table.csv", render(table.CLAIMS, results, format="csv").encode())
+    files = {
+        "results.json": json_bytes(content),
+        "table.md": markdown.encode(),
+        "table.html": render(table.CLAIMS, results, format="html").encode(),
+        "table.csv": render(table.CLAIMS, results, format="csv").encode(),
+    }
     drawn = draw_results(results)
     if drawn is not None:
-        write_atomically(directory / "table.png", png(drawn))
+        files["table.png"] = png(drawn)
+    write_files(directory, files)
 
 
 def read(directory: Path) -> list[Result]:

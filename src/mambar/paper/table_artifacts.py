@@ -20,7 +20,7 @@ from mambar.analysis.analyzed_model import open_model
 from mambar.analysis.draw.plots import png
 from mambar.analysis.images import sample_gallery
 from mambar.analysis.options import AnalysisOptions
-from mambar.atomic_files import write_atomically
+from mambar.atomic_files import write_atomically, write_files
 from mambar.data.registry import open_dataset
 from mambar.hub.config_file import json_bytes
 from mambar.paper.claim import Claim, Result
@@ -68,9 +68,7 @@ def _draw(chosen: list[Cell], context: Context) -> None:
     }
     figure = draw_layers(rows, data=f"{base_recipe(context).data}, training batches")
     if figure is not None:
-        directory = context.directory / context.name
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / "layers.png", png(figure))
+        write_files(context.directory / context.name, {"layers.png": png(figure)})
 
 
 def _artifact_columns(cell: Cell, seed: int, context: Context) -> dict[str, float]:

@@ -14,7 +14,7 @@ from mambar.evaluation.valid_labels import ValidLabelsResult, evaluate_valid_lab
 from mambar.hub import load
 from mambar.models.timm_vit import model_preprocessing
 from mambar.nn.cuda_graph import use_cuda_graphs
-from mambar.recipes.evaluate_run import open_run_dataset
+from mambar.training.run_data import open_run_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def evaluate_corruptions(
     crop = EvalTransform(preprocessing=preprocessing)
     # Wrong names are refused before anything is evaluated.
     chosen = [Corruption(transform=crop, kind=kind, severity=each, seed=seed) for kind in kinds for each in severities]
-    dataset = open_run_dataset(model, run if data is None else None, data, split, data_options or {})
+    dataset = open_run_dataset(run, data, split, data_options, classes=model.classes)
     top1: dict[str, dict[int, float]] = {kind: {} for kind in kinds}
     found = []
     for transform in (crop.pixels, *chosen):

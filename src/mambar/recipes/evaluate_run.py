@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mambar.data import EvalTransform, ImageDataset, evaluation_batches, open_dataset, open_evaluation_dataset
+from mambar.data import EvalTransform, evaluation_batches
 from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
-from mambar.errors import DataError, InputError
+from mambar.errors import InputError
 from mambar.evaluation import ClassificationResult, evaluate
 from mambar.hub import load
 from mambar.models.timm_vit import TimmViT, model_preprocessing
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.cuda_graph import use_cuda_graphs
-from mambar.training.checkpoint.run_directory import read_located_recipe
+from mambar.training.run_data import open_run_dataset
 
 
 @accept_old_names(LOADER_ARGUMENTS)
@@ -45,7 +45,7 @@ def evaluate_run(
         raise InputError("a model in memory has no data of its own; give data=SET.")
     else:
         model = run.to(device)
-    dataset = open_run_dataset(model, run if data is None else None, data, split, data_options or {})
+    dataset = open_run_dataset(run, data, split, data_options, classes=model.classes)
     preprocessing = model_preprocessing(model)
     if crop_pct is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_pct=crop_pct)
@@ -73,27 +73,10 @@ def held_out_images(
     data: by default the validation images of `run`; see `evaluate_run`. img_size: in pixels, by default that of the
     model's preprocessing. The images are evenly spaced, so they are always the same.
     """
-    dataset = open_run_dataset(model, run, data, None, data_options or {})
+    dataset = open_run_dataset(run, data, None, data_options, classes=model.classes)
     preprocessing = model_preprocessing(model)
     if img_size is not None:
         preprocessing = dataclasses.replace(preprocessing, img_size=img_size)
     transform = EvalTransform(preprocessing=preprocessing)
     samples = evenly_spaced_samples(dataset, count)
     return torch.stack([transform(sample.image) for sample in samples]), torch.tensor([s.label for s in samples])
-
-
-def open_run_dataset(
-    model: VisionMamba | TimmViT, run: Any, data: str | None, split: str | None, options: Mapping[str, Any]
-) -> ImageDataset:
-    """`data`, by default those of `run`; raises `DataError` if they do not have the model's classes."""
-    if data is None:
-        recipe = read_located_recipe(run or ".")
-        data, dataset = recipe.data, open_dataset(recipe.data, split or "val", **{**recipe.data_options, **options})
-    else:
-        dataset = open_evaluation_dataset(data, split, **options)
-    if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
-        raise DataError(
-            f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "
-            f"{len(model.classes)} ({', '.join(model.classes[:4])}, …); evaluate on data with the model's classes."
-        )
-    return dataset

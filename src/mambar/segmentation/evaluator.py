@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mambar.data.loading.loaders import Batch, evaluation_batches
-from mambar.data.registry import open_dataset, open_evaluation_dataset
 from mambar.data.segmentation.masks import IGNORE
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.data.transforms.segmentation import MaskChannelDataset
@@ -21,7 +20,7 @@ from mambar.nn.eval_mode import eval_mode
 from mambar.segmentation.files import load_with_inference
 from mambar.segmentation.inference import Inference, probabilities
 from mambar.segmentation.segmenter import Segmenter
-from mambar.training.checkpoint.run_directory import read_located_recipe
+from mambar.training.run_data import open_run_dataset
 
 
 @accept_old_names(LOADER_ARGUMENTS)
@@ -42,17 +41,7 @@ def evaluate_run(
     inference: by default the settings of the run.
     """
     model, run_inference = load_with_inference(run, device=device)
-    if data is None:
-        recipe = read_located_recipe(run)
-        options = {**recipe.data_options, **(data_options or {})}
-        data, dataset = recipe.data, open_dataset(recipe.data, split or "val", kind="segmentation", **options)
-    else:
-        dataset = open_evaluation_dataset(data, split, kind="segmentation", **(data_options or {}))
-    if model.classes is not None and tuple(model.classes) != tuple(dataset.classes):
-        raise DataError(
-            f"data={data} has {len(dataset.classes)} classes ({', '.join(dataset.classes[:4])}, …), the model "
-            f"{len(model.classes)} ({', '.join(model.classes[:4])}, …); evaluate on data with the model's classes."
-        )
+    dataset = open_run_dataset(run, data, split, data_options, classes=model.classes, kind="segmentation")
     assert model.preprocessing is not None
     return evaluate(
         model,

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -11,11 +10,9 @@ from mambar.analysis.draw.color_maps import label_font
 from mambar.analysis.figure_label import printable
 from mambar.data.segmentation.masks import IGNORE, Color
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-# Pixels of the longer side of a written picture.
+# Pixels of the longer side of a written picture, and the least width of one with a legend.
 MAX_SIDE = 8192
+_LEGEND_WIDTH = 320
 _BAND_ROWS = 256
 _OPACITY = 0.55
 _MAX_NAME_LENGTH = 28
@@ -81,18 +78,18 @@ def index_png(labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color
 
 
 def add_legend(
-    picture: UInt8[np.ndarray, "height width 3"], entries: Sequence[tuple[str, Color, float]], *, min_width: int = 320
-) -> "Image.Image":
+    picture: UInt8[np.ndarray, "height width 3"], entries: Sequence[tuple[str, Color, float]]
+) -> UInt8[np.ndarray, "rows cols 3"]:
     """The picture with a legend below it: color, name and fraction (0-1) of each class in `entries`.
 
-    A picture narrower than `min_width` pixels is enlarged by an integer factor, so that the names are legible, to at
+    A picture narrower than 320 pixels is enlarged by an integer factor, so that the names are legible, to at
     most twice `MAX_SIDE`; the sheet has at least that width.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    factor = max(1, min(-(-min_width // picture.shape[1]), 2 * MAX_SIDE // max(picture.shape[:2])))
+    factor = max(1, min(-(-_LEGEND_WIDTH // picture.shape[1]), 2 * MAX_SIDE // max(picture.shape[:2])))
     large = np.repeat(np.repeat(picture, factor, 0), factor, 1)
-    height, width = large.shape[0], max(large.shape[1], min_width)
+    height, width = large.shape[0], max(large.shape[1], _LEGEND_WIDTH)
     size = int(np.clip(width / 38, 13, 40))
     font = ImageFont.truetype(label_font(), size)
     line, edge = round(size * 1.6), round(size * 0.7)
@@ -109,7 +106,7 @@ def add_legend(
         top = height + edge + number % rows * line
         draw.rectangle((left, top, left + size, top + size), fill=color, outline=(70, 78, 90))
         draw.text((left + round(1.5 * size), top + size / 2), text, fill=(28, 36, 48), font=font, anchor="lm")
-    return sheet
+    return np.asarray(sheet)
 
 
 def _table(palette: Sequence[Color]) -> UInt8[np.ndarray, "256 3"]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from mambar.atomic_files import write_atomically
+from mambar.atomic_files import write_files
 from mambar.data.loading.images import read_for_inference
 from mambar.data.segmentation.masks import Color, palette
 from mambar.data.transforms.preprocessing import Preprocessing
@@ -95,17 +95,13 @@ class Segmentation:
         from mambar.analysis.draw.color_maps import png
 
         directory = Path(directory)
-        sheet = np.asarray(add_legend(self.overlay(), self.legend()))
         files = {
-            f"{stem}.overlay.png": png(sheet),
+            f"{stem}.overlay.png": png(add_legend(self.overlay(), self.legend())),
             f"{stem}.index.png": index_png(self.labels, self.palette),
             f"{stem}.json": json_bytes(self.to_dict()),
         }
         refuse_overwrite(directory, files, force=force)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            write_atomically(directory / name, data)
-        return [directory / name for name in files]
+        return write_files(directory, files)
 
 
 def segment(
