@@ -9,7 +9,7 @@ from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.detection.detector import Detector, DetectorConfig
 from mambar.hub.config_file import CONFIG
 from mambar.hub.files import load_weights, write_directory
-from mambar.hub.task_model import class_names, is_task_model, read_task_model, task_model_content
+from mambar.hub.task_model import class_names, read_task_model, task_model_content
 from mambar.hub.weight_checks import as_checkpoint_error
 from mambar.json_fields import from_json_fields, to_json_fields
 
@@ -28,11 +28,6 @@ def save_detector(directory: Path, model: Detector, *, name: str | None = None, 
 def detector_content(model: Detector, *, name: str | None) -> dict[str, Any]:
     """The content of a detector's `config.json` without the checksums."""
     return task_model_content(model, KIND, name=name, detector=to_json_fields(model.config))
-
-
-def is_detector(directory: str | Path) -> bool:
-    """True if the directory contains a saved detector."""
-    return is_task_model(directory, KIND)
 
 
 def load_detector(source: str | Path, *, device: str | torch.device = "cpu") -> Detector:

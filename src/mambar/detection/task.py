@@ -20,7 +20,7 @@ from mambar.errors import DataError, RecipeError
 from mambar.evaluation.detection import evaluate_records
 from mambar.training import fields
 from mambar.training.recipe import Recipe, Stage
-from mambar.training.task import EvalResult, EvaluationContext, Task, preprocessing_of
+from mambar.training.task import EvalResult, EvaluationContext, Task, preprocessing_of, refuse_classification_fields
 from mambar.training.task_registry import register_task
 
 
@@ -44,9 +44,7 @@ class DetectionTask(Task):
         for name in ("num_classes", "min_size"):
             if name in recipe.task_options:
                 raise RecipeError(f"task_options.{name} is not an option; the data and img_size say it. Omit it.")
-        for name in ("mixup", "cutmix", "label_smoothing", "random_erase_prob", "color_jitter"):
-            if getattr(stage, name):
-                raise RecipeError(f"{name}={getattr(stage, name)} has no effect on detection; leave it at 0.")
+        refuse_classification_fields(stage, task="detection")
         if config.norm == "batch" and (recipe.num_shards > 1 or stage.grad_accum_steps > 1):
             raise RecipeError("task_options.norm=batch would depend on how a batch is split; use norm=group.")
         if recipe.compile or recipe.parallel == "fsdp":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from mambar.nn.fused_forward import has_hooks
 from mambar.ops.dispatch import active_backend
 
 _LOG = logging.getLogger("mambar")
@@ -19,11 +20,12 @@ Model = TypeVar("Model", bound=nn.Module)
 NUM_WARMUP_CALLS: Final = 2
 
 
-class GraphedCall(Generic[Result]):
+class GraphedCalls(Generic[Result]):
     """Calls `function(tensors)` and replays later calls from CUDA graphs, one for each signature.
 
-    A signature consists of the names, shapes and dtypes of the tensors and of the caller's `state`. Its first two
-    calls run `function`; the third captures it. The least recently used graph is dropped when there are `max_graphs`.
+    A signature consists of the names, shapes and dtypes of the tensors and of the caller's `state`, which tells apart
+    all else that a call depends on. Its first two calls run `function`; the third captures it. The least
+    recently used graph is dropped when there are `max_graphs`.
     What cannot be captured runs without a graph, with one line in the log.
 
     `function` must launch the same kernels in each call with a signature: no reads of values on the CPU, no random
@@ -31,20 +33,29 @@ class GraphedCall(Generic[Result]):
     next call, as are the tensors that it writes to.
     """
 
-    def __init__(self, function: Callable[[Mapping[str, Tensor]], Result], *, max_graphs: int = 8) -> None:
-        self._function, self._max_graphs = function, max_graphs
+    def __init__(self, max_graphs: int = 8) -> None:
+        self._max_graphs = max_graphs
         self._graphs: OrderedDict[Hashable, _Graph[Result] | None] = OrderedDict()
         self._num_calls: dict[Hashable, int] = {}
         # Warm-up and capture on one stream: autograd's nodes and cuBLAS's workspaces belong to a stream.
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
 
-    def __call__(self, tensors: Mapping[str, Tensor], state: Hashable = None) -> Result:
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Graphs are neither copied nor stored.
+        return type(self), (self._max_graphs,)
+
+    def __call__(
+        self,
+        function: Callable[[Mapping[str, Tensor]], Result],
+        tensors: Mapping[str, Tensor],
+        state: Hashable = None,
+    ) -> Result:
         signature = (state, tuple((name, t.shape, t.dtype, t.device) for name, t in tensors.items()))
         if signature in self._graphs:
             self._graphs.move_to_end(signature)
             graph = self._graphs[signature]
-            return self._function(tensors) if graph is None else graph.replay(tensors)
+            return function(tensors) if graph is None else graph.replay(tensors)
         if self._stream is None:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         current = torch.cuda.current_stream()
@@ -55,18 +66,20 @@ class GraphedCall(Generic[Result]):
                 self._num_calls.pop(next(iter(self._num_calls)))
             self._num_calls[signature] = count + 1
             with torch.cuda.stream(self._stream):
-                result = self._function(tensors)
+                result = function(tensors)
             current.wait_stream(self._stream)
             return result
         while len(self._graphs) >= self._max_graphs:
             self._graphs.popitem(last=False)
-        self._graphs[signature] = self._capture(tensors)
-        return self(tensors, state)
+        self._graphs[signature] = self._capture(function, tensors)
+        return self(function, tensors, state)
 
-    def _capture(self, tensors: Mapping[str, Tensor]) -> "_Graph[Result] | None":
+    def _capture(
+        self, function: Callable[[Mapping[str, Tensor]], Result], tensors: Mapping[str, Tensor]
+    ) -> "_Graph[Result] | None":
         assert self._stream is not None
         try:
-            return _Graph(self._function, tensors, pool=self._pool, stream=self._stream)
+            return _Graph(function, tensors, pool=self._pool, stream=self._stream)
         except RuntimeError as error:
             [first, *_] = str(error).splitlines() or [type(error).__name__]
             _LOG.warning("No CUDA graph of this call: %s", first)
@@ -131,22 +144,18 @@ def use_cuda_graphs(model: Model, *, max_graphs: int = 8) -> Model:
     Returns:
         The same model.
     """
+    graphs: GraphedCalls[Any] = GraphedCalls(max_graphs)
     for name in ("forward", "tokens", "coarse_logits"):
         if callable(getattr(type(model), name, None)):
-            setattr(model, name, _GraphedMethod(model, name, max_graphs))
+            setattr(model, name, _GraphedMethod(model, name, graphs))
     return model
 
 
 class _GraphedMethod:
     """A method whose first argument is a batch of images, replayed from CUDA graphs where that is safe."""
 
-    def __init__(self, model: nn.Module, name: str, max_graphs: int) -> None:
-        self._model, self._name, self._max_graphs = model, name, max_graphs
-        self._calls: OrderedDict[Hashable, GraphedCall[Any]] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Graphs are neither copied nor stored.
-        return {**vars(self), "_calls": OrderedDict()}
+    def __init__(self, model: nn.Module, name: str, graphs: GraphedCalls[Any]) -> None:
+        self._model, self._name, self._graphs = model, name, graphs
 
     def __call__(self, images: Any, *arguments: Any, **options: Any) -> Any:
         run = getattr(type(self._model), self._name)
@@ -159,43 +168,31 @@ class _GraphedMethod:
             or torch.cuda.is_current_stream_capturing()
         ):
             return run(self._model, images, *arguments, **options)
-        tensors = _tensors_without_hooks(self._model)
-        if tensors is None:
+        addresses = _addresses_without_hooks(self._model)
+        if addresses is None:
             return run(self._model, images, *arguments, **options)
-        chosen = (_frozen(arguments), _frozen(sorted(options.items())))
-        if chosen not in self._calls:
-            while len(self._calls) >= self._max_graphs:
-                self._calls.popitem(last=False)
-
-            def call(given: Mapping[str, Tensor]) -> Any:
-                return run(self._model, given["images"], *arguments, **options)
-
-            self._calls[chosen] = GraphedCall(call, max_graphs=self._max_graphs)
-        self._calls.move_to_end(chosen)
         state = (
-            tensors,
+            *(self._name, _frozen(arguments), _frozen(sorted(options.items())), addresses),
             torch.is_inference_mode_enabled(),
             torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
             torch.get_float32_matmul_precision(),
             active_backend(),
         )
-        return _copy(self._calls[chosen]({"images": images}, state))
+
+        def call(given: Mapping[str, Tensor]) -> Any:
+            return run(self._model, given["images"], *arguments, **options)
+
+        return _copy(self._graphs(call, {"images": images}, state))
 
 
-def _tensors_without_hooks(model: nn.Module) -> tuple[int, ...] | None:
-    """The addresses of all parameters and buffers; None if a module has a hook or another `forward`."""
-    if _has_any_global_hook():
-        return None
+def _addresses_without_hooks(model: nn.Module) -> tuple[int, ...] | None:
+    """The addresses of all parameters and buffers; None if calling a module inside does more than its `forward`."""
     addresses: list[int] = []
     modules = [model]
     while modules:
         module = modules.pop()
-        if (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._compiled_call_impl
-            or (module is not model and "forward" in vars(module))
-        ):
+        # The model's own hooks run around the method.
+        if module is not model and has_hooks(module):
             return None
         modules += [child for child in module._modules.values() if child is not None]
         addresses.append(id(module))

@@ -4,14 +4,13 @@
     mambar train maskrcnn_shapes                  boxes and masks
     mambar pack shapes scenes --coco              the same scenes as COCO files, for other tools
 
-Torchvision's heads with 32 channels on a Mamba-R with patches of 4 pixels, whose finest map has a cell every 4 pixels.
+Torchvision's heads with 32 channels on the network of `upernet_shapes`, trained in the same way.
 """
 
 import dataclasses
 
+from mambar.recipes import upernet_shapes
 from mambar.recipes.entry import RecipeEntry
-from mambar.recipes.upernet_shapes import BODY, REGISTERS
-from mambar.training.recipe import Recipe, Stage
 
 # Objects have sides of 8 to 40 pixels; anchors of 12, 24, 48, ….
 OPTIONS = {
@@ -23,33 +22,13 @@ OPTIONS = {
     "max_size": 96,
 }
 
-RECIPE = Recipe(
+RECIPE = dataclasses.replace(
+    upernet_shapes.RECIPE,
     name="fasterrcnn_shapes",
-    model="mambar_tiny_patch16_224",
     task="detection",
-    config={**BODY, **REGISTERS},
-    data="shapes",
     data_options={"img_size": 64, "num_images": 3000, "val_limit": 200, "num_classes": 4},
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
     task_options=OPTIONS,
-    stages=(
-        Stage(
-            img_size=64,
-            epochs=3,
-            batch_size=8,
-            lr=1.5e-3,
-            min_lr=0.0,
-            warmup_lr=1e-6,
-            warmup_steps=50,
-            schedule="linear",
-            weight_decay=0.01,
-            decay_groups="corrected",
-            clip_grad=1.0,
-            drop_path_rate=0.05,
-        ),
-    ),
-    precision="fp32",
+    stages=(dataclasses.replace(upernet_shapes.RECIPE.stages[0], img_size=64, epochs=3, batch_size=8, lr=1.5e-3),),
 )
 
 MASK_RECIPE = dataclasses.replace(RECIPE, name="maskrcnn_shapes", task_options={**OPTIONS, "masks": True})

@@ -22,7 +22,7 @@ from mambar.segmentation.options import SegmentationOptions
 from mambar.segmentation.segmenter import Segmenter
 from mambar.segmentation.training_model import SegmenterInTraining
 from mambar.training.recipe import Recipe, Stage
-from mambar.training.task import EvalResult, EvaluationContext, Task, preprocessing_of
+from mambar.training.task import EvalResult, EvaluationContext, Task, preprocessing_of, refuse_classification_fields
 from mambar.training.task_registry import register_task
 
 # Training images from which class frequencies are estimated.
@@ -50,9 +50,7 @@ class SegmentationTask(Task):
                 f"{stage.grad_accum_steps}: the result would depend on how a batch is split; use norm=group, "
                 "or one shard without accumulation."
             )
-        for name in ("mixup", "cutmix", "label_smoothing", "random_erase_prob", "color_jitter"):
-            if getattr(stage, name):
-                raise RecipeError(f"{name}={getattr(stage, name)} has no effect on segmentation; leave it at 0.")
+        refuse_classification_fields(stage, task="segmentation")
         weights = options.class_weights
         if weights is not None and len(weights) != len(classes):
             raise RecipeError(

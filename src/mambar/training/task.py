@@ -15,6 +15,7 @@ from mambar.data.dataset import ImageDataset
 from mambar.data.loading.loaders import Batch, SampleTransform, Transform
 from mambar.data.transforms.classification import EvalTransform, TrainTransform
 from mambar.data.transforms.preprocessing import Preprocessing
+from mambar.errors import RecipeError
 from mambar.evaluation.metrics import LossSum
 from mambar.hub.config_file import model_content
 from mambar.hub.files import saved_module, write_directory
@@ -73,11 +74,22 @@ class Task(ABC):
         metric: Name of the metric that selects the best weights.
         higher_is_better: Direction of that metric.
         dataset_kind: The kind of dataset to open (see `mambar.open_dataset`).
+        cuda_graph_fields: Fields of the batch that `loss` reads, tensors of a fixed shape, if it computes nothing but a
+            fixed sequence of PyTorch operations on them and on the model: then forward and backward pass may be
+            replayed from a CUDA graph. It must not use `batch.key`, copy between CPU and GPU, or depend on values.
+            A class that defines `loss` declares them anew.
     """
 
     metric: str = "val_loss"
     higher_is_better: bool = False
     dataset_kind: str = "classification"
+    cuda_graph_fields: Sequence[str] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Another loss may read other fields, or numbers on the CPU.
+        if "loss" in vars(cls) and "cuda_graph_fields" not in vars(cls):
+            cls.cuda_graph_fields = ()
 
     def __init__(self, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> None:
         self.options = dict(recipe.task_options)
@@ -129,17 +141,6 @@ class Task(ABC):
         return has_test_split(
             recipe.data if data is None else data, kind=cls.dataset_kind, data_options=recipe.data_options
         )
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        # Another loss may read other fields, or numbers on the CPU.
-        if "loss" in vars(cls) and "cuda_graph_fields" not in vars(cls):
-            cls.cuda_graph_fields = ()
-
-    # Fields of the batch that `loss` reads, tensors of a fixed shape, if it computes nothing but a fixed sequence of
-    # PyTorch operations on them and on the model: then forward and backward pass may be replayed from a CUDA graph.
-    # It must not use `batch.key`, copy between CPU and GPU, or depend on values. Declared beside `loss`.
-    cuda_graph_fields: Sequence[str] = ()
 
     @property
     def num_backbone_classes(self) -> int:
@@ -237,6 +238,13 @@ def mean_loss(losses: Callable[[Tensor], Tensor], batches: Iterable[Batch], cont
         count += len(batch)
     counts = context.all_reduce(torch.cat([total.counts, count])).cpu()
     return EvalResult(metrics={"val_loss": LossSum.mean(counts[:2], int(counts[2]))})
+
+
+def refuse_classification_fields(stage: Stage, *, task: str) -> None:
+    """Raises `RecipeError` for fields of the stage that have an effect on classification only."""
+    for name in ("mixup", "cutmix", "label_smoothing", "random_erase_prob", "color_jitter"):
+        if getattr(stage, name):
+            raise RecipeError(f"{name}={getattr(stage, name)} has no effect on {task}; leave it at 0.")
 
 
 def preprocessing_of(recipe: Recipe, stage: Stage) -> Preprocessing:

@@ -18,7 +18,7 @@ from mambar.data.keys import key
 from mambar.data.loading.loaders import Batch
 from mambar.data.loading.to_device import start_copy_to_cpu, to_device
 from mambar.errors import InputError
-from mambar.nn.cuda_graph import GraphedCall, first_hook
+from mambar.nn.cuda_graph import GraphedCalls, first_hook
 from mambar.training.distributed.parallel import parallelize
 from mambar.training.distributed.process_group import ProcessGroup
 from mambar.training.distributed.sharding import Replicated, Sharding
@@ -155,7 +155,7 @@ class TrainStep:
             graphed=self._graphs is not None,
         )
 
-    def _graphed_passes(self) -> GraphedCall[tuple[Tensor, dict[str, Tensor]]] | None:
+    def _graphed_passes(self) -> GraphedCalls[tuple[Tensor, dict[str, Tensor]]] | None:
         """The passes of a micro-batch as CUDA graphs; None, with a line in the log, where something forbids it."""
         if not self.cuda_graphs or self.process_group.device.type != "cuda" or self.forward is not self.model:
             return None
@@ -169,7 +169,7 @@ class TrainStep:
         elif hook is not None:
             reason = f"{hook} has a hook, which a graph does not call"
         else:
-            return GraphedCall(self._run_graphed)
+            return GraphedCalls()
         _LOG.warning("The training step runs without CUDA graphs: %s.", reason)
         return None
 
@@ -311,7 +311,7 @@ class TrainStep:
         tensors = {name: micro_batch[name] for name in self.task.cuda_graph_fields}
         if self.drop_path.layers:
             tensors["drop_path"] = self.drop_path.part
-        scalars, outputs = self._graphs(tensors, self.scale.value)
+        scalars, outputs = self._graphs(self._run_graphed, tensors, self.scale.value)
         # The next replay overwrites them.
         return scalars, {name: value.clone() for name, value in outputs.items()}
 
