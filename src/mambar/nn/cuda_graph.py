@@ -78,11 +78,16 @@ class GraphedCalls(Generic[Result]):
         self, function: Callable[[Mapping[str, Tensor]], Result], tensors: Mapping[str, Tensor]
     ) -> "_Graph[Result] | None":
         assert self._stream is not None
+        generator, state = torch.cuda.default_generators[self._stream.device.index], torch.cuda.get_rng_state()
         try:
             return _Graph(function, tensors, pool=self._pool, stream=self._stream)
         except RuntimeError as error:
             [first, *_] = str(error).splitlines() or [type(error).__name__]
             _LOG.warning("No CUDA graph of this call: %s", first)
+            # A capture that CUDA ended leaves the generator in capture: every later random number would raise.
+            fresh = torch.Generator(device=self._stream.device)
+            fresh.set_state(state)
+            generator.graphsafe_set_state(fresh.graphsafe_get_state())
             return None
 
 
