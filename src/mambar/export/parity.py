@@ -116,7 +116,8 @@ def batches(images: Tensor) -> Iterator[Tensor]:
         if start < len(images):
             yield images[start : start + size]
             start += size
-    yield from images[start:].split(8)
+    if start < len(images):
+        yield from images[start:].split(8)
 
 
 def compare(

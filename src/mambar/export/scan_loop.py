@@ -17,17 +17,17 @@ from mambar.errors import InputError
 from mambar.nn.mixer import DirectionalScan, MambaMixer
 from mambar.nn.placement import Grid
 
-# dt and dt·u (length, 2, batch, inner), B and C (length, 2, batch, state), A (2, 1, state, inner).
+# dt and dt·u (length, 2, batch, 1, inner), B (length, 2, batch, state, 1), C (length, 2, batch, 1, state) and
+# A (2, 1, state, inner); gives C h in the shape of dt.
 torch.library.define("mambar_export::scan_loop", "(Tensor dt, Tensor dtu, Tensor B, Tensor C, Tensor A) -> Tensor")
 
 
 @torch.library.impl("mambar_export::scan_loop", "CompositeExplicitAutograd")
 def _scan_loop(dt: Tensor, dtu: Tensor, B: Tensor, C: Tensor, A: Tensor) -> Tensor:
-    state = dt.new_zeros(*dt.shape[1:3], A.shape[2], dt.shape[3])
-    outputs = []
+    state, outputs = dt[0] * 0 * A, []
     for index in range(dt.shape[0]):
-        state = state * torch.exp(dt[index].unsqueeze(2) * A) + dtu[index].unsqueeze(2) * B[index].unsqueeze(3)
-        outputs.append((C[index].unsqueeze(2) @ state).squeeze(2))
+        state = state * torch.exp(dt[index] * A) + dtu[index] * B[index]
+        outputs.append(C[index] @ state)
     return torch.stack(outputs)
 
 
@@ -64,21 +64,35 @@ class ScanMixer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
     ) -> Float[Tensor, "batch length dim"]:
-        x, z = self.in_proj(tokens).chunk(2, dim=-1)
-        parts = []
-        for direction, given in zip(self.directions, (x, x.flip(1)), strict=True):
-            assert isinstance(direction, DirectionalScan)
-            parts.append(self._step_inputs(direction, given))
-        u, dt, B, C = (torch.stack(part).permute(2, 0, 1, 3) for part in zip(*parts, strict=True))  # (L, 2, B, ...)
-        y = torch.ops.mambar_export.scan_loop(dt, dt * u, B, C, self.get_buffer("A")) + u * self.get_buffer("D")
+        # Time first, as the loop needs it: the narrow tokens are transposed, not their projections.
+        x, z = self.in_proj(tokens.transpose(0, 1)).chunk(2, dim=-1)  # (L, B, E)
+        channels = x.permute(1, 2, 0)
+        parts = [
+            self._step_inputs(direction, channels, reverse=reverse)
+            for direction, reverse in zip(self.directions, (False, True), strict=True)
+        ]
+        u, dt, B, C = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))  # (L, 2, B, ...)
+        rows = (dt.unsqueeze(3), (dt * u).unsqueeze(3), B.unsqueeze(4), C.unsqueeze(3))
+        y = torch.ops.mambar_export.scan_loop(*rows, self.get_buffer("A")).squeeze(3)
+        y = y + u * self.get_buffer("D")
         total = y[:, 0] + y[:, 1].flip(0)  # (L, B, E)
-        return self.out_proj(total.transpose(0, 1) * functional.silu(z) * self.scale)
+        return self.out_proj(total * functional.silu(z) * self.scale).transpose(0, 1)
 
-    def _step_inputs(self, direction: DirectionalScan, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _step_inputs(self, direction: nn.Module, x: Tensor, *, reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """u, dt, B and C (length, batch, ...) in scan order, of x (batch, inner, length) in the order of the tokens."""
+        assert isinstance(direction, DirectionalScan)
         inner, taps = direction.conv_weight.shape
-        past = functional.pad(x.transpose(1, 2), (taps - 1, 0))
-        u = functional.silu(functional.conv1d(past, direction.conv_weight[:, None], direction.conv_bias, groups=inner))
-        u = u.transpose(1, 2)  # (B, L, E)
+        kernel, padding = direction.conv_weight, (taps - 1, 0)
+        if reverse:
+            kernel, padding = kernel.flip(1), (0, taps - 1)
+        u = functional.conv1d(functional.pad(x, padding), kernel[:, None], direction.conv_bias, groups=inner)
+        u = functional.silu(u).permute(2, 0, 1)  # (L, B, E)
+        u = u.flip(0) if reverse else u
         rank, state = direction.dt_proj.in_features, direction.A_log.shape[1]
         low, B, C = direction.x_proj(u).split([rank, state, state], dim=-1)
-        return u, functional.softplus(direction.dt_proj(low)), B, C
+        return u, _softplus(direction.dt_proj(low)), B, C
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """The softplus in vectorized operators: onnxruntime's own computes one value at a time, four times as slow."""
+    return torch.relu(x) + torch.log(1 + torch.exp(-x.abs()))
