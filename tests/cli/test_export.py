@@ -99,6 +99,7 @@ def test_int8_without_labels_says_that_accuracy_was_not_run(mambar_command, trai
         (("--format", "tflite"), "choose one of onnx, torch-export, aoti, openvino, transformers"),
         (("--format", "aoti", "--int8"), "--int8 is an option of --format onnx"),
         (("--format", "openvino", "--scan=loop"), "--scan is an option of --format onnx"),
+        (("--format", "openvino", "--kernels"), "--kernels is an option of --format torch-export and aoti"),
         (("--format", "transformers", "img_size=32"), "--img-size is an option of traced formats"),
         (("scan=magic",), "loop or doubling"),
         (("--opset", "3"), "--opset"),

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -66,10 +68,37 @@ def test_executorch_runs_the_exported_program(tmp_path):
         torch.testing.assert_close(logits, model(images), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("mixer", "op"), [("bidirectional", "bidirectional_mix"), ("forward", "selective_scan")])
+def test_torch_export_keeps_the_kernels(tmp_path, mixer, op):
+    pytest.importorskip("llvmlite")
+    torch.manual_seed(0)
+    model = VisionMamba(TINY.replace(mixer=mixer)).eval()
+    report = export_program(model, tmp_path / "model.pt2", kernels=True, check=False)
+    assert report.passed and report.options == {"kernels": True}
+    program = torch.export.load(tmp_path / "model.pt2")
+    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert f"mambar.{op}.default" in operators
+    images = torch.randn(5, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images), model(images), rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
-def test_aotinductor(tmp_path, need_program):
+def test_a_program_with_kernels_loads_in_another_process(tmp_path):
+    pytest.importorskip("llvmlite")
+    export_program(tiny(), tmp_path / "model.pt2", kernels=True, check=False)
+    code = "import torch, mambar.ops; print(torch.export.load('model.pt2').module()(torch.zeros(3, 3, 16, 24)).shape)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == "torch.Size([3, 8])\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", [False, True])
+def test_aotinductor(tmp_path, need_program, kernels):
     need_program("g++")
-    report = export_model(tiny(), tmp_path / "model.aoti.pt2", format="aoti")
+    if kernels:
+        pytest.importorskip("llvmlite")
+    report = export_model(tiny(), tmp_path / "model.aoti.pt2", format="aoti", kernels=kernels)
     assert report.passed and report.images == 256 and {1, 2, 7, 8} <= set(report.batches)
 
 
@@ -86,6 +115,8 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"C\+\+ compiler"):
         export_model(tiny(), tmp_path / "model.aoti.pt2", format="aoti")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"\(extra cpu\); install with: pip install llvmlite"):
+        export_model(tiny(), tmp_path / "model.pt2", format="torch-export", kernels=True)
     with pytest.raises(InputError, match="pip install openvino"):
         export_model(tiny(), tmp_path / "model.xml", format="openvino")
     with pytest.raises(InputError, match=r"\(extra export\); install with: pip install onnx"):

@@ -43,6 +43,10 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="ONNX with 8-bit weights; reports the loss of accuracy.")
     ] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels", help="torch-export and aoti: keep mambar's CPU kernels; loading needs mambar."),
+    ] = False,
     force: Force = False,
     max_pixels: MaxPixels = None,
     as_json: AsJson = False,
@@ -61,6 +65,8 @@ def export(
         chosen["img_size"] = img_size
     if format == "onnx":
         chosen |= {"int8": int8, "scan": scan or "loop", "opset": opset or 20}
+    if format in ("torch-export", "aoti"):
+        chosen["kernels"] = kernels
     # An existing file is found before minutes of work, not after them.
     if os.path.lexists(path) and not force:
         raise InputError(f"{path} exists already; choose another place with --out or give --force.")

@@ -156,6 +156,11 @@ RULES: Mapping[str, Sequence[Rule]] = {
             "{option} is an option of --format onnx; omit it or choose that format.",
         ),
         Rule(
+            ("kernels",),
+            lambda values: values["format"] not in ("torch-export", "aoti"),
+            "{option} is an option of --format torch-export and aoti; omit it or choose one of them.",
+        ),
+        Rule(
             ("img_size",),
             lambda values: values["format"] == "transformers",
             "{option} is an option of traced formats; a transformers model accepts any size.",

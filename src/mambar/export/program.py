@@ -1,4 +1,4 @@
-"""torch.export: the model as one graph of aten operators, which runs without mambar."""
+"""torch.export: the model as one graph of aten operators, which runs without mambar; optionally with its kernels."""
 
 import logging
 import warnings
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from mambar.export.kernel_mixer import keep_kernels, kernel_mixer
 from mambar.export.parity import ExportOptions, LogitsFunction, ParityReport, write_checked
 from mambar.export.traceable import description, traceable_model
 from mambar.models.vision_mamba import VisionMamba
@@ -37,16 +38,29 @@ def traced(model: nn.Module, channels: int, size: tuple[int, int], *, patch: int
         return torch.export.export(model, (example,), dynamic_shapes=(dynamic,), strict=False)
 
 
-def export_program(model: VisionMamba, path: Path | str, **options: Unpack[ExportOptions]) -> ParityReport:
+def traced_fixed_size(model: VisionMamba, size: tuple[int, int], *, kernels: bool) -> ExportedProgram:
+    """The exported program of a model for one image size; with `kernels`, the CPU kernels are operators of it."""
+    channels = model.config.in_chans
+    if not kernels:
+        return traced(traceable_model(model), channels, size)
+    with keep_kernels():
+        return traced(traceable_model(model, mixer=kernel_mixer), channels, size)
+
+
+def export_program(
+    model: VisionMamba, path: Path | str, *, kernels: bool = False, **options: Unpack[ExportOptions]
+) -> ParityReport:
     """Writes a `.pt2` for `torch.export.load`, and a parity report beside it.
 
     Batch size is dynamic. Image size is fixed, because the scan is traced as a graph of logarithmic depth, whose
-    number of steps depends on the number of tokens.
+    number of steps depends on the number of tokens. kernels: keep the CPU kernels as operators `mambar::…`; the
+    program is as fast as the model, and needs `import mambar.ops` before loading, and llvmlite.
     """
 
     def write(size: tuple[int, int], file: Path) -> LogitsFunction:
-        program = traced(traceable_model(model), model.config.in_chans, size)
+        program = traced_fixed_size(model, size, kernels=kernels)
         torch.export.save(program, file, extra_files={EXTRA_FILE: description(model)})
         return torch.export.load(file).module()
 
-    return write_checked(model, [Path(path)], write, **options, format="torch-export")
+    comparison = {"format": "torch-export", "options": {"kernels": kernels}}
+    return write_checked(model, [Path(path)], write, **options, **comparison)
