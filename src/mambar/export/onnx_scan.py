@@ -65,4 +65,4 @@ def scan_loop(dt: FLOAT, dtu: FLOAT, B: FLOAT, C: FLOAT, A: FLOAT) -> FLOAT:
 
     _, y = op.Scan(start, dt_chunks, dtu_chunks, B_chunks, C_chunks, body=body, num_scan_inputs=4)
     steps = op.Reshape(y, op.Concat(padded_length, op.Shape(dt, start=1), axis=0), allowzero=1)
-    return op.Slice(steps, zero, length, zero)
+    return op.Slice(steps, zero, length, zero)  # pyright: ignore[reportReturnType]
