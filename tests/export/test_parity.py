@@ -19,9 +19,11 @@ def report(change, *, tolerance=1e-5, tmp_path, count=20, **options):
 
 
 def test_the_same_passes(tmp_path):
-    found = report(lambda logits: logits, tmp_path=tmp_path, other_sizes=((24, 16),))
+    found = report(lambda logits: logits, tmp_path=tmp_path, other_images=[parity.probe_images(3, 3, (24, 16))])
     assert found.passed and found.max_difference == 0 and found.images == 23
     assert found.same_top1 == found.same_top5 == 23 and found.batches == (1, 2, 7, 8)
+    assert found.image_sizes == ((16, 16), (24, 16)) and found.images_per_size == (20, 3)
+    assert "checked on 23 images (20 of 16x16, 3 of 24x16 pixels;" in found.lines()[1]
     assert found.bytes == 3 and found.to_dict()["passed"] is True
 
 

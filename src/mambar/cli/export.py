@@ -77,7 +77,7 @@ def export(
     images, labels = _held_out(run, model, data, int8, img_size, max_pixels)
     if images is not None:
         chosen |= {"images": images, "labels": labels}
-    logger.info("Exporting %s as %s and comparing it with the model; a Base model takes minutes.", run, format)
+    logger.info("Exporting %s as %s, then comparing the file with the model; a Base model takes minutes.", run, format)
     if format == "transformers":
         report = _transformers(model, path, **chosen)
     else:

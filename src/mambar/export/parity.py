@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -25,6 +25,8 @@ from mambar.models.vision_mamba import VisionMamba
 from mambar.version import __version__
 
 NUM_IMAGES = 256
+# Of these, images of the model's own size where the file takes any size; most of the others are smaller, to save time.
+NUM_OWN_SIZE = 64
 TOLERANCE = 1e-5
 # Batch sizes that are tested first; the rest is run in batches of 8.
 BATCHES = (1, 2, 7)
@@ -43,11 +45,13 @@ class ParityReport:
 
     Attributes:
         format, file, bytes, sha256: the exported file.
-        images, image_sizes, batches: number of images compared, their (height, width), and the batch sizes.
+        images, batches: number of images compared, and the batch sizes.
+        image_sizes, images_per_size: (height, width) of the images, and the number of images of each size.
         max_difference: the largest absolute difference of logits.
         same_top1: number of images with the same best class.
         same_top5: number of images with the same five best classes. Two classes whose logits differ by less than
             twice the tolerance may be swapped.
+        model_images_per_second, exported_images_per_second: measured on the images of the first size.
         tolerance: the allowed `max_difference`; None for int8, which differs by design.
         model_accuracy, exported_accuracy: fractions 0-1; None without labels.
         options: options of the format.
@@ -59,6 +63,7 @@ class ParityReport:
     sha256: str
     images: int
     image_sizes: tuple[tuple[int, int], ...]
+    images_per_size: tuple[int, ...]
     batches: tuple[int, ...]
     max_difference: float
     same_top1: int
@@ -84,12 +89,12 @@ class ParityReport:
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
-        sizes = ", ".join(f"{height}x{width}" for height, width in self.image_sizes)
+        sizes, (height, width) = _count_sizes(self.images_per_size, self.image_sizes), self.image_sizes[0]
         found = [
             f"{self.file}: {self.bytes / 1e6:.1f} MB, {self.format}",
-            f"checked on {self.images} images ({sizes} pixels, batches of {', '.join(map(str, self.batches))}): "
+            f"checked on {self.images} images ({sizes} pixels; batches of {', '.join(map(str, self.batches))}): "
             f"max |Δlogit| {self.max_difference:.1e}, same top 1 {self.same_top1}, same top 5 {self.same_top5}",
-            f"images per second on this CPU: {self.exported_images_per_second:.1f}, "
+            f"images of {height}x{width} pixels per second on this CPU: {self.exported_images_per_second:.1f}, "
             f"the model itself {self.model_images_per_second:.1f}",
         ]
         if self.model_accuracy is not None and self.exported_accuracy is not None:
@@ -107,6 +112,10 @@ def probe_images(
     blobs = functional.interpolate(coarse, size=size, mode="bilinear", align_corners=False) * 1.5
     smooth = (torch.arange(count) % 2 == 1)[:, None, None, None]
     return torch.where(smooth, blobs + 0.1 * noise, noise)
+
+
+def _count_sizes(counts: Iterable[int], sizes: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(f"{count} of {height}x{width}" for count, (height, width) in zip(counts, sizes, strict=True))
 
 
 def batches(images: Tensor) -> Iterator[Tensor]:
@@ -129,20 +138,24 @@ def compare(
     format: str,
     images: Tensor,
     labels: Tensor | None = None,
-    other_sizes: tuple[tuple[int, int], ...] = (),
+    other_images: Sequence[Tensor] = (),
     tolerance: float | None = TOLERANCE,
     options: dict[str, Any] | None = None,
 ) -> ParityReport:
-    """Runs both on `images` and on three images of each other size, and compares the logits.
+    """Runs both on `images` and on images of other sizes, and compares the logits.
 
     name: the final path of `file`.
     """
-    groups = list(batches(images))
-    sizes = tuple(sorted({len(batch) for batch in groups}))
-    for index, size in enumerate(other_sizes):
-        groups += probe_images(3, images.shape[1], size, seed=index + 1).split(2)
-    logits, seconds, total = ([], []), [0.0, 0.0], sum(map(len, groups))
-    logger.info("Comparing %s with the model on %d images.", name.name, total)
+    each_size = (images, *other_images)
+    counts, sizes = tuple(map(len, each_size)), tuple((each.shape[2], each.shape[3]) for each in each_size)
+    groups = [batch for each in each_size for batch in batches(each)]
+    logits, seconds, total = ([], []), [0.0, 0.0], sum(counts)
+    logger.info(
+        "Comparing the logits of %s with the model's on %d images: %s pixels.",
+        name.name,
+        total,
+        _count_sizes(counts, sizes),
+    )
     logged = time.perf_counter()
     with torch.inference_mode():
         # Warm-up: the first call allocates memory and starts threads.
@@ -152,7 +165,8 @@ def compare(
             for index, function in enumerate((model, run)):
                 start = time.perf_counter()
                 logits[index].append(function(batch).float().cpu())
-                seconds[index] += time.perf_counter() - start
+                if batch.shape[2:] == images.shape[2:]:
+                    seconds[index] += time.perf_counter() - start
             if time.perf_counter() - logged > _SECONDS_OF_SILENCE:
                 logged = time.perf_counter()
                 logger.info("Compared %d of %d images.", sum(map(len, logits[1])), total)
@@ -168,11 +182,12 @@ def compare(
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         images=len(wanted),
-        image_sizes=((images.shape[2], images.shape[3]), *other_sizes),
-        batches=sizes,
+        image_sizes=sizes,
+        images_per_size=counts,
+        batches=tuple(sorted({len(batch) for batch in groups})),
         tolerance=tolerance,
-        model_images_per_second=len(wanted) / seconds[0],
-        exported_images_per_second=len(wanted) / seconds[1],
+        model_images_per_second=len(images) / seconds[0],
+        exported_images_per_second=len(images) / seconds[1],
         options=options or {},
         **_agreement(wanted, given, tolerance),
         **accuracies,
@@ -236,21 +251,27 @@ def write_checked(
         stack.enter_context(exit_at_sigterm())
         temporary = [stack.enter_context(atomic_output(file, force=force)) for file in files]
         run = write(size, *temporary)
-        if images is None:
-            images = probe_images(NUM_IMAGES if check else 2, model.config.in_chans, size)
-        comparison |= {"name": files[0], "images": images, "labels": labels}
+        channels, other_images = model.config.in_chans, []
         if any_size and check:
-            comparison["other_sizes"] = _other_sizes(size, model.patch_size)
+            num_half = NUM_IMAGES - NUM_OWN_SIZE - 6 if images is None else 3
+            other_images = _images_of_other_sizes(channels, size, model.patch_size, num_half)
+        if images is None:
+            count = NUM_OWN_SIZE if other_images else NUM_IMAGES
+            images = probe_images(count if check else 2, channels, size)
+        comparison |= {"name": files[0], "images": images, "labels": labels, "other_images": other_images}
         report = compare(traceable_model(model), run, temporary[-1], **comparison)
         require(report)
     write_report(files[0], report)
     return report
 
 
-def _other_sizes(size: tuple[int, int], patch: int) -> tuple[tuple[int, int], ...]:
-    """A larger and a smaller image size, to check that height and width are dynamic."""
+def _images_of_other_sizes(channels: int, size: tuple[int, int], patch: int, num_half: int) -> list[Tensor]:
+    """3 random images of a larger and a wider size, `num_half` of half the size: height and width must be dynamic."""
     height, width = size
-    return ((height + patch, width + 3 * patch), (max(height // 2 // patch, 2) * patch, width + patch))
+    half_height, half_width = (max(side // 2 // patch, 2) * patch for side in size)
+    counts = {(height + patch, width + 3 * patch): 3, (half_height, width + patch): 3}
+    counts[half_height, half_width] = num_half
+    return [probe_images(count, channels, each, seed=index + 1) for index, (each, count) in enumerate(counts.items())]
 
 
 def require(report: ParityReport) -> None:
