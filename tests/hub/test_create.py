@@ -12,12 +12,14 @@ import mambar
 from mambar.cache import cache_directory
 from mambar.errors import CheckpointError, CheckpointMismatch, InputError
 from mambar.hub.convert import to_official
+from mambar.hub.weights import TRAINED
 from mambar.models import VARIANTS, VisionMamba
 
 
 def test_names():
     assert mambar.list_models() == list(VARIANTS)
-    assert mambar.list_models(pretrained=True) == [f"mambar_{size}_patch16_224" for size in ("small", "base", "large")]
+    released = [f"mambar_{size}_patch16_224" for size in ("small", "base", "large")]
+    assert mambar.list_models(pretrained=True) == [*released, *TRAINED]
 
 
 def test_fields_change_a_variant():

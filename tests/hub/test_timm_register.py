@@ -40,7 +40,9 @@ def run_directory(tmp_path):
 
 def test_every_variant_is_registered():
     assert sorted(timm.list_models(module="timm_register")) == sorted([*NAMES, "vision_mamba"])
-    assert {name.split(".")[0] for name in timm.list_models("*mambar*", pretrained=True)} == set(weights.WEIGHTS)
+    pretrained = {f"{name}.in1k" for name in weights.WEIGHTS} | set(weights.TRAINED)
+    assert set(timm.list_pretrained("mambar*")) | set(timm.list_pretrained("vim*")) == pretrained
+    assert timm.get_pretrained_cfg("mambar_tiny_patch16_224").num_classes == 1000
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from mambar.data import EvalTransform, Preprocessing
 from mambar.errors import InputError
 from mambar.hub.create import create_model
 from mambar.hub.files import load
+from mambar.hub.weights import TRAINED
 from mambar.image_file import scaled_size
 from mambar.messages import did_you_mean
 from mambar.models.backbones import BACKBONES, Config, RegisteredConfig
@@ -84,10 +85,10 @@ def open_model(
 ) -> AnalyzedModel:
     """The model that `source` names: a run directory, a checkpoint, a name of `create_model`, registered or timm/NAME.
 
-    A name has random weights, drawn by `seed`, unless `pretrained`, which downloads. Nothing else touches the
-    network.
+    A name has random weights, drawn by `seed`, unless `pretrained`, which downloads. A name with a tag has those in
+    `weights/`. Nothing else touches the network.
     """
-    if Path(source).expanduser().exists():
+    if Path(source).expanduser().exists() or str(source) in TRAINED:
         model = load(source)
         preprocessing = model.preprocessing or _preprocessing(model.config)
         name = Path(source).resolve().name
@@ -107,7 +108,7 @@ def open_model(
 
 
 def _named(source: str, *, pretrained: bool, img_size: int | tuple[int, int] | None, seed: int) -> AnalyzedModel:
-    known = [*VARIANTS, *BACKBONES]
+    known = [*VARIANTS, *TRAINED, *BACKBONES]
     if source not in known and not source.startswith(TIMM_PREFIX):
         hint = did_you_mean(source, known, otherwise="`mambar info` lists the names.")
         raise InputError(f"There is no model {source!r}: no such run directory, checkpoint file or name; {hint}")

@@ -21,19 +21,24 @@ def info(
 
     Of backbones from other packages only the parameters are counted.
     """
-    from mambar.hub.weights import WEIGHTS
+    from mambar.hub.weights import TRAINED, WEIGHTS
     from mambar.models.backbones import config_of, num_parameters
     from mambar.models.complexity import complexity
     from mambar.models.config import VARIANTS, VisionMambaConfig
 
     if not model:
-        rows = {name: complexity(config) for name, config in VARIANTS.items()}
+        trained = {
+            name: VARIANTS[name.split(".")[0]].replace(num_classes=len(weights.classes))
+            for name, weights in TRAINED.items()
+        }
+        rows = {name: complexity(config) for name, config in {**VARIANTS, **trained}.items()}
         if as_json:
             print_json({name: vars(row) for name, row in rows.items()})
             return
         # Vim's authors released weights too, but `pretrained` does not load them; `mambar convert` does.
         top1 = {name: f"{weights.top1} %" for name, weights in WEIGHTS.items()}
-        header = ("name", "parameters", "multiply-adds", "top-1 with --pretrained")
+        top1 |= {name: f"{weights.top1} % ({weights.data})" for name, weights in TRAINED.items()}
+        header = ("name", "parameters", "multiply-adds", "top-1, pretrained")
         say_columns(
             header,
             (
@@ -42,7 +47,7 @@ def info(
             ),
         )
         return
-    if Path(model).exists():
+    if Path(model).exists() or model in TRAINED:
         from mambar.hub import load
 
         config = load(model).config

@@ -16,6 +16,7 @@ from mambar.errors import CheckpointError, CheckpointMismatch, InputError
 from mambar.hub.config_file import CONFIG, json_bytes, model_content, read_config, read_json, with_checksum
 from mambar.hub.safetensors_file import read_safetensors
 from mambar.hub.weight_checks import as_checkpoint_error, check_weights, first_non_finite
+from mambar.hub.weights import TRAINED, trained_directory
 from mambar.hub_network import download_failure, offline_if_unreachable
 from mambar.messages import one_line
 from mambar.models.backbones import build_backbone, config_from_dict, num_parameters
@@ -83,9 +84,10 @@ def load(
 ) -> VisionMamba | TimmViT:
     """A trained model with its class names (`.classes`) and preprocessing (`.preprocessing`), in evaluation mode.
 
-    source: a run or model directory, a `.safetensors` file beside its config.json, a released `.pth`, or the
-    id of a Hugging Face repository ("owner/name"). Of a run that has not finished, the best checkpoint is used, or
-    the last one before the first evaluation; a line of the log names it.
+    source: a run or model directory, a `.safetensors` file beside its config.json, a released `.pth`, the id of a
+    Hugging Face repository ("owner/name"), or the name of a model in `weights/` (see `mambar.list_models`). Of a run
+    that has not finished, the best checkpoint is used, or the last one before the first evaluation; a line of the log
+    names it.
     verify_checksums: raise `CheckpointError` if config.json or the weights do not match the checksums in
     config.json; False accepts a deliberate edit and logs a warning.
     """
@@ -98,6 +100,8 @@ def load(
         from mambar.hub.released import load_official
 
         model = load_official(path)
+    elif str(source) in TRAINED:
+        model = load_directory(trained_directory(str(source)), verify_checksums=verify_checksums)
     elif isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~")):
         model = load_directory(_from_hub(source), verify_checksums=verify_checksums)
     else:

@@ -20,10 +20,11 @@ from mambar.deprecated import MODEL_FIELDS, MODEL_VALUES, translate
 from mambar.errors import CheckpointMismatch, InputError
 from mambar.hub.config_file import CONFIG, TIMM_LAYERS, read_json, timm_cfg
 from mambar.hub.convert import convert_checkpoint, detect_source, extract_state_dict, infer_config
+from mambar.hub.files import WEIGHTS as MODEL_FILE
 from mambar.hub.files import read_directory_weights
 from mambar.hub.released import read_official
 from mambar.hub.resize import load_pretrained_weights
-from mambar.hub.weights import WEIGHTS, released_file
+from mambar.hub.weights import TRAINED, WEIGHTS, released_file, trained_directory
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.vision_mamba import VisionMamba
 
@@ -45,8 +46,22 @@ def _pretrained_cfg(name: str) -> dict[str, Any]:
     return cfg
 
 
+def _trained_cfg(name: str) -> dict[str, Any]:
+    trained = TRAINED[name]
+    return _pretrained_cfg(name.split(".")[0]) | {
+        # Not opened by timm; it marks the name as one with weights.
+        "file": f"{name}/{MODEL_FILE}",
+        "crop_pct": trained.crop_pct,
+        "num_classes": len(trained.classes),
+        "label_names": trained.classes,
+        "license": trained.licence,
+    }
+
+
+# Untagged names stay the default of their architecture: timm takes 1,000 classes without a tag.
 default_cfgs = generate_default_cfgs(
-    {f"{name}.in1k" if name in WEIGHTS else name: _pretrained_cfg(name) for name in (*VARIANTS, GENERIC)}
+    {f"{name}.in1k" if name in WEIGHTS else f"{name}.*": _pretrained_cfg(name) for name in (*VARIANTS, GENERIC)}
+    | {name: _trained_cfg(name) for name in TRAINED}
 )
 
 
@@ -136,6 +151,9 @@ def _verified_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, Tens
     if any(overlay.get(source) for source in _SOURCES):
         return None
     cfg = dataclasses.asdict(resolve_pretrained_cfg(name, given, overlay))
+    trained = f"{name}.{cfg['tag']}"
+    if trained in TRAINED and cfg["file"] == f"{trained}/{MODEL_FILE}":
+        return read_directory_weights(trained_directory(trained))
     if cfg["source"] == "local-dir":
         directory = Path(str(cfg["file"]))
         ours = "mambar" in read_json(directory / CONFIG)

@@ -1,16 +1,20 @@
-"""Released weights by model name: repository, accuracy, and a download that is verified at every use."""
+"""Weights by model name: those released with the paper and those in `weights/`, verified at every use."""
 
 import hashlib
 import json
 import logging
+import os
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from mambar.atomic_files import write_atomically
-from mambar.cache import optional_cache_directory
+from mambar.cache import cache_directory, optional_cache_directory
 from mambar.errors import CheckpointError, InputError
-from mambar.hub.config_file import json_bytes
+from mambar.hub.config_file import CONFIG, json_bytes
 from mambar.hub_network import download_failure, offline_if_unreachable
+from mambar.messages import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,38 @@ WEIGHTS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedWeights:
+    """A model that was trained here, as a model directory in the folder `weights/` of the repository.
+
+    Attributes:
+        data: Name of the training data.
+        top1: Accuracy in percent on the test split of the data.
+        classes: Names of the classes.
+        crop_pct: Fraction of the resized image's side that the evaluation crop keeps.
+        licence: SPDX identifier of the weights.
+        sha256: Of config.json, which contains the sha256 of the weights.
+    """
+
+    data: str
+    top1: float
+    classes: tuple[str, ...]
+    crop_pct: float
+    licence: str
+    sha256: str
+
+
+# Name with the data as tag, as in timm → the model. The cards are in weights/NAME/README.md.
+TRAINED: dict[str, TrainedWeights] = {}
+# Environment variable: folder or URL of the model directories; by default the folder `weights/` of a checkout.
+WEIGHTS_PLACE: Final = "MAMBAR_WEIGHTS"
+_CHECKOUT: Final = Path(__file__).resolve().parents[3] / "weights"
+_ADVICE: Final = f"set {WEIGHTS_PLACE} to the folder weights/ of a checkout of mambar, or to its URL"
+_TIMEOUT_SECONDS: Final = 20
+# A damaged or hostile server must not fill the memory.
+_MOST_BYTES: Final = 1 << 28
+
+
 def released_file(name: str) -> Path:
     """The path of a released checkpoint in the Hugging Face cache, downloaded at first use.
 
@@ -48,7 +84,7 @@ def released_file(name: str) -> Path:
     """
     if name not in WEIGHTS:
         raise InputError(
-            f"No weights of {name} can be downloaded; there are {', '.join(WEIGHTS)}. "
+            f"No weights of {name} can be downloaded; there are {', '.join((*WEIGHTS, *TRAINED))}. "
             "Use pretrained=False, or mambar.load_official(PATH) for a file of your own."
         )
     weights = WEIGHTS[name]
@@ -89,3 +125,60 @@ def _verify(name: str, weights: ReleasedWeights, path: Path) -> None:
         # The path in the hub's cache is snapshots/REVISION/FILE.
         content = {"format_version": 1, "file": weights.file, "sha256": actual, "revision": path.parent.name}
         write_atomically(record, json_bytes(content))
+
+
+def trained_directory(name: str) -> Path:
+    """The model directory of a key of `TRAINED`; from a URL it is downloaded once into mambar's cache.
+
+    MAMBAR_WEIGHTS is the folder or URL that contains the model directories, by default `weights/` of the checkout.
+    Raises `InputError` if the model is not there, `CheckpointError` if a file differs from its checksum.
+    """
+    place = os.environ.get(WEIGHTS_PLACE) or str(_CHECKOUT)
+    if "://" in place:
+        return _downloaded(name, f"{place.rstrip('/')}/{name}")
+    directory = Path(place).expanduser() / name
+    if not (directory / CONFIG).is_file():
+        raise InputError(f"There are no weights of {name} in {place}; {_ADVICE}.")
+    _require_sha256((directory / CONFIG).read_bytes(), TRAINED[name].sha256, origin=str(directory / CONFIG))
+    return directory
+
+
+def _downloaded(name: str, url: str) -> Path:
+    directory = cache_directory("weights", name)
+    config, expected = directory / CONFIG, TRAINED[name].sha256
+    # config.json is written last: it is complete only beside complete weights, which `mambar.load` verifies.
+    if not config.is_file() or hashlib.sha256(config.read_bytes()).hexdigest() != expected:
+        content = _read_url(name, f"{url}/{CONFIG}")
+        _require_sha256(content, expected, origin=f"{url}/{CONFIG}")
+        recorded = json.loads(content)["mambar"]["weights"]
+        file = Path(recorded["file"]).name
+        logger.info("Downloading %s/%s (%.1f MB).", url, file, recorded["bytes"] / 1e6)
+        weights = _read_url(name, f"{url}/{file}")
+        _require_sha256(weights, recorded["sha256"], origin=f"{url}/{file}")
+        write_atomically(directory / file, weights)
+        write_atomically(config, content)
+    return directory
+
+
+def _read_url(name: str, url: str) -> bytes:
+    if not url.startswith(("https://", "http://")):
+        raise InputError(f"{WEIGHTS_PLACE}: {url} is neither a folder nor an http or https address; {_ADVICE}.")
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:
+            content = answer.read(_MOST_BYTES + 1)
+    except Exception as error:  # errors of network, addresses and protocols have many types
+        raise InputError(
+            f"The weights of {name} could not be downloaded from {url}: {one_line(error, limit=160).rstrip('.')}; "
+            f"{_ADVICE}."
+        ) from error
+    if len(content) > _MOST_BYTES:
+        raise CheckpointError(f"{url} has more than {_MOST_BYTES} bytes; {_ADVICE}.")
+    return content
+
+
+def _require_sha256(content: bytes, expected: str, *, origin: str) -> None:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != expected:
+        raise CheckpointError(
+            f"{origin} has sha256 {actual}, but {expected} was expected; use the weights/ of this version of mambar."
+        )
