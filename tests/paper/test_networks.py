@@ -6,6 +6,7 @@ from mambar.errors import InputError, RecipeError
 from mambar.models.config import variant
 from mambar.paper.context import Context
 from mambar.paper.networks import base_recipe, model_config, reduction, with_model
+from mambar.paper.pair import pair_cells
 
 
 def context(tmp_path, **fields):
@@ -50,3 +51,14 @@ def test_reduction_keeps_the_width_of_the_head(dim, registers, width, divisor):
 def test_width_of_a_recipe(tmp_path):
     assert model_config(base_recipe(context(tmp_path, budget="smoke"))).embed_dim == 16
     assert model_config(base_recipe(context(tmp_path, budget="full", data="/data"))).embed_dim == 768
+
+
+def test_a_recipe_replaces_that_of_the_small_budget(tmp_path):
+    chosen = context(tmp_path, budget="small", recipe="tiny_imagenet", data="/data", fields=("epochs=2",))
+    recipe = base_recipe(chosen)
+    assert (recipe.data, recipe.stages[0].epochs, recipe.model) == ("/data", 2, "mambar_tiny_patch16_224")
+    vim, ours = (model_config(cell.recipe) for cell in pair_cells(chosen))
+    assert ours == variant("mambar_tiny_patch16_224").replace(patch_size=4)
+    assert vim == variant("vim_tiny_patch16_224").replace(patch_size=4)
+    with pytest.raises(InputError, match="recipe=tiny_imagenet has no effect at budget=smoke"):
+        context(tmp_path, recipe="tiny_imagenet")

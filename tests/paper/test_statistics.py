@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mambar.paper.statistics import half_width, paired
+from mambar.paper.statistics import half_width, holm, paired
 
 
 def test_half_width():
@@ -27,3 +27,19 @@ def test_paired():
     assert found.decided and found.seeds == 3
     assert not paired([1.0, 3.0], [2.0, 2.0]).decided
     assert paired([1.0], [1.0]) is None
+
+
+def test_p_values_agree_with_scipy():
+    from scipy.stats import ttest_rel
+
+    ours, theirs = [2.0, 3.0, 4.5, 3.1], [1.0, 2.6, 3.0, 3.4]
+    assert paired(ours, theirs).p_value == pytest.approx(ttest_rel(ours, theirs).pvalue, rel=1e-9)
+    assert paired([1.0, 2.0], [1.0, 2.0]).p_value == 1.0
+    assert paired([2.0, 3.0], [1.0, 2.0]).p_value == 0.0
+
+
+def test_holm_corrects_from_the_smallest_on():
+    # The example by hand: 4 · 0.005, 3 · 0.01, 2 · 0.03, and 0.04 may not be below 0.06.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -18,7 +18,7 @@ from mambar.analysis.measure.ground_truth import (
     GroundTruthStatistics,
     MapGroundTruth,
     background_share,
-    ground_truth_statistics,
+    ground_truth_by_rule,
     local_entropy,
     map_ground_truth,
 )
@@ -283,7 +283,7 @@ class _DatasetPass:
         background, entropy = torch.cat(shares), torch.cat(entropies)
         given: dict[str, Any] = {"background": background, "entropy": entropy, "layers": norms.layers}
         given["objects"] = "boxes" if self.dataset[kept[0]].mask is None else "masks"
-        statistics = [ground_truth_statistics(norms.maps, rule=rule, **given) for rule in default_rules()]
+        statistics = ground_truth_by_rule(norms.maps, rules=default_rules(), **given)
         count = min(len(kept), self.subset_size)
         _, (scores,) = self.maps.result()
         # A distance is negated, so that large means similar for every metric.

@@ -31,6 +31,9 @@ def reproduce(
     fields: Fields = None,
     listing: Annotated[bool, typer.Option("--list", help="List the tables and figures.")] = False,
     budget: Annotated[str, typer.Option(help="smoke: a test; small: small datasets; full: as in the paper.")] = "smoke",
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Recipe of the networks, in place of that of the small budget.")
+    ] = None,
     seeds: Annotated[str, typer.Option(metavar="LIST", help="Comma-separated seeds.")] = "0",
     other_seeds: Annotated[
         int | None, typer.Option(min=1, help="Number of seeds of rows that are not compared.")
@@ -69,6 +72,7 @@ def reproduce(
         name.split(","),
         budget=cast(Budget, budget),
         data=data,
+        recipe=recipe,
         out=out or "runs/reproduce",
         device=choose_device(device),
         fields=[f"{field}={value}" for field, value in given.items()],

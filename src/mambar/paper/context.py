@@ -22,6 +22,8 @@ class Context:
     # Results are written into `out`/BUDGET/NAME.
     out: str | Path = "runs/reproduce"
     data: str | Path | None = None
+    # Recipe that replaces the one of `small`: a name of `mambar recipe --list`, or a Python file.
+    recipe: str | None = None
     device: str = "cpu"
     # `field=value` texts that change every recipe (epochs=20).
     fields: Sequence[str] = ()
@@ -47,6 +49,8 @@ class Context:
             raise InputError(f"budget={self.budget!r} is unknown; choose one of {', '.join(BUDGETS)}.")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise InputError(f"seeds={list(self.seeds)} must be at least one integer, without repetition.")
+        if self.recipe is not None and self.budget != "small":
+            raise InputError(f"recipe={self.recipe} has no effect at budget={self.budget}; use budget=small.")
 
     @property
     def directory(self) -> Path:
@@ -57,7 +61,8 @@ class Context:
         """The provenance of a result of this reproduction."""
         from mambar.bench.machine import describe
 
-        words = [f"mambar reproduce {self.name} --budget {self.budget}", *self.fields]
+        chosen = [] if self.recipe is None else [f"--recipe {self.recipe}"]
+        words = [f"mambar reproduce {self.name} --budget {self.budget}", *chosen, *self.fields]
         return Provenance(
             command=" ".join(words),
             commit=commit(),

@@ -66,6 +66,7 @@ class Options(TypedDict, total=False):
 
     budget: Budget
     data: str | Path | None
+    recipe: str | None
     out: str | Path
     device: str
     fields: Sequence[str]

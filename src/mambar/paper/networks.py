@@ -7,6 +7,7 @@ from mambar.errors import InputError
 from mambar.models.config import VisionMambaConfig, variant
 from mambar.paper.context import Context
 from mambar.recipes.digits import RECIPE as DIGITS
+from mambar.recipes.index import get_recipe
 from mambar.recipes.mambar_imagenet import BASE
 from mambar.training.recipe import Recipe
 
@@ -40,8 +41,12 @@ def base_recipe(context: Context) -> Recipe:
         wanted = "ImageNet" if context.budget == "full" else "CIFAR-10 (the .npz files' folder), or a folder"
         raise InputError(f"budget={context.budget} needs data=PATH of {wanted}.")
     else:
-        recipe = BASE.recipe if context.budget == "full" else _SMALL
+        recipe = BASE.recipe if context.budget == "full" else _small(context)
     return with_data(recipe, context).with_overrides(context.fields)
+
+
+def _small(context: Context) -> Recipe:
+    return _SMALL if context.recipe is None else get_recipe(context.recipe)
 
 
 def with_data(recipe: Recipe, context: Context) -> Recipe:
@@ -50,10 +55,21 @@ def with_data(recipe: Recipe, context: Context) -> Recipe:
 
 
 def registers(context: Context, recipe: Recipe) -> dict[str, object]:
-    """Register fields of Mamba-R: 12 registers and 3 · D features; for `smoke` 4 registers and D features."""
-    dim = model_config(recipe).embed_dim
-    count, width = (4, dim) if context.budget == "smoke" else (12, 3 * dim)
-    return {"num_registers": count, "register_reduction": reduction(dim, count, width)}
+    """Register fields of Mamba-R: 12 registers, or those of the context's recipe; 4 for `smoke`."""
+    config = model_config(recipe)
+    count = 4 if context.budget == "smoke" else 12 if context.recipe is None else config.num_registers
+    divisor = reduction(config.embed_dim, count, head_width(context, recipe))
+    return {"num_registers": count, "register_reduction": divisor}
+
+
+def head_width(context: Context, recipe: Recipe) -> int:
+    """Features that the register head reads: 3 · D, or those of the context's recipe; D for `smoke`."""
+    config = model_config(recipe)
+    if context.budget == "smoke":
+        return config.embed_dim
+    if context.recipe is None:
+        return 3 * config.embed_dim
+    return config.num_registers * (config.embed_dim // config.register_reduction)
 
 
 def with_model(recipe: Recipe, fields: Mapping[str, object]) -> Recipe:

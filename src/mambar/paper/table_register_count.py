@@ -10,7 +10,7 @@ from typing import Final
 
 from mambar.paper.claim import Result, claims
 from mambar.paper.context import Context
-from mambar.paper.networks import VIM, base_recipe, model_config, reduction, with_model
+from mambar.paper.networks import VIM, base_recipe, head_width, model_config, reduction, with_model
 from mambar.paper.sweep import Cell, Table
 
 TITLE: Final = "Number of registers (Base, ImageNet-1k top-1)"
@@ -27,8 +27,7 @@ COUNTS: Final = {"smoke": (1, 4), "small": (1, 4, 12, 24), "full": (1, 4, 12, 24
 def cells(context: Context) -> list[Cell]:
     """One cell per count and the control; the reduction keeps n·(D/r) near that of 12 registers at r = 4."""
     base = base_recipe(context)
-    dim = model_config(base).embed_dim
-    width = dim if context.budget == "smoke" else 3 * dim
+    dim, width = model_config(base).embed_dim, head_width(context, base)
     found = []
     for count in COUNTS[context.budget]:
         fields = VIM if count == 1 else {"num_registers": count, "register_reduction": reduction(dim, count, width)}

@@ -25,6 +25,8 @@ ENTRIES: Final = {
     "pretrain_masked": ("mambar.recipes.pretrain_masked", "ENTRY"),
     "digits": ("mambar.recipes.digits", "ENTRY"),
     "digits_vim": ("mambar.recipes.digits", "VIM_ENTRY"),
+    "tiny_imagenet": ("mambar.recipes.tiny_imagenet", "ENTRY"),
+    "tiny_imagenet_vim": ("mambar.recipes.tiny_imagenet", "VIM_ENTRY"),
     "shapes": ("mambar.recipes.shapes", "ENTRY"),
     "maskrcnn": ("mambar.recipes.maskrcnn", "ENTRY"),
     "fasterrcnn_coco": ("mambar.recipes.rcnn_coco", "ENTRY"),

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,6 +181,30 @@ def ground_truth_statistics(
 ) -> GroundTruthStatistics:
     """Position of the outliers against the masks, or boxes as masks, for each layer.
 
+    `rule` is `MedianDeviation` by default. For the other arguments see `ground_truth_by_rule`.
+    """
+    (found,) = ground_truth_by_rule(
+        norms,
+        rules=[rule or MedianDeviation()],
+        background=background,
+        entropy=entropy,
+        layers=layers,
+        objects=objects,
+    )
+    return found
+
+
+def ground_truth_by_rule(
+    norms: Float[Tensor, "layers batch rows cols"],
+    *,
+    rules: Sequence[OutlierRule],
+    background: Float[Tensor, "batch rows cols"],
+    entropy: Float[Tensor, "batch rows cols"] | None = None,
+    layers: Sequence[int] | None = None,
+    objects: str = "masks",
+) -> list[GroundTruthStatistics]:
+    """The statistics of `ground_truth_statistics` for several rules; ranks, which all rules share, are computed once.
+
     `background` comes from `background_share`, `entropy` from `local_entropy`; NaN is skipped. `layers` are the numbers
     of the layers (default: from 0).
     """
@@ -189,22 +213,23 @@ def ground_truth_statistics(
             f"norms of {tuple(norms.shape[1:])} tokens do not match background of {tuple(background.shape)}; "
             "use the model's patch size and masks of the images' size."
         )
-    rule = rule or MedianDeviation()
-    mask = outlier_mask(norms, rule).cpu()
-    numbers = range(len(norms)) if layers is None else layers
-    rows = tuple(
-        _layer_ground_truth(number, norms[place].cpu().double(), mask[place], background, entropy)
-        for place, number in enumerate(numbers)
-    )
-    return GroundTruthStatistics(rule=rule.name, num_images=norms.shape[1], layers=rows, objects=objects)
+    masks = [outlier_mask(norms, rule).cpu() for rule in rules]
+    rows: list[list[LayerGroundTruth]] = [[] for _ in rules]
+    for place, number in enumerate(range(len(norms)) if layers is None else layers):
+        ranks = _rank_statistics(norms[place].cpu().double(), background, entropy)
+        for mask, of_rule in zip(masks, rows, strict=True):
+            of_rule.append(_layer_ground_truth(number, mask[place], background, ranks))
+    return [
+        GroundTruthStatistics(rule=rule.name, num_images=norms.shape[1], layers=tuple(of_rule), objects=objects)
+        for rule, of_rule in zip(rules, rows, strict=True)
+    ]
 
 
 def _layer_ground_truth(
     number: int,
-    norms: Float[Tensor, "batch rows cols"],
     outliers: Bool[Tensor, "batch rows cols"],
     background: Float[Tensor, "batch rows cols"],
-    entropy: Float[Tensor, "batch rows cols"] | None,
+    ranks: Mapping[str, float],
 ) -> LayerGroundTruth:
     known = torch.isfinite(background)
     everywhere = float(background[known].mean()) if known.any() else math.nan
@@ -212,7 +237,25 @@ def _layer_ground_truth(
     there, there_low, there_high = _ratio_interval(
         (background.where(hits, 0.0)).sum(dim=(1, 2)), hits.sum(dim=(1, 2)).double()
     )
-    seen = known & torch.isfinite(norms)
+    return LayerGroundTruth(
+        layer=number,
+        outliers=int(outliers.sum()),
+        background=everywhere,
+        outlier_background=there,
+        lift=there / everywhere if everywhere else math.nan,
+        outlier_background_low=there_low,
+        outlier_background_high=there_high,
+        **ranks,
+    )
+
+
+def _rank_statistics(
+    norms: Float[Tensor, "batch rows cols"],
+    background: Float[Tensor, "batch rows cols"],
+    entropy: Float[Tensor, "batch rows cols"] | None,
+) -> dict[str, float]:
+    """The fields of `LayerGroundTruth` that depend on no outliers: AUC and correlation, with their intervals."""
+    seen = torch.isfinite(background) & torch.isfinite(norms)
     aucs = [roc_auc(image[good], plain[good] > 0.5) for image, plain, good in zip(norms, background, seen, strict=True)]
     correlations = []
     if entropy is not None:
@@ -222,21 +265,14 @@ def _layer_ground_truth(
         ]
     auc, auc_low, auc_high = _interval(aucs)
     middle, low, high = _interval(correlations)
-    return LayerGroundTruth(
-        layer=number,
-        outliers=int(outliers.sum()),
-        background=everywhere,
-        outlier_background=there,
-        lift=there / everywhere if everywhere else math.nan,
-        auc=auc,
-        auc_low=auc_low,
-        auc_high=auc_high,
-        entropy_correlation=middle,
-        entropy_low=low,
-        entropy_high=high,
-        outlier_background_low=there_low,
-        outlier_background_high=there_high,
-    )
+    return {
+        "auc": auc,
+        "auc_low": auc_low,
+        "auc_high": auc_high,
+        "entropy_correlation": middle,
+        "entropy_low": low,
+        "entropy_high": high,
+    }
 
 
 def _ratio_interval(
