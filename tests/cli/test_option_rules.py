@@ -60,6 +60,8 @@ WITHOUT_EFFECT = {
     "reproduce table_costs data=x": "NAME=VALUE has no effect with table_costs",
     "reproduce figure_norms --other-seeds 2": "--other-seeds is for tables that train many networks",
     "reproduce table_register_count --more": "--more is for table_register_design",
+    "reproduce table_artifacts --recipe digits": "--recipe has an effect with --budget small only",
+    "reproduce table_ade20k --budget small --recipe digits": "--recipe has no effect with table_ade20k",
     "reproduce table_register_count --max-pixels 9": "--max-pixels needs data=PATH",
     "reproduce table_register_count seed=2": "seed=2: a table takes several seeds",
     "recipe digits --list": "RECIPE has no effect with --list",

@@ -112,8 +112,8 @@ RULES: Mapping[str, Sequence[Rule]] = {
         _excluded("name", by=lambda values: values["listing"], other="--list"),
         Rule(
             (
-                *("fields", "budget", "seeds", "other_seeds", "more", "jobs", "minutes", "fit", "out", "device"),
-                *("num_workers", "max_pixels", "as_json"),
+                *("fields", "budget", "recipe", "seeds", "other_seeds", "more", "jobs", "minutes", "fit", "out"),
+                *("device", "num_workers", "max_pixels", "as_json"),
             ),
             lambda values: not values["name"],
             "{option} needs the name of a table or figure; mambar reproduce --list shows them.",
@@ -133,6 +133,16 @@ RULES: Mapping[str, Sequence[Rule]] = {
             ("more",),
             lambda values: "table_register_design" not in values["name"] and ".py" not in values["name"],
             "{option} is for table_register_design and tables of your own; omit it.",
+        ),
+        Rule(
+            ("recipe",),
+            lambda values: values["budget"] != "small",
+            "{option} has an effect with --budget small only; add that, or omit {option}.",
+        ),
+        Rule(
+            ("recipe",),
+            lambda values: {"table_ade20k", "table_imagenet", "table_costs"} & set(values["name"].split(",")),
+            "{option} has no effect with table_ade20k, table_imagenet and table_costs; omit it.",
         ),
         Rule(
             ("max_pixels",),
