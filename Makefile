@@ -3,7 +3,7 @@ RUN = uv run
 
 .PHONY: check format shapes test soak test-gpu bench docs pictures
 
-check:           ## under 3 minutes: format, lint, types, fast tests (architecture included)
+check:           ## about 4 minutes on two cores: format, lint, types, fast tests (architecture included)
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) pyright
