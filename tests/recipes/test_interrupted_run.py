@@ -46,6 +46,24 @@ def test_without_an_evaluation_the_last_checkpoint_is_used(interrupted, tmp_path
     assert "its last checkpoint is used: checkpoints/step-" in caplog.text
 
 
+def test_an_interrupted_extension_leaves_the_weights_of_the_finished_run(tmp_path, caplog):
+    out = tmp_path / "run"
+    runs.here(runs.tiny(schedule="constant", epochs=1), out)
+    before = mambar.load(out).state_dict()
+    assert not caplog.records
+    extended = runs.tiny(schedule="constant", epochs=2)
+    assert runs.finish(runs.start(extended, out, before=(faults.die_at, "save", 2), resume=True)) == [-9]
+    after = mambar.load(out).state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    last = CheckpointStore(out / "checkpoints").load().path
+    assert f"model.safetensors from before is used. Newer weights: checkpoints/{last.name}." in caplog.text
+    assert mambar.load(last).num_classes == 10
+    runs.here(None, out, resume=True)
+    caplog.clear()
+    mambar.load(out)
+    assert not caplog.records
+
+
 def test_another_run_starts_from_it(interrupted, tmp_path):
     other = {"config.depth": 3, "max_steps": 1}
     recipe = runs.tiny(**other, start_from=str(interrupted))

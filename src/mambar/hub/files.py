@@ -86,8 +86,8 @@ def load(
 
     source: a run or model directory, a `.safetensors` file beside its config.json, a released `.pth`, the id of a
     Hugging Face repository ("owner/name"), or the name of a model in `weights/` (see `mambar.list_models`). Of a run
-    that has not finished, the best checkpoint is used, or the last one before the first evaluation; a line of the log
-    names it.
+    that has not finished, the best checkpoint is used, or the last one before the first evaluation. Of a finished run
+    that was extended since, the weights of its end are used. A line of the log says so.
     verify_checksums: raise `CheckpointError` if config.json or the weights do not match the checksums in
     config.json; False accepts a deliberate edit and logs a warning.
     """
@@ -123,12 +123,28 @@ def model_directory(directory: Path) -> Path:
 
 
 def checkpoint_of_run(directory: Path) -> Path:
-    """`model_directory`; logs the checkpoint that is used in place of a finished model."""
+    """`model_directory`; logs which weights of a run that has not finished are used."""
     found = model_directory(directory)
     if found != directory:
         which = "best" if found.name.startswith("best") else "last"
         logger.warning("%s has not finished; its %s checkpoint is used: checkpoints/%s.", directory, which, found.name)
+    elif newer := _checkpoint_of_extension(directory):
+        logger.warning(
+            "%s was extended and has not finished again; %s from before is used. Newer weights: checkpoints/%s.",
+            directory,
+            WEIGHTS,
+            newer,
+        )
     return found
+
+
+def _checkpoint_of_extension(directory: Path) -> str | None:
+    """The last checkpoint of a finished run that was extended, if it is newer than the weights of the finished run."""
+    pointer, weights = directory / "checkpoints" / "last.json", directory / WEIGHTS
+    if (directory / "result.json").is_file() or not (pointer.is_file() and weights.is_file()):
+        return None
+    newer = pointer.stat().st_mtime_ns > weights.stat().st_mtime_ns
+    return Path(str(read_json(pointer).get("name"))).name if newer else None
 
 
 def load_directory(
