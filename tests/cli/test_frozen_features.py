@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from mambar.errors import InputError
+from mambar.recipes import feature_extraction
+from mambar.recipes.evaluate_run import evaluate_run
 from mambar.recipes.frozen_features import evaluate_frozen_features
 from training import runs
 
@@ -19,11 +21,17 @@ def run(tmp_path_factory):
     return out
 
 
-def test_a_run_is_evaluated_beside_its_classifier(run, tmp_path):
+def test_a_run_is_evaluated_beside_its_classifier(run, tmp_path, monkeypatch):
+    passes = []
+    batches = feature_extraction.evaluation_batches
+    monkeypatch.setattr(
+        feature_extraction, "evaluation_batches", lambda *given, **named: passes.append(1) or batches(*given, **named)
+    )
     found = evaluate_frozen_features(
         run, protocols=("knn", "logistic"), features=("registers", "avg"), features_dir=tmp_path / "kept"
     )
-    assert found.top1 is not None and found.data == "digits" and found.num_train == 200
+    assert len(passes) == 2, "train and val are read once each"
+    assert found.top1 == evaluate_run(run).top1 and found.data == "digits" and found.num_train == 200
     rows = {(score.features, score.protocol, score.setting): score for score in found.scores}
     assert {("registers", "knn", 10), ("avg", "knn", 100)} < rows.keys()
     assert all(0.2 < score.top1 <= score.top5 <= 1 for score in found.scores)

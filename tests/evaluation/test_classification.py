@@ -61,22 +61,25 @@ def test_counts_are_those_of_the_whole_set(data):
 def test_parts_on_several_processes_add_up_to_the_whole(data):
     logits, labels = data
     whole = evaluate(Reader(), batches(logits, labels), classes=CLASSES)
-    collected = []
+    assert len(whole.misclassified) == 16, "as many as are kept; there are more"
+    collected, misclassified = [], []
     for rank in (0, 1):
         evaluate(
             Reader(),
-            batches(logits[rank::2], labels[rank::2]),
+            list(batches(logits, labels))[rank::2],
             classes=CLASSES,
             all_reduce=lambda counts: collected.append(counts.clone()) or counts,
+            gather_objects=lambda found: misclassified.append(found) or [found],
         )
     result = evaluate(
         Reader(),
         batches(logits[:0], labels[:0]),
         classes=CLASSES,
         all_reduce=lambda counts: collected[0] + collected[1],
+        gather_objects=lambda found: [*misclassified, found],
     )
     assert (result.top1, result.top5, result.loss) == (whole.top1, whole.top5, whole.loss)
-    assert (result.confusion == whole.confusion).all()
+    assert (result.confusion == whole.confusion).all() and result.misclassified == whole.misclassified
 
 
 def test_an_evaluation_without_any_image_is_one_line():

@@ -16,10 +16,13 @@ from mambar.evaluation.frozen_features import (
     knn_votes,
     linear_logits,
     logistic_logits,
+    own_logits,
     pooled_rows,
     read_features,
     write_rows,
 )
+from mambar.models import VisionMamba, VisionMambaConfig
+from mambar.models.timm_vit import create_timm_vit
 from mambar.nn import Tokens
 
 CPU = torch.device("cpu")
@@ -117,6 +120,22 @@ def test_processes_write_their_rows_and_unreadable_images_are_left_out(tmp_path)
     assert np.array_equal(found.features["avg"], first + np.array([1.5, 2.5, 3.5]))
     joined = np.concatenate([first * np.arange(3.0, 6), first + np.array([1.5, 2.5, 3.5])], 1)
     assert np.array_equal(found.features["register_mean_avg"], joined)
+
+
+@pytest.mark.parametrize("head", ["registers", "register_mean", "token", "avg", "avg_all", "timm", "timm_avg"])
+def test_the_classifier_reads_the_tokens_of_the_same_pass(head):
+    torch.manual_seed(0)
+    if head.startswith("timm"):
+        name, pool = "vit_tiny_patch16_224", "avg" if head == "timm_avg" else "token"
+        model = create_timm_vit(name, img_size=32, num_classes=5, depth=2, global_pool=pool)
+        torch.nn.init.normal_(model.get_classifier().weight)
+    else:
+        sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_registers": 3, "num_classes": 5}
+        model = VisionMamba(VisionMambaConfig(head=head, **sizes))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        (tokens,) = model.eval().tokens(images, [-1], tensor="normed")
+        torch.testing.assert_close(own_logits(model, tokens, images), model(images))
 
 
 def test_scores_name_feature_protocol_and_setting():

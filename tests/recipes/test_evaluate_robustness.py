@@ -5,7 +5,8 @@ import torch
 
 from boxed_files import BOXES, scene, write_tiny_imagenet
 from mambar.cli.main import main
-from mambar.data import Preprocessing, open_dataset
+from mambar.data import EvalTransform, Preprocessing, open_dataset
+from mambar.errors import InputError
 from mambar.hub import save_model
 from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.recipes.evaluate_robustness import evaluate_corruptions, evaluate_imagenet_variant
@@ -23,17 +24,30 @@ def files(tmp_path):
     return tmp_path / "model", data
 
 
-def test_clean_accuracy_is_that_of_evaluate(files, need_package):
+def test_clean_accuracy_is_that_of_evaluate(files, need_package, monkeypatch):
     need_package("corrupt_tta")
     model, data = files
-    lines = []
+    lines, decoded = [], []
+    crop = EvalTransform.pixels
+    monkeypatch.setattr(EvalTransform, "pixels", lambda *given: decoded.append(1) or crop(*given))
     result = evaluate_corruptions(
         model, data=str(data), kinds=("contrast", "fog"), severities=(2, 5), progress=lines.append
     )
+    assert len(decoded) == 2 * 6, "each image once for all severities of a kind"
     assert result.clean == evaluate_run(model, data=str(data)).top1 and result.count == 6
     assert [list(row) for row in result.top1.values()] == [[2, 5], [2, 5]] and list(result.top1) == ["contrast", "fog"]
     assert result.mean == pytest.approx(sum(value for row in result.top1.values() for value in row.values()) / 4)
     assert len(lines) == 4 and lines[0].startswith("contrast 2: top-1")
+
+
+def test_severities_of_one_pass_are_those_of_a_pass_each(files, need_package):
+    need_package("corrupt_tta")
+    model, data = files
+    together = evaluate_corruptions(model, data=str(data), kinds=("gaussian_noise",), severities=(1, 3, 5))
+    apart = [evaluate_corruptions(model, data=str(data), kinds=("gaussian_noise",), severities=(s,)) for s in (1, 3, 5)]
+    assert list(together.top1["gaussian_noise"].values()) == [each.mean for each in apart]
+    with pytest.raises(InputError, match="kinds or severities is empty"):
+        evaluate_corruptions(model, data=str(data), severities=())
 
 
 def run(arguments, capsys):

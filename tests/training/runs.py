@@ -76,6 +76,16 @@ def register_detection() -> None:
     DetectionTask.report = lambda *arguments, **named: None
 
 
+def report_misclassified() -> None:
+    """For `before`: the report of a classifier is the file of its misclassified images."""
+    from mambar.training.classification import ClassificationTask
+
+    def report(_, out, *arguments, result, **named) -> None:
+        (out / "misclassified.json").write_text(json.dumps(result.details.misclassified), "utf-8")
+
+    ClassificationTask.report = report
+
+
 @dataclass
 class Trace:
     """Everything that a bit-identical run reproduces."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class ClassificationResult:
         top1: fraction (0-1) of images whose class has the largest logit.
         top5: fraction (0-1) of images whose class is among the five largest logits.
         loss: mean cross-entropy.
-        misclassified: indices in the dataset of the first misclassified images that this process evaluated.
+        misclassified: indices in the dataset of the first misclassified images, in ascending order.
     """
 
     classes: tuple[str, ...]
@@ -67,6 +68,53 @@ class ClassificationResult:
         }
 
 
+class ClassificationCounts:
+    """Counts of a classifier's logits, added batch by batch, from which `result` makes the metrics."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        self._num_correct = torch.zeros(2, dtype=torch.int64)
+        self._confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+        self._losses = LossSum()
+        self._misclassified: list[int] = []
+
+    def add(self, logits: Tensor, labels: Int64[Tensor, "batch"], indices: Int64[Tensor, "batch"]) -> None:
+        """Adds the logits (batch, classes) of the images with these indices in the dataset."""
+        num_classes = len(self.classes)
+        check_num_classes(logits.shape[1], self.classes)
+        logits = logits.float()
+        self._num_correct += top_k_correct(logits, labels, (1, min(5, num_classes))).cpu()
+        predicted = logits.argmax(1)
+        self._confusion += confusion_counts(predicted, labels, num_classes).cpu()
+        if len(self._misclassified) < _NUM_MISCLASSIFIED:
+            self._misclassified += indices[(predicted != labels).cpu()].tolist()
+        self._losses.add(nn.functional.cross_entropy(logits.double(), labels, reduction="none"))
+
+    def result(
+        self,
+        *,
+        all_reduce: Callable[[Tensor], Tensor] = lambda counts: counts,
+        gather_objects: Callable[[Any], list[Any]] = lambda value: [value],
+    ) -> ClassificationResult:
+        """The metrics over all processes; the arguments are those of `evaluate`."""
+        size = len(self.classes)
+        counted = all_reduce(torch.cat([self._num_correct, self._losses.counts, self._confusion.reshape(-1)])).cpu()
+        matrix = counted[4:].reshape(size, size).numpy()
+        count = int(matrix.sum())
+        if not count:
+            raise DataError("there is nothing to measure: none of the images to evaluate could be read; replace them.")
+        # Each process has the first of its own images, so the first of all are among them.
+        found = sorted(index for each in gather_objects(self._misclassified) for index in each)
+        return ClassificationResult(
+            classes=self.classes,
+            confusion=matrix,
+            top1=int(counted[0]) / count,
+            top5=int(counted[1]) / count,
+            loss=LossSum.mean(counted[2:4], count),
+            misclassified=tuple(found[:_NUM_MISCLASSIFIED]),
+        )
+
+
 @accept_old_names({"total": "all_reduce"})
 def evaluate(
     model: nn.Module,
@@ -77,41 +125,18 @@ def evaluate(
     prepare: Callable[[Tensor], Tensor] | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     all_reduce: Callable[[Tensor], Tensor] = lambda counts: counts,
+    gather_objects: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> ClassificationResult:
     """Metrics of `model` in evaluation mode on batches of the data loader.
 
     prepare: applied to the images on the device, e.g. normalization. all_reduce: sums counts over the processes.
-    The loss is the mean cross-entropy, computed in float64.
+    gather_objects: the values of all processes. The loss is the mean cross-entropy, computed in float64.
     """
-    num_classes = len(classes)
-    num_correct = torch.zeros(2, dtype=torch.int64)
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    losses = LossSum()
-    misclassified: list[int] = []
+    counts = ClassificationCounts(classes)
     with eval_mode(model), torch.inference_mode():
         for batch in batches:
             moved = batch.to(device)
-            images = prepare(moved.images) if prepare else moved.images
             with autocast():
-                logits = model(images)
-            check_num_classes(logits.shape[1], classes)
-            logits = logits.float()
-            num_correct += top_k_correct(logits, moved.labels, (1, min(5, num_classes))).cpu()
-            predicted = logits.argmax(1)
-            confusion += confusion_counts(predicted, moved.labels, num_classes).cpu()
-            if len(misclassified) < _NUM_MISCLASSIFIED:
-                misclassified += batch.indices[(predicted != moved.labels).cpu()].tolist()
-            losses.add(nn.functional.cross_entropy(logits.double(), moved.labels, reduction="none"))
-    counted = all_reduce(torch.cat([num_correct, losses.counts, confusion.reshape(-1)])).cpu()
-    matrix = counted[4:].reshape(num_classes, num_classes).numpy()
-    count = int(matrix.sum())
-    if not count:
-        raise DataError("there is nothing to measure: none of the images to evaluate could be read; replace them.")
-    return ClassificationResult(
-        classes=tuple(classes),
-        confusion=matrix,
-        top1=int(counted[0]) / count,
-        top5=int(counted[1]) / count,
-        loss=LossSum.mean(counted[2:4], count),
-        misclassified=tuple(misclassified[:_NUM_MISCLASSIFIED]),
-    )
+                logits = model(prepare(moved.images) if prepare else moved.images)
+            counts.add(logits, moved.labels, batch.indices)
+    return counts.result(all_reduce=all_reduce, gather_objects=gather_objects)

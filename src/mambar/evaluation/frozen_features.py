@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,9 +17,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mambar.data.loading.loaders import Batch
+from mambar.data.loading.to_device import to_device
 from mambar.errors import InputError
 from mambar.evaluation.metrics import top_k_correct
 from mambar.models.protocol import TokenModel
+from mambar.models.timm_vit import TimmViT
+from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import Tokens
 
 # One vector per image: the registers concatenated or averaged, the first register (the class token of Vim and of a
@@ -80,6 +83,16 @@ def pooled_rows(tokens: Tokens, batch: Batch, *, names: Sequence[str]) -> dict[s
     return {name: FEATURES[name](tokens).float().cpu().numpy() for name in names}
 
 
+def own_logits(model: TokenModel, tokens: Tokens, images: Tensor) -> Tensor:
+    """Logits of the model's classifier, from its normed tokens of the last block where its class allows that."""
+    if isinstance(model, VisionMamba) and model.config.head:
+        return model.head(tokens)
+    if isinstance(model, TimmViT):
+        network: Any = model.model
+        return network.forward_head(torch.cat([tokens.registers, tokens.patches], 1))
+    return model.forward(images)
+
+
 def write_rows(
     model: TokenModel,
     batches: Iterable[Batch],
@@ -93,18 +106,21 @@ def write_rows(
 ) -> None:
     """Writes what `rows` returns for each image of the batches to files in `directory`, at the index of the image.
 
-    `rows` gets the tokens of the last block after the final norm, and the batch. Several processes write to the same
-    directory, each its own batches. The file `labels` has the label + 1 of each image, and 0 if it was not read.
+    `rows` gets the tokens of the last block after the final norm, and the batch with the model's input as images.
+    Several processes write to the same directory, each its own batches. The file `labels` has the label + 1 of each
+    image, and 0 if it was not read.
     """
     files: dict[str, np.memmap] = {}
     labels = _file(directory / "labels", np.dtype(np.int64), (num_images,))
     done = 0
     for batch in batches:
-        moved = batch.to(device)
         with torch.inference_mode():
-            (tokens,) = model.tokens(prepare(moved.images) if prepare else moved.images, [-1], tensor="normed")
+            images = to_device(batch.images, device)
+            images = prepare(images) if prepare else images
+            (tokens,) = model.tokens(images, [-1], tensor="normed")
+            written = rows(tokens, batch.replace(images=images))
         indices = batch.indices.numpy()
-        for name, found in rows(tokens, batch).items():
+        for name, found in written.items():
             if name not in files:
                 files[name] = _file(directory / name, found.dtype, (num_images, *found.shape[1:]))
             files[name][indices] = found

@@ -1,19 +1,25 @@
 """Robustness of a trained classifier: common corruptions of its data, and test sets with ImageNet's classes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mambar.data import EvalTransform, Subset, evaluation_batches, open_dataset
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from mambar.data import Batch, EvalTransform, Subset, evaluation_batches, open_dataset
 from mambar.data.classification.imagenet_variants import ImageNetVariant, class_columns
 from mambar.data.transforms.corruptions import KINDS, SEVERITIES, Corruption
-from mambar.evaluation import evaluate
+from mambar.errors import InputError
+from mambar.evaluation.classification import ClassificationCounts, ClassificationResult
 from mambar.evaluation.valid_labels import ValidLabelsResult, evaluate_valid_labels
 from mambar.hub import load
 from mambar.models.timm_vit import model_preprocessing
 from mambar.nn.cuda_graph import use_cuda_graphs
+from mambar.nn.eval_mode import eval_mode
 from mambar.training.run_data import open_run_dataset
 
 
@@ -56,31 +62,79 @@ def evaluate_corruptions(
 ) -> CorruptionResult:
     """Top-1 on the run's data, or `data`, without and with each corruption; `progress` receives a line for each.
 
-    Corruptions are applied to the model's input, after resize and crop, as in ImageNet-C.
+    Corruptions are applied to the model's input, after resize and crop, as in ImageNet-C. An image is decoded once for
+    all severities of a kind.
     """
+    if not kinds or not severities:
+        raise InputError("kinds or severities is empty; give one or more of each.")
     model = use_cuda_graphs(load(run, device=device))
     preprocessing = model_preprocessing(model)
     crop = EvalTransform(preprocessing=preprocessing)
     # Wrong names are refused before anything is evaluated.
-    chosen = [Corruption(transform=crop, kind=kind, severity=each, seed=seed) for kind in kinds for each in severities]
+    chosen = {
+        kind: [Corruption(transform=crop, kind=kind, severity=each, seed=seed) for each in severities] for kind in kinds
+    }
     dataset = open_run_dataset(run, data, split, data_options, classes=model.classes)
-    top1: dict[str, dict[int, float]] = {kind: {} for kind in kinds}
-    found = []
-    for transform in (crop.pixels, *chosen):
-        batches = evaluation_batches(dataset, transform, batch_size=batch_size, num_workers=num_workers)
-        found.append(evaluate(model, batches, classes=dataset.classes, device=device, prepare=preprocessing.normalize))
-        if isinstance(transform, Corruption):
-            top1[transform.kind][transform.severity] = found[-1].top1
-            progress(f"{transform.kind} {transform.severity}: top-1 {found[-1].top1:.2%}")
+    top1: dict[str, dict[int, float]] = {}
+    results: dict[str, ClassificationResult] = {}
+    for kind, corruptions in chosen.items():
+        # The images as they are need one evaluation only.
+        names = [*(() if results else ("images",)), *map(str, severities)]
+        batches = evaluation_batches(
+            dataset, _Versions(crop, corruptions), batch_size=batch_size, num_workers=num_workers
+        )
+        results |= _evaluate_versions(
+            model,
+            batches,
+            names,
+            classes=dataset.classes,
+            device=device,
+            prepare=preprocessing.normalize,
+        )
+        top1[kind] = {each: results[str(each)].top1 for each in severities}
+        for severity, share in top1[kind].items():
+            progress(f"{kind} {severity}: top-1 {share:.2%}")
+    shares = [share for row in top1.values() for share in row.values()]
     return CorruptionResult(
         data=dataset.name,
-        count=found[0].count,
+        count=results["images"].count,
         library=f"corrupt-tta {version('corrupt-tta')}",
         seed=seed,
-        clean=found[0].top1,
-        mean=sum(result.top1 for result in found[1:]) / len(chosen),
+        clean=results["images"].top1,
+        mean=sum(shares) / len(shares),
         top1=top1,
     )
+
+
+@dataclass(frozen=True)
+class _Versions:
+    """The crop of an image as "images", and each corruption of it under its severity."""
+
+    crop: EvalTransform
+    corruptions: Sequence[Corruption]
+
+    def __call__(self, image: UInt8[Tensor, "channels height width"]) -> dict[str, Tensor]:
+        crop = self.crop.pixels(image)
+        return {"images": crop, **{str(each.severity): each.corrupt(crop) for each in self.corruptions}}
+
+
+def _evaluate_versions(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    names: Sequence[str],
+    *,
+    classes: Sequence[str],
+    device: str,
+    prepare: Callable[[Tensor], Tensor],
+) -> dict[str, ClassificationResult]:
+    """The metrics of each of the named fields of the batches."""
+    counts = {name: ClassificationCounts(classes) for name in names}
+    with eval_mode(model), torch.inference_mode():
+        for batch in batches:
+            labels = batch.labels.to(device)
+            for name, each in counts.items():
+                each.add(model(prepare(batch[name].to(device))), labels, batch.indices)
+    return {name: each.result() for name, each in counts.items()}
 
 
 def evaluate_imagenet_variant(

@@ -6,16 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mambar.data import EvalTransform
-from mambar.evaluation import evaluate
+import numpy as np
+
+from mambar.data import Batch, EvalTransform
 from mambar.evaluation.frozen_features import (
     FEATURES,
     PROTOCOLS,
     FrozenScore,
     evaluate_features,
+    own_logits,
     pooled_rows,
     read_features,
+    read_labels,
 )
+from mambar.models.protocol import TokenModel
+from mambar.nn import Tokens
 from mambar.recipes.feature_extraction import check_names, extraction, feature_directory, open_splits
 
 
@@ -82,20 +87,33 @@ def evaluate_frozen_features(
         ) as run:
             group, analyzed = run.group, run.analyzed
             transform = EvalTransform(preprocessing=analyzed.preprocessing).pixels
+            has_classifier = analyzed.classes is not None and tuple(analyzed.classes) == tuple(classes)
             for name in splits:
-                run.write(name, transform, partial(pooled_rows, names=features), progress)
+                classifier = analyzed.model if name == split and has_classifier else None
+                run.write(name, transform, partial(_rows, names=features, classifier=classifier), progress)
             group.barrier()
-            top1 = None
-            if analyzed.classes is not None and tuple(analyzed.classes) == tuple(classes):
-                module: Any = analyzed.model
-                batches = run.batches(split, transform)
-                shared = {"device": group.device, "prepare": analyzed.preprocessing.normalize}
-                top1 = evaluate(module, batches, classes=classes, all_reduce=group.all_reduce, **shared).top1
         if not group.is_main:
             return None
+        top1 = _own_top1(run.directory / split) if has_classifier else None
         found = {name: read_features(run.directory / name, features, num_images=len(splits[name])) for name in splits}
         train, test = found["train"], found[split]
         scores = evaluate_features(
             train, test, num_classes=len(classes), protocols=protocols, device=group.device, seed=seed
         )
     return FrozenResult(model=analyzed.name, data=data, scores=tuple(scores), top1=top1, num_train=len(train.labels))
+
+
+def _rows(
+    tokens: Tokens, batch: Batch, *, names: Sequence[str], classifier: TokenModel | None
+) -> dict[str, np.ndarray]:
+    """`pooled_rows`, and with `classifier` also the class that its own classifier predicts."""
+    found = pooled_rows(tokens, batch, names=names)
+    if classifier is not None:
+        found["predicted"] = own_logits(classifier, tokens, batch.images).float().argmax(1).cpu().numpy()
+    return found
+
+
+def _own_top1(directory: Path) -> float:
+    labels = read_labels(directory)
+    predicted = np.fromfile(directory / "predicted", dtype=np.int64)
+    return float((predicted == labels)[labels >= 0].mean())

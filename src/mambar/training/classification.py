@@ -88,6 +88,7 @@ class ClassificationTask(Task):
             prepare=lambda images: self._normalized(images).to(context.dtype),
             autocast=context.autocast,
             all_reduce=context.all_reduce,
+            gather_objects=context.gather_objects,
         )
         metrics = {"top1": result.top1, "top5": result.top5, "val_loss": result.loss}
         return EvalResult(metrics=metrics, details=result)

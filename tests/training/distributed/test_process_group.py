@@ -1,5 +1,6 @@
 """P5: the number of processes does not matter. P6: a dead process ends or restarts the run, never corrupts it."""
 
+import json
 import os
 import random
 import signal
@@ -33,9 +34,12 @@ def test_peak_memory_grows_with_allocated_memory():
 @pytest.mark.rel
 @pytest.mark.slow
 def test_p5_two_shards_on_one_and_two_processes_have_the_same_bits(tmp_path, unbroken):
-    group = runs.start_group(runs.tiny(), tmp_path / "two", world=2)
-    assert runs.finish(*group) == [0, 0]
+    listed = (runs.report_misclassified,)
+    group = runs.start_group(runs.tiny(), tmp_path / "two", world=2, befores={0: listed})
+    assert runs.finish(*group, runs.start(runs.tiny(), tmp_path / "one", before=listed)) == [0, 0, 0]
     assert runs.trace(tmp_path / "two") == unbroken
+    found, expected = ((tmp_path / name / "misclassified.json").read_text("utf-8") for name in ("two", "one"))
+    assert found == expected and len(json.loads(found)) == 16
 
 
 @pytest.mark.soak

@@ -55,10 +55,13 @@ class Corruption:
             raise InputError(needs_package("A corruption", "corrupt-tta", extra="robustness")) from error
 
     def __call__(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "channels rows cols"]:
+        return self.corrupt(self.transform.pixels(image))
+
+    def corrupt(self, crop: UInt8[Tensor, "channels rows cols"]) -> UInt8[Tensor, "channels rows cols"]:
+        """The corruption of an image that is resized and cropped already."""
         from corrupt_tta import corrupt
         from skimage.util import random_noise
 
-        crop = self.transform.pixels(image)
         pixels = crop.expand(3, -1, -1).permute(1, 2, 0).numpy()
         seed = key(self.seed, "corruption", self.kind, self.severity, zlib.crc32(pixels.tobytes()))
         if self.kind == "impulse_noise":
