@@ -84,6 +84,16 @@ def test_any_batch_and_any_size(exported, size, batch):
         torch.testing.assert_close(onnx_export.onnx_runner(path)(images), model(images), rtol=0, atol=1e-5)
 
 
+def test_an_image_of_nan_leaves_the_others_of_the_batch_alone(exported):
+    model, path, _ = exported
+    images = torch.randn(3, 3, 32, 48)
+    images[1] = torch.nan
+    with torch.no_grad():
+        torch.testing.assert_close(
+            onnx_export.onnx_runner(path)(images), model(images), rtol=0, atol=1e-5, equal_nan=True
+        )
+
+
 def test_axes_are_named(exported):
     _, path, _ = exported
     graph = onnx.load(str(path)).graph

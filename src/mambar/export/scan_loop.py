@@ -17,18 +17,21 @@ from mambar.errors import InputError
 from mambar.nn.mixer import DirectionalScan, MambaMixer
 from mambar.nn.placement import Grid
 
-# dt and dt·u (length, 2, batch, 1, inner), B (length, 2, batch, state, 1), C (length, 2, batch, 1, state) and
-# A (2, 1, state, inner); gives C h in the shape of dt.
+# Steps of an iteration of the ONNX loop, written out in `onnx_scan.py`; the length must be a multiple of it.
+CHUNK = 8
+
+# dt and dt·u (batch, length, 2, 1, inner), B (batch, length, 2, state, 1), C (batch, length, 2, 1, state) and
+# A (1, 2, state, inner); gives C h in the shape of dt.
 torch.library.define("mambar_export::scan_loop", "(Tensor dt, Tensor dtu, Tensor B, Tensor C, Tensor A) -> Tensor")
 
 
 @torch.library.impl("mambar_export::scan_loop", "CompositeExplicitAutograd")
 def _scan_loop(dt: Tensor, dtu: Tensor, B: Tensor, C: Tensor, A: Tensor) -> Tensor:
-    state, outputs = dt[0] * 0 * A, []
-    for index in range(dt.shape[0]):
-        state = state * torch.exp(dt[index] * A) + dtu[index] * B[index]
-        outputs.append(C[index] @ state)
-    return torch.stack(outputs)
+    state, outputs = dt[:, 0] * 0 * A, []
+    for index in range(dt.shape[1]):
+        state = state * torch.exp(dt[:, index] * A) + dtu[:, index] * B[:, index]
+        outputs.append(C[:, index] @ state)
+    return torch.stack(outputs, dim=1)
 
 
 @torch.library.register_fake("mambar_export::scan_loop")
@@ -58,36 +61,39 @@ class ScanMixer(nn.Module):
         self.scale = 0.5 if mixer.average_directions else 1.0
         weights = [direction.weights() for direction in (mixer.forward_scan, mixer.backward_scan)]
         with torch.no_grad():
-            self.register_buffer("A", torch.stack([each.A.T for each in weights])[:, None].contiguous())
-            self.register_buffer("D", torch.stack([each.D for each in weights])[:, None].contiguous())
+            self.register_buffer("A", torch.stack([each.A.T for each in weights])[None].contiguous())
+            self.register_buffer("D", torch.stack([each.D for each in weights]))
 
     def forward(
         self, tokens: Float[Tensor, "batch length dim"], grid: Grid | None = None, positions: Sequence[int] = ()
     ) -> Float[Tensor, "batch length dim"]:
-        # Time first, as the loop needs it: the narrow tokens are transposed, not their projections.
-        x, z = self.in_proj(tokens.transpose(0, 1)).chunk(2, dim=-1)  # (L, B, E)
-        channels = x.permute(1, 2, 0)
+        x, z = self.in_proj(tokens).chunk(2, dim=-1)  # (B, L, E)
+        channels = x.transpose(1, 2)
         parts = [
             self._step_inputs(direction, channels, reverse=reverse)
             for direction, reverse in zip(self.directions, (False, True), strict=True)
         ]
-        u, dt, B, C = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))  # (L, 2, B, ...)
+        u, dt, B, C = (torch.stack(part, dim=2) for part in zip(*parts, strict=True))  # (B, L + padding, 2, ...)
         rows = (dt.unsqueeze(3), (dt * u).unsqueeze(3), B.unsqueeze(4), C.unsqueeze(3))
         y = torch.ops.mambar_export.scan_loop(*rows, self.get_buffer("A")).squeeze(3)
-        y = y + u * self.get_buffer("D")
-        total = y[:, 0] + y[:, 1].flip(0)  # (L, B, E)
-        return self.out_proj(total * functional.silu(z) * self.scale).transpose(0, 1)
+        y = (y + u * self.get_buffer("D"))[:, : x.shape[1]]
+        total = y[:, :, 0] + y[:, :, 1].flip(1)  # (B, L, E)
+        return self.out_proj(total * functional.silu(z) * self.scale)
 
     def _step_inputs(self, direction: nn.Module, x: Tensor, *, reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """u, dt, B and C (length, batch, ...) in scan order, of x (batch, inner, length) in the order of the tokens."""
+        """u, dt, B and C (batch, length, ...) in scan order, of x (batch, inner, length) in the order of the tokens.
+
+        Their length is a multiple of `CHUNK`. The steps behind the last token do not change those before them.
+        """
         assert isinstance(direction, DirectionalScan)
         inner, taps = direction.conv_weight.shape
-        kernel, padding = direction.conv_weight, (taps - 1, 0)
+        added = (x.shape[2] + CHUNK - 1) // CHUNK * CHUNK - x.shape[2]
+        kernel, padding = direction.conv_weight, (taps - 1, added)
         if reverse:
-            kernel, padding = kernel.flip(1), (0, taps - 1)
+            kernel, padding = kernel.flip(1), (added, taps - 1)
         u = functional.conv1d(functional.pad(x, padding), kernel[:, None], direction.conv_bias, groups=inner)
-        u = functional.silu(u).permute(2, 0, 1)  # (L, B, E)
-        u = u.flip(0) if reverse else u
+        u = functional.silu(u).transpose(1, 2)  # (B, L + added, E)
+        u = u.flip(1) if reverse else u
         rank, state = direction.dt_proj.in_features, direction.A_log.shape[1]
         low, B, C = direction.x_proj(u).split([rank, state, state], dim=-1)
         return u, _softplus(direction.dt_proj(low)), B, C
