@@ -1,12 +1,12 @@
-"""Speed and memory of Mamba-R Base and ViT-Base from 224 to 1,536 pixels on a GPU.
+"""Speed and memory of Mamba-R Base and ViT-Base from 224 to 2,048 pixels on a GPU.
 
     PYTHONPATH=src python benchmarks/models/resolution_gpu.py --out results.json
     PYTHONPATH=src python benchmarks/models/resolution_gpu.py --from results.json --page table.md --plot plot.png
 
 Both run under bf16 autocast with random weights, replayed from CUDA graphs, which exclude Python overhead. ViT-Base is
 that of timm with PyTorch's fused attention, with a position embedding for each size. A batch has about 73,728 patches
-at every size (8 images of 1,536 pixels). The first command measures and writes JSON; the second needs no GPU and writes
-the table and the plot.
+at every size (8 images of 1,536 pixels), or --batch images. The first command measures and writes JSON; the second
+needs no GPU and writes the table and the plot.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from typing import Any
 from mambar.bench.machine import describe
 from mambar.bench.table import Row, markdown
 
-SIDES = (224, 384, 512, 768, 1024, 1280, 1536)
+SIDES = (224, 384, 512, 768, 1024, 1280, 1536, 2048)
 PATCHES = 8 * 96**2
 MODELS = ("Mamba-R Base", "ViT-Base")
 COLUMNS = ("tokens", "batch", "inference img/s", "peak GiB", "training img/s", "peak GiB")
 
 
-def measure(sides: tuple[int, ...]) -> list[dict[str, Any]]:
+def measure(sides: tuple[int, ...], images_per_batch: int | None) -> list[dict[str, Any]]:
     """One entry per model and size; values are None if memory was exceeded."""
     import timm
     import torch
@@ -33,7 +33,7 @@ def measure(sides: tuple[int, ...]) -> list[dict[str, Any]]:
 
     found = []
     for side in sides:
-        batch = max(1, PATCHES // (side // 16) ** 2)
+        batch = images_per_batch or max(1, PATCHES // (side // 16) ** 2)
         for name in MODELS:
             torch.manual_seed(0)
             if name == "Mamba-R Base":
@@ -117,6 +117,7 @@ def main() -> None:
     """Measures, or reads an earlier measurement; writes the requested files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="image sizes in pixels")
+    parser.add_argument("--batch", type=int, help="images per batch at every size")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--from", dest="given", type=Path, help="JSON file of an earlier run; nothing is measured")
     parser.add_argument("--page", type=Path, help="Markdown file to write")
@@ -125,7 +126,7 @@ def main() -> None:
     if arguments.given:
         measured = json.loads(arguments.given.read_text("utf-8"))
     else:
-        measured = {"machine": describe("cuda"), "found": measure(tuple(arguments.sides))}
+        measured = {"machine": describe("cuda"), "found": measure(tuple(arguments.sides), arguments.batch)}
     if arguments.out:
         arguments.out.write_text(json.dumps(measured, indent=1), encoding="utf-8")
     if arguments.page:

@@ -69,21 +69,42 @@ def nan_filled(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape, **o: poisoned(new_empty(self, *shape, **o)))
 
 
+def force_segments(monkeypatch, length):
+    """Cuts every sequence into segments of about `length` positions, in both kernels."""
+    from mambar.ops.cuda import scan
+
+    segments = scan.Segmentation(min_segments=2, warps_per_segment=10**9, min_length=length)
+    monkeypatch.setattr(scan, "SEGMENTS_FORWARD", segments)
+    monkeypatch.setattr(scan, "SEGMENTS_BACKWARD", segments)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
     ("batch", "length", "inner", "offset"),
     [(2, 1, 32, 0), (2, 7, 8, 0), (3, 63, 136, 0), (2, 208, 256, 8), (1, 589, 96, 1), (1, 1037, 40, 0)],
 )
 @pytest.mark.parametrize("dtype", WORST)
-@pytest.mark.parametrize("tile", ["FULL", "SPLIT"])
-def test_every_tile_and_kind_of_load(nan_filled, monkeypatch, tile, dtype, batch, length, inner, offset, reverse):
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8, None])
+def test_every_tile_and_kind_of_load(nan_filled, monkeypatch, lanes, dtype, batch, length, inner, offset, reverse):
     from mambar.ops.cuda import scan
 
-    monkeypatch.setattr(scan, "_tile", lambda u: getattr(scan, tile))
+    if lanes is None:
+        force_segments(monkeypatch, 16)
+    else:
+        monkeypatch.setattr(scan, "_lanes", lambda u: lanes)
+        force_segments(monkeypatch, 10**9)
     scan._plan_forward.cache_clear()
     errors = scan_errors(scan_arguments(batch, length, inner, dtype=dtype, offset=offset), reverse)
     scan._plan_forward.cache_clear()
     assert max(errors) <= WORST[dtype], errors
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [127, 128, 129, 135, 136, 137, 191, 192, 193, 255, 257, 1000])
+def test_lengths_around_the_ends_of_segments(nan_filled, monkeypatch, length, reverse):
+    force_segments(monkeypatch, 64)
+    errors = scan_errors(scan_arguments(2, length, 40, dtype=torch.float32), reverse)
+    assert max(errors) <= WORST[torch.float32], errors
 
 
 def test_long_sequences_use_many_windows(nan_filled):
@@ -142,6 +163,16 @@ def test_the_mix_is_at_most_twice_as_inexact_as_plain_pytorch(nan_filled, dtype,
     exact, ours, theirs = plain(torch.float64), mix_once(arguments, dout), plain(dtype)
     for found, other, wanted in zip(ours, theirs, exact, strict=True):
         assert relative(found, wanted) <= max(2 * relative(other, wanted), WORST[dtype] / 4)
+
+
+def test_the_mix_in_segments_is_as_exact(nan_filled, monkeypatch):
+    """Both directions in one launch, cut into segments, beside the same in one piece."""
+    arguments, dout = mix_arguments(2, 300, 264, 12, dtype=torch.float32), torch.randn(2, 300, 264, device="cuda")
+    force_segments(monkeypatch, 10**9)
+    whole = mix_once(arguments, dout)
+    force_segments(monkeypatch, 64)
+    for found, wanted in zip(mix_once(arguments, dout), whole, strict=True):
+        assert relative(found, wanted) <= WORST[torch.float32]
 
 
 def test_250_repeats_are_bit_identical():

@@ -54,9 +54,31 @@ def test_windows_cover_the_sequence_in_whole_slots(length, steps):
     assert ceil_div(length, window) * window >= length
 
 
-@pytest.mark.parametrize(("batch", "wanted"), [(1, scan.SPLIT), (16, scan.FULL), (128, scan.FULL)])
-def test_small_batches_split_the_states(batch, wanted):
-    assert scan._tile(layout((batch, 208, 1536))) == wanted
+@pytest.mark.parametrize(("batch", "lanes"), [(1, 8), (2, 8), (3, 4), (10, 4), (11, 2), (21, 2), (22, 1), (128, 1)])
+def test_small_batches_split_the_states(batch, lanes):
+    assert scan._lanes(layout((batch, 208, 1536))) == lanes
+
+
+@pytest.mark.parametrize(
+    ("cut", "batch", "length", "segments"),
+    [
+        (scan.SEGMENTS_FORWARD, 1, 208, 1),
+        (scan.SEGMENTS_FORWARD, 1, 511, 1),
+        (scan.SEGMENTS_FORWARD, 1, 512, 8),
+        (scan.SEGMENTS_FORWARD, 1, 16384, 22),
+        (scan.SEGMENTS_FORWARD, 5, 4100, 11),
+        (scan.SEGMENTS_FORWARD, 6, 4100, 1),
+        (scan.SEGMENTS_BACKWARD, 1, 127, 1),
+        (scan.SEGMENTS_BACKWARD, 1, 208, 3),
+        (scan.SEGMENTS_BACKWARD, 8, 208, 1),
+        (scan.SEGMENTS_BACKWARD, 8, 4100, 11),
+        (scan.SEGMENTS_BACKWARD, 9, 4100, 1),
+    ],
+)
+def test_long_sequences_of_few_channels_are_cut(cut, batch, length, segments):
+    segment = cut.segment_length(length, scan._num_warps(layout((batch, length, 1536))), 8)
+    assert ceil_div(length, segment) == segments
+    assert segment == length or segment % 8 == 0
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 208, 4113])

@@ -17,14 +17,18 @@ FORWARD = {
     "GATED": 1,
     "SAVE_PREGATE": 0,
     "REVERSE": 0,
+    "STATES_ONLY": 0,
+    "ADJOINT": 0,
 }
-BACKWARD = {"SOFTPLUS": 1, "REVERSE": 1}
+STATES = {**FORWARD, "GATED": 0, "STATES_ONLY": 1, "ADJOINT": 1}
+BACKWARD = {"SOFTPLUS": 1, "REVERSE": 1, "SEGMENTED": 1}
 ALIGNED = {"ASYNC_COPY": 1, "ALIGNED_BC": 1, "ALIGNED_A": 1}
 UNALIGNED = {"ASYNC_COPY": 0, "ALIGNED_BC": 0, "ALIGNED_A": 0}
 CASES = [
     ("gate", {"SCALAR": 1, "CHANNELS": 4, "GATED": 1}),
     ("scan_forward", {**FORWARD, **ALIGNED, "SCALAR": 1, "LANES": 1, "DIRECTIONS": 2}),
     ("scan_forward", {**FORWARD, **UNALIGNED, "SCALAR": 2, "LANES": 4, "DIRECTIONS": 1}),
+    ("scan_forward", {**STATES, **ALIGNED, "SCALAR": 1, "LANES": 1, "DIRECTIONS": 2}),
     ("scan_backward", {**BACKWARD, **ALIGNED, "SCALAR": 1, "DIRECTIONS": 2, "TENSOR_CORES": 1}),
     ("scan_backward", {**BACKWARD, **UNALIGNED, "SCALAR": 0, "DIRECTIONS": 1, "TENSOR_CORES": 0}),
     (

@@ -1,4 +1,4 @@
-// Memory-bound kernels between the matrix products and the scans of a backward pass.
+// Memory-bound kernels around the scans.
 //
 // Macros: SCALAR, CHANNELS (1, 2, 4: adjacent channels per thread), GATED (see below).
 //
@@ -52,4 +52,23 @@ extern "C" __global__ void __launch_bounds__(256) add_blocks(
         dC[batch * C_batch + position * C_time + direction * C_direction + s] = narrow(sum);
     else
         dB[batch * B_batch + position * B_time + direction * B_direction + s] = narrow(sum);
+}
+
+// Chains the segments of a scan (scan_forward.cu, STATES_ONLY). `states`, a row per segment, holds the state after each
+// segment but the last in scan order from a zero state; it is replaced by the state before the segment, from `start` before the first in scan
+// order. The second direction runs against the first.
+extern "C" __global__ void __launch_bounds__(256) carry_states(
+    float *states, const float *step_sums, const float *A_forward, const float *A_backward, const float *start,
+    i64 segments, i64 inner, i64 num_states, i64 batches, i64 reverse) {
+    const i64 at = (i64)blockIdx.x * 256 + threadIdx.x, row = blockIdx.y, size = inner * num_states;
+    if (at >= size) return;
+    const bool second = row >= batches, back = second != (reverse != 0);
+    const float decay = (second ? A_backward : A_forward)[at] * LOG2E;
+    float state = start ? start[row * size + at] : 0.f;
+    for (i64 k = 0; k < segments; k++) {
+        const i64 segment = row * segments + (back ? segments - 1 - k : k);
+        const float after = k < segments - 1 ? states[segment * size + at] : 0.f;
+        states[segment * size + at] = state;
+        if (k < segments - 1) state = fmaf(fast_exp2(step_sums[segment * inner + at / num_states] * decay), state, after);
+    }
 }

@@ -7,12 +7,26 @@
 
 __device__ __forceinline__ unsigned shared_address(const void *at) { return (unsigned)__cvta_generic_to_shared(at); }
 
-__device__ __forceinline__ void copy_async(void *to, const void *from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+template <int BYTES = COPY_BYTES> __device__ __forceinline__ void copy_async(void *to, const void *from) {
+    if (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES) : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int OPEN> __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(OPEN) : "memory");
+}
+
+// COUNT (2 or a multiple of 4) adjacent aligned floats.
+template <int COUNT> __device__ __forceinline__ void load_floats(float *to, const float *from) {
+    if (COUNT == 2) {
+        const float2 two = *(const float2 *)from;
+        to[0] = two.x; to[1] = two.y;
+    }
+#pragma unroll
+    for (int n = 0; n + 4 <= COUNT; n += 4) {
+        const float4 four = *(const float4 *)(from + n);
+        to[n] = four.x; to[n + 1] = four.y; to[n + 2] = four.z; to[n + 3] = four.w;
+    }
 }
 
 // Loads B and C of `count` positions as floats: 16 of B and 16 of C per row, zero beyond `states` and `valid`
@@ -90,11 +104,10 @@ template <int COUNT>
 __device__ __forceinline__ void load_decay(float *decay, const float *A, i64 channel, int first, int states, bool valid) {
 #if ALIGNED_A
 #pragma unroll
-    for (int n = 0; n < COUNT; n += 4) {
-        float4 four = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (valid) four = *(const float4 *)(A + channel * 16 + first + n);
-        decay[n] = four.x * LOG2E; decay[n + 1] = four.y * LOG2E; decay[n + 2] = four.z * LOG2E; decay[n + 3] = four.w * LOG2E;
-    }
+    for (int n = 0; n < COUNT; n++) decay[n] = 0.f;
+    if (valid) load_floats<COUNT>(decay, A + channel * 16 + first);
+#pragma unroll
+    for (int n = 0; n < COUNT; n++) decay[n] *= LOG2E;
 #else
 #pragma unroll
     for (int n = 0; n < COUNT; n++) decay[n] = valid && first + n < states ? A[channel * states + first + n] * LOG2E : 0.f;

@@ -37,24 +37,46 @@ class ScanParams(NamedTuple):
     bias: Tensor | None
 
 
-class Tile(NamedTuple):
-    """Work distribution of the forward kernel."""
-
-    lanes: int
-    """Threads that share the states of a channel."""
-    resident: int
-    """Resident blocks per multiprocessor."""
+# Resident blocks per multiprocessor of the forward kernel.
+RESIDENT_FORWARD = 8
 
 
-# Measured on an H200 (docs/kernels). FULL: one channel per thread. SPLIT, for latency: four threads per channel.
-FULL = Tile(lanes=1, resident=8)
-SPLIT = Tile(lanes=4, resident=12)
+def _num_warps(u: TensorLayout) -> int:
+    """Warps of 32 channels: the parallel work of a scan that is not cut."""
+    return ceil_div(u.channels, 32) * u.shape[-3]
 
 
-def _tile(u: TensorLayout) -> Tile:
-    """SPLIT if there are too few warps of 32 channels to fill the warp schedulers of the GPU, else FULL."""
-    warps = u.shape[-3] * u.channels / 32
-    return SPLIT if warps < 0.75 * 4 * num_multiprocessors(u.device) else FULL
+def _lanes(u: TensorLayout) -> int:
+    """Threads of the forward kernel that share the states of a channel: more where few warps would fill the GPU."""
+    per_multiprocessor = _num_warps(u) / num_multiprocessors(u.device)
+    # Measured on an H200 (docs/kernels).
+    return next((lanes for least, lanes in ((8, 1), (4, 2), (1, 4)) if per_multiprocessor >= least), 8)
+
+
+class Segmentation(NamedTuple):
+    """How a kernel cuts long sequences of few channels into segments that run in parallel.
+
+    A function of shapes only, so that results do not depend on the GPU.
+    """
+
+    min_segments: int
+    """With fewer the extra launch, which computes the state before each segment, costs more than it saves."""
+    warps_per_segment: int
+    """One segment more is needed for each of these warps."""
+    min_length: int = 64
+    """Positions of the shortest segment."""
+
+    def segment_length(self, length: int, warps: int, steps: int) -> int:
+        """Positions per segment, a multiple of `steps`, for sequences that occupy `warps`; `length` if not cut."""
+        segments = min(max(11, 1056 // warps), length // self.min_length)
+        if segments < max(self.min_segments, warps // self.warps_per_segment):
+            return length
+        return ceil_div(ceil_div(length, segments), steps) * steps
+
+
+# Measured on an H200 (docs/kernels).
+SEGMENTS_FORWARD = Segmentation(min_segments=8, warps_per_segment=24)
+SEGMENTS_BACKWARD = Segmentation(min_segments=2, warps_per_segment=36)
 
 
 def _equal_window(length: int, longest: int, steps: int) -> int:
@@ -85,37 +107,46 @@ def _plan_forward(
     *,
     state: int,
     scale: float,
-    save_pregate: bool,
+    segment: int,
+    save_pregate: bool = False,
+    states_only: bool = False,
+    adjoint: bool = False,
     **options: int,
 ) -> LaunchPlan:
     """The launch plan for these layouts; `options` are those of `_options`."""
     batch, length, inner = y.shape
-    tile = _tile(u)
-    window = _equal_window(length, WINDOW_FORWARD, STEPS_FORWARD)
-    # In bytes: B and C of the window; u, delta, z and, for two directions, y.
-    arrays = 2 + (z is not None) + (options["DIRECTIONS"] == 2)
-    slot = STEPS_FORWARD * THREADS_FORWARD // tile.lanes * u.dtype.itemsize
-    shared = max(window * 128 + RING_FORWARD * arrays * slot, min_shared_memory(u.device, tile.resident))
+    lanes = _lanes(u) if segment == length else 1
+    window = _equal_window(segment, WINDOW_FORWARD, STEPS_FORWARD)
+    # In bytes: B and C of the window; u, delta, z and, for two directions, y; staged values.
+    arrays = 2 + (z is not None) + (options["DIRECTIONS"] == 2 and not states_only)
+    slot = STEPS_FORWARD * THREADS_FORWARD // lanes
+    staged = 0 if lanes == 1 else 8 * slot
+    shared = max(
+        window * 128 + RING_FORWARD * arrays * slot * u.dtype.itemsize + staged,
+        min_shared_memory(u.device, RESIDENT_FORWARD),
+    )
     strides = [stride for array in (u, delta, B, C) for stride in array.batch_time_direction_strides]
     strides += z.batch_time_strides if z is not None else (0, 0)
     return plan(
         "scan_forward",
         "scan_forward",
         u.device,
-        grid=(ceil_div(inner * tile.lanes, THREADS_FORWARD), batch, 1),
+        grid=(ceil_div(inner * lanes, THREADS_FORWARD), batch, ceil_div(length, segment) - states_only),
         block=THREADS_FORWARD,
-        scalars=(length, inner, state, window, scale, *strides),
+        scalars=(length, segment, inner, state, window, scale, *strides),
         shared=shared,
         macros=dict(
             SCALAR=SCALAR_CODES[u.dtype],
             STEPS=STEPS_FORWARD,
             RING=RING_FORWARD,
             CHANNELS=1,
-            LANES=tile.lanes,
+            LANES=lanes,
             THREADS=THREADS_FORWARD,
-            MIN_BLOCKS=tile.resident,
+            MIN_BLOCKS=RESIDENT_FORWARD,
             GATED=z is not None,
             SAVE_PREGATE=save_pregate,
+            STATES_ONLY=states_only,
+            ADJOINT=adjoint,
             ASYNC_COPY=all(array is None or array.is_copy_aligned for array in (u, delta, z, y)),
             ALIGNED_BC=state == 16 and B.is_copy_aligned and C.is_copy_aligned,
             **options,
@@ -145,21 +176,80 @@ def scan_forward(
     """
     y = torch.empty(u.shape[-3:], dtype=u.dtype, device=u.device)
     pregate = torch.empty_like(y) if save_pregate else None
+    layout = TensorLayout.of(u)
+    segment = SEGMENTS_FORWARD.segment_length(y.shape[1], _num_warps(layout), STEPS_FORWARD)
+    if segment < y.shape[1]:
+        initial = _segment_states(u, delta, B, directions, segment, initial, softplus=softplus, reverse=reverse)
     prepared = _plan_forward(
-        *map(TensorLayout.of, (u, delta, B, C)),
+        *(layout, *map(TensorLayout.of, (delta, B, C))),
         None if z is None else TensorLayout.of(z),
         TensorLayout.of(y),
         state=directions[0].A.shape[1],
         scale=float(scale),
+        segment=segment,
         save_pregate=save_pregate,
         **_options(directions, softplus, reverse),
     )
-    launch(prepared, u, delta, B, C, z, *_parameters(directions), initial, y, pregate, last)
+    launch(prepared, u, delta, B, C, z, *_parameters(directions), initial, y, pregate, last, None)
     return y, pregate
 
 
+@functools.lru_cache(maxsize=256)
+def _plan_carry(
+    device: int, dtype: torch.dtype, sizes: tuple[int, ...], *, directions: int, reverse: bool
+) -> LaunchPlan:
+    rows, segments, inner, state = sizes
+    return plan(
+        "gate",
+        "carry_states",
+        device,
+        grid=(ceil_div(inner * state, 256), rows, 1),
+        block=256,
+        scalars=(segments, inner, state, rows // directions, int(reverse)),
+        macros=dict(SCALAR=SCALAR_CODES[dtype], CHANNELS=1, GATED=0),
+    )
+
+
+def _segment_states(
+    u: Tensor,
+    delta: Tensor,
+    B: Tensor,
+    directions: tuple[ScanParams, ...],
+    segment: int,
+    start: Tensor | None,
+    *,
+    softplus: bool,
+    reverse: bool,
+    adjoint: bool = False,
+) -> Tensor:
+    """The state before each segment, (directions, batch, segments, d_inner, d_state), given that before the first.
+
+    With `adjoint`, the gradient of the state after each segment, from dy as `u` and C as `B`.
+    """
+    batch, length, inner = u.shape[-3:]
+    A, num_segments = directions[0].A, ceil_div(length, segment)
+    carried = A.new_empty((len(directions), batch, num_segments, inner, A.shape[1]))
+    step_sums = A.new_empty(carried.shape[:-1])
+    layouts = [TensorLayout.of(tensor) for tensor in (u, delta, B, B)]
+    prepared = _plan_forward(
+        *(*layouts, None, layouts[0]._replace(shape=u.shape[-3:], strides=u.stride()[-3:])),
+        state=A.shape[1],
+        scale=1.0,
+        segment=segment,
+        states_only=True,
+        adjoint=adjoint,
+        **_options(directions, softplus, reverse),
+    )
+    pointers = _parameters(directions)
+    launch(prepared, u, delta, B, B, None, *pointers, None, None, None, carried, step_sums)
+    sizes = (len(directions) * batch, num_segments, inner, A.shape[1])
+    carry = _plan_carry(u.get_device(), u.dtype, sizes, directions=len(directions), reverse=reverse != adjoint)
+    launch(carry, carried, step_sums, pointers[0], pointers[1], start)
+    return carried
+
+
 class ScanGradients(NamedTuple):
-    """Gradients of the scan; those of parameters have a leading dimension (directions * batch)."""
+    """Gradients of the scan; those of parameters have a leading dimension (directions * batch * segments)."""
 
     u: Tensor
     delta: Tensor
@@ -180,17 +270,18 @@ def _plan_backward(
     C: TensorLayout,
     *,
     state: int,
+    segment: int,
     **options: int,
 ) -> LaunchPlan:
     batch, length, inner = u.shape[-3:]
-    across = ceil_div(inner, THREADS_BACKWARD)
-    blocks = min(across * batch * options["DIRECTIONS"], 2 * num_multiprocessors(u.device))
-    longest = MAX_WINDOW if length <= MAX_WINDOW else WINDOW_BACKWARD
-    window = _equal_window(length, longest, STEPS_BACKWARD)
+    across, num_segments = ceil_div(inner, THREADS_BACKWARD), ceil_div(length, segment)
+    blocks = min(across * batch * options["DIRECTIONS"] * num_segments, 2 * num_multiprocessors(u.device))
+    longest = MAX_WINDOW if segment <= MAX_WINDOW else WINDOW_BACKWARD
+    window = _equal_window(segment, longest, STEPS_BACKWARD)
     # In bytes: B and C of the window, staged values, sums of warps, checkpoints, u, delta and dy, barriers.
     shared = window * 128 + 4 * STEPS_BACKWARD * (3 * THREADS_BACKWARD + RING_BACKWARD * 128)
     shared += RING_BACKWARD * (64 + STEPS_BACKWARD * 3 * u.dtype.itemsize) * THREADS_BACKWARD + 16
-    scratch = blocks * THREADS_BACKWARD // 32 * ceil_div(length, STEPS_BACKWARD) * 512
+    scratch = blocks * THREADS_BACKWARD // 32 * ceil_div(segment, STEPS_BACKWARD) * 512
     strides = [stride for array in (u, delta, B, C) for stride in array.batch_time_direction_strides]
     strides += dy.batch_time_strides
     return plan(
@@ -199,7 +290,7 @@ def _plan_backward(
         u.device,
         grid=(blocks, 1, 1),
         block=THREADS_BACKWARD,
-        scalars=(batch, length, inner, state, window, *strides),
+        scalars=(batch, length, segment, inner, state, window, *strides),
         shared=shared,
         buffer_sizes=(across, scratch),
         macros=dict(
@@ -207,6 +298,7 @@ def _plan_backward(
             ASYNC_COPY=u.is_copy_aligned and delta.is_copy_aligned and dy.is_copy_aligned,
             ALIGNED_BC=state == 16 and B.is_copy_aligned and C.is_copy_aligned,
             TENSOR_CORES=u.dtype != torch.float32,
+            SEGMENTED=num_segments > 1,
             **options,
         ),
     )
@@ -228,23 +320,29 @@ def scan_backward(
 ) -> ScanGradients:
     """Gradients of a scan without gate. `ddelta` can be `delta` itself, which is then overwritten."""
     batch, length, inner = u.shape[-3:]
-    state, sequences = directions[0].A.shape[1], len(directions) * batch
-    prepared = _plan_backward(
-        *map(TensorLayout.of, (dy, u, delta, B, C)), state=state, **_options(directions, softplus, reverse)
-    )
+    A, state, sequences = directions[0].A, directions[0].A.shape[1], len(directions) * batch
+    layouts = [TensorLayout.of(tensor) for tensor in (dy, u, delta, B, C)]
+    segment = SEGMENTS_BACKWARD.segment_length(length, _num_warps(layouts[1]) * len(directions), STEPS_BACKWARD)
+    num_segments, given_initial = ceil_div(length, segment), initial
+    if segment < length:
+        flags = {"softplus": softplus, "reverse": reverse}
+        initial = _segment_states(u, delta, B, directions, segment, initial, **flags)
+        dlast = _segment_states(dy, delta, C, directions, segment, dlast, adjoint=True, **flags)
+    prepared = _plan_backward(*layouts, state=state, segment=segment, **_options(directions, softplus, reverse))
     across, scratch = prepared.buffer_sizes
-    A = directions[0].A
     gradients = ScanGradients(
         u=torch.empty(u.shape, dtype=u.dtype, device=u.device),
         delta=torch.empty(u.shape, dtype=u.dtype, device=u.device) if ddelta is None else ddelta,
         blocks=A.new_empty((sequences, across, length, 32)),
-        A=A.new_empty((sequences, inner, state)),
-        D=A.new_empty((sequences, inner)),
-        bias=A.new_empty((sequences, inner)),
-        initial=None if initial is None else A.new_empty((sequences, inner, state)),
+        A=A.new_empty((sequences * num_segments, inner, state)),
+        D=A.new_empty((sequences * num_segments, inner)),
+        bias=A.new_empty((sequences * num_segments, inner)),
+        initial=None if given_initial is None else A.new_empty((sequences, num_segments, inner, state)),
     )
     launch(prepared, u, delta, B, C, dy, *_parameters(directions), initial, dlast, *gradients, A.new_empty(scratch))
-    return gradients
+    if gradients.initial is None:
+        return gradients
+    return gradients._replace(initial=gradients.initial[:, -1 if reverse else 0])
 
 
 @functools.lru_cache(maxsize=256)

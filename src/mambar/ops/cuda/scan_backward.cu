@@ -8,7 +8,7 @@
 //     g = a dh h (exponent)   dA += d g           ddelta = sum A g + u sum B dh       du = d sum B dh + D dy
 // dB and dC are summed over the channels of a block; the caller adds the blocks in a fixed order. No atomics.
 //
-// Blocks are persistent and take every gridDim.x-th item (direction, batch, 128 channels). Each has its own scratch, so
+// Blocks are persistent and take every gridDim.x-th item (direction, batch, segment, 128 channels). Each has its own scratch, so
 // that most of the scratch memory stays in the L2 cache.
 //
 // Activations and checkpoints pass through ring buffers in shared memory, RING - 1 slots in advance. The warps of a
@@ -16,7 +16,8 @@
 // without waits.
 //
 // Macros: SCALAR, SOFTPLUS, DIRECTIONS (1, 2), REVERSE (with one direction), ASYNC_COPY, ALIGNED_BC, ALIGNED_A,
-// TENSOR_CORES (sums over states and channels on tensor cores with 11-bit inputs and 24-bit sums, for 16-bit types).
+// SEGMENTED (items are also segments
+// of the sequence, with their initial states and gradients of last states), TENSOR_CORES (sums over states and channels on tensor cores with 11-bit inputs and 24-bit sums, for 16-bit types).
 #define STEPS 4
 #define RING 4
 #define WARPS 4
@@ -119,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
     const float *A_forward, const float *A_backward, const float *D_forward, const float *D_backward,
     const float *bias_forward, const float *bias_backward, const float *initial, const float *dlast,
     scalar *du, scalar *ddelta, float *dBC, float *dA, float *dD, float *dbias, float *dinitial, float *scratch,
-    i64 batches, i64 length, i64 inner, i64 states, i64 window,
+    i64 batches, i64 length, i64 segment, i64 inner, i64 states, i64 window,
     i64 u_batch, i64 u_time, i64 u_direction, i64 delta_batch, i64 delta_time, i64 delta_direction,
     i64 B_batch, i64 B_time, i64 B_direction, i64 C_batch, i64 C_time, i64 C_direction, i64 dy_batch, i64 dy_time) {
     extern __shared__ float4 shared[];
@@ -131,9 +132,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
     scalar *rings = (scalar *)((float4 *)(parts + RING * STEPS * WARPS * 32) + RING * 4 * THREADS);
     scalar *ring = rings + warp * (RING * 3 * SLOT_SIZE);                       // u, delta, dy
     const unsigned barriers = shared_address(rings + WARPS * (RING * 3 * SLOT_SIZE));
-    const int steps = (int)length, chunks = (steps + STEPS - 1) / STEPS, size = sizeof(scalar);
-    const i64 across = (inner + 32 * WARPS - 1) / (32 * WARPS), items = across * batches * DIRECTIONS;
-    float4 *checkpoints = (float4 *)scratch + ((i64)blockIdx.x * WARPS + warp) * chunks * 128 + lane;
+    const int size = sizeof(scalar), segments = SEGMENTED ? (int)((length + segment - 1) / segment) : 1;
+    const i64 across = (inner + 32 * WARPS - 1) / (32 * WARPS), items = across * batches * DIRECTIONS * segments;
+    float4 *checkpoints = (float4 *)scratch + ((i64)blockIdx.x * WARPS + warp) * ((segment + STEPS - 1) / STEPS) * 128 + lane;
     keep_in_register(checkpoints);
 
     if (threadIdx.x < 2)
@@ -143,11 +144,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
 
 #pragma unroll 1
     for (i64 item = blockIdx.x; item < items; item += gridDim.x) {
-        const i64 slice = item % across, batch = item / across % batches;
-        const int direction = DIRECTIONS == 2 ? (int)(item / (across * batches)) : 0;
+        // Rows of arrays with one per direction and batch item, and with one per segment of these.
+        const i64 slice = item % across, segment_row = item / across, sequence = segment_row / segments, batch = sequence % batches;
+        const int direction = DIRECTIONS == 2 ? (int)(sequence / batches) : 0;
+        const int begin = SEGMENTED ? (int)(segment_row % segments * segment) : 0;
+        const int steps = SEGMENTED ? min((int)segment, (int)length - begin) : (int)length, chunks = (steps + STEPS - 1) / STEPS;
         const bool back = DIRECTIONS == 2 ? direction == 1 : REVERSE;
         const float *A = direction ? A_backward : A_forward, *D = direction ? D_backward : D_forward, *bias = direction ? bias_backward : bias_forward;
-        const i64 sequence = direction * batches + batch;
 
         // The channel of this thread for per-channel work, and its tile of channels x states for the rest.
         const i64 wanted = slice * 32 * WARPS + warp * 32, tile = wanted + group * 4;
@@ -161,11 +164,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
             for (int n = 0; n < 4; n++) {
                 const int s = part * 4 + n;
                 const bool valid = initial && s < states && tile + c < inner;
-                state[c][n] = valid ? initial[(batch * inner + tile + c) * states + s] : 0.f;
+                state[c][n] = valid ? initial[(segment_row * inner + tile + c) * states + s] : 0.f;
             }
         }
         const Constants constants(group, part, D ? D[channel] : 0.f, bias ? bias[channel] : 0.f);
-        const int live = inside ? steps : 0, first = back ? steps - 1 : 0, time_sign = back ? -1 : 1;
+        const int live = inside ? steps : 0, first = begin + (back ? steps - 1 : 0), time_sign = back ? -1 : 1;
 
         // The elements of each array that this thread copies to a slot. With ASYNC_COPY: one copy, of one step, in
         // every ROUND; else its own channel at every step.
@@ -293,7 +296,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
             for (int n = 0; n < 4; n++) {
                 const int s = part * 4 + n;
                 const bool valid = dlast && s < states && tile + c < inner;
-                dstate[c][n] = valid ? dlast[(batch * inner + tile + c) * states + s] : 0.f;
+                dstate[c][n] = valid ? dlast[(segment_row * inner + tile + c) * states + s] : 0.f;
                 dA_sum[c][n] = 0.f;
             }
         }
@@ -426,14 +429,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
             for (int n = 0; n < 4; n++) {
                 const int s = part * 4 + n;
                 if (s < states && tile + c < inner) {
-                    const i64 at = (sequence * inner + tile + c) * states + s;
+                    const i64 at = (segment_row * inner + tile + c) * states + s;
                     dA[at] = dA_sum[c][n];
                     if (dinitial) dinitial[at] = dstate[c][n];
                 }
             }
         if (inside) {
-            dD[sequence * inner + channel] = dD_sum;
-            dbias[sequence * inner + channel] = dbias_sum;
+            dD[segment_row * inner + channel] = dD_sum;
+            dbias[segment_row * inner + channel] = dbias_sum;
         }
     }
 }
