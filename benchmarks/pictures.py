@@ -2,18 +2,24 @@
 
     PYTHONPATH=src python benchmarks/pictures.py                 # all that need no GPU, in about three minutes
     PYTHONPATH=src python benchmarks/pictures.py efficiency
+    PYTHONPATH=src python benchmarks/pictures.py --work DIR      # those of networks trained on a CPU too, in minutes
+
+DIR has the photographs of clothes as `clothing/` (clothing-dataset-small, CC0) and keeps the trained networks.
 
 docs/pictures/pictures.json has an entry for each picture: the command, commit, date and machine that made it, and the
-sha256 of the file. Pictures of studies on a GPU are not remade here; their entries have the command of the study.
+sha256 of the file. Pictures of studies on a GPU are not remade here; their entries have the command of the study. The
+script ends with code 1 if a picture has no entry, and names it.
 """
 
 import argparse
 import hashlib
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 from mambar.bench.machine import describe
@@ -40,25 +46,117 @@ def efficiency(path: Path) -> None:
     draw(json.loads(RESOLUTION.read_text("utf-8")), path)
 
 
+def trained(work: Path, name: str, *words: str) -> None:
+    """Trains the network `name` in the work directory, unless it is there."""
+    if not (work / name / "result.json").is_file():
+        run_mambar(work, "train", *words, "--out", name)
+
+
+def run_mambar(work: Path, *words: str) -> None:
+    """A mambar command in the work directory."""
+    subprocess.run([sys.executable, "-m", "mambar", *words, "--device", "cpu"], cwd=work, check=True)
+
+
+def clothing_run(work: Path) -> None:
+    """The network of the pages on activation maps and robustness."""
+    sizes = ("img_size=64", "config.patch_size=8", "config.embed_dim=96", "config.depth=6", "config.num_registers=4")
+    schedule = ("epochs=8", "batch_size=64", "lr=2e-3", "warmup_epochs=1.0")
+    trained(work, "clothing_run", "folder", "data=clothing", *sizes, "config.register_reduction=1", *schedule)
+
+
+def small_png(source: Path, path: Path, width: int) -> None:
+    """The picture with `width` columns and 64 colors."""
+    from PIL import Image
+
+    with Image.open(source) as image:
+        rgb = Image.new("RGB", image.size, "white")
+        rgb.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
+    rgb.resize((width, round(image.height * width / image.width))).quantize(64).save(path, optimize=True)
+
+
+def clothing_figure(path: Path, work: Path, *, figure: str, width: int) -> None:
+    """A figure of the analysis of the network trained on photographs of clothes."""
+    clothing_run(work)
+    if not (work / "analyzed").is_dir():
+        words = (
+            "analyze",
+            "clothing_run",
+            "--data",
+            "clothing",
+            "--num-images",
+            "60",
+            "--gallery",
+            "6",
+            "--layers",
+            "5",
+        )
+        chosen = ("--cam", "gradcam", "--discover", "default", "--probes", "", "--test-time-registers", "0")
+        run_mambar(work, *words, *chosen, "--out", "analyzed")
+    small_png(work / "analyzed" / "figures" / figure, path, width)
+
+
+def corruptions(path: Path, work: Path) -> None:
+    """Top-1 of that network by corruption and severity."""
+    clothing_run(work)
+    if not (work / "corrupted").is_dir():
+        words = ("evaluate", "clothing_run", "--data", "clothing", "--split", "val")
+        run_mambar(work, *words, "--corruptions", "all", "--severities", "1,3,5", "--out", "corrupted")
+    small_png(work / "corrupted" / "corruptions.png", path, 820)
+
+
+def detect(path: Path, work: Path) -> None:
+    """The first held-out scenes of the recipe maskrcnn_shapes with what its network finds."""
+    import numpy as np
+    from PIL import Image
+
+    from mambar.detection import detect, load_detector
+    from mambar.training.run_data import open_run_dataset
+
+    trained(work, "scenes", "maskrcnn_shapes")
+    scenes = open_run_dataset(work / "scenes", None, "val", None, classes=None, kind="detection")
+    detector = load_detector(work / "scenes")
+    found = [detect(detector, scenes[index].image, threshold=0.5).picture() for index in range(4)]
+    height = min(len(each) for each in found)
+    gap = ((0, 0), (0, 6), (0, 0))
+    sheet = np.concatenate([np.pad(each[:height], gap, constant_values=255) for each in found], 1)[:, :-6]
+    Image.fromarray(sheet).quantize(64).save(path, optimize=True)
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {"demo": demo, "efficiency": efficiency}
+# Those of networks that are trained first, in a work directory.
+TRAINED_MAKERS: dict[str, Callable[[Path, Path], None]] = {
+    "cam": partial(clothing_figure, figure="gallery-03.png", width=800),
+    "corruptions": corruptions,
+    "detect": detect,
+    "objects": partial(clothing_figure, figure="objects-0.png", width=900),
+}
+
+
+def in_work(make: Callable[[Path, Path], None], work: Path, path: Path) -> None:
+    """Makes the picture at `path` with networks of the work directory."""
+    make(path, work)
 
 
 def main() -> None:
     """Makes the named pictures, or all, and updates pictures.json beside them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("names", nargs="*", help=f"pictures to make: {', '.join(MAKERS)}; default: all of these")
+    parser.add_argument("names", nargs="*", help=f"pictures to make: {', '.join([*MAKERS, *TRAINED_MAKERS])}")
+    parser.add_argument("--work", type=Path, help="folder of the photographs and the trained networks")
     parser.add_argument("--out", type=Path, default=PICTURES, help="folder of the pictures and of pictures.json")
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - set(MAKERS)
+    makers = {**MAKERS, **{name: partial(in_work, make, arguments.work) for name, make in TRAINED_MAKERS.items()}}
+    unknown = set(arguments.names) - set(makers)
     if unknown:
-        parser.error(f"no picture is called {', '.join(sorted(unknown))}; choose from {', '.join(MAKERS)}")
+        parser.error(f"no picture is called {', '.join(sorted(unknown))}; choose from {', '.join(makers)}")
+    if arguments.work is None and set(arguments.names) & set(TRAINED_MAKERS):
+        parser.error(f"{', '.join(TRAINED_MAKERS)} need a folder for trained networks; give --work DIR")
     entries = arguments.out / "pictures.json"
     content = json.loads(entries.read_text("utf-8")) if entries.is_file() else {}
-    for name in arguments.names or MAKERS:
+    for name in arguments.names or (makers if arguments.work else MAKERS):
         path = arguments.out / f"{name}.png"
-        MAKERS[name](path)
+        makers[name](path)
         content[path.name] = {
-            "command": f"python benchmarks/pictures.py {name}",
+            "command": f"python benchmarks/pictures.py {name}" + (" --work DIR" if name in TRAINED_MAKERS else ""),
             "commit": commit(),
             "date": date.today().isoformat(),
             "machine": describe("cpu"),
@@ -66,6 +164,9 @@ def main() -> None:
         }
         entries.write_text(json.dumps(dict(sorted(content.items())), indent=1) + "\n", "utf-8")
         print(path)
+    without = sorted(path.name for path in arguments.out.glob("*.png") if path.name not in content)
+    if without:
+        sys.exit(f"no entry in {entries} says how these were made: {', '.join(without)}")
 
 
 if __name__ == "__main__":

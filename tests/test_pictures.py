@@ -3,9 +3,16 @@
 import hashlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from mambar.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
@@ -27,6 +34,30 @@ def test_entries_are_complete_and_about_these_files():
         assert all(entry[field].strip() for field in ("command", "commit", "date", "machine")), name
         assert re.match(r"[0-9a-f]{7}", entry["commit"]), name
         assert entry["sha256"] == hashlib.sha256((PICTURES / name).read_bytes()).hexdigest(), name
+
+
+@pytest.mark.parametrize("name", set(ENTRIES) - {"detect.png"})
+def test_the_command_of_an_entry_is_whole(name):
+    program, *words = shlex.split(ENTRIES[name]["command"])
+    if program == "python":
+        script, picture, *options = words
+        assert (ROOT / script).samefile(ROOT / "benchmarks" / "pictures.py") and f"{picture}.png" == name
+        assert options in ([], ["--work", "DIR"])
+        return
+    group: Any = typer.main.get_command(app)
+    assert program == "mambar"
+    verb = group.commands[words[0]]
+    given = verb.make_context(verb.name, words[1:]).params
+    assert all("=" in each for each in given.get("assignments") or ()), "a field or an option for each word"
+
+
+def test_the_script_names_a_picture_without_an_entry(tmp_path):
+    (tmp_path / "drawn.png").touch()
+    script = ROOT / "benchmarks" / "pictures.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "efficiency", "--out", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "says how these were made: drawn.png" in done.stderr
 
 
 def test_the_script_remakes_a_picture_and_its_entry(tmp_path):
