@@ -141,7 +141,6 @@ LARGE: Final = RecipeEntry(
         replace(INTERMEDIATE, batch_size=2048, lr=1e-4, drop_path_rate=0.5, clip_grad=1.0),
         replace(FINETUNE, drop_path_rate=0.5, clip_grad=1.0),
         num_shards=16,
-        grad_checkpointing=True,
     ),
     title="Mamba-R Large on ImageNet-1k, three stages",
     source=f"ours, after {_README} (Base); batch 2048 as recalled",
@@ -157,7 +156,6 @@ LARGE: Final = RecipeEntry(
         "stages.2.drop_path_rate": "0.5, as in the stage before",
         **{f"stages.{index}.clip_grad": _CLIP for index in range(3)},
         "num_shards": "16 parts of 128 images, as many as Base mixes at a time",
-        "grad_checkpointing": "48 layers at batch 128 fit one GPU of 80 GB with it",
     },
 )
 
@@ -171,7 +169,6 @@ FINETUNE_384: Final = RecipeEntry(
         # No default: start_from is given on the command line.
         stages=(replace(FINETUNE, img_size=384, drop_path_rate=0.5, clip_grad=1.0),),
         num_shards=16,
-        grad_checkpointing=True,
     ),
     title="From 224 to 384 pixels on ImageNet-1k",
     source="ours, after the third stage of github.com/wangf3014/Mamba-Reg at 0f7c2da",

@@ -141,6 +141,10 @@ class TrainStep:
         self.drop_path = KeyedDropPath(self.model, self.process_group.device)
         self._names: tuple[str, ...] = ()
         self._graphs = self._graphed_passes()
+        if self.process_group.device.type == "cuda":
+            compiled = "the model is compiled" if self.forward is not self.model else "GPU kernels are compiled"
+            captured = "" if self._graphs is None else ", then CUDA graphs of the step are captured"
+            _LOG.info("The first steps take longer: %s%s.", compiled, captured)
         self.is_delayed = self.cuda_graphs and self._can_be_delayed()
         self.forward, self.gradients = parallelize(
             self.model,
