@@ -125,7 +125,7 @@ def detect(path: Path, work: Path) -> None:
 MAKERS: dict[str, Callable[[Path], None]] = {"demo": demo, "efficiency": efficiency}
 # Those of networks that are trained first, in a work directory.
 TRAINED_MAKERS: dict[str, Callable[[Path, Path], None]] = {
-    "cam": partial(clothing_figure, figure="gallery-03.png", width=800),
+    "cam": partial(clothing_figure, figure="gallery-00.png", width=800),
     "corruptions": corruptions,
     "detect": detect,
     "objects": partial(clothing_figure, figure="objects-0.png", width=900),
