@@ -92,8 +92,9 @@ class ScanMixer(nn.Module):
         if reverse:
             kernel, padding = kernel.flip(1), (added, taps - 1)
         u = functional.conv1d(functional.pad(x, padding), kernel[:, None], direction.conv_bias, groups=inner)
-        u = functional.silu(u).transpose(1, 2)  # (B, L + added, E)
-        u = u.flip(1) if reverse else u
+        u = u.transpose(1, 2)  # (B, L + added, E)
+        # After the transpose, which runtimes would otherwise move into the product and repeat for the scan.
+        u = functional.silu(u.flip(1) if reverse else u)
         rank, state = direction.dt_proj.in_features, direction.A_log.shape[1]
         low, B, C = direction.x_proj(u).split([rank, state, state], dim=-1)
         return u, _softplus(direction.dt_proj(low)), B, C
