@@ -27,7 +27,8 @@ from mambar.paper.context import commit
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
-RESOLUTION = ROOT / "benchmarks" / "results" / "2026-11-22-nvidia-h200-resolution.json"
+RESOLUTION = ROOT / "benchmarks" / "results" / "2026-11-29-nvidia-h200-resolution.json"
+SCAN_LENGTHS = ROOT / "benchmarks" / "results" / "2026-11-29-nvidia-h200-scan-lengths.json"
 
 
 def demo(path: Path) -> None:
@@ -122,7 +123,15 @@ def detect(path: Path, work: Path) -> None:
     Image.fromarray(sheet).quantize(64).save(path, optimize=True)
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"demo": demo, "efficiency": efficiency}
+def scan_lengths(path: Path) -> None:
+    """Cost of the scan per token by length, from the numbers of the measurement."""
+    sys.path.insert(0, str(ROOT / "benchmarks" / "ops"))
+    from scan_lengths_gpu import draw
+
+    draw(json.loads(SCAN_LENGTHS.read_text("utf-8")), path)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {"demo": demo, "efficiency": efficiency, "scan_lengths": scan_lengths}
 # Those of networks that are trained first, in a work directory.
 TRAINED_MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "cam": partial(clothing_figure, figure="gallery-00.png", width=800),

@@ -47,10 +47,13 @@ def _num_warps(u: TensorLayout) -> int:
 
 
 def _lanes(u: TensorLayout) -> int:
-    """Threads of the forward kernel that share the states of a channel: more where few warps would fill the GPU."""
+    """Threads of the forward kernel that share the states of a channel: more where few warps would fill the GPU.
+
+    The four schedulers of a multiprocessor take whole warps, so that 3 to 4 warps are best not shared.
+    """
     per_multiprocessor = _num_warps(u) / num_multiprocessors(u.device)
     # Measured on an H200 (docs/kernels).
-    return next((lanes for least, lanes in ((8, 1), (4, 2), (1, 4)) if per_multiprocessor >= least), 8)
+    return next((lanes for most, lanes in ((1, 8), (3, 4), (4, 1), (6, 2)) if per_multiprocessor <= most), 1)
 
 
 class Segmentation(NamedTuple):
