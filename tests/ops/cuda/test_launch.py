@@ -54,7 +54,9 @@ def test_windows_cover_the_sequence_in_whole_slots(length, steps):
     assert ceil_div(length, window) * window >= length
 
 
-@pytest.mark.parametrize(("batch", "lanes"), [(1, 8), (2, 8), (3, 4), (8, 4), (9, 1), (11, 1), (12, 2), (16, 2), (17, 1), (128, 1)])
+@pytest.mark.parametrize(
+    ("batch", "lanes"), [(1, 8), (2, 8), (3, 4), (8, 4), (9, 1), (11, 1), (12, 2), (16, 2), (17, 1), (128, 1)]
+)
 def test_small_batches_split_the_states(batch, lanes):
     assert scan._lanes(layout((batch, 208, 1536))) == lanes
 
