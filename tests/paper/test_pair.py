@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mambar.errors import MambarError
+from mambar.errors import InputError, MambarError
 from mambar.paper import table_register_count, table_register_design
 from mambar.paper.context import Context
 from mambar.paper.pair import one_result, pair_cells, trained_pair
@@ -36,3 +36,10 @@ def test_unfinished_networks_are_said(context):
 def test_a_cell_of_a_figure_has_one_seed(context):
     result = one_result(context, "Vim", "norm", 2.0, note="n")
     assert (result.values, result.provenance.seeds, result.budget) == ((2.0,), (3,), "small")
+
+
+def test_figures_of_trained_runs_train_nothing(context, tmp_path):
+    runs = (tmp_path / "vim", tmp_path / "ours")
+    assert trained_pair(replace(context, runs=runs, deadline=0.0)) == dict(zip(("Vim", "Mamba-R"), runs, strict=True))
+    with pytest.raises(InputError, match="must be two run folders: Vim, then Mamba-R"):
+        replace(context, runs=runs[:1])

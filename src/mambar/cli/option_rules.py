@@ -112,7 +112,19 @@ RULES: Mapping[str, Sequence[Rule]] = {
         _excluded("name", by=lambda values: values["listing"], other="--list"),
         Rule(
             (
-                *("fields", "budget", "recipe", "seeds", "other_seeds", "more", "jobs", "minutes", "fit", "out"),
+                *(
+                    "fields",
+                    "budget",
+                    "recipe",
+                    "seeds",
+                    "other_seeds",
+                    "runs",
+                    "more",
+                    "jobs",
+                    "minutes",
+                    "fit",
+                    "out",
+                ),
                 *("device", "num_workers", "max_pixels", "as_json"),
             ),
             lambda values: not values["name"],
@@ -135,7 +147,13 @@ RULES: Mapping[str, Sequence[Rule]] = {
             "{option} is for table_register_design and tables of your own; omit it.",
         ),
         Rule(
-            ("recipe",),
+            ("runs",),
+            lambda values: not all(name.startswith("figure_") for name in values["name"].split(",")),
+            "{option} is for figures, such as figure_norms; omit it.",
+        ),
+        _excluded("recipe", "seeds", "jobs", by=lambda values: values["runs"], other="--runs, which trains nothing"),
+        Rule(
+            ("recipe", "runs"),
             lambda values: values["budget"] != "small",
             "{option} has an effect with --budget small only; add that, or omit {option}.",
         ),

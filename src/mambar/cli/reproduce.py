@@ -38,6 +38,9 @@ def reproduce(
     other_seeds: Annotated[
         int | None, typer.Option(min=1, help="Number of seeds of rows that are not compared.")
     ] = None,
+    runs: Annotated[
+        str | None, typer.Option(metavar="VIM,MAMBAR", help="Draw figures from these run folders; nothing is trained.")
+    ] = None,
     more: Annotated[bool, typer.Option("--more", help="Also rows that the paper does not have.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Networks trained in parallel.")] = 1,
     minutes: Annotated[
@@ -78,6 +81,7 @@ def reproduce(
         fields=[f"{field}={value}" for field, value in given.items()],
         seeds=list(numbers("--seeds", seeds, int)),
         other_seeds=other_seeds,
+        runs=() if runs is None else runs.split(","),
         more=more,
         num_workers=num_workers or 0,
         jobs=jobs,

@@ -31,6 +31,8 @@ class Context:
     seeds: Sequence[int] = (0,)
     # Number of seeds of the other rows; None: all.
     other_seeds: int | None = None
+    # Run folders of Vim and Mamba-R, from which figures are drawn without training.
+    runs: Sequence[str | Path] = ()
     # Also measure rows that the paper does not have.
     more: bool = False
     # Data loader processes of each run.
@@ -49,6 +51,8 @@ class Context:
             raise InputError(f"budget={self.budget!r} is unknown; choose one of {', '.join(BUDGETS)}.")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise InputError(f"seeds={list(self.seeds)} must be at least one integer, without repetition.")
+        if self.runs and len(self.runs) != 2:
+            raise InputError(f"runs={','.join(map(str, self.runs))} must be two run folders: Vim, then Mamba-R.")
         if self.recipe is not None and self.budget != "small":
             raise InputError(f"recipe={self.recipe} has no effect at budget={self.budget}; use budget=small.")
 

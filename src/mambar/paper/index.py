@@ -16,7 +16,7 @@ from mambar.hub.config_file import json_bytes
 from mambar.messages import did_you_mean
 from mambar.paper.claim import Budget, Provenance, Result
 from mambar.paper.context import Context
-from mambar.paper.figures import FIGURES
+from mambar.paper.figures import FIGURES, Figure
 from mambar.paper.plot import draw_results
 from mambar.paper.render import provenance, render
 from mambar.paper.sweep import Cell, finished_results, train_cells
@@ -72,6 +72,7 @@ class Options(TypedDict, total=False):
     fields: Sequence[str]
     seeds: Sequence[int]
     other_seeds: int | None
+    runs: Sequence[str | Path]
     more: bool
     num_workers: int
     jobs: int
@@ -139,7 +140,8 @@ def write(results: Sequence[Result], table: Table, directory: Path) -> None:
         "table.html": render(table.CLAIMS, results, format="html").encode(),
         "table.csv": render(table.CLAIMS, results, format="csv").encode(),
     }
-    drawn = draw_results(results)
+    # Figures draw themselves.
+    drawn = None if isinstance(table, Figure) else draw_results(results)
     if drawn is not None:
         files["table.png"] = png(drawn)
     write_files(directory, files)

@@ -4,14 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mambar.analysis.analyze_model import AnalysisResult
+from mambar.analysis.numbers import Analysis
 from mambar.analysis.options import AnalysisOptions
 from mambar.errors import MambarError
 from mambar.hub.config_file import CONFIG
 from mambar.paper.claim import Result
 from mambar.paper.context import Context
-from mambar.paper.networks import VIM, base_recipe, registers, with_model
+from mambar.paper.networks import VIM, base_recipe, registers, with_data, with_model
 from mambar.paper.sweep import Cell, directory_of, train_cells
+from mambar.training.checkpoint.run_directory import read_located_recipe
+from mambar.training.recipe import Recipe
 
 
 def pair_cells(context: Context) -> list[Cell]:
@@ -24,7 +26,9 @@ def pair_cells(context: Context) -> list[Cell]:
 
 
 def trained_pair(context: Context) -> dict[str, Path]:
-    """The run directories of both networks, trained with the first seed unless finished."""
+    """The run directories of both networks: those of the context, or else trained with the first seed."""
+    if context.runs:
+        return dict(zip(("Vim", "Mamba-R"), map(Path, context.runs), strict=True))
     first = replace(context, seeds=context.seeds[:1])
     pair = pair_cells(first)
     train_cells(pair, first)
@@ -34,12 +38,12 @@ def trained_pair(context: Context) -> dict[str, Path]:
     return found
 
 
-def analysed_pair(context: Context, **options: Any) -> dict[str, AnalysisResult]:
-    """The analysis of Vim and Mamba-R on the data of their training, by network; writes its report."""
+def analysed_pair(context: Context, **options: Any) -> Analysis:
+    """The analysis of Vim and Mamba-R on the context's data, or else those of their training; writes its report."""
     from mambar.analysis.analyze import analyze
 
     runs = trained_pair(context)
-    recipe = base_recipe(context)
+    recipe = recipe_of_pair(context)
     out = _free(context.directory / context.name / f"analysis-seed{context.seeds[0]}")
     found = analyze(
         runs["Vim"],
@@ -52,12 +56,23 @@ def analysed_pair(context: Context, **options: Any) -> dict[str, AnalysisResult]
         device=context.device,
         num_workers=context.num_workers,
     )
-    return dict(found.analysis.results)
+    return found.analysis
+
+
+def recipe_of_pair(context: Context) -> Recipe:
+    """The recipe whose data and seed the figures have."""
+    if not context.runs:
+        return base_recipe(context).replace(seed=context.seeds[0])
+    recipe = read_located_recipe(context.runs[0])
+    if context.data is not None:
+        recipe = with_data(recipe, context).replace(data_options={})
+    return recipe
 
 
 def one_result(context: Context, row: str, column: str, value: float, note: str = "") -> Result:
     """A cell of a figure: one value, for the first seed."""
-    return context.result(row, column, {context.seeds[0]: value}, data=base_recipe(context).data, note=note)
+    recipe = recipe_of_pair(context)
+    return context.result(row, column, {recipe.seed: value}, data=recipe.data, note=note)
 
 
 def _free(directory: Path) -> Path:

@@ -7,6 +7,7 @@ import pytest
 from mambar.analysis.analyze_model import analyze_model
 from mambar.analysis.analyzed_model import AnalyzedModel
 from mambar.analysis.draw import analysis_report
+from mambar.analysis.draw.paper_figures import feature_map_figure, norm_figures, register_map_figure
 from mambar.analysis.images import sample_gallery
 from mambar.analysis.numbers import Analysis
 from mambar.analysis.options import AnalysisOptions
@@ -45,6 +46,13 @@ def drawn(request, tmp_path_factory, fake_model_class):
         patch.setattr(analysis_report, "png", lambda figure: figures.setdefault(len(figures), figure) and b"")
         analysis_report.write_analysis(out, analysis)
     names = [path.stem for path in sorted((out / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns)]
+    of_paper = {**norm_figures(analysis), "feature_maps": feature_map_figure(analysis)}
+    for name, found in results.items():
+        if found.register_maps is not None:
+            of_paper["register_maps"] = register_map_figure(analysis, name)
+    for name, figure in of_paper.items():
+        names.append(f"paper-{name}")
+        figures[names[-1]] = figure
     for figure in figures.values():
         figure.draw_without_rendering()
     # Without outliers there is no accuracy of their positions, and no interval of it.
@@ -115,7 +123,7 @@ def test_maps_of_models_with_very_different_norms_have_a_log_scale(drawn):
 
 
 def test_maps_are_as_large_as_their_photograph_and_in_line_with_it(drawn):
-    for name in (name for name in drawn if name.startswith(("gallery", "registers"))):
+    for name in (name for name in drawn if name.startswith(("gallery", "registers")) or name.endswith("maps")):
         maps = [axes.get_window_extent() for axes in drawn[name].axes if axes.images and axes.axison]
         first = maps[0]
         for extent in maps:
@@ -131,6 +139,14 @@ def caption(figure):
 def test_captions_name_model_input_and_layer(drawn):
     for name, figure in drawn.items():
         assert all(f"{part}: " in caption(figure) for part in ("model", "input", "layer")), f"{name}: {caption(figure)}"
+
+
+def test_charts_of_the_same_layers_share_one_legend(drawn):
+    for name in ("paper-by_layer", "norm-distributions", "paper-distributions"):
+        legends = [axes.get_legend() for axes in drawn[name].axes]
+        if drawn[name].legends:
+            assert len(drawn[name].legends) == 1 and not any(legends), name
+    assert drawn["paper-by_layer"].legends
 
 
 def test_random_weights_and_another_size_are_said_of_their_model(drawn):

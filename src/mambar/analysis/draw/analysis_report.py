@@ -23,6 +23,7 @@ from mambar.analysis.draw.image_maps import (
     draw_gallery,
     draw_registers,
     gallery_html,
+    norm_scale,
 )
 from mambar.analysis.draw.object_boxes import draw_object_boxes
 from mambar.analysis.draw.plots import ChartGrid, draw_chart, draw_chart_grid, png, svg
@@ -164,10 +165,7 @@ def _norm_rows(analysis: Analysis, place: int) -> list[MapRow]:
             for model, found in analysis.results.items()
         }
         title = f"Norm, {layers_text(layers.values())}"
-        scale = analysis.options.scale
-        if scale == "auto":
-            maxima = [values.max() for values in maps.values() if values is not None]
-            scale = "log" if max(maxima) > 10 * min(maxima) else "linear"
+        scale = norm_scale(analysis.options.scale, [each.max() for each in maps.values() if each is not None])
         rows.append(MapRow(name=title, quantity="L2 norm", maps=maps, scale=scale))
     return rows
 

@@ -1,6 +1,6 @@
 """Charts of one or more `AnalysisResult`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,8 @@ def distribution_charts(
         axes.set(xlabel="L2 norm", ylabel="density")
         set_title(axes, layers_text(chosen.values()).capitalize())
 
-    return ChartGrid(panels=[partial(draw, chosen) for chosen in layers], label=label)
+    same = all(len(set(chosen.values())) == 1 for chosen in layers)
+    return ChartGrid(panels=[partial(draw, chosen) for chosen in layers], label=label, shared_legend=same)
 
 
 def _density(axes: "Axes", distribution: NormDistribution, color: str, dash: str, name: str) -> None:
@@ -134,6 +135,35 @@ def outlier_charts(results: Results, label: FigureLabel) -> ChartGrid:
     rules = [statistics.rule for statistics in next(iter(results.values())).outliers]
     panels = [partial(draw, place, rule) for place, rule in enumerate(rules) if rule != TopShare().name]
     return ChartGrid(panels=panels, label=label)
+
+
+def layer_charts(results: Results, label: FigureLabel) -> ChartGrid:
+    """Over the layers, one line a model: median and largest norm, their ratio, and the share of outliers."""
+
+    def draw(title: str, y: str, values: Callable[[AnalysisResult], Iterable[float]], axes: "Axes") -> None:
+        shown: list[float] = []
+        for model, (name, found) in enumerate(results.items()):
+            shown += _line(axes, found.norms.layers, values(found), name, **_mark(model))
+        if min(shown) == 0:
+            # A chart without outliers has an axis up to 1 %, not an empty range around 0.
+            axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
+        _finish(axes, title, y, shown if min(shown) > 0 else ())
+
+    rule = next(iter(results.values())).outliers[0].rule.removeprefix("norm ")
+    panels = [
+        partial(draw, "Median norm", "L2 norm", lambda found: [each.median for each in found.norms.patches]),
+        partial(draw, "Largest norm", "L2 norm", lambda found: [each.maximum for each in found.norms.patches]),
+        partial(
+            draw, "Largest / median norm", "ratio", lambda found: [each.ratio for each in found.outliers[0].layers]
+        ),
+        partial(
+            draw,
+            f"Outliers: {rule}",
+            "% of image tokens",
+            lambda found: [100 * each.share for each in found.outliers[0].layers],
+        ),
+    ]
+    return ChartGrid(panels=panels, label=label, shared_legend=True)
 
 
 def probe_charts(results: Results, label: FigureLabel) -> ChartGrid:

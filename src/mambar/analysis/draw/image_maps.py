@@ -1,8 +1,8 @@
-"""A gallery image: the input and, for each quantity, one map per model on a common scale."""
+"""Images beside their maps: for each quantity one map per model, on a common scale with a color bar."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from mambar.analysis.draw import html
 from mambar.analysis.draw.color_maps import MapStyle, color_scale, map_html, photograph_html, resized, to_uint8
 from mambar.analysis.draw.norm_panels import NormPanel, panel_scale, scale_legend, summary
-from mambar.analysis.draw.plots import label_text, log_ticks, new_figure, sign, styled
+from mambar.analysis.draw.plots import label_text, log_ticks, new_figure, sign, styled, wrapped_label
 from mambar.analysis.figure_label import FigureLabel
 
 if TYPE_CHECKING:
@@ -61,6 +61,36 @@ class MapRow:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class MapGroup:
+    """Maps of one quantity for several images, all on one scale.
+
+    Attributes:
+        name: The title of the group.
+        quantity: The quantity and its sense, for the color bar.
+        columns: Name of a model or register → a map for each image.
+        scale: Scale of the colors.
+        small_is_bright: True for a distance.
+    """
+
+    name: str
+    quantity: str
+    columns: Mapping[str, Sequence[Map]]
+    scale: Literal["linear", "log"] = "linear"
+    small_is_bright: bool = False
+
+    def row(self) -> MapRow:
+        """All maps of the group as one row."""
+        maps = {(name, place): each for name, maps in self.columns.items() for place, each in enumerate(maps)}
+        return MapRow(
+            name=self.name,
+            quantity=self.quantity,
+            maps={f"{name} {place}": values for (name, place), values in maps.items()},
+            scale=self.scale,
+            small_is_bright=self.small_is_bright,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RegisterMaps:
     """The maps of the registers of one model, by name of the register."""
 
@@ -78,6 +108,13 @@ class GalleryImage:
     rows: Sequence[MapRow]
     registers: Sequence[RegisterMaps]
     label: FigureLabel
+
+
+def norm_scale(option: Literal["auto", "linear", "log"], maxima: Sequence[float]) -> Literal["linear", "log"]:
+    """The scale of norm maps; "auto" is logarithmic where the maxima of the models differ more than tenfold."""
+    if option == "auto":
+        return "log" if max(maxima) > 10 * min(maxima) else "linear"
+    return option
 
 
 def gallery_html(shown: GalleryImage, style: MapStyle) -> html.Html:
@@ -198,6 +235,65 @@ def draw_registers(
     return figure
 
 
+@styled
+def draw_map_grid(
+    images: Sequence[UInt8[np.ndarray, "channels height width"]],
+    groups: Sequence[MapGroup],
+    label: FigureLabel,
+    style: MapStyle | None = None,
+    *,
+    width: float = 6.9,
+) -> "Figure":
+    """A row per image: the input, then the maps of each group side by side above the color bar of the group.
+
+    `width` in inches is that of a page with two columns. Positions are computed here, so that all rows are aligned.
+    """
+    style = style or MapStyle()
+    between, apart, above = 0.04, 0.14, 0.36
+    # The lines of the label.
+    foot = 0.06 + 0.12 * len(wrapped_label(label.line(), width).splitlines())
+    count = 1 + sum(len(group.columns) for group in groups)
+    gaps = between * (count - 1 - len(groups)) + apart * len(groups) + 0.1
+    cell = (width - gaps) / count
+    # 0.055 inches a letter at the color bars.
+    legends = [_wrapped(group.row().legend, max(12, int(len(group.columns) * cell / 0.055))) for group in groups]
+    below = 0.36 + 0.12 * max(text.count("\n") + 1 for text in legends)
+    heights = [cell * min(image.shape[1] / image.shape[2], 3) for image in images]
+    total = above + sum(heights) + between * (len(images) - 1) + below + foot
+    figure = new_figure((width, total))
+    figure.set_layout_engine("none")
+    width, total = figure.get_size_inches()
+
+    def axes_at(left: float, bottom: float, across: float, high: float) -> "Axes":
+        return figure.add_axes((left / width, bottom / total, across / width, high / total))
+
+    def heading(middle: float, high: float, text: str, **font: Any) -> None:
+        figure.text(middle / width, (total - above + high) / total, label_text(text), ha="center", **font)
+
+    tops = [total - above - sum(heights[:place]) - between * place for place in range(len(images))]
+    places = list(zip(tops, heights, strict=True))
+    left = 0.05
+    for image, (top, height) in zip(images, places, strict=True):
+        _draw_image(axes_at(left, top - height, cell, height), image)
+    heading(left + cell / 2, 0.03, "input", fontsize=7.5)
+    left += cell + apart
+    for group, legend in zip(groups, legends, strict=True):
+        row, first = group.row(), left
+        for name, maps in group.columns.items():
+            for values, (top, height) in zip(maps, places, strict=True):
+                _draw_map(axes_at(left, top - height, cell, height), values, row, style)
+            heading(left + cell / 2, 0.03, name, fontsize=7.5)
+            left += cell + between
+        across = left - between - first
+        heading(first + across / 2, 0.17, group.name, fontsize=8, weight="bold")
+        bar = axes_at(first + 0.04 * across, foot + below - 0.12, 0.92 * across, 0.06)
+        _color_bar(bar, row, style, num_ticks=4 if across > 1 else 2)
+        bar.set_xlabel(legend, size=7)
+        left += apart - between
+    sign(figure, label.line())
+    return figure
+
+
 def _wrapped(text: str, width: int) -> str:
     from textwrap import fill
 
@@ -230,7 +326,7 @@ def _hide_frame(axes: "Axes") -> None:
     axes.spines[:].set_visible(False)
 
 
-def _color_bar(axes: "Axes", row: MapRow, style: MapStyle) -> None:
+def _color_bar(axes: "Axes", row: MapRow, style: MapStyle, *, num_ticks: int = 4) -> None:
     """The color bar of a row in `axes`, labeled with its quantity."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.ticker import MaxNLocator
@@ -244,5 +340,5 @@ def _color_bar(axes: "Axes", row: MapRow, style: MapStyle) -> None:
     if row.scale == "log":
         log_ticks(bar.ax.xaxis)
     else:
-        bar.ax.xaxis.set_major_locator(MaxNLocator(4))
+        bar.ax.xaxis.set_major_locator(MaxNLocator(num_ticks))
     axes.grid(visible=False)

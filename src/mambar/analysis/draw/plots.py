@@ -174,12 +174,16 @@ def layer_axis(axes: "Axes") -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChartGrid:
-    """Related charts of `size` inches without their legends: one figure for a file, several for a narrow page."""
+    """Related charts of `size` inches without their legends: one figure for a file, several for a narrow page.
+
+    With `shared_legend` the figure has one legend, that of the first chart, above all charts.
+    """
 
     panels: "Sequence[Callable[[Axes], None]]"
     label: FigureLabel
     columns: int = 2
     size: tuple[float, float] = (4.4, 2.7)
+    shared_legend: bool = False
 
 
 @styled
@@ -200,19 +204,36 @@ def _drawn(sheet: ChartGrid, panels: "Sequence[Callable[[Axes], None]]") -> "Fig
     figure, axes = new_axes(len(panels), columns=sheet.columns, size=sheet.size)
     for panel, axis in zip(panels, axes, strict=True):
         panel(axis)
+    if sheet.shared_legend:
+        _share_legend(figure, axes)
     legends = [legend.get_window_extent().height for legend in (axis.get_legend() for axis in axes) if legend]
     figure.set_figheight(figure.get_figheight() * (1 + max(legends, default=0) / figure.dpi / sheet.size[1]))
     return figure
 
 
+def _share_legend(figure: "Figure", axes: "Sequence[Axes]") -> None:
+    """Replaces the legends of the charts by their titles, and puts the first one above all charts."""
+    handles, names = axes[0].get_legend_handles_labels()
+    for axis in axes:
+        legend = axis.get_legend()
+        if legend is not None:
+            axis.set_title(legend.get_title().get_text())
+            legend.remove()
+    figure.legend(handles, names, loc="outside upper left", ncols=len(names))
+
+
 def sign(figure: "Figure", line: str) -> None:
     """Writes the label (`FigureLabel.line`) below the figure, wrapped to its width."""
+    text = wrapped_label(line, figure.get_size_inches()[0])
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="#5a6675")
+
+
+def wrapped_label(line: str, width: float) -> str:
+    """The label in lines that fit a figure of `width` inches."""
     from textwrap import fill
 
-    characters = max(40, int(figure.get_size_inches()[0] * 20))
     # A separator stays at the end of its line.
-    text = fill(label_text(line).replace(" ·", "\N{NO-BREAK SPACE}·"), characters)
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="#5a6675")
+    return fill(label_text(line).replace(" ·", "\N{NO-BREAK SPACE}·"), max(40, int(width * 20)))
 
 
 def png(figure: "Figure", *, dpi: int = _DPI) -> bytes:
