@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from torch import Tensor, nn
 
 from mambar.data.transforms.preprocessing import Preprocessing
@@ -59,10 +65,11 @@ def _trained_cfg(name: str) -> dict[str, Any]:
 
 
 # Untagged names stay the default of their architecture: timm takes 1,000 classes without a tag.
-default_cfgs = generate_default_cfgs(
-    {f"{name}.in1k" if name in WEIGHTS else f"{name}.*": _pretrained_cfg(name) for name in (*VARIANTS, GENERIC)}
-    | {name: _trained_cfg(name) for name in TRAINED}
-)
+_CFGS: dict[str, dict[str, Any] | PretrainedCfg] = {
+    **{f"{name}.in1k" if name in WEIGHTS else f"{name}.*": _pretrained_cfg(name) for name in (*VARIANTS, GENERIC)},
+    **{name: _trained_cfg(name) for name in TRAINED},
+}
+default_cfgs = generate_default_cfgs(_CFGS)
 
 
 def _architecture(base: VisionMambaConfig) -> Callable[..., VisionMamba]:
