@@ -27,6 +27,9 @@ from mambar.paper.context import commit
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
+PHOTOGRAPHS = ROOT / "weights" / "photographs"
+# The trained pair of `weights/`, by its name in the figure.
+TRAINED_PAIR = {"Vim": "vim_tiny_patch16_224.clothing", "Mamba-R": "mambar_tiny_patch16_224.clothing"}
 RESOLUTION = ROOT / "benchmarks" / "results" / "2026-11-29-nvidia-h200-resolution.json"
 SCAN_LENGTHS = ROOT / "benchmarks" / "results" / "2026-11-29-nvidia-h200-scan-lengths.json"
 
@@ -37,6 +40,38 @@ def demo(path: Path) -> None:
 
     with tempfile.TemporaryDirectory() as out:
         path.write_bytes((run_demo(out=Path(out) / "demo").report.parent / "token_norms.png").read_bytes())
+
+
+def clothing(path: Path) -> None:
+    """Norm maps of the trained pair after the last block, relative to the median of each map, on test photographs."""
+    import torch
+
+    from mambar import load, token_norms
+    from mambar.analysis.draw.plots import new_figure, png
+    from mambar.data import EvalTransform, read_image
+
+    models = {name: load(source) for name, source in TRAINED_PAIR.items()}
+    preprocessing = models["Vim"].preprocessing
+    assert preprocessing is not None
+    files = sorted(PHOTOGRAPHS.glob("*.jpg"))
+    pixels = torch.stack([EvalTransform(preprocessing=preprocessing).pixels(read_image(file)) for file in files])
+    norms = {name: token_norms(model, preprocessing.normalize(pixels), [-1])[0] for name, model in models.items()}
+    figure = new_figure((1.75 * len(files) + 0.6, 1.85 * 3 + 0.2))
+    axes = figure.subplots(3, len(files))
+    for place, image in enumerate(pixels):
+        axes[0, place].imshow(image.permute(1, 2, 0).numpy())
+        axes[0, place].set_title(files[place].stem, fontsize=9)
+        for axis, maps in zip(axes[1:, place], norms.values(), strict=True):
+            relative = maps[place] / maps[place].median()
+            drawn = axis.imshow(relative.numpy(), vmin=0, vmax=3, interpolation="nearest")
+            axis.set_xlabel(f"median {maps[place].median():.0f}, largest {maps[place].max():.0f}", fontsize=7)
+    for axis, name in zip(axes[:, 0], ("photograph", *norms), strict=True):
+        axis.set_ylabel(name, fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    bar = figure.colorbar(drawn, ax=axes[1:].ravel().tolist(), shrink=0.6, extend="max")
+    bar.set_label("token norm / median of the map", fontsize=8)
+    path.write_bytes(png(figure))
 
 
 def efficiency(path: Path) -> None:
@@ -131,7 +166,12 @@ def scan_lengths(path: Path) -> None:
     draw(json.loads(SCAN_LENGTHS.read_text("utf-8")), path)
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"demo": demo, "efficiency": efficiency, "scan_lengths": scan_lengths}
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "clothing": clothing,
+    "demo": demo,
+    "efficiency": efficiency,
+    "scan_lengths": scan_lengths,
+}
 # Those of networks that are trained first, in a work directory.
 TRAINED_MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "cam": partial(clothing_figure, figure="gallery-00.png", width=800),
