@@ -65,8 +65,25 @@ class TrainedWeights:
     sha256: str
 
 
+_CLOTHES: Final = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
 # Name with the data as tag, as in timm → the model. The cards are in weights/NAME/README.md.
-TRAINED: dict[str, TrainedWeights] = {}
+TRAINED: dict[str, TrainedWeights] = {
+    name: TrainedWeights(
+        data="clothing", top1=top1, classes=_CLOTHES, crop_pct=0.95, licence="Apache-2.0", sha256=sha256
+    )
+    for name, top1, sha256 in (
+        (
+            "mambar_tiny_patch16_224.clothing",
+            57.8,
+            "eb4c84cc3d72a5783c830037204eff4b506949996d3d8c2f9f0baaccf13410e9",
+        ),
+        (
+            "vim_tiny_patch16_224.clothing",
+            55.9,
+            "27eb5a59473af8cc51588186a00a58fdd6071a5d94d2f94d7f77485ccb15ddd3",
+        ),
+    )
+}
 # Environment variable: folder or URL of the model directories; by default the folder `weights/` of a checkout.
 WEIGHTS_PLACE: Final = "MAMBAR_WEIGHTS"
 _CHECKOUT: Final = Path(__file__).resolve().parents[3] / "weights"
