@@ -64,12 +64,14 @@ def _trained_cfg(name: str) -> dict[str, Any]:
     }
 
 
-# Untagged names stay the default of their architecture: timm takes 1,000 classes without a tag.
 _CFGS: dict[str, dict[str, Any] | PretrainedCfg] = {
-    **{f"{name}.in1k" if name in WEIGHTS else f"{name}.*": _pretrained_cfg(name) for name in (*VARIANTS, GENERIC)},
+    **{f"{name}.in1k" if name in WEIGHTS else name: _pretrained_cfg(name) for name in (*VARIANTS, GENERIC)},
     **{name: _trained_cfg(name) for name in TRAINED},
 }
 default_cfgs = generate_default_cfgs(_CFGS)
+# timm prefers a tag with weights; here the name without a tag keeps its 1,000 classes.
+for _name in TRAINED:
+    default_cfgs[_name.split(".")[0]].tags.rotate()
 
 
 def _architecture(base: VisionMambaConfig) -> Callable[..., VisionMamba]:
