@@ -42,16 +42,19 @@ def test_budgets_are_told_apart():
 
 
 def look(step, share):
-    return {"kind": "health", "step": step, "norm_mean": [1.0, 2.0], "norm_max": [2.0, 9.0], "outlier_share": share}
+    return {"kind": "health", "step": step, "outlier_share": share}
 
 
-def test_looks_into_layers_are_one_line_a_seed():
+def test_statistics_of_the_layers_are_one_line_a_seed():
     rows = [{"kind": "training", "step": 1}, look(10, [0.0, 0.01]), look(20, [0.0, 0.02])]
-    figure = draw_layers({"Vim": [rows, rows], "Mamba-R": [rows, []]}, data="d")
-    assert len(figure.axes) == 4
+    layers = {"norm_max": [2.0, 90.0], "outlier_share": [0.0, 0.02], "outlier_background": [None, 0.5]}
+    # The second run of Mamba-R was stored without layers, and logged none.
+    training = {"Vim": [rows, rows], "Mamba-R": [rows, []]}
+    figure = draw_layers({"Vim": [layers, layers], "Mamba-R": [layers, {}]}, training, data="d")
+    assert figure.axes[0].get_title(loc="left") == "Largest norm" and len(figure.axes) == 4
     assert [len(axes.get_lines()) for axes in figure.axes] == [3, 3, 3, 3]
-    by_layer, course = figure.axes[2].get_lines()[0], figure.axes[3].get_lines()[0]
-    assert list(by_layer.get_ydata()) == [0.0, 2.0]
+    by_layer, course = figure.axes[1].get_lines()[0], figure.axes[3].get_lines()[0]
+    assert list(by_layer.get_ydata()) == [0.0, 2.0] and figure.axes[0].get_yscale() == "log"
     assert list(course.get_xdata()) == [10, 20] and list(course.get_ydata()) == [1.0, 2.0]
-    assert png(figure)[:4] == b"\x89PNG"
-    assert draw_layers({"Vim": [[]]}, data="d") is None
+    assert len(figure.legends) == 1 and png(figure)[:4] == b"\x89PNG"
+    assert draw_layers({"Vim": [{}]}, {"Vim": [[]]}, data="d") is None

@@ -1,11 +1,21 @@
 """Draws results: every run as a point and the mean with its interval, one chart per column."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
 
-from mambar.analysis.draw.plots import DASHES, SERIES, ChartGrid, draw_chart_grid, label_text, layer_axis, set_title
+from mambar.analysis.draw.plots import (
+    DASHES,
+    SERIES,
+    ChartGrid,
+    auto_log_scale,
+    draw_chart_grid,
+    label_text,
+    layer_axis,
+    set_title,
+)
 from mambar.analysis.figure_label import FigureLabel, listed
 from mambar.paper.claim import Result
 from mambar.paper.statistics import half_width
@@ -14,14 +24,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Field of the layer statistics in metrics.jsonl → title of its chart.
+# Statistic of `Outcomes.layers` → title of its chart.
 _BY_LAYER: Final = {
-    "norm_mean": "Mean norm by layer, final step",
-    "norm_max": "Largest norm by layer, final step",
-    "outlier_share": "Outliers by layer, final step, %",
+    "norm_median": "Median norm",
+    "norm_max": "Largest norm",
+    "outlier_share": "Outliers, % of tokens",
+    "outlier_background": "Outliers on background, %",
 }
+Layers = Mapping[str, Sequence[float | None]]
 Rows = Sequence[Mapping[str, Any]]
-Points = Callable[[Rows], tuple[Sequence[float], Sequence[float]]]
+# Horizontal and vertical values.
+Line = tuple[Sequence[float], Sequence[float]]
 
 
 def draw_results(results: Sequence[Result]) -> "Figure | None":
@@ -41,26 +54,27 @@ def draw_results(results: Sequence[Result]) -> "Figure | None":
     return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=min(2, len(columns)), size=size))
 
 
-def draw_layers(runs: Mapping[str, Sequence[Rows]], *, data: str) -> "Figure | None":
-    """Layer statistics over training. `runs`: network → the metrics.jsonl rows of each of its runs.
+def draw_layers(
+    layers: Mapping[str, Sequence[Layers]], training: Mapping[str, Sequence[Rows]], *, data: str
+) -> "Figure | None":
+    """Statistics by layer on held-out images, and the outliers of the last layer over training.
 
-    Norms are of image tokens in the residual stream of a training batch; an outlier is above median + 10 MAD of its
-    layer. None if no run logged layer statistics.
+    `layers`: network → the statistics of each of its runs (`Outcomes.layers`). `training`: network → the metrics.jsonl
+    rows of each run; layer statistics are of a training batch. Norms are of image tokens in the residual stream; an
+    outlier is above median + 10 MAD of its layer. None without any.
     """
-    logged = {
-        network: [[row for row in rows if row["kind"] == "health"] for rows in of_runs]
-        for network, of_runs in runs.items()
-    }
-    logged = {network: [rows for rows in of_runs if rows] for network, of_runs in logged.items()}
-    if not any(logged.values()):
+    panels: list[Callable[[Axes], None]] = []
+    for name, title in _BY_LAYER.items():
+        lines = {network: _by_layer(of_runs, field=name) for network, of_runs in layers.items()}
+        if any(lines.values()):
+            panels.append(partial(_lines, lines=lines, title=title))
+    course = {network: _last_layer(of_runs) for network, of_runs in training.items()}
+    if any(course.values()):
+        panels.append(partial(_over_training, lines=course))
+    if not panels:
         return None
-    panels = [
-        partial(_lines, points=partial(_by_layer, field=name), title=title, logged=logged)
-        for name, title in _BY_LAYER.items()
-    ]
-    panels.append(partial(_over_training, logged=logged))
     label = FigureLabel(tensor="residual", metric="one line per seed; outliers above median + 10 MAD", data=data)
-    return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=2, size=(4.4, 2.9)))
+    return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=2, size=(3.45, 2.1), shared_legend=True))
 
 
 def _column(axes: "Axes", *, found: Sequence[Result], of_all: Collection[str]) -> None:
@@ -79,34 +93,45 @@ def _column(axes: "Axes", *, found: Sequence[Result], of_all: Collection[str]) -
     axes.grid(axis="y", visible=len(rows) == 1)
 
 
-def _over_training(axes: "Axes", *, logged: Mapping[str, Sequence[Rows]]) -> None:
-    _lines(axes, logged=logged, points=_last_layer, title="Outliers of the last layer over training, %", marker="")
+def _over_training(axes: "Axes", *, lines: Mapping[str, Sequence[Line]]) -> None:
+    _lines(axes, lines=lines, title="Last layer in training: outliers, %", marker="")
     axes.set_xlabel("step")
 
 
-def _lines(
-    axes: "Axes", *, logged: Mapping[str, Sequence[Rows]], points: Points, title: str, marker: str = "o"
-) -> None:
-    """One line over the layers for each run, colored by network."""
-    for place, (network, of_runs) in enumerate(logged.items()):
-        for number, rows in enumerate(of_runs):
+def _lines(axes: "Axes", *, lines: Mapping[str, Sequence[Line]], title: str, marker: str = "o") -> None:
+    """One line for each run, colored by network."""
+    for place, (network, of_runs) in enumerate(lines.items()):
+        for number, (x, y) in enumerate(of_runs):
             axes.plot(
-                *points(rows),
+                x,
+                y,
                 color=SERIES[place],
                 linestyle=DASHES[place],
+                linewidth=1,
                 marker=marker,
-                markersize=3,
+                markersize=2.5,
                 label=None if number else label_text(network),
             )
     layer_axis(axes)
-    axes.set_ylim(bottom=0)
+    every = [value for of_runs in lines.values() for _, y in of_runs for value in y]
+    if "%" in title or min(every) <= 0:
+        axes.set_ylim(bottom=0)
+    else:
+        auto_log_scale(axes, every)
     set_title(axes, title)
 
 
-def _by_layer(rows: Rows, *, field: str) -> tuple[Sequence[float], Sequence[float]]:
-    factor = 100 if field == "outlier_share" else 1
-    return range(len(rows[-1][field])), [factor * value for value in rows[-1][field]]
+def _by_layer(of_runs: Sequence[Layers], *, field: str) -> list[Line]:
+    """The layers and values of each run that has the statistic; undefined values are gaps."""
+    factor = 1 if field.startswith("norm") else 100
+    found = [run[field] for run in of_runs if field in run]
+    return [(range(len(run)), [math.nan if value is None else factor * value for value in run]) for run in found]
 
 
-def _last_layer(rows: Rows) -> tuple[Sequence[float], Sequence[float]]:
-    return [row["step"] for row in rows], [100 * row["outlier_share"][-1] for row in rows]
+def _last_layer(of_runs: Sequence[Rows]) -> list[Line]:
+    found: list[Line] = []
+    for rows in of_runs:
+        logged = [row for row in rows if row["kind"] == "health"]
+        if logged:
+            found.append(([row["step"] for row in logged], [100 * row["outlier_share"][-1] for row in logged]))
+    return found

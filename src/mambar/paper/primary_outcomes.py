@@ -126,7 +126,7 @@ def primary_files(values: Values) -> dict[str, bytes]:
     ]
     for each in comparisons:
         difference = each.difference
-        middle = ["*not run*", "–"]
+        middle = ["–" if each.treated else "*not run*", "–"]
         if difference is not None:
             unit = " (log2)" if each.outcome.log2 else ""
             middle = [f"{difference.mean:+.2f} ± {difference.half_width:.2f}{unit}", f"{difference.p_value:.3g}"]

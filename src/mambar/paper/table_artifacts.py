@@ -11,6 +11,7 @@ images on larger plain canvases, whose background is known. The third is the reg
 compares its primary outcomes. Finished runs are read from their folders, also without the data.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from mambar.analysis.draw.plots import png
@@ -22,7 +23,7 @@ from mambar.paper.outcomes import measure_outcomes
 from mambar.paper.pair import pair_cells
 from mambar.paper.plot import draw_layers
 from mambar.paper.primary_outcomes import primary_files
-from mambar.paper.sweep import Cell, directory_of, seeds_of, train_cells
+from mambar.paper.sweep import directory_of, seeds_of, train_cells
 from mambar.training.metrics_log import read_metrics
 
 TITLE: Final = "Artifacts of Vim (one register) and Mamba-R (several), by seed"
@@ -36,29 +37,28 @@ def measure(context: Context) -> list[Result]:
     found: dict[tuple[str, str], dict[int, float]] = {}
     for row, by_seed in train_cells(chosen, context).items():
         found[row, "top-1, %"] = by_seed
+    layers: dict[str, list[Mapping[str, Sequence[float | None]]]] = {cell.row: [] for cell in chosen}
     for seed in context.seeds:
         for cell in chosen:
             if seed in found.get((cell.row, "top-1, %"), {}):
-                for column, value in measure_outcomes(cell, seed, context).columns.items():
+                outcomes = measure_outcomes(cell, seed, context)
+                layers[cell.row].append(outcomes.layers)
+                for column, value in outcomes.columns.items():
                     found.setdefault((cell.row, column), {})[seed] = value
-    write_files(context.directory / context.name, primary_files(found))
-    _draw(chosen, context)
+    files = primary_files(found)
+    training = {
+        cell.row: [
+            read_metrics(directory_of(cell, seed, context) / "metrics.jsonl") for seed in seeds_of(cell, context)
+        ]
+        for cell in chosen
+    }
+    figure = draw_layers(layers, training, data=base_recipe(context).data)
+    if figure is not None:
+        files["layers.png"] = png(figure, dpi=300)
+    write_files(context.directory / context.name, files)
     data = base_recipe(context).data
     columns = list(dict.fromkeys(column for _, column in found))
     return [
         context.result(row, column, by_seed, data=data)
         for (row, column), by_seed in sorted(found.items(), key=lambda item: columns.index(item[0][1]))
     ]
-
-
-def _draw(chosen: list[Cell], context: Context) -> None:
-    """Writes layers.png: the layer statistics logged during training."""
-    rows = {
-        cell.row: [
-            read_metrics(directory_of(cell, seed, context) / "metrics.jsonl") for seed in seeds_of(cell, context)
-        ]
-        for cell in chosen
-    }
-    figure = draw_layers(rows, data=f"{base_recipe(context).data}, training batches")
-    if figure is not None:
-        write_files(context.directory / context.name, {"layers.png": png(figure)})
