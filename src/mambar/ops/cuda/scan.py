@@ -59,7 +59,7 @@ def _lanes(u: TensorLayout) -> int:
 class Segmentation(NamedTuple):
     """How a kernel cuts long sequences of few channels into segments that run in parallel.
 
-    A function of shapes only, so that results do not depend on the GPU.
+    A function of shapes only.
     """
 
     min_segments: int

@@ -1,7 +1,7 @@
 // The forward selective scan. A thread loops over time for CHANNELS adjacent channels, with 16/LANES of their states in
-// registers; LANES threads share a channel and the work of LANES positions that is the same for all states. Steps run in scan order, so each exponential is computed once. Activations
-// pass through a ring buffer in shared memory, STEPS positions per slot, RING - 1 slots in advance. B and C of a window
-// of positions are in shared memory as floats.
+// registers; LANES threads share a channel, and the work per position that is the same for all states. Steps run in scan
+// order, so each exponential is computed once. Activations pass through a ring buffer in shared memory, STEPS positions
+// per slot, RING - 1 slots in advance. B and C of a window of positions are in shared memory as floats.
 //
 // With DIRECTIONS == 2 the same thread scans both directions of the mixer in sequence, without synchronization. The
 // first direction stores its sum to y; the second adds its own, scales and gates.
@@ -11,9 +11,9 @@
 // decay over the segment. carry_states (gate.cu) chains them. A second launch starts each segment from its state.
 // With ADJOINT the first launch runs against the scan order for the backward: e <- a (e + dy C), with dy as u, C as B.
 //
-// Macros: SCALAR, STEPS, RING, CHANNELS (1, 2), LANES (1, 2, 4, 8), THREADS, SOFTPLUS, GATED, SAVE_PREGATE (store the sum
-// before the gate too), DIRECTIONS (1, 2), REVERSE (with one direction), MIN_BLOCKS (per multiprocessor), ASYNC_COPY,
-// ALIGNED_BC, ALIGNED_A, STATES_ONLY, ADJOINT.
+// Macros: SCALAR, STEPS, RING, CHANNELS (1, or 2 with one lane), LANES (1, 2, 4, 8), THREADS, SOFTPLUS, GATED,
+// SAVE_PREGATE (store the sum before the gate too), DIRECTIONS (1, 2), REVERSE (with one direction), MIN_BLOCKS (per
+// multiprocessor), ASYNC_COPY, ALIGNED_BC, ALIGNED_A, STATES_ONLY, ADJOINT.
 #define STATES (16 / LANES)
 // Channels of a warp; values and 16-byte copies of one array in one slot of the ring buffer.
 #define WIDTH (32 * CHANNELS / LANES)
