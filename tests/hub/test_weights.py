@@ -16,6 +16,7 @@ from mambar.cache import cache_directory
 from mambar.cli.main import main
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError, InputError
+from mambar.evaluation.prediction import predict_file
 from mambar.hub import weights
 from mambar.models import VARIANTS, VisionMamba
 
@@ -152,3 +153,17 @@ def test_the_place_is_the_checkout_by_default(folder, monkeypatch):
     monkeypatch.delenv("MAMBAR_WEIGHTS")
     monkeypatch.setattr(weights, "_CHECKOUT", folder)
     assert weights.trained_directory(NAME) == folder / NAME
+
+
+@pytest.mark.parametrize("name", weights.TRAINED)
+def test_the_models_of_the_repository_are_those_of_the_table(name, monkeypatch):
+    monkeypatch.delenv("MAMBAR_WEIGHTS", raising=False)
+    model, entry = mambar.load(name), weights.TRAINED[name]
+    assert model.classes == entry.classes and model.preprocessing.crop_pct == entry.crop_pct
+    directory = weights.trained_directory(name)
+    card = (directory / "README.md").read_text("utf-8")
+    assert f"{entry.top1:.1f}" in card
+    digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in (directory.parent / "README.md").read_text("utf-8")
+    assert sum(path.stat().st_size for path in directory.parent.rglob("*") if path.is_file()) < 40_000_000
+    assert predict_file(model, directory.parent / "photographs" / "shoes.jpg", top=1)[0].name == "shoes"
