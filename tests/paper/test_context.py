@@ -33,3 +33,11 @@ def test_changes_are_marked(monkeypatch):
     assert module.commit() == "abc1234 with changes"
     monkeypatch.setattr(module, "_git", lambda directory, *words: "abc1234" if "rev-parse" in words else "")
     assert module.commit() == "abc1234"
+
+
+def test_the_command_names_recipe_and_runs(tmp_path):
+    shared = {"name": "figure_norms", "budget": "small", "out": tmp_path}
+    command = Context(**shared, runs=("a", "b")).provenance(data="d").command
+    assert command == "mambar reproduce figure_norms --budget small --runs a,b"
+    command = Context(**shared, recipe="tiny_imagenet", fields=("lr=0.1",)).provenance(data="d").command
+    assert command == "mambar reproduce figure_norms --budget small --recipe tiny_imagenet lr=0.1"

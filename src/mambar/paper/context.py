@@ -66,7 +66,8 @@ class Context:
         from mambar.bench.machine import describe
 
         chosen = [] if self.recipe is None else [f"--recipe {self.recipe}"]
-        words = [f"mambar reproduce {self.name} --budget {self.budget}", *chosen, *self.fields]
+        drawn = [f"--runs {','.join(map(str, self.runs))}"] if self.runs else []
+        words = [f"mambar reproduce {self.name} --budget {self.budget}", *chosen, *drawn, *self.fields]
         return Provenance(
             command=" ".join(words),
             commit=commit(),
