@@ -131,6 +131,28 @@ def test_p5_saved_with_two_resumed_with_one_and_back(tmp_path, unbroken):
 
 
 @pytest.mark.rel
+@pytest.mark.soak
+def test_p5_eight_processes_and_a_run_resumed_on_fewer_have_the_same_bits(tmp_path):
+    recipe = runs.tiny(num_shards=8)
+    assert runs.finish(runs.start(recipe, tmp_path / "one")) == [0]
+    expected = runs.trace(tmp_path / "one")
+    assert runs.finish(*runs.start_group(recipe, tmp_path / "eight", world=8)) == [0] * 8
+    assert runs.trace(tmp_path / "eight") == expected
+    out = tmp_path / "run"
+    for world, save in ((4, 3), (2, 2)):
+        befores = dict.fromkeys(range(world), (faults.all_of, (faults.die_at, "save", save)))
+        limit = {"MAMBAR_TIMEOUT": "10"}
+        group = runs.start_group(recipe, out, world=world, befores=befores, environment=limit, resume=world == 2)
+        group[0].join(240)
+        assert group[0].exitcode == -signal.SIGKILL
+        for process in group:
+            process.kill()
+            process.join()
+    assert runs.finish(*runs.start_group(recipe, out, world=4, resume=True)) == [0] * 4
+    assert runs.trace(out) == expected
+
+
+@pytest.mark.rel
 def test_p5_another_order_of_addition_gives_other_bits():
     """The negative control: adding the same numbers pair by pair, as an all-reduce may, gives other bits."""
     torch.manual_seed(0)
