@@ -55,7 +55,7 @@ def test_the_script_names_a_picture_without_an_entry(tmp_path):
     (tmp_path / "drawn.png").touch()
     script = ROOT / "benchmarks" / "pictures.py"
     done = subprocess.run(
-        [sys.executable, str(script), "efficiency", "--out", str(tmp_path)], capture_output=True, text=True
+        [sys.executable, str(script), "efficiency", "--out", str(tmp_path)], capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 1 and "says how these were made: drawn.png" in done.stderr
 

@@ -209,7 +209,8 @@ def test_info(mambar_command, trained):
     code, out, _ = mambar_command("info", trained, "img_size=32x16")
     assert code == 0 and "4 x 2" in out
     code, out, _ = mambar_command("info")
-    assert code == 0 and len(out.splitlines()) == 1 + 7
+    assert code == 0 and len(out.splitlines()) == 1 + 7 + 2
+    assert "vim_tiny_patch16_224.clothing" in out
 
 
 def test_convert_there_and_back(mambar_command, trained, tmp_path):

@@ -88,7 +88,9 @@ def test_a_program_with_kernels_loads_in_another_process(tmp_path):
     pytest.importorskip("llvmlite")
     export_program(tiny(), tmp_path / "model.pt2", kernels=True, check=False)
     code = "import torch, mambar.ops; print(torch.export.load('model.pt2').module()(torch.zeros(3, 3, 16, 24)).shape)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0 and done.stdout == "torch.Size([3, 8])\n", done.stderr
 
 

@@ -49,6 +49,7 @@ def test_without_an_evaluation_the_last_checkpoint_is_used(interrupted, tmp_path
 def test_an_interrupted_extension_leaves_the_weights_of_the_finished_run(tmp_path, caplog):
     out = tmp_path / "run"
     runs.here(runs.tiny(schedule="constant", epochs=1), out)
+    caplog.clear()
     before = mambar.load(out).state_dict()
     assert not caplog.records
     extended = runs.tiny(schedule="constant", epochs=2)
