@@ -13,6 +13,7 @@ script ends with code 1 if a picture has no entry, and names it.
 
 import argparse
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -74,12 +75,11 @@ def clothing(path: Path) -> None:
     path.write_bytes(png(figure))
 
 
-def efficiency(path: Path) -> None:
-    """Speed and memory by image size, from the numbers of the measurement."""
-    sys.path.insert(0, str(ROOT / "benchmarks" / "models"))
-    from resolution_gpu import draw
-
-    draw(json.loads(RESOLUTION.read_text("utf-8")), path)
+def measured(path: Path, *, benchmark: str, numbers: Path) -> None:
+    """The plot of a benchmark, a path below benchmarks/, from the numbers of an earlier measurement."""
+    script = ROOT / "benchmarks" / benchmark
+    sys.path.insert(0, str(script.parent))
+    importlib.import_module(script.stem).draw(json.loads(numbers.read_text("utf-8")), path)
 
 
 def trained(work: Path, name: str, *words: str) -> None:
@@ -114,20 +114,9 @@ def clothing_figure(path: Path, work: Path, *, figure: str, width: int) -> None:
     """A figure of the analysis of the network trained on photographs of clothes."""
     clothing_run(work)
     if not (work / "analyzed").is_dir():
-        words = (
-            "analyze",
-            "clothing_run",
-            "--data",
-            "clothing",
-            "--num-images",
-            "60",
-            "--gallery",
-            "6",
-            "--layers",
-            "5",
-        )
-        chosen = ("--cam", "gradcam", "--discover", "default", "--probes", "", "--test-time-registers", "0")
-        run_mambar(work, *words, *chosen, "--out", "analyzed")
+        words = ("analyze", "clothing_run", "--data", "clothing", "--layers", "5", "--probes", "", "--cam", "gradcam")
+        counts = ("--num-images", "60", "--gallery", "6", "--test-time-registers", "0")
+        run_mambar(work, *words, "--discover", "default", *counts, "--out", "analyzed")
     small_png(work / "analyzed" / "figures" / figure, path, width)
 
 
@@ -158,32 +147,19 @@ def detect(path: Path, work: Path) -> None:
     Image.fromarray(sheet).quantize(64).save(path, optimize=True)
 
 
-def scan_lengths(path: Path) -> None:
-    """Cost of the scan per token by length, from the numbers of the measurement."""
-    sys.path.insert(0, str(ROOT / "benchmarks" / "ops"))
-    from scan_lengths_gpu import draw
-
-    draw(json.loads(SCAN_LENGTHS.read_text("utf-8")), path)
-
-
 MAKERS: dict[str, Callable[[Path], None]] = {
     "clothing": clothing,
     "demo": demo,
-    "efficiency": efficiency,
-    "scan_lengths": scan_lengths,
+    "efficiency": partial(measured, benchmark="models/resolution_gpu.py", numbers=RESOLUTION),
+    "scan_lengths": partial(measured, benchmark="ops/scan_lengths_gpu.py", numbers=SCAN_LENGTHS),
 }
 # Those of networks that are trained first, in a work directory.
-TRAINED_MAKERS: dict[str, Callable[[Path, Path], None]] = {
+TRAINED_MAKERS: dict[str, Callable[..., None]] = {
     "cam": partial(clothing_figure, figure="gallery-00.png", width=800),
     "corruptions": corruptions,
     "detect": detect,
     "objects": partial(clothing_figure, figure="objects-0.png", width=900),
 }
-
-
-def in_work(make: Callable[[Path, Path], None], work: Path, path: Path) -> None:
-    """Makes the picture at `path` with networks of the work directory."""
-    make(path, work)
 
 
 def main() -> None:
@@ -193,7 +169,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder of the photographs and the trained networks")
     parser.add_argument("--out", type=Path, default=PICTURES, help="folder of the pictures and of pictures.json")
     arguments = parser.parse_args()
-    makers = {**MAKERS, **{name: partial(in_work, make, arguments.work) for name, make in TRAINED_MAKERS.items()}}
+    makers = {**MAKERS, **{name: partial(make, work=arguments.work) for name, make in TRAINED_MAKERS.items()}}
     unknown = set(arguments.names) - set(makers)
     if unknown:
         parser.error(f"no picture is called {', '.join(sorted(unknown))}; choose from {', '.join(makers)}")

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 import mambar
-from mambar.data import EvalTransform, open_dataset
+from mambar.data import EvalTransform, evaluation_batches, open_dataset
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -25,12 +25,11 @@ def features(model: mambar.VisionMamba, data: Path, split: str) -> tuple[Tensor,
     classifier, model.head.classifier = model.head.classifier, nn.Identity()
     rows, labels = [], []
     with torch.inference_mode():
-        for first in range(0, len(dataset), 32):
-            samples = [dataset[index] for index in range(first, min(first + 32, len(dataset)))]
-            rows.append(model(torch.stack([transform(sample.image) for sample in samples])))
-            labels += [sample.label for sample in samples]
+        for batch in evaluation_batches(dataset, transform, batch_size=32):
+            rows.append(model(batch.images))
+            labels.append(batch.labels)
     model.head.classifier = classifier
-    return torch.cat(rows), torch.tensor(labels)
+    return torch.cat(rows), torch.cat(labels)
 
 
 def fitted(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, float, float]:

@@ -10,13 +10,12 @@ needs no GPU and writes the table and the plot.
 """
 
 import argparse
-import json
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mambar.bench.machine import describe
+from mambar.bench.report import run_report
 from mambar.bench.table import Row, markdown
 
 SIDES = (224, 384, 512, 768, 1024, 1280, 1536, 2048)
@@ -118,22 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="image sizes in pixels")
     parser.add_argument("--batch", type=int, help="images per batch at every size")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--from", dest="given", type=Path, help="JSON file of an earlier run; nothing is measured")
-    parser.add_argument("--page", type=Path, help="Markdown file to write")
-    parser.add_argument("--plot", type=Path, help="image file to write")
-    arguments = parser.parse_args()
-    if arguments.given:
-        measured = json.loads(arguments.given.read_text("utf-8"))
-    else:
-        measured = {"machine": describe("cuda"), "found": measure(tuple(arguments.sides), arguments.batch)}
-    if arguments.out:
-        arguments.out.write_text(json.dumps(measured, indent=1), encoding="utf-8")
-    if arguments.page:
-        arguments.page.write_text(page(measured), encoding="utf-8")
-    if arguments.plot:
-        draw(measured, arguments.plot)
-    print(page(measured))
+    print(run_report(parser, lambda chosen: measure(tuple(chosen.sides), chosen.batch), page, draw))
 
 
 if __name__ == "__main__":

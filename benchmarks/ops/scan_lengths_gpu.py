@@ -8,11 +8,10 @@ One direction of Base (1,536 channels, 16 states) in bfloat16; medians over repl
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from mambar.bench.machine import describe
+from mambar.bench.report import run_report
 from mambar.bench.table import Row, markdown
 
 BATCHES, LENGTHS = (1, 2, 4, 8, 16, 128), (208, 1024, 4096, 16384, 65536)
@@ -41,7 +40,10 @@ def measure() -> list[dict[str, Any]]:
             warps, tokens = batch * INNER // 32, batch * length
             segments = [
                 scan.ceil_div(length, cut.segment_length(length, warps, steps))
-                for cut, steps in ((scan.SEGMENTS_FORWARD, 8), (scan.SEGMENTS_BACKWARD, 4))
+                for cut, steps in (
+                    (scan.SEGMENTS_FORWARD, scan.STEPS_FORWARD),
+                    (scan.SEGMENTS_BACKWARD, scan.STEPS_BACKWARD),
+                )
             ]
             cell = {"batch": batch, "length": length, "segments": segments}
             found.append({**cell, "forward": forward / tokens * 1e6, "backward": backward / tokens * 1e6})
@@ -93,22 +95,7 @@ def draw(measured: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Measures, or reads an earlier measurement; writes the requested files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--from", dest="given", type=Path, help="JSON file of an earlier run; nothing is measured")
-    parser.add_argument("--page", type=Path, help="Markdown file to write")
-    parser.add_argument("--plot", type=Path, help="image file to write")
-    arguments = parser.parse_args()
-    if arguments.given:
-        measured = json.loads(arguments.given.read_text("utf-8"))
-    else:
-        measured = {"machine": describe("cuda"), "found": measure()}
-    if arguments.out:
-        arguments.out.write_text(json.dumps(measured, indent=1), encoding="utf-8")
-    if arguments.page:
-        arguments.page.write_text(page(measured), encoding="utf-8")
-    if arguments.plot:
-        draw(measured, arguments.plot)
-    print(page(measured))
+    print(run_report(parser, lambda _: measure(), page, draw))
 
 
 if __name__ == "__main__":

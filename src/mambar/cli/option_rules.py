@@ -112,20 +112,8 @@ RULES: Mapping[str, Sequence[Rule]] = {
         _excluded("name", by=lambda values: values["listing"], other="--list"),
         Rule(
             (
-                *(
-                    "fields",
-                    "budget",
-                    "recipe",
-                    "seeds",
-                    "other_seeds",
-                    "runs",
-                    "more",
-                    "jobs",
-                    "minutes",
-                    "fit",
-                    "out",
-                ),
-                *("device", "num_workers", "max_pixels", "as_json"),
+                *("fields", "budget", "recipe", "seeds", "other_seeds", "runs", "more", "jobs", "minutes", "fit"),
+                *("out", "device", "num_workers", "max_pixels", "as_json"),
             ),
             lambda values: not values["name"],
             "{option} needs the name of a table or figure; mambar reproduce --list shows them.",

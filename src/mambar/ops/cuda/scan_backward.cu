@@ -8,16 +8,16 @@
 //     g = a dh h (exponent)   dA += d g           ddelta = sum A g + u sum B dh       du = d sum B dh + D dy
 // dB and dC are summed over the channels of a block; the caller adds the blocks in a fixed order. No atomics.
 //
-// Blocks are persistent and take every gridDim.x-th item (direction, batch, segment, 128 channels). Each has its own scratch, so
-// that most of the scratch memory stays in the L2 cache.
+// Blocks are persistent and take every gridDim.x-th item (direction, batch, segment, 128 channels). Each has its own
+// scratch, so that most of the scratch memory stays in the L2 cache.
 //
 // Activations and checkpoints pass through ring buffers in shared memory, RING - 1 slots in advance. The warps of a
 // block synchronize once every STEPS positions to sum their parts of dB and dC; the sum is taken one slot later,
 // without waits.
 //
 // Macros: SCALAR, SOFTPLUS, DIRECTIONS (1, 2), REVERSE (with one direction), ASYNC_COPY, ALIGNED_BC, ALIGNED_A,
-// SEGMENTED (items are also segments
-// of the sequence, with their initial states and gradients of last states), TENSOR_CORES (sums over states and channels on tensor cores with 11-bit inputs and 24-bit sums, for 16-bit types).
+// SEGMENTED (items are also segments of the sequence, with their initial states and gradients of last states),
+// TENSOR_CORES (sums over states and channels on tensor cores with 11-bit inputs and 24-bit sums, for 16-bit types).
 #define STEPS 4
 #define RING 4
 #define WARPS 4
