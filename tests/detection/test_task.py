@@ -13,7 +13,7 @@ from mambar.data.detection.coco_export import write_coco
 from mambar.data.detection.object_masks import target_objects
 from mambar.data.loading.loaders import training_batches
 from mambar.detection import DetectionTask, Detector, detect, evaluate_run, load_detector, save_detector
-from mambar.detection.detector import strides
+from mambar.detection.detector import paste_mask, strides
 from mambar.errors import DataError, InputError, RecipeError
 from mambar.models.timm_vit import create_timm_vit
 from mambar.recipes.index import ENTRIES, get_recipe
@@ -231,6 +231,24 @@ def test_any_patch_size(make_backbone):
     assert strides(16) == [4, 8, 16, 32, 64] and strides(8)[0] == 4 and strides(2)[0] == 2
     with pytest.raises(InputError, match="patch_size=14 gives a pyramid of fractional strides"):
         strides(14)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_boxes_and_masks_are_not_rounded_by_autocast(make_backbone, dtype):
+    """bfloat16 has 8 bits: above 1,024 pixels, coordinates would be multiples of 8."""
+    heads = {**HEADS, "max_size": 1333, "masks": True, "score_threshold": 0.0, "num_proposals": 50}
+    model = Detector(make_backbone(), **heads)
+    image = torch.randint(256, (3, 32, 1333), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=dtype):
+        (found,) = model.eval().detect([image])
+        given = [{"boxes": torch.tensor([[1100.0, 3.0, 1211.0, 30.0]]), "labels": torch.tensor([2])}]
+        given[0]["masks"] = torch.ones(1, 32, 1333, dtype=torch.uint8)
+        losses = model.train()(torch.randn(1, 3, 32, 1344), [(32, 1333)], given)
+    assert {found[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}
+    far = found["boxes"][:, 0][found["boxes"][:, 0] > 1024]
+    assert len(far) and not torch.equal(far, far.to(dtype).float())
+    assert paste_mask(found["masks"][0], found["boxes"][0], (32, 1333)).shape == (32, 1333)
+    assert {each.dtype for each in losses.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

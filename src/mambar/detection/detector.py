@@ -186,10 +186,11 @@ class Detector(nn.Module):
         targets: Sequence[Mapping[str, Tensor]],
     ) -> dict[str, Tensor]:
         """The losses, in training mode. `sizes` are (height, width) without padding; labels in `targets` start at 1."""
-        features = self.rcnn.backbone(images)
+        features = self._maps(images)
         batch, wanted = ImageList(images, list(sizes)), [dict(each) for each in targets]
-        proposals, losses = self.rcnn.rpn(batch, features, wanted)
-        _, others = self.rcnn.roi_heads(features, proposals, batch.image_sizes, wanted)
+        with torch.autocast(images.device.type, enabled=False):
+            proposals, losses = self.rcnn.rpn(batch, features, wanted)
+            _, others = self.rcnn.roi_heads(features, proposals, batch.image_sizes, wanted)
         return {**losses, **others}
 
     @torch.inference_mode()
@@ -201,15 +202,25 @@ class Detector(nn.Module):
         weight = next(self.parameters())
         resize = self.config.transform(self.preprocessing or Preprocessing(), self.patch_size).eval()
         batch, _ = resize([image.to(weight.device, weight.dtype) / 255 for image in images])
-        features = self.rcnn.backbone(batch.tensors)
-        proposals, _ = self.rcnn.rpn(batch, features)
-        found, _ = self.rcnn.roi_heads(features, proposals, batch.image_sizes)
+        features = self._maps(batch.tensors)
+        with torch.autocast(weight.device.type, enabled=False):
+            proposals, _ = self.rcnn.rpn(batch, features)
+            found, _ = self.rcnn.roi_heads(features, proposals, batch.image_sizes)
         results = []
         for image, size, each in zip(images, batch.image_sizes, found, strict=True):
             each["boxes"] = resize_boxes(each["boxes"], list(size), list(image.shape[1:]))
             each["labels"] = each["labels"] - 1
             results.append({name: each[name].cpu() for name in ("boxes", "labels", "scores", "masks") if name in each})
         return results
+
+    def _maps(self, images: Float[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
+        """The maps of the pyramid in the weights' dtype, in which the heads run without autocast.
+
+        torchvision casts anchors and boxes to the dtype of maps and predictions. bfloat16 would round a coordinate
+        above 1,024 pixels to a multiple of 8.
+        """
+        dtype = next(self.parameters()).dtype
+        return {name: each.to(dtype) for name, each in self.rcnn.backbone(images).items()}
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the backbone exempts from weight decay."""
