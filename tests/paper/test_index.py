@@ -6,7 +6,8 @@ import json
 import pytest
 
 from mambar.errors import InputError
-from mambar.paper import figures, index
+from mambar.paper import ablations, figures, index
+from mambar.paper.ablations import ABLATIONS
 from mambar.paper.claim import Claim
 from mambar.paper.render import render
 
@@ -14,7 +15,8 @@ from mambar.paper.render import render
 def test_every_name_is_documented_and_has_claims():
     for name in index.names():
         table = index.module(name)
-        document = figures.__doc__ if name in figures.FIGURES else table.__doc__
+        module = {**dict.fromkeys(figures.FIGURES, figures), **dict.fromkeys(ABLATIONS, ablations)}.get(name, table)
+        document = module.__doc__
         assert document and f"mambar reproduce {name}" in document
         assert table.TITLE and all(isinstance(claim, Claim) for claim in table.CLAIMS)
 
@@ -53,6 +55,8 @@ def test_register_count_smoke_and_resume(tmp_path, monkeypatch):
         index.reproduce("table_register_count", out=tmp_path, seeds=(0, 1))
 
 
+# One of the ablations; they share their code.
+ABLATIONS_IN_SOAK = ("ablation_registers", "ablation_training")
 FIGURES_IN_SOAK = ("figure_feature_maps", "figure_probes", "figure_register_maps")
 
 
@@ -74,7 +78,7 @@ def test_tables_side_by_side_share_runs_and_give_the_same_numbers(tmp_path):
     "name",
     # One of the four figures; they share their analysis.
     [
-        pytest.param(name, marks=pytest.mark.soak) if name in FIGURES_IN_SOAK else name
+        pytest.param(name, marks=pytest.mark.soak) if name in FIGURES_IN_SOAK + ABLATIONS_IN_SOAK else name
         for name in index.NAMES
         # These two run in other tests.
         if name not in ("table_register_count", "table_artifacts")

@@ -7,7 +7,7 @@ import pytest
 from mambar.errors import InputError, MambarError
 from mambar.paper import table_register_count, table_register_design
 from mambar.paper.context import Context
-from mambar.paper.pair import one_result, pair_cells, trained_pair
+from mambar.paper.pair import one_result, pair_cells, recipe_of_pair, trained_pair
 from mambar.paper.sweep import planned_runs
 
 
@@ -43,3 +43,10 @@ def test_figures_of_trained_runs_train_nothing(context, tmp_path):
     assert trained_pair(replace(context, runs=runs, deadline=0.0)) == dict(zip(("Vim", "Mamba-R"), runs, strict=True))
     with pytest.raises(InputError, match="must be two run folders: Vim, then Mamba-R"):
         replace(context, runs=runs[:1])
+
+
+def test_a_model_directory_without_a_recipe_is_measured_on_the_given_data(context, tmp_path):
+    runs = (tmp_path / "vim", tmp_path / "ours")
+    assert recipe_of_pair(replace(context, runs=runs)).data == "digits"
+    with pytest.raises(InputError, match="needs data=PATH"):
+        recipe_of_pair(replace(context, runs=runs, data=None))

@@ -6,7 +6,7 @@ import pytest
 
 from mambar.analysis.draw.plots import png
 from mambar.paper.claim import Provenance, Result
-from mambar.paper.plot import draw_layers, draw_results
+from mambar.paper.plot import draw_layers, draw_results, draw_training
 
 
 def result(row, values, column="top-1, %", seeds=None):
@@ -58,3 +58,18 @@ def test_statistics_of_the_layers_are_one_line_a_seed():
     assert list(course.get_xdata()) == [10, 20] and list(course.get_ydata()) == [1.0, 2.0]
     assert len(figure.legends) == 1 and png(figure)[:4] == b"\x89PNG"
     assert draw_layers({"Vim": [{}]}, {"Vim": [[]]}, data="d") is None
+
+
+def test_layers_over_training_are_means_of_the_common_steps_on_one_scale():
+    def logged(*shares):
+        return [{**look(10 * (n + 1), [0.0, share]), "norm_max": [2.0, 9.0]} for n, share in enumerate(shares)]
+
+    figure = draw_training({"Vim": [logged(0.0, 0.02, 0.5), logged(0.02, 0.04)], "Mamba-R": [logged(0.1)]}, data="d")
+    panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    assert [axes.get_title(loc="left") for axes in panels] == ["Vim", "Vim", "Mamba-R", "Mamba-R"]
+    shares = panels[0].collections[0]
+    assert shares.get_array().tolist() == [[0.0, 0.0], pytest.approx([1.0, 3.0])]
+    assert shares.get_clim() == panels[2].collections[0].get_clim() == (0.0, pytest.approx(10.0))
+    assert [text.get_text() for text in panels[0].get_xticklabels()] == ["10", "20"]
+    assert "mean of 1 and 2 seeds" in figure.get_supxlabel() and png(figure)[:4] == b"\x89PNG"
+    assert draw_training({"Vim": [[]]}, data="d") is None

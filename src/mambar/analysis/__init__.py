@@ -42,4 +42,5 @@ from mambar.analysis.measure.register_maps import register_similarity as registe
 from mambar.analysis.measure.register_neurons import evaluate_added_registers as evaluate_added_registers
 from mambar.analysis.measure.register_neurons import find_register_neurons as find_register_neurons
 from mambar.analysis.measure.register_neurons import register_variants as register_variants
+from mambar.analysis.measure.token_changes import ChangedOutliers as ChangedOutliers
 from mambar.analysis.options import AnalysisOptions as AnalysisOptions

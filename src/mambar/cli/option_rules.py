@@ -136,8 +136,10 @@ RULES: Mapping[str, Sequence[Rule]] = {
         ),
         Rule(
             ("runs",),
-            lambda values: not all(name.startswith("figure_") for name in values["name"].split(",")),
-            "{option} is for figures, such as figure_norms; omit it.",
+            lambda values: (
+                not all(name.startswith("figure_") or name == "table_secondary" for name in values["name"].split(","))
+            ),
+            "{option} is for figures, such as figure_norms, and table_secondary; omit it.",
         ),
         _excluded("recipe", "seeds", "jobs", by=lambda values: values["runs"], other="--runs, which trains nothing"),
         Rule(

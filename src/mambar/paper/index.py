@@ -14,6 +14,7 @@ from mambar.deprecated import LOADER_ARGUMENTS, accept_old_names
 from mambar.errors import InputError
 from mambar.hub.config_file import json_bytes
 from mambar.messages import did_you_mean
+from mambar.paper.ablations import ABLATIONS
 from mambar.paper.claim import Budget, Provenance, Result
 from mambar.paper.context import Context
 from mambar.paper.figures import FIGURES, Figure
@@ -31,8 +32,10 @@ NAMES = (
     "table_costs",
     *FIGURES,
     "table_artifacts",
+    "table_secondary",
+    *ABLATIONS,
 )
-# A module with TITLE, CLAIMS, and measure or cells and results; or a `Figure`, which has these names.
+# A module with TITLE, CLAIMS, and measure or cells and results; or a `Figure` or `Ablation`, which have these names.
 Table = Any
 
 # Runs finish in several threads; only one writes at a time.
@@ -58,7 +61,7 @@ def module(name: str) -> Table:
     if name not in NAMES:
         hint = did_you_mean(name, NAMES, otherwise="`mambar reproduce --list` lists them.")
         raise InputError(f"there is no table or figure {name!r}; {hint}")
-    return FIGURES[name] if name in FIGURES else importlib.import_module(f"mambar.paper.{name}")
+    return FIGURES.get(name) or ABLATIONS.get(name) or importlib.import_module(f"mambar.paper.{name}")
 
 
 class Options(TypedDict, total=False):
@@ -94,7 +97,7 @@ def reproduce_together(names: Sequence[str], **options: Unpack[Options]) -> dict
     """
     chosen = {name: module(name) for name in names}
     context = Context(name=",".join(chosen), **options)
-    trained = [table for table in chosen.values() if table.__dict__.get("cells")]
+    trained = {part: table for part, table in chosen.items() if table.__dict__.get("cells")}
     if trained:
         context = with_deadline(lambda where: _all_cells(trained, where), context)
         train_cells(_all_cells(trained, context), context, finished=lambda: _write_tables(chosen, context))
@@ -111,11 +114,11 @@ def _directory(name: str, context: Context) -> Path:
     return context.directory / (Path(name).stem if is_python_file(name) else name)
 
 
-def _all_cells(tables: Sequence[Table], context: Context) -> list[Cell]:
+def _all_cells(tables: Mapping[str, Table], context: Context) -> list[Cell]:
     """The cells of all tables, each with the table's name in its row."""
     return [
-        replace(cell, row=f"{table.__name__.rpartition('.')[2]}: {cell.row}")
-        for table in tables
+        replace(cell, row=f"{Path(name).stem}: {cell.row}")
+        for name, table in tables.items()
         for cell in table.cells(context)
     ]
 

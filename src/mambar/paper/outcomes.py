@@ -21,11 +21,14 @@ from mambar.data.registry import open_dataset
 from mambar.hub.config_file import json_bytes
 from mambar.json_fields import finite
 from mambar.paper.context import Context
+from mambar.paper.secondary_outcomes import measure_secondary
 from mambar.paper.sweep import Cell, directory_of
 from mambar.recipes.frozen_features import evaluate_frozen_features
 
 logger = logging.getLogger("mambar.paper")
 
+# Parts of `PARTS` with the primary outcomes of the register study.
+PRIMARY_PARTS: Final = ("artifacts", "features")
 # Validation images of the analysis.
 NUM_IMAGES: Final = 2000
 # Features of `mambar evaluate --protocol`, with their name in tables.
@@ -52,21 +55,28 @@ class Outcomes:
     layers: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
 
-def measure_outcomes(cell: Cell, seed: int, context: Context, parts: Sequence[str] | None = None) -> Outcomes:
+def measure_outcomes(cell: Cell, seed: int, context: Context, parts: Sequence[str] = PRIMARY_PARTS) -> Outcomes:
     """The outcomes of one finished run; parts that are not stored are computed on the context's device.
 
-    `parts` are keys of `PARTS`, by default all: features are fast on a GPU, artifacts need mostly the CPU.
+    `parts` are keys of `PARTS`: features are fast on a GPU, artifacts need mostly the CPU.
     """
     directory = directory_of(cell, seed, context)
-    columns: dict[str, float] = {}
-    layers: dict[str, Sequence[float | None]] = {}
-    for part in PARTS if parts is None else parts:
+    contents = []
+    for part in parts:
         path = directory.with_name(f"{directory.name}.{part}.json")
         if not path.is_file():
             logger.info("%s of %s, seed %d.", part.capitalize(), cell.row, seed)
             content = finite({"format_version": 2, **PARTS[part](directory, cell, seed, context)})
             write_atomically(path, json_bytes(content))
-        content = json.loads(path.read_text("utf-8"))
+        contents.append(json.loads(path.read_text("utf-8")))
+    return merged(contents)
+
+
+def merged(contents: Sequence[Mapping[str, Any]]) -> Outcomes:
+    """The outcomes of several parts together; undefined columns are left out."""
+    columns: dict[str, float] = {}
+    layers: dict[str, Sequence[float | None]] = {}
+    for content in contents:
         for name, value in content["columns"].items():
             for old, new in _OLD_NAMES.items():
                 name = name.replace(old, new)
@@ -165,4 +175,5 @@ def _features(directory: Path, cell: Cell, seed: int, context: Context) -> dict[
 PARTS: Final[Mapping[str, Callable[[Path, Cell, int, Context], dict[str, Any]]]] = {
     "artifacts": _artifacts,
     "features": _features,
+    "secondary": measure_secondary,
 }

@@ -12,6 +12,7 @@ from mambar.paper.claim import Result
 from mambar.paper.context import Context
 from mambar.paper.networks import VIM, base_recipe, registers, with_data, with_model
 from mambar.paper.sweep import Cell, directory_of, train_cells
+from mambar.training.checkpoint.recipe_file import RECIPE_NAME
 from mambar.training.checkpoint.run_directory import read_located_recipe
 from mambar.training.recipe import Recipe
 
@@ -61,7 +62,8 @@ def analysed_pair(context: Context, **options: Any) -> Analysis:
 
 def recipe_of_pair(context: Context) -> Recipe:
     """The recipe whose data and seed the figures have."""
-    if not context.runs:
+    # A model directory without a recipe, such as those in `weights/`, needs the context's data.
+    if not context.runs or not (Path(context.runs[0]).expanduser() / RECIPE_NAME).is_file():
         return base_recipe(context).replace(seed=context.seeds[0])
     recipe = read_located_recipe(context.runs[0])
     if context.data is not None:

@@ -6,6 +6,9 @@ from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+from jaxtyping import Float
+
 from mambar.analysis.draw.plots import (
     DASHES,
     SERIES,
@@ -30,7 +33,12 @@ _BY_LAYER: Final = {
     "norm_max": "Largest norm",
     "outlier_share": "Outliers, % of tokens",
     "outlier_background": "Outliers on background, %",
+    "mixer_median": "Mixer output, median norm",
+    "mixer_ratio": "Mixer output / residual, all",
+    "mixer_ratio_outliers": "Mixer output / residual, outliers",
 }
+# Statistic of a training log → name of its color bar, and its factor.
+_OVER_TRAINING: Final = {"outlier_share": ("outliers, % of tokens", 100.0), "norm_max": ("largest norm", 1.0)}
 Layers = Mapping[str, Sequence[float | None]]
 Rows = Sequence[Mapping[str, Any]]
 # Horizontal and vertical values.
@@ -75,6 +83,62 @@ def draw_layers(
         return None
     label = FigureLabel(tensor="residual", metric="one line per seed; outliers above median + 10 MAD", data=data)
     return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=2, size=(3.45, 2.1), shared_legend=True))
+
+
+def draw_training(training: Mapping[str, Sequence[Rows]], *, data: str) -> "Figure | None":
+    """Outliers and the largest norm by layer and training step, mean over the runs of each network.
+
+    `training`: network → the metrics.jsonl rows of each run; steps that not every run has are left out. None without
+    layer statistics.
+    """
+    grids: dict[str, dict[str, Float[np.ndarray, "steps layers"]]] = {}
+    steps: dict[str, list[int]] = {}
+    counts = set()
+    for network, of_runs in training.items():
+        logs = [{row["step"]: row for row in rows if row["kind"] == "health"} for rows in of_runs]
+        logs = [log for log in logs if log]
+        steps[network] = sorted(set[int].intersection(*map(set, logs))) if logs else []
+        if steps[network]:
+            counts.add(len(logs))
+            for field, (name, factor) in _OVER_TRAINING.items():
+                values = [[log[step][field] for step in steps[network]] for log in logs]
+                grids.setdefault(network, {})[name] = factor * np.mean(values, axis=0)
+    if not grids:
+        return None
+    scales = {}
+    for name, _ in _OVER_TRAINING.values():
+        every = np.concatenate([of_network[name].ravel() for of_network in grids.values()])
+        scales[name] = (float(every.min()), float(every.max()))
+    panels = [
+        partial(_map, steps=steps[network], grid=grid, title=network, name=name, scale=scales[name])
+        for network, of_network in grids.items()
+        for name, grid in of_network.items()
+    ]
+    metric = f"mean of {listed(map(str, sorted(counts)))} seeds; outliers above median + 10 MAD of a training batch"
+    label = FigureLabel(tensor="residual", metric=metric, data=data)
+    return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=2, size=(3.45, 2.1)))
+
+
+def _map(
+    axes: "Axes",
+    *,
+    steps: Sequence[int],
+    grid: Float[np.ndarray, "steps layers"],
+    title: str,
+    name: str,
+    scale: tuple[float, float],
+) -> None:
+    """Layers upwards, logged steps to the right; the networks share the color scale of a statistic, norms in log."""
+    options: dict[str, Any] = {"vmin": 0.0} if "%" in name else {"norm": "log", "vmin": scale[0]}
+    drawn = axes.pcolormesh(range(len(steps)), range(grid.shape[1]), grid.T, vmax=scale[1] or 1.0, **options)
+    shown = sorted({round(place * (len(steps) - 1) / 3) for place in range(4)})
+    axes.set_xticks(shown, [f"{steps[place]:,}" for place in shown])
+    axes.set(xlabel="step", ylabel="layer, from 0")
+    axes.grid(visible=False)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.colorbar(drawn, ax=axes, label=name)
+    set_title(axes, title)
 
 
 def _column(axes: "Axes", *, found: Sequence[Result], of_all: Collection[str]) -> None:
@@ -123,7 +187,7 @@ def _lines(axes: "Axes", *, lines: Mapping[str, Sequence[Line]], title: str, mar
 
 def _by_layer(of_runs: Sequence[Layers], *, field: str) -> list[Line]:
     """The layers and values of each run that has the statistic; undefined values are gaps."""
-    factor = 1 if field.startswith("norm") else 100
+    factor = 100 if field.startswith("outlier") else 1
     found = [run[field] for run in of_runs if field in run]
     return [(range(len(run)), [math.nan if value is None else factor * value for value in run]) for run in found]
 

@@ -19,6 +19,7 @@ from mambar.atomic_files import write_atomically
 from mambar.errors import InputError, MambarError
 from mambar.hub.config_file import json_bytes
 from mambar.memory import keep_freed_memory
+from mambar.models.config import VARIANTS
 from mambar.paper.context import Context
 from mambar.paper.networks import model_config
 from mambar.recipes.tasks import task_class
@@ -113,7 +114,11 @@ def planned_runs(cells: Sequence[Cell], context: Context) -> dict[Path, PlannedR
             directory = directory_of(cell, seed, context)
             title, recipe = f"{cell.row}, seed {seed}", cell.recipe.replace(seed=seed)
             found.setdefault(directory, PlannedRun(title=title, recipe=recipe, directory=directory))
-    return dict(sorted(found.items(), key=lambda item: -model_config(item[1].recipe).num_registers))
+    return dict(sorted(found.items(), key=lambda item: -_num_registers(item[1].recipe)))
+
+
+def _num_registers(recipe: Recipe) -> int:
+    return model_config(recipe).num_registers if recipe.model in VARIANTS else 0
 
 
 def seeds_of(cell: Cell, context: Context) -> Sequence[int]:
@@ -123,8 +128,10 @@ def seeds_of(cell: Cell, context: Context) -> Sequence[int]:
 
 def directory_of(cell: Cell, seed: int, context: Context) -> Path:
     """The run directory of a recipe and seed, the same for every table."""
-    config = model_config(cell.recipe)
-    words = f"n{config.num_registers}-{config.placement}-{config.head}"
+    words = cell.recipe.model
+    if words in VARIANTS:
+        config = model_config(cell.recipe)
+        words = f"n{config.num_registers}-{config.placement}-{config.head}"
     plain = json.loads(cell.recipe.replace(seed=0).to_json())
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
     return context.directory / "cells" / f"{re.sub(r'[^a-z0-9-]', '-', words)}-{digest}-seed{seed}"
