@@ -120,6 +120,18 @@ def clothing_figure(path: Path, work: Path, *, figure: str, width: int) -> None:
     small_png(work / "analyzed" / "figures" / figure, path, width)
 
 
+def pair_figure(path: Path, work: Path, *, name: str, figure: str, width: int) -> None:
+    """A figure of `mambar reproduce NAME` of the trained pair on the test photographs; kept for these weights."""
+    from mambar.hub.weights import TRAINED
+
+    names = TRAINED_PAIR.values()
+    out = "-".join(["pair", *(TRAINED[each].sha256[:8] for each in names)])
+    if not (work / out / "small" / name).is_dir():
+        words = ("reproduce", name, "--budget", "small", "--runs", ",".join(names), "data=clothing/test")
+        run_mambar(work, *words, "--out", out)
+    small_png(work / out / "small" / name / figure, path, width)
+
+
 def corruptions(path: Path, work: Path) -> None:
     """Top-1 of that network by corruption and severity."""
     clothing_run(work)
@@ -156,6 +168,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 # Those of networks that are trained first, in a work directory.
 TRAINED_MAKERS: dict[str, Callable[..., None]] = {
     "cam": partial(clothing_figure, figure="gallery-00.png", width=800),
+    "clothing_layers": partial(pair_figure, name="table_secondary", figure="layers.png", width=1000),
+    "clothing_registers": partial(pair_figure, name="figure_register_maps", figure="maps.png", width=1000),
     "corruptions": corruptions,
     "detect": detect,
     "objects": partial(clothing_figure, figure="objects-0.png", width=900),
