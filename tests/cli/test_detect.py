@@ -50,5 +50,15 @@ def test_every_readable_image_is_searched(mambar_command, tmp_path, monkeypatch,
     assert json.loads(mambar_command("evaluate", "run", *shapes, "--json")[1])["metrics"]["box_ap_large"] is None
     code, _, err = mambar_command("evaluate", "run", *shapes, "--crop=8")
     assert code == 2 and "--crop is an option for segmenters; run is a detector" in err
+    code, _, err = mambar_command("segment", "run", "in/x.png")
+    assert code == 2 and "run/config.json describes a detector (use `mambar detect`); train a segmenter" in err
+    Path("in/half.png").write_bytes(Path("in/x.png").read_bytes()[:60])
+    Path("none").mkdir()
+    bad = {"in/half.png": "is truncated", "none": "IMAGE none holds no image", "in/y.png": "No such file or directory"}
+    for name, message in bad.items():
+        code, out, err = mambar_command("detect", "run", name)
+        assert code == 2 and message in err and not out and err.count("\n") <= 1, err
+    code, _, err = mambar_command("detect", "none", "in/x.png")
+    assert code == 2 and "There is no file none/config.json" in err
     code, _, err = mambar_command("predict", "run", "in/x.png")
     assert code == 2 and "is a detector, not a classifier; use `mambar detect`" in err

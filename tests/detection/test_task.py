@@ -11,10 +11,10 @@ import mambar
 from mambar.data import open_dataset
 from mambar.data.detection.coco_export import write_coco
 from mambar.data.detection.object_masks import target_objects
-from mambar.data.loading.loaders import training_batches
+from mambar.data.loading.loaders import Batch, training_batches
 from mambar.detection import DetectionTask, Detector, detect, evaluate_run, load_detector, save_detector
 from mambar.detection.detector import paste_mask, strides
-from mambar.errors import DataError, InputError, RecipeError
+from mambar.errors import DataError, ImageError, InputError, RecipeError
 from mambar.models.timm_vit import create_timm_vit
 from mambar.recipes.index import ENTRIES, get_recipe
 from mambar.training.recipe import Recipe, Stage
@@ -260,6 +260,8 @@ def test_boxes_and_masks_are_not_rounded_by_autocast(make_backbone, dtype):
         ({"max_size": 0}, {}, "task_options.max_size=0 is not allowed; it takes 1 to 8192 pixels"),
         ({"norm": "layer"}, {}, "norm='layer' is not known"),
         ({"norm": "batch"}, {}, "task_options.norm=batch would depend"),
+        ({"layers": 3}, {}, r"layers=\(3,\) must be 4 backbone layers"),
+        ({"train_sizes": "x"}, {}, "task_options.train_sizes=.x. is not allowed"),
         ({"layers": (1, 2)}, {}, r"layers=\(1, 2\) must be 4 backbone layers"),
         ({}, {"mixup": 0.8}, "mixup=0.8 has no effect on detection"),
         ({}, {"img_size": (32, 48)}, "is not the short side"),
@@ -285,6 +287,19 @@ def test_data_without_boxes_are_refused_in_one_line(tmp_path):
     task_class("detection")
     with pytest.raises(DataError, match="detection needs boxes; give data of objects"):
         mambar.run(tiny("shapes"), data={"train": Plain(), "val": Plain()}, out=tmp_path / "run", device="cpu")
+
+
+def test_images_too_narrow_to_scale_are_refused_by_name(make_backbone):
+    model = Detector(make_backbone(), **HEADS).eval()
+    assert len(detect(model, torch.zeros(3, 1, 63, dtype=torch.uint8)).boxes) == 0
+    message = "x.png of 64x1 pixels is too narrow for a long side of at most 64"
+    with pytest.raises(ImageError, match=message):
+        detect(model, torch.zeros(3, 1, 64, dtype=torch.uint8), name="x.png")
+    chosen = task()
+    empty = {"boxes": [torch.zeros(0, 4)], "box_labels": [torch.zeros(0)], "masks": [torch.zeros(0, 90, 2)]}
+    batch = Batch({"pixels": [torch.zeros(3, 90, 2, dtype=torch.uint8)], **empty})
+    with pytest.raises(ImageError, match="an image of 2x90 pixels is too narrow"):
+        chosen.prepare(batch, seed=0, epoch=0)
 
 
 @pytest.mark.parametrize("name", [name for name in ENTRIES if get_recipe(name).task == "detection"])

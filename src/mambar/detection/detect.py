@@ -12,11 +12,12 @@ from mambar.analysis.draw.color_maps import png
 from mambar.atomic_files import write_files
 from mambar.data.detection.object_masks import run_lengths
 from mambar.data.loading.images import read_for_inference
-from mambar.detection.detector import Detector, paste_mask
+from mambar.detection.detector import Detector, check_sides, paste_mask
 from mambar.detection.drawing import draw_objects
 from mambar.hub.config_file import json_bytes
 from mambar.hub.files import refuse_overwrite
 from mambar.image_file import MAX_PIXELS
+from mambar.messages import one_line
 from mambar.nn.eval_mode import eval_mode
 
 FORMAT_VERSION: Final = 1
@@ -104,11 +105,13 @@ def detect(
         pixels = image
     else:
         pixels = read_for_inference(image, name=name, max_pixels=max_pixels, verb="searched")
+    name = name or (str(image) if isinstance(image, str | Path) else "image")
+    check_sides([pixels], model.config.max_size, name=one_line(name))
     with eval_mode(model):
         (found,) = model.detect([pixels])
     kept = found["scores"] >= threshold
     return Detections(
-        name=name or (str(image) if isinstance(image, str | Path) else "image"),
+        name=name,
         image=pixels,
         boxes=found["boxes"][kept],
         labels=found["labels"][kept],

@@ -28,7 +28,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
 from mambar.data.transforms.preprocessing import Preprocessing
-from mambar.errors import InputError
+from mambar.errors import ImageError, InputError
 from mambar.models.layer_tokens import freeze_unused, layer_tokens, spaced_layers
 from mambar.models.protocol import TokenModel
 from mambar.nn.norm import RMSNorm
@@ -97,6 +97,17 @@ class DetectorConfig:
             list(preprocessing.std),
             size_divisible=math.lcm(patch_size, strides(patch_size)[_NUM_LAYERS - 1]),
         )
+
+
+def check_sides(images: Sequence[UInt8[Tensor, "3 _ _"]], max_size: int, *, name: str = "an image") -> None:
+    """Raises ImageError for an image that is so narrow that scaling to `max_size` leaves less than a pixel."""
+    for image in images:
+        height, width = image.shape[1:]
+        if max(height, width) >= max_size * min(height, width):
+            raise ImageError(
+                f"{name} of {width}x{height} pixels is too narrow for a long side of at most {max_size}; crop or "
+                "remove it, or raise task_options.max_size."
+            )
 
 
 def strides(patch_size: int) -> list[int]:
@@ -199,6 +210,7 @@ class Detector(nn.Module):
 
         The model is in evaluation mode; see `paste_mask` for the masks. On the CPU.
         """
+        check_sides(images, self.config.max_size)
         weight = next(self.parameters())
         resize = self.config.transform(self.preprocessing or Preprocessing(), self.patch_size).eval()
         batch, _ = resize([image.to(weight.device, weight.dtype) / 255 for image in images])

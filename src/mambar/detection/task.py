@@ -13,7 +13,7 @@ from mambar.data.dataset import ImageDataset, Sample
 from mambar.data.detection.object_masks import decoded_masks, target_objects
 from mambar.data.keys import numpy_generator, seeded_globals
 from mambar.data.loading.loaders import Batch
-from mambar.detection.detector import Detector, DetectorConfig
+from mambar.detection.detector import Detector, DetectorConfig, check_sides
 from mambar.detection.evaluator import image_records
 from mambar.detection.files import detector_content
 from mambar.errors import DataError, RecipeError
@@ -78,6 +78,7 @@ class DetectionTask(Task):
 
     def prepare(self, batch: Batch, *, seed: int, epoch: int) -> Batch:
         """Images scaled, normalized and padded to one size, with their objects."""
+        check_sides(batch["pixels"], self.config.max_size)
         columns = {"boxes": batch["boxes"], "labels": batch["box_labels"]}
         columns |= {"masks": batch["masks"]} if self.config.masks else {}
         targets = [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]

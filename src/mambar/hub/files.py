@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 _LARGEST_IMAGE = 16_384
 # Kind of a model with a task's heads → its command and its loader.
-_TASK_KINDS = {
+TASK_KINDS = {
     "segmenter": ("segment", "mambar.segmentation.load_segmenter"),
     "detector": ("detect", "mambar.detection.load_detector"),
 }
@@ -153,10 +153,10 @@ def load_directory(
     """The model in a directory; raises `CheckpointError` for damaged or invalid files and newer formats."""
     ours = read_config(directory / CONFIG, verify_checksums=verify_checksums)
     kind = str(ours.get("kind"))
-    if kind in _TASK_KINDS:
+    if kind in TASK_KINDS:
         raise InputError(
-            f"{directory} is a {kind}, not a classifier; use `mambar {_TASK_KINDS[kind][0]}`, `mambar evaluate` or, "
-            f"in Python, {_TASK_KINDS[kind][1]}."
+            f"{directory} is a {kind}, not a classifier; use `mambar {TASK_KINDS[kind][0]}`, `mambar evaluate` or, "
+            f"in Python, {TASK_KINDS[kind][1]}."
         )
     path = weights or _weights_path(directory, ours)
     state = _read_weights(path, ours, verify_checksums=verify_checksums)

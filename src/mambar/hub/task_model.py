@@ -9,7 +9,7 @@ from torch import Tensor
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError, InputError
 from mambar.hub.config_file import CONFIG, read_config, read_json
-from mambar.hub.files import build_model, checkpoint_of_run, model_directory, read_directory_weights
+from mambar.hub.files import TASK_KINDS, build_model, checkpoint_of_run, model_directory, read_directory_weights
 from mambar.hub.weight_checks import as_checkpoint_error
 from mambar.version import __version__
 
@@ -57,8 +57,10 @@ def read_task_model(source: str | Path, kind: str, *, noun: str) -> tuple[Path, 
     directory = checkpoint_of_run(directory)
     path = directory / CONFIG
     ours = read_config(path, newest=FORMAT_VERSION)
-    if ours.get("kind") != kind:
-        raise CheckpointError(f"{path} describes no {kind}; train one with a {noun} recipe.")
+    found = str(ours.get("kind"))
+    if found != kind:
+        described = f"a {found} (use `mambar {TASK_KINDS[found][0]}`)" if found in TASK_KINDS else f"no {kind}"
+        raise CheckpointError(f"{path} describes {described}; train a {kind} with a {noun} recipe.")
     recorded = ours.get("weights")
     sha256 = recorded.get("sha256") if isinstance(recorded, Mapping) else None
     if not isinstance(sha256, str):

@@ -164,9 +164,13 @@ def _is_bounded(value: float) -> bool:
 
 
 def _convert_tuple(parts: tuple[Any, ...], value: Any) -> tuple[bool, Any]:
+    of_any_length = len(parts) == 2 and parts[1] is Ellipsis
+    if of_any_length and isinstance(value, int | float):
+        # One number on the command line, whose type is not known where it is read.
+        value = [value]
     if not isinstance(value, list | tuple):
         return False, value
-    if len(parts) == 2 and parts[1] is Ellipsis:
+    if of_any_length:
         parts = (parts[0],) * len(value)
     if len(parts) != len(value):
         return False, value
