@@ -10,7 +10,7 @@ import torch
 import mambar
 from mambar.data import open_dataset
 from mambar.data.detection.coco_export import write_coco
-from mambar.data.detection.object_masks import target_objects
+from mambar.data.detection.object_masks import compressed_masks, target_objects
 from mambar.data.loading.loaders import Batch, training_batches
 from mambar.detection import DetectionTask, Detector, detect, evaluate_run, load_detector, save_detector
 from mambar.detection.detector import paste_mask, strides
@@ -97,7 +97,10 @@ class TwoSizes:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Twelve and five scenes as COCO files; one without objects, one with a crowd, one image damaged in each split."""
+    """Twelve and five scenes as COCO files; one without objects, one with a crowd, one image damaged in each split.
+
+    Masks are run lengths, one is a polygon, and one is compressed.
+    """
     root = tmp_path_factory.mktemp("scenes")
     for split, count in (("train", 12), ("val", 5)):
         write_coco(TwoSizes(split, count), root, split)
@@ -105,6 +108,11 @@ def scenes(tmp_path_factory):
         content = json.loads(file.read_text("utf-8"))
         content["annotations"] = [each for each in content["annotations"] if each["image_id"] != 1]
         content["annotations"][0]["iscrowd"] = 1
+        polygon, packed = content["annotations"][1:3]
+        x, y, width, height = polygon["bbox"]
+        polygon["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+        (mask,) = compressed_masks([packed["segmentation"]], *packed["segmentation"]["size"])
+        packed["segmentation"] = {**mask, "counts": mask["counts"].decode()}
         file.write_text(json.dumps(content), "utf-8")
         (root / split / "000003.png").write_bytes(b"no image")
     return root
