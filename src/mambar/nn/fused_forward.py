@@ -60,7 +60,12 @@ def is_plain_linear(module: nn.Module) -> bool:
     False for subclasses (adapters, parametrizations, quantized layers), hooks (pruning, weight norm) and weights that
     are tensor subclasses (torchao).
     """
-    return type(module) is nn.Linear and are_plain_tensors(module) and not has_hooks(module)
+    return is_plain(module, nn.Linear)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """True if a call of the module does what the class `kind` itself does with its parameters."""
+    return type(module) is kind and are_plain_tensors(module) and not has_hooks(module)
 
 
 def are_plain_tensors(module: nn.Module) -> bool:

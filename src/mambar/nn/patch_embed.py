@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mambar.errors import InputError
+from mambar.nn.fused_forward import is_plain
 from mambar.nn.tracing import leaf_module
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,24 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
         """The patch tokens; raises `InputError` for a wrong shape or an image smaller than a patch."""
         self._check(images)
+        if images.is_cuda and self._is_product():
+            return self._product(images)
         return self.proj(images).flatten(2).transpose(1, 2)
+
+    def _is_product(self) -> bool:
+        """True if `proj` is the convolution that `__init__` made, whatever its weights, and nothing observes it."""
+        proj, size = self.proj, (self.patch_size, self.patch_size)
+        if not is_plain(proj, nn.Conv2d):
+            return False
+        fixed = (proj.kernel_size, proj.stride, proj.padding, proj.dilation, proj.groups)
+        return fixed == (size, size, (0, 0), (1, 1), 1)
+
+    def _product(self, images: Tensor) -> Tensor:
+        """The convolution as one matrix product. cuDNN would convert the layout of images and weights before it."""
+        size, (rows, cols) = self.patch_size, self.grid(images)
+        images = images[..., : rows * size, : cols * size]
+        patches = images.unflatten(-1, (cols, size)).unflatten(-3, (rows, size)).permute(0, 2, 4, 1, 3, 5)
+        return nn.functional.linear(patches.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
 
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.in_chans:

@@ -9,7 +9,7 @@ the other.
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.cuda.conv import Weights, conv_backward, conv_forward
@@ -18,11 +18,14 @@ from mambar.ops.selective_scan import triton as triton_scan
 
 Directions = tuple[ScanDirection, ScanDirection]
 
+# Rows of 16 bytes in the narrow projections, for the fast kernels of cuBLAS and vector loads of B and C.
+_ALIGNED = 8
+
 
 def empty_saved(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> list[Tensor]:
     """Empty projections; also the value before the gate for float16, whose range is too small to divide by the gate."""
     batch, length, both = xz.shape
-    projected = xz.new_empty((2, batch, length, forward_params.x_proj.shape[0]))
+    projected = xz.new_empty((2, batch, length, forward_params.x_proj.shape[0] + _num_padding(forward_params)))
     saves_pregate = xz.dtype == torch.float16 and forward_params.sizes[1] <= MAX_STATE
     return [projected, xz.new_empty((batch, length, both // 2))] if saves_pregate else [projected]
 
@@ -32,14 +35,14 @@ def forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """The gated sum of both directions, or their mean if `average`."""
     x, z = xz.chunk(2, dim=-1)
-    directions = (forward_params, backward_params)
+    directions = _padded(forward_params), _padded(backward_params)
     scale = 0.5 if average else 1.0
     u = conv_forward(x, _filters(directions), silu=True)
-    projected = torch.empty((*u.shape[:3], forward_params.x_proj.shape[0]), dtype=u.dtype, device=u.device)
+    projected = torch.empty((*u.shape[:3], directions[0].x_proj.shape[0]), dtype=u.dtype, device=u.device)
     for i, params in enumerate(directions):
         torch.mm(_matrix(u[i]), params.x_proj.t(), out=_matrix(projected[i]))
     delta = _step_sizes(projected, directions)
-    _, B, C = _split(projected, forward_params)
+    _, B, C = _split(projected, directions[0])
     if forward_params.sizes[1] > MAX_STATE:
         out = _many_states(u, delta, B, C, z, directions, scale)
         return out, [projected] if for_backward else []
@@ -63,13 +66,13 @@ def backward(
     x, z = xz.chunk(2, dim=-1)
     dxz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     dx, dz = dxz.chunk(2, dim=-1)
-    directions = (forward_params, backward_params)
+    directions = _padded(forward_params), _padded(backward_params)
     scale = 0.5 if average else 1.0
     u = conv_forward(x, _filters(directions), silu=True)
     delta = _step_sizes(projected, directions)
-    low, B, C = _split(projected, forward_params)
+    low, B, C = _split(projected, directions[0])
     dprojected = torch.empty(projected.shape, dtype=projected.dtype, device=projected.device)
-    dlow, dB, dC = _split(dprojected, forward_params)
+    dlow, dB, dC = _split(dprojected, directions[0])
     if forward_params.sizes[1] > MAX_STATE:
         du, ddelta, dA, dD, dbias = _many_states_backward(dout, u, delta, B, C, z, directions, scale, dB, dC, dz)
     else:
@@ -86,7 +89,7 @@ def backward(
         ddt_proj = torch.mm(_matrix(ddelta[i]).t(), _matrix(low[i]))
         dx_proj = torch.mm(_matrix(dprojected[i]).t(), _matrix(u[i]))
         _matrix(du[i]).addmm_(_matrix(dprojected[i]), params.x_proj)
-        products.append((dx_proj, ddt_proj))
+        products.append(_without_padding(dx_proj, ddt_proj, forward_params))
     convolved = conv_backward(du, x, dx, _filters(directions), silu=True)
 
     gradients = [
@@ -132,6 +135,28 @@ def _many_states_backward(
         dz += from_z
         each.append((du, ddelta, dA, dD, dbias))
     return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+
+
+def _num_padding(params: ScanDirection) -> int:
+    return -params.dt_proj.shape[1] % _ALIGNED
+
+
+def _padded(params: ScanDirection) -> ScanDirection:
+    """The parameters with a dt_rank that is a multiple of 8; the added ranks are zero (dt_rank of Tiny is 12)."""
+    rank, more = params.dt_proj.shape[1], _num_padding(params)
+    if not more:
+        return params
+    low, columns = params.x_proj[:rank], params.x_proj[rank:]
+    x_proj = torch.cat([low, low.new_zeros((more, low.shape[1])), columns])
+    return params._replace(x_proj=x_proj, dt_proj=nn.functional.pad(params.dt_proj, (0, more)))
+
+
+def _without_padding(dx_proj: Tensor, ddt_proj: Tensor, params: ScanDirection) -> tuple[Tensor, Tensor]:
+    """The gradients of the weights of `params` from those of `_padded(params)`."""
+    rank, more = params.dt_proj.shape[1], _num_padding(params)
+    if not more:
+        return dx_proj, ddt_proj
+    return torch.cat([dx_proj[:rank], dx_proj[rank + more :]]), ddt_proj[:, :rank].contiguous()
 
 
 def _filters(directions: Directions) -> tuple[Weights, ...]:
