@@ -21,7 +21,7 @@ from mambar.bench.table import Row, markdown
 from mambar.ops.bidirectional_mix import cuda as mix
 from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.cuda.conv import conv_backward, conv_forward
-from mambar.ops.cuda.scan import ScanParams, gate_backward, scan_backward, scan_forward
+from mambar.ops.cuda.scan import ScanParams, empty_states, gate_backward, scan_backward, scan_forward
 from mambar.ops.rms_norm import triton as norm
 from mambar.ops.selective_scan import cuda, reference
 
@@ -114,8 +114,10 @@ def scan(shape: tuple[int, int, int], peer_forward: float, peer_backward: float)
     last = torch.empty(batch, inner, STATE, device="cuda")
     forward = milliseconds(lambda: scan_forward(u, delta, B, C, z, params, last=last))
     dy, pregate = torch.randn_like(delta), torch.randn_like(delta)
-    kernel = milliseconds(lambda: scan_backward(dy, u, delta, B, C, params), calls=4)
-    tensors = (dy, None, u, delta, A, B, C, D, z, bias, None, [pregate])
+    states = empty_states(u, u.shape, directions=1, state=STATE)
+    scan_forward(u, delta, B, C, z, params, states=states)
+    kernel = milliseconds(lambda: scan_backward(dy, u, delta, B, C, params, states=states), calls=4)
+    tensors = (dy, None, u, delta, A, B, C, D, z, bias, None, [states, pregate])
     whole = milliseconds(lambda: cuda.backward(*tensors, delta_softplus=True, reverse=False), calls=4)
     bound = batch * length * inner * STATE / EXPONENTIALS * 1e3
     cells = (forward, f"{peer_forward / forward:.1f}x", bound, kernel, whole, f"{peer_backward / whole:.1f}x")
@@ -146,6 +148,7 @@ def mixer_kernels(copy_rate: float) -> list[Row]:
         D=bias,
     )
     mixed, saved = mix.forward(xz, direction, direction, average=True, for_backward=True)
+    states = saved[1]
     rows, width = batch * length, 768
     branch, stream, gain = draw(rows, width), draw(rows, width, dtype=torch.float32), draw(width, dtype=torch.float32)
     _, total, inverse = norm.forward(branch, stream, gain, eps=1e-5, dtype=branch.dtype)
@@ -157,7 +160,10 @@ def mixer_kernels(copy_rate: float) -> list[Row]:
             6 * size,
         ),
         "gate backward": (lambda: gate_backward(out, mixed, z, dz, scale=0.5, gated=True), 5 * size),
-        "scan backward, both directions": (lambda: scan_backward(out, two, delta, B, C, (params, params)), 9 * size),
+        "scan backward, both directions": (
+            lambda: scan_backward(out, two, delta, B, C, (params, params), states=states),
+            9 * size,
+        ),
         "add + RMS norm": (lambda: norm.forward(branch, stream, gain, eps=1e-5, dtype=branch.dtype), rows * width * 12),
         "norm backward": (lambda: norm.backward(branch, stream, total, gain, inverse, eps=1e-5), rows * width * 14),
         "bidirectional mix": (lambda: mix.forward(xz, direction, direction, average=True, for_backward=True), 0),

@@ -35,15 +35,18 @@ def measure() -> list[dict[str, Any]]:
                 continue
             u, delta, A, B, C, D, z, bias = scan_arguments(batch, length, INNER)
             params, dy = (scan.ScanParams(A=A, D=D, bias=bias),), torch.randn_like(delta)
+            states = scan.empty_states(u, u.shape, directions=1, state=A.shape[1])
+            scan.scan_forward(u, delta, B, C, z, params, states=states)
             forward = milliseconds(lambda a=(u, delta, B, C, z, params): scan.scan_forward(*a), calls=3, rounds=5)
-            backward = milliseconds(lambda a=(dy, u, delta, B, C, params): scan.scan_backward(*a), calls=3, rounds=5)
-            warps, tokens = batch * INNER // 32, batch * length
+            backward = milliseconds(
+                lambda a=(dy, u, delta, B, C, params), states=states: scan.scan_backward(*a, states=states),
+                calls=3,
+                rounds=5,
+            )
+            tokens = batch * length
             segments = [
-                scan.ceil_div(length, cut.segment_length(length, warps, steps))
-                for cut, steps in (
-                    (scan.SEGMENTS_FORWARD, scan.STEPS_FORWARD),
-                    (scan.SEGMENTS_BACKWARD, scan.STEPS_BACKWARD),
-                )
+                scan.ceil_div(length, cut.segment_length(u.shape))
+                for cut in (scan.SEGMENTS_FORWARD, scan.SEGMENTS_BACKWARD)
             ]
             cell = {"batch": batch, "length": length, "segments": segments}
             found.append({**cell, "forward": forward / tokens * 1e6, "backward": backward / tokens * 1e6})

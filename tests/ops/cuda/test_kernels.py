@@ -69,13 +69,16 @@ def nan_filled(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape, **o: poisoned(new_empty(self, *shape, **o)))
 
 
-def force_segments(monkeypatch, length):
-    """Cuts every sequence into segments of about `length` positions, in both kernels."""
+WHOLE = 10**9
+
+
+def force_segments(monkeypatch, forward, backward):
+    """Cuts every sequence into segments of about these numbers of positions."""
     from mambar.ops.cuda import scan
 
-    segments = scan.Segmentation(min_segments=2, warps_per_segment=10**9, min_length=length)
-    monkeypatch.setattr(scan, "SEGMENTS_FORWARD", segments)
-    monkeypatch.setattr(scan, "SEGMENTS_BACKWARD", segments)
+    for name, length in (("SEGMENTS_FORWARD", forward), ("SEGMENTS_BACKWARD", backward)):
+        cut = scan.Segmentation(min_segments=2, warps_per_segment=10**9, min_length=length)
+        monkeypatch.setattr(scan, name, cut)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -84,15 +87,20 @@ def force_segments(monkeypatch, length):
     [(2, 1, 32, 0), (2, 7, 8, 0), (3, 63, 136, 0), (2, 208, 256, 8), (1, 589, 96, 1), (1, 1037, 40, 0)],
 )
 @pytest.mark.parametrize("dtype", WORST)
-@pytest.mark.parametrize("lanes", [1, 2, 4, 8, None])
-def test_every_tile_and_kind_of_load(nan_filled, monkeypatch, lanes, dtype, batch, length, inner, offset, reverse):
+@pytest.mark.parametrize(
+    ("lanes", "backward"),
+    [(1, WHOLE), (2, WHOLE), (4, WHOLE), (8, WHOLE), (1, 16), (2, 16), (4, 16), (8, 16), (None, 16)],
+)
+def test_every_tile_and_kind_of_load(
+    nan_filled, monkeypatch, lanes, backward, dtype, batch, length, inner, offset, reverse
+):
     from mambar.ops.cuda import scan
 
     if lanes is None:
-        force_segments(monkeypatch, 16)
+        force_segments(monkeypatch, 16, 16)
     else:
         monkeypatch.setattr(scan, "_lanes", lambda u: lanes)
-        force_segments(monkeypatch, 10**9)
+        force_segments(monkeypatch, WHOLE, backward)
     scan._plan_forward.cache_clear()
     errors = scan_errors(scan_arguments(batch, length, inner, dtype=dtype, offset=offset), reverse)
     scan._plan_forward.cache_clear()
@@ -101,8 +109,9 @@ def test_every_tile_and_kind_of_load(nan_filled, monkeypatch, lanes, dtype, batc
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length", [127, 128, 129, 135, 136, 137, 191, 192, 193, 255, 257, 1000])
-def test_lengths_around_the_ends_of_segments(nan_filled, monkeypatch, length, reverse):
-    force_segments(monkeypatch, 64)
+@pytest.mark.parametrize("forward", [64, WHOLE])
+def test_lengths_around_the_ends_of_segments(nan_filled, monkeypatch, forward, length, reverse):
+    force_segments(monkeypatch, forward, 64)
     errors = scan_errors(scan_arguments(2, length, 40, dtype=torch.float32), reverse)
     assert max(errors) <= WORST[torch.float32], errors
 
@@ -165,12 +174,13 @@ def test_the_mix_is_at_most_twice_as_inexact_as_plain_pytorch(nan_filled, dtype,
         assert relative(found, wanted) <= max(2 * relative(other, wanted), WORST[dtype] / 4)
 
 
-def test_the_mix_in_segments_is_as_exact(nan_filled, monkeypatch):
+@pytest.mark.parametrize("forward", [64, WHOLE])
+def test_the_mix_in_segments_is_as_exact(nan_filled, monkeypatch, forward):
     """Both directions in one launch, cut into segments, beside the same in one piece."""
     arguments, dout = mix_arguments(2, 300, 264, 12, dtype=torch.float32), torch.randn(2, 300, 264, device="cuda")
-    force_segments(monkeypatch, 10**9)
+    force_segments(monkeypatch, WHOLE, WHOLE)
     whole = mix_once(arguments, dout)
-    force_segments(monkeypatch, 64)
+    force_segments(monkeypatch, forward, 64)
     for found, wanted in zip(mix_once(arguments, dout), whole, strict=True):
         assert relative(found, wanted) <= WORST[torch.float32]
 
@@ -208,7 +218,10 @@ def test_a_captured_graph_replays_the_same_results():
 
 if __name__ == "__main__":
     for kind in (torch.bfloat16, torch.float32):
-        if sys.argv[1:] != ["scans"]:
-            mix_once(mix_arguments(2, 21, 136, 8, dtype=kind), torch.randn(2, 21, 136, device="cuda").to(kind))
-        assert max(scan_errors(scan_arguments(2, 13, 40, dtype=kind, offset=1), True)) <= WORST[kind]
+        for sizes in ((WHOLE, WHOLE), (WHOLE, 16), (16, 16)):
+            with pytest.MonkeyPatch.context() as patch:
+                force_segments(patch, *sizes)
+                if sys.argv[1:] != ["scans"]:
+                    mix_once(mix_arguments(2, 37, 136, 8, dtype=kind), torch.randn(2, 37, 136, device="cuda").to(kind))
+                assert max(scan_errors(scan_arguments(2, 37, 40, dtype=kind, offset=1), True)) <= WORST[kind]
     torch.cuda.synchronize()

@@ -62,25 +62,32 @@ def test_small_batches_split_the_states(batch, lanes):
 
 
 @pytest.mark.parametrize(
-    ("cut", "batch", "length", "segments"),
-    [
-        (scan.SEGMENTS_FORWARD, 1, 208, 1),
-        (scan.SEGMENTS_FORWARD, 1, 511, 1),
-        (scan.SEGMENTS_FORWARD, 1, 512, 8),
-        (scan.SEGMENTS_FORWARD, 1, 16384, 22),
-        (scan.SEGMENTS_FORWARD, 5, 4100, 11),
-        (scan.SEGMENTS_FORWARD, 6, 4100, 1),
-        (scan.SEGMENTS_BACKWARD, 1, 127, 1),
-        (scan.SEGMENTS_BACKWARD, 1, 208, 3),
-        (scan.SEGMENTS_BACKWARD, 8, 208, 1),
-        (scan.SEGMENTS_BACKWARD, 8, 4100, 11),
-        (scan.SEGMENTS_BACKWARD, 9, 4100, 1),
-    ],
+    ("batch", "length", "segments"),
+    [(1, 208, 1), (1, 511, 1), (1, 512, 8), (1, 16384, 22), (5, 4100, 11), (6, 4100, 1)],
 )
-def test_long_sequences_of_few_channels_are_cut(cut, batch, length, segments):
-    segment = cut.segment_length(length, scan._num_warps(layout((batch, length, 1536))), 8)
+def test_the_forward_cuts_long_sequences_of_few_channels(batch, length, segments):
+    segment = scan.SEGMENTS_FORWARD.segment_length((batch, length, 1536))
     assert ceil_div(length, segment) == segments
-    assert segment == length or segment % 8 == 0
+    assert segment == length or segment % scan.STEPS_FORWARD == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "segments"),
+    [(1, 127, 1), (1, 208, 3), (5, 208, 3), (6, 208, 1), (17, 4108, 11), (18, 4108, 1)],
+)
+def test_the_backward_cuts_where_blocks_are_few(batch, length, segments):
+    segment = scan.SEGMENTS_BACKWARD.segment_length((2, batch, length, 1536), directions=2)
+    assert ceil_div(length, segment) == segments
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8, 17, 40])
+@pytest.mark.parametrize("length", [1, 208, 700, 4108])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_a_cut_forward_stores_the_states_of_a_cut_backward(batch, length, directions):
+    """Both cut at the same positions, or the backward alone is cut."""
+    forward = scan.SEGMENTS_FORWARD.segment_length((batch, length, 384))
+    backward = scan.SEGMENTS_BACKWARD.segment_length((batch, length, 384), directions)
+    assert forward in (length, backward)
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 208, 4113])

@@ -19,6 +19,7 @@ FORWARD = {
     "REVERSE": 0,
     "STATES_ONLY": 0,
     "ADJOINT": 0,
+    "SAVE_STATES": 0,
 }
 STATES = {**FORWARD, "GATED": 0, "STATES_ONLY": 1, "ADJOINT": 1}
 BACKWARD = {"SOFTPLUS": 1, "REVERSE": 1, "SEGMENTED": 1}
@@ -27,7 +28,7 @@ UNALIGNED = {"ASYNC_COPY": 0, "ALIGNED_BC": 0, "ALIGNED_A": 0}
 CASES = [
     ("gate", {"SCALAR": 1, "CHANNELS": 4, "GATED": 1}),
     ("scan_forward", {**FORWARD, **ALIGNED, "SCALAR": 1, "LANES": 1, "DIRECTIONS": 2}),
-    ("scan_forward", {**FORWARD, **UNALIGNED, "SCALAR": 2, "LANES": 4, "DIRECTIONS": 1}),
+    ("scan_forward", {**FORWARD, **UNALIGNED, "SCALAR": 2, "LANES": 4, "SAVE_STATES": 1, "DIRECTIONS": 1}),
     ("scan_forward", {**STATES, **ALIGNED, "SCALAR": 1, "LANES": 1, "DIRECTIONS": 2}),
     ("scan_backward", {**BACKWARD, **ALIGNED, "SCALAR": 1, "DIRECTIONS": 2, "TENSOR_CORES": 1}),
     ("scan_backward", {**BACKWARD, **UNALIGNED, "SCALAR": 0, "DIRECTIONS": 1, "TENSOR_CORES": 0}),

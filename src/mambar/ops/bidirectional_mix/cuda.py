@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.cuda.conv import Weights, conv_backward, conv_forward
-from mambar.ops.cuda.scan import MAX_STATE, ScanParams, add_blocks, gate_backward, scan_backward, scan_forward
+from mambar.ops.cuda.scan import (
+    MAX_STATE,
+    ScanParams,
+    add_blocks,
+    empty_states,
+    gate_backward,
+    scan_backward,
+    scan_forward,
+)
 from mambar.ops.selective_scan import triton as triton_scan
 
 Directions = tuple[ScanDirection, ScanDirection]
@@ -23,11 +31,17 @@ _ALIGNED = 8
 
 
 def empty_saved(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> list[Tensor]:
-    """Empty projections; also the value before the gate for float16, whose range is too small to divide by the gate."""
+    """Empty projections and states of segments; for float16 the value before the gate.
+
+    The range of float16 is too small to divide by the gate.
+    """
     batch, length, both = xz.shape
     projected = xz.new_empty((2, batch, length, forward_params.x_proj.shape[0] + _num_padding(forward_params)))
-    saves_pregate = xz.dtype == torch.float16 and forward_params.sizes[1] <= MAX_STATE
-    return [projected, xz.new_empty((batch, length, both // 2))] if saves_pregate else [projected]
+    if forward_params.sizes[1] > MAX_STATE:
+        return [projected]
+    shape = (batch, length, both // 2)
+    states = empty_states(xz, shape, directions=2, state=forward_params.sizes[1])
+    return [projected, states, xz.new_empty(shape)] if xz.dtype == torch.float16 else [projected, states]
 
 
 def forward(
@@ -46,10 +60,14 @@ def forward(
     if forward_params.sizes[1] > MAX_STATE:
         out = _many_states(u, delta, B, C, z, directions, scale)
         return out, [projected] if for_backward else []
-    save_pregate = for_backward and xz.dtype == torch.float16
-    out, pregate = scan_forward(u, delta, B, C, z, _scan_params(directions), scale=scale, save_pregate=save_pregate)
-    saved = [projected] if pregate is None else [projected, pregate]
-    return out, saved if for_backward else []
+    states = empty_states(u, z.shape, directions=2, state=forward_params.sizes[1]) if for_backward else None
+    out, pregate = scan_forward(
+        *(u, delta, B, C, z, _scan_params(directions)),
+        scale=scale,
+        save_pregate=for_backward and xz.dtype == torch.float16,
+        states=states,
+    )
+    return out, [each for each in (projected, states, pregate) if each is not None] if for_backward else []
 
 
 def backward(
@@ -62,7 +80,7 @@ def backward(
     average: bool,
 ) -> tuple[Tensor, ScanDirection, ScanDirection]:
     """Gradients of xz and of both directions' parameters; `saved` ends with the output."""
-    projected, *pregate, out = saved
+    projected, *others, out = saved
     x, z = xz.chunk(2, dim=-1)
     dxz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     dx, dz = dxz.chunk(2, dim=-1)
@@ -76,9 +94,10 @@ def backward(
     if forward_params.sizes[1] > MAX_STATE:
         du, ddelta, dA, dD, dbias = _many_states_backward(dout, u, delta, B, C, z, directions, scale, dB, dC, dz)
     else:
+        states, *pregate = others
         dy = gate_backward(dout, pregate[0] if pregate else out, z, dz, scale=scale, gated=not pregate)
         # The gradient of delta overwrites delta.
-        found = scan_backward(dy, u, delta, B, C, _scan_params(directions), ddelta=delta)
+        found = scan_backward(dy, u, delta, B, C, _scan_params(directions), ddelta=delta, states=states)
         add_blocks(found.blocks, dB, dC)
         du, ddelta = found.u, found.delta
         dA, dD, dbias = (part.unflatten(0, (2, -1)).sum(dim=1) for part in (found.A, found.D, found.bias))

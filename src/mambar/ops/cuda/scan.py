@@ -1,6 +1,7 @@
 """Launches of the scan kernels, for one direction or for both directions of the mixer."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,9 +42,9 @@ class ScanParams(NamedTuple):
 RESIDENT_FORWARD = 8
 
 
-def _num_warps(u: TensorLayout) -> int:
-    """Warps of 32 channels: the parallel work of a scan that is not cut."""
-    return ceil_div(u.channels, 32) * u.shape[-3]
+def _num_warps(shape: Sequence[int]) -> int:
+    """Warps of 32 channels: the parallel work of a scan of (…, batch, length, d_inner) that is not cut."""
+    return ceil_div(shape[-1], 32) * shape[-3]
 
 
 def _lanes(u: TensorLayout) -> int:
@@ -51,7 +52,7 @@ def _lanes(u: TensorLayout) -> int:
 
     The four schedulers of a multiprocessor take whole warps, so that 3 to 4 warps are best not shared.
     """
-    per_multiprocessor = _num_warps(u) / num_multiprocessors(u.device)
+    per_multiprocessor = _num_warps(u.shape) / num_multiprocessors(u.device)
     # Measured on an H200 (docs/kernels).
     return next((lanes for most, lanes in ((1, 8), (3, 4), (4, 1), (6, 2)) if per_multiprocessor <= most), 1)
 
@@ -69,17 +70,21 @@ class Segmentation(NamedTuple):
     min_length: int = 64
     """Positions of the shortest segment."""
 
-    def segment_length(self, length: int, warps: int, steps: int) -> int:
-        """Positions per segment, a multiple of `steps`, for sequences that occupy `warps`; `length` if not cut."""
+    def segment_length(self, shape: Sequence[int], directions: int = 1) -> int:
+        """Positions per segment of (…, batch, length, d_inner), a multiple of 8; the whole length if it is not cut.
+
+        `directions` that run in parallel count as that many sequences.
+        """
+        length, warps = shape[-2], _num_warps(shape)
         segments = min(max(11, 1056 // warps), length // self.min_length)
-        if segments < max(self.min_segments, warps // self.warps_per_segment):
+        if segments < max(self.min_segments, directions * warps // self.warps_per_segment):
             return length
-        return ceil_div(ceil_div(length, segments), steps) * steps
+        return ceil_div(ceil_div(length, segments), STEPS_FORWARD) * STEPS_FORWARD
 
 
 # Measured on an H200 (docs/kernels).
 SEGMENTS_FORWARD = Segmentation(min_segments=8, warps_per_segment=24)
-SEGMENTS_BACKWARD = Segmentation(min_segments=2, warps_per_segment=36)
+SEGMENTS_BACKWARD = Segmentation(min_segments=2, warps_per_segment=140)
 
 
 def _equal_window(length: int, longest: int, steps: int) -> int:
@@ -111,6 +116,7 @@ def _plan_forward(
     state: int,
     scale: float,
     segment: int,
+    saved_segment: int = 0,
     save_pregate: bool = False,
     states_only: bool = False,
     adjoint: bool = False,
@@ -136,7 +142,7 @@ def _plan_forward(
         u.device,
         grid=(ceil_div(inner * lanes, THREADS_FORWARD), batch, ceil_div(length, segment) - states_only),
         block=THREADS_FORWARD,
-        scalars=(length, segment, inner, state, window, scale, *strides),
+        scalars=(length, segment, saved_segment, inner, state, window, scale, *strides),
         shared=shared,
         macros=dict(
             SCALAR=SCALAR_CODES[u.dtype],
@@ -150,6 +156,7 @@ def _plan_forward(
             SAVE_PREGATE=save_pregate,
             STATES_ONLY=states_only,
             ADJOINT=adjoint,
+            SAVE_STATES=saved_segment > 0,
             ASYNC_COPY=all(array is None or array.is_copy_aligned for array in (u, delta, z, y)),
             ALIGNED_BC=state == 16 and B.is_copy_aligned and C.is_copy_aligned,
             **options,
@@ -171,30 +178,52 @@ def scan_forward(
     reverse: bool = False,
     scale: float = 1.0,
     save_pregate: bool = False,
+    states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The gated output, and with `save_pregate` its value before the gate; fills `last` with the last state.
 
     With two directions u, delta, B and C have a leading dimension for the direction, and the output is `scale` times
-    the sum of both.
+    the sum of both. `states` of `empty_states` is filled for `scan_backward`.
     """
     y = torch.empty(u.shape[-3:], dtype=u.dtype, device=u.device)
     pregate = torch.empty_like(y) if save_pregate else None
-    layout = TensorLayout.of(u)
-    segment = SEGMENTS_FORWARD.segment_length(y.shape[1], _num_warps(layout), STEPS_FORWARD)
+    saved_segment = 0
+    segment = SEGMENTS_FORWARD.segment_length(u.shape)
+    saves = states is not None and states.numel() > 0
     if segment < y.shape[1]:
-        initial = _segment_states(u, delta, B, directions, segment, initial, softplus=softplus, reverse=reverse)
+        initial = _segment_states(
+            *(u, delta, B, directions, segment, initial),
+            softplus=softplus,
+            reverse=reverse,
+            into=states if saves else None,
+        )
+    elif saves:
+        saved_segment = SEGMENTS_BACKWARD.segment_length(u.shape, len(directions))
     prepared = _plan_forward(
-        *(layout, *map(TensorLayout.of, (delta, B, C))),
+        *map(TensorLayout.of, (u, delta, B, C)),
         None if z is None else TensorLayout.of(z),
         TensorLayout.of(y),
         state=directions[0].A.shape[1],
         scale=float(scale),
         segment=segment,
+        saved_segment=saved_segment,
         save_pregate=save_pregate,
         **_options(directions, softplus, reverse),
     )
-    launch(prepared, u, delta, B, C, z, *_parameters(directions), initial, y, pregate, last, None)
+    launch(prepared, u, delta, B, C, z, *_parameters(directions), initial, y, pregate, last, None, states)
     return y, pregate
+
+
+def empty_states(like: Tensor, shape: Sequence[int], *, directions: int, state: int) -> Tensor:
+    """An empty tensor for the state before each segment of `scan_backward`, on the device of `like`.
+
+    `shape` is (batch, length, d_inner), the result (directions, batch, segments, d_inner, d_state), with 0 segments if
+    the backward does not cut the sequence.
+    """
+    batch, length, inner = shape
+    segment = SEGMENTS_BACKWARD.segment_length(shape, directions)
+    segments = ceil_div(length, segment) if segment < length else 0
+    return like.new_empty((directions, batch, segments, inner, state), dtype=torch.float32)
 
 
 @functools.lru_cache(maxsize=256)
@@ -224,14 +253,15 @@ def _segment_states(
     softplus: bool,
     reverse: bool,
     adjoint: bool = False,
+    into: Tensor | None = None,
 ) -> Tensor:
     """The state before each segment, (directions, batch, segments, d_inner, d_state), given that before the first.
 
-    With `adjoint`, the gradient of the state after each segment, from dy as `u` and C as `B`.
+    With `adjoint`, the gradient of the state after each segment, from dy as `u` and C as `B`. Fills `into`, if given.
     """
     batch, length, inner = u.shape[-3:]
     A, num_segments = directions[0].A, ceil_div(length, segment)
-    carried = A.new_empty((len(directions), batch, num_segments, inner, A.shape[1]))
+    carried = A.new_empty((len(directions), batch, num_segments, inner, A.shape[1])) if into is None else into
     step_sums = A.new_empty(carried.shape[:-1])
     layouts = [TensorLayout.of(tensor) for tensor in (u, delta, B, B)]
     prepared = _plan_forward(
@@ -244,7 +274,7 @@ def _segment_states(
         **_options(directions, softplus, reverse),
     )
     pointers = _parameters(directions)
-    launch(prepared, u, delta, B, B, None, *pointers, None, None, None, carried, step_sums)
+    launch(prepared, u, delta, B, B, None, *pointers, None, None, None, carried, step_sums, None)
     sizes = (len(directions) * batch, num_segments, inner, A.shape[1])
     carry = _plan_carry(u.get_device(), u.dtype, sizes, directions=len(directions), reverse=reverse != adjoint)
     launch(carry, carried, step_sums, pointers[0], pointers[1], start)
@@ -316,21 +346,26 @@ def scan_backward(
     directions: tuple[ScanParams, ...],
     *,
     ddelta: Tensor | None = None,
+    states: Tensor | None = None,
     initial: Tensor | None = None,
     dlast: Tensor | None = None,
     softplus: bool = True,
     reverse: bool = False,
 ) -> ScanGradients:
-    """Gradients of a scan without gate. `ddelta` can be `delta` itself, which is then overwritten."""
+    """Gradients of a scan without gate. `ddelta` can be `delta` itself, which is then overwritten.
+
+    `states` are those that `scan_forward` stored, needed if the sequence is cut (`empty_states`).
+    """
     batch, length, inner = u.shape[-3:]
     A, state, sequences = directions[0].A, directions[0].A.shape[1], len(directions) * batch
     layouts = [TensorLayout.of(tensor) for tensor in (dy, u, delta, B, C)]
-    segment = SEGMENTS_BACKWARD.segment_length(length, _num_warps(layouts[1]) * len(directions), STEPS_BACKWARD)
+    segment = SEGMENTS_BACKWARD.segment_length(u.shape, len(directions))
     num_segments, given_initial = ceil_div(length, segment), initial
     if segment < length:
-        flags = {"softplus": softplus, "reverse": reverse}
-        initial = _segment_states(u, delta, B, directions, segment, initial, **flags)
-        dlast = _segment_states(dy, delta, C, directions, segment, dlast, adjoint=True, **flags)
+        initial = states
+        dlast = _segment_states(
+            *(dy, delta, C, directions, segment, dlast), softplus=softplus, reverse=reverse, adjoint=True
+        )
     prepared = _plan_backward(*layouts, state=state, segment=segment, **_options(directions, softplus, reverse))
     across, scratch = prepared.buffer_sizes
     gradients = ScanGradients(

@@ -147,9 +147,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan_backward(
         // Rows of arrays with one per direction and batch item, and with one per segment of these.
         const i64 slice = item % across, segment_row = item / across, sequence = segment_row / segments, batch = sequence % batches;
         const int direction = DIRECTIONS == 2 ? (int)(sequence / batches) : 0;
-        const int begin = SEGMENTED ? (int)(segment_row % segments * segment) : 0;
-        const int steps = SEGMENTED ? min((int)segment, (int)length - begin) : (int)length, chunks = (steps + STEPS - 1) / STEPS;
         const bool back = DIRECTIONS == 2 ? direction == 1 : REVERSE;
+        // Positions before the segment in scan order: segments are full except the last in this order.
+        const int index = (int)(segment_row % segments), done = SEGMENTED ? (back ? segments - 1 - index : index) * (int)segment : 0;
+        const int steps = SEGMENTED ? min((int)segment, (int)length - done) : (int)length, chunks = (steps + STEPS - 1) / STEPS;
+        const int begin = SEGMENTED ? (back ? (int)length - done - steps : done) : 0;
         const float *A = direction ? A_backward : A_forward, *D = direction ? D_backward : D_forward, *bias = direction ? bias_backward : bias_forward;
 
         // The channel of this thread for per-channel work, and its tile of channels x states for the rest.

@@ -10,10 +10,12 @@
 // STATES_ONLY computes the state after each segment from a zero state, and the sum of its step sizes, which gives the
 // decay over the segment. carry_states (gate.cu) chains them. A second launch starts each segment from its state.
 // With ADJOINT the first launch runs against the scan order for the backward: e <- a (e + dy C), with dy as u, C as B.
+// Segments are full except the last in scan order. With SAVE_STATES a scan that is not cut itself stores the state before
+// each segment of the backward.
 //
 // Macros: SCALAR, STEPS, RING, CHANNELS (1, or 2 with one lane), LANES (1, 2, 4, 8), THREADS, SOFTPLUS, GATED,
 // SAVE_PREGATE (store the sum before the gate too), DIRECTIONS (1, 2), REVERSE (with one direction), MIN_BLOCKS (per
-// multiprocessor), ASYNC_COPY, ALIGNED_BC, ALIGNED_A, STATES_ONLY, ADJOINT.
+// multiprocessor), ASYNC_COPY, ALIGNED_BC, ALIGNED_A, STATES_ONLY, ADJOINT, SAVE_STATES.
 #define STATES (16 / LANES)
 // Channels of a warp; values and 16-byte copies of one array in one slot of the ring buffer.
 #define WIDTH (32 * CHANNELS / LANES)
@@ -27,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_forward(
     const scalar *u, const scalar *delta, const scalar *B, const scalar *C, const scalar *z,
     const float *A_forward, const float *A_backward, const float *D_forward, const float *D_backward,
     const float *bias_forward, const float *bias_backward, const float *initial, scalar *y, scalar *kept, float *last,
-    float *step_sums, i64 length, i64 segment, i64 inner, i64 states, i64 window, double scale,
+    float *step_sums, float *saved, i64 length, i64 segment, i64 saved_segment, i64 inner, i64 states, i64 window, double scale,
     i64 u_batch, i64 u_time, i64 u_direction, i64 delta_batch, i64 delta_time, i64 delta_direction,
     i64 B_batch, i64 B_time, i64 B_direction, i64 C_batch, i64 C_time, i64 C_direction, i64 z_batch, i64 z_time) {
     extern __shared__ float4 shared[];
@@ -50,12 +52,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_forward(
 
 #pragma unroll
     for (int direction = 0; direction < DIRECTIONS; direction++) {
-        const bool back = (DIRECTIONS == 2 ? direction == 1 : REVERSE) != ADJOINT;
+        const bool reversed = DIRECTIONS == 2 ? direction == 1 : REVERSE, back = reversed != ADJOINT;
         const bool second = direction == 1 && !STATES_ONLY, is_last = direction == DIRECTIONS - 1, gates = GATED && is_last;
         const float *A = direction ? A_backward : A_forward, *D = direction ? D_backward : D_forward, *bias = direction ? bias_backward : bias_forward;
 
         const i64 index = blockIdx.z + (STATES_ONLY && back);
-        const int begin = (int)(index * segment), steps = min((int)segment, (int)length - begin);
+        // Positions before the segment in the order of the scan.
+        const int done = (int)((reversed ? segments - 1 - index : index) * segment);
+        const int steps = min((int)segment, (int)length - done), begin = reversed ? (int)length - done - steps : done;
         // The channel in arrays with a row per direction, batch item and segment.
         const i64 segment_channel = (((i64)direction * gridDim.y + batch) * segments + index) * inner + channel;
 
@@ -226,6 +230,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_forward(
         };
 #endif
 
+#if SAVE_STATES
+        const i64 num_saved = (length + saved_segment - 1) / saved_segment, saved_next = (back ? -1 : 1) * inner * states;
+        float *saved_to = saved + (((direction * (i64)gridDim.y + batch) * num_saved + (back ? num_saved - 1 : 0)) * inner + channel) * states;
+        int save_at = 0;
+#endif
         __syncwarp();
 #pragma unroll
         for (int slot = 0; slot < RING - 1; slot++) fetch(slot, slot * STEPS);
@@ -244,6 +253,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_forward(
                 wait_for_copies<RING - 2>();
                 __syncwarp();
                 fetch((slot + RING - 1) % RING, step + (RING - 1) * STEPS);
+#if SAVE_STATES
+                if (step == save_at) {
+#pragma unroll
+                    for (int c = 0; c < CHANNELS; c++)
+#pragma unroll
+                        for (int n = 0; n < STATES; n++)
+                            if (inside && part * STATES + n < states) saved_to[c * states + part * STATES + n] = state[c][n];
+                    save_at += (int)saved_segment;
+                    saved_to += saved_next;
+                }
+#endif
                 const scalar *from = ring + slot * (ARRAYS * SLOT_SIZE) + lane / LANES * CHANNELS;
 #if LANES == 1
                 if (step + STEPS <= until) {
