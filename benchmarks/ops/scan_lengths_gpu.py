@@ -45,8 +45,8 @@ def measure() -> list[dict[str, Any]]:
             )
             tokens = batch * length
             segments = [
-                scan.ceil_div(length, cut.segment_length(u.shape))
-                for cut in (scan.SEGMENTS_FORWARD, scan.SEGMENTS_BACKWARD)
+                scan.ceil_div(length, segment)
+                for segment in (scan.forward_segment(u.shape), scan.backward_segment(u.shape, 1))
             ]
             cell = {"batch": batch, "length": length, "segments": segments}
             found.append({**cell, "forward": forward / tokens * 1e6, "backward": backward / tokens * 1e6})

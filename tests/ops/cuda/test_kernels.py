@@ -76,9 +76,12 @@ def force_segments(monkeypatch, forward, backward):
     """Cuts every sequence into segments of about these numbers of positions."""
     from mambar.ops.cuda import scan
 
-    for name, length in (("SEGMENTS_FORWARD", forward), ("SEGMENTS_BACKWARD", backward)):
-        cut = scan.Segmentation(min_segments=2, warps_per_segment=10**9, min_length=length)
-        monkeypatch.setattr(scan, name, cut)
+    def segment(shape, wanted):
+        segments = min(11, shape[-2] // wanted)
+        return scan._segment_length(shape[-2], segments) if segments > 1 else shape[-2]
+
+    monkeypatch.setattr(scan, "forward_segment", lambda shape: segment(shape, forward))
+    monkeypatch.setattr(scan, "backward_segment", lambda shape, directions: segment(shape, backward))
 
 
 @pytest.mark.parametrize("reverse", [False, True])

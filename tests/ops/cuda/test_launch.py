@@ -66,17 +66,20 @@ def test_small_batches_split_the_states(batch, lanes):
     [(1, 208, 1), (1, 511, 1), (1, 512, 8), (1, 16384, 22), (5, 4100, 11), (6, 4100, 1)],
 )
 def test_the_forward_cuts_long_sequences_of_few_channels(batch, length, segments):
-    segment = scan.SEGMENTS_FORWARD.segment_length((batch, length, 1536))
+    segment = scan.forward_segment((batch, length, 1536))
     assert ceil_div(length, segment) == segments
     assert segment == length or segment % scan.STEPS_FORWARD == 0
 
 
 @pytest.mark.parametrize(
     ("batch", "length", "segments"),
-    [(1, 127, 1), (1, 208, 3), (5, 208, 3), (6, 208, 1), (17, 4108, 11), (18, 4108, 1)],
+    [
+        *((1, 127, 1), (1, 128, 2), (2, 208, 3), (4, 208, 1), (4, 589, 9), (5, 589, 1), (6, 589, 9), (7, 1036, 11)),
+        *((8, 1036, 1), (8, 4108, 11), (16, 4108, 11), (17, 4108, 1), (18, 16400, 1), (128, 208, 1)),
+    ],
 )
 def test_the_backward_cuts_where_blocks_are_few(batch, length, segments):
-    segment = scan.SEGMENTS_BACKWARD.segment_length((2, batch, length, 1536), directions=2)
+    segment = scan.backward_segment((2, batch, length, 1536), directions=2)
     assert ceil_div(length, segment) == segments
 
 
@@ -84,10 +87,10 @@ def test_the_backward_cuts_where_blocks_are_few(batch, length, segments):
 @pytest.mark.parametrize("length", [1, 208, 700, 4108])
 @pytest.mark.parametrize("directions", [1, 2])
 def test_a_cut_forward_stores_the_states_of_a_cut_backward(batch, length, directions):
-    """Both cut at the same positions, or the backward alone is cut."""
-    forward = scan.SEGMENTS_FORWARD.segment_length((batch, length, 384))
-    backward = scan.SEGMENTS_BACKWARD.segment_length((batch, length, 384), directions)
-    assert forward in (length, backward)
+    """Both are cut at the same positions, or one is not cut."""
+    forward = scan.forward_segment((batch, length, 384))
+    backward = scan.backward_segment((batch, length, 384), directions)
+    assert forward == length or backward in (forward, length)
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 208, 4113])

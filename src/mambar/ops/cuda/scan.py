@@ -57,34 +57,38 @@ def _lanes(u: TensorLayout) -> int:
     return next((lanes for most, lanes in ((1, 8), (3, 4), (4, 1), (6, 2)) if per_multiprocessor <= most), 1)
 
 
-class Segmentation(NamedTuple):
-    """How a kernel cuts long sequences of few channels into segments that run in parallel.
+def _num_segments(shape: Sequence[int]) -> int:
+    """Segments of a sequence that is cut: enough to fill the GPU, at least 11, none shorter than 64 positions."""
+    return min(max(11, 1056 // _num_warps(shape)), shape[-2] // 64)
 
-    A function of shapes only.
+
+def _segment_length(length: int, segments: int) -> int:
+    return ceil_div(ceil_div(length, segments), STEPS_FORWARD) * STEPS_FORWARD
+
+
+def forward_segment(shape: Sequence[int]) -> int:
+    """Positions per segment in the forward for u of (…, batch, length, d_inner); the whole length if it is not cut.
+
+    Segments run in parallel. Like all choices here that change bits, a function of shapes only.
     """
-
-    min_segments: int
-    """With fewer the extra launch, which computes the state before each segment, costs more than it saves."""
-    warps_per_segment: int
-    """One segment more is needed for each of these warps."""
-    min_length: int = 64
-    """Positions of the shortest segment."""
-
-    def segment_length(self, shape: Sequence[int], directions: int = 1) -> int:
-        """Positions per segment of (…, batch, length, d_inner), a multiple of 8; the whole length if it is not cut.
-
-        `directions` that run in parallel count as that many sequences.
-        """
-        length, warps = shape[-2], _num_warps(shape)
-        segments = min(max(11, 1056 // warps), length // self.min_length)
-        if segments < max(self.min_segments, directions * warps // self.warps_per_segment):
-            return length
-        return ceil_div(ceil_div(length, segments), STEPS_FORWARD) * STEPS_FORWARD
+    length, segments = shape[-2], _num_segments(shape)
+    # Measured on an H200: with fewer, the launch that computes the state before each segment costs more than it saves.
+    return _segment_length(length, segments) if segments >= max(8, _num_warps(shape) // 24) else length
 
 
-# Measured on an H200 (docs/kernels).
-SEGMENTS_FORWARD = Segmentation(min_segments=8, warps_per_segment=24)
-SEGMENTS_BACKWARD = Segmentation(min_segments=2, warps_per_segment=140)
+def backward_segment(shape: Sequence[int], directions: int) -> int:
+    """Positions per segment in the backward, whose directions run in parallel; the whole length if it is not cut."""
+    length, segments = shape[-2], _num_segments(shape)
+    if segments < 2:
+        return length
+    # Times in units of a position of 264 blocks, two on each of the 132 multiprocessors of an H200, where they were
+    # measured. A few blocks run alone on their multiprocessors, 1.5 times as fast. A cut adds 28 % for the first
+    # launch, 15 for each block in turn, 12 for launches.
+    blocks = ceil_div(shape[-1], THREADS_BACKWARD) * shape[-3] * directions
+    full, rest = divmod(blocks, 264)
+    whole = length * (full + (0 if rest == 0 else 0.67 if rest <= (66 if full else 132) else 1))
+    cut = length * 1.28 * blocks / 264 + 15 * ceil_div(blocks * segments, 264) + 12
+    return _segment_length(length, segments) if cut < 0.97 * whole else length
 
 
 def _equal_window(length: int, longest: int, steps: int) -> int:
@@ -188,7 +192,7 @@ def scan_forward(
     y = torch.empty(u.shape[-3:], dtype=u.dtype, device=u.device)
     pregate = torch.empty_like(y) if save_pregate else None
     saved_segment = 0
-    segment = SEGMENTS_FORWARD.segment_length(u.shape)
+    segment = forward_segment(u.shape)
     saves = states is not None and states.numel() > 0
     if segment < y.shape[1]:
         initial = _segment_states(
@@ -198,7 +202,7 @@ def scan_forward(
             into=states if saves else None,
         )
     elif saves:
-        saved_segment = SEGMENTS_BACKWARD.segment_length(u.shape, len(directions))
+        saved_segment = backward_segment(u.shape, len(directions))
     prepared = _plan_forward(
         *map(TensorLayout.of, (u, delta, B, C)),
         None if z is None else TensorLayout.of(z),
@@ -221,7 +225,7 @@ def empty_states(like: Tensor, shape: Sequence[int], *, directions: int, state: 
     the backward does not cut the sequence.
     """
     batch, length, inner = shape
-    segment = SEGMENTS_BACKWARD.segment_length(shape, directions)
+    segment = backward_segment(shape, directions)
     segments = ceil_div(length, segment) if segment < length else 0
     return like.new_empty((directions, batch, segments, inner, state), dtype=torch.float32)
 
@@ -359,7 +363,7 @@ def scan_backward(
     batch, length, inner = u.shape[-3:]
     A, state, sequences = directions[0].A, directions[0].A.shape[1], len(directions) * batch
     layouts = [TensorLayout.of(tensor) for tensor in (dy, u, delta, B, C)]
-    segment = SEGMENTS_BACKWARD.segment_length(u.shape, len(directions))
+    segment = backward_segment(u.shape, len(directions))
     num_segments, given_initial = ceil_div(length, segment), initial
     if segment < length:
         initial = states
