@@ -5,13 +5,14 @@
 
 The networks are those of table_artifacts; with --runs two trained ones, measured on all images of PATH. Outliers are
 changed in every layer (`mambar.analysis.measure.token_changes`); registers are added as in `TestTimeRegisters`.
-differences.md has Mamba-R - Vim by seed, layers.png the norm of the mixer's output against the residual stream.
+differences.md has Mamba-R - Vim by seed, layers.png and layers.json the mixer's output against the residual stream.
 """
 
 from typing import Final
 
 from mambar.analysis.draw.plots import png
 from mambar.atomic_files import write_files
+from mambar.hub.config_file import json_bytes
 from mambar.json_fields import finite
 from mambar.paper.claim import Claim, Result
 from mambar.paper.context import Context
@@ -45,7 +46,7 @@ def measure(context: Context) -> list[Result]:
             layers[row] = [found.layers]
     else:
         values, layers = measure_cells(cells(context), context, ("secondary",))
-    files = difference_files(values, REFERENCE)
+    files = difference_files(values, REFERENCE) | {"layers.json": json_bytes({"format_version": 1, "rows": layers})}
     figure = draw_layers(layers, {}, data=recipe.data)
     if figure is not None:
         files["layers.png"] = png(figure, dpi=300)

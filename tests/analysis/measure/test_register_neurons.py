@@ -7,6 +7,7 @@ import torch
 
 from mambar.analysis.measure.outliers import FixedThreshold, TopShare
 from mambar.analysis.measure.register_neurons import evaluate_added_registers, find_register_neurons, register_variants
+from mambar.analysis.measure.token_changes import ChangedOutliers
 from mambar.errors import InputError
 from mambar.models import VisionMamba, VisionMambaConfig
 
@@ -55,6 +56,18 @@ def test_accuracy_counts_labelled_images_only(vim):
     labels[0], labels[1] = -1, (labels[1] + 1) % 3
     assert evaluate_added_registers({"x": vim}, [(IMAGES, labels)])[0].top1 == pytest.approx(2 / 3)
     assert math.isnan(evaluate_added_registers({"x": vim}, [(IMAGES, labels * 0 - 1)])[0].top1)
+
+
+@pytest.mark.parametrize("head", ["token", "avg", "registers"])
+def test_accuracy_is_that_of_forward(head):
+    torch.manual_seed(0)
+    fields = {"num_registers": 2, "placement": "evenly", "register_reduction": 1}
+    network = VisionMamba(CONFIG.replace(head=head, **fields)).eval()
+    variants = register_variants(network, None, 2)
+    variants["changed"] = ChangedOutliers(network, [3.0] * 3, "clamped")
+    for name, model in variants.items():
+        found = evaluate_added_registers({name: model}, [(IMAGES, model(IMAGES).argmax(1))])
+        assert found[0].top1 == 1.0
 
 
 def test_without_outliers_there_is_nothing_to_move(vim):

@@ -13,10 +13,11 @@ from mambar.analysis.measure.added_registers import RegisterNeurons, TestTimeReg
 from mambar.analysis.measure.norms import l2_norms
 from mambar.analysis.measure.outliers import MedianDeviation, OutlierRule, median, outlier_mask
 from mambar.analysis.measure.probes import wilson_interval
+from mambar.analysis.measure.token_changes import ChangedOutliers
 from mambar.errors import InputError
 from mambar.models.protocol import TokenModel
 from mambar.models.vision_mamba import VisionMamba
-from mambar.nn import MambaBlock
+from mambar.nn import MambaBlock, Tokens
 
 
 def find_register_neurons(
@@ -164,12 +165,23 @@ def _measure(
     with eval_mode(model):
         for images, labels in batches:
             moved = images.to(device)
-            tokens = model.tokens(moved, [layer])[0]
+            tokens, last = model.tokens(moved, [layer, -1])
             norms.append(l2_norms(tokens.patches).flatten().double().cpu())
             registers.append(l2_norms(tokens.registers).flatten().double().cpu())
             known = labels >= 0
             if known.any():
-                predicted = model.forward(moved).argmax(1).cpu()
+                predicted = _logits(model, last, moved).argmax(1).cpu()
                 num_correct += int((predicted == labels.cpu())[known].sum())
                 num_labeled += int(known.sum())
     return torch.cat(norms), torch.cat(registers), num_correct, num_labeled
+
+
+def _logits(model: TokenModel, last: Tokens, images: Tensor) -> Float[Tensor, "batch classes"]:
+    """The logits, from the residual stream of the last layer where the head's input is known: half the time."""
+    network = model.model if isinstance(model, TestTimeRegisters | ChangedOutliers) else model
+    if not isinstance(network, VisionMamba) or not network.config.head:
+        return model.forward(images)
+    # Added registers follow the trained ones; the head does not read them.
+    registers = last.registers[:, : network.config.num_registers]
+    normed = network.norm(registers) if registers.shape[1] else registers
+    return network.head(Tokens(patches=network.norm(last.patches), registers=normed, grid=last.grid))
