@@ -1,12 +1,16 @@
 """Secondary outcomes of models whose norms and predictions are known."""
 
+import json
 import math
+from dataclasses import replace
 
+import pytest
 import torch
 
 from mambar import save_model
+from mambar.errors import InputError
 from mambar.models import VisionMamba, VisionMambaConfig
-from mambar.paper import secondary_outcomes
+from mambar.paper import secondary_outcomes, table_secondary
 from mambar.paper.context import Context
 from mambar.paper.secondary_outcomes import measure_secondary
 from mambar.paper.sweep import Cell
@@ -25,13 +29,13 @@ def test_ratios_are_those_of_all_tokens_and_of_outliers():
     assert found["norm_max"] == [100.0, 1.0] and found["outlier_share"] == [1 / 3, 0.0]
 
 
-def saved(tmp_path, classes):
+def saved(tmp_path, classes, name="model"):
     torch.manual_seed(0)
     config = VisionMambaConfig(img_size=8, patch_size=2, embed_dim=8, depth=2, num_registers=1, num_classes=10)
     model = VisionMamba(config.replace(placement="middle", head="token", register_reduction=1)).eval()
     model.classes = classes
-    save_model(tmp_path / "model", model)
-    return tmp_path / "model"
+    save_model(tmp_path / name, model)
+    return tmp_path / name
 
 
 def measured(tmp_path, classes, data="digits"):
@@ -69,3 +73,21 @@ def test_masks_give_the_accuracy_of_the_background(tmp_path):
     assert 0 < columns["linear accuracy of patches outside boxes, %"] < 100
     expected = 100 * columns["linear accuracy of patches outside boxes, %"] / inside
     assert math.isclose(columns["outside / inside, %"], expected)
+
+
+def test_two_given_models_are_compared_and_a_wrong_one_is_named_first(tmp_path, monkeypatch):
+    digits = tuple(map(str, range(10)))
+    runs = tuple(saved(tmp_path, digits, name) for name in ("vim", "ours"))
+    context = Context(name="table_secondary", out=tmp_path / "out", runs=runs)
+    results = table_secondary.measure(context)
+    assert {result.row for result in results} == {"Vim", "Mamba-R"} and not table_secondary.cells(context)
+    written = tmp_path / "out" / "smoke" / "table_secondary"
+    assert "| top-1 as trained, % | Mamba-R |" in (written / "differences.md").read_text("utf-8")
+    layers = json.loads((written / "layers.json").read_text("utf-8"))["rows"]
+    assert len(layers["Vim"][0]["mixer_ratio"]) == 2 and (written / "layers.png").is_file()
+    # Equal networks have equal outcomes.
+    by_row = {(result.row, result.column): result.values for result in results}
+    assert all(values == by_row["Vim", column] for (row, column), values in by_row.items())
+    monkeypatch.setattr(table_secondary, "measure_secondary", None)
+    with pytest.raises(InputError, match="no such run directory"):
+        table_secondary.measure(replace(context, runs=(runs[0], tmp_path / "nowhere")))

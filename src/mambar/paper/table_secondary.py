@@ -10,6 +10,7 @@ differences.md has Mamba-R - Vim by seed, layers.png and layers.json the mixer's
 
 from typing import Final
 
+from mambar.analysis.analyzed_model import open_model
 from mambar.analysis.draw.plots import png
 from mambar.atomic_files import write_files
 from mambar.hub.config_file import json_bytes
@@ -39,7 +40,11 @@ def measure(context: Context) -> list[Result]:
     values: dict[tuple[str, str], dict[int, float]] = {}
     layers: dict[str, list[Layers]] = {}
     if context.runs:
-        for row, directory in trained_pair(context).items():
+        runs = trained_pair(context)
+        for directory in runs.values():
+            # A folder that is no model is named before minutes of measurements.
+            open_model(directory)
+        for row, directory in runs.items():
             content = measure_secondary(directory, Cell(row=row, recipe=recipe), recipe.seed, context)
             found = merged([finite(content)])
             values |= {(row, column): {recipe.seed: value} for column, value in found.columns.items()}
