@@ -3,7 +3,8 @@
     PYTHONPATH=src python benchmarks/models/resolution_gpu.py --out results.json
     PYTHONPATH=src python benchmarks/models/resolution_gpu.py --from results.json --page table.md --plot plot.png
 
-Both run under bf16 autocast with random weights, replayed from CUDA graphs, which exclude Python overhead. ViT-Base is
+Both run under bf16 autocast with random weights, replayed from CUDA graphs, which exclude Python overhead, or with
+--compile through torch.compile without graphs. ViT-Base is
 that of timm with PyTorch's fused attention, with a position embedding for each size. A batch has about 73,728 patches
 at every size (8 images of 1,536 pixels), or --batch images. The first command measures and writes JSON; the second
 needs no GPU and writes the table and the plot.
@@ -24,7 +25,7 @@ MODELS = ("Mamba-R Base", "ViT-Base")
 COLUMNS = ("tokens", "batch", "inference img/s", "peak GiB", "training img/s", "peak GiB")
 
 
-def measure(sides: tuple[int, ...], images_per_batch: int | None) -> list[dict[str, Any]]:
+def measure(sides: tuple[int, ...], images_per_batch: int | None, *, compiled: bool) -> list[dict[str, Any]]:
     """One entry per model and size; values are None if memory was exceeded."""
     import timm
     import torch
@@ -40,10 +41,12 @@ def measure(sides: tuple[int, ...], images_per_batch: int | None) -> list[dict[s
             else:
                 model = timm.create_model("vit_base_patch16_224", img_size=side).cuda()
             images = torch.randn(batch, 3, side, side, device="cuda")
-            entry: dict[str, Any] = {"model": name, "side": side, "batch": batch}
+            entry: dict[str, Any] = {"model": name, "side": side, "batch": batch, "compiled": compiled}
+            if compiled:
+                model = torch.compile(model)
             for kind, run in (("inference", inference), ("training", training)):
                 try:
-                    entry[kind], entry[f"{kind}_gib"] = run(model, images, captured=True)
+                    entry[kind], entry[f"{kind}_gib"] = run(model, images, captured=not compiled)
                 except torch.cuda.OutOfMemoryError:
                     entry[kind] = entry[f"{kind}_gib"] = None
                 fresh()
@@ -72,7 +75,7 @@ def page(measured: dict[str, Any]) -> str:
     """The table and the crossovers as Markdown."""
     rows = [
         Row(
-            name=f"{entry['model']}, {entry['side']} px",
+            name=f"{entry['model']}, {entry['side']} px" + (", compiled" if entry.get("compiled") else ""),
             cells=(
                 (entry["side"] // 16) ** 2,
                 entry["batch"],
@@ -117,7 +120,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="image sizes in pixels")
     parser.add_argument("--batch", type=int, help="images per batch at every size")
-    print(run_report(parser, lambda chosen: measure(tuple(chosen.sides), chosen.batch), page, draw))
+    parser.add_argument("--compile", action="store_true", help="torch.compile instead of CUDA graphs")
+    print(
+        run_report(parser, lambda given: measure(tuple(given.sides), given.batch, compiled=given.compile), page, draw)
+    )
 
 
 if __name__ == "__main__":
