@@ -66,6 +66,11 @@ class NextClusterModel(nn.Module):
         clusters = (-1, self.cluster**2)
         return predicted.unflatten(1, clusters), target.unflatten(1, clusters)
 
+    def predicted_patches(self, images: Float[Tensor, "batch channels height width"]) -> Int64[Tensor, "batch patches"]:
+        """The numbers of the patches that `forward` predicts, in its order."""
+        order = cluster_order(self.backbone.patch_embed.grid(images), self.cluster)
+        return order[self.cluster**2 :].expand(len(images), -1)
+
     def _mask(self, grid: Grid, length: int) -> Bool[Tensor, "queries length"]:
         """Each patch of a cluster reads the tokens before the cluster's first patch."""
         num_patches, size = grid[0] * grid[1], self.cluster**2

@@ -71,6 +71,11 @@ class MaskedPatchModel(nn.Module):
         target = target.gather(1, masked[:, :, None].expand(-1, -1, target.shape[2]))
         return self.decoder(model, tokens, grid, queries), target
 
+    def predicted_patches(self, images: Float[Tensor, "batch channels height width"]) -> Int64[Tensor, "batch patches"]:
+        """The numbers of the patches that `forward` predicts in evaluation mode, in its order."""
+        rows, cols = self.backbone.patch_embed.grid(images)
+        return self._masked(len(images), rows * cols)
+
     def _masked(self, batch: int, num_patches: int) -> Int64[Tensor, "batch masked"]:
         """The numbers of the masked patches of each image, in ascending order."""
         if num_patches < 2:

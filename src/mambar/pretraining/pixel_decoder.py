@@ -2,18 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mambar.data.dataset import ImageDataset
 from mambar.data.loading.loaders import Batch
 from mambar.errors import InputError, RecipeError
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn.placement import Grid
 from mambar.training import fields
+from mambar.training.recipe import Recipe
 from mambar.training.task import EvalResult, EvaluationContext, Task, mean_loss
 
 _ALLOWED: Final[fields.Allowed] = (
@@ -113,7 +115,10 @@ def normalized_pixels(
 
 
 class PixelPredictionTask(Task):
-    """Mean squared error of a model that returns predicted and target pixels; `val_loss` selects the best weights."""
+    """Mean squared error of a model that returns predicted and target pixels; `val_loss` selects the best weights.
+
+    The model's method `predicted_patches(images)` gives the numbers of these patches, for the pictures of the report.
+    """
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """The error averaged over the predicted patches and their pixels."""
@@ -128,3 +133,11 @@ class PixelPredictionTask(Task):
             return (predicted.float() - target).square().flatten(1).mean(1)
 
         return mean_loss(losses, batches, context)
+
+    def report_contents(
+        self, model: nn.Module, *, backbone: nn.Module, recipe: Recipe, result: EvalResult, val_set: ImageDataset
+    ) -> dict[str, Any]:
+        """The loss, and validation images with their prediction."""
+        from mambar.pretraining.pixel_report import contents
+
+        return contents(model, metrics=result.metrics, val_set=val_set, preprocessing=self.preprocessing)
