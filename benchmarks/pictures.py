@@ -15,6 +15,8 @@ import argparse
 import hashlib
 import importlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mambar.bench.machine import describe
 from mambar.paper.context import commit
@@ -75,11 +78,16 @@ def clothing(path: Path) -> None:
     path.write_bytes(png(figure))
 
 
-def measured(path: Path, *, benchmark: str, numbers: Path) -> None:
-    """The plot of a benchmark, a path below benchmarks/, from the numbers of an earlier measurement."""
+def benchmark_module(benchmark: str) -> Any:
+    """The module of a path below benchmarks/."""
     script = ROOT / "benchmarks" / benchmark
     sys.path.insert(0, str(script.parent))
-    importlib.import_module(script.stem).draw(json.loads(numbers.read_text("utf-8")), path)
+    return importlib.import_module(script.stem)
+
+
+def measured(path: Path, *, benchmark: str, numbers: Path) -> None:
+    """The plot of a benchmark, a path below benchmarks/, from the numbers of an earlier measurement."""
+    benchmark_module(benchmark).draw(json.loads(numbers.read_text("utf-8")), path)
 
 
 def trained(work: Path, name: str, *words: str) -> None:
@@ -89,15 +97,22 @@ def trained(work: Path, name: str, *words: str) -> None:
 
 
 def run_mambar(work: Path, *words: str) -> None:
-    """A mambar command in the work directory."""
-    subprocess.run([sys.executable, "-m", "mambar", *words, "--device", "cpu"], cwd=work, check=True)
+    """A command of this checkout's mambar in the work directory."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "mambar", *words, "--device", "cpu"]
+    subprocess.run(command, cwd=work, env=environment, check=True)
+
+
+# A small network and its images; its mixer and schedule differ from page to page.
+SMALL = (
+    *("data=clothing", "img_size=64", "batch_size=64", "warmup_epochs=1.0", "config.patch_size=8"),
+    *("config.embed_dim=96", "config.depth=6", "config.num_registers=4", "config.register_reduction=1"),
+)
 
 
 def clothing_run(work: Path) -> None:
     """The network of the pages on activation maps and robustness."""
-    sizes = ("img_size=64", "config.patch_size=8", "config.embed_dim=96", "config.depth=6", "config.num_registers=4")
-    schedule = ("epochs=8", "batch_size=64", "lr=2e-3", "warmup_epochs=1.0")
-    trained(work, "clothing_run", "folder", "data=clothing", *sizes, "config.register_reduction=1", *schedule)
+    trained(work, "clothing_run", "folder", *SMALL, "epochs=8", "lr=2e-3")
 
 
 def small_png(source: Path, path: Path, width: int) -> None:
@@ -141,6 +156,36 @@ def corruptions(path: Path, work: Path) -> None:
     small_png(work / "corrupted" / "corruptions.png", path, 820)
 
 
+def frozen_features(path: Path, work: Path) -> None:
+    """Test accuracy of classifiers on frozen features of the trained pair; frozen_features.json has the numbers."""
+    benchmark_module("models/feature_pictures.py").frozen_features(path, work, models=TRAINED_PAIR)
+
+
+def parts(path: Path, work: Path) -> None:
+    """Patches of training photographs that are similar to a patch of a test photograph, for the trained Mamba-R."""
+    benchmark_module("models/feature_pictures.py").parts(path, work, model=TRAINED_PAIR["Mamba-R"])
+
+
+def dense_features(path: Path, work: Path) -> None:
+    """Drawn scenes segmented with the frozen patch tokens of the trained Mamba-R; dense/ has the numbers."""
+    shutil.rmtree(work / "dense", ignore_errors=True)
+    protocols = ("--protocol", "segmentation_knn,segmentation_linear")
+    scenes = ("--data", "shapes", "data_options.num_images=400", "data_options.img_size=224")
+    run_mambar(work, "evaluate", TRAINED_PAIR["Mamba-R"], *protocols, *scenes, "--out", "dense")
+    small_png(work / "dense" / "segmentation.png", path, 900)
+
+
+def pretraining(path: Path, work: Path) -> None:
+    """What a masked and an autoregressive network predict of the test photographs."""
+    rate = ("lr=1e-3", "lr_base_size=none", "model=mambar_tiny_patch16_224")
+    decoder = ("task_options.decoder_dim=96", "task_options.decoder_heads=4", "task_options.decoder_depth=3")
+    trained(work, "masked", "pretrain_masked", *SMALL, "epochs=10", *rate, *decoder)
+    trained(
+        work, "pretrained", "pretrain_autoregressive", *SMALL, "epochs=12", *rate, *decoder, "task_options.cluster=2"
+    )
+    benchmark_module("models/feature_pictures.py").pretraining(path, work, runs=("masked", "pretrained"))
+
+
 def detect(path: Path, work: Path) -> None:
     """The first held-out scenes of the recipe maskrcnn_shapes with what its network finds."""
     import numpy as np
@@ -171,8 +216,12 @@ TRAINED_MAKERS: dict[str, Callable[..., None]] = {
     "clothing_layers": partial(pair_figure, name="table_secondary", figure="layers.png", width=1000),
     "clothing_registers": partial(pair_figure, name="figure_register_maps", figure="maps.png", width=1000),
     "corruptions": corruptions,
+    "dense_features": dense_features,
     "detect": detect,
+    "frozen_features": frozen_features,
     "objects": partial(clothing_figure, figure="objects-0.png", width=900),
+    "parts": parts,
+    "pretraining": pretraining,
 }
 
 
