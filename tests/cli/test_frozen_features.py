@@ -75,6 +75,18 @@ def test_the_command_prints_a_table_and_refuses_options_without_effect(run, mamb
         (("--processes", "2"), "--processes needs --protocol"),
         (("--protocol", "knn", "--flip"), "--flip has no effect with --protocol"),
         (("--protocol", "knn", "--features", "register"), "did you mean 'registers'"),
+        (("--protocol", "knn,segmentation_knn"), "protocols for images and for masks"),
     ):
         code, _, error = mambar_command("evaluate", run, *given)
         assert code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("given", [(), ("--protocol", "knn")])
+def test_a_model_without_a_run_needs_data(run, mambar_command, tmp_path, given):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    code, _, error = mambar_command("evaluate", tmp_path, *given, "--device", "cpu")
+    assert code == 2 and "no run with a recipe.json that names its data; give the data (--data)" in error
+    # A file in a run directory has the data of that run.
+    code, out, error = mambar_command("evaluate", run / "model.safetensors", *given, "--device", "cpu")
+    assert code == 0 and "top-1" in out, error

@@ -76,6 +76,11 @@ RULES: Mapping[str, Sequence[Rule]] = {
         ),
     ),
     "evaluate": (
+        Rule(
+            ("protocol",),
+            lambda values: len({is_dense(each) for each in values["protocol"].split(",") if each.strip()}) > 1,
+            "{option} names protocols for images and for masks; give each kind in a command of its own.",
+        ),
         _needs("features", "features_dir", "img_size", "pretrained", of="protocol", other="--protocol"),
         Rule(
             ("processes",),

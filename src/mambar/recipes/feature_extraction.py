@@ -16,10 +16,10 @@ from mambar.data.loading.loaders import Batch
 from mambar.errors import InputError
 from mambar.evaluation.frozen_features import write_rows
 from mambar.nn import Tokens
-from mambar.training.checkpoint.run_directory import read_located_recipe
 from mambar.training.distributed.environment import rank
 from mambar.training.distributed.process_group import ProcessGroup, init_process_group
 from mambar.training.fields import suggestion
+from mambar.training.run_data import recipe_with_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def open_splits(
     """(data, the training images and those of `split`, the split); by default the data of the run, and val."""
     options = dict(data_options or {})
     if data is None:
-        recipe = read_located_recipe(source)
+        recipe = recipe_with_data(source)
         data, options = recipe.data, {**recipe.data_options, **options}
     split = split or "val"
     return data, {name: open_dataset(data, name, kind=kind, **options) for name in ("train", split)}, split

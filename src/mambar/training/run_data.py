@@ -1,12 +1,24 @@
 """The data on which the model of a run is evaluated."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mambar.data.dataset import ImageDataset
 from mambar.data.registry import open_dataset, open_evaluation_dataset
-from mambar.errors import DataError
+from mambar.errors import DataError, InputError
+from mambar.training.checkpoint.recipe_file import RECIPE_NAME
 from mambar.training.checkpoint.run_directory import read_located_recipe
+from mambar.training.recipe import Recipe
+
+
+def recipe_with_data(run: str | Path) -> Recipe:
+    """The recipe of a run directory, or of a file in one, which names its data; `InputError` if there is none."""
+    path = Path(run).expanduser()
+    directory = path.parent if path.is_file() else path
+    if not (directory / RECIPE_NAME).is_file():
+        raise InputError(f"{run} is no run with a {RECIPE_NAME} that names its data; give the data (--data).")
+    return read_located_recipe(directory)
 
 
 def open_run_dataset(
@@ -25,7 +37,7 @@ def open_run_dataset(
     """
     options = data_options or {}
     if data is None:
-        recipe = read_located_recipe(run or ".")
+        recipe = recipe_with_data(run or ".")
         options = {**recipe.data_options, **options}
         data, dataset = recipe.data, open_dataset(recipe.data, split or "val", kind=kind, **options)
     else:
