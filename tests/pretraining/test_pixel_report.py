@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import mambar
+from data.pictures import encoded, photo
 from mambar.data import Preprocessing
 from mambar.pretraining.autoregressive import AutoregressiveOptions, NextClusterModel
 from mambar.pretraining.masked import MaskedOptions, MaskedPatchModel
@@ -45,8 +46,11 @@ def test_an_exact_prediction_is_the_image(build, options, mixer, shown):
     assert net.training
 
 
-def test_the_report_shows_the_prediction(tmp_path):
-    fields = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "max_steps": 1}
+def test_a_folder_without_classes_is_trained_on_and_the_report_shows_the_prediction(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(30):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(encoded(photo(16, 16, seed=number)))
+    fields = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "max_steps": 1, "data": str(tmp_path / "images")}
     runs.here(runs.tiny(task="masked", task_options=DECODER, **fields), tmp_path / "run")
     report = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "Predicted pixels" in report and report.count('alt="not predicted"') == 6

@@ -76,6 +76,13 @@ def test_two_processes_equal_one(straight, tmp_path):
     assert runs.trace(tmp_path / "run") == runs.trace(straight)
 
 
-def test_an_option_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="did you mean 'num_local_crops'"):
-        runs.here(recipe(task_options={"local_crops": 3}), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"local_crops": 3}, "did you mean 'num_local_crops'"),
+        ({"local_size": 16}, "local_size=16 exceeds img_size=12, the size of the large crops"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        runs.here(recipe(task_options=options), tmp_path / "run")

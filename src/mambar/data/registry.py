@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -50,6 +51,12 @@ def _classification_factory(path: Path) -> Callable[..., ImageDataset]:
     return ImageFolder
 
 
+def _images_factory(path: Path) -> Callable[..., ImageDataset]:
+    """That of classification; a folder of images needs no class sub-folders."""
+    found = _classification_factory(path)
+    return partial(ImageFolder, require_classes=False) if found is ImageFolder else found
+
+
 def _detection_factory(path: Path) -> Callable[..., ImageDataset]:
     if is_coco(path):
         return CocoImages
@@ -78,12 +85,17 @@ DATASETS: Final[dict[str, dict[str, Callable[..., Any]]]] = {
     "segmentation": {"shapes": ShapeMasks, "mosaics": Mosaics},
     "detection": {"shapes": ShapeObjects},
 }
+# Images for training without labels: those of every classification dataset.
+DATASETS["images"] = DATASETS["classification"]
 # Kind → function that returns the factory for a path, called as factory(path, split=..., **options).
 PATH_FACTORIES: Final[dict[str, Callable[[Path], Callable[..., Any]]]] = {
     "classification": _classification_factory,
     "segmentation": segmentation_factory,
     "detection": _detection_factory,
+    "images": _images_factory,
 }
+# Kinds without masks or boxes.
+_IMAGE_KINDS: Final = ("classification", "images")
 
 
 def register_dataset(
@@ -93,7 +105,7 @@ def register_dataset(
 
     `factory(split=..., **options)` returns an object with `__len__`, `__getitem__` and `classes` (see `UserDataset`).
     Its other parameters become `data_options`. `kind` is the kind of dataset that a task opens: "classification",
-    "segmentation", "detection", or the name of a new kind.
+    "images" (its labels are not used), "segmentation", "detection", or the name of a new kind.
     """
     if factory is None:
         return lambda given: _register(name, given, kind)
@@ -129,7 +141,8 @@ def open_dataset(
             tar shards, Tiny-ImageNet, VOC's boxes, class sub-folders. Segmentation: shapes, mosaics (options: the
             fields of `Mosaics`), or a folder or .zip: SceneParse150, full ADE20K, VOC, images and masks (options of
             `find_folder`). Detection: shapes, or a folder: COCO annotations, Tiny-ImageNet, VOC's boxes, images and
-            masks, whose connected regions are objects. "./digits" is a path, "digits" is a name. An object is a mapping
+            masks, whose connected regions are objects. Images: as classification, but a folder of images needs no
+            class sub-folders. "./digits" is a path, "digits" is a name. An object is a mapping
             from split to dataset, or one dataset, which is split by class (options `val_fraction`, `split_seed`).
         split: "train", "val", or "test" for data with both validation and test images (`has_test_split`).
         kind: The kind of dataset: a key of `DATASETS`.
@@ -143,7 +156,7 @@ def open_dataset(
     if split not in SPLITS:
         _check_split(split, data, kind, options)
     limit = _limit_of(split, limit, val_limit)
-    canvas = options.pop("canvas", None) if kind == "classification" else None
+    canvas = options.pop("canvas", None) if kind in _IMAGE_KINDS else None
     factory, arguments, name = _find(data, kind)
     parameters = list(inspect.signature(factory).parameters.values())[len(arguments) :]
     _check_options(name, options, parameters, kind)
@@ -172,14 +185,14 @@ def _named_splits(data: Any, kind: str, options: Mapping[str, Any]) -> Mapping[s
     """Split → its name in the data; a split without one is held out of "train", or there is none."""
     if isinstance(data, Mapping):
         return {str(split): str(split) for split in data}
-    if kind != "classification" or not isinstance(data, str | Path) or data in DATASETS[kind]:
+    if kind not in _IMAGE_KINDS or not isinstance(data, str | Path) or data in DATASETS[kind]:
         return {}
     factory, (source,), _ = _find(data, kind)
     if factory is HuggingFaceDataset:
         return hf_splits(source, options)
     if factory is TarShards:
         return shard_splits(source)
-    return folder_splits(source) if factory is ImageFolder else {}
+    return folder_splits(source) if getattr(factory, "func", factory) is ImageFolder else {}
 
 
 def _check_split(split: str, data: Any, kind: str, options: Mapping[str, Any]) -> None:
@@ -213,7 +226,7 @@ def _find(data: Any, kind: str) -> tuple[Callable[..., Any], tuple[Any, ...], st
         return DATASETS[kind][data], (), data
     if not isinstance(data, str | Path):
         return split_object, (data,), type(data).__name__
-    if kind == "classification" and str(data).startswith(PREFIX):
+    if kind in _IMAGE_KINDS and str(data).startswith(PREFIX):
         return HuggingFaceDataset, (str(data),), str(data)
     path = Path(data).expanduser()
     if not path.exists():
@@ -229,7 +242,7 @@ def _check_options(data: str, options: Mapping[str, Any], parameters: Sequence[i
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
         return
     accepted = [each.name for each in parameters if each.name != "split"]
-    accepted += ["limit", "val_limit", *(["canvas"] if kind == "classification" else [])]
+    accepted += ["limit", "val_limit", *(["canvas"] if kind in _IMAGE_KINDS else [])]
     for name in options:
         if name not in accepted:
             hint = did_you_mean(name, accepted, otherwise=f"it takes {', '.join(accepted)}.")

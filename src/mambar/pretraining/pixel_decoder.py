@@ -120,6 +120,8 @@ class PixelPredictionTask(Task):
     The model's method `predicted_patches(images)` gives the numbers of these patches, for the pictures of the report.
     """
 
+    dataset_kind = "images"
+
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """The error averaged over the predicted patches and their pixels."""
         predicted, target = model(batch.images)

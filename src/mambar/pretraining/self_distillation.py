@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from mambar.data.keys import key as derived_key
 from mambar.data.loading.loaders import Batch
+from mambar.errors import RecipeError
 from mambar.training import fields
 from mambar.training.loop.context import TrainingProgress
 from mambar.training.recipe import Recipe, Stage
@@ -108,10 +109,18 @@ class StudentTeacher(nn.Module):
 class SelfDistillationTask(Task):
     """Cross-entropy between the teacher's and the student's distributions on different crops of an image."""
 
+    dataset_kind = "images"
+
     def __init__(self, recipe: Recipe, stage: Stage, *, classes: Sequence[str]) -> None:
         super().__init__(recipe, stage, classes=classes)
         self.distillation = fields.task_options(SelfDistillationOptions, recipe.task_options, task="self_distillation")
-        small = replace(self.preprocessing, img_size=self.distillation.local_size)
+        size = self.distillation.local_size
+        if self.distillation.num_local_crops and size > min(self.preprocessing.size):
+            raise RecipeError(
+                f"task_options.local_size={size} exceeds img_size={stage.img_size}, the size of the large crops; lower "
+                "it, or raise img_size."
+            )
+        small = replace(self.preprocessing, img_size=size)
         scale = self.distillation.local_scale
         self.local = replace(self.transform, preprocessing=small, train_crop="resized", scale=scale)
 

@@ -38,6 +38,9 @@ class ImageFolder(SkippingDataset):
     in `train`, or in the folder itself, is held out; `split_seed` determines which images. With `val_fraction=1` all
     images are in `val`.
 
+    With `require_classes=False`, for training without labels, fewer than two class sub-folders are allowed: all images
+    in the split, also in sub-folders, are then of one class, "images".
+
     If all folder names are WordNet ids, as in ImageNet, `classes` are readable names and EXIF orientation is not
     applied by default, as in torchvision and the official evaluation.
 
@@ -53,12 +56,13 @@ class ImageFolder(SkippingDataset):
         *,
         val_fraction: float = 0.2,
         split_seed: int = 0,
+        require_classes: bool = True,
         apply_exif_orientation: bool | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.root = Path(root)
         self.max_pixels = max_pixels
-        listing = _list_split(self.root, split, val_fraction, split_seed)
+        listing = _list_split(self.root, split, val_fraction, split_seed, require_classes=require_classes)
         self.folder, self.folder_names, self.paths, labels = listing
         super().__init__(labels, split, source=str(self.folder))
         wordnet = are_wordnet_ids(self.folder_names)
@@ -99,7 +103,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def _list_split(
-    root: Path, split: str, val_fraction: float, split_seed: int
+    root: Path, split: str, val_fraction: float, split_seed: int, *, require_classes: bool
 ) -> tuple[Path, tuple[str, ...], PackedNames, Int64[np.ndarray, "samples"]]:
     if not root.exists():
         raise DataError(f"data={root} does not exist; give a folder with one sub-folder of images per class.")
@@ -111,11 +115,12 @@ def _list_split(
             f"data={root} has {splits['val'].name}/ but no train/; add train/ with the same class sub-folders."
         )
     folder = splits.get(split) or splits.get("train") or root
-    classes = class_folders(folder)
+    is_labeled = require_classes or len(folders_in(splits.get("train") or folder)) > 1
+    classes = class_folders(folder) if is_labeled else ["images"]
     for name in {"val", split} - {"train"}:
-        if name in splits and "train" in splits:
+        if is_labeled and name in splits and "train" in splits:
             _check_same_classes(root, splits["train"], splits[name])
-    if len(classes) == 1:
+    if is_labeled and len(classes) == 1:
         inside = folders_in(folder / classes[0])
         hint = (
             f"did you mean data={folder / classes[0]}?" if len(inside) > 1 else "The folder may be one level too deep."
@@ -126,7 +131,8 @@ def _list_split(
         )
     # Where training reads both splits from one folder, only one of them reports what is left out.
     report = split == "train" or "val" in splits or val_fraction == 1
-    paths, labels = _list_images(folder, classes, place=folder if report else None)
+    place = folder if report else None
+    paths, labels = _list_images(folder, classes, place=place) if is_labeled else _list_all_images(folder, place=place)
     if "val" not in splits and not (split == "val" and val_fraction == 1):
         if splits:
             logger.info("%s has no val/; %.0f %% of every class are held out.", root, 100 * val_fraction)
@@ -210,6 +216,14 @@ def _check_same_classes(root: Path, train_folder: Path, val_folder: Path) -> Non
             f"data={root}: class {one_line(name)!r} is only in {where}/ ({len(train)} classes in {train_folder.name}/, "
             f"{len(val)} in {val_folder.name}/); both need the same sub-folders."
         )
+
+
+def _list_all_images(folder: Path, *, place: Path | None) -> tuple[list[str], np.ndarray]:
+    """All images below `folder`, sorted, with label 0."""
+    paths = select_images(files_below(folder), place=place)
+    if not paths:
+        raise DataError(f"data={folder} has no images (PNG, JPEG, WEBP); give a folder that has some.")
+    return paths, np.zeros(len(paths), dtype=np.int64)
 
 
 def _list_images(folder: Path, classes: list[str], *, place: Path | None) -> tuple[list[str], np.ndarray]:
