@@ -32,8 +32,8 @@ def test_a_positive_decay_is_refused_where_it_costs_nothing():
 
 def test_sums_are_at_least_float32():
     half, single, double = (torch.zeros(1, dtype=dtype) for dtype in (torch.float16, torch.float32, torch.float64))
-    assert find_float64(u=half, D=None) is None and compute_dtype(None) == torch.float32
-    assert find_float64(u=half, A=double) == "A" and compute_dtype("A") == torch.float64
+    assert find_float64(("u", "D"), (half, None)) is None and compute_dtype(None) == torch.float32
+    assert find_float64(("u", "A"), (half, double)) == "A" and compute_dtype("A") == torch.float64
 
     def promoted(**tensors):
         """The types in which the reference gets a scan's activations u and z and its parameter A."""

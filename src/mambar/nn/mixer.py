@@ -55,14 +55,20 @@ class DirectionalScan(nn.Module):
 
     def weights(self) -> ops.ScanDirection:
         """The weights as the fused op takes them; A = -exp(A_log) in at least float32."""
+        return self.log_weights()._replace(A=self._decay())
+
+    def log_weights(self) -> ops.ScanDirection:
+        """The weights as the fused op takes them with `A_is_log`."""
+        # Looked up in the dictionaries: nn.Module's attributes take as long as a small operator.
+        own, x_proj, dt_proj = self._parameters, self.x_proj._parameters, self.dt_proj._parameters
         return ops.ScanDirection(
-            conv_weight=self.conv_weight,
-            conv_bias=self.conv_bias,
-            x_proj=self.x_proj.weight,
-            dt_proj=self.dt_proj.weight,
-            dt_bias=self.dt_proj.bias,
-            A=self._decay(),
-            D=self.D,
+            own["conv_weight"],
+            own.get("conv_bias"),
+            x_proj["weight"],
+            dt_proj["weight"],
+            dt_proj["bias"],
+            own["A_log"],
+            own["D"],
         )
 
     def _decay(self) -> Float[Tensor, "d_inner d_state"]:
@@ -93,7 +99,8 @@ def mix_directions(
     quantized layers, parametrizations and hooks take effect.
     """
     if _is_plain(forward_scan) and _is_plain(backward_scan):
-        return ops.bidirectional_mix(xz, forward_scan.weights(), backward_scan.weights(), average=average)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        directions = (forward_scan.log_weights(), backward_scan.log_weights())  # pyright: ignore[reportCallIssue]
+        return ops.bidirectional_mix(xz, *directions, average=average, A_is_log=True)  # pyright: ignore[reportArgumentType]
     x, z = xz.chunk(2, dim=-1)
     total = forward_scan(x, z) + backward_scan(x, z)
     return total / 2 if average else total

@@ -1,7 +1,7 @@
 """Checks and type conversions that all ops share."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -49,11 +49,12 @@ def check_decay(A: Tensor) -> None:
         raise InputError(f"A has a value of {A.max().item():g}; it must not be positive, use -exp(A_log).")
 
 
-def find_float64(**tensors: Tensor | None) -> str | None:
+def find_float64(names: Iterable[str], tensors: Iterable[Tensor | None]) -> str | None:
     """The name of the first float64 tensor; None if there is none."""
-    return next(
-        (name for name, tensor in tensors.items() if tensor is not None and tensor.dtype == torch.float64), None
-    )
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor is not None and tensor.dtype == torch.float64:
+            return name
+    return None
 
 
 def compute_dtype(float64: str | None) -> torch.dtype:
@@ -69,7 +70,7 @@ def choose_backend(
     The `activations` are promoted to their common type; the other tensors are float32, or all are float64 if one is.
     """
     check_device(**tensors)
-    float64 = find_float64(**tensors)
+    float64 = find_float64(tensors, tensors.values())
     wide = compute_dtype(float64)
     given: list[Any] = [tensors[name] for name in activations if tensors[name] is not None]
     dtype = wide if float64 else functools.reduce(torch.promote_types, [tensor.dtype for tensor in given])

@@ -78,6 +78,10 @@ class Backend:
 
     def load(self) -> Any:
         """The module or class that computes it, imported on first use."""
+        return self._loaded
+
+    @functools.cached_property
+    def _loaded(self) -> Any:
         return importlib.import_module(self.module) if isinstance(self.module, str) else self.module
 
     def refuses(self, device: str, dtype: torch.dtype) -> str | None:

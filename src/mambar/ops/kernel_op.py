@@ -44,9 +44,10 @@ class KernelOp:
         pack: Callable[..., Sequence[Any]] = lambda *tensors: tensors,
         keeps_output: bool = False,
     ) -> None:
-        self._name, self._activations, self._strided, self._outputs = name, activations, strided, outputs
+        self._name, self._activations, self._outputs = name, activations, outputs
         self._num_outputs, self._reference, self._pack, self._keeps_output = num_outputs, reference, pack, keeps_output
         self._tensors, self._options = tensors, options
+        self._kinds = [each in activations for each in tensors], [each in strided for each in tensors]
         schema = ", ".join(f"Tensor{'?' if each in optional else ''} {each.replace('.', '_')}" for each in tensors)
         flags = ", ".join(f"bool {option}" for option in options)
         gradients = "Tensor dy" + "".join(f", Tensor? gradient_{index}" for index in range(1, num_outputs))
@@ -68,9 +69,16 @@ class KernelOp:
         return arguments[:count], dict(zip(self._options, options, strict=True)), for_backward, backend
 
     def _prepared(self, tensors: Sequence[Any]) -> Sequence[Any]:
-        named = dict(zip(self._tensors, tensors, strict=True))
-        check_kernel_dtypes(named, self._activations)
-        return self._pack(*(rows(t) if name in self._strided else contiguous(t) for name, t in named.items()))
+        dtype = tensors[0].dtype
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        prepared = []
+        for tensor, is_activation, is_strided in zip(tensors, *self._kinds, strict=True):
+            if tensor is not None:
+                if tensor.dtype != (dtype if is_activation else wide):
+                    check_kernel_dtypes(dict(zip(self._tensors, tensors, strict=True)), self._activations)
+                tensor = rows(tensor) if is_strided else tensor.contiguous()
+            prepared.append(tensor)
+        return self._pack(*prepared)
 
     def _forward(self, *arguments: Any) -> list[Tensor]:
         tensors, options, for_backward, backend = self._split(arguments)

@@ -173,6 +173,23 @@ def test_swapping_the_directions_is_flipping_the_sequence(backend, device):
     assert relative_error(mix(**swapped).flip(1), mix(**tensors)) <= 2e-6
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix"))
+def test_the_logarithm_of_the_decay(backend, device, gradients):
+    tensors = inputs(device=device)
+    logs = {name: torch.log(-tensor) for name, tensor in tensors.items() if name.endswith(".A")}
+    decays = {name: -torch.exp(log) for name, log in logs.items()}
+    given, same = (tensors | rates for rates in (logs, decays))
+    if not gradients:
+        assert torch.equal(mix_with(backend, A_is_log=True)(**given), mix_with(backend)(**same))
+        return
+    found = with_gradients(mix_with(backend, A_is_log=True), given)
+    right = with_gradients(mix_with(backend), same)
+    for name, tensor in found.items():
+        expected = right[name] * decays.get(name.removeprefix("gradient of "), 1.0)
+        assert relative_error(tensor, expected) <= 1e-6, name
+
+
 @pytest.mark.parametrize("backend, device", backend_cases("bidirectional_mix"))
 def test_every_element_is_written(backend, device, nan_memory):
     found = with_gradients(mix_with(backend), inputs(3, 50, 33, 7, device=device))
@@ -261,6 +278,15 @@ def test_bad_input_is_refused_with_the_argument_named():
         mix_with("auto")(**good | {"xz": torch.zeros(2, 3, 7)})
     with pytest.raises(ValueError, match="must not be positive"):
         mix_with("auto")(**good | {"backward_params.A": torch.ones(6, 4)})
+    with pytest.raises(ValueError, match="conv_weight has 1 dimensions"):
+        mix_with("auto")(**good | {"forward_params.conv_weight": torch.zeros(6)})
+    with pytest.raises(ValueError, match="D is on meta, xz on cpu"):
+        mix_with("auto")(**good | {"forward_params.D": torch.zeros(6, device="meta")})
+    with pytest.raises(TypeError, match=r"x_proj has dtype torch.int64"):
+        mix_with("auto")(**good | {"backward_params.x_proj": torch.zeros(10, 6, dtype=torch.int64)})
+    stateless = {"forward_params.A": torch.zeros(6, 0), "forward_params.x_proj": torch.zeros(2, 6)}
+    with pytest.raises(ValueError, match="no state"):
+        mix_with("auto", A_is_log=True)(**good | stateless)
 
 
 @without_shape_hook

@@ -5,6 +5,7 @@ pytest.importorskip("llvmlite")
 
 from mambar.cache import read_object
 from mambar.ops.bidirectional_mix import llvm_backward as mix_backward
+from mambar.ops.bidirectional_mix import llvm_convolutions
 from mambar.ops.bidirectional_mix import llvm_forward as mix_forward
 from mambar.ops.causal_conv1d import llvm_backward as conv_backward
 from mambar.ops.causal_conv1d import llvm_forward as conv_forward
@@ -14,7 +15,7 @@ from mambar.ops.llvm.machine import NAMED_MACHINES, host_machine
 from mambar.ops.selective_scan import llvm_backward as scan_backward
 from mambar.ops.selective_scan import llvm_forward as scan_forward
 
-KERNELS = (scan_forward, scan_backward, conv_forward, conv_backward, mix_forward, mix_backward, sums)
+KERNELS = (scan_forward, scan_backward, conv_forward, conv_backward, mix_forward, mix_backward, llvm_convolutions, sums)
 
 
 @pytest.mark.slow

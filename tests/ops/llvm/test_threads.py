@@ -1,4 +1,5 @@
 import os
+import sys
 import threading
 
 import pytest
@@ -6,16 +7,27 @@ import torch
 
 pytest.importorskip("llvmlite")
 
+from mambar.ops.llvm import threads
 from mambar.ops.llvm.launch import sum_parts
 from mambar.ops.selective_scan import llvm
 from op_inputs import scan_inputs
 
 
-@pytest.fixture
-def num_threads():
+@pytest.fixture(params=["openmp", "python"])
+def num_threads(request, monkeypatch):
+    """Sets the number of threads, which are those of PyTorch's OpenMP library or of Python."""
+    if request.param == "python":
+        monkeypatch.setattr(threads, "_run_by_openmp", None)
+    elif threads._run_by_openmp is None:
+        pytest.skip("no OpenMP library")
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other OpenMP libraries")
+def test_linux_uses_the_threads_of_pytorch():
+    assert threads._run_by_openmp is not None
 
 
 def run(tensors):

@@ -1,4 +1,3 @@
-import ctypes
 import math
 
 import pytest
@@ -7,6 +6,7 @@ import torch
 from llvm_machines import MACHINES, every_machine
 from mambar.ops.llvm.compiler import load, object_code
 from mambar.ops.llvm.functions import TaskFunction
+from mambar.ops.llvm.threads import run
 from mambar.ops.llvm.vectors import element_pointer, int64
 
 SOFTPLUS = torch.nn.functional.softplus
@@ -46,8 +46,7 @@ def apply(machine, write, x, y, dtypes=("float32", "float32"), active=None):
 
     function.for_each_task(task)
     kernel = load(object_code(function.module, machine), machine, "apply")
-    arguments = (ctypes.c_int64 * 3)(-(-x.numel() // lanes), x.data_ptr(), y.data_ptr())
-    kernel(ctypes.addressof(arguments), ctypes.addressof(ctypes.c_int64(0)), 0)
+    run(kernel, (-(-x.numel() // lanes), x.data_ptr(), y.data_ptr()), max_threads=1)
     return y
 
 

@@ -94,7 +94,7 @@ def test_checkpoints_have_the_shape_of_empty_saved():
 def test_arguments_are_checked_by_name():
     for kernel in (llvm_forward, llvm_backward):
         with pytest.raises(TypeError, match="missing or unknown arguments"):
-            launch.launch(kernel, torch.float32, arguments={"num_tasks": 1})
+            launch.launch(current_machine(), kernel, torch.float32, arguments={"num_tasks": 1})
 
 
 def test_gradients_never_share_memory():

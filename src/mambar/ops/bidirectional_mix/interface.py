@@ -60,6 +60,7 @@ def bidirectional_mix(
     backward_params: ScanDirection,
     *,
     average: bool = True,
+    A_is_log: bool = False,
     backend: str = "auto",
 ) -> Float[Tensor, "batch length d_inner"]:
     """The computation of the vision mixer between its two projections; `xz` holds x and the gate z along channels.
@@ -67,6 +68,9 @@ def bidirectional_mix(
     For each direction: causal convolution and SiLU, projection to step size, B and C, then the selective scan with
     softplus, skip and gate. The backward direction scans from the last token to the first. The result is the sum of
     both directions, halved if `average` as in Mamba-R (arXiv 2405.14858); the first version of Vim sums.
+
+    With `A_is_log` the field A of both directions is the parameter A_log. The decay rates -exp(A_log) are computed in
+    at least float32 and need no check.
 
     Under autocast the projections are computed in its type; state, softplus and gate are float32. Types may be mixed.
     If any argument is float64, everything is computed in float64, by a backend that supports it. Otherwise `x_proj`
@@ -76,9 +80,9 @@ def bidirectional_mix(
     `backend="composed"` calls `causal_conv1d` and `selective_scan` with their automatic choice, `backend="reference"`
     with their reference.
     """
-    _check(xz, forward_params, backward_params)
+    _check(xz, forward_params, backward_params, A_is_log)
     given = xz.dtype
-    float64 = find_float64(**dict(zip(_NAMES, (xz, *forward_params, *backward_params), strict=True)))
+    float64 = find_float64(_NAMES, (xz, *forward_params, *backward_params))
     wide = compute_dtype(float64)
     xz = as_dtype(xz, wide) if float64 else xz
     dtype = wide if float64 else autocast_dtype(xz.device.type) or given
@@ -86,7 +90,9 @@ def bidirectional_mix(
     name = resolve("bidirectional_mix", backend, device=xz.device, dtype=dtype, **options)
     if is_empty(xz):
         return as_dtype(xz.chunk(2, dim=-1)[0] + 0, given)
-    forward_params, backward_params = (_typed(params, dtype, wide) for params in (forward_params, backward_params))
+    forward_params, backward_params = (
+        _prepared(params, dtype, wide, A_is_log) for params in (forward_params, backward_params)
+    )
     if name in PLAIN:
         out = PLAIN[name](xz, forward_params, backward_params, average=average)
     else:
@@ -96,27 +102,57 @@ def bidirectional_mix(
     return as_dtype(out, given) if float64 else out
 
 
-def _check(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> None:
+# The dimensions of each field.
+_SIZES = ScanDirection(
+    conv_weight=("d_inner", "d_conv"),
+    conv_bias=("d_inner",),
+    x_proj=("dt_rank_and_states", "d_inner"),
+    dt_proj=("d_inner", "dt_rank"),
+    dt_bias=("d_inner",),
+    A=("d_inner", "d_state"),
+    D=("d_inner",),
+)
+
+
+def _check(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, A_is_log: bool) -> None:
     check_shape("xz", xz, batch=None, length=None, channels=None)
     if xz.shape[2] % 2:
         raise InputError(f"xz has {xz.shape[2]} channels; it needs an even number: x, then the gate z.")
-    d_inner = xz.shape[2] // 2
+    inner, device = xz.shape[2] // 2, xz.device
     for name, params in (("forward_params", forward_params), ("backward_params", backward_params)):
-        dt_rank, d_state = params.sizes
-        check_shape(f"{name}.conv_weight", params.conv_weight, d_inner=d_inner, d_conv=None)
-        check_shape(f"{name}.conv_bias", params.conv_bias, d_inner=d_inner)
-        check_shape(f"{name}.x_proj", params.x_proj, dt_rank_and_states=dt_rank + 2 * d_state, d_inner=d_inner)
-        check_shape(f"{name}.dt_proj", params.dt_proj, d_inner=d_inner, dt_rank=dt_rank)
-        check_shape(f"{name}.dt_bias", params.dt_bias, d_inner=d_inner)
-        check_shape(f"{name}.A", params.A, d_inner=d_inner, d_state=d_state)
-        check_shape(f"{name}.D", params.D, d_inner=d_inner)
-        check_decay(params.A)
-        check_device(xz=xz, **{f"{name}.{field}": tensor for field, tensor in params._asdict().items()})
+        rank, state = params.sizes
+        vector, taps = (inner,), params.conv_weight.shape[1] if params.conv_weight.dim() == 2 else None
+        shapes = ScanDirection(
+            conv_weight=(inner, taps),
+            conv_bias=vector,
+            x_proj=(rank + 2 * state, inner),
+            dt_proj=(inner, rank),
+            dt_bias=vector,
+            A=(inner, state),
+            D=vector,
+        )
+        # One comparison each for the usual case; the message is put together only for an error.
+        for field, words, tensor, shape in zip(ScanDirection._fields, _SIZES, params, shapes, strict=True):
+            if tensor is not None and (tensor.shape != shape or tensor.dtype not in FLOATS or tensor.device != device):
+                check_shape(f"{name}.{field}", tensor, **dict(zip(words, shape, strict=True)))
+                check_device(xz=xz, **{f"{name}.{field}": tensor})
+        if state == 0 or not A_is_log:
+            check_decay(params.A)
 
 
-def _typed(params: ScanDirection, dtype: torch.dtype, wide: torch.dtype) -> ScanDirection:
-    types = {"x_proj": dtype, "dt_proj": dtype}
-    return ScanDirection(*(as_dtype(tensor, types.get(name, wide)) for name, tensor in params._asdict().items()))
+def _prepared(params: ScanDirection, dtype: torch.dtype, wide: torch.dtype, A_is_log: bool) -> ScanDirection:
+    """The parameters in the types of a backend, with the decay rates as A."""
+    conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D = params
+    A = as_dtype(A, wide)
+    return ScanDirection(
+        as_dtype(conv_weight, wide),
+        as_dtype(conv_bias, wide),
+        as_dtype(x_proj, dtype),
+        as_dtype(dt_proj, dtype),
+        as_dtype(dt_bias, wide),
+        -torch.exp(A) if A_is_log else A,
+        as_dtype(D, wide),
+    )
 
 
 def _pack(xz: Tensor, *params: Any) -> tuple[Tensor, ScanDirection, ScanDirection]:

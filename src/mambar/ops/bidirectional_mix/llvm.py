@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mambar.ops.bidirectional_mix.direction import ScanDirection
-from mambar.ops.bidirectional_mix.llvm_scans import scan_both, scan_both_backward
+from mambar.ops.bidirectional_mix.llvm_scans import convolve_both, scan_both, scan_both_backward
 from mambar.ops.causal_conv1d import llvm as convolution
 from mambar.ops.llvm.matmul import linear, matmul
 from mambar.ops.selective_scan.llvm import Scan, empty_checkpoints
@@ -28,9 +28,9 @@ def forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """The mix, and the tensors saved for `backward`."""
     x, z = xz.chunk(2, dim=-1)
+    ways = (forward_params, backward_params)
     scans, projections = [], []
-    for way, reverse in ((forward_params, False), (backward_params, True)):
-        u = convolution.forward(x, way.conv_weight, way.conv_bias, silu=True, reverse=reverse)
+    for way, u in zip(ways, convolve_both(x, ways), strict=True):
         projected = linear(u, way.x_proj)
         delta = linear(projected[..., : way.sizes[0]], way.dt_proj)
         projections.append(projected)
@@ -59,8 +59,7 @@ def backward(
     ways = (forward_params, backward_params)
     projections, deltas, checkpoints = (saved[start:6:3] for start in range(3))
     scans = []
-    for way, projected, delta, reverse in zip(ways, projections, deltas, (False, True), strict=True):
-        u = convolution.forward(x, way.conv_weight, way.conv_bias, silu=True, reverse=reverse)
+    for way, u, projected, delta in zip(ways, convolve_both(x, ways), projections, deltas, strict=True):
         scans.append(_scan(way, u, projected, delta))
     gradients = scan_both_backward(dout, z, dz, scans, checkpoints, average=average)
     dforward, dbackward = (

@@ -2,7 +2,7 @@
 
 from llvmlite import ir
 
-from mambar.ops.bidirectional_mix.llvm_forward import direction_tensors
+from mambar.ops.bidirectional_mix.llvm_direction import direction_arguments, direction_tensors
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
 from mambar.ops.llvm.memory_layout import strided
@@ -16,11 +16,11 @@ DIRECTION_ARGUMENTS = (
     *strided("u", "delta", "z", "B", "C", "dout", "du", "ddelta", "dz"),
     *("state", "A", "D", "delta_bias", "checkpoints", "parameter_parts", "sequence_parts"),
 )
-ARGUMENTS = (
+SHARED_ARGUMENTS = (
     *("num_tasks", "length", "inner", "batch", "blocks_per_task", "delta_softplus", "average", "streaming"),
     *("dstate", "dinitial_state"),
-    *(f"{direction}_{name}" for direction in ("forward", "backward") for name in DIRECTION_ARGUMENTS),
 )
+ARGUMENTS = (*SHARED_ARGUMENTS, *direction_arguments(DIRECTION_ARGUMENTS))
 scratch_floats = scan_backward.scratch_floats
 
 

@@ -5,9 +5,10 @@ The output of the forward direction stays in scratch until the backward directio
 
 from llvmlite import ir
 
+from mambar.ops.bidirectional_mix.llvm_direction import direction_arguments, direction_tensors
 from mambar.ops.llvm.functions import Scratch, TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.memory_layout import Rows, TaskTensors, strided
+from mambar.ops.llvm.memory_layout import Rows, strided
 from mambar.ops.llvm.vectors import Block, Vectors, int64
 from mambar.ops.selective_scan import llvm_forward as scan_forward
 from mambar.ops.selective_scan.llvm_scan_loop import ScanLoop
@@ -19,31 +20,16 @@ DIRECTION_ARGUMENTS = (
     *strided("u", "delta", "z", "B", "C", "out"),
     *("state", "A", "D", "delta_bias", "checkpoints"),
 )
-ARGUMENTS = (
+SHARED_ARGUMENTS = (
     *("num_tasks", "length", "inner", "delta_softplus", "average", "streaming"),
     *("initial_state", "last_state"),
-    *(f"{direction}_{name}" for direction in ("forward", "backward") for name in DIRECTION_ARGUMENTS),
 )
+ARGUMENTS = (*SHARED_ARGUMENTS, *direction_arguments(DIRECTION_ARGUMENTS))
 
 
 def scratch_floats(machine: Machine, state: int, length: int) -> int:
     """Size of the scratch memory of one thread: that of a scan, and the outputs of the first direction."""
     return scan_forward.scratch_floats(machine, state) + length * VECTORS_PER_BLOCK * machine.lanes
-
-
-def direction_tensors(
-    function: TaskFunction, own: tuple[str, ...], is_backward: ir.Value, item: ir.Value, channel: ir.Value, dtype: str
-) -> TaskTensors:
-    """The tensors of one direction, by argument names without the prefix of the direction."""
-
-    def read(name: str) -> ir.Value:
-        if name not in own:
-            return function.integer(name)
-        return function.builder.select(
-            is_backward, function.integer(f"backward_{name}"), function.integer(f"forward_{name}")
-        )
-
-    return TaskTensors(function=function, argument=read, item=item, channel=channel, dtype=dtype)
 
 
 def build_ir(machine: Machine, dtype: str) -> ir.Module:

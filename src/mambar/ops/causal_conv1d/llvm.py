@@ -6,7 +6,7 @@ from torch import Tensor
 from mambar.ops.causal_conv1d import llvm_backward, llvm_forward
 from mambar.ops.llvm.functions import num_channel_blocks
 from mambar.ops.llvm.launch import addresses, launch, should_stream, strided_arguments, sum_parts
-from mambar.ops.llvm.machine import current_machine
+from mambar.ops.llvm.machine import Machine, current_machine
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool) -> Tensor:
@@ -14,10 +14,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, rever
     machine = current_machine()
     y = torch.empty(x.shape, dtype=x.dtype)
     launch(
+        machine,
         llvm_forward,
         x.dtype,
         arguments={
-            **_sizes(x, weight, bias, llvm_forward.VECTORS_PER_BLOCK),
+            **_sizes(machine, x, weight, bias, llvm_forward.VECTORS_PER_BLOCK),
             "silu": silu,
             "streaming": should_stream(machine, y),
             **strided_arguments(reverse, x=x, y=y),
@@ -52,10 +53,11 @@ def backward_into(
     taps = weight.shape[1]
     parts = torch.empty(x.shape[0], taps + 1, x.shape[2], dtype=torch.float32)
     launch(
+        machine,
         llvm_backward,
         x.dtype,
         arguments={
-            **_sizes(x, weight, bias, llvm_backward.VECTORS_PER_BLOCK),
+            **_sizes(machine, x, weight, bias, llvm_backward.VECTORS_PER_BLOCK),
             "silu": silu,
             "accumulate": accumulate,
             "streaming": should_stream(machine, dx),
@@ -68,10 +70,10 @@ def backward_into(
     return sums[:taps].t().clone(memory_format=torch.contiguous_format), None if bias is None else sums[taps].clone()
 
 
-def _sizes(x: Tensor, weight: Tensor, bias: Tensor | None, vectors_per_block: int) -> dict[str, int]:
+def _sizes(machine: Machine, x: Tensor, weight: Tensor, bias: Tensor | None, vectors_per_block: int) -> dict[str, int]:
     batch, length, inner = x.shape
     return {
-        "num_tasks": batch * num_channel_blocks(current_machine(), inner, vectors_per_block),
+        "num_tasks": batch * num_channel_blocks(machine, inner, vectors_per_block),
         "length": length,
         "inner": inner,
         "taps": weight.shape[1],

@@ -27,19 +27,26 @@ def build_ir(machine: Machine, dtype: str) -> ir.Module:
 
     def task(vectors: Vectors, item: ir.Value, _: ir.Value, channel: ir.Value) -> None:
         tensors = TaskTensors(function=function, argument=function.integer, item=item, channel=channel, dtype=dtype)
-        convolution = Convolution(tensors, vectors, Scratch(function))
-        y = tensors.rows("y")
-
-        def step(index: ir.Value) -> None:
-            vectors.prefetch(convolution.x.at(tensors.builder.add(index, int64(PREFETCH_ROWS))), dtype)
-            sums = convolution.preactivation(index)
-            values = function.choose(tensors.is_set("silu"), lambda: vectors.silu(sums), sums)
-            tensors.store(vectors, values, y.at(index), dtype)
-
-        function.loop(tensors.argument("length"), step)
+        silu = tensors.is_set("silu")
+        emit_convolution(
+            Convolution(tensors, vectors, Scratch(function)),
+            lambda sums: function.choose(silu, lambda: vectors.silu(sums), sums),
+        )
 
     function.for_each_channel_block(VECTORS_PER_BLOCK, task)
     return function.module
+
+
+def emit_convolution(convolution: "Convolution", activation: Callable[[Block], Block]) -> None:
+    """Emits the loop over all steps, which stores activation(sums) to y."""
+    tensors, vectors = convolution.tensors, convolution.vectors
+    y = tensors.rows("y")
+
+    def step(index: ir.Value) -> None:
+        vectors.prefetch(convolution.x.at(tensors.builder.add(index, int64(PREFETCH_ROWS))), tensors.dtype)
+        tensors.store(vectors, activation(convolution.preactivation(index)), y.at(index), tensors.dtype)
+
+    tensors.function.loop(tensors.argument("length"), step)
 
 
 class Convolution:

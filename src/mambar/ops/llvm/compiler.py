@@ -4,36 +4,47 @@ import ctypes
 import functools
 import hashlib
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import llvmlite
 import llvmlite.binding as llvm
+import torch
 from llvmlite import ir
 
 from mambar.cache import read_object, write_object
 from mambar.ops.llvm.machine import Machine, host_machine
 
-Kernel = Callable[[int, int, int], None]
-ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class Kernel:
+    """A compiled function and its address; calling it with the address of a call runs tasks on this thread."""
+
+    def __init__(self, address: int):
+        self.address = address
+        self._function = ENTRY(address)
+
+    def __call__(self, call: int) -> None:
+        self._function(call)
+
 
 _compiling = threading.Lock()
 _engines: list[llvm.ExecutionEngine] = []
 
 
 @functools.cache
-def get_kernel(module: ModuleType, dtype: str, machine: Machine) -> Kernel:
+def get_kernel(module: ModuleType, dtype: torch.dtype, machine: Machine) -> Kernel:
     """The compiled function of a kernel for a dtype; compiles at the first use unless the cache holds its object code.
 
     `module` defines the names of its ARGUMENTS and `build_ir(machine, dtype)`; the IR function has the module's name.
     """
     with _compiling:
-        name = module.__name__.rpartition(".")[2]
-        key = f"{name}-{fingerprint(module.__name__, dtype, machine)}"
+        name, dtype_name = module.__name__.rpartition(".")[2], str(dtype).removeprefix("torch.")
+        key = f"{name}-{fingerprint(module.__name__, dtype_name, machine)}"
         code = read_object("llvm", key)
         if code is None:
-            code = object_code(module.build_ir(machine, dtype), machine)
+            code = object_code(module.build_ir(machine, dtype_name), machine)
             write_object("llvm", key, code)
         return load(code, machine, name)
 
@@ -72,7 +83,7 @@ def load(code: bytes, machine: Machine, name: str) -> Kernel:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    return ENTRY(engine.get_function_address(name))
+    return Kernel(engine.get_function_address(name))
 
 
 def fingerprint(module: str, dtype: str, machine: Machine) -> str:

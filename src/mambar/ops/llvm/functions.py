@@ -1,9 +1,9 @@
 """Builds the LLVM function of a kernel, which takes tasks from a shared counter until none is left.
 
-`void name(int64 *arguments, int64 *next_task, void *scratch)`: one array holds all pointers, sizes and
-strides in the order of the kernel's argument names; the first is always `num_tasks`. Several threads can run the
-function with the same arguments and counter, each with its own scratch memory. Results do not depend on which thread
-runs which task.
+`void name(int64 *call)`: the array starts with the next task, the next thread, the address of the scratch memory and
+its bytes per thread. All pointers, sizes and strides follow in the order of the kernel's argument names; the first is
+always `num_tasks`. Several threads can run the function with the same array. Results do not depend on which thread runs
+which task.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,8 @@ from mambar.ops.llvm.machine import Machine
 from mambar.ops.llvm.vectors import INT32, INT64, POINTER, Block, Builder, Vectors, declare, element_pointer, int64
 
 X86 = ("x86_64", "i686")
-ENTRY_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER])
+ENTRY_TYPE = ir.FunctionType(ir.VoidType(), [POINTER])
+TASKS_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER])
 
 
 def num_channel_blocks(machine: Machine, inner: int, vectors_per_block: int) -> int:
@@ -30,9 +31,11 @@ class TaskFunction:
         self.module = ir.Module(name)
         self.module.triple = machine.triple
         self.machine = machine
-        function = ir.Function(self.module, ENTRY_TYPE, name)
+        function = ir.Function(self.module, TASKS_TYPE, f"{name}_tasks")
+        function.linkage = "internal"
         for argument in function.args:
             argument.add_attribute("noalias")
+        _add_entry(function, name)
         self.builder: Builder = ir.IRBuilder(function.append_basic_block("entry"))
         self._arguments, self._next_task, self.scratch = function.args
         self._values = {
@@ -168,6 +171,21 @@ class TaskFunction:
             phi.add_incoming(other, before)
             merged.append(phi)
         return tuple(merged)
+
+
+def _add_entry(tasks: ir.Function, name: str) -> None:
+    """Adds the function `name(call)`, which gives this thread its scratch memory and runs tasks(arguments, …)."""
+    function = ir.Function(tasks.module, ENTRY_TYPE, name)
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    next_task = function.args[0]
+    next_thread, scratch, stride, arguments = (
+        element_pointer(builder, next_task, index, "int64") for index in range(1, 5)
+    )
+    thread = builder.atomic_rmw("add", next_thread, int64(1), "monotonic")
+    offset = builder.mul(thread, builder.load(stride, typ=INT64))
+    address = builder.inttoptr(builder.add(builder.load(scratch, typ=INT64), offset), POINTER)
+    builder.call(tasks, [arguments, next_task, address])
+    builder.ret_void()
 
 
 class Scratch:

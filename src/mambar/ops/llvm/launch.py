@@ -1,7 +1,7 @@
 """Launches a kernel on tensors, passing pointers and strides by argument name."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import torch
@@ -18,19 +18,30 @@ LARGE_BYTES = 4 << 20
 
 
 def launch(
+    machine: Machine,
     module: ModuleType,
     dtype: torch.dtype,
     *,
     arguments: Mapping[str, int],
+    directions: Sequence[Sequence[int]] = (),
     scratch_floats: int = 0,
     max_threads: int | None = None,
 ) -> None:
-    """Runs the tasks of a kernel for a dtype of the activations; the keys of `arguments` must be its ARGUMENTS."""
-    kernel = get_kernel(module, str(dtype).removeprefix("torch."), current_machine())
-    if arguments.keys() != set(module.ARGUMENTS):
-        odd = sorted(arguments.keys() ^ set(module.ARGUMENTS))
+    """Runs the tasks of a kernel for a dtype of the activations; the keys of `arguments` must be its ARGUMENTS.
+
+    For a kernel of both scan directions they are its SHARED_ARGUMENTS, and `directions` has the values of its
+    DIRECTION_ARGUMENTS for each.
+    """
+    names = module.SHARED_ARGUMENTS if directions else module.ARGUMENTS
+    if len(arguments) != len(names) or any(name not in arguments for name in names):
+        odd = sorted(arguments.keys() ^ set(names))
         raise TypeError(f"{module.__name__} has missing or unknown arguments: {', '.join(odd)}.")
-    run(kernel, [arguments[name] for name in module.ARGUMENTS], scratch_floats=scratch_floats, max_threads=max_threads)
+    values = [arguments[name] for name in names]
+    for own in directions:
+        values += own
+    if len(values) != len(module.ARGUMENTS):
+        raise TypeError(f"{module.__name__} takes {len(module.ARGUMENTS)} arguments, not {len(values)}.")
+    run(get_kernel(module, dtype, machine), values, scratch_floats=scratch_floats, max_threads=max_threads)
 
 
 def addresses(**tensors: Tensor | None) -> dict[str, int]:
@@ -38,17 +49,23 @@ def addresses(**tensors: Tensor | None) -> dict[str, int]:
     return {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
 
 
-def strided_arguments(reverse: bool, **tensors: Tensor | None) -> dict[str, int]:
-    """The arguments NAME, NAME_batch, NAME_time of (batch, length, channels) tensors: address and strides.
+def in_scan_order(tensor: Tensor, reverse: bool, channel: int = 0) -> tuple[int, int, int]:
+    """The address of a (batch, length, channels) tensor from a channel on, and its strides over batch and time.
 
-    With `reverse` the address is that of the last position and the stride over time is negative."""
-    arguments = addresses(**tensors)
+    With `reverse` the address is that of the last position and the stride over time is negative.
+    """
+    batch, time, _ = tensor.stride()
+    size = tensor.element_size()
+    address = tensor.data_ptr() + channel * size
+    return (address + (tensor.shape[1] - 1) * time * size, batch, -time) if reverse else (address, batch, time)
+
+
+def strided_arguments(reverse: bool, **tensors: Tensor | None) -> dict[str, int]:
+    """The arguments NAME, NAME_batch, NAME_time of tensors, in scan order; 0 for None."""
+    arguments: dict[str, int] = {}
     for name, tensor in tensors.items():
-        batch, time = (0, 0) if tensor is None else tensor.stride()[:2]
-        if tensor is not None and reverse:
-            arguments[name] += (tensor.shape[1] - 1) * time * tensor.element_size()
-            time = -time
-        arguments |= {f"{name}_batch": batch, f"{name}_time": time}
+        values = (0, 0, 0) if tensor is None else in_scan_order(tensor, reverse)
+        arguments[name], arguments[f"{name}_batch"], arguments[f"{name}_time"] = values
     return arguments
 
 
@@ -57,13 +74,14 @@ def sum_parts(parts: Tensor) -> Tensor:
     if parts.shape[0] == 1:
         return parts[0]
     out = torch.empty(parts.shape[1:], dtype=torch.float32)
+    machine = current_machine()
     arguments = {
-        "num_tasks": num_channel_blocks(current_machine(), out.numel(), sums.VECTORS_PER_BLOCK),
+        "num_tasks": num_channel_blocks(machine, out.numel(), sums.VECTORS_PER_BLOCK),
         "inner": out.numel(),
         "num_parts": parts.shape[0],
         **addresses(parts=parts, out=out),
     }
-    launch(sums, torch.float32, arguments=arguments, max_threads=1 + parts.numel() // 1_000_000)
+    launch(machine, sums, torch.float32, arguments=arguments, max_threads=1 + parts.numel() // 1_000_000)
     return out
 
 
@@ -88,6 +106,6 @@ def roofline_states_per_second(*, backward: bool = False, rounds: int = 200_000)
     best = float("inf")
     for _ in range(5):
         start = time.process_time()
-        launch(roofline, torch.float32, arguments=arguments, scratch_floats=scratch_floats)
+        launch(current_machine(), roofline, torch.float32, arguments=arguments, scratch_floats=scratch_floats)
         best = min(best, time.process_time() - start)
     return rounds * roofline.VECTORS * current_machine().lanes / best

@@ -9,7 +9,8 @@ import llvmlite.binding as llvm
 from mambar.errors import InputError
 
 
-@dataclass(frozen=True, kw_only=True)
+# Compared by identity: a machine is looked up at every launch, and there is one object of each.
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Machine:
     """A compilation target: LLVM's triple, processor and features, and the number of float32 lanes of a vector."""
 

@@ -11,6 +11,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mambar.errors import InputError
 from mambar.ops.llvm.machine import host_machine
@@ -26,6 +27,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., in_features) times the transpose of weight (out_features, in_features)."""
+    if x.dtype != torch.float32 or not _uses_onednn():
+        return functional.linear(x, weight)
     rows = x.reshape(-1, x.shape[-1])
     return matmul(rows, weight.t()).view(*x.shape[:-1], weight.shape[0])
 

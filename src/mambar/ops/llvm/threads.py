@@ -1,31 +1,45 @@
 """Runs a kernel's tasks on `torch.get_num_threads()` threads.
 
-The calling thread is one of them; the others are kept between calls. The kernels take tasks one by one from a counter
-in memory, without the GIL, so a busy core takes fewer tasks.
+The kernels take tasks one by one from a counter in memory, without the GIL, so a busy core takes fewer tasks. The
+threads are those of the OpenMP library that PyTorch itself uses: while they wait for work they keep their cores busy,
+and other threads would wait for a core. Where this library offers no such call (macOS, Windows), and in a forked
+process, which has no OpenMP threads, the calling thread and threads of Python run the tasks.
 """
 
 import ctypes
 import os
 import queue
+import sys
 import threading
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 
 import torch
 
 from mambar.ops.llvm.compiler import Kernel
 
 
-class _Job:
-    """One run of a kernel; worker threads can join until the calling thread closes it."""
+def _find_openmp() -> Callable[[int, int, int, int], None] | None:
+    """The function of PyTorch's OpenMP library that runs a C function on several threads; None without one."""
+    if sys.platform != "linux":
+        return None
+    function = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if function is not None:
+        function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return function
 
-    def __init__(self, kernel: Kernel, arguments: ctypes.Array[ctypes.c_int64], scratch: torch.Tensor):
+
+_run_by_openmp = _find_openmp()
+
+
+class _Job:
+    """One call of a kernel; worker threads can join until the calling thread closes it."""
+
+    def __init__(self, kernel: Kernel, call: int):
         self._kernel = kernel
-        self._arguments = arguments
-        self._scratch = scratch
-        self._next_task = ctypes.c_int64(0)
+        self._call = call
         self._condition = threading.Condition()
         self._closed = False
-        self._joined = 0
         self._working = 0
 
     def join(self) -> None:
@@ -33,12 +47,9 @@ class _Job:
         with self._condition:
             if self._closed:
                 return
-            slot = self._joined
-            self._joined += 1
             self._working += 1
         try:
-            scratch = self._scratch[slot].data_ptr()
-            self._kernel(ctypes.addressof(self._arguments), ctypes.addressof(self._next_task), scratch)
+            self._kernel(self._call)
         finally:
             with self._condition:
                 self._working -= 1
@@ -75,19 +86,19 @@ class _WorkerThreads:
 _workers = _WorkerThreads()
 
 
-def _reset_workers() -> None:
-    global _workers
-    _workers = _WorkerThreads()
+def _forget_threads() -> None:
+    global _workers, _run_by_openmp
+    _workers, _run_by_openmp = _WorkerThreads(), None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_workers)
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def run(kernel: Kernel, arguments: Sequence[int], *, scratch_floats: int = 0, max_threads: int | None = None) -> None:
     """Runs all tasks of a kernel; `arguments` has the order of its argument names, the number of tasks first.
 
-    A further thread is used only for two tasks or more.
+    Further threads are used only if there are two tasks for each.
     """
     num_tasks = arguments[0]
     if num_tasks == 0:
@@ -95,8 +106,15 @@ def run(kernel: Kernel, arguments: Sequence[int], *, scratch_floats: int = 0, ma
     num_threads = max(1, min(torch.get_num_threads(), num_tasks // 2, max_threads or num_tasks))
     # Whole cache lines for each thread.
     scratch = torch.empty(num_threads, -(-max(scratch_floats, 1) // 16) * 16, dtype=torch.float32)
-    job = _Job(kernel, (ctypes.c_int64 * len(arguments))(*arguments), scratch)
-    if num_threads > 1:
+    # See `functions.TaskFunction`: the next task and thread, the scratch memory, its bytes per thread, the arguments.
+    call = array("q", (0, 0, scratch.data_ptr(), scratch.stride(0) * 4, *arguments))
+    address = call.buffer_info()[0]
+    if num_threads == 1:
+        kernel(address)
+    elif _run_by_openmp is not None:
+        _run_by_openmp(kernel.address, address, num_threads, 0)
+    else:
+        job = _Job(kernel, address)
         _workers.submit(job, num_threads - 1)
-    job.join()
-    job.close()
+        job.join()
+        job.close()

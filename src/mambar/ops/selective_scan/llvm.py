@@ -85,6 +85,7 @@ def forward(
     last_state = torch.empty((batch, *A.shape), dtype=torch.float32)
     saved = [empty_checkpoints(u, A)] if for_backward else []
     launch(
+        machine,
         llvm_forward,
         u.dtype,
         arguments={
@@ -112,6 +113,7 @@ def backward(
     dz = None if z is None else torch.empty(u.shape, dtype=u.dtype)
     dinitial = None if initial_state is None else torch.empty(initial_state.shape, dtype=torch.float32)
     launch(
+        machine,
         llvm_backward,
         u.dtype,
         arguments={
