@@ -161,6 +161,7 @@ def test_a_run_from_recipe_to_files(scenes, tmp_path, caplog):
     page = (out / "report.html").read_text("utf-8")
     for heading in ("Curves", "Average precision", "Classes", "Images", "Recipe"):
         assert f"<h2>{heading}</h2>" in page
+    assert "Average precision over time" in page
     assert result.metrics.keys() >= {"box_ap", "box_ap75", "box_ap_large", "mask_ap50", "mask_ap_small"}
     again = evaluate_run(out)
     shown = {name: value for name, value in result.metrics.items() if value == value}

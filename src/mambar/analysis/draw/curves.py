@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, object]
 
-# Family of curves: the words in a metric's name, tried in this order.
+# Family of curves: the words in a metric's name, tried in this order; one of two letters is the name or its last part.
 _FAMILIES: Final = {
     "Loss": ("loss",),
     "Accuracy": ("top1", "top5", "acc", "miou", "iou"),
+    # Of the twelve numbers of a detector two for boxes and two for masks.
+    "Average precision": ("ap", "ap50"),
     "Learning rate": ("lr", "learning_rate"),
     "Gradient norm": ("grad", "gradient"),
     "Token norm": ("token_norm", "max_norm"),
     "Images per second": ("images_per_second", "throughput"),
 }
+# Families whose curves are named by the images that they are of.
+_EVALUATED: Final = ("Loss", "Accuracy", "Average precision")
 _X_AXES: Final = ("step", "epoch")
 # The `kind` of a row of metrics.jsonl as shown in the legend.
 _KINDS: Final[dict[object, str]] = {"training": "training", "evaluation": "validation"}
@@ -47,7 +51,7 @@ def family(metric: str) -> str | None:
     """The chart of a metric; None for a metric that is not drawn (time, counters)."""
     words = metric.lower()
     for name, keys in _FAMILIES.items():
-        if any(key == words or (key in words and len(key) > 2) for key in keys):
+        if any(key == words.rpartition("_")[2] or (key in words and len(key) > 2) for key in keys):
             return name
     return None
 
@@ -63,7 +67,7 @@ def collect_curves(runs: Mapping[str, Sequence[Row]]) -> list[Curve]:
             points = list(_points([row for row in rows if row.get("kind") == kind], axis, metric))
             if name is not None and points:
                 x, y = zip(*points, strict=True)
-                if name in ("Loss", "Accuracy") and kind:
+                if name in _EVALUATED and kind:
                     metric = f"{_KINDS.get(kind, kind)} {metric.removeprefix('val_')}"
                 curves.append(Curve(run=run, metric=metric, family=name, axis=axis, x=x, y=y))
     return curves
@@ -139,7 +143,7 @@ def _draw(axes: "Axes", curves: Sequence[Curve], name: str) -> None:
         _explain(axes, runs, metrics)
     axes.set_xlabel(curves[0].axis)
     set_title(axes, name, columns=2 if len(runs) == 1 else 1)
-    if name == "Accuracy" and max(max(curve.y) for curve in curves) <= 1.0:
+    if name in ("Accuracy", "Average precision") and max(max(curve.y) for curve in curves) <= 1.0:
         from matplotlib.ticker import PercentFormatter
 
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
