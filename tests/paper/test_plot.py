@@ -73,3 +73,10 @@ def test_layers_over_training_are_means_of_the_common_steps_on_one_scale():
     assert [text.get_text() for text in panels[0].get_xticklabels()] == ["10", "20"]
     assert "mean of 1 and 2 seeds" in figure.get_supxlabel() and png(figure)[:4] == b"\x89PNG"
     assert draw_training({"Vim": [[]]}, data="d") is None
+
+
+def test_the_rows_of_an_ablation_differ_in_color_or_dashes():
+    rows = {f"row {number}": [{"norm_max": [2.0, 9.0]}] for number in range(18)}
+    figure = draw_layers(rows, {}, data="d")
+    styles = {(line.get_color(), line.get_linestyle(), str(line._dash_pattern)) for line in figure.axes[0].get_lines()}
+    assert len(styles) == 18 and len(figure.legends[0].get_texts()) == 18

@@ -163,14 +163,15 @@ def _over_training(axes: "Axes", *, lines: Mapping[str, Sequence[Line]]) -> None
 
 
 def _lines(axes: "Axes", *, lines: Mapping[str, Sequence[Line]], title: str, marker: str = "o") -> None:
-    """One line for each run, colored by network."""
+    """One line for each run, colored by network; up to 24 networks differ by color and dashes together."""
     for place, (network, of_runs) in enumerate(lines.items()):
+        turn, color = divmod(place, len(SERIES))
         for number, (x, y) in enumerate(of_runs):
             axes.plot(
                 x,
                 y,
-                color=SERIES[place],
-                linestyle=DASHES[place],
+                color=SERIES[color],
+                linestyle=DASHES[(place + turn) % len(DASHES)],
                 linewidth=1,
                 marker=marker,
                 markersize=2.5,

@@ -219,7 +219,7 @@ def _share_legend(figure: "Figure", axes: "Sequence[Axes]") -> None:
         if legend is not None:
             axis.set_title(legend.get_title().get_text())
             legend.remove()
-    figure.legend(handles, names, loc="outside upper left", ncols=len(names))
+    figure.legend(handles, names, loc="outside upper left", ncols=len(names) if len(names) < 5 else 3)
 
 
 def sign(figure: "Figure", line: str) -> None:
