@@ -74,7 +74,11 @@ def captured(work: Callable[[], object], device: str) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    return graph.replay
+
+    def replay(work: Callable[[], object] = work) -> None:
+        graph.replay()  # It reads the tensors of `work`.
+
+    return replay
 
 
 def peak(work: Callable[[], object], device: str) -> str:
