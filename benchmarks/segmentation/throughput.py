@@ -1,4 +1,4 @@
-"""Speed and memory of UPerNet and of dense features with Mamba-R Base and with timm's ViT-Base.
+"""Speed of UPerNet and of dense features with Mamba-R Base and with timm's ViT-Base.
 
     python benchmarks/segmentation/throughput.py --device cuda
     python benchmarks/segmentation/throughput.py --device cpu --smoke           # smoke test with tiny models
@@ -6,7 +6,7 @@
 Training: forward, losses and backward of 8 crops of 512 pixels. Inference: windows of 512 every 341 pixels over an
 image of 2,000 pixels, with `use_cuda_graphs` as in `mambar segment`; 8 whole images of 512 pixels; features of four
 layers of 8 images of 1,024 pixels (`forward_intermediates`). bf16 autocast on a GPU, where all but the windows are
-replayed from CUDA graphs. Medians of interleaved rounds; peak memory of each call, with the weights of both models.
+replayed from CUDA graphs. Medians of interleaved rounds.
 """
 
 import argparse
@@ -81,17 +81,6 @@ def captured(work: Callable[[], object], device: str) -> Callable[[], object]:
     return replay
 
 
-def peak(work: Callable[[], object], device: str) -> str:
-    """Peak GPU memory of the call, in GiB."""
-    if device != "cuda":
-        return "not measured"
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    work()
-    torch.cuda.synchronize()
-    return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
-
-
 def works(
     model: Any, autocast: Callable[[], AbstractContextManager[object]], given: argparse.Namespace
 ) -> dict[str, tuple[int, Callable[[], object]]]:
@@ -154,13 +143,12 @@ def main() -> None:
     if given.smoke:
         print("Smoke run of tiny models under the names of the large ones: the numbers are meaningless.")
     first, second = by_model
-    print(f"\n| images/s, {CLASSES} classes | {first} | {second} | ratio | peak |\n|---|---|---|---|---|")
+    print(f"\n| images/s, {CLASSES} classes | {first} | {second} | ratio |\n|---|---|---|---|")
     for kind, (images, _) in by_model[first].items():
         calls = {name: found[kind][1] for name, found in by_model.items()}
         took = interleaved(calls, device=given.device, rounds=given.rounds)
         rates = [images / took[name].median for name in calls]
-        peaks = ", ".join(peak(call, given.device) for call in calls.values())
-        print(f"| {kind} | {rates[0]:.4g} | {rates[1]:.4g} | {rates[0] / rates[1]:.2f} | {peaks} |", flush=True)
+        print(f"| {kind} | {rates[0]:.4g} | {rates[1]:.4g} | {rates[0] / rates[1]:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
