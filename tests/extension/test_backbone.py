@@ -74,6 +74,8 @@ def test_create_model_finds_it_and_names_a_wrong_field():
     runpy.run_path(str(EXAMPLE))
     model = mambar.create_model("mlp_mixer", num_classes=3)
     assert isinstance(model, TokenModel) and model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+    # The default of the factory holds where nothing is given.
+    assert model.num_classes == 3 and mambar.create_model("mlp_mixer").num_classes == 10
     with pytest.raises(InputError, match=r"'mlp_mixer'.*unexpected keyword argument 'num_registers'"):
         mambar.create_model("mlp_mixer", num_registers=3)
     with pytest.raises(InputError, match=r"did you mean .*mlp_mixer"):

@@ -54,9 +54,17 @@ class RegisteredConfig:
     @property
     def img_size(self) -> int | tuple[int, int]:
         """The input size in pixels: the argument, or the factory's default, or 224."""
+        return self._argument("img_size", 224)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes: the argument, or the factory's default, or 0."""
+        return self._argument("num_classes", 0)
+
+    def _argument(self, name: str, otherwise: Any) -> Any:
         bound = inspect.signature(BACKBONES[self.backbone]).bind(**self.arguments)
         bound.apply_defaults()
-        return bound.arguments.get("img_size", 224)
+        return self.arguments.get(name, bound.arguments.get(name, otherwise))
 
     def replace(self, **arguments: Any) -> "RegisteredConfig":
         """A copy with changed arguments."""
@@ -127,7 +135,7 @@ def build_backbone(config: Config) -> Any:
     defaults = {
         "classes": None,
         "preprocessing": None,
-        "num_classes": config.arguments.get("num_classes", 0),
+        "num_classes": config.num_classes,
         "no_weight_decay": set,
         "set_grad_checkpointing": _refuse_checkpointing,
         "group_matcher": _refuse_layer_decay,
