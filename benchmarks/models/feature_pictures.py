@@ -110,7 +110,7 @@ def parts(path: Path, work: Path, *, model: str, stride: int = 6, num_shown: int
     vectors = queries[torch.arange(len(places)), torch.tensor(places)]
     block = (patches.flatten(0, 1), torch.arange(patches.shape[0] * rows * cols))
     similarity, owners = nearest_neighbors(vectors, [block], k=1000)
-    figure = new_figure((1.2 * (num_shown + 1), 1.32 * len(places)))
+    figure = new_figure((1.1 * (num_shown + 1), 1.24 * len(places)))
     axes = figure.subplots(len(places), num_shown + 1)
     for line, file in enumerate(PHOTOGRAPHS):
         # The most similar patch of each image.
