@@ -13,6 +13,7 @@ from mambar.models.config import VisionMambaConfig
 from mambar.models.protocol import Images, Layers, TokenTensor, layer_indices
 from mambar.nn import init
 from mambar.nn.block import MambaBlock
+from mambar.nn.cpu_inference import infer, inference_weights
 from mambar.nn.fused_forward import can_fuse, fused_forward
 from mambar.nn.heads import Head
 from mambar.nn.mixer import MIXERS
@@ -179,6 +180,9 @@ class VisionMamba(nn.Module):
     ) -> Float[Tensor, "batch length dim"]:
         """Embedded tokens after all blocks and the final norm."""
         if can_fuse(self.blocks, tokens) and not (self.grad_checkpointing and self.training):
+            weights = inference_weights(self.blocks, tokens)
+            if weights is not None:
+                return self.norm(infer(weights, tokens))
             return self.norm(fused_forward(self.blocks, tokens, grid, self._positions(tokens, grid)))
         for block in self.blocks:
             tokens = self.run_block(block, tokens, grid)

@@ -12,10 +12,21 @@ from mambar.ops.causal_conv1d import llvm_forward as conv_forward
 from mambar.ops.llvm import compiler, sums
 from mambar.ops.llvm.launch import sum_parts
 from mambar.ops.llvm.machine import NAMED_MACHINES, host_machine
+from mambar.ops.rms_norm import llvm_norm
 from mambar.ops.selective_scan import llvm_backward as scan_backward
 from mambar.ops.selective_scan import llvm_forward as scan_forward
 
-KERNELS = (scan_forward, scan_backward, conv_forward, conv_backward, mix_forward, mix_backward, llvm_convolutions, sums)
+KERNELS = (
+    scan_forward,
+    scan_backward,
+    conv_forward,
+    conv_backward,
+    mix_forward,
+    mix_backward,
+    llvm_convolutions,
+    llvm_norm,
+    sums,
+)
 
 
 @pytest.mark.slow

@@ -64,6 +64,21 @@ def test_any_shape(backend, device, shape, residual):
     assert_right(inputs(*shape, device=device, residual=residual), backend, torch.float32)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1,), (3, 4), (5, 0, 7), (2, 13, 192), (2, 3, 4, 33), (209, 1024)], ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("backend, device", backend_cases("rms_norm"))
+def test_any_shape_without_gradients(backend, device, shape, residual):
+    tensors = inputs(*shape, device=device, residual=residual)
+    odd = {name: tensor.t().contiguous().t() if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+    right = norm_with("reference")(**to_double(tensors))
+    for given in (tensors, odd):
+        found = norm_with(backend)(**given)
+        for output, expected in zip(found, right, strict=True) if residual else [(found, right)]:
+            assert output.shape == expected.shape
+            assert not output.numel() or relative_error(output, expected) <= 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("backend, device", backend_cases("rms_norm", torch.bfloat16))

@@ -3,6 +3,8 @@
 Low-rank projections, step sizes and checkpoints are saved for the backward; the convolutions are recomputed.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,20 +29,34 @@ def forward(
     xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, *, average: bool, for_backward: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The mix, and the tensors saved for `backward`."""
-    x, z = xz.chunk(2, dim=-1)
     ways = (forward_params, backward_params)
-    scans, projections = [], []
-    for way, u in zip(ways, convolve_both(x, ways), strict=True):
-        projected = linear(u, way.x_proj)
-        delta = linear(projected[..., : way.sizes[0]], way.dt_proj)
-        projections.append(projected)
-        scans.append(_scan(way, u, projected, delta))
-    checkpoints = [empty_checkpoints(scan.u, scan.A) for scan in scans] if for_backward else None
-    out = scan_both(z, scans, checkpoints, average=average)
+    checkpoints = None
+    if for_backward:
+        u = xz[..., : xz.shape[-1] // 2]
+        checkpoints = [empty_checkpoints(u, way.A) for way in ways]
+    out, projections, deltas = _forward(xz, ways, checkpoints, average=average, A_is_log=False)
     if checkpoints is None:
         return out, []
-    each = zip(projections, (scan.delta for scan in scans), checkpoints, strict=True)
+    each = zip(projections, deltas, checkpoints, strict=True)
     return out, [tensor for kept in each for tensor in kept]
+
+
+def infer(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, *, average: bool) -> Tensor:
+    """The mix, with A_log as the A of the directions."""
+    return _forward(xz, (forward_params, backward_params), None, average=average, A_is_log=True)[0]
+
+
+def _forward(
+    xz: Tensor, ways: Sequence[ScanDirection], checkpoints: Sequence[Tensor] | None, *, average: bool, A_is_log: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The mix, and the projections and step sizes of each direction."""
+    x, z = xz.chunk(2, dim=-1)
+    us = convolve_both(x, ways)
+    projections = [linear(u, way.x_proj) for way, u in zip(ways, us, strict=True)]
+    deltas = [linear(p[..., : way.sizes[0]], way.dt_proj) for way, p in zip(ways, projections, strict=True)]
+    wide = projections if xz.dtype == torch.float32 else [projected.float() for projected in projections]
+    out = scan_both(z, ways, us, deltas, wide, checkpoints, average=average, A_is_log=A_is_log)
+    return out, projections, deltas
 
 
 def backward(

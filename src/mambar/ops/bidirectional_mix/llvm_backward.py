@@ -16,11 +16,11 @@ DIRECTION_ARGUMENTS = (
     *strided("u", "delta", "z", "B", "C", "dout", "du", "ddelta", "dz"),
     *("state", "A", "D", "delta_bias", "checkpoints", "parameter_parts", "sequence_parts"),
 )
-SHARED_ARGUMENTS = (
+ARGUMENTS = (
     *("num_tasks", "length", "inner", "batch", "blocks_per_task", "delta_softplus", "average", "streaming"),
     *("dstate", "dinitial_state"),
+    *direction_arguments(DIRECTION_ARGUMENTS),
 )
-ARGUMENTS = (*SHARED_ARGUMENTS, *direction_arguments(DIRECTION_ARGUMENTS))
 scratch_floats = scan_backward.scratch_floats
 
 

@@ -12,8 +12,7 @@ from mambar.ops.llvm.vectors import Vectors, int64
 VECTORS_PER_BLOCK = convolution.VECTORS_PER_BLOCK
 
 DIRECTION_ARGUMENTS = (*strided("x", "y"), "taps", "weight", "bias")
-SHARED_ARGUMENTS = ("num_tasks", "length", "inner", "streaming")
-ARGUMENTS = (*SHARED_ARGUMENTS, *direction_arguments(DIRECTION_ARGUMENTS))
+ARGUMENTS = ("num_tasks", "length", "inner", "streaming", *direction_arguments(DIRECTION_ARGUMENTS))
 scratch_floats = convolution.scratch_floats
 
 

@@ -20,11 +20,11 @@ DIRECTION_ARGUMENTS = (
     *strided("u", "delta", "z", "B", "C", "out"),
     *("state", "A", "D", "delta_bias", "checkpoints"),
 )
-SHARED_ARGUMENTS = (
-    *("num_tasks", "length", "inner", "delta_softplus", "average", "streaming"),
+ARGUMENTS = (
+    *("num_tasks", "length", "inner", "delta_softplus", "average", "A_is_log", "streaming"),
     *("initial_state", "last_state"),
+    *direction_arguments(DIRECTION_ARGUMENTS),
 )
-ARGUMENTS = (*SHARED_ARGUMENTS, *direction_arguments(DIRECTION_ARGUMENTS))
 
 
 def scratch_floats(machine: Machine, state: int, length: int) -> int:
@@ -59,7 +59,8 @@ def build_ir(machine: Machine, dtype: str) -> ir.Module:
                     with start:
                         vectors.store_tile(values, first_output.at(builder.sub(final, step)))
 
-            scan_forward.emit_forward_scan(ScanLoop(tensors, vectors, scratch), finish, prefetched=[z])
+            scan = ScanLoop(tensors, vectors, scratch, A_is_log=function.is_set("A_is_log"))
+            scan_forward.emit_forward_scan(scan, finish, prefetched=[z])
 
         function.loop(2, scan_direction)
 

@@ -8,75 +8,61 @@ from torch import Tensor
 from mambar.ops.bidirectional_mix import llvm_backward, llvm_convolutions, llvm_forward
 from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.llvm.functions import num_channel_blocks
-from mambar.ops.llvm.launch import addresses, in_scan_order, launch, should_stream, strided_arguments
+from mambar.ops.llvm.launch import in_scan_order, launch, launch_in_order, should_stream, strided_arguments
 from mambar.ops.llvm.machine import current_machine
 from mambar.ops.selective_scan.llvm import Scan, ScanBackward
 
 
-def convolve_both(x: Tensor, ways: Sequence[ScanDirection]) -> Tensor:
-    """The convolution with SiLU in each direction, as (direction, batch, length, channels)."""
-    machine = current_machine()
-    batch, length, inner = x.shape
-    out = torch.empty((2, batch, length, inner), dtype=x.dtype)
-    largest = max(way.conv_weight.shape[1] for way in ways)
-    launch(
-        machine,
-        llvm_convolutions,
-        x.dtype,
-        arguments={
-            "num_tasks": batch * num_channel_blocks(machine, inner, llvm_convolutions.VECTORS_PER_BLOCK),
-            "length": length,
-            "inner": inner,
-            "streaming": should_stream(machine, out),
-        },
-        directions=[
-            (
-                *in_scan_order(x, reverse),
-                *in_scan_order(y, reverse),
-                way.conv_weight.shape[1],
-                way.conv_weight.data_ptr(),
-                _address(way.conv_bias),
-            )
-            for way, y, reverse in zip(ways, out, (False, True), strict=True)
-        ],
-        scratch_floats=llvm_convolutions.scratch_floats(machine, largest),
-    )
-    return out
+def convolve_both(x: Tensor, ways: Sequence[ScanDirection]) -> tuple[Tensor, Tensor]:
+    """The convolution with SiLU in each direction."""
+    machine, (batch, length, inner) = current_machine(), x.shape
+    outputs = (torch.empty((batch, length, inner), dtype=x.dtype), torch.empty((batch, length, inner), dtype=x.dtype))
+    num_tasks = batch * num_channel_blocks(machine, inner, llvm_convolutions.VECTORS_PER_BLOCK)
+    values = [num_tasks, length, inner, should_stream(machine, *outputs)]
+    for way, out, reverse in zip(ways, outputs, (False, True), strict=True):
+        weight = way.conv_weight
+        values += in_scan_order(x, reverse)
+        values += in_scan_order(out, reverse)
+        values += (weight.shape[1], weight.data_ptr(), _address(way.conv_bias))
+    taps = max(way.conv_weight.shape[1] for way in ways)
+    scratch_floats = llvm_convolutions.scratch_floats(machine, taps)
+    launch_in_order(machine, llvm_convolutions, x.dtype, values, scratch_floats=scratch_floats)
+    return outputs
 
 
-def scan_both(z: Tensor, scans: Sequence[Scan], checkpoints: Sequence[Tensor] | None, *, average: bool) -> Tensor:
-    """The sum of both scans, or their mean, times silu(z); fills the checkpoints if given."""
-    machine = current_machine()
-    out = torch.empty(z.shape, dtype=z.dtype)
-    num_tasks = z.shape[0] * num_channel_blocks(machine, z.shape[2], llvm_forward.VECTORS_PER_BLOCK)
-    launch(
-        machine,
-        llvm_forward,
-        z.dtype,
-        arguments={
-            **_shared(z, num_tasks, average=average),
-            "streaming": should_stream(machine, out),
-            "initial_state": 0,
-            "last_state": 0,
-        },
-        directions=[
-            (
-                *in_scan_order(scan.u, reverse),
-                *in_scan_order(scan.delta, reverse),
-                *in_scan_order(z, reverse),
-                *in_scan_order(scan.B, reverse),
-                *in_scan_order(scan.C, reverse),
-                *in_scan_order(out, reverse),
-                scan.A.shape[1],
-                scan.A.data_ptr(),
-                _address(scan.D),
-                _address(scan.delta_bias),
-                _address(states),
-            )
-            for scan, states, reverse in zip(scans, checkpoints or (None, None), (False, True), strict=True)
-        ],
-        scratch_floats=llvm_forward.scratch_floats(machine, _largest_state(scans), z.shape[1]),
-    )
+def scan_both(
+    z: Tensor,
+    ways: Sequence[ScanDirection],
+    us: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    projections: Sequence[Tensor],
+    checkpoints: Sequence[Tensor] | None,
+    *,
+    average: bool,
+    A_is_log: bool,
+) -> Tensor:
+    """The sum of both scans, or their mean, times silu(z); fills the checkpoints if given.
+
+    The float32 projections hold B and C in their last channels.
+    """
+    machine, (batch, length, inner) = current_machine(), z.shape
+    out = torch.empty((batch, length, inner), dtype=z.dtype)
+    num_tasks = batch * num_channel_blocks(machine, inner, llvm_forward.VECTORS_PER_BLOCK)
+    softplus, no_states = True, (0, 0)
+    values = [num_tasks, length, inner, softplus, average, A_is_log, should_stream(machine, out), *no_states]
+    each = zip(ways, us, deltas, projections, checkpoints or (None, None), (False, True), strict=True)
+    for way, u, delta, projected, states, reverse in each:
+        rank, state = way.sizes
+        values += in_scan_order(u, reverse)
+        values += in_scan_order(delta, reverse)
+        values += in_scan_order(z, reverse)
+        values += in_scan_order(projected, reverse, rank)
+        values += in_scan_order(projected, reverse, rank + state)
+        values += in_scan_order(out, reverse)
+        values += (state, way.A.data_ptr(), way.D.data_ptr(), way.dt_bias.data_ptr(), _address(states))
+    largest_state = max(way.A.shape[1] for way in ways)
+    scratch_floats = llvm_forward.scratch_floats(machine, largest_state, length)
+    launch_in_order(machine, llvm_forward, z.dtype, values, scratch_floats=scratch_floats)
     return out
 
 
@@ -86,36 +72,27 @@ def scan_both_backward(
     """The gradients of both scans; that of the gate is stored to dz."""
     machine = current_machine()
     both = [ScanBackward(scan, reverse=reverse) for scan, reverse in zip(scans, (False, True), strict=True)]
-    own = [
-        scan.arguments() | strided_arguments(scan.reverse, z=z, dout=dout, dz=dz) | addresses(checkpoints=states)
-        for scan, states in zip(both, checkpoints, strict=True)
-    ]
-    launch(
-        machine,
-        llvm_backward,
-        z.dtype,
-        arguments={
-            **_shared(z, z.shape[0] * both[0].tasks, average=average),
-            "batch": z.shape[0],
-            "blocks_per_task": both[0].blocks_per_task,
-            "streaming": should_stream(machine, *(t for scan in both for t in (scan.du, scan.ddelta))),
-            "dstate": 0,
-            "dinitial_state": 0,
-        },
-        directions=[[values[name] for name in llvm_backward.DIRECTION_ARGUMENTS] for values in own],
-        scratch_floats=llvm_backward.scratch_floats(machine, _largest_state(scans)),
-    )
+    arguments = {
+        "num_tasks": z.shape[0] * both[0].tasks,
+        "length": z.shape[1],
+        "inner": z.shape[2],
+        "batch": z.shape[0],
+        "blocks_per_task": both[0].blocks_per_task,
+        "delta_softplus": True,
+        "average": average,
+        "streaming": should_stream(machine, *(t for scan in both for t in (scan.du, scan.ddelta))),
+        "dstate": 0,
+        "dinitial_state": 0,
+    }
+    for direction, scan, states in zip(("forward", "backward"), both, checkpoints, strict=True):
+        rows = strided_arguments(scan.reverse, z=z, dout=dout, dz=dz)
+        own = {**scan.arguments(), **rows, "checkpoints": states.data_ptr()}
+        arguments |= {f"{direction}_{name}": value for name, value in own.items()}
+    largest_state = max(scan.A.shape[1] for scan in scans)
+    scratch_floats = llvm_backward.scratch_floats(machine, largest_state)
+    launch(machine, llvm_backward, z.dtype, arguments=arguments, scratch_floats=scratch_floats)
     return [scan.gradients() for scan in both]
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _largest_state(scans: Sequence[Scan]) -> int:
-    return max(scan.A.shape[1] for scan in scans)
-
-
-def _shared(z: Tensor, num_tasks: int, *, average: bool) -> dict[str, int]:
-    sizes = {"num_tasks": num_tasks, "length": z.shape[1], "inner": z.shape[2]}
-    return {**sizes, "delta_softplus": True, "average": average}

@@ -23,25 +23,36 @@ def launch(
     dtype: torch.dtype,
     *,
     arguments: Mapping[str, int],
-    directions: Sequence[Sequence[int]] = (),
     scratch_floats: int = 0,
     max_threads: int | None = None,
 ) -> None:
-    """Runs the tasks of a kernel for a dtype of the activations; the keys of `arguments` must be its ARGUMENTS.
-
-    For a kernel of both scan directions they are its SHARED_ARGUMENTS, and `directions` has the values of its
-    DIRECTION_ARGUMENTS for each.
-    """
-    names = module.SHARED_ARGUMENTS if directions else module.ARGUMENTS
+    """Runs the tasks of a kernel for a dtype of the activations; the keys of `arguments` must be its ARGUMENTS."""
+    names = module.ARGUMENTS
     if len(arguments) != len(names) or any(name not in arguments for name in names):
         odd = sorted(arguments.keys() ^ set(names))
         raise TypeError(f"{module.__name__} has missing or unknown arguments: {', '.join(odd)}.")
     values = [arguments[name] for name in names]
-    for own in directions:
-        values += own
+    launch_in_order(machine, module, dtype, values, scratch_floats=scratch_floats, max_threads=max_threads)
+
+
+def launch_in_order(
+    machine: Machine,
+    module: ModuleType,
+    dtype: torch.dtype,
+    values: Sequence[int],
+    *,
+    scratch_floats: int = 0,
+    max_threads: int | None = None,
+) -> None:
+    """As `launch`, with the values in the order of ARGUMENTS: for kernels that run in every block."""
     if len(values) != len(module.ARGUMENTS):
         raise TypeError(f"{module.__name__} takes {len(module.ARGUMENTS)} arguments, not {len(values)}.")
-    run(get_kernel(module, dtype, machine), values, scratch_floats=scratch_floats, max_threads=max_threads)
+    kernel = get_kernel(module, dtype, machine)
+    if torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
+        with torch.autograd.profiler.record_function(module.__name__.removeprefix("mambar.ops.")):
+            run(kernel, values, scratch_floats=scratch_floats, max_threads=max_threads)
+    else:
+        run(kernel, values, scratch_floats=scratch_floats, max_threads=max_threads)
 
 
 def addresses(**tensors: Tensor | None) -> dict[str, int]:

@@ -99,6 +99,10 @@ class Vectors:
     def broadcast_load(self, pointer: ir.Value, index: ir.Value | int = 0) -> Block:
         """One float32 from memory in every lane."""
         scalar = self.builder.load(element_pointer(self.builder, pointer, index), typ=FLOAT)
+        return self.splat(scalar)
+
+    def splat(self, scalar: ir.Value) -> Block:
+        """A float32 in every lane."""
         return (self._splat(scalar, self.vector),) * self.count
 
     # Arithmetic

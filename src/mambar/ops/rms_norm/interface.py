@@ -9,7 +9,8 @@ A kernel backend is a module with two functions on matrices (rows, dim):
 residual `total` is an empty tensor, and `backward` gets x in its place. residual, weight, `dweight` and `inverse_rms`
 are float32 (float64 if x is float64); `dtotal` may be None. Outputs are new and contiguous.
 
-A plain backend is a module with `rms_norm(x, weight, *, eps, dtype) -> normed` in differentiable operations.
+A plain backend is a module with `rms_norm(x, weight, *, eps, dtype) -> normed` in differentiable operations. The
+backend `inference` also adds the residual.
 """
 
 import sys
@@ -22,10 +23,17 @@ from torch import Tensor
 from mambar.ops.checks import as_dtype, check_floating, check_kernel_dtypes, check_shape, choose_backend, rows
 from mambar.ops.derivatives import needs_reference, reference_gradients, refuse_forward_mode
 from mambar.ops.dispatch import FLOATS, Backend, is_empty, kernel, kernel_backend, register_op
-from mambar.ops.rms_norm import reference
+from mambar.ops.rms_norm import inference, reference
 
 BACKENDS = (
     kernel_backend("rms_norm", "triton", device="cuda", requires=("triton",)),
+    Backend(
+        name="inference",
+        module="mambar.ops.rms_norm.inference",
+        devices=("cpu",),
+        dtypes=FLOATS,
+        requires=("llvmlite",),
+    ),
     Backend(name="reference", module="mambar.ops.rms_norm.reference", dtypes=FLOATS, traceable=True),
 )
 
@@ -73,13 +81,16 @@ def add_rms_norm(
     float64, everything is computed in float64. Each gradient has the type of its argument.
     """
     check_floating("residual", residual)
-    check_shape("x", x, **{f"axis {axis}": size for axis, size in enumerate(residual.shape)})
+    if x.shape != residual.shape or x.dtype not in FLOATS:
+        check_shape("x", x, **{f"axis {axis}": size for axis, size in enumerate(residual.shape)})
     check_shape("weight", weight, dim=x.shape[-1])
     dtype, given = x.dtype, dict(x=x, residual=residual, weight=weight)
     name, (x, residual, weight) = choose_backend("rms_norm", backend, ("x",), given)
     if is_empty(x):
         return as_dtype(x + 0, dtype), x + residual
     if name in PLAIN:
+        if name == "inference" and residual.dtype == torch.float32:
+            return inference.add_rms_norm(x, residual, weight, eps=eps)
         total = x + residual
         return PLAIN[name](total, weight, eps=eps, dtype=dtype), total
     matrices = (x.reshape(-1, x.shape[-1]), residual.reshape(-1, x.shape[-1]))

@@ -14,10 +14,11 @@ MIN_DECAY = -1e9
 class ScanLoop:
     """Inputs of a scan: rows of u, delta, B and C, and tiles of A (times log2(e)), D and delta_bias.
 
-    Parameters that are not given are 0, and lanes without a channel are 0.
+    Parameters that are not given are 0, and lanes without a channel are 0. If `A_is_log` holds, the argument A is
+    A_log, and the decay rates are -exp(A_log).
     """
 
-    def __init__(self, tensors: TaskTensors, vectors: Vectors, scratch: Scratch):
+    def __init__(self, tensors: TaskTensors, vectors: Vectors, scratch: Scratch, *, A_is_log: ir.Value | None = None):
         self.tensors = tensors
         self.function = tensors.function
         self.builder = tensors.builder
@@ -29,7 +30,7 @@ class ScanLoop:
         self.B, self.C = (tensors.rows(name, by_channel=False, dtype="float32") for name in ("B", "C"))
         self.A = self.tile()
         self.D, self._bias = self.tile(1), self.tile(1)
-        self._load_parameters()
+        self._load_parameters(A_is_log)
 
     def tile(self, num_rows: ir.Value | int | None = None) -> Tile:
         """A new tile with `num_rows` rows, by default one per state."""
@@ -86,14 +87,22 @@ class ScanLoop:
         )
         return self.tensors.offset_pointer(name, self.builder.mul(row, self.state))
 
-    def _load_parameters(self) -> None:
+    def _load_parameters(self, A_is_log: ir.Value | None) -> None:
         vectors, tensors = self.vectors, self.tensors
         log2_e = vectors.constant(LOG2_E)
+
+        def decay(A_log: Block) -> Block:
+            # At the bounds the exponential is already 0 and Inf.
+            return vectors.neg(vectors.exp2(vectors.clamp_max(110.0, vectors.clamp_min(-110.0, A_log)), log2_e))
+
         self.A.clear()
         self.A.load_transposed(tensors.offset_pointer("A", self.builder.mul(tensors.channel, self.state)))
 
         def scale(row: ir.Value) -> None:
-            self.A.store(vectors.clamp_min(MIN_DECAY, vectors.mul(self.A.load(row), log2_e)), row)
+            A = self.A.load(row)
+            if A_is_log is not None:
+                A = self.function.choose(A_is_log, lambda: decay(A), A)
+            self.A.store(vectors.clamp_min(MIN_DECAY, vectors.mul(A, log2_e)), row)
 
         self.function.loop(self.state, scale)
         for tile, name in ((self.D, "D"), (self._bias, "delta_bias")):
