@@ -16,6 +16,8 @@ from mambar.data.segmentation.masks import palette
 # Pixels of the longer side of a picture; smaller images are enlarged to this width, so that names are legible.
 _MAX_SIDE: Final = 8192
 _MIN_WIDTH: Final = 320
+# Brightness of red, green and blue (ITU-R BT.601), by which captions are white or black.
+_LUMA: Final = (0.299, 0.587, 0.114)
 
 
 def draw_objects(
@@ -25,16 +27,16 @@ def draw_objects(
     captions: Sequence[str],
     mask: Callable[[int], Bool[np.ndarray, "height width"] | None] = lambda index: None,
 ) -> UInt8[np.ndarray, "rows cols 3"]:
-    """The image with a box in the color of its class, a caption, and the mask for each object.
+    """The image with a box in the color of its class, a caption, and the mask for each object, the first on top.
 
     Small images are enlarged by a whole factor; of one above 8192 pixels every n-th row and column is drawn.
     """
     colors: list[Any] = [palette(label + 1)[label] for label in labels]
     drawn = image
-    for index, color in enumerate(colors):
+    for index in reversed(range(len(colors))):
         pixels = mask(index)
         if pixels is not None and pixels.any():
-            drawn = draw_segmentation_masks(drawn, torch.from_numpy(pixels)[None], alpha=0.5, colors=[color])
+            drawn = draw_segmentation_masks(drawn, torch.from_numpy(pixels)[None], alpha=0.5, colors=[colors[index]])
     height, width = image.shape[1:]
     step, factor = -(-max(height, width) // _MAX_SIDE), max(1, -(-_MIN_WIDTH // max(width, 1)))
     factor = max(1, min(factor, _MAX_SIDE // max(height, width, 1)))
@@ -43,14 +45,14 @@ def draw_objects(
         size = int(np.clip(drawn.shape[2] / 30, 12, 40))
         drawn = draw_bounding_boxes(
             drawn,
-            boxes.float() * factor / step,
-            labels=[printable(caption) for caption in captions],
-            colors=colors,
+            boxes.float().flip(0) * factor / step,
+            labels=[printable(caption) for caption in captions[::-1]],
+            colors=colors[::-1],
             width=max(2, size // 6),
             font=str(label_font()),
             font_size=size,
-            label_background_colors=colors,
-            label_colors=["white" if sum(color) < 420 else "black" for color in colors],
+            label_background_colors=colors[::-1],
+            label_colors=["white" if np.dot(color, _LUMA) < 150 else "black" for color in colors[::-1]],
             fill_labels=True,
         )
     return np.ascontiguousarray(drawn.permute(1, 2, 0).numpy())
