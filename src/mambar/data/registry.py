@@ -67,7 +67,10 @@ def _detection_factory(path: Path) -> Callable[..., ImageDataset]:
     open_pairs = segmentation_factory(path)
 
     def open_regions(path: Path, split: str, **options: Any) -> MaskRegions:
-        return MaskRegions(open_pairs(path, split, **options))
+        try:
+            return MaskRegions(open_pairs(path, split, **options))
+        except DataError as error:
+            raise DataError(f"{error} Boxes are read from annotations/instances_{split}.json (COCO).") from error
 
     open_regions.__signature__ = inspect.signature(open_pairs)  # type: ignore[attr-defined]
     return open_regions

@@ -119,6 +119,7 @@ def test_other_places_of_the_files(tmp_path):
         ({"annotations": [box(bbox=(0, 0, float("inf"), 4))]}, "not finite"),
         ({"categories": 3}, "TypeError"),
         ({"images": []}, "lists no images"),
+        ({"annotations": []}, "lists no objects"),
     ],
 )
 def test_damaged_annotations_are_refused_in_one_line(tmp_path, changes, message):
@@ -144,6 +145,12 @@ def test_missing_and_ambiguous_files_and_damaged_images(tmp_path, caplog):
     (root / "annotations/instances_val2014.json").write_text("{}", "utf-8")
     with pytest.raises(DataError, match="2 COCO files for val: "):
         open_dataset(root, "val", kind="detection")
+
+
+def test_a_folder_of_classes_is_refused_with_both_layouts(tmp_path):
+    (tmp_path / "cats").mkdir()
+    with pytest.raises(DataError, match=r"put them into images/train .* annotations/instances_train.json \(COCO\)"):
+        open_dataset(tmp_path, "train", kind="detection")
 
 
 def test_regions_of_masks_are_objects(tmp_path):

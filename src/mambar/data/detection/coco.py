@@ -80,6 +80,8 @@ class CocoImages(SkippingDataset):
                 objects[each["image_id"]].append(each)
         images = sorted(content["images"], key=lambda each: each["id"])
         ordered = [each for image in images for each in objects[image["id"]]]
+        if not ordered:
+            raise ValueError("it lists no objects")
         self._paths = PackedNames.from_names(str(each["file_name"]) for each in images)
         self._sizes = np.array([(each["height"], each["width"]) for each in images], dtype=np.int64)
         self._ends = np.cumsum([len(objects[each["id"]]) for each in images])

@@ -297,7 +297,7 @@ def _open(recipe: Recipe, data: Any) -> dict[str, ImageDataset]:
         if dataset.classes != opened["train"].classes:
             raise DataError(
                 f"{recipe.data}: the train and {split} images have different classes ({len(opened['train'].classes)} "
-                f"and {len(dataset.classes)}); give both the same class folders."
+                f"and {len(dataset.classes)}); give both the same classes."
             )
     return opened
 
