@@ -42,7 +42,7 @@ def draw_objects(
     factor = max(1, min(factor, _MAX_SIDE // max(height, width, 1)))
     drawn = drawn[:, ::step, ::step].repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     if len(boxes):
-        size = int(np.clip(drawn.shape[2] / 30, 12, 40))
+        size = int(np.clip(drawn.shape[2] / 50, 12, 40))
         drawn = draw_bounding_boxes(
             drawn,
             boxes.float().flip(0) * factor / step,
