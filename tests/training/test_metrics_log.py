@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 
 import pytest
@@ -67,6 +68,17 @@ def test_log_lines_have_loss_accuracy_speed_and_remaining_time(caplog):
     lines.close()
     assert "digits: step 1 of 4, loss 2.5000, accuracy 25.0%" in caplog.text
     assert "images/s" in caplog.text and "left" in caplog.text and "digits: top1 0.9" in caplog.text
+
+
+def test_less_than_one_image_per_second_is_not_zero(caplog):
+    caplog.set_level(logging.INFO)
+    lines = ProgressDisplay(seconds=0.0)
+    lines.start("large", steps=2, done=0)
+    # The first step took 100 seconds.
+    lines.bar.tasks[-1].start_time -= 100
+    lines.step(1, loss=2.5, accuracy=None, images=1)
+    lines.close()
+    assert re.search(r"loss 2.5000, 0\.0\d+ images/s, ", caplog.text), caplog.text
 
 
 def test_short_writes_are_continued_until_the_row_is_complete(tmp_path, monkeypatch):

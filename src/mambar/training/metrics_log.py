@@ -139,16 +139,17 @@ class ProgressDisplay:
         task, now = self.bar.tasks[-1], time.monotonic()
         # One step has no speed yet, only the time since the stage began.
         rate = task.speed or 1 / max(task.elapsed or 0.0, 1e-9)
+        speed = f"{rate * images:{'.0f' if rate * images >= 10 else '.2g'}} images/s"
         if self.has_bar:
             shown = "" if accuracy is None else f" · acc {accuracy:.1%}"
-            self.bar.update(self.task, numbers=f"loss {loss:.3f}{shown} · {rate * images:.0f} images/s")
+            self.bar.update(self.task, numbers=f"loss {loss:.3f}{shown} · {speed}")
         elif self.has_lines and (now - self.last_line >= self.seconds or done >= self.steps):
             self.last_line = now
             shown = "" if accuracy is None else f", accuracy {accuracy:.1%}"
             left = timedelta(seconds=round((self.steps - done) / rate))
             _LOG.info(
-                "%s: step %d of %d, loss %.4f%s, %.0f images/s, %s left",
-                *(self.title, done, self.steps, loss, shown, rate * images, left),
+                "%s: step %d of %d, loss %.4f%s, %s, %s left",
+                *(self.title, done, self.steps, loss, shown, speed, left),
             )
 
     def message(self, text: str) -> None:
