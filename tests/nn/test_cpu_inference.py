@@ -35,11 +35,11 @@ def usual(model, monkeypatch):
         return model(IMAGES)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{}, {"proj_bias": True}, {"conv_bias": False}, {"average_directions": False}, {"d_conv": 2, "expand": 3}],
-    ids=str,
-)
+FIELDS = [{}, {"proj_bias": True}, {"conv_bias": False}, {"average_directions": False}, {"d_conv": 2, "expand": 3}]
+FIELDS += [{"dt_rank": 3}, {"dt_rank": 20}]
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=str)
 @pytest.mark.parametrize("no_gradients", [torch.no_grad, torch.inference_mode])
 def test_the_result_is_that_of_the_blocks(fields, no_gradients, monkeypatch):
     model = build(**fields)

@@ -3,16 +3,18 @@
 Low-rank projections, step sizes and checkpoints are saved for the backward; the convolutions are recomputed.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.bidirectional_mix.llvm_scans import convolve_both, scan_both, scan_both_backward
 from mambar.ops.causal_conv1d import llvm as convolution
+from mambar.ops.llvm.machine import current_machine
 from mambar.ops.llvm.matmul import linear, matmul
 from mambar.ops.selective_scan.llvm import Scan, empty_checkpoints
+
+# Up to this rank the scan computes the step sizes itself; above it a matrix product is faster.
+LARGEST_FUSED_RANK = 16
 
 
 def empty_saved(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection) -> list[Tensor]:
@@ -29,12 +31,15 @@ def forward(
     xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, *, average: bool, for_backward: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The mix, and the tensors saved for `backward`."""
+    x, z = xz.chunk(2, dim=-1)
     ways = (forward_params, backward_params)
-    checkpoints = None
-    if for_backward:
-        u = xz[..., : xz.shape[-1] // 2]
-        checkpoints = [empty_checkpoints(u, way.A) for way in ways]
-    out, projections, deltas = _forward(xz, ways, checkpoints, average=average, A_is_log=False)
+    machine = current_machine()
+    us = convolve_both(machine, x, ways)
+    projections = [linear(u, way.x_proj) for way, u in zip(ways, us, strict=True)]
+    deltas = [linear(p[..., : way.sizes[0]], way.dt_proj) for way, p in zip(ways, projections, strict=True)]
+    checkpoints = [empty_checkpoints(x, way.A) for way in ways] if for_backward else None
+    wide = [projected.float() for projected in projections]
+    out = scan_both(machine, z, ways, us, wide, deltas, checkpoints, average=average, A_is_log=False)
     if checkpoints is None:
         return out, []
     each = zip(projections, deltas, checkpoints, strict=True)
@@ -42,21 +47,16 @@ def forward(
 
 
 def infer(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, *, average: bool) -> Tensor:
-    """The mix, with A_log as the A of the directions."""
-    return _forward(xz, (forward_params, backward_params), None, average=average, A_is_log=True)[0]
-
-
-def _forward(
-    xz: Tensor, ways: Sequence[ScanDirection], checkpoints: Sequence[Tensor] | None, *, average: bool, A_is_log: bool
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The mix, and the projections and step sizes of each direction."""
+    """The mix in float32, with A_log as the A of the directions."""
     x, z = xz.chunk(2, dim=-1)
-    us = convolve_both(x, ways)
-    projections = [linear(u, way.x_proj) for way, u in zip(ways, us, strict=True)]
-    deltas = [linear(p[..., : way.sizes[0]], way.dt_proj) for way, p in zip(ways, projections, strict=True)]
-    wide = projections if xz.dtype == torch.float32 else [projected.float() for projected in projections]
-    out = scan_both(z, ways, us, deltas, wide, checkpoints, average=average, A_is_log=A_is_log)
-    return out, projections, deltas
+    ways = (forward_params, backward_params)
+    machine = current_machine()
+    us = convolve_both(machine, x, ways)
+    projections = [linear(us[0], forward_params.x_proj), linear(us[1], backward_params.x_proj)]
+    deltas = None
+    if max(forward_params.sizes[0], backward_params.sizes[0]) > LARGEST_FUSED_RANK:
+        deltas = [linear(p[..., : way.sizes[0]], way.dt_proj) for way, p in zip(ways, projections, strict=True)]
+    return scan_both(machine, z, ways, us, projections, deltas, None, average=average, A_is_log=True)
 
 
 def backward(
@@ -74,9 +74,8 @@ def backward(
     dx, dz = dxz.chunk(2, dim=-1)
     ways = (forward_params, backward_params)
     projections, deltas, checkpoints = (saved[start:6:3] for start in range(3))
-    scans = []
-    for way, u, projected, delta in zip(ways, convolve_both(x, ways), projections, deltas, strict=True):
-        scans.append(_scan(way, u, projected, delta))
+    us = convolve_both(current_machine(), x, ways)
+    scans = [_scan(*each) for each in zip(ways, us, projections, deltas, strict=True)]
     gradients = scan_both_backward(dout, z, dz, scans, checkpoints, average=average)
     dforward, dbackward = (
         _through_projections(way, scan.u, projected, gradient, x, dx, reverse=reverse)

@@ -15,10 +15,11 @@ from mambar.ops.selective_scan.llvm_scan_loop import ScanLoop
 
 VECTORS_PER_BLOCK = scan_forward.VECTORS_PER_BLOCK
 
-# Arguments of each direction, in its scan order; the gate and the result are the same tensors for both.
+# Arguments of each direction, in its scan order; the gate and the result are the same tensors for both. See `ScanLoop`
+# for rank and dt_proj.
 DIRECTION_ARGUMENTS = (
     *strided("u", "delta", "z", "B", "C", "out"),
-    *("state", "A", "D", "delta_bias", "checkpoints"),
+    *("state", "A", "D", "delta_bias", "checkpoints", "rank", "dt_proj"),
 )
 ARGUMENTS = (
     *("num_tasks", "length", "inner", "delta_softplus", "average", "A_is_log", "streaming"),
@@ -27,9 +28,9 @@ ARGUMENTS = (
 )
 
 
-def scratch_floats(machine: Machine, state: int, length: int) -> int:
-    """Size of the scratch memory of one thread: that of a scan, and the outputs of the first direction."""
-    return scan_forward.scratch_floats(machine, state) + length * VECTORS_PER_BLOCK * machine.lanes
+def scratch_floats(machine: Machine, state: int, length: int, rank: int) -> int:
+    """Size of the scratch memory of one thread: that of a scan, dt_proj, and the outputs of the first direction."""
+    return scan_forward.scratch_floats(machine, state) + (rank + length) * VECTORS_PER_BLOCK * machine.lanes
 
 
 def build_ir(machine: Machine, dtype: str) -> ir.Module:
@@ -59,7 +60,8 @@ def build_ir(machine: Machine, dtype: str) -> ir.Module:
                     with start:
                         vectors.store_tile(values, first_output.at(builder.sub(final, step)))
 
-            scan = ScanLoop(tensors, vectors, scratch, A_is_log=function.is_set("A_is_log"))
+            A_is_log, rank = function.is_set("A_is_log"), tensors.argument("rank")
+            scan = ScanLoop(tensors, vectors, scratch, A_is_log=A_is_log, rank=rank)
             scan_forward.emit_forward_scan(scan, finish, prefetched=[z])
 
         function.loop(2, scan_direction)

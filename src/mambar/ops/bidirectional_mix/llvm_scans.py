@@ -9,13 +9,13 @@ from mambar.ops.bidirectional_mix import llvm_backward, llvm_convolutions, llvm_
 from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.llvm.functions import num_channel_blocks
 from mambar.ops.llvm.launch import in_scan_order, launch, launch_in_order, should_stream, strided_arguments
-from mambar.ops.llvm.machine import current_machine
+from mambar.ops.llvm.machine import Machine, current_machine
 from mambar.ops.selective_scan.llvm import Scan, ScanBackward
 
 
-def convolve_both(x: Tensor, ways: Sequence[ScanDirection]) -> tuple[Tensor, Tensor]:
+def convolve_both(machine: Machine, x: Tensor, ways: Sequence[ScanDirection]) -> tuple[Tensor, Tensor]:
     """The convolution with SiLU in each direction."""
-    machine, (batch, length, inner) = current_machine(), x.shape
+    batch, length, inner = x.shape
     outputs = (torch.empty((batch, length, inner), dtype=x.dtype), torch.empty((batch, length, inner), dtype=x.dtype))
     num_tasks = batch * num_channel_blocks(machine, inner, llvm_convolutions.VECTORS_PER_BLOCK)
     values = [num_tasks, length, inner, should_stream(machine, *outputs)]
@@ -31,11 +31,12 @@ def convolve_both(x: Tensor, ways: Sequence[ScanDirection]) -> tuple[Tensor, Ten
 
 
 def scan_both(
+    machine: Machine,
     z: Tensor,
     ways: Sequence[ScanDirection],
     us: Sequence[Tensor],
-    deltas: Sequence[Tensor],
     projections: Sequence[Tensor],
+    deltas: Sequence[Tensor] | None,
     checkpoints: Sequence[Tensor] | None,
     *,
     average: bool,
@@ -43,25 +44,27 @@ def scan_both(
 ) -> Tensor:
     """The sum of both scans, or their mean, times silu(z); fills the checkpoints if given.
 
-    The float32 projections hold B and C in their last channels.
+    The float32 projections hold the low-rank step size, B and C. Without `deltas` the scans compute the step sizes.
     """
-    machine, (batch, length, inner) = current_machine(), z.shape
+    batch, length, inner = z.shape
     out = torch.empty((batch, length, inner), dtype=z.dtype)
     num_tasks = batch * num_channel_blocks(machine, inner, llvm_forward.VECTORS_PER_BLOCK)
     softplus, no_states = True, (0, 0)
     values = [num_tasks, length, inner, softplus, average, A_is_log, should_stream(machine, out), *no_states]
-    each = zip(ways, us, deltas, projections, checkpoints or (None, None), (False, True), strict=True)
-    for way, u, delta, projected, states, reverse in each:
+    none = (None, None)
+    each = zip(ways, us, projections, deltas or none, checkpoints or none, (False, True), strict=True)
+    for way, u, projected, delta, states, reverse in each:
         rank, state = way.sizes
         values += in_scan_order(u, reverse)
-        values += in_scan_order(delta, reverse)
+        values += (0, 0, 0) if delta is None else in_scan_order(delta, reverse)
         values += in_scan_order(z, reverse)
         values += in_scan_order(projected, reverse, rank)
         values += in_scan_order(projected, reverse, rank + state)
         values += in_scan_order(out, reverse)
         values += (state, way.A.data_ptr(), way.D.data_ptr(), way.dt_bias.data_ptr(), _address(states))
-    largest_state = max(way.A.shape[1] for way in ways)
-    scratch_floats = llvm_forward.scratch_floats(machine, largest_state, length)
+        values += (rank, way.dt_proj.data_ptr()) if delta is None else (0, 0)
+    rank, state = (max(sizes) for sizes in zip(ways[0].sizes, ways[1].sizes, strict=True))
+    scratch_floats = llvm_forward.scratch_floats(machine, state, length, rank)
     launch_in_order(machine, llvm_forward, z.dtype, values, scratch_floats=scratch_floats)
     return out
 

@@ -4,8 +4,10 @@ import ctypes
 import functools
 import hashlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -18,15 +20,11 @@ from mambar.ops.llvm.machine import Machine, host_machine
 ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-class Kernel:
-    """A compiled function and its address; calling it with the address of a call runs tasks on this thread."""
+class Kernel(NamedTuple):
+    """A compiled function, which runs tasks of the call at an address on this thread, and its own address."""
 
-    def __init__(self, address: int):
-        self.address = address
-        self._function = ENTRY(address)
-
-    def __call__(self, call: int) -> None:
-        self._function(call)
+    run: Callable[[int], None]
+    address: int
 
 
 _compiling = threading.Lock()
@@ -83,7 +81,8 @@ def load(code: bytes, machine: Machine, name: str) -> Kernel:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    return Kernel(engine.get_function_address(name))
+    address = engine.get_function_address(name)
+    return Kernel(ENTRY(address), address)
 
 
 def fingerprint(module: str, dtype: str, machine: Machine) -> str:

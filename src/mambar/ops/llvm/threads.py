@@ -49,7 +49,7 @@ class _Job:
                 return
             self._working += 1
         try:
-            self._kernel(self._call)
+            self._kernel.run(self._call)
         finally:
             with self._condition:
                 self._working -= 1
@@ -110,7 +110,7 @@ def run(kernel: Kernel, arguments: Sequence[int], *, scratch_floats: int = 0, ma
     call = array("q", (0, 0, scratch.data_ptr(), scratch.stride(0) * 4, *arguments))
     address = call.buffer_info()[0]
     if num_threads == 1:
-        kernel(address)
+        kernel.run(address)
     elif _run_by_openmp is not None:
         _run_by_openmp(kernel.address, address, num_threads, 0)
     else:

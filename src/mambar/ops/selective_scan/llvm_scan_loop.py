@@ -4,7 +4,7 @@ from llvmlite import ir
 
 from mambar.ops.llvm.functions import Scratch
 from mambar.ops.llvm.memory_layout import Rows, TaskTensors, Tile
-from mambar.ops.llvm.vectors import LOG2_E, Block, Vectors, int64
+from mambar.ops.llvm.vectors import LOG2_E, Block, Vectors, element_pointer, int64
 
 CHECKPOINT_EVERY = 16
 # Lower bound of A, also for -Inf: at this rate a state already decays to 0 in one step.
@@ -15,10 +15,19 @@ class ScanLoop:
     """Inputs of a scan: rows of u, delta, B and C, and tiles of A (times log2(e)), D and delta_bias.
 
     Parameters that are not given are 0, and lanes without a channel are 0. If `A_is_log` holds, the argument A is
-    A_log, and the decay rates are -exp(A_log).
+    A_log, and the decay rates are -exp(A_log). If `rank` is not 0, delta is not given: it is the product of the
+    argument dt_proj with the `rank` channels in front of B.
     """
 
-    def __init__(self, tensors: TaskTensors, vectors: Vectors, scratch: Scratch, *, A_is_log: ir.Value | None = None):
+    def __init__(
+        self,
+        tensors: TaskTensors,
+        vectors: Vectors,
+        scratch: Scratch,
+        *,
+        A_is_log: ir.Value | None = None,
+        rank: ir.Value | None = None,
+    ):
         self.tensors = tensors
         self.function = tensors.function
         self.builder = tensors.builder
@@ -31,6 +40,17 @@ class ScanLoop:
         self.A = self.tile()
         self.D, self._bias = self.tile(1), self.tile(1)
         self._load_parameters(A_is_log)
+        self._rank = rank
+        if rank is not None:
+            self._low = Rows(
+                builder=self.builder,
+                first=element_pointer(self.builder, self.B.first, self.builder.neg(rank)),
+                stride=self.B.stride,
+            )
+            self._dt_proj = self.tile(rank)
+            self._dt_proj.clear()
+            offset = self.builder.mul(tensors.channel, rank)
+            self._dt_proj.load_transposed(tensors.offset_pointer("dt_proj", offset))
 
     def tile(self, num_rows: ir.Value | int | None = None) -> Tile:
         """A new tile with `num_rows` rows, by default one per state."""
@@ -78,8 +98,27 @@ class ScanLoop:
         return both[: vectors.count], both[vectors.count :]
 
     def _raw_step_size(self, step: ir.Value) -> Block:
-        delta = self.vectors.load(self.delta.at(step), self.delta.dtype)
-        return self.vectors.add(delta, self._bias.load())
+        vectors, rank = self.vectors, self._rank
+        if rank is None:
+            return vectors.add(vectors.load(self.delta.at(step), self.delta.dtype), self._bias.load())
+        delta = self.function.choose(
+            self.builder.icmp_unsigned("==", rank, int64(0)),
+            lambda: vectors.load(self.delta.at(step), self.delta.dtype),
+            vectors.constant(0.0),
+        )
+        low, loop = self._low.at(step), self.function.loop
+
+        def add(index: ir.Value, sums: Block) -> tuple[Block]:
+            return (vectors.fma(self._dt_proj.load(index), vectors.broadcast_load(low, index), sums),)
+
+        def add_two(index: ir.Value, even: Block, odd: Block) -> tuple[Block, Block]:
+            return *add(index, even), *add(self.builder.add(index, int64(1)), odd)
+
+        # Two sums, because each waits for its last addition.
+        pairs = self.builder.and_(rank, int64(-2))
+        start = vectors.add(delta, self._bias.load())
+        even, odd = loop(pairs, add_two, start, vectors.constant(0.0), step=2)
+        return loop(rank, add, vectors.add(even, odd), start=pairs)[0]
 
     def _states(self, name: str) -> ir.Value:
         row = self.builder.add(
