@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 
 import pytest
@@ -14,7 +15,7 @@ from mambar.data.detection.object_masks import compressed_masks, target_objects
 from mambar.data.loading.loaders import Batch, training_batches
 from mambar.detection import DetectionTask, Detector, detect, evaluate_run, load_detector, save_detector
 from mambar.detection.detector import paste_mask, strides
-from mambar.errors import DataError, ImageError, InputError, RecipeError
+from mambar.errors import BackendUnavailable, DataError, ImageError, InputError, RecipeError
 from mambar.models.timm_vit import create_timm_vit
 from mambar.recipes.index import ENTRIES, get_recipe
 from mambar.training.recipe import Recipe, Stage
@@ -281,6 +282,12 @@ def test_boxes_and_masks_are_not_rounded_by_autocast(make_backbone, dtype):
 def test_settings_that_make_no_sense(make_backbone, options, changes, message):
     with pytest.raises((RecipeError, InputError), match=message):
         task(options=options, **changes).build_model(make_backbone())
+
+
+def test_a_missing_package_is_reported_before_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    with pytest.raises(BackendUnavailable, match=r"evaluation of boxes needs the package pycocotools"):
+        task(options={"masks": False})
 
 
 def test_data_without_boxes_are_refused_in_one_line(tmp_path):

@@ -17,7 +17,7 @@ from mambar.detection.detector import Detector, DetectorConfig, check_sides
 from mambar.detection.evaluator import image_records
 from mambar.detection.files import detector_content
 from mambar.errors import DataError, RecipeError
-from mambar.evaluation.detection import evaluate_records
+from mambar.evaluation.detection import coco_classes, evaluate_records
 from mambar.training import fields
 from mambar.training.recipe import Recipe, Stage
 from mambar.training.task import EvalResult, EvaluationContext, Task, preprocessing_of, refuse_classification_fields
@@ -50,6 +50,8 @@ class DetectionTask(Task):
         if recipe.compile or recipe.parallel == "fsdp":
             name = "compile=true" if recipe.compile else "parallel=fsdp"
             raise RecipeError(f"{name} is not supported for detection, whose images differ in size; omit it.")
+        # A missing package is reported before the first epoch.
+        coco_classes()
         self.classes = tuple(classes)
         self.preprocessing = preprocessing_of(recipe, stage)
         self.transform = ObjectTransform(hflip=stage.hflip, masks=config.masks)

@@ -73,14 +73,19 @@ def evaluate_records(records: Iterable[ImageRecord], classes: Sequence[str], *, 
     return DetectionResult(metrics=metrics, per_class=per_class, num_images=len(ordered), num_objects=num_objects)
 
 
-def _coco_stats(records: Sequence[ImageRecord], classes: Sequence[str], kind: str) -> tuple[list[float], np.ndarray]:
-    """COCO's first six numbers, and its precision (threshold, recall, class, area, detections)."""
+def coco_classes() -> tuple[Any, Any]:
+    """pycocotools' COCO and COCOeval; BackendUnavailable if it is not installed."""
     try:
-        from pycocotools import cocoeval
         from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise BackendUnavailable(needs_package("the evaluation of boxes", "pycocotools", extra="detection")) from error
-    evaluator: Any = cocoeval.COCOeval
+    return COCO, COCOeval
+
+
+def _coco_stats(records: Sequence[ImageRecord], classes: Sequence[str], kind: str) -> tuple[list[float], np.ndarray]:
+    """COCO's first six numbers, and its precision (threshold, recall, class, area, detections)."""
+    coco_class, evaluator = coco_classes()
     images = [{"id": each.index, "height": each.size[0], "width": each.size[1]} for each in records]
     categories = [{"id": label, "name": name} for label, name in enumerate(classes)]
 
@@ -90,7 +95,7 @@ def _coco_stats(records: Sequence[ImageRecord], classes: Sequence[str], kind: st
         ]
         if part == "detections" and kind == "bbox":
             annotations = [{**each, "area": each["bbox"][2] * each["bbox"][3]} for each in annotations]
-        coco: Any = COCO()
+        coco = coco_class()
         # An id of 0 would stand for no match.
         numbered = [{**each, "id": number} for number, each in enumerate(annotations, 1)]
         coco.dataset = {"images": images, "categories": categories, "annotations": numbered}
