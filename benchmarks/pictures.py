@@ -115,14 +115,14 @@ def clothing_run(work: Path) -> None:
     trained(work, "clothing_run", "folder", *SMALL, "epochs=8", "lr=2e-3")
 
 
-def small_png(source: Path, path: Path, width: int) -> None:
-    """The picture with `width` columns and 64 colors."""
+def small_png(source: Path, path: Path, width: int, colors: int = 64) -> None:
+    """The picture with `width` columns and a palette."""
     from PIL import Image
 
     with Image.open(source) as image:
         rgb = Image.new("RGB", image.size, "white")
         rgb.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
-    rgb.resize((width, round(image.height * width / image.width))).quantize(64).save(path, optimize=True)
+    rgb.resize((width, round(image.height * width / image.width))).quantize(colors).save(path, optimize=True)
 
 
 def clothing_figure(path: Path, work: Path, *, figure: str, width: int) -> None:
@@ -170,9 +170,13 @@ def dense_features(path: Path, work: Path) -> None:
     """Drawn scenes segmented with the frozen patch tokens of the trained Mamba-R; dense/ has the numbers."""
     shutil.rmtree(work / "dense", ignore_errors=True)
     protocols = ("--protocol", "segmentation_knn,segmentation_linear")
-    scenes = ("--data", "shapes", "data_options.num_images=400", "data_options.img_size=224")
+    scenes = (
+        "--data",
+        "shapes",
+        *(f"data_options.{each}" for each in ("num_images=300", "num_classes=3", "img_size=224")),
+    )
     run_mambar(work, "evaluate", TRAINED_PAIR["Mamba-R"], *protocols, *scenes, "--out", "dense")
-    small_png(work / "dense" / "segmentation.png", path, 900)
+    small_png(work / "dense" / "segmentation.png", path, 900, colors=256)
 
 
 def pretraining(path: Path, work: Path) -> None:

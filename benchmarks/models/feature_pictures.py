@@ -45,6 +45,7 @@ def frozen_features(path: Path, work: Path, *, models: Mapping[str, str]) -> Non
             features=[*own, "avg", "register_mean_avg"],
             data=str(work / "clothing"),
             split="test",
+            progress=lambda part, done, total: print(f"{part}: {done:,} of {total:,} images"),
         )
     numbers = {name: result.to_dict() for name, result in results.items() if result is not None}
     (work / "frozen_features.json").write_text(json.dumps(numbers, indent=1) + "\n", "utf-8")

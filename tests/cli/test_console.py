@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from mambar.cli.console import PrintableFormatter, escaped, say_columns
+from mambar.cli.console import PrintableFormatter, Progress, escaped, say_columns
 from mambar.cli.main import main
 from mambar.messages import printable
 
@@ -58,3 +58,15 @@ def test_columns_fit_80_characters_and_lose_nothing(capsys):
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80 and "\x1b" not in out and "…" not in out
     assert all(word in out for cell in cells[:4] for word in cell.split())
+
+
+def test_progress_has_the_time_left_of_a_part(monkeypatch, caplog):
+    seconds = iter([0, 6, 16, 17, 30])
+    monkeypatch.setattr("mambar.cli.console.time.monotonic", lambda: next(seconds))
+    progress = Progress(seconds=5)
+    with caplog.at_level(logging.INFO, "mambar.cli"):
+        progress("train", 100, 3100)
+        progress("train", 1100, 3100)
+        progress("train", 1200, 3100)
+        progress("val", 20)
+    assert caplog.messages == ["train: 100 images", "train: 1,100 of 3,100 images, 0:00:20 left", "val: 20 images"]

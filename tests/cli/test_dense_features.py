@@ -73,7 +73,7 @@ def test_options_without_effect_and_wrong_names_are_refused_in_one_line(run, mam
     for given, message in (
         (("--protocol", "segmentation_knn", "--features", "avg"), "--features has no effect with protocols that use"),
         (("--protocol", "segmentation_kn"), "did you mean 'segmentation_knn'"),
-        (("--protocol", "knn,segmentation_knn"), "protocol=knn is not known"),
+        (("--protocol", "knn,segmentation_knn"), "--protocol names protocols for images and for masks"),
         (("--protocol", "knn", "--out", "x"), "--out needs --corruptions or a segmentation protocol"),
         (("--protocol", ","), "protocol is empty; choose one or more of knn"),
         (("--img-size", "32"), "--img-size needs --protocol"),

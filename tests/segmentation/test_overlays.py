@@ -63,6 +63,12 @@ def test_legend_fits(width, count):
     assert {color for _, color, _ in shares} <= seen
 
 
+def test_row_names_stand_in_their_rows():
+    picture = np.full((90, 400, 3), 100, dtype=np.uint8)
+    changed = (add_legend(picture, [], row_names=["image", "", "mask"]) != picture).any(2).reshape(3, 30, 400)
+    assert changed.any((1, 2)).tolist() == [True, False, True] and not changed[:, :, 100:].any()
+
+
 @pytest.mark.parametrize("name", ["$x^2$", "<b>&", "\x1b[31m", "猫", "a" * 500, ""])
 def test_hostile_names_are_drawn(name):
     add_legend(np.zeros((4, 400, 3), dtype=np.uint8), [(name, (1, 2, 3), 1.0)])

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import typer
@@ -86,13 +87,24 @@ class PrintableFormatter(logging.Formatter):
 
 
 class Progress:
-    """Logs every few seconds how many images a part of the work has processed."""
+    """Logs every few seconds how many images a part of the work has processed and, with their total, the time left."""
 
     def __init__(self, *, seconds: float = 5.0) -> None:
         self.seconds = seconds
         self.logged = time.monotonic()
+        # The part, and the time and the images of its first call.
+        self.start = ("", self.logged, 0)
 
-    def __call__(self, part: str, done: int) -> None:
-        if time.monotonic() - self.logged >= self.seconds:
-            self.logged = time.monotonic()
-            logger.info("%s: %d images", part, done)
+    def __call__(self, part: str, done: int, total: int | None = None) -> None:
+        now = time.monotonic()
+        if part != self.start[0]:
+            self.start = (part, now, done)
+        if now - self.logged < self.seconds:
+            return
+        self.logged = now
+        _, began, first = self.start
+        if total is None or done == first:
+            logger.info("%s: %s images", part, f"{done:,}")
+            return
+        left = timedelta(seconds=round((total - done) * (now - began) / (done - first)))
+        logger.info("%s: %s of %s images, %s left", part, f"{done:,}", f"{total:,}", left)

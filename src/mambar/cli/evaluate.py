@@ -179,7 +179,8 @@ def _dense(run: str, out: Path | None, given: dict[str, Any], *, as_json: bool) 
             (name, color, float(share.mean()))
             for name, color, share in zip(result.classes, result.palette, shares, strict=True)
         ]
-        picture = png(add_legend(result.picture(), legend))
+        rows = ("image", "mask", *(score.protocol for score in result.scores))
+        picture = png(add_legend(result.picture(), legend, row_names=rows))
         write_files(out, {"segmentation.png": picture, "segmentation.json": json_bytes(result.to_dict())})
     if as_json:
         print_json(result.to_dict())

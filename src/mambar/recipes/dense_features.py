@@ -116,7 +116,7 @@ def evaluate_dense(
     device: str = "cpu",
     num_workers: int = 0,
     features_dir: str | Path | None = None,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> DenseResult | None:
     """mIoU of frozen patch tokens: fitted on the training images, measured on those of `split`.
 

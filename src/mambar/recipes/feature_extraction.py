@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +57,13 @@ class Extraction:
         split: str,
         transform: Any,
         rows: Callable[[Tokens, Batch], Mapping[str, np.ndarray]],
-        progress: Callable[[str, int], None] | None,
+        progress: Callable[[str, int, int], None] | None,
     ) -> None:
-        """Writes this process's rows of a split (see `write_rows`)."""
+        """Writes this process's rows of a split (see `write_rows`).
+
+        `progress` receives the part of the work, the number of images done, and the number of this process's images.
+        """
+        part, total = f"features of {split}", -(-len(self.splits[split]) // self.group.world_size)
         (self.directory / split).mkdir(parents=True, exist_ok=True)
         write_rows(
             self.analyzed.model,
@@ -70,7 +73,7 @@ class Extraction:
             rows=rows,
             device=self.group.device,
             prepare=self.analyzed.preprocessing.normalize,
-            progress=None if progress is None else partial(progress, f"features of {split}"),
+            progress=None if progress is None else lambda done: progress(part, done, total),
         )
 
 

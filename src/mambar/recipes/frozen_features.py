@@ -62,7 +62,7 @@ def evaluate_frozen_features(
     device: str = "cpu",
     num_workers: int = 0,
     features_dir: str | Path | None = None,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> FrozenResult | None:
     """Accuracy of frozen features: fitted on the training images, measured on those of `split`.
 

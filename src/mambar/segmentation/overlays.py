@@ -78,9 +78,14 @@ def index_png(labels: UInt8[np.ndarray, "height width"], palette: Sequence[Color
 
 
 def add_legend(
-    picture: UInt8[np.ndarray, "height width 3"], entries: Sequence[tuple[str, Color, float]]
+    picture: UInt8[np.ndarray, "height width 3"],
+    entries: Sequence[tuple[str, Color, float]],
+    *,
+    row_names: Sequence[str] = (),
 ) -> UInt8[np.ndarray, "rows cols 3"]:
     """The picture with a legend below it: color, name and fraction (0-1) of each class in `entries`.
+
+    row_names: names of the rows of equal height in the picture, written into their upper left corners.
 
     A picture narrower than 320 pixels is enlarged by an integer factor, so that the names are legible, to at
     most twice `MAX_SIDE`; the sheet has at least that width.
@@ -101,6 +106,11 @@ def add_legend(
     sheet = Image.new("RGB", (width, height + rows * line + (2 * edge if rows else 0)), (255, 255, 255))
     sheet.paste(Image.fromarray(large), (0, 0))
     draw = ImageDraw.Draw(sheet)
+    for number, name in enumerate(row_names):
+        place = (size / 3, number * height / len(row_names) + size / 3)
+        draw.text(
+            place, name, fill=(255, 255, 255), font=font, stroke_width=max(size // 8, 1), stroke_fill=(28, 36, 48)
+        )
     for number, (text, color) in enumerate(texts):
         left = edge + number // rows * column
         top = height + edge + number % rows * line
