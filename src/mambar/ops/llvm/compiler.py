@@ -49,6 +49,12 @@ def get_kernel(module: ModuleType, dtype: torch.dtype, machine: Machine) -> Kern
 
 def object_code(module: ir.Module, machine: Machine) -> bytes:
     """The object code of a module built for a machine, which can differ from this host."""
+    target, optimized = optimize(module, machine)
+    return target.emit_object(optimized)
+
+
+def optimize(module: ir.Module, machine: Machine) -> tuple[llvm.TargetMachine, llvm.ModuleRef]:
+    """The target of a machine, and a module optimized for it."""
     target = _target(machine)
     parsed = llvm.parse_assembly(str(module))
     parsed.data_layout = str(target.target_data)
@@ -60,7 +66,7 @@ def object_code(module: ir.Module, machine: Machine) -> bytes:
     options.loop_unrolling = False
     passes = llvm.create_pass_builder(target, options)
     passes.getModulePassManager().run(parsed, passes)
-    return target.emit_object(parsed)
+    return target, parsed
 
 
 def _target(machine: Machine) -> llvm.TargetMachine:
