@@ -10,6 +10,7 @@ import torch
 
 import mambar
 from mambar.data import open_dataset
+from mambar.data.dataset import Sample
 from mambar.data.detection.coco_export import write_coco
 from mambar.data.detection.object_masks import compressed_masks, target_objects
 from mambar.data.loading.loaders import Batch, training_batches
@@ -282,6 +283,13 @@ def test_boxes_and_masks_are_not_rounded_by_autocast(make_backbone, dtype):
 def test_settings_that_make_no_sense(make_backbone, options, changes, message):
     with pytest.raises((RecipeError, InputError), match=message):
         task(options=options, **changes).build_model(make_backbone())
+
+
+def test_labels_above_the_classes_are_refused():
+    targets = {"boxes": torch.tensor([[1.0, 2.0, 9.0, 9.0]]), "box_labels": torch.tensor([3])}
+    sample = Sample(torch.zeros(3, 16, 16, dtype=torch.uint8), 0, targets=targets)
+    with pytest.raises(DataError, match="box_labels has 3; labels of 3 classes count from 0"):
+        task(options={"masks": False}).train_transform().transform_sample(sample, 0)
 
 
 def test_a_missing_package_is_reported_before_training(monkeypatch):

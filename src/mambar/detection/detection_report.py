@@ -4,6 +4,7 @@ import math
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from mambar.analysis.draw import html
 from mambar.analysis.draw.color_maps import photograph_html
@@ -60,6 +61,7 @@ def _images(model: Detector, val_set: ImageDataset) -> html.Html:
 def _row(model: Detector, sample: Sample) -> html.Html:
     objects = target_objects(sample.targets)
     labels = [each.label for each in objects]
+    boxes = torch.tensor([each.box for each in objects]).reshape(-1, 4)
     names = model.classes or ()
     height, width = sample.image.shape[1:]
 
@@ -69,7 +71,7 @@ def _row(model: Detector, sample: Sample) -> html.Html:
 
     captions = [names[label] + " (crowd)" * each.crowd for label, each in zip(labels, objects, strict=True)]
     pictures = {
-        "objects": draw_objects(sample.image, sample.targets["boxes"], labels, captions, mask),
+        "objects": draw_objects(sample.image, boxes, labels, captions, mask),
         "detections": detect(model, sample.image, threshold=_THRESHOLD).picture(),
     }
     cells = (

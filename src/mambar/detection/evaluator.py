@@ -10,7 +10,6 @@ from mambar.data.detection.object_masks import compressed_masks, run_lengths, ta
 from mambar.data.loading.loaders import Batch, evaluation_batches
 from mambar.detection.detector import Detector, paste_mask
 from mambar.detection.files import load_detector
-from mambar.errors import DataError
 from mambar.evaluation.detection import DetectionResult, ImageRecord, evaluate_records
 from mambar.training.run_data import open_run_dataset
 
@@ -38,8 +37,6 @@ def evaluate_run(
 
 def image_records(model: Detector, batch: Batch) -> list[ImageRecord]:
     """Objects and detections of the images in a batch; `model` is in evaluation mode."""
-    if "boxes" not in batch:
-        raise DataError("detection needs boxes; give data of objects, such as a folder with COCO annotations.")
     images = [pixels.cpu() for pixels in batch["pixels"]]
     records = []
     names = [name for name in ("boxes", "box_labels", "areas", "crowd", "segmentations") if name in batch]

@@ -54,7 +54,7 @@ class DetectionTask(Task):
         coco_classes()
         self.classes = tuple(classes)
         self.preprocessing = preprocessing_of(recipe, stage)
-        self.transform = ObjectTransform(hflip=stage.hflip, masks=config.masks)
+        self.transform = ObjectTransform(hflip=stage.hflip, masks=config.masks, num_classes=len(classes))
         # True if all images have one size: only then are several evaluated at once, since padding has an influence.
         self.fixed_size = recipe.data == "shapes"
 
@@ -135,12 +135,13 @@ class ObjectTransform:
 
     hflip: float
     masks: bool
+    num_classes: int
 
     def transform_sample(self, sample: Sample, key: int) -> dict[str, Any]:
         """The sample without crowds, mirrored with probability `hflip`."""
-        if "boxes" not in sample.targets:
-            raise DataError("detection needs boxes; give data of objects, such as a folder with COCO annotations.")
         objects = [each for each in target_objects(sample.targets) if not each.crowd]
+        if unknown := {each.label for each in objects} - set(range(self.num_classes)):
+            raise DataError(f"box_labels has {min(unknown)}; labels of {self.num_classes} classes count from 0.")
         height, width = sample.image.shape[1:]
         image = sample.image
         boxes = torch.tensor([each.box for each in objects], dtype=torch.float32).reshape(-1, 4)

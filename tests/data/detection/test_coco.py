@@ -147,6 +147,20 @@ def test_missing_and_ambiguous_files_and_damaged_images(tmp_path, caplog):
         open_dataset(root, "val", kind="detection")
 
 
+@pytest.mark.parametrize("convert", [torch.tensor, np.array, list])
+def test_boxes_are_tensors_arrays_or_lists(convert):
+    targets = {"boxes": convert([[1, 2, 4, 6]]), "box_labels": convert([1])}
+    (found,) = target_objects(targets)
+    assert (found.label, found.box, found.area, found.crowd) == (1, [1, 2, 4, 6], 12, False)
+    assert target_objects({"boxes": convert([]), "box_labels": convert([])}) == []
+    bad = ([[4, 2, 1, 6]], [[1, 2, 4]], [[1, 2, 4, float("nan")]], [1, 2, 4, 6], [[1, 2, 4, 6]] * 2)
+    for boxes in bad:
+        with pytest.raises(DataError, match=r"boxes=\[.*\] with 1 box_labels are no objects; give one label and"):
+            target_objects({"boxes": convert(boxes), "box_labels": convert([1])})
+    with pytest.raises(DataError, match="targets boxes and box_labels"):
+        target_objects({"boxes": convert([[1, 2, 4, 6]])})
+
+
 def test_a_folder_of_classes_is_refused_with_both_layouts(tmp_path):
     (tmp_path / "cats").mkdir()
     with pytest.raises(DataError, match=r"put them into images/train .* annotations/instances_train.json \(COCO\)"):

@@ -64,12 +64,25 @@ def object_targets(objects: Sequence[TargetObject]) -> dict[str, Any]:
 
 
 def target_objects(targets: Mapping[str, Any]) -> list[TargetObject]:
-    """The objects of a sample's targets; areas are those of the boxes, and no object is a crowd, if not given."""
-    boxes = targets["boxes"].double()
-    areas = targets.get("areas", (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-    crowd = targets.get("crowd", torch.zeros(len(boxes), dtype=torch.bool))
+    """The objects of a sample's targets; areas are those of the boxes, and no object is a crowd, if not given.
+
+    Raises DataError for boxes that are not (x0, y0, x1, y1), or not as many labels.
+    """
+    if "boxes" not in targets or "box_labels" not in targets:
+        raise DataError("detection needs boxes; give data of objects, or samples with targets boxes and box_labels.")
+    boxes = torch.as_tensor(targets["boxes"]).double()
+    labels = torch.as_tensor(targets["box_labels"])
+    boxes = boxes.reshape(-1, 4) if not boxes.numel() else boxes
+    are_boxes = boxes.ndim == 2 and boxes.shape[1] == 4 and bool((boxes[:, :2] <= boxes[:, 2:]).all())
+    if not are_boxes or labels.shape != boxes.shape[:1]:
+        raise DataError(
+            f"boxes={one_line(boxes.tolist(), limit=60)} with {labels.numel()} box_labels are no objects; give one "
+            "label and (x0, y0, x1, y1) with x0 < x1 and y0 < y1 for each."
+        )
+    areas = torch.as_tensor(targets.get("areas", (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
+    crowd = torch.as_tensor(targets.get("crowd", torch.zeros(len(boxes), dtype=torch.bool)))
     segmentations = targets.get("segmentations", (None,) * len(boxes))
-    columns = targets["box_labels"].tolist(), boxes.tolist(), areas.tolist(), crowd.tolist(), segmentations
+    columns = labels.tolist(), boxes.tolist(), areas.tolist(), crowd.tolist(), segmentations
     return [TargetObject(*each) for each in zip(*columns, strict=True)]
 
 
