@@ -47,6 +47,8 @@ def test_every_readable_image_is_searched(mambar_command, tmp_path, monkeypatch,
     shapes = ("--data=shapes", "data_options.num_classes=2", "data_options.num_images=2", "data_options.img_size=16")
     code, out, _ = mambar_command("evaluate", "run", *shapes)
     assert code == 0 and out.startswith("box: AP ") and "\nmask: AP " in out and "objects in 2 images" in out
+    one_class = mambar_command("evaluate", "run", *shapes, "data_options.num_images=1")[1]
+    assert "disc" in one_class and "no objects" in one_class and "nan" not in one_class
     assert json.loads(mambar_command("evaluate", "run", *shapes, "--json")[1])["metrics"]["box_ap_large"] is None
     code, _, err = mambar_command("evaluate", "run", *shapes, "--crop=8")
     assert code == 2 and "--crop is an option for segmenters; run is a detector" in err

@@ -1,6 +1,7 @@
 """`mambar evaluate`: accuracy of a classifier, mIoU of a segmenter, AP of a detector, on held-out images."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -284,7 +285,8 @@ def _detector(run: str, common: dict[str, Any], *, as_json: bool) -> None:
             shown = (f"{name.replace('ap', 'AP').replace('_', ' ')} {value:.2%}" for name, value in found.items())
             say(f"{kind}: {'  '.join(each for each in shown if 'nan' not in each)}")
     say(f"{result.num_objects:,} objects in {result.num_images:,} images")
-    say_table([(name, f"{own['box_ap']:7.2%}") for name, own in result.per_class.items()], indent="  ")
+    shares = {name: None if math.isnan(own["box_ap"]) else own["box_ap"] for name, own in result.per_class.items()}
+    say_table(_shares(shares, missing="no objects"), indent="  ")
 
 
 def _shares(shares: Mapping[str, float | None], *, missing: str) -> list[tuple[str, str]]:
