@@ -116,6 +116,13 @@ def test_the_control_changes_as_many_other_tokens_of_each_image(network, images,
         assert torch.allclose(scales.sort().values, (limit / norms[outliers]).sort().values)
 
 
+def test_the_control_changes_the_same_tokens_in_every_layer():
+    model = planted()
+    changed = ChangedOutliers(model, (2.0, 2.0), "clamped", random=True)
+    before, after = (each.tokens(IMAGES, [-1])[0].patches for each in (model, changed))
+    assert (before != after).any(2).sum(1).tolist() == [1] * 8
+
+
 def test_without_outliers_nothing_changes(network, images):
     for change in ("clamped", "exchanged"):
         model = ChangedOutliers(network, [INF] * 3, change, random=True)

@@ -48,8 +48,9 @@ class ChangedOutliers(nn.Module):
     An outlier has a norm above the `thresholds` of its layer, in the changed stream; an infinite threshold leaves a
     layer as it is. `change="clamped"` scales its vector to the threshold. `change="exchanged"` replaces it by an
     outlier of another image of the batch, so batches must be shuffled. `random=True` is the control: in each image as
-    many patches that are no outliers, drawn by `seed`, are scaled by the factors that the outliers would get, or
-    exchanged among images. Registers are not changed.
+    many patches that are no outliers are scaled by the factors that the outliers would get, or exchanged among images.
+    They are drawn by `seed`, in one order for all layers, because outliers of one layer tend to be outliers of the
+    next. Registers are not changed.
     """
 
     def __init__(
@@ -85,23 +86,23 @@ class ChangedOutliers(nn.Module):
     def _through(self, images: Images) -> Iterator[tuple[int, Float[Tensor, "batch length dim"], tuple[int, int]]]:
         """For each layer, its number, the changed residual stream, and the grid."""
         stream, grid = self.model.embed(images)
-        # The same tokens in every call on the same images.
+        # The same tokens in every layer, and in every call on the same images.
         generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.rand(len(images), grid[0] * grid[1], generator=generator).to(stream.device)
         for layer, block in enumerate(self.model.blocks):
             stream = self.model.run_block(block, stream, grid)
             split = self.model.registers.split(stream, grid)
-            patches = self._changed(split.patches, self.thresholds[layer], generator)
+            patches = self._changed(split.patches, self.thresholds[layer], drawn)
             positions = self.model.registers.positions(patches.shape[1], grid)
             stream = join_sequence(patches, split.registers, positions)
             yield layer, stream, grid
 
-    def _changed(self, patches: Patches, threshold: float, generator: torch.Generator) -> Patches:
+    def _changed(self, patches: Patches, threshold: float, drawn: Float[Tensor, "batch patches"]) -> Patches:
         norms = l2_norms(patches)
         chosen = norms > threshold
         factors = torch.where(chosen, threshold / norms, 1.0)
         if self.random:
-            drawn = torch.rand(chosen.shape, generator=generator).to(patches.device).masked_fill(chosen, -1.0)
-            rank = drawn.argsort(1, descending=True).argsort(1)
+            rank = drawn.masked_fill(chosen, -1.0).argsort(1, descending=True).argsort(1)
             # The factors of the outliers are the smallest.
             factors = factors.sort(1).values.gather(1, rank)
             chosen = (rank < chosen.sum(1, keepdim=True)) & ~chosen
