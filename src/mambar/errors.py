@@ -36,6 +36,10 @@ class CheckpointError(InputError):
     """A checkpoint is damaged, unsafe, or of a newer format than this version reads."""
 
 
+class NewerFormatError(CheckpointError):
+    """An intact file of a newer format than this version reads; no older checkpoint is loaded in its place."""
+
+
 class CheckpointMismatch(CheckpointError):
     """A checkpoint does not match the model; the message lists the missing and unexpected keys."""
 

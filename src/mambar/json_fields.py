@@ -1,11 +1,12 @@
-"""Checks configuration dataclasses, and converts them to JSON, which has lists where Python has tuples, and back."""
+"""Checks configurations and format versions; converts dataclasses to JSON (lists in place of tuples) and back."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from mambar.errors import InputError
+from mambar.errors import CheckpointError, InputError, NewerFormatError
 from mambar.messages import did_you_mean, short_repr
 
 Config = TypeVar("Config")
@@ -22,6 +23,16 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def check_format_version(version: object, path: Path, *, newest: int) -> int:
+    """A `format_version` from 1 to `newest`; NewerFormatError if it is newer, CheckpointError if it is invalid."""
+    if type(version) is int and 1 <= version <= newest:
+        return version
+    message = f"{path} has format_version {short_repr(version)}; this version of mambar reads 1 to {newest}"
+    if type(version) is int and version > newest:
+        raise NewerFormatError(f"{message}: update mambar.")
+    raise CheckpointError(f"{message}.")
 
 
 def check_names(given: Iterable[str], known: Iterable[str], *, what: str, error: type[InputError] = InputError) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.errors import CheckpointError, InputError
+from mambar.json_fields import check_format_version
 from mambar.messages import one_line
 from mambar.models.config import VARIANTS, VisionMambaConfig
 from mambar.models.timm_vit import TimmConfig, TimmViT, model_preprocessing
@@ -25,7 +26,7 @@ CONFIG = "config.json"
 # 1: version 0.1, with other field names and without a checksum.
 FORMAT_VERSION = 2
 # The class names of ImageNet-21k have about one megabyte.
-_MOST_JSON_BYTES = 16_000_000
+_MAX_JSON_BYTES = 16_000_000
 
 # Names of the first convolution and of the classifier in timm's `pretrained_cfg` of a `VisionMamba`.
 TIMM_LAYERS = {"first_conv": "patch_embed.proj", "classifier": "head.classifier"}
@@ -103,7 +104,7 @@ def read_config(path: Path, *, verify_checksums: bool = True, newest: int = FORM
     ours = content.get("mambar")
     if not isinstance(ours, dict):
         raise CheckpointError(f"{path} was not written by mambar: the key 'mambar' is missing.")
-    check_format_version(ours, path, newest)
+    check_format_version(ours.get("format_version"), path, newest=newest)
     if ours["format_version"] == 1 and "sha256" not in ours:
         return ours
     if ours.get("sha256") is None or ours["sha256"] != _sha256(content):
@@ -120,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises `CheckpointError` in one line, also for a key that is given twice."""
     try:
         size = path.stat().st_size
-        if size > _MOST_JSON_BYTES or not path.is_file():
+        if size > _MAX_JSON_BYTES or not path.is_file():
             raise CheckpointError(f"{path} has {size} bytes or is no file; a configuration is smaller.")
         content = json.loads(path.read_text("utf-8"), object_pairs_hook=unique_keys)
     except CheckpointError:
@@ -140,17 +141,6 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) != len(pairs):
         raise ValueError("a key is given twice")
     return content
-
-
-def check_format_version(content: Mapping[str, Any], path: Path, newest: int = FORMAT_VERSION) -> None:
-    """Raises `CheckpointError` unless `format_version` is a whole number from 1 to `newest`."""
-    version = content.get("format_version")
-    if type(version) is not int or not 1 <= version <= newest:
-        newer = type(version) is int and version > newest
-        raise CheckpointError(
-            f"{path} has format_version {one_line(repr(version), limit=40)}; this version reads 1 to {newest}"
-            f"{': update mambar' if newer else ''}."
-        )
 
 
 def _sha256(content: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mambar.errors import CheckpointError, InputError, MambarError
-from mambar.training.checkpoint.checksummed_json import check_format_version
+from mambar.json_fields import check_format_version
 from mambar.training.checkpoint.recipe_file import RecipeFile, read_recipe_file
 from mambar.training.checkpoint.run_directory import open_run_directory, read_recipe
 from mambar.training.checkpoint.store import CheckpointStore
@@ -138,7 +138,7 @@ def test_a_recipe_with_missing_repeated_or_unversioned_fields_is_refused(run, ol
 @pytest.mark.parametrize("version", [0, -5, True, None, "1", 1.0])
 def test_an_invalid_format_version_is_refused(version):
     with pytest.raises(CheckpointError, match="format_version"):
-        check_format_version(version, source=Path("x"), newest=2)
+        check_format_version(version, Path("x"), newest=2)
 
 
 def test_a_run_directory_of_version_0_1_0_is_finished_and_resumes(tmp_path):

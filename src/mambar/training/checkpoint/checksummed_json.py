@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mambar.errors import CheckpointError
-
-
-class NewerFormatError(CheckpointError):
-    """An intact document of a newer format than this version reads; no older checkpoint is loaded in its place."""
+from mambar.json_fields import check_format_version
 
 
 def dumps(body: Mapping[str, Any]) -> bytes:
@@ -38,20 +35,8 @@ def loads(data: bytes, *, source: Path, newest_format: int) -> dict[str, Any]:
     found = body_sha256(document)
     if found != expected or _canonical({**document, "sha256": expected}) != data:
         raise CheckpointError(f"{source} is damaged: sha256 expected {expected}, found {found}.")
-    check_format_version(version, source=source, newest=newest_format)
+    check_format_version(version, source, newest=newest_format)
     return document
-
-
-def check_format_version(version: object, *, source: Path, newest: int) -> int:
-    """A `format_version` from 1 to `newest`; NewerFormatError if it is newer, CheckpointError if it is invalid."""
-    if type(version) is not int or version < 1:
-        raise CheckpointError(f"{source} has format_version {version!r}; a whole number from 1 to {newest} is allowed.")
-    if version > newest:
-        raise NewerFormatError(
-            f"{source} has format_version {version}; this version of mambar reads up to {newest}. "
-            "Install a newer mambar."
-        )
-    return version
 
 
 def verify_file(path: Path, *, size: int, sha256: str) -> None:

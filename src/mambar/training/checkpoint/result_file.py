@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from mambar import atomic_files
 from mambar.errors import CheckpointError
-from mambar.json_fields import finite
+from mambar.json_fields import check_format_version, finite
 from mambar.training.checkpoint import checksummed_json
 from mambar.training.checkpoint.run_directory import RunDirectory
 from mambar.training.result import RunResult
@@ -50,7 +50,7 @@ def read_result(directory: RunDirectory) -> RunResult | None:
             document = checksummed_json.loads(data, source=file, newest_format=RESULT_FORMAT)
             if document["recipe_sha256"] not in directory.recipe_sha256:
                 raise CheckpointError(f"{file} belongs to a run with another recipe; remove it and resume.")
-        checksummed_json.check_format_version(document["format_version"], source=file, newest=RESULT_FORMAT)
+        check_format_version(document["format_version"], file, newest=RESULT_FORMAT)
         # Without "last_step", "step" is the last step, whichever step the metrics are from.
         facts = {name: document.get(name) for name in _FACTS} if "last_step" in document else {}
         return RunResult(

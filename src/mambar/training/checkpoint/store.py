@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mambar import atomic_files
-from mambar.errors import CheckpointError, NonFiniteError
+from mambar.errors import CheckpointError, NewerFormatError, NonFiniteError
 from mambar.hub.config_file import CONFIG
 from mambar.hub.files import config_bytes
 from mambar.training.checkpoint import checksummed_json
@@ -118,7 +118,7 @@ class CheckpointStore:
         expected = None
         try:
             expected = self._read_pointer("last.json")
-        except checksummed_json.NewerFormatError:
+        except NewerFormatError:
             raise
         except CheckpointError as error:
             reasons.append(str(error))
@@ -126,7 +126,7 @@ class CheckpointStore:
         for path in self._names("step"):
             try:
                 return self._read_expected(path, expected)
-            except (checksummed_json.NewerFormatError, OtherRunError):
+            except (NewerFormatError, OtherRunError):
                 raise
             except CheckpointError as error:
                 kept = self._set_aside(path, "damaged") if repair else path
