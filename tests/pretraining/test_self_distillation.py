@@ -39,12 +39,12 @@ def test_loss_center_and_teacher_follow_their_formulas():
     model = StudentTeacher(Backbone(3, 5), task.distillation).train()
     assert not model.teacher.training
     model.center.normal_()
-    crops = {name: torch.randn(4, 3, 6, 6) for name in ("large_0", "large_1", "small_0")}
+    crops = {name: torch.randn(4, 3, 6, 6) for name in ("global_0", "global_1", "local_0")}
     found = task.loss(model, crops)
     outputs = [model.head(model.backbone(crops[name])) for name in crops]
     with torch.no_grad():
         backbone, head = model.teacher
-        targets = [head(backbone(crops[name])) for name in ("large_0", "large_1")]
+        targets = [head(backbone(crops[name])) for name in ("global_0", "global_1")]
     losses = []
     for place, target in enumerate(targets):
         for other, output in enumerate(outputs):
@@ -80,7 +80,7 @@ def test_two_processes_equal_one(straight, tmp_path):
     ("options", "message"),
     [
         ({"local_crops": 3}, "did you mean 'num_local_crops'"),
-        ({"local_size": 16}, "local_size=16 exceeds img_size=12, the size of the large crops"),
+        ({"local_size": 16}, "local_size=16 exceeds img_size=12, the size of the global crops"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message, tmp_path):

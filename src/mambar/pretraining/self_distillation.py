@@ -1,6 +1,6 @@
 """Self-distillation without labels: a student matches its moving average on other crops of an image.
 
-Method of DINO (arXiv 2104.14294): the teacher sees two large crops, the student also several small ones; the teacher's
+Method of DINO (arXiv 2104.14294): the teacher gets two global crops, the student also several local ones; the teacher's
 outputs are centered by their moving average and sharpened by a low temperature.
 """
 
@@ -35,9 +35,9 @@ _ALLOWED: Final[fields.Allowed] = (
 
 @dataclass(frozen=True, kw_only=True)
 class SelfDistillationOptions:
-    """The `task_options` of `task=self_distillation`; the large crops use img_size and scale of the stage."""
+    """The `task_options` of `task=self_distillation`; the global crops use img_size and scale of the stage."""
 
-    # Number, side in pixels, and range of the area (as a fraction of the image) of the small crops.
+    # Number, side in pixels, and range of the area (as a fraction of the image) of the local crops.
     num_local_crops: int = 8
     local_size: int = 96
     local_scale: tuple[float, float] = (0.05, 0.25)
@@ -95,13 +95,13 @@ class StudentTeacher(nn.Module):
         return self
 
     def forward(
-        self, large: Sequence[Float[Tensor, "batch channels height width"]], small: Sequence[Tensor]
+        self, global_crops: Sequence[Float[Tensor, "batch channels height width"]], local_crops: Sequence[Tensor]
     ) -> tuple[list[Float[Tensor, "batch out"]], list[Float[Tensor, "batch out"]]]:
-        """The student's outputs for all crops, the teacher's for the large ones."""
-        student = [self.head(self.backbone(images)) for images in [*large, *small]]
+        """The student's outputs for all crops, the teacher's for the global ones."""
+        student = [self.head(self.backbone(images)) for images in [*global_crops, *local_crops]]
         backbone, head = self.teacher
         with torch.no_grad():
-            teacher = [head(backbone(images)) for images in large]
+            teacher = [head(backbone(images)) for images in global_crops]
         return student, teacher
 
 
@@ -117,41 +117,43 @@ class SelfDistillationTask(Task):
         size = self.distillation.local_size
         if self.distillation.num_local_crops and size > min(self.preprocessing.size):
             raise RecipeError(
-                f"task_options.local_size={size} exceeds img_size={stage.img_size}, the size of the large crops; lower "
-                "it, or raise img_size."
+                f"task_options.local_size={size} exceeds img_size={stage.img_size}, the size of the global crops; "
+                "lower it, or raise img_size."
             )
-        small = replace(self.preprocessing, img_size=size)
+        preprocessing = replace(self.preprocessing, img_size=size)
         scale = self.distillation.local_scale
-        self.local = replace(self.transform, preprocessing=small, train_crop="resized", scale=scale)
+        self.local_transform = replace(self.transform, preprocessing=preprocessing, train_crop="resized", scale=scale)
 
     def build_model(self, backbone: nn.Module) -> nn.Module:
         """Student and teacher."""
         return StudentTeacher(backbone, self.distillation)
 
     def train_transform(self) -> Callable[..., Mapping[str, Any]]:
-        """Crops `large_0`, `large_1`, `small_0`, …, each with random numbers of its own."""
+        """Crops `global_0`, `global_1`, `local_0`, …, each with its own random numbers."""
 
+        # The words "large" and "small" are part of the keys; others would draw other crops.
         def crops(image: Tensor, key: int) -> dict[str, Tensor]:
-            large = {f"large_{index}": self.transform(image, derived_key(key, "large", index)) for index in range(2)}
-            numbers = range(self.distillation.num_local_crops)
-            return large | {f"small_{index}": self.local(image, derived_key(key, "small", index)) for index in numbers}
+            found = {f"global_{index}": self.transform(image, derived_key(key, "large", index)) for index in range(2)}
+            for index in range(self.distillation.num_local_crops):
+                found[f"local_{index}"] = self.local_transform(image, derived_key(key, "small", index))
+            return found
 
         return crops
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """The loss, and the teacher's outputs, from which `after_step` updates the center."""
-        large = [batch[f"large_{index}"] for index in range(2)]
-        small = [batch[f"small_{index}"] for index in range(self.distillation.num_local_crops)]
-        student, teacher = model(large, small)
+        global_crops = [batch[f"global_{index}"] for index in range(2)]
+        local_crops = [batch[f"local_{index}"] for index in range(self.distillation.num_local_crops)]
+        student, teacher = model(global_crops, local_crops)
         pairs = [
-            self._distance(output, target, model).mean()
+            self._cross_entropy(output, target, model).mean()
             for index, target in enumerate(teacher)
             for other, output in enumerate(student)
             if index != other
         ]
         return {"loss": torch.stack(pairs).mean(), "teacher": torch.stack(teacher, 1).mean(1)}
 
-    def _distance(self, output: Tensor, target: Tensor, model: Any) -> Float[Tensor, "batch"]:
+    def _cross_entropy(self, output: Tensor, target: Tensor, model: Any) -> Float[Tensor, "batch"]:
         center = getattr(model, "module", model).center
         probabilities = ((target.float() - center) / self.distillation.teacher_temperature).softmax(1)
         return -(probabilities * (output.float() / self.distillation.student_temperature).log_softmax(1)).sum(1)
@@ -166,10 +168,10 @@ class SelfDistillationTask(Task):
                 teacher.lerp_(own, 1 - self.distillation.teacher_momentum)
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:
-        """The distance between student and teacher on whole validation images."""
+        """The cross-entropy between teacher and student on whole validation images."""
 
         def losses(images: Tensor) -> Tensor:
             (output,), (target,) = model([images], [])
-            return self._distance(output, target, model)
+            return self._cross_entropy(output, target, model)
 
         return mean_loss(losses, batches, context)
