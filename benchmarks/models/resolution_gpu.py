@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mambar.bench.report import run_report
+from mambar.bench.script import run_benchmark
 from mambar.bench.table import Row, markdown
 
 SIDES = (224, 384, 512, 768, 1024, 1280, 1536, 2048)
@@ -122,7 +122,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images per batch at every size")
     parser.add_argument("--compile", action="store_true", help="torch.compile instead of CUDA graphs")
     print(
-        run_report(parser, lambda given: measure(tuple(given.sides), given.batch, compiled=given.compile), page, draw)
+        run_benchmark(
+            parser, lambda given: measure(tuple(given.sides), given.batch, compiled=given.compile), page, draw
+        )
     )
 
 

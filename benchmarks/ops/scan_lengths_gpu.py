@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mambar.bench.report import run_report
+from mambar.bench.script import run_benchmark
 from mambar.bench.table import Row, markdown
 
 BATCHES, LENGTHS = (1, 2, 4, 8, 16, 128), (208, 1024, 4096, 16384, 65536)
@@ -98,7 +98,7 @@ def draw(measured: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Measures, or reads an earlier measurement; writes the requested files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    print(run_report(parser, lambda _: measure(), page, draw))
+    print(run_benchmark(parser, lambda _: measure(), page, draw))
 
 
 if __name__ == "__main__":

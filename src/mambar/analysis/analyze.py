@@ -29,7 +29,7 @@ logger = logging.getLogger("mambar.analysis.analyze")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnalysisOutput:
-    """The path of report.html, the results behind it, and the run time in seconds."""
+    """The path of report.html, the results that it shows, and the run time in seconds."""
 
     report: Path
     analysis: Analysis

@@ -33,7 +33,7 @@ from mambar.analysis.measure.register_maps import (
     mean_register_similarity,
     register_map,
     register_names,
-    registers_name,
+    registers_label,
 )
 from mambar.analysis.measure.register_neurons import (
     AddedRegistersResult,
@@ -108,9 +108,9 @@ class AnalysisResult:
         return register_names(self.analyzed.model, self.norms.register_norms.shape[-1])
 
     @property
-    def registers_name(self) -> str:
+    def registers_label(self) -> str:
         """One name for all registers."""
-        return registers_name(self.register_names)
+        return registers_label(self.register_names)
 
 
 def batch_size_for(analyzed: AnalyzedModel, options: AnalysisOptions) -> int:

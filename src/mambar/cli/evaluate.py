@@ -165,7 +165,7 @@ def _frozen(run: str, given: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _dense(run: str, out: Path | None, given: dict[str, Any], *, as_json: bool) -> None:
-    from mambar.analysis.draw.color_maps import png
+    from mambar.analysis.draw.color_maps import encode_png
     from mambar.atomic_files import write_files
     from mambar.hub.config_file import json_bytes
     from mambar.recipes.dense_features import evaluate_dense
@@ -181,7 +181,7 @@ def _dense(run: str, out: Path | None, given: dict[str, Any], *, as_json: bool) 
             for name, color, share in zip(result.classes, result.palette, shares, strict=True)
         ]
         rows = ("image", "mask", *(score.protocol for score in result.scores))
-        picture = png(add_legend(result.picture(), legend, row_names=rows))
+        picture = encode_png(add_legend(result.picture(), legend, row_names=rows))
         write_files(out, {"segmentation.png": picture, "segmentation.json": json_bytes(result.to_dict())})
     if as_json:
         print_json(result.to_dict())

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from mambar.analysis.draw.color_maps import png
+from mambar.analysis.draw.color_maps import encode_png
 from mambar.atomic_files import write_files
 from mambar.data.detection.object_masks import run_lengths
 from mambar.data.loading.images import read_for_inference
@@ -83,7 +83,7 @@ class Detections:
         Raises `InputError` if one of them exists and `force` is not given, `DiskError` if one cannot be written.
         """
         directory = Path(directory)
-        files = {f"{stem}.objects.png": png(self.picture()), f"{stem}.json": json_bytes(self.to_dict())}
+        files = {f"{stem}.objects.png": encode_png(self.picture()), f"{stem}.json": json_bytes(self.to_dict())}
         refuse_overwrite(directory, files, force=force)
         return write_files(directory, files)
 

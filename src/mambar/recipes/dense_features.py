@@ -23,7 +23,7 @@ from mambar.evaluation.dense_features import (
     read_dense,
 )
 from mambar.nn import Tokens
-from mambar.recipes.feature_extraction import check_names, extraction, feature_directory, open_splits
+from mambar.recipes.feature_extraction import check_selection, extraction, feature_directory, open_splits
 from mambar.segmentation.overlays import draw_overlay
 
 
@@ -124,7 +124,7 @@ def evaluate_dense(
     segmentation dataset. features_dir: where the tokens are stored, by default a temporary directory; all processes
     must have access to it. Returns None on every rank but the first.
     """
-    check_names("protocol", protocols, DENSE_PROTOCOLS)
+    check_selection("protocol", protocols, DENSE_PROTOCOLS)
     data, splits, split = open_splits(source, data, split, data_options, kind="segmentation")
     classes = splits[split].classes
     if tuple(splits["train"].classes) != tuple(classes):

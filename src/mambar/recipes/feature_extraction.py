@@ -1,7 +1,7 @@
 """Features of a model on the splits of a dataset, written to files by any number of processes."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,10 @@ from mambar.data import ImageDataset, evaluation_batches, open_dataset
 from mambar.data.loading.loaders import Batch
 from mambar.errors import InputError
 from mambar.evaluation.frozen_features import write_rows
+from mambar.json_fields import check_names
 from mambar.nn import Tokens
 from mambar.training.distributed.environment import rank
 from mambar.training.distributed.process_group import ProcessGroup, init_process_group
-from mambar.training.fields import suggestion
 from mambar.training.run_data import recipe_with_data
 
 
@@ -133,10 +133,8 @@ def open_splits(
     return data, {name: open_dataset(data, name, kind=kind, **options) for name in ("train", split)}, split
 
 
-def check_names(option: str, given: Sequence[str], known: Iterable[str]) -> None:
-    """Raises `InputError` for a name that is not known, and if there is none."""
+def check_selection(option: str, given: Sequence[str], known: Collection[str]) -> None:
+    """Raises `InputError` for a name that is not known, and if no name is given."""
     if not given:
         raise InputError(f"{option} is empty; choose one or more of {', '.join(known)}.")
-    for name in given:
-        if name not in known:
-            raise InputError(f"{option}={name} is not known; {suggestion(name, known)}")
+    check_names(given, known, what=f"{option} has no choice")

@@ -21,7 +21,7 @@ from mambar.evaluation.frozen_features import (
 )
 from mambar.models.protocol import TokenModel
 from mambar.nn import Tokens
-from mambar.recipes.feature_extraction import check_names, extraction, feature_directory, open_splits
+from mambar.recipes.feature_extraction import check_selection, extraction, feature_directory, open_splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,8 @@ def evaluate_frozen_features(
     of `FEATURES`. features_dir: where the features are stored, by default a temporary directory; all processes
     must have access to it. Returns None on every rank but the first.
     """
-    check_names("protocol", protocols, PROTOCOLS)
-    check_names("features", features, FEATURES)
+    check_selection("protocol", protocols, PROTOCOLS)
+    check_selection("features", features, FEATURES)
     data, splits, split = open_splits(source, data, split, data_options)
     classes = splits[split].classes
     with feature_directory(features_dir) as own:

@@ -92,11 +92,11 @@ class Segmentation:
 
         Raises `InputError` if one of them exists and `force` is not given, `DiskError` if one cannot be written.
         """
-        from mambar.analysis.draw.color_maps import png
+        from mambar.analysis.draw.color_maps import encode_png
 
         directory = Path(directory)
         files = {
-            f"{stem}.overlay.png": png(add_legend(self.overlay(), self.legend())),
+            f"{stem}.overlay.png": encode_png(add_legend(self.overlay(), self.legend())),
             f"{stem}.index.png": index_png(self.labels, self.palette),
             f"{stem}.json": json_bytes(self.to_dict()),
         }

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 
 from mambar.analysis.draw import html
-from mambar.analysis.draw.color_maps import photograph, png
+from mambar.analysis.draw.color_maps import encode_png, photograph
 from mambar.analysis.draw.confusion import confusion_table
 from mambar.data.loading.unreadable_images import evenly_spaced_samples
 from mambar.data.segmentation.masks import IGNORE, Color
@@ -143,4 +143,4 @@ def _row(
 def _label_png(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
     """A PNG downsampled by nearest neighbor, since interpolation would create colors that are no class."""
     step = -(-max(picture.shape[:2]) // _MAX_SIZE)
-    return png(np.ascontiguousarray(picture[::step, ::step]))
+    return encode_png(np.ascontiguousarray(picture[::step, ::step]))

@@ -14,7 +14,7 @@ from mambar.analysis.draw.plots import draw_chart, png, svg
 from mambar.analysis.figure_label import FigureLabel, layer_name, layers_text, listed
 from mambar.analysis.measure.collect import CollectedNorms
 from mambar.analysis.measure.feature_maps import GLOBAL_VECTORS, METRIC_NAMES
-from mambar.analysis.measure.register_maps import registers_name
+from mambar.analysis.measure.register_maps import registers_label
 from mambar.data.synthetic.photographs import photographs
 from mambar.web.explain import METRIC, Explanation, ModelExplanation
 
@@ -68,7 +68,7 @@ def histogram_html(explanation: Explanation, choices: ViewSettings) -> html.Html
     norms: Mapping[str, CollectedNorms] = {view.name: view.norms for view in views}
     layers = {view.name: explanation.layer(view, choices.layer) for view in views}
     label = _label(explanation, views, choices.layer, metric="L2 norm of each token")
-    registers = {view.name: registers_name(view.register_names) for view in views}
+    registers = {view.name: registers_label(view.register_names) for view in views}
     picture = svg(draw_chart(distribution_charts(norms, [layers], label, registers=registers), 0))
     rows = []
     for view in views:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mambar.analysis.measure.activations import capture_activations, eval_mode
+from mambar.analysis.measure.activations import capture_activations, eval_without_gradients
 from mambar.errors import InputError
 from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.models.timm_vit import create_timm_vit
@@ -73,6 +73,6 @@ def test_missing_layers_are_refused(fake_model):
 
 def test_eval_mode_restores_training_mode(fake_model):
     fake_model.train()
-    with eval_mode(fake_model):
+    with eval_without_gradients(fake_model):
         assert not fake_model.training and not torch.is_grad_enabled()
     assert fake_model.training and torch.is_grad_enabled()

@@ -7,7 +7,7 @@ from mambar.analysis.measure.register_maps import (
     register_maps,
     register_names,
     register_similarity,
-    registers_name,
+    registers_label,
 )
 from mambar.errors import InputError
 from mambar.models.timm_vit import create_timm_vit
@@ -75,5 +75,5 @@ def test_the_class_token_of_a_vit_is_not_called_a_register(fake_model):
     vit = create_timm_vit("vit_tiny_patch16_224", pretrained=False, depth=1, embed_dim=16, num_heads=1, reg_tokens=2)
     names = register_names(vit, 3)
     assert names == ("class token", "register 0", "register 1")
-    assert registers_name(names) == "class token and registers" and registers_name(names[:1]) == "class token"
-    assert registers_name(register_names(fake_model, 2)) == "registers"
+    assert registers_label(names) == "class token and registers" and registers_label(names[:1]) == "class token"
+    assert registers_label(register_names(fake_model, 2)) == "registers"

@@ -215,7 +215,7 @@ def _norms(analysis: Analysis, save: Save) -> html.Html:
             {name: found.norms for name, found in analysis.results.items()},
             analysis.layer_columns(),
             some,
-            registers={name: found.registers_name for name, found in analysis.results.items()},
+            registers={name: found.registers_label for name, found in analysis.results.items()},
         ),
         save,
     )

@@ -41,7 +41,7 @@ def color_scale(low: float, high: float, *, log: bool = False) -> "Normalize":
 def apply_colormap(
     values: Float[np.ndarray, "rows cols"], scale: "Normalize", *, colormap: str = "viridis"
 ) -> UInt8[np.ndarray, "rows cols 3"]:
-    """The colors of `values`; NaN and infinity are gray. "_r" behind the name of a colormap reverses it."""
+    """The colors of `values`; NaN and infinity are gray. The suffix "_r" of a colormap's name reverses it."""
     from matplotlib import colormaps
 
     if colormap.removesuffix("_r") not in COLORMAPS:
@@ -59,7 +59,7 @@ def map_html(
     if style.resampling == "bicubic":
         enlarged = min(_BICUBIC_WIDTH / cols, _BICUBIC_HEIGHT / rows)
         values = resized(values, (max(1, round(rows * enlarged)), max(1, round(cols * enlarged))))
-    data = png(apply_colormap(values, scale, colormap=style.colormap))
+    data = encode_png(apply_colormap(values, scale, colormap=style.colormap))
     return html.image(data, description=description, class_="nearest" if style.resampling == "nearest" else None)
 
 
@@ -100,10 +100,10 @@ def photograph_html(
 def colorbar_png(colormap: str = "viridis") -> bytes:
     """A PNG of the color scale, low at the left."""
     ramp = np.linspace(0.0, 1.0, 256)[None, :]
-    return png(np.repeat(apply_colormap(ramp, color_scale(0, 1), colormap=colormap), 8, axis=0))
+    return encode_png(np.repeat(apply_colormap(ramp, color_scale(0, 1), colormap=colormap), 8, axis=0))
 
 
-def png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
+def encode_png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     """A PNG file of the pixels, the same bytes for the same pixels."""
     from PIL import Image
 

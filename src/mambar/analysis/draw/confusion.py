@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 
 from mambar.analysis.draw import html
-from mambar.analysis.draw.color_maps import apply_colormap, color_scale, photograph_html, png, to_uint8
+from mambar.analysis.draw.color_maps import apply_colormap, color_scale, encode_png, photograph_html, to_uint8
 from mambar.errors import InputError
 
 # Cells of more classes are too small for numbers; the matrix is drawn as an image.
-MOST_CLASSES_IN_CELLS = 20
+MAX_CLASSES_IN_CELLS = 20
 # What a matrix counts.
 Unit = Literal["example", "pixel"]
 
@@ -45,13 +45,13 @@ def confusion_table(
             "give one row and one column a class."
         )
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    if len(classes) <= MOST_CLASSES_IN_CELLS:
+    if len(classes) <= MAX_CLASSES_IN_CELLS:
         matrix = _cells(confusion, shares, classes, unit)
     else:
-        picture = png(apply_colormap(shares, color_scale(0, 1)))
+        picture = encode_png(apply_colormap(shares, color_scale(0, 1)))
         matrix = html.image(picture, description="confusion matrix", class_="nearest")
     caption = "Rows: true class. Columns: predicted class. Shade: share of the row."
-    if unit == "pixel" and len(classes) <= MOST_CLASSES_IN_CELLS:
+    if unit == "pixel" and len(classes) <= MAX_CLASSES_IN_CELLS:
         caption += " Numbers: per cent of the true class's pixels."
     return html.join([html.figure(matrix, caption=caption), _confused_pairs(confusion, classes, unit)])
 

@@ -54,7 +54,7 @@ def distribution_charts(
     """The density of token norms (both axes logarithmic), one line per model, registers dotted.
 
     Each chart shows one entry of `layers`, which maps the name of a model to a layer. `registers` says what the
-    registers of each model are (`registers_name`).
+    registers of each model are (`registers_label`).
     """
 
     def draw(chosen: Mapping[str, int], axes: "Axes") -> None:
@@ -107,7 +107,7 @@ def norm_charts(results: Results, label: FigureLabel) -> ChartGrid:
             if found.norms.registers[0].count:
                 ratios = np.array([layer.median for layer in found.norms.registers]) / median
                 style = {"color": _color(model), "linestyle": DASHES[2]}
-                values += _line(axes, found.norms.layers, ratios, f"{name}: {found.registers_name}, median", **style)
+                values += _line(axes, found.norms.layers, ratios, f"{name}: {found.registers_label}, median", **style)
         _finish(axes, "Relative to the median of the image tokens", "norm / median norm", values)
 
     return ChartGrid(panels=[absolute, relative], label=label)

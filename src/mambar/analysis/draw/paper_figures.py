@@ -35,7 +35,7 @@ def norm_figures(analysis: Analysis) -> "dict[str, Figure]":
         {name: found.norms for name, found in analysis.results.items()},
         analysis.layer_columns(),
         label,
-        registers={name: found.registers_name for name, found in analysis.results.items()},
+        registers={name: found.registers_label for name, found in analysis.results.items()},
     )
     return {
         "maps": draw_map_grid(_images(analysis), groups, replace(label, data=analysis.gallery.name)),

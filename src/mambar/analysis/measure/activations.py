@@ -11,14 +11,14 @@ from mambar.models.protocol import Images, TokenModel, TokenTensor, layer_indice
 from mambar.models.timm_vit import TimmViT
 from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import Tokens
-from mambar.nn.eval_mode import eval_mode as module_eval_mode
+from mambar.nn.eval_mode import eval_mode
 
 
 @contextmanager
-def eval_mode(model: TokenModel) -> Iterator[None]:
+def eval_without_gradients(model: TokenModel) -> Iterator[None]:
     """The model in evaluation mode and without gradients; its previous mode is restored afterwards."""
     module: object = model
-    with torch.no_grad(), module_eval_mode(module) if isinstance(module, nn.Module) else nullcontext():
+    with torch.no_grad(), eval_mode(module) if isinstance(module, nn.Module) else nullcontext():
         yield
 
 
@@ -42,7 +42,7 @@ def capture_activations(
     indices: dict[TokenTensor, list[int]] = {tensor: layer_indices(model, chosen) for tensor, chosen in layers.items()}
     norm = _final_norm(model)
     found: dict[TokenTensor, list[Tokens]] = {}
-    with eval_mode(model):
+    with eval_without_gradients(model):
         moved = to_device(images, model_device(model))
         if norm is not None and {"residual", "normed"} <= indices.keys():
             needed = sorted({*indices["residual"], *indices["normed"]})

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mambar.analysis.measure.activations import capture_activations, eval_mode
+from mambar.analysis.measure.activations import capture_activations, eval_without_gradients
 from mambar.deprecated import ANALYSIS_VALUES, accept_old_names
 from mambar.errors import InputError
 from mambar.models.protocol import Images, Layers, TokenModel, TokenTensor
@@ -15,7 +15,7 @@ from mambar.models.vision_mamba import VisionMamba
 from mambar.nn import RegisterHead, Tokens
 
 Metric = Literal["l2", "cosine", "dot"]
-# The metric of reports and of the page: bright patches are similar to the global vector.
+# The metric of reports and of the web page: bright patches are similar to the global vector.
 DEFAULT_METRIC: Final[Metric] = "cosine"
 
 
@@ -25,9 +25,9 @@ _METRICS: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "cosine": lambda tokens, vector: nn.functional.cosine_similarity(tokens, vector, dim=-1),
     "dot": lambda tokens, vector: (tokens * vector).sum(-1),
 }
-# As in color bars and captions: bright means similar for each of them.
+# Names in color bars and captions; in the maps of each metric bright means similar.
 METRIC_NAMES: Final = {"l2": "L2 distance", "cosine": "cosine similarity", "dot": "dot product"}
-# What the tokens are compared with, named as the heads; "register:3" is the register numbered 3 from 0.
+# The vector that the tokens are compared with, named as the heads; "register:3" is register 3, counted from 0.
 GLOBAL_VECTORS: Final = {
     "register_mean": "mean of the registers",
     "token": "first register (class token)",
@@ -90,7 +90,7 @@ def feature_maps(
 def feature_map(model: TokenModel, tokens: Tokens, *, vector: str, metric: Metric) -> Float[Tensor, "batch rows cols"]:
     """The feature map of tokens of `model`; see `feature_maps`."""
     if vector == "head":
-        with eval_mode(model):
+        with eval_without_gradients(model):
             tokens, vector = reduced_tokens(model, tokens), "register_mean"
     return compare(tokens.patches, global_vector(tokens, vector), metric).unflatten(1, tokens.grid)
 

@@ -51,7 +51,7 @@ def register_names(model: TokenModel, count: int) -> tuple[str, ...]:
     return tuple(f"register {place}" for place in range(count))
 
 
-def registers_name(names: Sequence[str]) -> str:
+def registers_label(names: Sequence[str]) -> str:
     """One name for all registers: "registers", "class token", or "class token and registers"."""
     others = [name for name in names if not name.startswith("register")]
     return " and ".join([*others, *(["registers"] if len(others) < len(names) else [])])

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mambar.analysis.measure.activations import eval_mode, layer_indices, model_device
+from mambar.analysis.measure.activations import eval_without_gradients, layer_indices, model_device
 from mambar.analysis.measure.added_registers import RegisterNeurons, TestTimeRegisters
 from mambar.analysis.measure.norms import l2_norms
 from mambar.analysis.measure.outliers import MedianDeviation, OutlierRule, median, outlier_mask
@@ -38,7 +38,7 @@ def find_register_neurons(
     sums = torch.zeros(2, last + 1, model.config.d_inner, dtype=torch.float64)
     totals = [0, 0]
     device = model_device(model)
-    with eval_mode(model):
+    with eval_without_gradients(model):
         for images in batches:
             inner, grid, norms = _inner_activations(model, images.to(device), last)
             outliers = outlier_mask(norms[None], rule)[0].flatten(1).cpu()
@@ -162,7 +162,7 @@ def _measure(
 ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "registers"], int, int]:
     device = model_device(model)
     norms, registers, num_correct, num_labeled = [], [], 0, 0
-    with eval_mode(model):
+    with eval_without_gradients(model):
         for images, labels in batches:
             moved = images.to(device)
             tokens, last = model.tokens(moved, [layer, -1])

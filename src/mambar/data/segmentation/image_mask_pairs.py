@@ -26,7 +26,9 @@ MASK_SUFFIXES = ("", "_mask", "_seg", "_label", "_labels", "_gt")
 MaskReader = Callable[[FileTree, str, LabelTable, int], UInt8[np.ndarray, "height width"]]
 
 
-def read_labels(tree: FileTree, path: str, table: LabelTable, max_pixels: int) -> UInt8[np.ndarray, "height width"]:
+def read_mask_labels(
+    tree: FileTree, path: str, table: LabelTable, max_pixels: int
+) -> UInt8[np.ndarray, "height width"]:
     """The labels of a PNG of numbers or colors."""
     name = f"{tree.name}/{path}"
     stored = read_mask(tree.read(path), name=name, colors=bool(table.colors), max_pixels=max_pixels)
@@ -41,7 +43,7 @@ class Listing:
     images: Sequence[str]
     masks: Sequence[str]
     table: LabelTable
-    read: MaskReader = read_labels
+    read: MaskReader = read_mask_labels
 
 
 def paired_listing(
@@ -88,7 +90,7 @@ class ImageMaskPairs(SkippingDataset):
                 f"data={listing.tree.name} has one class, {one_line(listing.table.classes[0])!r}; a segmenter needs "
                 "two or more: name the background as well."
             )
-        self.tree, self.table, self.read_labels = listing.tree, listing.table, listing.read
+        self.tree, self.table, self.read_mask_labels = listing.tree, listing.table, listing.read
         self.images, self.masks = PackedNames.from_names(listing.images), PackedNames.from_names(listing.masks)
         self.name, self.max_pixels = name, max_pixels
         self.classes, self.palette = self.table.classes, self.table.palette
@@ -106,7 +108,7 @@ class ImageMaskPairs(SkippingDataset):
         if not mask_path:
             raise ImageError(f"{one_line(name)} has no mask; add one, or remove the image.")
         data = self.tree.read(path)
-        labels = self.read_labels(self.tree, mask_path, self.table, self.max_pixels)
+        labels = self.read_mask_labels(self.tree, mask_path, self.table, self.max_pixels)
         image = read_image(data, name=name, max_pixels=self.max_pixels)
         if tuple(image.shape[1:]) != labels.shape and tuple(image.shape[1:]) == labels.shape[::-1]:
             # The mask was drawn without applying the EXIF orientation.

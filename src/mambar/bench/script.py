@@ -1,4 +1,4 @@
-"""The command line of a benchmark whose numbers are kept as JSON, from which its page and plot are written."""
+"""The command line of a benchmark script: measures, stores the numbers as JSON, writes a page and a plot."""
 
 import argparse
 import json
@@ -9,15 +9,15 @@ from typing import Any
 from mambar.bench.machine import describe
 
 
-def run_report(
+def run_benchmark(
     parser: argparse.ArgumentParser,
     measure: Callable[[argparse.Namespace], list[dict[str, Any]]],
     page: Callable[[dict[str, Any]], str],
     draw: Callable[[dict[str, Any], Path], None],
 ) -> str:
-    """Measures on a GPU, or reads an earlier measurement; writes the files that are asked for and gives the page.
+    """The page of a measurement on a GPU, or of one that is read from a file; writes the requested files.
 
-    `page` and `draw` get the machine as "machine" and what `measure` returned as "found".
+    `page` and `draw` get a mapping: "machine" describes the machine, "found" is the result of `measure`.
     """
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--from", dest="given", type=Path, help="JSON file of an earlier run; nothing is measured")

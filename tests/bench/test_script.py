@@ -5,17 +5,17 @@ import json
 
 import pytest
 
-from mambar.bench import report
+from mambar.bench import script
 
 
 def test_an_earlier_measurement_gives_the_same_files(monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "describe", lambda device: f"a machine with {device}")
+    monkeypatch.setattr(script, "describe", lambda device: f"a machine with {device}")
 
     def run(measure, *words):
         parser = argparse.ArgumentParser()
         parser.add_argument("--batch", type=int, default=3)
         monkeypatch.setattr("sys.argv", ["benchmark", *map(str, words)])
-        return report.run_report(
+        return script.run_benchmark(
             parser,
             measure,
             lambda each: str(each["found"]),
