@@ -28,7 +28,7 @@ def cache_directory(*parts: str) -> Path:
         directory = base.joinpath(*parts)
         for path in [base, *(base.joinpath(*parts[: index + 1]) for index in range(len(parts)))]:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # The user may place the base behind a link; below it a link can lead to a directory of other users.
+            # The base may be a link of the user; a link below it can lead to a directory of another user.
             _require_private(path, path.stat() if path == base else path.lstat())
     except (OSError, RuntimeError) as error:
         raise InputError(f"No cache directory ({error}); set MAMBAR_CACHE to a writable directory.") from error

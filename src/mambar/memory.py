@@ -5,7 +5,7 @@ import sys
 # Parameters of mallopt, from malloc.h of glibc.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # Larger blocks are still returned to the system.
-_LARGEST_KEPT = 1 << 30
+_MAX_KEPT_BYTES = 1 << 30
 
 
 def keep_freed_memory() -> bool:
@@ -22,4 +22,4 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
+    return bool(mallopt(_MMAP_THRESHOLD, _MAX_KEPT_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))

@@ -11,14 +11,14 @@ from mambar.data.detection.object_masks import decoded_masks
 from mambar.data.transforms.preprocessing import Preprocessing
 from mambar.detection import Detector, save_detector
 
-BODY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_registers": 2, "num_classes": 0}
+CONFIG = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_registers": 2, "num_classes": 0}
 HEADS = {"num_classes": 2, "masks": True, "channels": 8, "head_dim": 8, "min_size": 16, "max_size": 32}
 
 
 def test_every_readable_image_is_searched(mambar_command, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    backbone = mambar.create_model("mambar_tiny_patch16_224", **BODY)
+    backbone = mambar.create_model("mambar_tiny_patch16_224", **CONFIG)
     model = Detector(backbone, **HEADS, score_threshold=0.0, max_detections=3)
     model.classes, model.preprocessing = ("disc", "square"), Preprocessing(img_size=16)
     save_detector(Path("run"), model)

@@ -13,7 +13,7 @@ from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.segmentation import Inference, Segmenter
 from mambar.segmentation.files import save_segmenter
 
-BODY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_registers": 2, "register_reduction": 2}
+CONFIG = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_registers": 2, "register_reduction": 2}
 SCENES = {"img_size": 32, "num_images": 8, "num_classes": 2}
 OPTIONS = [f"data_options.{name}={value}" for name, value in SCENES.items()]
 
@@ -28,7 +28,7 @@ def evaluate(capsys, *arguments):
 @pytest.fixture
 def segmenter(tmp_path):
     scenes = open_dataset("shapes", "val", kind="segmentation", **SCENES)
-    model = Segmenter(VisionMamba(VisionMambaConfig(**BODY, num_classes=0)), num_classes=3, channels=8)
+    model = Segmenter(VisionMamba(VisionMambaConfig(**CONFIG, num_classes=0)), num_classes=3, channels=8)
     model.classes, model.palette = scenes.classes, scenes.palette
     model.preprocessing = Preprocessing(img_size=32)
     save_segmenter(tmp_path / "run", model, name="tiny", inference=Inference(crop=32, stride=32), force=False)
@@ -62,7 +62,7 @@ def test_bad_options_of_a_segmenter(segmenter, capsys, option, message):
 def test_a_classifier_takes_the_options_of_data(tmp_path, capsys):
     scenes = open_dataset("shapes", "val", kind="segmentation", **SCENES)
     names = scenes.classes[1:]
-    model = VisionMamba(VisionMambaConfig(**BODY, num_classes=2))
+    model = VisionMamba(VisionMambaConfig(**CONFIG, num_classes=2))
     save_model(tmp_path / "run", model, name="tiny", classes=names, preprocessing=Preprocessing(img_size=32))
     code, out, _ = evaluate(capsys, tmp_path / "run", "--data=shapes", *OPTIONS, "--device=cpu", "--json")
     assert code == 0 and set(json.loads(out)["per_class"]) == set(names)
@@ -82,7 +82,7 @@ def folder(root, *classes):
 @pytest.mark.parametrize("inside", ["", "val", "test", "Validation"])
 def test_a_given_folder_is_evaluated_whole(tmp_path, capsys, inside):
     names = ("ant", "bee")
-    save_model(tmp_path / "run", VisionMamba(VisionMambaConfig(**BODY, num_classes=2)), classes=names)
+    save_model(tmp_path / "run", VisionMamba(VisionMambaConfig(**CONFIG, num_classes=2)), classes=names)
     data = folder(tmp_path / "given", *(f"{inside}/{name}" if inside else name for name in names))
     common = (tmp_path / "run", f"--data={data}", "--device=cpu")
     assert "(4 images)" in evaluate(capsys, *common)[1]

@@ -13,13 +13,13 @@ from mambar.errors import InputError
 from mambar.models import VisionMamba, VisionMambaConfig
 from mambar.segmentation import Inference, Segmenter, save_segmenter
 
-BODY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_registers": 2}
+CONFIG = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_registers": 2}
 
 
 def test_every_readable_image_is_segmented(mambar_command, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    model = Segmenter(VisionMamba(VisionMambaConfig(**BODY, num_classes=0)), num_classes=2, channels=8)
+    model = Segmenter(VisionMamba(VisionMambaConfig(**CONFIG, num_classes=0)), num_classes=2, channels=8)
     model.classes, model.palette, model.preprocessing = ("a", "b"), ((0, 0, 0), (9, 9, 9)), Preprocessing(img_size=16)
     save_segmenter(Path("run"), model, name=None, inference=Inference(crop=16, stride=16), force=False)
     for name in ("in/x.png", "in/sub/x.jpg"):

@@ -36,7 +36,7 @@ OPTIONS = {
     "score_threshold": 0.0,
 }
 HEADS = {"num_classes": 2, "channels": 8, "head_dim": 8, "min_size": 32, "max_size": 64}
-BODY = {"patch_size": 8, "embed_dim": 16, "depth": 4, "num_registers": 2, "register_reduction": 2, "d_state": 4}
+CONFIG = {"patch_size": 8, "embed_dim": 16, "depth": 4, "num_registers": 2, "register_reduction": 2, "d_state": 4}
 
 
 def tiny(data, **changes):
@@ -46,7 +46,7 @@ def tiny(data, **changes):
         model="mambar_tiny_patch16_224",
         task="detection",
         task_options=OPTIONS,
-        config=BODY,
+        config=CONFIG,
         data=str(data),
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
@@ -76,7 +76,7 @@ def tiny(data, **changes):
 def make_backbone():
     def make(**changes):
         torch.manual_seed(0)
-        return mambar.create_model("mambar_tiny_patch16_224", **{**BODY, "num_classes": 0, "img_size": 32, **changes})
+        return mambar.create_model("mambar_tiny_patch16_224", **{**CONFIG, "num_classes": 0, "img_size": 32, **changes})
 
     return make
 
@@ -267,7 +267,7 @@ def test_boxes_and_masks_are_not_rounded_by_autocast(make_backbone, dtype):
     [
         ({"chanels": 3}, {}, "did you mean 'channels'"),
         ({"channels": "many"}, {}, "task_options.channels='many'"),
-        ({"num_classes": 3}, {}, "task_options.num_classes is not an option"),
+        ({"num_classes": 3}, {}, "task_options.num_classes is set by the data"),
         ({"max_size": 0}, {}, "task_options.max_size=0 is not allowed; it takes 1 to 8192 pixels"),
         ({"norm": "layer"}, {}, "norm='layer' is not known"),
         ({"norm": "batch"}, {}, "task_options.norm=batch would depend"),

@@ -41,7 +41,7 @@ def test_the_product_equals_the_convolution(memory_format):
     images = torch.randn(2, 3, 10, 13, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
     arguments = (images, *embed.parameters())
     wanted = embed(images)
-    found = embed._product(images)
+    found = embed._matmul(images)
     torch.testing.assert_close(found, wanted)
     weights = torch.randn_like(wanted)
     for one, other in zip(
@@ -54,12 +54,12 @@ def test_the_product_equals_the_convolution(memory_format):
 
 def test_no_product_for_another_or_observed_convolution():
     embed = PatchEmbed(4, 3, 8)
-    assert embed._is_product()
+    assert embed._is_plain_conv()
     hook = embed.proj.register_forward_hook(lambda *_: None)
-    assert not embed._is_product()
+    assert not embed._is_plain_conv()
     hook.remove()
     embed.proj = nn.Conv2d(3, 8, kernel_size=4, stride=2)
-    assert not embed._is_product()
+    assert not embed._is_plain_conv()
 
 
 @pytest.mark.gpu

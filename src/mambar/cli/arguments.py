@@ -185,7 +185,7 @@ _PLACEHOLDER = re.compile(r" <([a-z]+)[^>]*>$")
 
 
 def _placeholder(shown: re.Match[str]) -> str:
-    # An argument already has its name; an option of a number has its range behind it.
+    # An argument already has its name; the range of a number follows its option.
     return {"int": " N", "float": " X"}.get(shown[1], " TEXT") if shown.string.startswith("-") else ""
 
 

@@ -77,8 +77,8 @@ def info(
         "blocks": f"{config.depth}, width {config.embed_dim}, inner {config.d_inner}, state {config.d_state}",
         "head": f"{head}, {config.num_classes} classes",
         "parameters": f"{costs.parameters:,}",
-        "multiply-adds": f"{costs.linear_macs / 1e9:.2f} G an image, without the scans",
-        "scans": f"{costs.scan_flops / 1e9:.2f} GFLOP an image ({costs.scan_states / 1e6:.1f} M states)",
-        "training memory": f"{costs.activation_bytes / 2**20:.1f} MiB of activations an image, estimated (bfloat16)",
+        "multiply-adds": f"{costs.linear_macs / 1e9:.2f} G per image, without the scans",
+        "scans": f"{costs.scan_flops / 1e9:.2f} GFLOP per image ({costs.scan_states / 1e6:.1f} M states)",
+        "training memory": f"{costs.activation_bytes / 2**20:.1f} MiB of activations per image, estimated (bfloat16)",
     }
     say_table(lines.items())

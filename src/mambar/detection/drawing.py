@@ -13,10 +13,10 @@ from mambar.analysis.draw.color_maps import label_font
 from mambar.analysis.figure_label import printable
 from mambar.data.segmentation.masks import palette
 
-# Pixels of the longer side of a picture; smaller images are enlarged to this width, so that names are legible.
+# Pixels: the longest side of a picture, and the width to which small images are enlarged for legible captions.
 _MAX_SIDE: Final = 8192
 _MIN_WIDTH: Final = 320
-# Brightness of red, green and blue (ITU-R BT.601), by which captions are white or black.
+# Weights of red, green and blue in the brightness of a color (ITU-R BT.601).
 _LUMA: Final = (0.299, 0.587, 0.114)
 
 
@@ -29,7 +29,7 @@ def draw_objects(
 ) -> UInt8[np.ndarray, "rows cols 3"]:
     """The image with a box in the color of its class, a caption, and the mask for each object, the first on top.
 
-    Small images are enlarged by a whole factor; of one above 8192 pixels every n-th row and column is drawn.
+    Small images are enlarged by a whole factor; an image above 8192 pixels is reduced to every n-th row and column.
     """
     colors: list[Any] = [palette(label + 1)[label] for label in labels]
     drawn = image

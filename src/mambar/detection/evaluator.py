@@ -43,7 +43,7 @@ def image_records(model: Detector, batch: Batch) -> list[ImageRecord]:
     for place, (image, found) in enumerate(zip(images, model.detect(images), strict=True)):
         height, width = image.shape[1:]
         objects = target_objects({name: batch[name][place] for name in names})
-        truth = [
+        ground_truth = [
             {"category_id": each.label, "bbox": _bbox(each.box), "area": each.area, "iscrowd": int(each.crowd)}
             for each in objects
         ]
@@ -54,14 +54,14 @@ def image_records(model: Detector, batch: Batch) -> list[ImageRecord]:
         ]
         if model.config.masks:
             masks = [each.segmentation for each in objects]
-            for each, mask in zip(truth, compressed_masks(masks, height, width), strict=True):
+            for each, mask in zip(ground_truth, compressed_masks(masks, height, width), strict=True):
                 each["segmentation"] = mask
             for number, each in enumerate(detections):
                 mask = paste_mask(found["masks"][number], found["boxes"][number], (height, width))
                 (each["segmentation"],) = compressed_masks([run_lengths(mask)], height, width)
                 each["area"] = float(mask.sum())
         index = int(batch.indices[place])
-        records.append(ImageRecord(index=index, size=(height, width), objects=truth, detections=detections))
+        records.append(ImageRecord(index=index, size=(height, width), objects=ground_truth, detections=detections))
     return records
 
 

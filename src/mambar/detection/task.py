@@ -43,7 +43,7 @@ class DetectionTask(Task):
         self.config = config = fields.task_options(DetectorConfig, given, task="detection")
         for name in ("num_classes", "min_size"):
             if name in recipe.task_options:
-                raise RecipeError(f"task_options.{name} is not an option; the data and img_size say it. Omit it.")
+                raise RecipeError(f"task_options.{name} is set by the data and img_size; omit it.")
         refuse_classification_fields(stage, task="detection")
         if config.norm == "batch" and (recipe.num_shards > 1 or stage.grad_accum_steps > 1):
             raise RecipeError("task_options.norm=batch would depend on how a batch is split; use norm=group.")
@@ -84,7 +84,7 @@ class DetectionTask(Task):
         columns = {"boxes": batch["boxes"], "labels": batch["box_labels"]}
         columns |= {"masks": batch["masks"]} if self.config.masks else {}
         targets = [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
-        # A drawn short side follows the key.
+        # The transform draws the short side from the global generators.
         with seeded_globals(batch.key):
             images, scaled = self.resize([pixels.float() / 255 for pixels in batch["pixels"]], targets)
         assert scaled is not None
@@ -152,7 +152,7 @@ class ObjectTransform:
             masks = None if masks is None else masks.flip(-1)
         labels = torch.tensor([each.label for each in objects], dtype=torch.int64)
         made = {"pixels": image.contiguous(), "boxes": boxes, "box_labels": labels}
-        # None replaces what the loader would take from the sample.
+        # The loader copies the other targets of the sample; None omits them.
         return {**dict.fromkeys(sample.targets), **made, **({} if masks is None else {"masks": masks})}
 
 

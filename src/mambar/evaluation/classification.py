@@ -16,7 +16,7 @@ from mambar.errors import DataError
 from mambar.evaluation.metrics import LossSum, check_num_classes, confusion_counts, top_k_correct
 from mambar.nn.eval_mode import eval_mode
 
-# As many misclassified images are remembered, for reports.
+# Number of misclassified images that are kept for reports.
 _NUM_MISCLASSIFIED = 16
 
 

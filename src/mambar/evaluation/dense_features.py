@@ -170,7 +170,7 @@ def _score(
 
 
 def bootstrap_miou(ratios: Int[np.ndarray, "images 2 classes"], *, seed: int) -> tuple[float, float]:
-    """95 % interval of the mIoU when the images are drawn again; `ratios`: intersection and union of each class."""
+    """95 % bootstrap interval of the mIoU over images; `ratios`: intersection and union of each class."""
     count = len(ratios)
     drawn = numpy_generator(key(seed, "bootstrap")).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
     sums = np.tensordot(drawn, ratios, 1).astype(np.float64)  # (resamples, 2, classes)

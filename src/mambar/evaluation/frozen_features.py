@@ -205,34 +205,36 @@ def knn_votes(
     numbers = torch.arange(len(train))
     for chunk in queries.split(_QUERIES):
         query = chunk.to(device)
-        nearest, owners = nearest_neighbors(
+        nearest, indices = nearest_neighbors(
             query, zip(train.split(_BLOCK), numbers.split(_BLOCK), strict=True), k=max(allowed)
         )
-        owners = labels.to(device)[owners]
+        neighbor_labels = labels.to(device)[indices]
         for k in allowed:
             weights = torch.exp(nearest[:, :k] / temperature)
-            votes[k].append(query.new_zeros(len(query), num_classes).scatter_add_(1, owners[:, :k], weights).cpu())
+            votes[k].append(
+                query.new_zeros(len(query), num_classes).scatter_add_(1, neighbor_labels[:, :k], weights).cpu()
+            )
     return {k: torch.cat(parts) for k, parts in votes.items()}
 
 
 def nearest_neighbors(
     queries: Float[Tensor, "queries dim"], blocks: Iterable[tuple[Tensor, Tensor]], *, k: int
 ) -> tuple[Float[Tensor, "queries neighbors"], Int64[Tensor, "queries neighbors"]]:
-    """The k largest cosine similarities of each query, in falling order, and the numbers of these neighbors.
+    """The k largest cosine similarities of each query, in falling order, and the indices of these neighbors.
 
     blocks: vectors and their numbers, which are moved to the device of the queries one block at a time.
     """
     queries = F.normalize(queries, dim=1)
     nearest = queries.new_empty(len(queries), 0)
-    owners = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for block, numbers in blocks:
         similarity = queries @ F.normalize(block.to(queries.device), dim=1).T
         found, places = similarity.topk(min(k, len(block)), dim=1)
         both = torch.cat([nearest, found], 1)
-        both_owners = torch.cat([owners, numbers.to(queries.device)[places]], 1)
+        both_indices = torch.cat([indices, numbers.to(queries.device)[places]], 1)
         nearest, chosen = both.topk(min(k, both.shape[1]), dim=1)
-        owners = both_owners.gather(1, chosen)
-    return nearest, owners
+        indices = both_indices.gather(1, chosen)
+    return nearest, indices
 
 
 def logistic_logits(
@@ -331,10 +333,10 @@ def linear_weights(
         if not step:
             weight = inputs.new_zeros(len(rates), inputs.shape[1] + 1, targets.shape[1])
             momentum, rate = torch.zeros_like(weight), inputs.new_tensor(rates)[:, None, None]
-        mass = targets.sum(1, keepdim=True)  # (B, 1)
+        sample_weights = targets.sum(1, keepdim=True)  # (B, 1)
         batch = F.pad(inputs, (0, 1), value=1.0)  # (B, dim + 1)
-        error = torch.softmax(batch @ weight, dim=2) * mass - targets  # (rates, B, classes)
-        momentum = 0.9 * momentum + batch.T @ error / mass.sum()
+        error = torch.softmax(batch @ weight, dim=2) * sample_weights - targets  # (rates, B, classes)
+        momentum = 0.9 * momentum + batch.T @ error / sample_weights.sum()
         weight = weight - rate * (0.5 + 0.5 * np.cos(np.pi * step / steps)) * momentum
     return weight
 

@@ -17,7 +17,7 @@ from mambar.errors import CheckpointError, InputError
 from mambar.image_file import INTERPOLATIONS, MAX_PIXELS, evaluation_crop, open_image
 from mambar.messages import needs_package, one_line
 
-_LARGEST_SIDE = 16_384
+_MAX_SIDE = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class OnnxModel:
         self.std = np.asarray(preprocessing["std"], np.float32)
         names = content["classes"]
         self.classes = None if names is None else tuple(str(name) for name in names)
-        valid = 0 < self.crop <= 1 and min(self.size) > 0 and max(self.size) / self.crop <= _LARGEST_SIDE
+        valid = 0 < self.crop <= 1 and min(self.size) > 0 and max(self.size) / self.crop <= _MAX_SIDE
         valid = valid and self.interpolation in INTERPOLATIONS
         if not valid or self.mean.shape != self.std.shape or not (self.std > 0).all():
             raise ValueError(size)

@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 # File in the .pt2 archive with class names and preprocessing.
 EXTRA_FILE = "mambar.json"
-_LARGEST_BATCH = 1024
+_MAX_BATCH_SIZE = 1024
 # In patches. Tracing would specialize on one row or column; 128 rows of 16 pixels are 2048 pixels.
 _ROWS = (2, 128)
 
 
 def traced(model: nn.Module, channels: int, size: tuple[int, int], *, patch: int | None = None) -> ExportedProgram:
     """The exported program of a `traceable_model` with dynamic batch; with `patch`, also dynamic height and width."""
-    dynamic: dict[int, object] = {0: Dim("batch", min=1, max=_LARGEST_BATCH)}
+    dynamic: dict[int, object] = {0: Dim("batch", min=1, max=_MAX_BATCH_SIZE)}
     if patch is not None:
         rows, cols = Dim("rows", min=_ROWS[0], max=_ROWS[1]), Dim("cols", min=_ROWS[0], max=_ROWS[1])
         dynamic |= {2: patch * rows, 3: patch * cols}

@@ -14,7 +14,7 @@ NOT_RUN = "*not run*"
 
 # Results that every card lists first, in this order.
 _RESULTS = ("top-1", "top-5")
-_MOST_CLASSES = 50
+_MAX_CLASSES = 50
 
 
 def model_card(
@@ -73,8 +73,8 @@ def _what(model: VisionMamba) -> str:
         f"{config.patch_size}."
     ]
     if model.classes:
-        shown = ", ".join(escaped(each) for each in model.classes[:_MOST_CLASSES])
-        more = len(model.classes) - _MOST_CLASSES
+        shown = ", ".join(escaped(each) for each in model.classes[:_MAX_CLASSES])
+        more = len(model.classes) - _MAX_CLASSES
         lines.append(f"{len(model.classes)} classes: {shown}{f' and {more} more' if more > 0 else ''}.")
     else:
         lines.append(f"{config.num_classes} classes without names." if config.num_classes else "No classifier.")

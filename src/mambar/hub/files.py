@@ -26,7 +26,7 @@ from mambar.models.vision_mamba import VisionMamba
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
-_LARGEST_IMAGE = 16_384
+_MAX_IMAGE_SIDE = 16_384
 # Kind of a model with a task's heads → its command and its loader.
 TASK_KINDS = {
     "segmenter": ("segment", "mambar.segmentation.load_segmenter"),
@@ -164,9 +164,9 @@ def load_directory(
         model = build_model(ours["config"], state, directory)
         classes = _class_names(ours.get("classes"), model.num_classes)
         preprocessing = Preprocessing.from_dict(ours["preprocessing"])
-        if max(preprocessing.size) / preprocessing.crop_pct > _LARGEST_IMAGE:
+        if max(preprocessing.size) / preprocessing.crop_pct > _MAX_IMAGE_SIDE:
             raise InputError(
-                f"img_size={preprocessing.img_size} with crop={preprocessing.crop_pct} resizes above {_LARGEST_IMAGE}."
+                f"img_size={preprocessing.img_size} with crop={preprocessing.crop_pct} resizes above {_MAX_IMAGE_SIDE}."
             )
     load_weights(saved_module(model), state, origin=str(path))
     model.classes, model.preprocessing = classes, preprocessing

@@ -106,12 +106,12 @@ class MambarImageProcessor(BaseImageProcessor):
 
     @property
     def image_mean(self) -> list[float]:
-        """The mean of each channel that is subtracted, on the scale 0-1."""
+        """The mean that is subtracted from each channel, on the scale 0-1."""
         return list(self.preprocessing["mean"])
 
     @property
     def image_std(self) -> list[float]:
-        """The standard deviation of each channel by which is divided."""
+        """The standard deviation by which each channel is divided."""
         return list(self.preprocessing["std"])
 
     def __call__(self, images: Any, *arguments: Any, **options: Any) -> BatchFeature:

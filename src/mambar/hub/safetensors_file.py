@@ -23,7 +23,7 @@ from mambar.hub.config_file import unique_keys
 from mambar.messages import one_line
 
 # The header of Large has 130 kB.
-MOST_HEADER_BYTES = 4_000_000
+MAX_HEADER_BYTES = 4_000_000
 
 DTYPES = {
     "F64": torch.float64,
@@ -75,8 +75,8 @@ def _tensors(buffer: bytearray) -> dict[str, Tensor]:
     if len(buffer) < 8:
         raise CheckpointError(f"it has {len(buffer)} bytes.")
     (length,) = struct.unpack_from("<Q", buffer)
-    if length > MOST_HEADER_BYTES:
-        raise CheckpointError(f"its header claims {length} bytes; at most {MOST_HEADER_BYTES} are allowed.")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"its header claims {length} bytes; at most {MAX_HEADER_BYTES} are allowed.")
     start = 8 + length
     if start > len(buffer):
         raise CheckpointError(f"its header claims {length} bytes, the file has {len(buffer)}.")

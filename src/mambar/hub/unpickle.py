@@ -17,8 +17,8 @@ from mambar.errors import CheckpointError
 from mambar.messages import one_line
 
 # A checkpoint of Large with its optimizer has about 3,000 records of 100 bytes each in the directory.
-_MOST_DIRECTORY_BYTES = 2_000_000
-_MOST_PICKLE_BYTES = 64_000_000
+_MAX_DIRECTORY_BYTES = 2_000_000
+_MAX_PICKLE_BYTES = 64_000_000
 
 # End-of-central-directory record of a zip file, and the locator and record of its 64-bit extension.
 _END, _LOCATOR, _END64 = "<4s4H2LH", "<4sLQL", "<4sQ2H2L4Q"
@@ -62,7 +62,7 @@ def _check_container(path: Path) -> None:
         size = path.stat().st_size
         with path.open("rb") as file:
             directory = _directory_bytes(file, size)
-            if directory > _MOST_DIRECTORY_BYTES:
+            if directory > _MAX_DIRECTORY_BYTES:
                 raise CheckpointError(f"{path} is refused: its directory of records claims {directory} bytes.")
             with zipfile.ZipFile(file) as container:
                 records = container.infolist()
@@ -76,10 +76,8 @@ def _check_container(path: Path) -> None:
         raise CheckpointError(f"{path} is refused: it has compressed records, which torch.save never writes.")
     if sum(max(record.file_size, record.compress_size) for record in records) > size:
         raise CheckpointError(f"{path} is refused: its records claim more bytes than the file has.")
-    if any(record.file_size > _MOST_PICKLE_BYTES for record in records if record.filename.endswith("/data.pkl")):
-        raise CheckpointError(
-            f"{path} is refused: the pickle of its tensors is larger than {_MOST_PICKLE_BYTES} bytes."
-        )
+    if any(record.file_size > _MAX_PICKLE_BYTES for record in records if record.filename.endswith("/data.pkl")):
+        raise CheckpointError(f"{path} is refused: the pickle of its tensors is larger than {_MAX_PICKLE_BYTES} bytes.")
 
 
 def _directory_bytes(file: BinaryIO, size: int) -> int:

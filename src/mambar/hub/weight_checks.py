@@ -10,7 +10,7 @@ from torch import Tensor
 from mambar.errors import CheckpointError, InputError
 from mambar.messages import one_line
 
-_LONGEST_NAME = 200
+_MAX_NAME_LENGTH = 200
 _CHUNK = 1 << 22
 
 
@@ -21,9 +21,9 @@ def check_weights(state: Mapping[str, Tensor], *, origin: Path | str) -> None:
     """
     memory: dict[int, int] = {}
     for name, tensor in state.items():
-        if not name.isprintable() or len(name) > _LONGEST_NAME:
+        if not name.isprintable() or len(name) > _MAX_NAME_LENGTH:
             raise CheckpointError(
-                f"{origin} has the parameter name {name[:_LONGEST_NAME]!r}, which is too long or not printable."
+                f"{origin} has the parameter name {name[:_MAX_NAME_LENGTH]!r}, which is too long or not printable."
             )
         plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
         if not plain or tensor.device.type != "cpu" or tensor.is_quantized:

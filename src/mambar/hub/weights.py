@@ -90,7 +90,7 @@ _CHECKOUT: Final = Path(__file__).resolve().parents[3] / "weights"
 _ADVICE: Final = f"set {WEIGHTS_PLACE} to the folder weights/ of a checkout of mambar, or to its URL"
 _TIMEOUT_SECONDS: Final = 20
 # A damaged or hostile server must not fill the memory.
-_MOST_BYTES: Final = 1 << 28
+_MAX_BYTES: Final = 1 << 28
 
 
 def released_file(name: str) -> Path:
@@ -182,14 +182,14 @@ def _read_url(name: str, url: str) -> bytes:
         raise InputError(f"{WEIGHTS_PLACE}: {url} is neither a folder nor an http or https address; {_ADVICE}.")
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:
-            content = answer.read(_MOST_BYTES + 1)
+            content = answer.read(_MAX_BYTES + 1)
     except Exception as error:  # errors of network, addresses and protocols have many types
         raise InputError(
             f"The weights of {name} could not be downloaded from {url}: {one_line(error, limit=160).rstrip('.')}; "
             f"{_ADVICE}."
         ) from error
-    if len(content) > _MOST_BYTES:
-        raise CheckpointError(f"{url} has more than {_MOST_BYTES} bytes; {_ADVICE}.")
+    if len(content) > _MAX_BYTES:
+        raise CheckpointError(f"{url} has more than {_MAX_BYTES} bytes; {_ADVICE}.")
     return content
 
 

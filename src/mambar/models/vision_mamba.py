@@ -56,7 +56,7 @@ class VisionMamba(nn.Module):
         self.blocks = nn.ModuleList(self._block(rate) for rate in drop_path_rates(config))
         self.norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
         self.head = self._head(config)
-        self._set_start_values()
+        self._init_parameters()
 
     def _block(self, drop_path: float) -> MambaBlock:
         config = self.config
@@ -91,9 +91,9 @@ class VisionMamba(nn.Module):
         With the same random seed the values are those of the constructor.
         """
         init.reset_parameters(self)
-        self._set_start_values()
+        self._init_parameters()
 
-    def _set_start_values(self) -> None:
+    def _init_parameters(self) -> None:
         init.init_patch_projection(self.patch_embed.proj)
         init.init_tokens(self.pos_embed.parameters())
         init.init_tokens(self.registers.parameters())

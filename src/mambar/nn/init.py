@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 # The standard deviation of a standard normal distribution truncated at two standard deviations.
-_CUT_NORMAL = 0.87962566103423978
+_TRUNCATED_STD = 0.87962566103423978
 
 
 def reset_parameters(module: nn.Module) -> None:
@@ -31,7 +31,7 @@ def init_tokens(parameters: Iterable[nn.Parameter]) -> None:
 
 def init_patch_projection(proj: nn.Conv2d) -> None:
     """LeCun normal as in timm: deviation fan_in^-½ / 0.88, a correction for truncation, which is negligible here."""
-    nn.init.trunc_normal_(proj.weight, std=proj.weight[0].numel() ** -0.5 / _CUT_NORMAL)
+    nn.init.trunc_normal_(proj.weight, std=proj.weight[0].numel() ** -0.5 / _TRUNCATED_STD)
     if proj.bias is not None:
         nn.init.zeros_(proj.bias)
 

@@ -36,19 +36,19 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
         """The patch tokens; raises `InputError` for a wrong shape or an image smaller than a patch."""
         self._check(images)
-        if images.is_cuda and self._is_product():
-            return self._product(images)
+        if images.is_cuda and self._is_plain_conv():
+            return self._matmul(images)
         return self.proj(images).flatten(2).transpose(1, 2)
 
-    def _is_product(self) -> bool:
-        """True if `proj` is the convolution that `__init__` made, whatever its weights, and nothing observes it."""
+    def _is_plain_conv(self) -> bool:
+        """True if `proj` is the convolution that `__init__` made, whatever its weights, without hooks."""
         proj, size = self.proj, (self.patch_size, self.patch_size)
         if not is_plain(proj, nn.Conv2d):
             return False
         fixed = (proj.kernel_size, proj.stride, proj.padding, proj.dilation, proj.groups)
         return fixed == (size, size, (0, 0), (1, 1), 1)
 
-    def _product(self, images: Tensor) -> Tensor:
+    def _matmul(self, images: Tensor) -> Tensor:
         """The convolution as one matrix product. cuDNN would convert the layout of images and weights before it."""
         size, (rows, cols) = self.patch_size, self.grid(images)
         images = images[..., : rows * size, : cols * size]

@@ -11,7 +11,7 @@ from mambar.paper.statistics import Paired, half_width, holm, paired
 
 # (row, column) → seed → value.
 Values = Mapping[tuple[str, str], Mapping[int, float]]
-Verdict = Literal["supported", "contradicted", "mixed", "cannot tell", "incomplete"]
+Verdict = Literal["supported", "contradicted", "mixed", "inconclusive", "incomplete"]
 
 REFERENCE: Final = "Vim"
 TREATED: Final = "Mamba-R"
@@ -105,7 +105,7 @@ def verdicts(comparisons: Sequence[Comparison]) -> dict[str, Verdict]:
         if min(counts) < PLANNED_SEEDS:
             found[name] = "incomplete"
         elif not signs:
-            found[name] = "cannot tell"
+            found[name] = "inconclusive"
         else:
             found[name] = "mixed" if len(signs) == 2 else "supported" if 1 in signs else "contradicted"
     return found

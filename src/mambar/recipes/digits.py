@@ -11,13 +11,13 @@ import dataclasses
 from mambar.recipes.entry import RecipeEntry
 from mambar.training.recipe import Recipe, Stage
 
-BODY = {"patch_size": 2, "embed_dim": 64, "depth": 4}
+BACKBONE = {"patch_size": 2, "embed_dim": 64, "depth": 4}
 REGISTERS = {"num_registers": 4, "register_reduction": 2}
 
 RECIPE = Recipe(
     name="digits",
     model="mambar_tiny_patch16_224",
-    config={**BODY, **REGISTERS},
+    config={**BACKBONE, **REGISTERS},
     data="digits",
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
@@ -44,7 +44,7 @@ RECIPE = Recipe(
 )
 
 # The same network, data and schedule with one register in the middle, which is the head's only input.
-VIM_RECIPE = dataclasses.replace(RECIPE, name="digits_vim", model="vim_tiny_patch16_224", config=BODY)
+VIM_RECIPE = dataclasses.replace(RECIPE, name="digits_vim", model="vim_tiny_patch16_224", config=BACKBONE)
 
 ENTRY = RecipeEntry(recipe=RECIPE, title="Mamba-R on handwritten digits", command="mambar train digits")
 

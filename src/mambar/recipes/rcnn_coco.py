@@ -4,8 +4,8 @@
     mambar train maskrcnn_coco data=coco          with a mask for each box
 
 Torchvision's heads and losses, short side 800 and long side at most 1,333 pixels, in training 640 to 800 pixels. 12
-epochs are the "1x" schedule of torchvision and Detectron; rates, decay and drop path are those of ViTDet's plain
-backbones (arXiv 2203.16527), for a batch of 16. The backbone starts from the released weights, downloaded once.
+epochs are the "1x" schedule of torchvision and Detectron; learning rate, decays and drop path are those of ViTDet's
+plain backbones (arXiv 2203.16527), for a batch of 16. The backbone starts from the released weights, downloaded once.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ import dataclasses
 from mambar.recipes.entry import RecipeEntry
 from mambar.training.recipe import Recipe, Stage
 
-BODY = {"patch_size": 4, "embed_dim": 64, "depth": 6}
+BACKBONE = {"patch_size": 4, "embed_dim": 64, "depth": 6}
 REGISTERS = {"num_registers": 4, "register_reduction": 2}
 # Objects keep their color; they are only shifted, flipped and scaled by 0.8 to 1.25.
 AUGMENTATION = {"resize": None, "ratio": [0.8, 1.25], "max_class_fraction": 1.0, "distort": False}
@@ -24,7 +24,7 @@ RECIPE = Recipe(
     name="upernet_shapes",
     model="mambar_tiny_patch16_224",
     task="segmentation",
-    config={**BODY, **REGISTERS},
+    config={**BACKBONE, **REGISTERS},
     data="shapes",
     data_options={"img_size": 48, "num_images": 3000, "val_limit": 200, "num_classes": 4, "area": [0.1, 0.25]},
     mean=(0.5, 0.5, 0.5),
@@ -50,7 +50,7 @@ RECIPE = Recipe(
 )
 
 # The same network, data and schedule with one register in the middle.
-VIM_RECIPE = dataclasses.replace(RECIPE, name="upernet_shapes_vim", model="vim_tiny_patch16_224", config=BODY)
+VIM_RECIPE = dataclasses.replace(RECIPE, name="upernet_shapes_vim", model="vim_tiny_patch16_224", config=BACKBONE)
 
 PROBE_RECIPE = dataclasses.replace(
     RECIPE,

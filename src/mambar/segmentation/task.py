@@ -110,7 +110,7 @@ class SegmentationTask(Task):
         return batch.replace(images=images, targets=batch.images[:, 3].long())
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """The weighted sum of the losses of decoder and auxiliary head; an image counts as its pixel accuracy."""
+        """The weighted sum of the losses of decoder and auxiliary head, and the sum of the images' pixel accuracies."""
         logits, *auxiliary = model(batch.images)
         value = self._loss_of(logits, batch["targets"])
         for other in auxiliary:

@@ -144,7 +144,7 @@ def _launched(page: Any, uploads: Path, port: int | None, password: str | None) 
         )
     except OSError as error:
         where = f"port={port}" if port is not None else "Every port from 7860 to 7959"
-        raise InputError(f"{where} is taken; choose another with port=.") from error
+        raise InputError(f"{where} is taken; choose another port.") from error
     # The page needs no CORS; gradio adds its own outside of the filter, where it answers other ports of this machine.
     page.app.user_middleware = [each for each in page.app.user_middleware if each.cls is not CustomCORSMiddleware]
     page.app.middleware_stack = page.app.build_middleware_stack()

@@ -1,8 +1,11 @@
 """Test images with ImageNet's classes: ImageNet-A, -R, -Sketch, ImageNetV2, and ReaL labels of the validation images.
 
-Three layouts are recognized: folders named by WordNet ids (A, R, Sketch: a part of the 1000 classes), folders named by
-class numbers from 0 to 999 (V2), and, with `real_labels`, the validation images with several labels each (ReaL, arXiv
-2006.07159), in one folder or in class folders.
+Three layouts are recognized:
+
+* A, R, Sketch: folders named by WordNet ids, a part of the 1000 classes.
+* V2: folders named by class numbers from 0 to 999.
+* ReaL (arXiv 2006.07159), with `real_labels`: the validation images, in one folder or in class folders; each may have
+  several labels.
 """
 
 import json

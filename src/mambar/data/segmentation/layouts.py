@@ -40,10 +40,10 @@ def _recognize(tree: FileTree) -> tuple[FileTree, Callable[..., Listing]]:
     while inside is not None:
         for level in (0, 1):
             trees = [inside.subtree(folder) for folder in inside.folders()] if level else [inside]
-            for looks, find in LAYOUTS.values():
-                fitting = [each for each in trees if looks(each)]
-                if len(fitting) == 1:
-                    return fitting[0], find
+            for matches, find in LAYOUTS.values():
+                matching = [each for each in trees if matches(each)]
+                if len(matching) == 1:
+                    return matching[0], find
         inside = single_folder(inside)
-    # Its error says what is missing.
+    # Its error names what is missing.
     return tree, find_folder

@@ -29,8 +29,8 @@ FORMAT_VERSION = 1
 # The arrays with one number for each image.
 _COLUMNS = {"shard": np.int32, "offset": np.int64, "size": np.int64, "crc": np.uint32, "labels": np.int64}
 _ARRAYS = ("meta", "path_text", "path_offsets", *_COLUMNS)
-_MOST_MEMBERS = 50_000_000
-_MOST_CLASSES = 1_000_000
+_MAX_MEMBERS = 50_000_000
+_MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ShardIndex:
             raise DataError("an offset or a size is out of range.")
         ends = np.array([file.size for file in self.shards], dtype=np.int64)[self.shard]
         if (self.offset > ends - self.size).any():
-            raise DataError("an image ends behind its shard.")
+            raise DataError("an image extends beyond the end of its shard.")
 
     @classmethod
     def from_rows(
@@ -80,7 +80,7 @@ class ShardIndex:
         return cls(classes=classes, shards=tuple(shards), paths=paths, **columns)
 
     def check_files(self, root: Path) -> None:
-        """DataError when a shard is not there, or has another size than when the index was made."""
+        """DataError if a shard is missing, or has another size than when the index was built."""
         for shard in self.shards:
             path = root / shard.name
             actual = path.stat().st_size if path.is_file() else None
@@ -108,7 +108,7 @@ def shard_files(root: Path, split: str) -> list[Path]:
 
 
 def shard_splits(root: Path) -> dict[str, str]:
-    """Split → the name of its first tar file. Test files beside no other validation files are those of "val"."""
+    """Split → the name of its first tar file. Test files are those of "val" if there are no validation files."""
     files = {split: shard_files(root, split) for split in SPLIT_NAMES}
     if files["test"] == files["val"]:
         del files["test"]
@@ -189,7 +189,7 @@ def tar_members(path: Path) -> list[tuple[str, int, int]]:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 # A negative size would make tarfile loop.
-                if member.size < 0 or member.offset_data <= place or len(members) > _MOST_MEMBERS:
+                if member.size < 0 or member.offset_data <= place or len(members) > _MAX_MEMBERS:
                     raise DataError(f"{path} is not a valid tar file: its members overlap.")
                 place = member.offset_data
                 if member.isdir():
@@ -239,8 +239,10 @@ def _label(text: bytes, path: Path, name: str) -> int:
         label = int(text.decode("ascii"))
     except ValueError:
         label = -1
-    if not 0 <= label < _MOST_CLASSES:
-        raise DataError(f"{path}: {one_line(name)!r} holds {one_line(repr(text))}, not a label from 0 up.")
+    if not 0 <= label < _MAX_CLASSES:
+        raise DataError(
+            f"{path}: {one_line(name)!r} holds {one_line(repr(text))}, not a label, which is a whole number from 0."
+        )
     return label
 
 

@@ -18,8 +18,8 @@ from mambar.data.keys import key, numpy_generator
 from mambar.errors import DataError
 
 CLASSES: Final = ("brick", "grass", "gravel")
-# Increased whenever equal fields give different pixels.
-_DRAWING: Final = 1
+# Increased if a change of the code gives different pixels for the same fields.
+_DRAWING_VERSION: Final = 1
 _COUNTS: Final = {"train": 2_000, "val": 200}
 # Rows of the photographs that each split uses, with a gap between them.
 _ROWS: Final = {"train": slice(0, 320), "val": slice(336, 512)}
@@ -84,7 +84,7 @@ class Mosaics:
 
     def fingerprint(self) -> str:
         """sha256 of the fields and of the photographs."""
-        return sha256_of(json.dumps({"drawing": _DRAWING, "num": len(self), **asdict(self)}), *_photographs())
+        return sha256_of(json.dumps({"drawing": _DRAWING_VERSION, "num": len(self), **asdict(self)}), *_photographs())
 
     def _patch(self, label: int, generator: np.random.Generator) -> np.ndarray:
         """A rotated piece of a texture with random mean and contrast."""

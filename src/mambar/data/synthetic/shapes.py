@@ -20,7 +20,7 @@ from mambar.data.synthetic.scenes import SceneObject, radius_for, random_index, 
 from mambar.errors import DataError
 
 # Increased whenever equal fields give different pixels.
-_DRAWING = 1
+_DRAWING_VERSION = 1
 _COUNTS = {"train": 10_000, "val": 2_000}
 _SIDES = (8, 4096)
 
@@ -137,4 +137,6 @@ class Shapes:
 
     def fingerprint(self) -> str:
         """sha256 of the fields and of the drawing version."""
-        return sha256_of(json.dumps({**asdict(self), "num_images": len(self), "drawing": _DRAWING}, sort_keys=True))
+        return sha256_of(
+            json.dumps({**asdict(self), "num_images": len(self), "drawing": _DRAWING_VERSION}, sort_keys=True)
+        )

@@ -38,7 +38,7 @@ class Throughput:
         self._num_steps += 1
         self._seconds += seconds
         self._loading += result.loading
-        # Without a GPU the passes run between the waits.
+        # Without a GPU the forward and backward passes take the rest of the step.
         self._passes += seconds - result.loading if result.passes is None else result.passes
         is_limited = self._loading > _LIMIT * self._seconds and self._passes < (1 - _LIMIT) * self._seconds
         # The first window contains the compilation of kernels.
