@@ -34,7 +34,10 @@ RECIPE = dataclasses.replace(
 MASK_RECIPE = dataclasses.replace(RECIPE, name="maskrcnn_shapes", task_options={**OPTIONS, "masks": True})
 
 ENTRY = RecipeEntry(
-    recipe=RECIPE, title="Faster R-CNN on Mamba-R, procedural scenes", command="mambar train fasterrcnn_shapes"
+    recipe=RECIPE,
+    title="Faster R-CNN on Mamba-R, procedural scenes",
+    command="mambar train fasterrcnn_shapes",
+    expected="AP50 80.9 % on 200 held-out scenes (seed 0), 82.8 % on 1,000 others; 223 s of CPU time, one thread",
 )
 MASK_ENTRY = RecipeEntry(
     recipe=MASK_RECIPE,
