@@ -18,9 +18,9 @@ def choose_device(name: str) -> str:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
             missing = f"PyTorch sees only {count} GPUs here" if count else "PyTorch sees no GPU here"
-            raise InputError(f"device={name}: {missing}; use device=cpu or device=auto.")
+            raise InputError(f"device {name} is not available: {missing}; choose cpu or auto.")
     elif name == "mps" and not mps:
-        raise InputError("device=mps: PyTorch sees no Apple GPU here; use device=cpu or device=auto.")
+        raise InputError("device mps is not available: PyTorch sees no Apple GPU here; choose cpu or auto.")
     elif name not in ("cpu", "mps"):
-        raise InputError(f"device={name!r} is unknown; choose auto, cpu, cuda, cuda:N or mps.")
+        raise InputError(f"device {name!r} is unknown; choose auto, cpu, cuda, cuda:N or mps.")
     return name

@@ -176,10 +176,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB, rotated as its EXIF says; see `mambar.data.read_image` for other modes."""
+    """The image in RGB, rotated by its EXIF orientation; see `mambar.data.read_image` for other modes."""
     try:
         orientation = int(image.getexif().get(_ORIENTATION, 1))
-    # Damaged EXIF says nothing about the pixels.
+    # The pixels can be valid although EXIF is damaged.
     except Exception:
         orientation = 1
     picture = _rgb(image)

@@ -24,7 +24,7 @@ def test_every_name_is_documented_and_has_claims():
 def test_wrong_names_and_missing_data(tmp_path):
     with pytest.raises(InputError, match="did you mean 'table_imagenet'"):
         index.reproduce("table_imagnet", out=tmp_path)
-    with pytest.raises(InputError, match="budget=small needs data=PATH"):
+    with pytest.raises(InputError, match="budget small needs data=PATH"):
         index.reproduce("table_register_count", budget="small", out=tmp_path)
     with pytest.raises(InputError, match="without repetition"):
         index.reproduce("table_register_count", seeds=(1, 1), out=tmp_path)

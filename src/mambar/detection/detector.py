@@ -125,7 +125,7 @@ class TokenPyramid(nn.Module):
         super().__init__()
         self.layers = config.layer_indices(body.num_layers)
         freeze_unused(body, self.layers)
-        # An attribute of this name is what torchvision asks for.
+        # torchvision requires an attribute of this name.
         self.out_channels = config.channels
         self.body = body
         self.norms = nn.ModuleList(RMSNorm(body.embed_dim) for _ in self.layers)

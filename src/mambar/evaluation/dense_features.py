@@ -202,8 +202,8 @@ def nearest_patches(
                 yield features[labeled], numbers[labeled]
 
     def predict(features: Tensor) -> Tensor:
-        nearest, owners = nearest_neighbors(features.flatten(0, 1), blocks(), k=neighbors)
-        pixels = torch.from_numpy(counts[owners.cpu().numpy()].astype(np.float32)).to(device)
+        nearest, indices = nearest_neighbors(features.flatten(0, 1), blocks(), k=neighbors)
+        pixels = torch.from_numpy(counts[indices.cpu().numpy()].astype(np.float32)).to(device)
         weights = torch.softmax(nearest / temperature, 1)[:, :, None]
         fractions = (weights * pixels / pixels.sum(2, keepdim=True)).sum(1)
         return fractions.unflatten(0, features.shape[:2])

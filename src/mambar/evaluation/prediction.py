@@ -45,7 +45,7 @@ def predict_image(
 ) -> list[Prediction]:
     """The `top` most probable classes of an image, best first.
 
-    Images are preprocessed as the model's `preprocessing` says, or with timm's defaults at its image size.
+    Images are preprocessed by the model's `preprocessing`, or with timm's defaults at its image size.
     """
     if model.num_classes < 1:
         raise InputError("The model has num_classes=0, so it predicts no class; train a classifier first.")

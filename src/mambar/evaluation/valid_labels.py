@@ -41,7 +41,7 @@ def evaluate_valid_labels(
 ) -> ValidLabelsResult:
     """Accuracy on batches with the field `valid_labels`; `prepare` is applied to the images on the device.
 
-    `columns` are the places of the classes in the model's logits, -1 for a class that it does not have. Classes that
+    `columns` are the indices of the classes in the model's logits, -1 for a class that it does not have. Classes that
     are not `occurring` in the data are ignored, as in the evaluation of ImageNet-A and -R.
     """
     allowed = occurring & (columns >= 0)
@@ -51,8 +51,8 @@ def evaluate_valid_labels(
             logits = model(prepare(batch.images.to(device))).float().cpu()[:, columns.clamp_min(0)]
             best = logits.where(allowed, -torch.inf).topk(min(5, int(allowed.sum()))).indices
             for row, valid in zip(best, batch["valid_labels"], strict=True):
-                hits = torch.isin(row, valid)
-                correct += torch.stack([hits[0], hits.any()])
+                is_correct = torch.isin(row, valid)
+                correct += torch.stack([is_correct[0], is_correct.any()])
                 known = bool(allowed[valid].any())
                 count, left_out = count + known, left_out + (not known)
     top1, top5 = (correct / max(count, 1)).tolist()

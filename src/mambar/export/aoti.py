@@ -25,7 +25,9 @@ def export_aoti(
     import torch._inductor
 
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise InputError("AOTInductor needs a C++ compiler (g++ or CXX); install one, or use format=onnx.")
+        raise InputError(
+            "AOTInductor needs a C++ compiler (g++ or CXX); install one, or choose another format, such as onnx."
+        )
 
     def write(size: tuple[int, int], file: Path) -> LogitsFunction:
         program = traced_fixed_size(model, size, kernels=kernels)

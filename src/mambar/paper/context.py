@@ -54,7 +54,9 @@ class Context:
         if self.runs and len(self.runs) != 2:
             raise InputError(f"runs={','.join(map(str, self.runs))} must be two run folders: Vim, then Mamba-R.")
         if self.recipe is not None and self.budget != "small":
-            raise InputError(f"recipe={self.recipe} has no effect at budget={self.budget}; use budget=small.")
+            raise InputError(
+                f"The recipe {self.recipe} has no effect at the budget {self.budget}; choose the budget small."
+            )
 
     @property
     def directory(self) -> Path:

@@ -39,7 +39,7 @@ def base_recipe(context: Context) -> Recipe:
         recipe = DIGITS.replace(config={"patch_size": 2, "embed_dim": 16, "depth": 2}, epochs=1, max_steps=8)
     elif context.data is None:
         wanted = "ImageNet" if context.budget == "full" else "CIFAR-10 (the .npz files' folder), or a folder"
-        raise InputError(f"budget={context.budget} needs data=PATH of {wanted}.")
+        raise InputError(f"The budget {context.budget} needs data=PATH of {wanted}.")
     else:
         recipe = BASE.recipe if context.budget == "full" else _small(context)
     return with_data(recipe, context).with_overrides(context.fields)

@@ -40,7 +40,7 @@ def cells(context: Context) -> list[Cell]:
     """The published sizes (full), or Mamba-R and Vim on scenes."""
     if context.budget == "full":
         if context.data is None:
-            raise InputError("budget=full needs data=PATH of ADE20K (the folder, or the downloaded .zip).")
+            raise InputError("The budget full needs data=PATH of ADE20K (the folder, or the downloaded .zip).")
         return [
             Cell(row=row, recipe=with_data(recipe, context).with_overrides(context.fields))
             for row, recipe in _FULL.items()

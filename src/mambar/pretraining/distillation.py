@@ -176,16 +176,16 @@ class DistillationTask(ClassificationTask):
         total = (1 - options.weight) * labels["loss"] + options.weight * distance
         return {**labels, "loss": total, "distillation": distance}
 
-    def _logit_loss(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        if logits.shape != wanted.shape:
+    def _logit_loss(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        if logits.shape != teacher_logits.shape:
             raise RecipeError(
-                f"task_options.teacher={self.distillation.teacher} has {wanted.shape[1]} classes, the data "
+                f"task_options.teacher={self.distillation.teacher} has {teacher_logits.shape[1]} classes, the data "
                 f"{logits.shape[1]}; use a teacher of these classes, or task_options.target=features."
             )
         if self.distillation.target == "hard":
-            return functional.cross_entropy(logits, wanted.argmax(1))
+            return functional.cross_entropy(logits, teacher_logits.argmax(1))
         temperature = self.distillation.temperature
-        student, teacher = (each.div(temperature).log_softmax(1) for each in (logits, wanted))
+        student, teacher = (each.div(temperature).log_softmax(1) for each in (logits, teacher_logits))
         return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch], context: EvaluationContext) -> EvalResult:

@@ -101,7 +101,7 @@ class WorkerPool(Generic[Task, Result]):
         code = process.exitcode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         return MambarError(
-            f"a data worker died ({how}); check memory and shared memory (/dev/shm), or use num_workers=0."
+            f"a data worker died ({how}); check memory and shared memory (/dev/shm), or choose 0 workers."
         )
 
 

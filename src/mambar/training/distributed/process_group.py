@@ -110,7 +110,7 @@ def local_device(name: str) -> torch.device:
     if device.type != "cuda" or (device.index is not None and environment.world_size() == 1):
         return device
     if device.index is not None:
-        raise InputError(f"device={name} is one GPU for several processes; use device=cuda.")
+        raise InputError(f"device {name} is one GPU for several processes; choose cuda.")
     count = torch.cuda.device_count()
     if rank >= count:
         raise BackendUnavailable(
