@@ -131,7 +131,7 @@ def clothing_figure(path: Path, work: Path, *, figure: str, width: int) -> None:
     if not (work / "analyzed").is_dir():
         words = ("analyze", "clothing_run", "--data", "clothing", "--layers", "5", "--probes", "", "--cam", "gradcam")
         counts = ("--num-images", "60", "--gallery", "6", "--test-time-registers", "0")
-        run_mambar(work, *words, "--discover", "default", *counts, "--out", "analyzed")
+        run_mambar(work, *words, *counts, "--out", "analyzed")
     small_png(work / "analyzed" / "figures" / figure, path, width)
 
 
@@ -145,6 +145,15 @@ def pair_figure(path: Path, work: Path, *, name: str, figure: str, width: int) -
         words = ("reproduce", name, "--budget", "small", "--runs", ",".join(names), "data=clothing/test")
         run_mambar(work, *words, "--out", out)
     small_png(work / out / "small" / name / figure, path, width, colors=256)
+
+
+def objects(path: Path, work: Path) -> None:
+    """Boxes that LOST finds with the trained Mamba-R in drawn scenes, and those of the objects."""
+    shutil.rmtree(work / "lost", ignore_errors=True)
+    scenes = ("--data", "shapes", "--num-images", "200", "--layers", "23", "--discover", "center=image")
+    options = ("--probes", "", "--test-time-registers", "0", "--out", "lost")
+    run_mambar(work, "analyze", TRAINED_PAIR["Mamba-R"], *scenes, *options)
+    small_png(work / "lost" / "figures" / "objects-0.png", path, 900)
 
 
 def corruptions(path: Path, work: Path) -> None:
@@ -223,7 +232,7 @@ TRAINED_MAKERS: dict[str, Callable[..., None]] = {
     "dense_features": dense_features,
     "detect": detect,
     "frozen_features": frozen_features,
-    "objects": partial(clothing_figure, figure="objects-0.png", width=900),
+    "objects": objects,
     "parts": parts,
     "pretraining": pretraining,
 }
