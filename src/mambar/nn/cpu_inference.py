@@ -88,19 +88,21 @@ def _block_weights(block: nn.Module, dim: int) -> BlockWeights | None:
     if proj_drop.training or drop_path.training:
         return None
     in_proj, out_proj = _linear(mixer, "in_proj"), _linear(mixer, "out_proj")
-    directions = _direction(mixer._modules["forward_scan"]), _direction(mixer._modules["backward_scan"])
-    if in_proj is None or out_proj is None or directions[0] is None or directions[1] is None:
+    forward, backward = _direction(mixer._modules["forward_scan"]), _direction(mixer._modules["backward_scan"])
+    if in_proj is None or out_proj is None or forward is None or backward is None:
         return None
-    weight, inner = norm._parameters["weight"], directions[0].D.numel()
+    weight, inner = norm._parameters["weight"], forward.D.numel()
     fits = (
         _fits(weight, dim)
         and _fits(in_proj[0], 2 * inner, dim)
         and (in_proj[1] is None or _fits(in_proj[1], 2 * inner))
         and _fits(out_proj[0], dim, inner)
         and (out_proj[1] is None or _fits(out_proj[1], dim))
-        and directions[1].D.numel() == inner
+        and backward.D.numel() == inner
     )
-    return BlockWeights(weight, norm.eps, in_proj, *directions, mixer.average_directions, out_proj) if fits else None
+    return (
+        BlockWeights(weight, norm.eps, in_proj, forward, backward, mixer.average_directions, out_proj) if fits else None
+    )
 
 
 def _direction(scan: Any) -> ops.ScanDirection | None:

@@ -8,7 +8,7 @@ for a model of `depth` blocks. Register your own class with `MIXERS["name"] = Cl
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -60,7 +60,9 @@ class DirectionalScan(nn.Module):
     def log_weights(self) -> ops.ScanDirection:
         """The weights as the fused op takes them with `A_is_log`."""
         # Looked up in the dictionaries: nn.Module's attributes take as long as a small operator.
-        own, x_proj, dt_proj = self._parameters, self.x_proj._parameters, self.dt_proj._parameters
+        own: dict[str, Any] = self._parameters
+        x_proj: dict[str, Any] = self.x_proj._parameters
+        dt_proj: dict[str, Any] = self.dt_proj._parameters
         return ops.ScanDirection(
             own["conv_weight"],
             own.get("conv_bias"),

@@ -102,16 +102,16 @@ def bidirectional_mix(
     return as_dtype(out, given) if float64 else out
 
 
-# The dimensions of each field.
-_SIZES = ScanDirection(
-    conv_weight=("d_inner", "d_conv"),
-    conv_bias=("d_inner",),
-    x_proj=("dt_rank_and_states", "d_inner"),
-    dt_proj=("d_inner", "dt_rank"),
-    dt_bias=("d_inner",),
-    A=("d_inner", "d_state"),
-    D=("d_inner",),
-)
+# The dimensions of each field of `ScanDirection`.
+_SIZES = {
+    "conv_weight": ("d_inner", "d_conv"),
+    "conv_bias": ("d_inner",),
+    "x_proj": ("dt_rank_and_states", "d_inner"),
+    "dt_proj": ("d_inner", "dt_rank"),
+    "dt_bias": ("d_inner",),
+    "A": ("d_inner", "d_state"),
+    "D": ("d_inner",),
+}
 
 
 def _check(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirection, A_is_log: bool) -> None:
@@ -122,17 +122,12 @@ def _check(xz: Tensor, forward_params: ScanDirection, backward_params: ScanDirec
     for name, params in (("forward_params", forward_params), ("backward_params", backward_params)):
         rank, state = params.sizes
         vector, taps = (inner,), params.conv_weight.shape[1] if params.conv_weight.dim() == 2 else None
-        shapes = ScanDirection(
-            conv_weight=(inner, taps),
-            conv_bias=vector,
-            x_proj=(rank + 2 * state, inner),
-            dt_proj=(inner, rank),
-            dt_bias=vector,
-            A=(inner, state),
-            D=vector,
+        shapes: tuple[tuple[int | None, ...], ...] = (
+            *((inner, taps), vector, (rank + 2 * state, inner), (inner, rank), vector),
+            *((inner, state), vector),
         )
         # One comparison each for the usual case; the message is put together only for an error.
-        for field, words, tensor, shape in zip(ScanDirection._fields, _SIZES, params, shapes, strict=True):
+        for (field, words), tensor, shape in zip(_SIZES.items(), params, shapes, strict=True):
             if tensor is not None and (tensor.shape != shape or tensor.dtype not in FLOATS or tensor.device != device):
                 check_shape(f"{name}.{field}", tensor, **dict(zip(words, shape, strict=True)))
                 check_device(xz=xz, **{f"{name}.{field}": tensor})

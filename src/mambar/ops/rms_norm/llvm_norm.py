@@ -1,10 +1,12 @@
 """The LLVM kernel of the RMS norm in float32, alone or after a residual sum: a task normalizes some rows."""
 
+from typing import Any
+
 from llvmlite import ir
 
 from mambar.ops.llvm.functions import TaskFunction
 from mambar.ops.llvm.machine import Machine
-from mambar.ops.llvm.vectors import FLOAT, INT32, Block, Vectors, declare, element_pointer, int64
+from mambar.ops.llvm.vectors import FLOAT, INT32, Block, Builder, Vectors, declare, element_pointer, int64
 
 ROWS_PER_TASK = 16
 
@@ -67,7 +69,7 @@ def build_ir(machine: Machine, dtype: str) -> ir.Module:
     return function.module
 
 
-def _sum_of_lanes(builder, vector: ir.Value) -> ir.Value:
+def _sum_of_lanes(builder: Builder, vector: Any) -> ir.Value:
     """The sum of the lanes, by halves: the same order on every call."""
     name = f"llvm.vector.reduce.fadd.v{vector.type.count}f32"
     reduce = declare(builder, name, FLOAT, [FLOAT, vector.type])
