@@ -29,8 +29,8 @@ def detect(
 ) -> None:
     """Detect objects; write a PNG with boxes (and masks) and a JSON file of the objects for each image.
 
-    The default of --out is the directory detected. A folder is searched with its sub-folders; --out gets the same ones
-    if two images have the same name. The exit code is 2 if an image cannot be read; the others are processed.
+    The default of --out is the directory detected. A folder is searched with its sub-folders, which --out gets too if
+    two images have the same name. The exit code is 2 if an image cannot be read; the others are processed.
     """
 
     def load() -> "Callable[[Path], Detections]":

@@ -27,8 +27,8 @@ def segment(
 ) -> None:
     """Segment images; write an overlay PNG, an index PNG and a JSON file of class areas for each.
 
-    The default of --out is the directory segmented. A folder is searched with its sub-folders; --out gets the same ones
-    if two images have the same name. The exit code is 2 if an image cannot be read; the others are segmented.
+    The default of --out is the directory segmented. A folder is searched with its sub-folders, which --out gets too if
+    two images have the same name. The exit code is 2 if an image cannot be read; the others are segmented.
     """
 
     def load() -> "Callable[[Path], Segmentation]":
