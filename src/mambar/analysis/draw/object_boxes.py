@@ -21,6 +21,9 @@ def draw_object_boxes(shown: Sequence[ShownObject], label: FigureLabel) -> "Figu
 
     found_color, true_color = SERIES[1], SERIES[4]
     figure, axes = new_axes(len(shown), columns=6, size=(1.7, 1.7))
+    # Legend and label need space of their own, also below a single image.
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(max(width, 5.1), height + 0.7)
     for axis, each in zip(axes, shown, strict=True):
         pixels = each.image if len(each.image) == 3 else np.repeat(each.image[:1], 3, axis=0)
         # Edges of pixels are at whole numbers, as in boxes.
