@@ -5,6 +5,7 @@ the command line logs one line; both name the new field.
 """
 
 import functools
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Mapping
@@ -81,20 +82,25 @@ def translate_arguments(
     fields: Mapping[str, Any],
     names: Mapping[str, str],
     values: Mapping[str, Mapping[str, Any]] | None = None,
-    *,
-    stacklevel: int = 3,
 ) -> dict[str, Any]:
     """`translate` with a `DeprecationWarning` for each old name or value; `InputError` for a field given twice."""
     for old, new in ((name, names[name]) for name in fields if name in names):
         if new in fields:
             raise InputError(f"{old} and {new} were both given and are the same field; give {new} only.")
-        warnings.warn(f"{old}= is now {new}=; the old name ends with version 0.3.", DeprecationWarning, stacklevel)
+        _warn(f"{old}= is now {new}=; the old name ends with version 0.3.")
     for name, table in (values or {}).items():
         value = fields.get(name)
         if isinstance(value, str) and value in table:
-            message = f"{name}={value!r} is now {name}={table[value]!r}; the old value ends with version 0.3."
-            warnings.warn(message, DeprecationWarning, stacklevel)
+            _warn(f"{name}={value!r} is now {name}={table[value]!r}; the old value ends with version 0.3.")
     return translate(fields, names, values)
+
+
+def _warn(message: str) -> None:
+    """Warns at the caller's line outside this package, because by default Python shows only warnings of user code."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("mambar", "dataclasses"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, DeprecationWarning, level)
 
 
 def log_renamed(old: str, new: str) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 import golden_cases
+import mambar
 from mambar.errors import InputError
 from mambar.hub.convert import _names
 from mambar.models import VARIANTS, VisionMambaConfig, complexity, variant
@@ -72,3 +73,15 @@ def test_but_is_the_deprecated_name_of_replace():
     config = VisionMambaConfig()
     with pytest.warns(DeprecationWarning, match=r"but\(\) is now replace\(\)"):
         assert config.but(depth=2) == config.replace(depth=2)
+
+
+def test_a_deprecated_field_warns_at_the_line_of_the_caller():
+    """Python shows warnings of this kind for the user's own code only."""
+    for make in (
+        lambda: VisionMambaConfig(dim=64),
+        lambda: VisionMambaConfig().replace(dim=64),
+        lambda: mambar.create_model("mambar_tiny_patch16_224", dim=64, depth=1).config,
+    ):
+        with pytest.warns(DeprecationWarning, match="dim= is now embed_dim=") as caught:
+            assert make().embed_dim == 64
+        assert [warning.filename for warning in caught] == [__file__]

@@ -334,7 +334,7 @@ def current_field_name(name: str, *, warn: bool = False) -> str:
     else:
         return name
     if warn:
-        return prefix + dot + next(iter(translate_arguments({field_name: None}, table, stacklevel=5)))
+        return prefix + dot + next(iter(translate_arguments({field_name: None}, table)))
     new = prefix + dot + table.get(field_name, field_name)
     log_renamed(f"{name}=", f"{new}=")
     return new
