@@ -44,7 +44,7 @@ print(json.dumps([detecting, peak() - start]))
 @pytest.mark.skipif(sys.platform == "win32", reason="resource is a module of POSIX systems")
 def test_memory_of_an_image_of_1333_pixels_is_bounded(tmp_path):
     arguments = [sys.executable, "-c", CHILD, str(tmp_path)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, encoding="utf-8", timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     detecting, training = json.loads(done.stdout)
     # 100 masks of the image's size are 0.1 GiB, and 0.4 GiB as float32.

@@ -71,7 +71,7 @@ def run_in_emulator(module, values, scratch_floats, folder):
     """Runs a kernel in the emulator, on copies of all storages that its arguments point into."""
     program = folder / module.__name__
     if not program.exists():
-        (folder / "main.c").write_text(MAIN)
+        (folder / "main.c").write_text(MAIN, encoding="utf-8")
         (folder / "kernel.o").write_bytes(compiler.object_code(module.build_ir(NEON, "float32"), NEON))
         kernel = module.__name__.rpartition(".")[2]
         files = [folder / "main.c", folder / "kernel.o", "-o", program]
