@@ -26,8 +26,10 @@ from torch import Tensor
 from mambar.bench.machine import describe
 from mambar.bench.table import Row, markdown
 from mambar.ops import selective_scan
+from mambar.ops.bidirectional_mix.direction import ScanDirection
 from mambar.ops.bidirectional_mix.llvm_scans import scan_both, scan_both_backward
 from mambar.ops.llvm.launch import roofline_states_per_second
+from mambar.ops.llvm.machine import current_machine
 from mambar.ops.selective_scan.llvm import Scan, empty_checkpoints
 
 Work = Callable[[], object]
@@ -115,9 +117,25 @@ def fused(directions: dict[str, list[Tensor]]) -> tuple[Work, Work, Work]:
     scans = [Scan(u, delta, A, B, C, D, bias) for u, delta, A, B, C, D, _, bias in directions.values()]
     checkpoints = [empty_checkpoints(scan.u, scan.A) for scan in scans]
     dout, dz = torch.randn(z.shape), torch.empty(z.shape)
+    # Of these only A, D, the bias and the sizes are read.
+    taps, x_proj, dt_proj = torch.zeros(INNER, 4), torch.zeros(RANK + 2 * STATE, INNER), torch.zeros(INNER, RANK)
+    ways = [
+        ScanDirection(
+            conv_weight=taps,
+            conv_bias=None,
+            x_proj=x_proj,
+            dt_proj=dt_proj,
+            dt_bias=bias,
+            A=A,
+            D=D,
+        )
+        for _, _, A, _, _, D, _, bias in directions.values()
+    ]
+    projections = [torch.cat([torch.zeros(*scan.B.shape[:2], RANK), scan.B, scan.C], dim=-1) for scan in scans]
+    inputs = (z, ways, [scan.u for scan in scans], projections, [scan.delta for scan in scans])
     return (
-        lambda: scan_both(z, scans, None, average=True),
-        lambda: scan_both(z, scans, checkpoints, average=True),
+        lambda: scan_both(current_machine(), *inputs, None, average=True, A_is_log=False),
+        lambda: scan_both(current_machine(), *inputs, checkpoints, average=True, A_is_log=False),
         lambda: scan_both_backward(dout, z, dz, scans, checkpoints, average=True),
     )
 
