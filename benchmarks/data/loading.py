@@ -12,6 +12,7 @@ import io
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,10 +92,10 @@ def rows_of(dataset: ImageDataset, seconds: float) -> list[tuple[str, float]]:
     tensors = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in encoded]
     many = len(samples)
     small, large = Preprocessing(img_size=128), Preprocessing(img_size=224)
-    three = {"augment": "three", "jitter": 0.3}
+    three = TrainTransform(preprocessing=large, auto_augment="three", color_jitter=0.3)
     chains = {
-        "stage 1: 128 pixels, 3-Augment, jitter 0.3": TrainTransform(preprocessing=small, **three),
-        "stage 2: 224 pixels, 3-Augment, jitter 0.3": TrainTransform(preprocessing=large, **three),
+        "stage 1: 128 pixels, 3-Augment, jitter 0.3": replace(three, preprocessing=small),
+        "stage 2: 224 pixels, 3-Augment, jitter 0.3": three,
         "stage 3: 224 pixels, RandAugment": TrainTransform(preprocessing=large, auto_augment="rand-m9-mstd0.5-inc1"),
     }
     evaluation = EvalTransform(preprocessing=large)
