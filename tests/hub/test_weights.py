@@ -166,4 +166,4 @@ def test_the_models_of_the_repository_are_those_of_the_table(name, monkeypatch):
     digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
     assert digest in (directory.parent / "README.md").read_text("utf-8")
     assert sum(path.stat().st_size for path in directory.parent.rglob("*") if path.is_file()) < 40_000_000
-    assert predict_file(model, directory.parent / "photographs" / "shoes.jpg", top=1)[0].name == "shoes"
+    assert predict_file(model, directory.parent / "photographs" / "dress.jpg", top=1)[0].name == "dress"

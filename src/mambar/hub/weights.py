@@ -74,13 +74,13 @@ TRAINED: dict[str, TrainedWeights] = {
     for name, top1, sha256 in (
         (
             "mambar_tiny_patch16_224.clothing",
-            57.8,
-            "eb4c84cc3d72a5783c830037204eff4b506949996d3d8c2f9f0baaccf13410e9",
+            67.7,
+            "78af92502d4b99c497dc18eac78281e2a7b39280edabec74341e43e0fba7886b",
         ),
         (
             "vim_tiny_patch16_224.clothing",
-            55.9,
-            "27eb5a59473af8cc51588186a00a58fdd6071a5d94d2f94d7f77485ccb15ddd3",
+            69.4,
+            "b65f86e56447dc31d3a1e6bdb3ffc1abfc87e50e53b631f7618332b48126388d",
         ),
     )
 }
