@@ -69,7 +69,7 @@ def die_in_worker(epoch: int, step: int, marker: Path) -> None:
     make, parent = loaders._Training.__call__, os.getpid()
 
     def deadly(self, task):
-        if (self.epoch, task[0]) == (epoch, step) and os.getpid() != parent:
+        if self.place(task)[:2] == (epoch, step) and os.getpid() != parent:
             die(marker)
         return make(self, task)
 

@@ -100,6 +100,17 @@ def test_a_resumed_epoch_is_the_rest_of_the_epoch():
             same(left, right)
 
 
+@pytest.mark.rel
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_several_epochs_are_the_single_epochs_one_after_the_other(workers):
+    options = {"shards": 2, "repeats": 3, "local_shards": [1]}
+    single = [batch for epoch in (1, 2, 3) for batch in train(epoch=epoch, **options)][2:]
+    together = train(epoch=1, first_step=2, num_epochs=3, num_workers=workers, **options)
+    assert len(together) == len(single) == 13
+    for left, right in zip(together, single, strict=True):
+        same(left, right)
+
+
 @settings(max_examples=60)
 @given(
     length=st.integers(1, 400),

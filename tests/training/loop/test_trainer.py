@@ -1,5 +1,6 @@
 """P4: a run that is killed and resumed at any time equals the uninterrupted run bit for bit."""
 
+import multiprocessing
 import random
 import re
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mambar.data.loading import loaders
+from mambar.training import train
 from mambar.training.checkpoint.store import CheckpointStore
 from training import faults, runs, saving
 
@@ -113,6 +116,21 @@ def test_p4_every_sample_once_an_epoch_in_the_same_order(tmp_path):
     for epoch in range(3):
         counts = Counter(n for (e, _, _), numbers in seen.items() if e == epoch for n in numbers)
         assert len(counts) == 48 and set(counts.values()) == {1}
+
+
+def test_training_workers_start_once_a_stage(tmp_path, monkeypatch):
+    started = []
+
+    class Counted(loaders.WorkerPool):
+        def __init__(self, make, count):
+            started.append((type(make).__name__, count))
+            super().__init__(make, count)
+
+    monkeypatch.setattr(loaders, "WorkerPool", Counted)
+    # Three epochs, with evaluations between them.
+    train(runs.tiny(), out=tmp_path / "run", device="cpu", num_workers=2)
+    assert started.count(("_Training", 2)) == 1 and started.count(("_Evaluation", 2)) == 6
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ bit-identical for any number of workers and ranks, and a resumed run starts at a
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -110,6 +110,8 @@ class SampleTransform(Protocol):
         ...
 
 
+Task = TypeVar("Task")
+
 # An image (and its key in training) → one image, or several fields such as two views.
 Transform = Callable[..., Tensor | Mapping[str, Any]]
 
@@ -122,15 +124,17 @@ def training_batches(
     seed: int,
     epoch: int,
     first_step: int = 0,
+    num_epochs: int = 1,
     batch_size: int,
     shards: int = 1,
     local_shards: Sequence[int] | None = None,
     repeats: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The micro-batches of an epoch from `first_step` on: by step, within a step in the order of `local_shards`.
 
+    Whole further epochs follow, `num_epochs` in all; the workers stay, and prefetch the next epoch's first batches.
     `batch_size` is that of all shards together; `local_shards` are those of this rank (None: all).
     `transform(image, key)` gets key(seed, "augment", epoch, index, repeat). The last samples that do not fill
     a batch are omitted. `pin_memory` has no effect without CUDA.
@@ -147,9 +151,11 @@ def training_batches(
         )
     if not 0 <= first_step <= steps:
         raise InputError(f"first_step={first_step} is not one of the epoch's {steps} steps.")
-    order = epoch_order(len(dataset), seed=seed, epoch=epoch, repeats=repeats)
-    work = _Training(dataset, transform, order, seed, epoch, repeats, batch_size, shards)
-    tasks = [(step, shard) for step in range(first_step, steps) for shard in local_shards]
+    if num_epochs < 1:
+        raise InputError(f"num_epochs={num_epochs} must be at least 1.")
+    work = _Training(dataset, transform, seed, repeats, batch_size, shards, local_shards)
+    first, last = epoch * steps + first_step, (epoch + num_epochs) * steps
+    tasks = range(first * len(local_shards), last * len(local_shards))
     return _run(work, tasks, num_workers=num_workers, pin_memory=pin_memory)
 
 
@@ -181,26 +187,42 @@ def evaluation_batches(
 
 @dataclass(frozen=True)
 class _Training:
+    """The micro-batch of a number, which counts the local shards of all steps from the first epoch on."""
+
     dataset: ImageDataset
     transform: Transform | SampleTransform
-    order: np.ndarray
     seed: int
-    epoch: int
     repeats: int
     batch_size: int
     shards: int
+    local_shards: Sequence[int]
+    # The order of the last epoch used.
+    orders: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def __call__(self, task: tuple[int, int]) -> Batch:
-        step, shard = task
+    def place(self, number: int) -> tuple[int, int, int]:
+        """Epoch, step in the epoch and shard."""
+        total_steps, index = divmod(number, len(self.local_shards))
+        steps = steps_per_epoch(len(self.dataset), batch_size=self.batch_size, repeats=self.repeats)
+        return *divmod(total_steps, steps), self.local_shards[index]
+
+    def __call__(self, number: int) -> Batch:
+        epoch, step, shard = self.place(number)
+        order = self._order(epoch)
         positions = range(step * self.batch_size + shard, (step + 1) * self.batch_size, self.shards)
         samples = []
         for position in positions:
-            index = int(self.order[position])
+            index = int(order[position])
             sample = self.dataset[index]
             repeat = position % self.repeats
-            drawn = key(self.seed, "augment", self.epoch, index, repeat)
+            drawn = key(self.seed, "augment", epoch, index, repeat)
             samples.append(_fields(self.transform, sample, index, drawn))
         return collate(samples, step, shard)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self.orders:
+            self.orders.clear()
+            self.orders[epoch] = epoch_order(len(self.dataset), seed=self.seed, epoch=epoch, repeats=self.repeats)
+        return self.orders[epoch]
 
 
 @dataclass(frozen=True)
@@ -254,8 +276,8 @@ def collate(samples: Sequence[Mapping[str, Any]], step: int = 0, shard: int = 0)
 
 
 def _run(
-    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], *, num_workers: int, pin_memory: bool
-) -> Iterator[Batch]:
+    work: Callable[[Task], Batch], tasks: Sequence[Task], *, num_workers: int, pin_memory: bool
+) -> Generator[Batch, None, None]:
     if num_workers < 0:
         raise InputError(f"num_workers={num_workers} is negative; use 0 (this process) or more.")
     pin_memory = pin_memory and torch.cuda.is_available()
@@ -267,7 +289,7 @@ def _run(
 
 
 def _with_workers(
-    work: Callable[[tuple[int, int]], Batch], tasks: list[tuple[int, int]], num_workers: int
+    work: Callable[[Task], Batch], tasks: Sequence[Task], num_workers: int
 ) -> Generator[Batch, None, None]:
     with closing(WorkerPool(work, num_workers)) as pool:
         yield from pool.results(tasks)

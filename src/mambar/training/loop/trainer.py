@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ class Trainer:
         self._missing: set[str] = set()
         self._has_just_rolled_back = False
         self._throughput = Throughput(context.num_workers)
+        # The seed and the batches of this and all further epochs.
+        self._stream: tuple[int, Generator[Batch, None, None]] | None = None
 
     # The loop
 
@@ -92,6 +94,7 @@ class Trainer:
                 self._run_epoch()
             self._save()
         finally:
+            self._close_batches()
             context.display.close()
         return self.progress
 
@@ -148,12 +151,17 @@ class Trainer:
         return self.recipe.save_every or self.steps_per_epoch
 
     def _batches(self, seed: int, epoch: int, first: int) -> Iterator[Batch]:
-        return training_batches(
+        """The batches from this step on; an epoch continues those of the epoch before it, with the same workers."""
+        if self._stream is not None and self._stream[0] == seed:
+            return self._stream[1]
+        self._close_batches()
+        batches = training_batches(
             self.train_set,
             self.task.train_transform(),
             seed=seed,
             epoch=epoch,
             first_step=first,
+            num_epochs=-(-self.steps // self.steps_per_epoch) - epoch,
             batch_size=self.stage.batch_size,
             shards=self.recipe.num_shards,
             local_shards=self.context.process_group.local_shards(self.recipe.num_shards),
@@ -161,6 +169,13 @@ class Trainer:
             num_workers=self.context.num_workers,
             pin_memory=self.context.process_group.device.type == "cuda",
         )
+        self._stream = seed, batches
+        return batches
+
+    def _close_batches(self) -> None:
+        if self._stream is not None:
+            self._stream[1].close()
+            self._stream = None
 
     def _seed(self) -> int:
         """Seed of the stage; another one after each rollback, so that the order of the samples changes."""
