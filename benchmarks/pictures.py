@@ -147,6 +147,17 @@ def pair_figure(path: Path, work: Path, *, name: str, figure: str, width: int) -
     small_png(work / out / "small" / name / figure, path, width, colors=256)
 
 
+def study_figure(path: Path, *, figure: str) -> None:
+    """A figure of `mambar reproduce table_artifacts` from the stored outcomes of the register study."""
+    stored = ROOT / "docs" / "findings" / "registers"
+    seeds = sorted({folder.name.rpartition("seed")[2] for folder in stored.glob("small/cells/*-seed*/")})
+    with tempfile.TemporaryDirectory() as work:
+        shutil.copytree(stored, Path(work) / "runs")
+        study = ("table_artifacts", "--budget", "small", "--recipe", "tiny_imagenet", "data=tiny-imagenet-200")
+        run_mambar(Path(work), "reproduce", *study, "--seeds", ",".join(seeds), "--out", "runs")
+        small_png(Path(work) / "runs" / "small" / "table_artifacts" / figure, path, 1000)
+
+
 def objects(path: Path, work: Path) -> None:
     """Boxes that LOST finds with the trained Mamba-R in drawn scenes, and those of the objects."""
     shutil.rmtree(work / "lost", ignore_errors=True)
@@ -221,6 +232,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "clothing": clothing,
     "demo": demo,
     "efficiency": partial(measured, benchmark="models/resolution_gpu.py", numbers=RESOLUTION),
+    "registers_layers": partial(study_figure, figure="layers.png"),
+    "registers_training": partial(study_figure, figure="training.png"),
     "scan_lengths": partial(measured, benchmark="ops/scan_lengths_gpu.py", numbers=SCAN_LENGTHS),
 }
 # Those of networks that are trained first, in a work directory.

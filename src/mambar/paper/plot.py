@@ -17,6 +17,7 @@ from mambar.analysis.draw.plots import (
     draw_chart_grid,
     label_text,
     layer_axis,
+    log_ticks,
     set_title,
 )
 from mambar.analysis.figure_label import FigureLabel, listed
@@ -114,7 +115,8 @@ def draw_training(training: Mapping[str, Sequence[Rows]], *, data: str) -> "Figu
         for network, of_network in grids.items()
         for name, grid in of_network.items()
     ]
-    metric = f"mean of {listed(map(str, sorted(counts)))} seeds; outliers above median + 10 MAD of a training batch"
+    seeds = "one seed" if counts == {1} else f"mean of {listed(map(str, sorted(counts)))} seeds"
+    metric = f"{seeds}; outliers above median + 10 MAD of a training batch"
     label = FigureLabel(tensor="residual", metric=metric, data=data)
     return draw_chart_grid(ChartGrid(panels=panels, label=label, columns=2, size=(3.45, 2.1)))
 
@@ -137,7 +139,9 @@ def _map(
     axes.grid(visible=False)
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.colorbar(drawn, ax=axes, label=name)
+    bar = figure.colorbar(drawn, ax=axes, label=name)
+    if "norm" in options:
+        log_ticks(bar.ax.yaxis)
     set_title(axes, title)
 
 

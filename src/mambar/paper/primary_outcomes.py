@@ -1,4 +1,4 @@
-"""The primary outcomes of the register study, compared by seed (design: docs/findings/registers.md)."""
+"""The primary outcomes of the register study, compared by seed (design: docs/findings/registers_design.md)."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -125,10 +125,12 @@ def primary_files(values: Values) -> dict[str, bytes]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for each in comparisons:
-        difference = each.difference
+        difference, unit = each.difference, " (log2)" if each.outcome.log2 else ""
         middle = ["–" if each.treated else "*not run*", "–"]
+        if len(each.treated) == 1:
+            (after,), (before,) = (_scaled(each.outcome, part.values()) for part in (each.treated, each.reference))
+            middle[0] = f"{after - before:+.2f}{unit}, one pair"
         if difference is not None:
-            unit = " (log2)" if each.outcome.log2 else ""
             middle = [f"{difference.mean:+.2f} ± {difference.half_width:.2f}{unit}", f"{difference.p_value:.3g}"]
         cells = [
             each.outcome.hypothesis,
