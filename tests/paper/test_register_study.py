@@ -51,4 +51,4 @@ def test_the_second_page_has_every_value_of_every_seed(remade):
                 shown |= {("Vim", column): vim, ("Mamba-R", column): mambar_r}
         for result in results:
             value = dict(zip(result.provenance.seeds, result.values, strict=True))[seed]
-            assert float(shown[result.row, result.column]) == pytest.approx(value, rel=1e-3), (result.row, result.column)
+            assert float(shown[result.row, result.column]) == pytest.approx(value, rel=1e-3), result.column
