@@ -144,7 +144,7 @@ def pair_figure(path: Path, work: Path, *, name: str, figure: str, width: int) -
     if not (work / out / "small" / name).is_dir():
         words = ("reproduce", name, "--budget", "small", "--runs", ",".join(names), "data=clothing/test")
         run_mambar(work, *words, "--out", out)
-    small_png(work / out / "small" / name / figure, path, width, colors=256)
+    small_png(work / out / "small" / name / figure, path, width)
 
 
 def study_figure(path: Path, *, figure: str) -> None:
