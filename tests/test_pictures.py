@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import typer.main
+from PIL import Image
 
 from mambar.cli.main import app
+from mambar.hub.weights import TRAINED
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
@@ -66,3 +68,17 @@ def test_the_script_remakes_a_picture_and_its_entry(tmp_path):
     entry = json.loads((tmp_path / "pictures.json").read_text("utf-8"))["efficiency.png"]
     assert entry["command"] == "python benchmarks/pictures.py efficiency" == ENTRIES["efficiency.png"]["command"]
     assert entry["sha256"] == hashlib.sha256((tmp_path / "efficiency.png").read_bytes()).hexdigest()
+
+
+def test_the_script_takes_a_figure_of_the_trained_pair_that_is_there(tmp_path):
+    names = ("vim_tiny_patch16_224.clothing", "mambar_tiny_patch16_224.clothing")
+    pair = tmp_path / "-".join(["pair", *(TRAINED[name].sha256[:8] for name in names)])
+    figure = pair / "small" / "table_secondary" / "layers.png"
+    figure.parent.mkdir(parents=True)
+    Image.new("RGB", (1200, 600), "red").save(figure)
+    command = [sys.executable, str(ROOT / "benchmarks" / "pictures.py"), "clothing_layers"]
+    options = ["--work", str(tmp_path), "--out", str(tmp_path)]
+    done = subprocess.run([*command, *options], capture_output=True, encoding="utf-8")
+    assert "Error" not in done.stderr
+    with Image.open(tmp_path / "clothing_layers.png") as drawn:
+        assert drawn.size == (1000, 500) and drawn.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
