@@ -18,7 +18,7 @@ from data.pictures import encoded, photo
 from mambar.data.classification.folder import ImageFolder
 from mambar.data.dataset import Sample
 from mambar.data.keys import key
-from mambar.data.loading.loaders import evaluation_batches, training_batches
+from mambar.data.loading.loaders import Batch, evaluation_batches, training_batches
 from mambar.data.synthetic.shapes import Shapes
 from mambar.data.transforms.classification import EvalTransform, Preprocessing, TrainTransform
 from mambar.errors import DataError, InputError, MambarError
@@ -109,6 +109,27 @@ def test_several_epochs_are_the_single_epochs_one_after_the_other(workers):
     assert len(together) == len(single) == 13
     for left, right in zip(together, single, strict=True):
         same(left, right)
+
+
+def test_pinned_batches_of_several_epochs_arrive_in_order_and_end_when_closed(monkeypatch):
+    """The copy to pinned memory runs in a thread; without a GPU it is left out here."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    pinned = []
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: pinned.append(batch) or batch)
+    options = {"num_epochs": 2, "num_workers": 2, "pin_memory": True}
+    for left, right in zip(train(**options), [*train(), *train(epoch=2)], strict=True):
+        same(left, right)
+    assert len(pinned) == 10
+    batches = training_batches(SHAPES, TRAIN, seed=3, epoch=1, batch_size=10, **options)
+    for _ in range(6):
+        next(batches)
+    # Between two epochs the processes of an evaluation start and end.
+    assert len(list(evaluation_batches(SHAPES, EVAL, batch_size=10, num_workers=2))) == 6
+    assert next(batches).step == 1
+    batches.close()
+    assert not multiprocessing.active_children()
 
 
 @settings(max_examples=60)
