@@ -80,6 +80,22 @@ def test_recipe_json_keeps_what_was_typed_and_the_absolute_path(tmp_path, monkey
     assert stored.located().data == str(tmp_path / "a,b")
 
 
+def test_keywords_and_names_of_datasets_are_no_paths(tmp_path, monkeypatch):
+    """Also where a folder has such a name, as `weights` in a checkout."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("weights", "ema", "digits", "mosaics"):
+        (tmp_path / name).mkdir()
+    stages = tuple(Stage(name=name, start_from=name) for name in ("weights", "ema"))
+    for data in ("digits", "mosaics"):
+        recipe = Recipe(name="r", model="mambar_tiny_patch16_224", data=data, stages=stages)
+        assert RecipeFile.of(recipe).paths == {}
+        # Files of earlier versions have them.
+        recorded = RecipeFile(recipe=recipe, sha256="", paths={"data": "/x", "stages.1.start_from": "/x"})
+        monkeypatch.chdir("/")
+        assert recorded.located() == recipe
+        monkeypatch.chdir(tmp_path)
+
+
 def test_an_error_says_where_it_looked(tmp_path):
     for arguments in (("predict", "nowhere", "x.png"), ("train", "folder", "data=nowhere")):
         done = mambar(tmp_path, *arguments)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mambar import atomic_files
+from mambar.data.registry import DATASETS
 from mambar.errors import InputError
 from mambar.training.checkpoint.checksummed_json import body_sha256
 from mambar.training.recipe import Recipe, load_json_object
@@ -53,7 +54,11 @@ class RecipeFile:
     def located(self) -> Recipe:
         """The recipe with absolute paths for fields whose path does not exist in the current directory."""
         given = self.recipe.to_flat_dict()
-        moved = {name: path for name, path in self.paths.items() if not Path(given[name]).expanduser().exists()}
+        moved = {
+            name: path
+            for name, path in self.paths.items()
+            if not (_is_word(given[name]) or Path(given[name]).expanduser().exists())
+        }
         return self.recipe.replace(**moved) if moved else self.recipe
 
     def changed(self, recipe: Recipe, *, option: str) -> "RecipeFile":
@@ -74,8 +79,13 @@ class RecipeFile:
 def _absolute_paths(recipe: Recipe) -> dict[str, str]:
     starts = {f"stages.{index}.start_from": stage.start_from for index, stage in enumerate(recipe.stages)}
     fields = {"data": recipe.data, **starts}
-    found = {name: Path(value).expanduser() for name, value in fields.items()}
+    found = {name: Path(value).expanduser() for name, value in fields.items() if not _is_word(value)}
     return {name: str(path.absolute()) for name, path in found.items() if path.exists()}
+
+
+def _is_word(value: str) -> bool:
+    """Whether a field's value is a keyword or a dataset's name, also where a folder has the same name."""
+    return value in ("weights", "ema") or any(value in of_kind for of_kind in DATASETS.values())
 
 
 def recipe_sha256(recipe: Recipe) -> str:
