@@ -46,35 +46,54 @@ def demo(path: Path) -> None:
         path.write_bytes((run_demo(out=Path(out) / "demo").report.parent / "token_norms.png").read_bytes())
 
 
-def clothing(path: Path) -> None:
-    """Norm maps of the trained pair after the last block, relative to the median of each map, on test photographs."""
+def clothing(path: Path, work: Path) -> None:
+    """Norm maps of the trained pair after the last block on photographs with and without outliers, which are framed.
+
+    An outlier is above median + 10 MAD of the tokens of all test photographs, which are in the work directory.
+    """
     import torch
+    from matplotlib.patches import Rectangle
 
     from mambar import load, token_norms
+    from mambar.analysis import MedianDeviation
     from mambar.analysis.draw.plots import new_figure, png
     from mambar.data import EvalTransform, read_image
 
     models = {name: load(source) for name, source in TRAINED_PAIR.items()}
     preprocessing = models["Vim"].preprocessing
     assert preprocessing is not None
+    transform = EvalTransform(preprocessing=preprocessing)
+
+    def norms_of(files: list[Path]) -> dict[str, torch.Tensor]:
+        images = torch.stack([preprocessing.normalize(transform.pixels(read_image(file))) for file in files])
+        return {
+            name: torch.cat([token_norms(model, part, [-1])[0] for part in images.split(32)])
+            for name, model in models.items()
+        }
+
+    test = norms_of(sorted((work / "clothing" / "test").rglob("*.jpg")))
+    limits = {name: MedianDeviation().threshold(maps.flatten()) for name, maps in test.items()}
     files = sorted(PHOTOGRAPHS.glob("*.jpg"))
-    pixels = torch.stack([EvalTransform(preprocessing=preprocessing).pixels(read_image(file)) for file in files])
-    norms = {name: token_norms(model, preprocessing.normalize(pixels), [-1])[0] for name, model in models.items()}
     figure = new_figure((1.75 * len(files) + 0.6, 1.85 * 3 + 0.2))
     axes = figure.subplots(3, len(files))
-    for place, image in enumerate(pixels):
-        axes[0, place].imshow(image.permute(1, 2, 0).numpy())
-        axes[0, place].set_title(files[place].stem, fontsize=9)
-        for axis, maps in zip(axes[1:, place], norms.values(), strict=True):
-            relative = maps[place] / maps[place].median()
-            drawn = axis.imshow(relative.numpy(), vmin=0, vmax=3, interpolation="nearest")
-            axis.set_xlabel(f"median {maps[place].median():.0f}, largest {maps[place].max():.0f}", fontsize=7)
-    for axis, name in zip(axes[:, 0], ("photograph", *norms), strict=True):
+    for place, file in enumerate(files):
+        axes[0, place].imshow(transform.pixels(read_image(file)).permute(1, 2, 0).numpy())
+        axes[0, place].set_title(file.stem, fontsize=9)
+    for row, (name, maps) in zip(axes[1:], norms_of(files).items(), strict=True):
+        middle = test[name].median()
+        print(f"{name}: {100 * (test[name] > limits[name]).float().mean():.3f} % of the test tokens are outliers")
+        for axis, norms in zip(row, maps, strict=True):
+            drawn = axis.imshow((norms / middle).numpy(), vmin=0, vmax=5, interpolation="nearest")
+            outliers = (norms > limits[name]).nonzero().tolist()
+            for y, x in outliers:
+                axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=0.8))
+            axis.set_xlabel(f"largest {norms.max() / middle:.1f}, outliers {len(outliers)}", fontsize=7)
+    for axis, name in zip(axes[:, 0], ("photograph", *models), strict=True):
         axis.set_ylabel(name, fontsize=9)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     bar = figure.colorbar(drawn, ax=axes[1:].ravel().tolist(), shrink=0.6, extend="max")
-    bar.set_label("token norm / median of the map", fontsize=8)
+    bar.set_label("token norm / median of all test tokens", fontsize=8)
     path.write_bytes(png(figure))
 
 
@@ -229,7 +248,6 @@ def detect(path: Path, work: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
-    "clothing": clothing,
     "demo": demo,
     "efficiency": partial(measured, benchmark="models/resolution_gpu.py", numbers=RESOLUTION),
     "registers_layers": partial(study_figure, figure="layers.png"),
@@ -239,6 +257,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 # Those of networks that are trained first, in a work directory.
 TRAINED_MAKERS: dict[str, Callable[..., None]] = {
     "cam": partial(clothing_figure, figure="gallery-00.png", width=800),
+    "clothing": clothing,
     "clothing_layers": partial(pair_figure, name="table_secondary", figure="layers.png", width=1000),
     "clothing_registers": partial(pair_figure, name="figure_register_maps", figure="maps.png", width=1000),
     "corruptions": corruptions,
