@@ -60,6 +60,16 @@ def test_statistics_of_the_layers_are_one_line_a_seed():
     assert draw_layers({"Vim": [{}]}, {"Vim": [[]]}, data="d") is None
 
 
+def test_the_largest_norm_is_also_drawn_relative_to_the_median():
+    layers = {"norm_median": [2.0, 3.0], "norm_max": [4.0, 9.0]}
+    axes = {
+        axes.get_title(loc="left"): axes for axes in draw_layers({"Vim": [layers], "Mamba-R": []}, {}, data="d").axes
+    }
+    assert list(axes["Largest norm / median"].get_lines()[0].get_ydata()) == [2.0, 3.0]
+    # A linear axis starts at zero, so that heights can be compared.
+    assert len(axes) == 3 and {each.get_ylim()[0] for each in axes.values()} == {0.0}
+
+
 def test_layers_over_training_are_means_of_the_common_steps_on_one_scale():
     def logged(*shares):
         return [{**look(10 * (n + 1), [0.0, share]), "norm_max": [2.0, 9.0]} for n, share in enumerate(shares)]

@@ -54,6 +54,13 @@ def test_the_correction_counts_all_outcomes():
     assert top1.corrected == pytest.approx(len(PRIMARY) * top1.difference.p_value)
 
 
+def test_one_pair_has_a_difference_but_no_p_value():
+    (row,) = (
+        line for line in primary_files(values(large, seeds=1))["primary.md"].decode().splitlines() if "H1 |" in line
+    )
+    assert row == "| H1 | top-1, % | 2.00 | 3.00 | +1.00, one pair | – | – | 1 |"
+
+
 def test_files_without_any_run():
     files = primary_files({})
     assert files["primary.md"].decode().count("*not run*") == len(PRIMARY)

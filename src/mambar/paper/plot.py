@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 _BY_LAYER: Final = {
     "norm_median": "Median norm",
     "norm_max": "Largest norm",
+    "norm_ratio": "Largest norm / median",
     "outlier_share": "Outliers, % of tokens",
-    "outlier_background": "Outliers on background, %",
+    "outlier_background": "Outliers outside objects, %",
     "mixer_median": "Mixer output, median norm",
     "mixer_ratio": "Mixer output / residual, all",
     "mixer_ratio_outliers": "Mixer output / residual, outliers",
@@ -163,6 +164,7 @@ def _column(axes: "Axes", *, found: Sequence[Result], of_all: Collection[str]) -
 
 def _over_training(axes: "Axes", *, lines: Mapping[str, Sequence[Line]]) -> None:
     _lines(axes, lines=lines, title="Last layer in training: outliers, %", marker="")
+    axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("step")
 
 
@@ -182,19 +184,26 @@ def _lines(axes: "Axes", *, lines: Mapping[str, Sequence[Line]], title: str, mar
                 label=None if number else label_text(network),
             )
     layer_axis(axes)
+    axes.margins(x=0.03)
     every = [value for of_runs in lines.values() for _, y in of_runs for value in y]
-    if "%" in title or min(every) <= 0:
-        axes.set_ylim(bottom=0)
-    else:
+    if "%" not in title and min(every) > 0:
         auto_log_scale(axes, every)
+    if axes.get_yscale() == "linear":
+        axes.set_ylim(bottom=0)
     set_title(axes, title)
 
 
 def _by_layer(of_runs: Sequence[Layers], *, field: str) -> list[Line]:
     """The layers and values of each run that has the statistic; undefined values are gaps."""
     factor = 100 if field.startswith("outlier") else 1
-    found = [run[field] for run in of_runs if field in run]
+    found = [values for run in of_runs if (values := _ratios(run) if field == "norm_ratio" else run.get(field))]
     return [(range(len(run)), [math.nan if value is None else factor * value for value in run]) for run in found]
+
+
+def _ratios(run: Layers) -> list[float | None]:
+    """Largest / median norm; empty for a run without norms, None for a layer without them."""
+    pairs = zip(run.get("norm_max", ()), run.get("norm_median", ()), strict=False)
+    return [most / median if most and median else None for most, median in pairs]
 
 
 def _last_layer(of_runs: Sequence[Rows]) -> list[Line]:

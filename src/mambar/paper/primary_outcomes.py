@@ -138,7 +138,7 @@ def primary_files(values: Values) -> dict[str, bytes]:
             _mean(each.reference),
             _mean(each.treated),
             *middle,
-            f"{each.corrected:.3g}",
+            "–" if difference is None else f"{each.corrected:.3g}",
             str(len(each.treated)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
