@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from mambar import atomic_files
-from mambar.data.registry import DATASETS
 from mambar.errors import InputError
 from mambar.training.checkpoint.checksummed_json import body_sha256
 from mambar.training.recipe import Recipe, load_json_object
@@ -85,6 +84,9 @@ def _absolute_paths(recipe: Recipe) -> dict[str, str]:
 
 def _is_word(value: str) -> bool:
     """Whether a field's value is a keyword or a dataset's name, also where a folder has the same name."""
+    # Imports torch, which `mambar --help` does not need.
+    from mambar.data.registry import DATASETS
+
     return value in ("weights", "ema") or any(value in of_kind for of_kind in DATASETS.values())
 
 
