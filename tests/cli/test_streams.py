@@ -94,6 +94,12 @@ def test_keywords_and_names_of_datasets_are_no_paths(tmp_path, monkeypatch):
         monkeypatch.chdir("/")
         assert recorded.located() == recipe
         monkeypatch.chdir(tmp_path)
+    # A run may be called as a dataset, and data as a keyword.
+    recipe = Recipe(name="r", model="mambar_tiny_patch16_224", data="ema", stages=(Stage(start_from="digits"),))
+    named = RecipeFile.of(recipe)
+    assert named.paths == {"data": str(tmp_path / "ema"), "stages.0.start_from": str(tmp_path / "digits")}
+    monkeypatch.chdir("/")
+    assert named.located() == recipe.replace(**named.paths)
 
 
 def test_an_error_says_where_it_looked(tmp_path):

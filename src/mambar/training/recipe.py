@@ -25,7 +25,7 @@ from mambar.deprecated import (
 from mambar.errors import RecipeError
 from mambar.messages import short_repr
 from mambar.training import fields
-from mambar.training.stage import MANY, Stage
+from mambar.training.stage import MANY, PREVIOUS_STAGE, Stage
 
 # `data` of a run whose dataset was passed as an object starts with this.
 DATA_OBJECT: Final = "object:"
@@ -168,7 +168,7 @@ class Recipe:
             raise RecipeError(
                 f"stage={short_repr(stage)}: recipe {self.name!r} has stages 0 to {len(self.stages) - 1}."
             )
-        if stage > 0 and self.stages[stage].start_from in ("weights", "ema"):
+        if stage > 0 and self.stages[stage].start_from in PREVIOUS_STAGE:
             raise RecipeError(f"stage={stage} has no previous stage to start from; set stages.{stage}.start_from=PATH.")
         return dataclasses.replace(self, stages=self.stages[stage:])
 

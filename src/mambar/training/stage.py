@@ -43,6 +43,8 @@ _ALLOWED: Final[fields.Allowed] = (
     ("weights, ema, or a path", bool, ("start_from",)),
 )
 
+# Values of `start_from` that mean the previous stage; all others are places.
+PREVIOUS_STAGE: Final = ("weights", "ema")
 Schedule = Literal["cosine", "linear", "constant"]
 DecayGroups = Literal["official", "corrected"]
 Crop = Literal["resized", "shift", "center"]

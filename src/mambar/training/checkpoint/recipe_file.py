@@ -16,6 +16,7 @@ from mambar import atomic_files
 from mambar.errors import InputError
 from mambar.training.checkpoint.checksummed_json import body_sha256
 from mambar.training.recipe import Recipe, load_json_object
+from mambar.training.stage import PREVIOUS_STAGE
 
 RECIPE_NAME: Final = "recipe.json"
 _OWN: Final = ("paths", "changes", "recipe_sha256", "sha256")
@@ -56,7 +57,7 @@ class RecipeFile:
         moved = {
             name: path
             for name, path in self.paths.items()
-            if not (_is_word(given[name]) or Path(given[name]).expanduser().exists())
+            if _may_be_path(name, given[name]) and not Path(given[name]).expanduser().exists()
         }
         return self.recipe.replace(**moved) if moved else self.recipe
 
@@ -78,16 +79,18 @@ class RecipeFile:
 def _absolute_paths(recipe: Recipe) -> dict[str, str]:
     starts = {f"stages.{index}.start_from": stage.start_from for index, stage in enumerate(recipe.stages)}
     fields = {"data": recipe.data, **starts}
-    found = {name: Path(value).expanduser() for name, value in fields.items() if not _is_word(value)}
+    found = {name: Path(value).expanduser() for name, value in fields.items() if _may_be_path(name, value)}
     return {name: str(path.absolute()) for name, path in found.items() if path.exists()}
 
 
-def _is_word(value: str) -> bool:
-    """Whether a field's value is a keyword or a dataset's name, also where a folder has the same name."""
+def _may_be_path(name: str, value: str) -> bool:
+    """False for a keyword of start_from and for the name of a dataset, also where a folder is called so."""
+    if name != "data":
+        return value not in PREVIOUS_STAGE
     # Imports torch, which `mambar --help` does not need.
     from mambar.data.registry import DATASETS
 
-    return value in ("weights", "ema") or any(value in of_kind for of_kind in DATASETS.values())
+    return not any(value in of_kind for of_kind in DATASETS.values())
 
 
 def recipe_sha256(recipe: Recipe) -> str:

@@ -31,6 +31,7 @@ from mambar.training.memory_check import check_memory
 from mambar.training.metrics_log import MetricsLog, ProgressDisplay, read_metrics
 from mambar.training.recipe import DATA_OBJECT, Recipe
 from mambar.training.result import RunResult
+from mambar.training.stage import PREVIOUS_STAGE
 from mambar.training.task import EvalResult
 from mambar.training.task_registry import task_class
 from mambar.training.trackers import make_trackers
@@ -165,7 +166,7 @@ class _Run:
 
     def _start(self, trainer: Trainer, index: int, previous: Trainer | None) -> None:
         source = self.recipe.stages[index].start_from
-        if source not in ("weights", "ema"):
+        if source not in PREVIOUS_STAGE:
             loaded = _starting_model(source)
             try:
                 trainer.state.start_from(loaded.state_dict(), loaded.config)
@@ -260,7 +261,7 @@ def build_model(recipe: Recipe, index: int, *, num_classes: int) -> Any:
 
 def _starting_model(source: str) -> Any:
     """A model to start from: a path, a hub id, the name of a released one (downloaded), or a run's checkpoint."""
-    if source in ("weights", "ema"):
+    if source in PREVIOUS_STAGE:
         raise RecipeError(
             "model='same' needs start_from: give start_from=MODEL, a run directory, a file, a hub id, or the name of a "
             "released model."
