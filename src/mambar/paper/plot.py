@@ -73,6 +73,7 @@ def draw_layers(
     rows of each run; layer statistics are of a training batch. Norms are of image tokens in the residual stream; an
     outlier is above median + 10 MAD of its layer. None without any.
     """
+    layers = {network: [{**run, "norm_ratio": _ratios(run)} for run in of_runs] for network, of_runs in layers.items()}
     panels: list[Callable[[Axes], None]] = []
     for name, title in _BY_LAYER.items():
         lines = {network: _by_layer(of_runs, field=name) for network, of_runs in layers.items()}
@@ -196,7 +197,7 @@ def _lines(axes: "Axes", *, lines: Mapping[str, Sequence[Line]], title: str, mar
 def _by_layer(of_runs: Sequence[Layers], *, field: str) -> list[Line]:
     """The layers and values of each run that has the statistic; undefined values are gaps."""
     factor = 100 if field.startswith("outlier") else 1
-    found = [values for run in of_runs if (values := _ratios(run) if field == "norm_ratio" else run.get(field))]
+    found = [run[field] for run in of_runs if run.get(field)]
     return [(range(len(run)), [math.nan if value is None else factor * value for value in run]) for run in found]
 
 

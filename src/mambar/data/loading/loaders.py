@@ -8,10 +8,10 @@ bit-identical for any number of workers and ranks, and a resumed run starts at a
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
@@ -21,7 +21,7 @@ from mambar.data.keys import key
 from mambar.data.loading.samplers import epoch_order, steps_per_epoch
 from mambar.data.loading.to_device import to_device
 from mambar.data.loading.unreadable_images import readable_samples
-from mambar.data.loading.workers import WorkerPool
+from mambar.data.loading.workers import Task, WorkerPool
 from mambar.deprecated import accept_old_names
 from mambar.errors import DataError, InputError
 
@@ -110,8 +110,6 @@ class SampleTransform(Protocol):
         ...
 
 
-Task = TypeVar("Task")
-
 # An image (and its key in training) → one image, or several fields such as two views.
 Transform = Callable[..., Tensor | Mapping[str, Any]]
 
@@ -185,6 +183,10 @@ def evaluation_batches(
     return (batch for batch in _run(work, tasks, num_workers=num_workers, pin_memory=pin_memory) if len(batch))
 
 
+# The batches of an epoch share its order.
+_order_of = lru_cache(maxsize=1)(epoch_order)
+
+
 @dataclass(frozen=True)
 class _Training:
     """The micro-batch of a number, which counts the local shards of all steps from the first epoch on."""
@@ -196,8 +198,6 @@ class _Training:
     batch_size: int
     shards: int
     local_shards: Sequence[int]
-    # The order of the last epoch used.
-    orders: dict[int, np.ndarray] = field(default_factory=dict)
 
     def place(self, number: int) -> tuple[int, int, int]:
         """Epoch, step in the epoch and shard."""
@@ -207,7 +207,7 @@ class _Training:
 
     def __call__(self, number: int) -> Batch:
         epoch, step, shard = self.place(number)
-        order = self._order(epoch)
+        order = _order_of(len(self.dataset), seed=self.seed, epoch=epoch, repeats=self.repeats)
         positions = range(step * self.batch_size + shard, (step + 1) * self.batch_size, self.shards)
         samples = []
         for position in positions:
@@ -217,12 +217,6 @@ class _Training:
             drawn = key(self.seed, "augment", epoch, index, repeat)
             samples.append(_fields(self.transform, sample, index, drawn))
         return collate(samples, step, shard)
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self.orders:
-            self.orders.clear()
-            self.orders[epoch] = epoch_order(len(self.dataset), seed=self.seed, epoch=epoch, repeats=self.repeats)
-        return self.orders[epoch]
 
 
 @dataclass(frozen=True)
